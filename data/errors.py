@@ -1,0 +1,31 @@
+"""How bad input is reported: one clear sentence and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us; its text names the file, line or key and the way out."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a stage's ``main`` and turn what a user can mend into one sentence and an exit code.
+
+    Our own bugs are not caught: they keep their traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit("error: the disk is full; make room, then the same command goes on")
+        if error.errno in (errno.EACCES, errno.EROFS):
+            sys.exit(f"error: {error.filename} cannot be written ({error.strerror})")
+        raise

@@ -1,0 +1,26 @@
+"""Names of events. ASCII, short, and none a part of another, so that a copied name is unambiguous."""
+
+EVENT_NAMES = (
+    "Acting class", "Archery lesson", "Art auction", "Baking workshop", "Ballet rehearsal",
+    "Band practice", "Board meeting", "Boat trip", "Book club", "Bread tasting",
+    "Budget review", "Campus tour", "Card tournament", "Castle walk", "Ceramics course",
+    "Chess match", "Choir practice", "City run", "Climbing session", "Code review",
+    "Cooking show", "Cycling race", "Dance battle", "Debate night", "Dentist visit",
+    "Design sprint", "Dog training", "Drawing circle", "Driving lesson", "Drum lesson",
+    "English exam", "Estate viewing", "Fashion show", "Fencing bout", "Film premiere",
+    "Fire drill", "First aid course", "Fishing trip", "Flea market", "Flower arranging",
+    "French lesson", "Garden party", "Gallery opening", "Game jam", "Guitar lesson",
+    "Harbour cruise", "Harvest fair", "History lecture", "Hockey game", "Horse riding",
+    "Ice skating", "Improv theatre", "Jazz concert", "Job interview", "Judo training",
+    "Kite festival", "Knitting group", "Lab inspection", "Language cafe", "Laser show",
+    "Magic show", "Maths tutorial", "Model building", "Museum tour", "Night market",
+    "Opera evening", "Orchestra rehearsal", "Paper folding", "Parents evening", "Photo walk",
+    "Piano recital", "Picnic lunch", "Planetarium visit", "Poetry reading", "Pottery class",
+    "Press briefing", "Product launch", "Puppet theatre", "Quiz night", "Radio interview",
+    "Robot contest", "Rowing practice", "Sailing course", "Salsa night", "Science fair",
+    "Sculpture park", "Sewing circle", "Ski lesson", "Soap making", "Spanish exam",
+    "Sprint planning", "Street parade", "Swim meet", "Table tennis", "Tax advice",
+    "Tea ceremony", "Team lunch", "Tennis match", "Town hall", "Vet visit",
+    "Violin lesson", "Volleyball game", "Wine tasting", "Wood carving", "Yoga class",
+    "Zoo visit",
+)  # fmt: skip

@@ -1,0 +1,150 @@
+"""Event and Problem: the record that flows through every stage, and its JSON form.
+
+Times are minutes since midnight inside and ``HH:MM`` at the edges (JSON, prompts, completions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from data.errors import UserError
+from data.rules import BASE_RULES, Rule, rule_from_json
+
+DAY = 24 * 60
+PRIORITY_WEIGHT = 2
+
+#: ``HH:MM`` of every minute of the day, and back. A look-up instead of a conversion: only these
+#: 1,440 ASCII strings are times, so no other digits, signs or blanks can pass for one.
+CLOCK = tuple(f"{minute // 60:02d}:{minute % 60:02d}" for minute in range(DAY))
+MINUTE = {text: minute for minute, text in enumerate(CLOCK)}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Event:
+    """One event: ``start`` and ``end`` in minutes since midnight, ``start < end``, all in one day."""
+
+    start: int
+    end: int
+    name: str
+
+    @property
+    def duration(self) -> int:
+        """Length in minutes."""
+        return self.end - self.start
+
+    def to_json(self) -> list[str]:
+        return [self.name, CLOCK[self.start], CLOCK[self.end]]
+
+
+#: What a parser read: events in the order of the answer, not yet judged.
+Schedule = tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Events, priorities and rules of one day, and the proven optimum in weighted minutes.
+
+    ``optimum`` is None only between generation and proof; a problem read from a file has one.
+    """
+
+    events: tuple[Event, ...]
+    priorities: tuple[str, ...]
+    rules: tuple[Rule, ...] = BASE_RULES
+    optimum: int | None = None
+
+    @cached_property
+    def by_name(self) -> dict[str, Event]:
+        return {event.name: event for event in self.events}
+
+    @cached_property
+    def value(self) -> dict[str, int]:
+        """Weighted minutes of each event by name: priorities count twice."""
+        priorities = frozenset(self.priorities)
+        return {
+            e.name: e.duration * (PRIORITY_WEIGHT if e.name in priorities else 1)
+            for e in self.events
+        }
+
+    def objective(self, schedule: Sequence[Event]) -> int:
+        """Weighted minutes of ``schedule``, whose events must be events of this problem."""
+        return sum(self.value[event.name] for event in schedule)
+
+    def proven(self, optimum: int) -> Problem:
+        return replace(self, optimum=optimum)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the problem without its names or their order: equal for problems that differ
+        only in how events are called or listed."""
+        priorities = frozenset(self.priorities)
+        shape = sorted((e.start, e.end, e.name in priorities) for e in self.events)
+        rules = sorted(rule.canonical(self) for rule in self.rules)
+        return hashlib.sha256(json.dumps([shape, rules]).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "events": [event.to_json() for event in self.events],
+            "priorities": list(self.priorities),
+            "rules": [rule.to_json() for rule in self.rules],
+            "optimum": self.optimum,
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Problem:
+        """Build and check a problem from its JSON form.
+
+        Raises:
+            UserError: naming the key, when a field is missing, of the wrong type or breaks a rule.
+        """
+        if not isinstance(record, dict):
+            raise UserError(f"a problem must be a JSON object, not {type(record).__name__}")
+        for key, kind in (("events", list), ("priorities", list), ("rules", list)):
+            if not isinstance(record.get(key), kind):
+                raise UserError(f'a problem needs "{key}", a JSON list')
+        optimum = record.get("optimum")
+        if type(optimum) is not int or optimum <= 0:
+            raise UserError('a problem needs "optimum", a whole number of weighted minutes above 0')
+        events = tuple(event_from_json(item) for item in record["events"])
+        rules = tuple(rule_from_json(item) for item in record["rules"])
+        problem = cls(events, tuple(record["priorities"]), rules, optimum)
+        problem.check()
+        return problem
+
+    def check(self) -> None:
+        """Raise UserError when names repeat or a priority is not an event."""
+        if not self.events:
+            raise UserError('"events" is empty')
+        if len(self.by_name) < len(self.events):
+            raise UserError("two events have the same name")
+        for name in self.priorities:
+            if name not in self.by_name:
+                raise UserError(f"priority {name!r} is not one of the events")
+        if len(set(self.priorities)) < len(self.priorities):
+            raise UserError("a priority is listed twice")
+
+
+def event_from_json(item: Any) -> Event:
+    """``[name, "HH:MM", "HH:MM"]`` to an Event; UserError says what is wrong with it."""
+    if not (isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item)):
+        raise UserError(f'an event must be ["name", "HH:MM", "HH:MM"], not {json.dumps(item)[:80]}')
+    name, start, end = item
+    for text in (start, end):
+        if text not in MINUTE:
+            raise UserError(f"{text!r} is not a time between 00:00 and 23:59 (event {name!r})")
+    if not name.strip() or name != name.strip() or set(name) & set("<>\n\r"):
+        raise UserError(f"event name {name!r} is blank, or has <, >, a line break or outer blanks")
+    if MINUTE[start] >= MINUTE[end]:
+        raise UserError(f"event {name!r} ends at {end}, not after its start at {start}")
+    return Event(MINUTE[start], MINUTE[end], name)
+
+
+@lru_cache(maxsize=4096)
+def problem_from_text(text: str) -> Problem:
+    """A Problem from its JSON string, the form in which it travels through a dataset column
+    (Arrow would pad ragged structs with nulls). Cached: a group of completions shares one."""
+    return Problem.from_json(json.loads(text))

@@ -1,0 +1,73 @@
+"""Every prompt, gold answer and reasoning trace is rendered here and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+from data.problem import CLOCK, Event, Problem
+
+TASK = (
+    "Choose events for one day so that their weighted minutes add up to as much as possible. "
+    "A priority event counts twice, any other event once.\n\nEvents:\n"
+)
+PRIORITIES = "\nPriorities:\n"
+RULES = "\nRules:\n"
+FORMAT = (
+    "\nThink first, between <think> and </think>. Then answer with names and times exactly as "
+    "given, in this form:\n"
+    "<schedule>\n<event>\n<name>...</name>\n<start>HH:MM</start>\n<end>HH:MM</end>\n</event>\n"
+    "</schedule>"
+)
+
+
+def prompt(problem: Problem) -> str:
+    """What the model is asked: one user message."""
+    rules = [sentence for rule in problem.rules if (sentence := rule.sentence())]
+    return (
+        TASK
+        + "".join(f"- {e.name} ({CLOCK[e.start]} - {CLOCK[e.end]})\n" for e in problem.events)
+        + PRIORITIES
+        + "".join(f"- {name}\n" for name in problem.priorities)
+        + RULES
+        + "".join(f"- {sentence}\n" for sentence in rules)
+        + FORMAT
+    )
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """A prompt as the conversation that chat templates and TRL take."""
+    return [{"role": "user", "content": text}]
+
+
+def schedule_xml(schedule: Iterable[Event]) -> str:
+    """A schedule in the form that the prompt asks for."""
+    return (
+        "<schedule>\n"
+        + "".join(
+            f"<event>\n<name>{e.name}</name>\n<start>{CLOCK[e.start]}</start>\n"
+            f"<end>{CLOCK[e.end]}</end>\n</event>\n"
+            for e in schedule
+        )
+        + "</schedule>"
+    )
+
+
+def trace(problem: Problem, schedule: Sequence[Event]) -> str:
+    """A short reasoning trace in which every claim can be checked: each event's weighted minutes,
+    the earlier events it overlaps, and the total of the schedule that follows."""
+    clashes: dict[str, list[str]] = {event.name: [] for event in problem.events}
+    for a, b in combinations(problem.events, 2):
+        if a.start < b.end and b.start < a.end:
+            clashes[b.name].append(a.name)
+    lines = [
+        f"{e.name} = {problem.value[e.name]}" + "".join(f", overlaps {c}" for c in clashes[e.name])
+        for e in problem.events
+    ]
+    return "\n".join([*lines, f"Total {problem.objective(schedule)}"])
+
+
+def answer(schedule: Sequence[Event], reasoning: str | None) -> str:
+    """A whole completion: the reasoning, if any, and the schedule."""
+    thought = "" if reasoning is None else f"<think>\n{reasoning}\n</think>\n"
+    return thought + schedule_xml(schedule)

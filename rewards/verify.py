@@ -1,0 +1,123 @@
+"""(problem, completion) to Verdict: the one definition of a right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from data.problem import Event, Problem, Schedule, problem_from_text
+from data.solver import admits
+from rewards.parse import ParseFailure, parse
+
+
+class Status(StrEnum):
+    """What an answer is, best first."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    UNPARSABLE = "unparsable"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one answer.
+
+    Attributes:
+        status: see Status.
+        violations: every rule broken, each named, with the events it concerns.
+        objective: weighted minutes; 0 where the answer breaks a rule.
+        optimum: the greatest weighted minutes possible.
+        ratio: objective / optimum, 0 to 1.
+    """
+
+    status: Status
+    violations: tuple[str, ...]
+    objective: int
+    optimum: int
+
+    @property
+    def ratio(self) -> float:
+        return self.objective / self.optimum
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "violations": list(self.violations), "ratio": self.ratio}
+
+
+def violations(problem: Problem, schedule: Sequence[Event]) -> tuple[str, ...]:
+    """Every way in which ``schedule`` is not a feasible answer to ``problem``; none if it is one.
+
+    Events are judged as they were answered: an altered time is named, and overlaps count with it.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for event in schedule:
+        known = problem.by_name.get(event.name)
+        if known is None:
+            found.append(f"unknown_event: {event.name[:80]}")
+        elif known != event:
+            found.append(f"altered_time: {event.name}")
+        if event.name in seen and known is not None:
+            found.append(f"duplicate: {event.name}")
+        seen.add(event.name)
+    for rule in problem.rules:
+        found.extend(rule.violations(schedule))
+    return tuple(found)
+
+
+def verify_schedule(problem: Problem, schedule: Schedule) -> Verdict:
+    """Judge a parsed schedule.
+
+    Raises:
+        AssertionError: when a feasible schedule beats the problem's optimum, which was proven.
+    """
+    assert problem.optimum is not None, "a problem is judged only after its optimum is proven"
+    broken = violations(problem, schedule)
+    if broken:
+        return Verdict(Status.INFEASIBLE, broken, 0, problem.optimum)
+    objective = problem.objective(schedule)
+    assert objective <= problem.optimum, f"{schedule} beats the proven optimum {problem.optimum}"
+    status = Status.OPTIMAL if objective == problem.optimum else Status.FEASIBLE
+    return Verdict(status, (), objective, problem.optimum)
+
+
+def verify(problem: Problem, completion: str) -> Verdict:
+    """Judge a completion with the plain checks, about 20 microseconds."""
+    schedule = parse(completion)
+    if isinstance(schedule, ParseFailure):
+        assert problem.optimum is not None
+        return Verdict(Status.UNPARSABLE, (schedule.value,), 0, problem.optimum)
+    return verify_schedule(problem, schedule)
+
+
+@lru_cache(maxsize=8192)
+def verify_text(problem_text: str, completion: str) -> Verdict:
+    """``verify`` with the problem as its JSON string. Cached, so that the reward's components
+    share one judgement of a completion."""
+    return verify(problem_from_text(problem_text), completion)
+
+
+class Disagreement(Exception):
+    """The plain checks and CP-SAT judge a schedule differently: a bug of ours, never hidden."""
+
+
+@lru_cache(maxsize=200_000)
+def confirm(problem: Problem, schedule: Schedule) -> Verdict:
+    """Judge a schedule with the plain checks and confirm the judgement with CP-SAT.
+
+    Cached, so each distinct (problem, schedule) is confirmed once.
+
+    Raises:
+        Disagreement: naming the problem and the schedule.
+    """
+    verdict = verify_schedule(problem, schedule)
+    feasible = verdict.status in (Status.OPTIMAL, Status.FEASIBLE)
+    if admits(problem, schedule) != feasible:
+        raise Disagreement(
+            f"the plain checks call {[e.to_json() for e in schedule]} {verdict.status} "
+            f"{list(verdict.violations)}, CP-SAT does not; problem: {problem.to_json()}"
+        )
+    return verdict
