@@ -126,7 +126,9 @@ _KINDS = {cls.kind: cls for cls in Rule.__subclasses__()}
 def rule_from_json(record: Any) -> Rule:
     """``{"rule": kind, …}`` to a Rule; UserError names an unknown kind or field."""
     if not isinstance(record, dict) or record.get("rule") not in _KINDS:
-        raise UserError(f'a rule must be {{"rule": one of {", ".join(_KINDS)}}}, not {record!r:.80}')
+        raise UserError(
+            f'a rule must be {{"rule": one of {", ".join(_KINDS)}}}, not {record!r:.80}'
+        )
     fields = {key: value for key, value in record.items() if key != "rule"}
     try:
         return _KINDS[record["rule"]](**fields)

@@ -56,12 +56,18 @@ class Tier:
         need(high <= len(EVENT_NAMES), "events", f"may be at most {len(EVENT_NAMES)}, one per name")
         need(all(t in MINUTE for t in self.window), "window", "must be two HH:MM times")
         shortest, longest, step = self.durations
-        need(1 <= shortest <= longest and step >= 1, "durations", "must be [shortest, longest, step]")
+        need(
+            1 <= shortest <= longest and step >= 1, "durations", "must be [shortest, longest, step]"
+        )
         need(self.grid >= 1, "grid", "must be 1 minute or more")
         for key in ("overlap", "priorities"):
             shares = getattr(self, key)
             if shares is not None:
-                need(0 <= shares[0] <= shares[1] <= 1, key, "must be [least, greatest], shares 0 to 1")
+                need(
+                    0 <= shares[0] <= shares[1] <= 1,
+                    key,
+                    "must be [least, greatest], shares 0 to 1",
+                )
         opening, closing = (MINUTE[t] for t in self.window)
         need(opening + longest <= closing, "window", f"must hold an event of {longest} minutes")
         if self.greedy_fails:

@@ -38,7 +38,7 @@ def parse(completion: str) -> Schedule | ParseFailure:
     Text before and after the schedule does no harm, but there must be exactly one schedule, and
     nothing but well-formed events inside it. Whether these events exist is not judged here.
     """
-    answer = completion[completion.rfind("</think>") + 1 :]
+    answer = completion.rpartition("</think>")[2]
     if "<think>" in answer:
         return ParseFailure.UNTERMINATED_REASONING
     opening = answer.find("<schedule>")
