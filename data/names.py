@@ -1,4 +1,4 @@
-"""Names of events. ASCII, short, and none a part of another, so that a copied name is unambiguous."""
+"""Names of events. ASCII, short, and none a part of another."""
 
 EVENT_NAMES = (
     "Acting class", "Archery lesson", "Art auction", "Baking workshop", "Ballet rehearsal",

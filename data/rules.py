@@ -34,7 +34,7 @@ class Rule:
         raise NotImplementedError
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        """Name each way in which ``schedule`` (events in the order of the answer) breaks the rule."""
+        """Name each way in which ``schedule`` (in the order answered) breaks the rule."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class DayModel:
         return cp_model.LinearExpr.weighted_sum(self.chosen, [value[e.name] for e in self.events])
 
     def solve(self) -> tuple[int, cp_model.CpSolver]:
-        """Solve with one worker and a fixed seed, so the same model gives the same answer anywhere."""
+        """Solve with one worker and a fixed seed: the same model, the same answer, anywhere."""
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 0

@@ -57,7 +57,9 @@ class Tier:
         need(all(t in MINUTE for t in self.window), "window", "must be two HH:MM times")
         shortest, longest, step = self.durations
         need(
-            1 <= shortest <= longest and step >= 1, "durations", "must be [shortest, longest, step]"
+            1 <= shortest <= longest and step >= 1,
+            "durations",
+            "must be [shortest, longest, step] ",
         )
         need(self.grid >= 1, "grid", "must be 1 minute or more")
         for key in ("overlap", "priorities"):

@@ -100,7 +100,7 @@ def verify_text(problem_text: str, completion: str) -> Verdict:
     return verify(problem_from_text(problem_text), completion)
 
 
-class Disagreement(Exception):
+class DisagreementError(Exception):
     """The plain checks and CP-SAT judge a schedule differently: a bug of ours, never hidden."""
 
 
@@ -111,12 +111,12 @@ def confirm(problem: Problem, schedule: Schedule) -> Verdict:
     Cached, so each distinct (problem, schedule) is confirmed once.
 
     Raises:
-        Disagreement: naming the problem and the schedule.
+        DisagreementError: naming the problem and the schedule.
     """
     verdict = verify_schedule(problem, schedule)
     feasible = verdict.status in (Status.OPTIMAL, Status.FEASIBLE)
     if admits(problem, schedule) != feasible:
-        raise Disagreement(
+        raise DisagreementError(
             f"the plain checks call {[e.to_json() for e in schedule]} {verdict.status} "
             f"{list(verdict.violations)}, CP-SAT does not; problem: {problem.to_json()}"
         )
