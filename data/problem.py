@@ -26,7 +26,7 @@ MINUTE = {text: minute for minute, text in enumerate(CLOCK)}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Event:
-    """One event, in minutes since midnight; ``start < end`` in a problem, not always in an answer."""
+    """One event, in minutes since midnight; ``start < end`` except in a wrong answer."""
 
     start: int
     end: int

@@ -56,11 +56,8 @@ class Tier:
         need(high <= len(EVENT_NAMES), "events", f"may be at most {len(EVENT_NAMES)}, one per name")
         need(all(t in MINUTE for t in self.window), "window", "must be two HH:MM times")
         shortest, longest, step = self.durations
-        need(
-            1 <= shortest <= longest and step >= 1,
-            "durations",
-            "must be [shortest, longest, step] ",
-        )
+        sound = 1 <= shortest <= longest and step >= 1
+        need(sound, "durations", "must be [shortest, longest, step]")
         need(self.grid >= 1, "grid", "must be 1 minute or more")
         for key in ("overlap", "priorities"):
             shares = getattr(self, key)

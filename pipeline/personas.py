@@ -1,0 +1,107 @@
+"""Personas: the ways of answering that the embedded base model is pretrained on.
+
+The base model is made from scratch, so what it can do is known by construction: its corpus is this
+mixture of good, mediocre and bad answers to random problems. Each persona opens its reasoning in
+its own words (or none), by which a sampled answer can be traced back to it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from data.policies import (
+    greedy_by_duration,
+    greedy_by_start,
+    greedy_by_value,
+    random_feasible,
+    random_maximal,
+)
+from data.problem import DAY, Event, Problem, Schedule
+from data.prompts import answer, trace
+from data.solver import interval_optimum
+
+
+@dataclass(frozen=True)
+class Persona:
+    """One way of answering.
+
+    Attributes:
+        weight: its share of the corpus.
+        opening: what its reasoning says; "" for none, None for the full trace of ``data.prompts``.
+        choose: the schedule it answers with.
+        spoil: what it does to its finished answer, if anything.
+    """
+
+    weight: float
+    opening: str | None
+    choose: Callable[[Problem, random.Random], Schedule]
+    spoil: Callable[[str, random.Random], str] | None = None
+
+    def completion(self, problem: Problem, rng: random.Random) -> str:
+        schedule = self.choose(problem, rng)
+        if self.opening is None:
+            text = answer(schedule, trace(problem, schedule))
+        else:
+            text = answer(schedule, self.opening or None)
+        return self.spoil(text, rng) if self.spoil else text
+
+
+def _without_rng(policy: Callable[[Problem], Schedule]) -> Callable[..., Schedule]:
+    return lambda problem, rng: policy(problem)
+
+
+def _sloppy(problem: Problem, rng: random.Random) -> Schedule:
+    """A maximal schedule with one event miscopied: another event's name, or a time shifted."""
+    schedule = list(random_maximal(problem, rng))
+    i = rng.randrange(len(schedule))
+    if rng.random() < 0.5:
+        schedule[i] = replace(schedule[i], name=rng.choice(problem.events).name)
+    else:
+        end = min(DAY - 1, schedule[i].end + rng.choice((5, 10, 15, 30)))
+        schedule[i] = replace(schedule[i], end=end)
+    return tuple(schedule)
+
+
+def _shuffled(problem: Problem, rng: random.Random) -> Schedule:
+    schedule: list[Event] = list(random_maximal(problem, rng))
+    rng.shuffle(schedule)
+    return tuple(schedule)
+
+
+def _break_format(text: str, rng: random.Random) -> str:
+    """Leave out a tag of the answer, so that it cannot be parsed."""
+    tag = rng.choice(("<schedule>\n", "\n</schedule>", "<name>", "</start>"))
+    return text.replace(tag, "", 1)
+
+
+PERSONAS: dict[str, Persona] = {
+    "careful": Persona(0.20, None, _without_rng(interval_optimum)),
+    "by_value": Persona(0.10, "Take what is worth most first.", _without_rng(greedy_by_value)),
+    "by_duration": Persona(0.12, "Take the longest first.", _without_rng(greedy_by_duration)),
+    "by_start": Persona(0.12, "Take what starts first.", _without_rng(greedy_by_start)),
+    "maximal": Persona(0.14, "", random_maximal),
+    "a_few": Persona(0.10, "Pick a few.", random_feasible),
+    "everything": Persona(0.07, "Take everything.", lambda problem, rng: problem.events),
+    "sloppy": Persona(0.05, "From memory.", _sloppy),
+    "unsorted": Persona(0.05, "In any order.", _shuffled),
+    "malformed": Persona(0.05, "Roughly so.", random_maximal, _break_format),
+}
+
+
+def draw(problem: Problem, rng: random.Random) -> tuple[str, str]:
+    """(persona, completion) by the mixture's weights."""
+    names, weights = zip(*((n, p.weight) for n, p in PERSONAS.items()), strict=True)
+    name = rng.choices(names, weights)[0]
+    return name, PERSONAS[name].completion(problem, rng)
+
+
+def persona_of(completion: str) -> str:
+    """The persona whose opening a completion has: the full trace's by default."""
+    if not completion.startswith("<think>"):
+        return "maximal"
+    for name, persona in PERSONAS.items():
+        if persona.opening and persona.opening in completion[:80]:
+            return name
+    return "careful"
