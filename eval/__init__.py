@@ -1,0 +1,1 @@
+"""Evaluation: sample answers from each model, judge them, count, and say what RL did."""

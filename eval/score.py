@@ -1,0 +1,260 @@
+"""Judge anyone's completions: ``python -m eval.score --problems P.jsonl --completions C.jsonl``.
+
+Sampling and judging meet only at a file, so any model can be judged, and as often as one likes.
+Two layouts are read, each told by its keys:
+
+- ours: problems ``{id, split, tier, problem, …}``, completions ``{id, arm, sample, completion}``;
+- published: problems ``{index, events, priority_events, optimal_score}``, completions ``{index,
+  completion}``, where several rows with the same index are several samples of one problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data.errors import UserError, run_main
+from data.files import read_jsonl, write_jsonl
+from data.problem import Problem
+from data.published import check_row, prove_rows, read_rows
+from data.solver import prove
+from rewards import blog
+from rewards.parse import ParseFailure, parse
+from rewards.verify import Status, Verdict, confirm, verify
+
+#: What a problem is called by: ``id`` in our layout, ``index`` in the published one.
+Key = str | int
+_KEY_TYPES: dict[str, type] = {"id": str, "index": int}
+#: What a verdict takes over from its sample, where the sample has it.
+_CARRIED = ("index", "id", "arm", "sample")
+
+
+def score_rows(
+    problems: Mapping[Key, Problem], samples: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Judge samples ``{id or index, completion, …}`` in order, one verdict row each:
+    ``{id, arm, sample, status, violations, objective, optimum, ratio}``.
+
+    Each distinct (problem, schedule) is confirmed by CP-SAT once, about half a millisecond; a
+    sample beyond that costs some 20 microseconds.
+
+    Raises:
+        DisagreementError: when CP-SAT does not confirm a verdict.
+    """
+    for sample in samples:
+        problem = problems[sample["id" if "id" in sample else "index"]]
+        yield {**_carried(sample), **_confirmed(problem, sample["completion"]).to_json()}
+
+
+def _confirmed(problem: Problem, completion: str) -> Verdict:
+    schedule = parse(completion)
+    if isinstance(schedule, ParseFailure):
+        return verify(problem, completion)  # nothing that CP-SAT could confirm
+    return confirm(problem, schedule)
+
+
+def score_rows_as_published(
+    rows: Mapping[Key, Mapping[str, Any]], samples: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The published evaluator's judgement of samples: ``{index, status, score}`` each."""
+    for sample in samples:
+        row = rows[sample["id" if "id" in sample else "index"]]
+        status, score = blog.judge(row, sample["completion"])
+        yield {**_carried(sample), "status": status, "score": score}
+
+
+def _carried(sample: dict[str, Any]) -> dict[str, Any]:
+    return {name: sample[name] for name in _CARRIED if name in sample}
+
+
+class ProblemFile:
+    """The problems of one file (or hub dataset) in either layout.
+
+    Attributes:
+        key: ``id`` or ``index``, what its problems are called by.
+        records: (row number, where it stands, record) of each problem by its key.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.records: dict[Key, tuple[int, str, dict[str, Any]]] = {}
+        self.key = ""
+        for number, where, record in read_rows(source):
+            self.key = self.key or ("id" if "problem" in record else "index")
+            name = _named(record, self.key, where, "a problem")
+            if name in self.records:
+                hint = "" if Path(source).exists() else "; name a split, as in owner/name:test"
+                raise UserError(
+                    f"{where} has {self.key} {name!r} again, first at {self.records[name][1]}{hint}"
+                )
+            self.records[name] = (number, where, record)
+        if not self.records:
+            raise UserError(f"{source} holds no problem")
+
+    def problems(self) -> tuple[dict[Key, Problem], list[str]]:
+        """Problems by key, proven again, and why others of the published layout were left out.
+
+        Raises:
+            UserError: naming the line, when a problem of our own layout is not sound.
+        """
+        if self.key == "index":
+            sound, rejects = prove_rows(self.records.values())
+            return {row["index"]: problem for _, problem, row in sound}, rejects
+        return {
+            name: _our_problem(where, record) for name, (_, where, record) in self.records.items()
+        }, []
+
+    def rows(self) -> dict[Key, Mapping[str, Any]]:
+        """Problems as rows for the published evaluator; published ones as they stand."""
+        if self.key == "id":
+            return {name: blog.row_of(problem) for name, problem in self.problems()[0].items()}
+        for _, where, row in self.records.values():
+            check_row(where, row)
+        return {name: row for name, (_, _, row) in self.records.items()}
+
+
+def _our_problem(where: str, record: dict[str, Any]) -> Problem:
+    try:
+        problem = Problem.from_json(record.get("problem"))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    best = prove(problem)
+    optimum = None if best is None else problem.objective(best)
+    if optimum != problem.optimum:
+        raise UserError(f"{where}: its optimum is {optimum}, not {problem.optimum} as it says")
+    return problem
+
+
+def _named(record: dict[str, Any], key: str, where: str, what: str) -> Key:
+    """What the record calls its problem; UserError when it does not."""
+    kind = _KEY_TYPES[key]
+    if type(record.get(key)) is not kind:
+        wanted = "a text" if kind is str else "a whole number"
+        found = f"not {record[key]!r:.80}" if key in record else "which is missing"
+        raise UserError(f'{where}: {what} needs "{key}", {wanted}, {found}')
+    return record[key]
+
+
+def read_samples(path: Path, problem_file: ProblemFile) -> list[dict[str, Any]]:
+    """Completions of the problems of a file, in order.
+
+    Raises:
+        UserError: naming the line, when a key is missing or its problem unknown.
+    """
+    samples = []
+    what = f"a completion of {problem_file.source}"
+    for number, sample in read_jsonl(path):
+        where = f"{path}:{number}"
+        name = _named(sample, problem_file.key, where, what)
+        if name not in problem_file.records:
+            raise UserError(
+                f"{where}: {problem_file.source} has no problem of {problem_file.key} {name!r:.80}"
+            )
+        if not isinstance(sample.get("completion"), str):
+            raise UserError(f'{where}: {what} needs "completion", a text')
+        samples.append(sample)
+    if not samples:
+        raise UserError(f"{path} holds no completion")
+    return samples
+
+
+def summary(verdicts: list[dict[str, Any]], statuses: Iterable[str], measure: str) -> Table:
+    """How many completions have each status, and the mean of ``measure``, a column for each arm."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for verdict in verdicts:
+        arms.setdefault(str(verdict.get("arm", "completions")), []).append(verdict)
+    table = Table("status")
+    for arm in arms:
+        table.add_column(Text(arm), justify="right")
+    counts = [Counter(verdict["status"] for verdict in rows) for rows in arms.values()]
+    for status in statuses:
+        table.add_row(status, *(str(count[status]) for count in counts))
+    table.add_section()
+    table.add_row("judged", *(str(len(rows)) for rows in arms.values()))
+    means = (sum(v[measure] for v in rows) / len(rows) for rows in arms.values())
+    table.add_row(f"mean {measure}", *(f"{mean:.4f}" for mean in means))
+    return table
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.score",
+        description="Judge completions of any model: status counts, and one verdict a completion.",
+        epilog="Both our layout and the published one (index, events, priority_events, "
+        "optimal_score) are read; which one a file has is told by its keys.",
+    )
+    parser.add_argument(
+        "--problems",
+        required=True,
+        metavar="P.jsonl",
+        help="problems, one a line; or a hub dataset of the published layout, owner/name:split",
+    )
+    parser.add_argument(
+        "--completions",
+        required=True,
+        type=Path,
+        metavar="C.jsonl",
+        help="answers, one a line: {index, completion}, or {id, arm, sample, completion}; several "
+        "answers to a problem are several lines",
+    )
+    parser.add_argument(
+        "--judge",
+        choices=("ours", "blog"),
+        default="ours",
+        help="ours: status, violations and ratio, each confirmed by CP-SAT; blog: what the "
+        "published evaluator would say, of every row as it stands (default: ours)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="V.jsonl",
+        help="write one verdict a judged completion here, in order",
+    )
+    return parser.parse_args()
+
+
+def _check_out(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse, before the work, an output that is a folder or would replace an input."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise UserError(f"--out {out} would replace an input; name another file")
+
+
+def main() -> None:
+    options = _options()
+    if options.out:
+        _check_out(options.out, (Path(options.problems), options.completions))
+    console = Console(highlight=False)
+    problem_file = ProblemFile(options.problems)
+    samples = read_samples(options.completions, problem_file)
+    if options.judge == "blog":
+        verdicts = list(score_rows_as_published(problem_file.rows(), samples))
+        table = summary(verdicts, blog.BlogStatus, "score")
+    else:
+        problems, rejects = problem_file.problems()
+        for reject in rejects:
+            console.print(reject, markup=False, soft_wrap=True)
+        judged = [sample for sample in samples if sample[problem_file.key] in problems]
+        if skipped := len(samples) - len(judged):
+            note = f"{skipped} completions of problems left out are skipped; --judge blog judges"
+            console.print(f"{note} them as published", soft_wrap=True)
+        if not judged:
+            raise UserError(f"{options.completions} answers only problems that are left out")
+        verdicts = list(score_rows(problems, judged))
+        table = summary(verdicts, Status, "ratio")
+    console.print(table)
+    if options.out:
+        write_jsonl(options.out, verdicts)
+        console.print(f"{options.out}: {len(verdicts)} verdicts", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,196 @@
+"""The published evaluator and rewards: reproduced exactly, flaws included, on hostile text too."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from data.files import read_jsonl
+from data.problem import Event, Problem
+from rewards import blog
+from rewards.blog import BlogStatus
+
+BLOG = Path(__file__).parents[1].parent / "shared" / "blog"
+MODELS = (
+    "Qwen2.5-Coder-7B-Instruct",
+    "Qwen2.5-Coder-14B-Instruct",
+    "qwen-scheduler-7b-grpo_2epochs",
+)
+needs_blog = pytest.mark.skipif(
+    not BLOG.is_dir(), reason="the published data is not beside the project"
+)
+
+# Art and Band touch, Band and Chess overlap, Drill runs past midnight. The optimum is 60 + 60 +
+# 2 * 90 + 85: Art, Band, Choir, Drill.
+ART, BAND = ["Art", "09:00", "10:00"], ["Band", "10:00", "11:00"]
+CHESS, CHOIR = ["Chess", "10:30", "11:15"], ["Choir", "12:00", "13:30"]
+DRILL = ["Drill", "23:30", "24:55"]
+ROW = {
+    "events": [ART, BAND, CHESS, CHOIR, DRILL],
+    "priority_events": ["Choir"],
+    "optimal_score": 385,
+}
+
+
+def xml(events) -> str:
+    body = "".join(
+        f"<event>\n<name>{name}</name>\n<start>{start}</start>\n<end>{end}</end>\n</event>\n"
+        for name, start, end in events
+    )
+    return f"<schedule>\n{body}</schedule>"
+
+
+def answer(*events, think="<think>\nhm\n</think>\n") -> str:
+    return think + xml(events)
+
+
+@needs_blog
+@pytest.mark.parametrize("model", MODELS)
+def test_every_published_judgement_and_reward_comes_out_exactly(model):
+    rows = {row["index"]: row for _, row in read_jsonl(BLOG / "test.jsonl")}
+    expected = json.loads((BLOG / "expected.json").read_text())[model]
+    ours = []
+    for _, sample in read_jsonl(BLOG / f"completions-{model}.jsonl"):
+        row, completion = rows[sample["index"]], sample["completion"]
+        status, score = blog.judge(row, completion)
+        ours.append(
+            {
+                "index": sample["index"],
+                "status": status,
+                "score": score,
+                **blog.rewards(row, completion),
+            }
+        )
+    assert ours == expected["samples"]
+    counts = {status: sum(s["status"] == status for s in ours) for status in BlogStatus}
+    assert {status: n for status, n in counts.items() if n} == expected["counts"]
+    assert sum(s["score"] for s in ours) / len(ours) == expected["average_score"]
+    for name, mean in expected["mean_rewards"].items():
+        assert sum(s[name] for s in ours) / len(ours) == mean
+
+
+@needs_blog
+def test_copying_every_event_of_the_published_data_earns_69_of_100():
+    rows = [row for name in ("train", "test") for _, row in read_jsonl(BLOG / f"{name}.jsonl")]
+    totals = [sum(blog.rewards(row, answer(*row["events"])).values()) for row in rows]
+    assert sum(totals) / len(totals) == pytest.approx(69.4, abs=0.05)
+    assert max(totals) == pytest.approx(97.2, abs=0.05)
+    # The two valid ones are problems in which events touch and none overlap.
+    statuses = [blog.judge(row, answer(*row["events"]))[0] for row in rows]
+    assert {status: statuses.count(status) for status in sorted(set(statuses))} == {
+        "overlaps": 582, "unsorted": 16, "valid": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("completion", "status", "score"),
+    [
+        ("", BlogStatus.FORMAT_ERROR, 0.0),
+        (answer(ART, CHOIR).removesuffix("</schedule>"), BlogStatus.FORMAT_ERROR, 0.0),
+        (answer(ART), BlogStatus.FEWER_THAN_2_EVENTS, 0.0),
+        (answer(ART, ["Sailing", "12:00", "13:00"]), BlogStatus.NON_EXISTING, 0.0),
+        (answer(ART, ["Choir", "12:00", "13:31"]), BlogStatus.NON_EXISTING, 0.0),
+        (answer(ART, ART, CHOIR), BlogStatus.NON_EXISTING, 0.0),
+        (answer(CHOIR, ART), BlogStatus.UNSORTED, 0.0),
+        (answer(BAND, CHESS), BlogStatus.OVERLAPS, 0.0),
+        (answer(ART, CHOIR), BlogStatus.VALID, 240 / 385),
+        (answer(ART, CHOIR, think=""), BlogStatus.VALID, 240 / 385),
+        (answer(ART, BAND, CHOIR, DRILL), BlogStatus.VALID, 1.0),
+    ],
+)
+def test_each_status_of_the_published_evaluator(completion, status, score):
+    assert blog.judge(ROW, completion) == (status, score)
+
+
+def test_touching_events_overlap_for_the_reward_but_not_for_the_evaluator():
+    optimal = answer(ART, BAND, CHOIR, DRILL)
+    assert blog.judge(ROW, optimal) == (BlogStatus.VALID, 1.0)
+    assert blog.reward_score(ROW, optimal) == (180 + 85) / 385 * 70
+
+
+def test_both_events_of_an_overlapping_pair_are_dropped_and_the_rest_is_paid():
+    assert blog.reward_score(ROW, answer(BAND, CHESS, CHOIR)) == 180 / 385 * 70
+    assert blog.reward_score(ROW, answer(BAND, CHESS)) == 0.0
+
+
+def test_events_inside_the_reasoning_are_read():
+    draft = answer(CHOIR, think=f"<think>{xml([ART])}</think>")
+    assert blog.judge(ROW, draft) == (BlogStatus.VALID, 240 / 385)
+    assert blog.reward_score(ROW, draft) == 240 / 385 * 70
+
+
+def test_invented_events_in_order_earn_the_points_for_order():
+    invented = answer(["X", "01:00", "02:00"], ["Y", "02:00", "01:00"])
+    assert blog.rewards(ROW, invented) == {
+        "reward_format": 10.0, "reward_sorted": 20.0, "reward_score": 0.0,
+    }  # fmt: skip
+
+
+def test_events_that_start_together_are_not_in_order():
+    assert blog.reward_sorted(ROW, answer(["X", "01:00", "02:00"], ["Y", "01:00", "03:00"])) == 0.0
+
+
+def test_one_event_earns_no_points_for_order_nor_score():
+    assert blog.rewards(ROW, answer(ART)) == {
+        "reward_format": 10.0, "reward_sorted": 0.0, "reward_score": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("completion", "points"),
+    [
+        (answer(ART), 10.0),
+        (answer(ART) + " and more", 10.0),
+        (answer(ART, think="<think>a</think>b</think> "), 10.0),
+        # Whatever stands between the tags is accepted, as long as they come in order.
+        (answer(ART).replace("<name>", "<name>\n<start>?</start>"), 10.0),
+        (answer(ART, think=""), 0.0),
+        (answer(ART, think="<think></think>"), 0.0),
+        (answer(ART, think="\n<think>a</think>"), 0.0),
+        (answer(ART, think="<think>a"), 0.0),
+        (answer(["", "09:00", "10:00"]), 0.0),
+        (answer(["Art", "9:00", "10:00"]), 0.0),
+        (answer(["Art", "09:00 ", "10:00"]), 0.0),
+        (answer(), 0.0),
+        (answer(ART).replace("</event>", ""), 0.0),
+    ],
+)
+def test_the_published_format(completion, points):
+    assert blog.reward_format(ROW, completion) == points
+
+
+def test_a_problem_is_judged_as_a_row():
+    problem = Problem((Event(540, 600, "Art"), Event(720, 810, "Choir")), ("Choir",), optimum=240)
+    row = blog.row_of(problem)
+    assert row == {"events": [ART, CHOIR], "priority_events": ["Choir"], "optimal_score": 240}
+    assert blog.judge(row, answer(ART, CHOIR)) == (BlogStatus.VALID, 1.0)
+
+
+MEGABYTE = 1_000_000
+EVENT = "<event><name>Art</name><start>09:00</start><end>10:00</end></event>"
+HOSTILE = {
+    "openings": "<think>" * (MEGABYTE // 7),
+    "unterminated answer": answer(ART).removesuffix("</schedule>") + EVENT * (MEGABYTE // 70),
+    "pieces over and over": "<think>a</think>"
+    + "<schedule><event><name>a</name><start>09:00</start>" * (MEGABYTE // 50),
+    "blanks in an event": "<think>a</think><schedule><event>" + " " * MEGABYTE,
+    "a name without end": "<think>a</think><schedule><event><name>" + "a" * MEGABYTE,
+    "events that never close": "<think>a</think><schedule>" + "<event>\n<name>a" * (MEGABYTE // 15),
+    "half times": "<think>a</think><schedule><event><name>a</name>" + "<start>09:0" * 90_000,
+    "ends alone": "<think>" + "</think>" * (MEGABYTE // 8),
+    "many events": "<think>a</think><schedule>" + EVENT * (MEGABYTE // 65) + "</schedule>",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_megabyte_is_judged_in_linear_time(kind):
+    completion = HOSTILE[kind]
+
+    def seconds(judge) -> float:
+        started = time.process_time()
+        judge(ROW, completion)
+        return time.process_time() - started
+
+    for judge in (blog.judge, *blog.REWARDS.values()):
+        assert min(seconds(judge) for _ in range(3)) < 0.1

@@ -1,0 +1,142 @@
+"""The published layout: what is imported, what is left out and why, and what stops the import."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from data.errors import UserError
+from data.problem import Event
+from data.published import check_row, read_published, read_rows
+
+BLOG = Path(__file__).parents[1].parent / "shared" / "blog"
+
+ROW = {
+    "index": 7,
+    "events": [["Chess", "10:30", "11:00"], ["Band", "09:00", "10:00"], ["Art", "09:00", "09:30"]],
+    "priority_events": ["Chess"],
+    "optimal_score": 120,
+    "prompt": "Events: …",
+}
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_sound_row_becomes_a_proven_problem_with_its_events_by_start(tmp_path):
+    source = write(tmp_path / "p.jsonl", ROW)
+    [(number, problem, raw)], rejects = read_published(source)
+    assert (number, raw, rejects) == (1, ROW, [])
+    # Band and Art start together, so they keep the order of the row.
+    assert problem.events == (
+        Event(540, 600, "Band"), Event(540, 570, "Art"), Event(630, 660, "Chess"),
+    )  # fmt: skip
+    assert (problem.priorities, problem.optimum) == (("Chess",), 120)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"optimal_score": 121}, '"optimal_score" is 121, the proven optimum 120'),
+        ({"optimal_score": 119}, '"optimal_score" is 119, the proven optimum 120'),
+        ({"events": [["Chess", "23:30", "24:59"]]}, "'24:59' is not a time"),
+        ({"events": [["Chess", "9:30", "10:30"]]}, "'9:30' is not a time"),
+        ({"events": [["Chess", "10:30", "10:30"]]}, "ends at 10:30, not after its start"),
+        ({"events": [["Chess", "10:30", "11:00"]] * 2}, "two events have the same name"),
+        ({"events": [], "priority_events": []}, '"events" is empty'),
+        ({"priority_events": ["Sailing"]}, "priority 'Sailing' is not one of the events"),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_named_and_left_out(tmp_path, change, reason):
+    source = write(tmp_path / "p.jsonl", ROW, {**ROW, **change}, ROW)
+    sound, [reject] = read_published(source)
+    assert [number for number, *_ in sound] == [1, 3]
+    assert reject.startswith(f"{source}:2 is left out: ")
+    assert reason in reject
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("events", None),
+        ("events", [["Chess", "10:30"]]),
+        ("events", [["Chess", 630, 660]]),
+        ("priority_events", "Chess"),
+        ("priority_events", [["Chess"]]),
+        ("optimal_score", "120"),
+        ("optimal_score", True),
+        ("optimal_score", 0),
+    ],
+)
+def test_a_row_of_another_layout_is_one_sentence_with_line_and_key(tmp_path, key, value):
+    source = write(tmp_path / "p.jsonl", ROW, {**ROW, key: value})
+    with pytest.raises(UserError, match=rf'p\.jsonl:2: .* needs "{key}"'):
+        read_published(source)
+
+
+def test_a_corrupt_line_is_one_sentence_with_its_number(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(ROW) + '\n{"index": 1, "eve')
+    with pytest.raises(UserError, match=r"p\.jsonl:2 is not valid JSON"):
+        read_published(str(path))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "some/missing.jsonl", "a/b/c", "missing"])
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would raise ImportError
+    with pytest.raises(UserError, match="does not exist"):
+        read_published(name)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        read_published(str(tmp_path))
+
+
+def hub(load_dataset) -> SimpleNamespace:
+    class DatasetsError(Exception):
+        pass
+
+    return SimpleNamespace(
+        load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=DatasetsError)
+    )
+
+
+def test_a_hub_dataset_is_read_split_by_split(monkeypatch):
+    row = {key: value for key, value in ROW.items() if key != "index"}
+    splits = {"train": [row, {**row, "optimal_score": 1}], "test": [row]}
+    fake = hub(lambda name, split: splits if split is None else splits[split])
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    sound, [reject] = read_published("owner/name")
+    assert [(number, raw["index"]) for number, _, raw in sound] == [(1, 0), (3, 0)]
+    assert reject.startswith("owner/name train row 1 is left out: ")
+    assert [where for _, where, _ in read_rows("owner/name:test")] == ["owner/name test row 0"]
+
+
+def test_a_hub_dataset_that_cannot_be_had_is_one_sentence(monkeypatch):
+    def load_dataset(name, split):
+        raise ConnectionError("Couldn't reach 'owner/name' on the Hub (OfflineModeIsEnabled)\n…")
+
+    monkeypatch.setitem(sys.modules, "datasets", hub(load_dataset))
+    with pytest.raises(UserError, match=r"^owner/name is no file here.*OfflineMode[^\n]*$"):
+        read_published("owner/name")
+
+
+def test_a_row_past_midnight_still_has_the_published_layout():
+    check_row("here", {**ROW, "events": [["Chess", "23:30", "24:59"]]})
+
+
+@pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
+def test_the_published_data_is_sound_but_for_four_rows_past_midnight():
+    train, rejects = read_published(str(BLOG / "train.jsonl"))
+    test, none = read_published(str(BLOG / "test.jsonl"))
+    assert (len(train), len(test), none) == (496, 100, [])
+    assert [reject.partition(" is left out")[0].rpartition(":")[2] for reject in rejects] == [
+        "105", "173", "354", "421",
+    ]  # fmt: skip
+    assert all("is not a time between 00:00 and 23:59" in reject for reject in rejects)
