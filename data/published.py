@@ -46,7 +46,7 @@ def prove_rows(
         try:
             sound.append((number, problem_of(row), row))
         except UserError as broken:
-            rejects.append(f"{where} is left out: {broken}")
+            rejects.append(f"{where}: {broken}")
     return sound, rejects
 
 

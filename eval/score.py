@@ -241,7 +241,7 @@ def main() -> None:
     else:
         problems, rejects = problem_file.problems()
         for reject in rejects:
-            console.print(reject, markup=False, soft_wrap=True)
+            console.print(f"left out: {reject}", markup=False, soft_wrap=True)
         judged = [sample for sample in samples if sample[problem_file.key] in problems]
         if skipped := len(samples) - len(judged):
             note = f"{skipped} completions of problems left out are skipped; --judge blog judges"

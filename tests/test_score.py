@@ -140,7 +140,7 @@ def test_completions_of_an_unsound_row_are_skipped_and_counted(run):
     samples = [{"index": i, "completion": xml(ART)} for i in (1, 0, 1)]
     verdicts, printed = run([ROW, LATE], samples)
     assert [verdict["index"] for verdict in verdicts] == [0]
-    assert "p.jsonl:2 is left out: '24:59' is not a time" in printed
+    assert "p.jsonl:2: '24:59' is not a time" in printed
     assert "2 completions of problems left out are skipped; --judge blog judges them" in printed
 
 
