@@ -26,6 +26,6 @@ def run_main(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             sys.exit("error: the disk is full; make room, then the same command goes on")
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             sys.exit(f"error: {error.filename} cannot be written ({error.strerror})")
         raise

@@ -17,7 +17,7 @@ from typing import Any
 
 from data.errors import UserError
 
-MANIFEST = "manifest.json"
+MANIFEST, BEGUN = "manifest.json", "begun.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "ortools", "unsloth")
 
 
@@ -35,7 +35,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number} is not valid JSON ({error})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number} must be a JSON object")
@@ -48,11 +48,14 @@ def to_line(record: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: a temporary name beside it, flushed to disk, then renamed."""
+    """Write a file whole: a temporary name beside it, flushed to disk, then renamed.
+
+    Lone surrogates, which a completion may hold but UTF-8 may not, are written as their escape.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -87,7 +90,8 @@ class Stage:
 
     A stage is current when its manifest names the same settings and the same input contents, and
     its outputs still exist. The manifest is removed before the stage's work and written after it,
-    so an interrupted stage is never taken for a finished one.
+    so an interrupted stage is never taken for a finished one. What it had begun is noted, so that
+    the same stage may go on with what it finds (``goes_on``) and another one does not.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Stage:
             "settings": json.loads(json.dumps(settings)),
             "inputs": {path.name: sha256(path) for path in inputs},
         }
+        self.goes_on = False
         self._started = time.monotonic()
 
     def is_current(self, force: bool = False) -> bool:
@@ -111,7 +116,10 @@ class Stage:
                 print(f"{self.name}: up to date ({self.folder}); FORCE=1 redoes it", flush=True)
                 return True
         manifest.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        begun = self.folder / BEGUN
+        if not force and begun.is_file():
+            self.goes_on = json.loads(begun.read_text()) == self.key
+        write_json(begun, self.key)
         return False
 
     def finish(self, outputs: Sequence[str], **facts: Any) -> None:
@@ -127,6 +135,7 @@ class Stage:
                 **facts,
             },
         )
+        (self.folder / BEGUN).unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:

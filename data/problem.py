@@ -122,7 +122,7 @@ class Problem:
         if len(self.by_name) < len(self.events):
             raise UserError("two events have the same name")
         for name in self.priorities:
-            if name not in self.by_name:
+            if not isinstance(name, str) or name not in self.by_name:
                 raise UserError(f"priority {name!r} is not one of the events")
         if len(set(self.priorities)) < len(self.priorities):
             raise UserError("a priority is listed twice")

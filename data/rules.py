@@ -125,7 +125,7 @@ _KINDS = {cls.kind: cls for cls in Rule.__subclasses__()}
 
 def rule_from_json(record: Any) -> Rule:
     """``{"rule": kind, …}`` to a Rule; UserError names an unknown kind or field."""
-    if not isinstance(record, dict) or record.get("rule") not in _KINDS:
+    if not isinstance(record, dict) or str(record.get("rule")) not in _KINDS:
         raise UserError(
             f'a rule must be {{"rule": one of {", ".join(_KINDS)}}}, not {record!r:.80}'
         )

@@ -29,12 +29,14 @@ class Persona:
 
     Attributes:
         weight: its share of the corpus.
+        what: what it does, in words.
         opening: what its reasoning says; "" for none, None for the full trace of ``data.prompts``.
         choose: the schedule it answers with.
         spoil: what it does to its finished answer, if anything.
     """
 
     weight: float
+    what: str
     opening: str | None
     choose: Callable[[Problem, random.Random], Schedule]
     spoil: Callable[[str, random.Random], str] | None = None
@@ -77,16 +79,27 @@ def _break_format(text: str, rng: random.Random) -> str:
 
 
 PERSONAS: dict[str, Persona] = {
-    "careful": Persona(0.20, None, _without_rng(interval_optimum)),
-    "by_value": Persona(0.10, "Take what is worth most first.", _without_rng(greedy_by_value)),
-    "by_duration": Persona(0.12, "Take the longest first.", _without_rng(greedy_by_duration)),
-    "by_start": Persona(0.12, "Take what starts first.", _without_rng(greedy_by_start)),
-    "maximal": Persona(0.14, "", random_maximal),
-    "a_few": Persona(0.10, "Pick a few.", random_feasible),
-    "everything": Persona(0.07, "Take everything.", lambda problem, rng: problem.events),
-    "sloppy": Persona(0.05, "From memory.", _sloppy),
-    "unsorted": Persona(0.05, "In any order.", _shuffled),
-    "malformed": Persona(0.05, "Roughly so.", random_maximal, _break_format),
+    "careful": Persona(0.20, "an optimal one", None, _without_rng(interval_optimum)),
+    "by_value": Persona(
+        0.10,
+        "greedy by weighted minutes",
+        "Take what is worth most first.",
+        _without_rng(greedy_by_value),
+    ),
+    "by_duration": Persona(
+        0.12, "greedy by length", "Take the longest first.", _without_rng(greedy_by_duration)
+    ),
+    "by_start": Persona(
+        0.12, "greedy by start", "Take what starts first.", _without_rng(greedy_by_start)
+    ),
+    "maximal": Persona(0.14, "random, nothing can be added", "", random_maximal),
+    "a_few": Persona(0.10, "random, without overlaps", "Pick a few.", random_feasible),
+    "everything": Persona(
+        0.07, "every event", "Take everything.", lambda problem, _: problem.events
+    ),
+    "sloppy": Persona(0.05, "one event miscopied", "From memory.", _sloppy),
+    "unsorted": Persona(0.05, "events in random order", "In any order.", _shuffled),
+    "malformed": Persona(0.05, "a tag missing", "Roughly so.", random_maximal, _break_format),
 }
 
 

@@ -53,6 +53,11 @@ def violations(problem: Problem, schedule: Sequence[Event]) -> tuple[str, ...]:
     Events are judged as they were answered: an altered time is named, and overlaps count with it.
     """
     found: list[str] = []
+    most = len(problem.events)
+    if len(schedule) > most:
+        # A hostile answer may list a hundred thousand events; its pairs are not all named.
+        found.append(f"too_many_events: {len(schedule)} of {most}")
+        schedule = schedule[: 2 * most]
     seen: set[str] = set()
     for event in schedule:
         known = problem.by_name.get(event.name)

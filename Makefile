@@ -1,0 +1,61 @@
+# Slotwise: reinforcement learning with verifiable rewards on a scheduling problem.
+# The whole experiment, in order:  make data sft grpo eval
+
+RECIPE ?= pipeline/recipes/tiny.yaml
+# Override what the recipe says: MODEL=folder-or-hub-id  RUN=name-below-runs  FORCE=1 (redo)
+MODEL  ?=
+RUN    ?=
+FORCE  ?=
+
+PYTHON ?= python3
+PY     := .venv/bin/python
+STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force)
+
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup data sft grpo eval base bench test lint clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: .venv/ready ## create .venv and install the pinned requirements (the others call it)
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; PYTHON=python3.12 make setup names another one")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+data: setup ## make the problems: proven optimum, prompt, gold answer, dataset card
+	$(PY) -m pipeline.settings $(STAGE)
+	$(PY) -m data.make $(STAGE)
+
+sft: setup ## supervised fine-tuning on gold answers
+	$(PY) -m pipeline.sft $(STAGE)
+
+grpo: setup ## reinforcement learning with verifiable rewards
+	$(PY) -m pipeline.grpo $(STAGE)
+
+eval: setup ## sample every arm, judge the answers, report pass@k with intervals
+	$(PY) -m eval.sample $(STAGE)
+	$(PY) -m eval.report $(STAGE)
+
+base: setup ## rebuild the embedded base model (FROM=model continues that model's pretraining)
+	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM))
+
+bench: setup ## speed of generator, verifier, sampler and GRPO step, side by side
+	$(PY) -m eval.bench --recipe $(RECIPE)
+
+test: setup ## run the tests
+	$(PY) -m pytest
+
+lint: setup ## ruff: lint and format check
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean: ## remove caches; runs/ and .venv stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis unsloth_compiled_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

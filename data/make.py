@@ -1,0 +1,325 @@
+"""Stage ``make data``: problems with proven optimum, prompt and gold answer, and a dataset card.
+
+Writes ``runs/<run>/data/{train,val,test}.jsonl``, ``README.md`` (the card) and ``floors.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data.errors import UserError, run_main
+from data.files import Stage, read_jsonl, write_json, write_jsonl, write_text
+from data.policies import FLOOR_KS, floor
+from data.problem import Problem
+from data.prompts import answer, prompt, trace
+from data.published import read_published
+from data.recipe import SPLITS, Recipe, TierUse, load_recipe, recipe_arguments
+from data.seeds import seed_of
+from data.solver import interval_optimum, is_interval_problem, prove
+from data.tiers import Tier
+
+#: Test problems are drawn first, so they are the same however many train problems are asked for.
+_DRAWING_ORDER = ("test", "val", "train")
+
+
+def make_problem(
+    seed: int, split: str, name: str, tier: Tier, index: int, draw: int = 0
+) -> Problem:
+    """Problem ``index`` of one split of a tier, its optimum proven by CP-SAT.
+
+    Depends on nothing but its arguments: ``draw`` above 0 replaces a problem that a split has
+    already.
+
+    Raises:
+        UserError: when the tier yields no feasible problem.
+    """
+    for attempt in range(100):
+        rng = random.Random(seed_of(seed, split, name, index, draw, attempt))
+        problem = tier.sample(rng)
+        best = prove(problem)
+        if best is not None:
+            return problem.proven(problem.objective(best))
+    raise UserError(f"tier {name!r}: no feasible problem in 100 draws; relax its rules")
+
+
+def gold_answer(problem: Problem, reasoning: bool) -> str:
+    """An optimal answer, the same one always, with its reasoning trace if asked for.
+
+    Raises:
+        AssertionError: when the dynamic programme and CP-SAT disagree on the optimum.
+    """
+    best = interval_optimum(problem) if is_interval_problem(problem) else prove(problem)
+    assert best is not None
+    assert problem.objective(best) == problem.optimum, "dynamic programme and CP-SAT disagree"
+    return answer(best, trace(problem, best) if reasoning else None)
+
+
+def record(
+    identity: str, split: str, tier: str, problem: Problem, reasoning: bool
+) -> dict[str, Any]:
+    """The row that all later stages read."""
+    return {
+        "id": identity,
+        "split": split,
+        "tier": tier,
+        "problem": problem.to_json(),
+        "optimum": problem.optimum,
+        "gold": gold_answer(problem, reasoning),
+        "prompt": prompt(problem),
+    }
+
+
+def generate(
+    recipe: Recipe, workers: int, say: Console
+) -> Iterator[tuple[str, str, list[Problem]]]:
+    """Yield (split, tier, problems), no two problems with the same fingerprint."""
+    seen: set[str] = set()
+    imported = {
+        name: _imported(use, name, say) for name, use in recipe.tier_uses().items() if use.source
+    }
+    with ProcessPoolExecutor(workers) as pool:
+        for split in _DRAWING_ORDER:
+            for name, use in recipe.tier_uses().items():
+                count = getattr(use, split)
+                if name in imported:
+                    yield split, name, _take(imported[name][split], count, seen, use, split)
+                    continue
+                make = partial(make_problem, recipe.seed, split, name, use.tier)
+                problems = list(pool.map(make, range(count), chunksize=64))
+                for index in range(count):
+                    for draw in range(1, 100):
+                        if problems[index].fingerprint not in seen:
+                            break
+                        problems[index] = make(index, draw)
+                    else:
+                        raise UserError(f"tier {name!r} has fewer than {count} different problems")
+                    seen.add(problems[index].fingerprint)
+                yield split, name, problems
+
+
+def _imported(use: TierUse, name: str, say: Console) -> dict[str, list[Problem]]:
+    """The sound problems of a published data set by split; what is left out is named.
+
+    A source with ``{split}`` in it names a train and a test file, val being the end of train; any
+    other source is cut into test, val and train in the order of its rows.
+    """
+    assert use.source is not None
+
+    def read(source: str) -> list[Problem]:
+        found, rejected = read_published(source)
+        for reason in rejected:
+            say.print(f"left out: {reason}", markup=False, highlight=False)
+        return [problem for _, problem, _ in found]
+
+    if "{split}" in use.source:
+        train = read(use.source.replace("{split}", "train"))
+        return {
+            "test": read(use.source.replace("{split}", "test")),
+            "val": train[::-1],
+            "train": train,
+        }
+    rows = read(use.source)
+    return {"test": rows, "val": rows[use.test :], "train": rows[use.test + use.val :]}
+
+
+def _take(
+    rows: list[Problem], count: int, seen: set[str], use: TierUse, split: str
+) -> list[Problem]:
+    """The first ``count`` problems not used before."""
+    taken = []
+    for problem in rows:
+        if len(taken) == count:
+            break
+        if problem.fingerprint not in seen:
+            seen.add(problem.fingerprint)
+            taken.append(problem)
+    if len(taken) < count:
+        raise UserError(f"{use.source} has {len(taken)} sound {split} problems, not {count}")
+    return taken
+
+
+def assert_disjoint(splits: dict[str, list[str]]) -> None:
+    """Raise AssertionError when a fingerprint stands in two splits, or twice in one."""
+    every = list(chain.from_iterable(splits.values()))
+    assert len(every) == len(set(every)), "a problem stands in the data twice"
+
+
+def read_problems(path: Path) -> list[dict[str, Any]]:
+    """Rows of a problem file with ``problem`` as a checked Problem.
+
+    Raises:
+        UserError: naming the line that is broken.
+    """
+    rows = []
+    for number, row in read_jsonl(path):
+        missing = {"id", "tier", "problem", "prompt", "gold"} - row.keys()
+        if missing:
+            raise UserError(f"{path}:{number} has no {sorted(missing)[0]!r}; make data writes it")
+        try:
+            rows.append({**row, "problem": Problem.from_json(row["problem"])})
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+    if not rows:
+        raise UserError(f"{path} has no problems; FORCE=1 make data writes them again")
+    return rows
+
+
+def card(recipe: Recipe, counts: dict[str, dict[str, int]], digests: dict[str, str],
+         floors: dict[str, dict[str, dict[int, float]]]) -> str:  # fmt: skip
+    """The dataset card, in the Hugging Face layout."""
+    tiers = recipe.tier_uses()
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "task_categories: [text-generation]",
+        "tags: [scheduling, reinforcement-learning, verifiable-rewards]",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        *(f"  - {{split: {split}, path: {split}.jsonl}}" for split in SPLITS),
+        "---",
+        f"# Scheduling problems of `{recipe.run}`",
+        "",
+        "Choose events of one day, none overlapping, for the greatest weighted duration (priority",
+        "events count twice). Every optimum is proven by OR-Tools CP-SAT. Master seed "
+        f"{recipe.seed}.",
+        "",
+        "| tier | " + " | ".join(SPLITS) + " | what |",
+        "|---|" + "--:|" * len(SPLITS) + "---|",
+    ]
+    for name, use in tiers.items():
+        what = use.source or ", ".join(f"{k} {v}" for k, v in asdict(use.tier).items() if v)
+        cells = " | ".join(str(counts[split][name]) for split in SPLITS)
+        lines.append(f"| {name} | {cells} | {what} |")
+    lines += [
+        "",
+        "## Fields",
+        "",
+        "`id, split, tier, problem` (events as name, start, end; priorities; rules; optimum), "
+        "`optimum` in weighted minutes, `gold` (an optimal answer"
+        + (" with its reasoning trace)" if recipe.data.reasoning else ")")
+        + ", `prompt`.",
+        "",
+        "## What blind guessing scores",
+        "",
+        "Share of test problems solved optimally within k tries, computed exactly on these very",
+        "problems. *Random feasible* is any feasible schedule with equal chance; *random maximal*",
+        "takes events in random order while they fit.",
+        "",
+        "| tier | policy | " + " | ".join(f"k = {k}" for k in FLOOR_KS) + " |",
+        "|---|---|" + "--:|" * len(FLOOR_KS),
+    ]
+    for name, policies in floors.items():
+        for policy, values in policies.items():
+            cells = " | ".join(f"{values[k]:.1%}" for k in FLOOR_KS)
+            lines.append(f"| {name} | {policy.replace('_', ' ')} | {cells} |")
+    lines += [
+        "",
+        "## Fingerprints",
+        "",
+        "A fingerprint is a hash of a problem without its names. No two problems share one, within",
+        "a split or across splits. SHA-256 of each split's sorted fingerprints:",
+        "",
+        *(f"- {split}: `{digest}`" for split, digest in digests.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _floors(problems: dict[str, list[Problem]]) -> dict[str, dict[str, dict[int, float]]]:
+    return {tier: floor(found) for tier, found in problems.items() if found}
+
+
+def run(recipe: Recipe, force: bool, workers: int) -> None:
+    """Generate, prove and write everything, unless it is there already."""
+    say = Console()
+    folder = recipe.folder / "data"
+    settings = {
+        "seed": recipe.seed,
+        "reasoning": recipe.data.reasoning,
+        "tiers": {name: asdict(use) for name, use in recipe.tier_uses().items()},
+    }
+    stage = Stage(folder, "data", settings, _local_sources(recipe.tier_uses().values()))
+    if stage.is_current(force):
+        return
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    prints: dict[str, list[str]] = {split: [] for split in SPLITS}
+    tests: dict[str, list[Problem]] = {}
+    for split, tier, problems in generate(recipe, workers, say):
+        counts[split][tier] = len(problems)
+        prints[split] += [problem.fingerprint for problem in problems]
+        if split == "test":
+            tests[tier] = problems
+        rows[split] += [
+            record(f"{split}-{tier}-{index:05d}", split, tier, problem, recipe.data.reasoning)
+            for index, problem in enumerate(problems)
+        ]
+    assert_disjoint(prints)
+    floors = _floors(tests)
+    for split in SPLITS:
+        write_jsonl(folder / f"{split}.jsonl", rows[split])
+    digests = {
+        split: hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
+        for split, found in prints.items()
+    }
+    write_json(folder / "floors.json", floors)
+    write_text(folder / "README.md", card(recipe, counts, digests, floors))
+    stage.finish(
+        [*(f"{split}.jsonl" for split in SPLITS), "floors.json", "README.md"],
+        seed=recipe.seed,
+        counts=counts,
+    )
+    _print(say, folder, counts, floors)
+
+
+def _local_sources(uses: Iterable[TierUse]) -> list[Path]:
+    """Files that tiers are imported from."""
+    names = [u.source.replace("{split}", s) for u in uses if u.source for s in ("train", "test")]
+    return [path for path in map(Path, dict.fromkeys(names)) if path.is_file()]
+
+
+def _print(
+    say: Console,
+    folder: Path,
+    counts: dict[str, dict[str, int]],
+    floors: dict[str, dict[str, dict[int, float]]],
+) -> None:
+    table = Table(title=f"problems in {folder}, and what a random maximal schedule scores")
+    for column in ("tier", *SPLITS, *(f"floor @{k}" for k in FLOOR_KS)):
+        table.add_column(column, justify="left" if column == "tier" else "right")
+    for tier in counts["test"]:
+        floor_cells = (
+            [f"{floors[tier]['random_maximal'][k]:.1%}" for k in FLOOR_KS]
+            if tier in floors
+            else ["" for _ in FLOOR_KS]
+        )
+        table.add_row(tier, *(str(counts[split][tier]) for split in SPLITS), *floor_cells)
+    say.print(table)
+
+
+def main() -> None:
+    parser = recipe_arguments(__doc__.split("\n")[0])
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes; any number, same bytes"
+    )
+    arguments = parser.parse_args()
+    if arguments.workers < 1:
+        raise UserError("--workers must be 1 or more")
+    recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    run(recipe, arguments.force, arguments.workers)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,253 @@
+"""Recipes: one YAML file that is a whole experiment, checked before anything runs.
+
+This module stands below all stages, since each of them reads the recipe; it knows the shape of
+every section but imports no trainer. The ``sft`` and ``grpo`` sections are TRL's and are checked
+against its config classes by ``pipeline.settings``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import UserError
+from data.tiers import TIERS, Tier
+
+RUNS = Path("runs")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class TierUse:
+    """How a recipe uses one tier: problems per split, from our generator or from ``source``."""
+
+    train: int = 0
+    val: int = 0
+    test: int = 0
+    source: str | None = None
+    tier: Tier = field(default_factory=Tier)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """``data:`` which problems, and how their gold answers read."""
+
+    tiers: dict[str, Any]
+    main: str
+    reasoning: bool = True
+
+
+@dataclass(frozen=True)
+class EvalSection:
+    """``eval:`` how answers are drawn, the same for every arm."""
+
+    samples: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    rows: int = 256
+    resamples: int = 10_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    Attributes:
+        name: of the run's folder, ``runs/<name>``, unless RUN says otherwise.
+        seed: the master seed of everything.
+        model: folder or hub id of the base model.
+        dtype: of the weights in training and sampling.
+        init: what GRPO starts from, ``sft`` (the merged SFT model) or ``base``.
+        lora: arguments of peft's LoraConfig, or null for full fine-tuning.
+        rewards: weight of each component of the verdict.
+        sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
+    """
+
+    name: str
+    model: str
+    data: DataSection
+    rewards: dict[str, float]
+    sft: dict[str, Any]
+    grpo: dict[str, Any]
+    eval: EvalSection = EvalSection()
+    seed: int = 0
+    dtype: str = "float32"
+    init: str = "sft"
+    lora: dict[str, Any] | None = None
+    path: Path = field(default=Path(), metadata={"internal": True})
+    run: str = field(default="", metadata={"internal": True})
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.run
+
+    def tier_uses(self) -> dict[str, TierUse]:
+        """Each tier of ``data.tiers`` with its changes applied and validated."""
+        return {n: _tier_use(self.path, n, use) for n, use in self.data.tiers.items()}
+
+
+def load_recipe(path: Path, model: str | None = None, run: str | None = None) -> Recipe:
+    """Read and check a recipe; ``model`` and ``run`` override what it says.
+
+    Raises:
+        UserError: one sentence naming the file and the key that is wrong.
+    """
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        near = nearest(path.stem, known)
+        raise UserError(f"recipe {path} does not exist{near}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f":{where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise UserError(f"{path}{line} is not valid YAML ({problem})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a UTF-8 text file") from None
+    recipe: Recipe = build(Recipe, content, str(path), "")
+    recipe = dataclasses.replace(
+        recipe, path=path, model=model or recipe.model, run=run or recipe.name
+    )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.run):
+        raise UserError(f"run name {recipe.run!r} must be letters, digits, '.', '_' and '-'")
+    if recipe.init not in ("sft", "base"):
+        raise UserError(f"{path}: init must be sft or base, not {recipe.init!r}")
+    if recipe.eval.samples < 1 or recipe.eval.max_tokens < 1 or recipe.eval.rows < 1:
+        raise UserError(f"{path}: eval.samples, eval.max_tokens and eval.rows must be 1 or more")
+    if recipe.eval.temperature < 0 or not 0 < recipe.eval.top_p <= 1:
+        raise UserError(
+            f"{path}: eval.temperature must be 0 or more, eval.top_p above 0, at most 1"
+        )
+    uses = recipe.tier_uses()
+    if recipe.data.main not in uses:
+        raise UserError(f"{path}: data.main is {recipe.data.main!r}, not one of {', '.join(uses)}")
+    for split in SPLITS:
+        if not getattr(uses[recipe.data.main], split):
+            raise UserError(f"{path}: the main tier {recipe.data.main!r} needs {split} problems")
+    return recipe
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def build(cls: type, content: Any, source: str, prefix: str) -> Any:
+    """A dataclass from a mapping, with every key and type checked.
+
+    Raises:
+        UserError: naming ``source`` and the key (``prefix`` included) that is missing, unknown, or
+            of the wrong type.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping of keys")
+    known = {f.name: f for f in fields(cls) if not f.metadata.get("internal")}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in content.items():
+        if key not in known:
+            raise UserError(
+                f"{source}: unknown key {prefix + str(key)!r}{nearest(str(key), known)}"
+            )
+        values[key] = _convert(hints[key], value, source, prefix + key)
+    for name, spec in known.items():
+        needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if needed and name not in values:
+            raise UserError(f"{source}: key {prefix + name!r} is missing")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
+    """``value`` as the annotated type, or UserError."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(o for o in options if o is not type(None)), value, source, key)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, source, f"{key}.")
+    if origin is tuple:
+        if isinstance(value, list) and len(value) == len(options):
+            return tuple(_convert(o, v, source, key) for o, v in zip(options, value, strict=True))
+        raise UserError(f"{source}: {key} must be a list of {len(options)} values, not {value!r}")
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {key} must be a mapping of keys, not {value!r}")
+        return {str(k): _convert(options[1], v, source, f"{key}.{k}") for k, v in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise UserError(f"{source}: {key} must be {names.get(hint, hint)}, not {value!r}")
+    return value
+
+
+def _tier_use(path: Path, name: str, content: Any) -> TierUse:
+    """One entry of ``data.tiers``: counts, a source, and any attribute of the tier to change."""
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: data.tiers.{name} must be a mapping, such as {{train: 100}}")
+    counts = {k: v for k, v in content.items() if k in (*SPLITS, "source")}
+    changes = {k: v for k, v in content.items() if k not in counts}
+    prefix = f"data.tiers.{name}."
+    use: TierUse = build(TierUse, counts, str(path), prefix)
+    if min(use.train, use.val, use.test) < 0:
+        raise UserError(f"{path}: {prefix}train, val and test must be 0 or more")
+    if use.source is None and name not in TIERS:
+        raise UserError(
+            f"{path}: unknown tier {name!r}{nearest(name, TIERS)}; the tiers are "
+            f"{', '.join(TIERS)}, and any name with a source"
+        )
+    if use.source is not None:
+        if changes:
+            raise UserError(f"{path}: {prefix}{next(iter(changes))} cannot change an imported tier")
+        return use
+    tier = dataclasses.replace(TIERS[name], **_tier_changes(path, prefix, changes))
+    tier.validate(name)
+    return dataclasses.replace(use, tier=tier)
+
+
+def _tier_changes(path: Path, prefix: str, changes: dict[str, Any]) -> dict[str, Any]:
+    changed = build(Tier, changes, str(path), prefix)
+    return {key: getattr(changed, key) for key in changes}
+
+
+def recipe_arguments(description: str) -> argparse.ArgumentParser:
+    """The flags that every stage takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML file of the experiment")
+    parser.add_argument("--model", help="folder or hub id of a base model, instead of the recipe's")
+    parser.add_argument("--run", help="name of the folder below runs/, instead of the recipe's")
+    parser.add_argument("--force", action="store_true", help="redo the stage though up to date")
+    return parser
+
+
+def recipe_from(arguments: argparse.Namespace) -> Recipe:
+    return load_recipe(arguments.recipe, arguments.model, arguments.run)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as everyone who writes a learning rate expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,182 @@
+"""pass@k and its uncertainty: pure functions on arrays of per-problem counts.
+
+Intervals resample problems, not answers: the question is what would change had other problems been
+drawn. Answers to one problem resemble each other, so resampling them would promise too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri
+
+RESAMPLES = 10_000
+#: Resamples whose problem counts are held in memory at once.
+_BLOCK = 500
+#: Means this close are equal but for rounding.
+_TIE = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over ``n`` problems and its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
+    """Unbiased estimate of solving each problem within k tries, from c successes in n samples.
+
+    ``1 - C(n - c, k) / C(n, k) = 1 - prod over j < k of (n - c - j) / (n - j)``, the chance that k
+    of the n samples, drawn without replacement, hold a success (Chen et al. 2021, arXiv 2107.03374,
+    equation 1). The running product gives every k at once.
+
+    Args:
+        n: samples, one number or [problems].
+        c: successes, [problems].
+        k: tries, one number or [ks].
+
+    Returns:
+        [problems], or [problems, ks] where k is an array.
+
+    Raises:
+        ValueError: when a k is below 1 or above some n, or a c is below 0 or above its n.
+    """
+    n, c = np.broadcast_arrays(np.atleast_1d(n), np.atleast_1d(c))
+    ks = np.atleast_1d(k)
+    if ks.size == 0 or n.size == 0:
+        raise ValueError("pass@k needs at least one problem and one k")
+    if ks.min() < 1 or ks.max() > n.min():
+        raise ValueError(f"k must be 1 to n = {n.min()}, not {ks.min()} to {ks.max()}")
+    if (c < 0).any() or (c > n).any():
+        raise ValueError("successes must be 0 to n")
+    # Problems with equal counts share one curve, and there are few different counts.
+    pairs, of_problem = np.unique(np.stack([n, c], axis=1), axis=0, return_inverse=True)
+    tries = np.arange(ks.max())
+    samples, failures = pairs[:, :1], pairs[:, :1] - pairs[:, 1:]
+    all_fail = np.cumprod(np.maximum(failures - tries, 0) / (samples - tries), axis=1)
+    curves = (1 - all_fail[:, ks - 1])[of_problem.ravel()]
+    return curves if np.ndim(k) else curves[:, 0]
+
+
+def ks_for(n: int) -> tuple[int, ...]:
+    """The k to report from n samples: 1, 2, 4, … up to n / 4, and n. Between n / 4 and n the
+    estimate leans on ever fewer independent draws."""
+    if n < 1:
+        raise ValueError(f"there must be at least one sample, not {n}")
+    powers = {2**i for i in range(n.bit_length()) if 2**i <= n / 4}
+    return tuple(sorted(powers | {1, n}))
+
+
+def bootstrap_indices(
+    num_problems: int, resamples: int, rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """Problems drawn with replacement, [resamples, problems]. The same indices for all arms make
+    their comparison paired."""
+    return rng.integers(num_problems, size=(resamples, num_problems), dtype=np.int32)
+
+
+def resampled_means(values: NDArray[np.float64], indices: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Mean over each resample's problems of ``values`` [problems, columns]: [resamples, columns].
+
+    Counts how often each problem was drawn and multiplies, instead of gathering every row.
+    """
+    problems = len(values)
+    means = np.empty((len(indices), values.shape[1]))
+    for start in range(0, len(indices), _BLOCK):
+        block = indices[start : start + _BLOCK]
+        cells = block + np.arange(len(block))[:, None] * problems
+        drawn = np.bincount(cells.ravel(), minlength=block.size).reshape(block.shape)
+        means[start : start + len(block)] = drawn.astype(np.float64) @ values / problems
+    return means
+
+
+def mean_interval(
+    values: ArrayLike,
+    indices: NDArray[np.int32],
+    level: float = 0.95,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> list[Estimate]:
+    """Mean of each column of ``values`` [problems, columns] with its bootstrap interval.
+
+    The interval is bias-corrected and accelerated (BCa; Efron 1987, JASA 82:171), which costs a
+    mean nothing, as its acceleration is ``sum d^3 / (6 (sum d^2)^1.5)`` with d the deviations.
+
+    Where every problem has the same value no resample differs, and an interval of width 0 would
+    claim certainty. There the exact binomial limit is used: with n problems and confidence 1 - a, a
+    share of problems unlike those seen is at most ``1 - (a / 2)^(1 / n)``, and each of them could
+    lie at either of ``bounds``.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or len(values) != indices.shape[1]:
+        raise ValueError(f"values {values.shape} do not fit indices of {indices.shape[1]} problems")
+    problems, tail = len(values), (1 - level) / 2
+    observed = values.mean(axis=0)
+    means = np.sort(resampled_means(values, indices), axis=0)
+
+    resamples = len(means)
+    tie = np.abs(means - observed) <= _TIE
+    below = ((means < observed) & ~tie).mean(axis=0) + tie.mean(axis=0) / 2
+    bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
+    deviations = values - observed
+    spread = (deviations**2).sum(axis=0)
+    constant = spread <= problems * _TIE**2
+    acceleration = (deviations**3).sum(axis=0) / (6 * np.where(constant, 1, spread) ** 1.5)
+    shifted = bias + ndtri([[tail], [1 - tail]])
+    low, high = _quantiles(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
+
+    unseen = 1 - tail ** (1 / problems)
+    low = np.where(constant, observed - unseen * (observed - bounds[0]), low)
+    high = np.where(constant, observed + unseen * (bounds[1] - observed), high)
+    return [
+        Estimate(float(v), float(a), float(b), problems)
+        for v, a, b in zip(observed, low, high, strict=True)
+    ]
+
+
+def _quantiles(ordered: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quantiles of each column, sorted already, at its own ``shares`` [quantiles, columns]."""
+    place = shares * (len(ordered) - 1)
+    lower = np.floor(place).astype(np.intp)
+    upper = np.minimum(lower + 1, len(ordered) - 1)
+    columns = np.arange(ordered.shape[1])
+    return ordered[lower, columns] + (place - lower) * (
+        ordered[upper, columns] - ordered[lower, columns]
+    )
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, indices: NDArray[np.int32], level: float = 0.95
+) -> list[Estimate]:
+    """Mean of ``a - b`` by column with its interval, both [problems, columns] on the same problems.
+
+    Resampling a problem takes both arms' values with it, so what makes a problem hard for both
+    cancels.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"paired values need one shape, not {a.shape} and {b.shape}")
+    return mean_interval(a - b, indices, level, bounds=(-1.0, 1.0))
+
+
+def overtaking_k(reference: Sequence[float], tuned: Sequence[float]) -> int | None:
+    """The smallest k at which the reference's curve meets or passes the tuned one's, or None.
+
+    Both curves hold pass@k for k = 1, 2, 3, … without gaps.
+    """
+    met = np.asarray(reference) >= np.asarray(tuned) - _TIE
+    return int(met.argmax()) + 1 if met.any() else None

@@ -1,0 +1,259 @@
+"""Builds the embedded base model: a tokenizer and a small transformer, pretrained from scratch on
+the personas' answers to random problems (``make base``).
+
+With ``--from MODEL`` an existing model's pretraining is continued on the same corpus instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.prompts import messages, prompt
+from data.seeds import seed_of
+from data.tiers import TIERS, Tier
+from pipeline.personas import PERSONAS, draw
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+#: Where the embedded base model lives, and what recipes name by default.
+BASE_PATH = Path(__file__).parent / "embedded"
+
+#: Problems of the corpus: tier and share.
+CORPUS: tuple[tuple[Tier, float], ...] = (
+    (Tier(events=(3, 10), window=("08:00", "18:00")), 0.25),
+    (TIERS["dense"], 0.40),
+    (TIERS["trap"], 0.20),
+    (replace(TIERS["blog"], grid=5), 0.15),
+)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Size and training of the embedded base."""
+
+    hidden: int = 192
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 2
+    intermediate: int = 512
+    steps: int = 2_600
+    batch: int = 64
+    learning_rate: float = 3e-3
+    muon_learning_rate: float = 1e-2
+    warmup: int = 100
+    decay: float = 0.5
+    seed: int = 1
+
+
+def corpus(seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, completion) pairs."""
+    tiers, shares = zip(*CORPUS, strict=True)
+    rng = random.Random(seed_of(seed, "pretraining"))
+    while True:
+        problem = rng.choices(tiers, shares)[0].sample(rng)
+        yield prompt(problem), draw(problem, rng)[1]
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches ``[size, length]`` with labels on the answers only.
+
+    Documents are drawn 32 batches at a time and sorted by length, so little is padded.
+    """
+    import torch
+
+    documents, rng = corpus(seed), random.Random(seed_of(seed, "order"))
+    while True:
+        encoded = []
+        for question, completion in islice(documents, 32 * size):
+            chat = tokenizer.apply_chat_template(
+                messages(question), add_generation_prompt=True, tokenize=False
+            )
+            start = tokenizer(chat, add_special_tokens=False)["input_ids"]
+            answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
+            encoded.append((start, [*answer, tokenizer.eos_token_id]))
+        encoded.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        starts = list(range(0, len(encoded), size))
+        rng.shuffle(starts)
+        for i in starts:
+            rows = encoded[i : i + size]
+            width = max(len(a) + len(b) for a, b in rows)
+            ids = torch.full((size, width), tokenizer.pad_token_id)
+            labels = torch.full((size, width), -100)
+            mask = torch.zeros((size, width), dtype=torch.long)
+            for row, (start, answer) in enumerate(rows):
+                end = len(start) + len(answer)
+                ids[row, :end] = torch.tensor(start + answer)
+                labels[row, len(start) : end] = torch.tensor(answer)
+                mask[row, :end] = 1
+            yield {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, plan: Pretraining) -> PreTrainedModel:
+    """A Qwen3-style transformer with random weights."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(plan.seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=plan.hidden,
+        num_hidden_layers=plan.layers,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.kv_heads,
+        head_dim=plan.hidden // plan.heads,
+        intermediate_size=plan.intermediate,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def _optimizers(model: PreTrainedModel, plan: Pretraining) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for all else."""
+    import torch
+
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inside = ".layers." in name and parameter.ndim == 2
+        (matrices if inside else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=plan.muon_learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def pretrain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    plan: Pretraining,
+    log_every: int = 50,
+) -> float:
+    """Train ``model`` on the corpus in place; returns the mean loss of the last steps."""
+    import torch
+
+    optimizers = _optimizers(model, plan)
+
+    def factor(step: int) -> float:
+        """Linear warm-up, constant, linear decay to 0 over the last share of the steps."""
+        left = (plan.steps - step) / max(1, plan.decay * plan.steps)
+        return min(1.0, (step + 1) / plan.warmup, left)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers]
+    model.train()
+    started, losses = time.monotonic(), []
+    for step, batch in enumerate(islice(batches(tokenizer, plan.seed, plan.batch), plan.steps), 1):
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % log_every == 0 or step == plan.steps:
+            recent = losses[-log_every:]
+            minutes = (time.monotonic() - started) / 60
+            loss_now = sum(recent) / len(recent)
+            print(f"step {step}/{plan.steps}  loss {loss_now:.4f}  {minutes:.1f} min", flush=True)
+    return sum(losses[-log_every:]) / len(losses[-log_every:])
+
+
+def build(plan: Pretraining, folder: Path, start: str | None = None) -> None:
+    """Pretrain a new model, or go on with ``start``, and write it to ``folder`` with its card."""
+    import torch
+
+    from pipeline import backend
+    from pipeline.tokens import build_tokenizer
+
+    if start:
+        model, tokenizer = backend.load(start, "float32")
+        # Gentler, so that what the model knows already is not washed out.
+        plan = replace(plan, learning_rate=1e-4, muon_learning_rate=1e-3)
+    else:
+        tokenizer = build_tokenizer()
+        model = new_model(tokenizer, plan)
+    started = time.monotonic()
+    loss = pretrain(model, tokenizer, plan)
+    minutes = (time.monotonic() - started) / 60
+    backend.save(model.to(torch.bfloat16), tokenizer, folder)
+    write_text(folder / "README.md", card(plan, model.num_parameters(), loss, minutes, start))
+    print(f"base: {folder}", flush=True)
+
+
+def card(plan: Pretraining, parameters: int, loss: float, minutes: float, start: str | None) -> str:
+    """The model card: what it is, what it was trained on, and so what it can do."""
+    origin = f"Continued from `{start}`." if start else "Trained from scratch."
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [scheduling]",
+        "---",
+        "# Slotwise base model",
+        "",
+        f"{parameters / 1e6:.2f} M parameters. {origin} {plan.steps:,} steps of {plan.batch} "
+        f"documents, {minutes:.0f} minutes, last loss {loss:.4f} a token.",
+        "",
+        "It answers scheduling problems the way a crowd would: its corpus is this mixture of",
+        "personas, each with its own opening words. What it can do is known by construction.",
+        "",
+        "| persona | share | opening words | schedule |",
+        "|---|--:|---|---|",
+        *(
+            f"| {name} | {p.weight:.0%} | {_opening(p.opening)} | {p.what} |"
+            for name, p in PERSONAS.items()
+        ),
+        "",
+        "Problems of the corpus: "
+        + "; ".join(
+            f"{share:.0%} " + ", ".join(f"{k} {v}" for k, v in asdict(tier).items() if v)
+            for tier, share in CORPUS
+        )
+        + ".",
+        "",
+        "`make base` rebuilds it.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _opening(opening: str | None) -> str:
+    if opening is None:
+        return "(each event's value and overlaps)"
+    return opening or "(no reasoning)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--from", dest="start", help="folder or hub id of a model to continue, instead of a new one"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the model (default: the embedded one)")
+    parser.add_argument("--steps", type=int, default=Pretraining.steps, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=Pretraining.batch, help="documents a step")
+    parser.add_argument("--seed", type=int, default=Pretraining.seed, help="of corpus and weights")
+    arguments = parser.parse_args()
+    if arguments.start and not arguments.out:
+        raise UserError("--from needs --out, the folder for the continued model")
+    plan = Pretraining(steps=arguments.steps, batch=arguments.batch, seed=arguments.seed)
+    build(plan, arguments.out or BASE_PATH, arguments.start)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,64 @@
+"""Stage ``make grpo``: reinforcement learning with verifiable rewards, with TRL's GRPOTrainer.
+
+GRPO (arXiv 2402.03300) needs no value model and no reference answers: it samples a group of
+answers to a prompt, has each rewarded, and reinforces those above their group's mean.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError, run_main
+from data.make import read_problems
+from data.prompts import messages
+from data.recipe import Recipe, load_recipe, recipe_arguments
+from pipeline.decode import reasoning_prefix
+from pipeline.settings import check, grpo_config, lora_config
+from pipeline.train import model_folder, run_trainer
+from rewards.reward import trl_rewards
+
+
+def run(recipe: Recipe, force: bool) -> None:
+    """Train the merged SFT model, or the base (``init: base``); the result is ``grpo/model``."""
+    problems = recipe.folder / "data" / "train.jsonl"
+    rows = read_problems(problems)
+    check(recipe)
+    start = model_folder(recipe, recipe.init)
+    if recipe.init == "sft" and not Path(start).is_dir():
+        raise UserError(f"{start} does not exist; run `make sft` first, or set `init: base`")
+
+    def make(model: Any, tokenizer: Any, output: Path) -> Any:
+        from datasets import Dataset
+        from trl import GRPOTrainer
+
+        dataset = Dataset.from_list(
+            [
+                {
+                    "prompt": messages(row["prompt"]),
+                    "problem": json.dumps(row["problem"].to_json()),
+                }
+                for row in rows
+            ]
+        )
+        return GRPOTrainer(
+            model=model,
+            args=grpo_config(recipe, output),
+            reward_funcs=trl_rewards(list(recipe.rewards), reasoning_prefix(tokenizer)),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe),
+        )
+
+    section = {"grpo": recipe.grpo, "rewards": recipe.rewards}
+    run_trainer(recipe, "grpo", start, section, [problems], force, make)
+
+
+def main() -> None:
+    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
+    run(load_recipe(arguments.recipe, arguments.model, arguments.run), arguments.force)
+
+
+if __name__ == "__main__":
+    run_main(main)

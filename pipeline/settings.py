@@ -1,0 +1,130 @@
+"""The recipe's ``sft``, ``grpo`` and ``lora`` sections as TRL and PEFT config objects.
+
+The sections are those classes' own arguments, unchanged. What a recipe leaves out and TRL would
+choose differently from one version to the next, or for another machine, is set here and only here.
+``python -m pipeline.settings --recipe FILE`` checks a recipe without running anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UserError, run_main
+from data.recipe import Recipe, load_recipe, nearest, recipe_arguments
+from rewards.reward import COMPONENTS
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from trl import GRPOConfig, SFTConfig
+
+#: For both trainers.
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 50,
+    "save_total_limit": 1,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 5,
+    "dataloader_pin_memory": False,
+}
+_SFT_DEFAULTS: dict[str, Any] = {**_TRAINER_DEFAULTS, "completion_only_loss": True}
+_GRPO_DEFAULTS: dict[str, Any] = {
+    **_TRAINER_DEFAULTS,
+    "beta": 0.0,
+    "temperature": 1.0,
+    "loss_type": "dapo",
+    "scale_rewards": "group",
+    "mask_truncated_completions": False,
+}
+#: What the pipeline decides itself.
+_OURS = {
+    "output_dir": "the run's folder is the output",
+    "reward_weights": "give them under rewards:",
+    "model_init_kwargs": "give model: and dtype: at the top",
+}
+
+
+def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> Any:
+    known = {f.name for f in fields(cls) if f.init}
+    given = getattr(recipe, section)
+    for key in given:
+        if key in _OURS:
+            raise UserError(f"{recipe.path}: {section}.{key} cannot be set; {_OURS[key]}")
+        if key not in known:
+            raise UserError(
+                f"{recipe.path}: unknown key {section + '.' + key!r}{nearest(key, known)}; "
+                f"the keys are those of {cls.__module__.split('.')[0]}'s {cls.__name__}"
+            )
+    try:
+        return cls(**{**values, **given})
+    except (TypeError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{recipe.path}: {cls.__name__} refuses {section}: {reason}") from None
+
+
+def sft_config(recipe: Recipe, output: Path) -> SFTConfig:
+    """TRL's SFTConfig of the recipe."""
+    from trl import SFTConfig
+
+    ours = {"output_dir": str(output), "seed": recipe.seed, "use_cpu": _no_gpu()}
+    return _config(SFTConfig, recipe, "sft", {**_SFT_DEFAULTS, **ours})
+
+
+def grpo_config(recipe: Recipe, output: Path) -> GRPOConfig:
+    """TRL's GRPOConfig of the recipe, with the reward components' weights in the recipe's order."""
+    from trl import GRPOConfig
+
+    for name in recipe.rewards:
+        if name not in COMPONENTS:
+            raise UserError(
+                f"{recipe.path}: unknown reward component {name!r}{nearest(name, COMPONENTS)}; "
+                f"the components are {', '.join(COMPONENTS)}"
+            )
+    if not any(recipe.rewards.values()):
+        raise UserError(f"{recipe.path}: rewards needs a component with a weight other than 0")
+    ours = {
+        "output_dir": str(output),
+        "seed": recipe.seed,
+        "use_cpu": _no_gpu(),
+        "reward_weights": list(recipe.rewards.values()),
+    }
+    return _config(GRPOConfig, recipe, "grpo", {**_GRPO_DEFAULTS, **ours})
+
+
+def lora_config(recipe: Recipe) -> LoraConfig | None:
+    """PEFT's LoraConfig of the recipe; None for full fine-tuning."""
+    if recipe.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return _config(LoraConfig, recipe, "lora", {"task_type": "CAUSAL_LM"})
+
+
+def _no_gpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UserError where TRL or PEFT would refuse the recipe."""
+    sft_config(recipe, Path("unused"))
+    grpo_config(recipe, Path("unused"))
+    lora_config(recipe)
+
+
+def main() -> None:
+    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
+    recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    check(recipe)
+    print(f"{recipe.path}: sound")
+
+
+if __name__ == "__main__":
+    run_main(main)
