@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.errors import UserError, run_main
+from data.files import write_text
 from data.prompts import messages, prompt
 from data.seeds import seed_of
 from data.tiers import TIERS, Tier

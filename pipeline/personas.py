@@ -92,10 +92,10 @@ PERSONAS: dict[str, Persona] = {
     "by_start": Persona(
         0.12, "greedy by start", "Take what starts first.", _without_rng(greedy_by_start)
     ),
-    "maximal": Persona(0.14, "random, nothing can be added", "", random_maximal),
+    "maximal": Persona(0.14, "random, nothing left to add", "", random_maximal),
     "a_few": Persona(0.10, "random, without overlaps", "Pick a few.", random_feasible),
     "everything": Persona(
-        0.07, "every event", "Take everything.", lambda problem, _: problem.events
+        0.07, "every event", "Take everything.", lambda p, _: p.events
     ),
     "sloppy": Persona(0.05, "one event miscopied", "From memory.", _sloppy),
     "unsorted": Persona(0.05, "events in random order", "In any order.", _shuffled),
