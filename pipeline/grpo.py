@@ -20,6 +20,29 @@ from pipeline.train import model_folder, run_trainer
 from rewards.reward import trl_rewards
 
 
+def trainer_for(
+    recipe: Recipe, rows: list[dict[str, Any]], model: Any, tokenizer: Any, output: Path
+) -> Any:
+    """TRL's GRPOTrainer on the prompts of ``rows``, rewarded by the recipe's components."""
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    dataset = Dataset.from_list(
+        [
+            {"prompt": messages(row["prompt"]), "problem": json.dumps(row["problem"].to_json())}
+            for row in rows
+        ]
+    )
+    return GRPOTrainer(
+        model=model,
+        args=grpo_config(recipe, output),
+        reward_funcs=trl_rewards(list(recipe.rewards), reasoning_prefix(tokenizer)),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora_config(recipe),
+    )
+
+
 def run(recipe: Recipe, force: bool) -> None:
     """Train the merged SFT model, or the base (``init: base``); the result is ``grpo/model``."""
     problems = recipe.folder / "data" / "train.jsonl"
@@ -30,26 +53,7 @@ def run(recipe: Recipe, force: bool) -> None:
         raise UserError(f"{start} does not exist; run `make sft` first, or set `init: base`")
 
     def make(model: Any, tokenizer: Any, output: Path) -> Any:
-        from datasets import Dataset
-        from trl import GRPOTrainer
-
-        dataset = Dataset.from_list(
-            [
-                {
-                    "prompt": messages(row["prompt"]),
-                    "problem": json.dumps(row["problem"].to_json()),
-                }
-                for row in rows
-            ]
-        )
-        return GRPOTrainer(
-            model=model,
-            args=grpo_config(recipe, output),
-            reward_funcs=trl_rewards(list(recipe.rewards), reasoning_prefix(tokenizer)),
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=lora_config(recipe),
-        )
+        return trainer_for(recipe, rows, model, tokenizer, output)
 
     section = {"grpo": recipe.grpo, "rewards": recipe.rewards}
     run_trainer(recipe, "grpo", start, section, [problems], force, make)

@@ -1,0 +1,250 @@
+"""Speed, side by side in one run (``make bench``): generator, verifier, sampler, GRPO step.
+
+Absolute figures belong to the machine they were taken on; the ratios are what to compare.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data.errors import run_main
+from data.files import write_json
+from data.make import make_problem, record
+from data.prompts import answer, trace
+from data.recipe import Recipe, load_recipe, recipe_arguments
+from data.seeds import seed_of
+from data.solver import interval_optimum
+from rewards.parse import parse
+from rewards.verify import confirm, verify
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a figure, what it is compared with, and the aim."""
+
+    what: str
+    figure: str
+    beside: str
+    ratio: str
+    aim: str
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def bench_problems(recipe: Recipe, count: int) -> tuple[list[Row], list[Any]]:
+    """Problems drawn and proven a second, on one core: by CP-SAT, and by dynamic programming."""
+    name, tier = recipe.data.main, recipe.tier_uses()[recipe.data.main].tier
+    problems: list[Any] = []
+
+    def prove_all() -> None:
+        problems.extend(make_problem(recipe.seed, "bench", name, tier, i) for i in range(count))
+
+    def fast_path() -> None:
+        for i in range(count):
+            interval_optimum(tier.sample(random.Random(seed_of(recipe.seed, "bench", name, i))))
+
+    proven, fast = seconds(prove_all), seconds(fast_path)
+    return [
+        Row(
+            f"problems drawn and proven a second ({name}, CP-SAT)",
+            f"{count / proven:,.0f}",
+            f"dynamic programme {count / fast:,.0f}",
+            f"{proven / fast:.1f}x slower",
+            "at least 1,000",
+        )
+    ], problems
+
+
+def bench_verdicts(problems: list[Any]) -> list[Row]:
+    """Verdicts a second on one core: plain, and confirmed by CP-SAT (each schedule once)."""
+    golds = [interval_optimum(p) for p in problems]
+    texts = [answer(g, trace(p, g)) for p, g in zip(problems, golds, strict=True)]
+    confirm.cache_clear()
+    repeats = 20
+
+    def plain() -> None:
+        for _ in range(repeats):
+            for problem, text in zip(problems, texts, strict=True):
+                verify(problem, text)
+
+    def confirmed() -> None:
+        for problem, text in zip(problems, texts, strict=True):
+            confirm(problem, parse(text))
+
+    fast = seconds(plain) / repeats
+    slow = seconds(confirmed)
+    return [
+        Row(
+            "verdicts a second (plain checks)",
+            f"{len(texts) / fast:,.0f}",
+            f"confirmed by CP-SAT {len(texts) / slow:,.0f}",
+            f"{slow / fast:.0f}x faster",
+            "at least 20,000",
+        )
+    ]
+
+
+def bench_sampler(recipe: Recipe, problems: list[Any], samples: int, repeats: int) -> list[Row]:
+    """Samples a second against ``generate(num_return_sequences=k)`` a prompt, alternating."""
+    import torch
+
+    from data.prompts import prompt
+    from pipeline import backend
+    from pipeline.decode import Decoding, render, sample
+
+    model, tokenizer = backend.load(recipe.model, recipe.dtype)
+    model.eval()
+    rendered = [render(tokenizer, prompt(problem)) for problem in problems]
+    tokens = recipe.eval.max_tokens
+
+    def ours() -> None:
+        for _ in sample(
+            model, tokenizer, rendered, samples, Decoding(max_tokens=tokens),
+            list(range(len(rendered))), recipe.eval.rows,
+        ):  # fmt: skip
+            pass
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for text in rendered:
+            inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
+            inputs.pop("token_type_ids", None)
+            model.generate(
+                **inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0,
+                num_return_sequences=samples, max_new_tokens=tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )  # fmt: skip
+
+    times = [(seconds(ours), seconds(plain)) for _ in range(repeats)]
+    mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    count = samples * len(rendered)
+    return [
+        Row(
+            f"samples a second ({samples} a prompt)",
+            f"{count / mine:,.0f}",
+            f"plain generate {count / theirs:,.0f}",
+            f"{theirs / mine:.1f}x faster",
+            "at least 2x",
+        )
+    ]
+
+
+@contextmanager
+def _temporary_run(recipe: Recipe, steps: int) -> Iterator[tuple[Recipe, Path]]:
+    """The recipe cut down to ``steps`` GRPO steps from its base model, and a scratch folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        grpo = {**recipe.grpo, "max_steps": steps, "save_strategy": "no", "logging_steps": 1}
+        yield replace(recipe, grpo=grpo, init="base"), Path(folder)
+
+
+def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) -> list[Row]:
+    """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, alternating, and the
+    share of a step that the reward takes."""
+    from datasets import Dataset
+    from transformers.utils import logging
+    from trl import GRPOTrainer
+
+    from data.prompts import messages
+    from pipeline import backend
+    from pipeline.grpo import trainer_for
+    from pipeline.settings import grpo_config
+
+    logging.set_verbosity_error()
+    rows = [
+        {**record(f"bench-{i}", "train", recipe.data.main, p, False), "problem": p}
+        for i, p in enumerate(problems)
+    ]
+    spent = [0.0]
+
+    def timed(reward: Callable[..., list[float]]) -> Callable[..., list[float]]:
+        def inner(**columns: Any) -> list[float]:
+            start = time.perf_counter()
+            result = reward(**columns)
+            spent[0] += time.perf_counter() - start
+            return result
+
+        inner.__name__ = reward.__name__
+        return inner
+
+    def ours(short: Recipe, folder: Path) -> float:
+        model, tokenizer = backend.load(short.model, short.dtype)
+        trainer = trainer_for(short, rows, model, tokenizer, folder)
+        trainer.reward_funcs = [timed(f) for f in trainer.reward_funcs]
+        return seconds(trainer.train)
+
+    def stock(short: Recipe, folder: Path) -> float:
+        model, tokenizer = backend.load(short.model, short.dtype)
+        dataset = Dataset.from_list(
+            [{"prompt": messages(r["prompt"]), "gold": r["gold"]} for r in rows]
+        )
+
+        def reward(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
+            return [float(c[0]["content"] == g) for c, g in zip(completions, gold, strict=True)]
+
+        config = grpo_config(replace(short, rewards={"optimal": 1.0}), folder)
+        trainer = GRPOTrainer(
+            model=model, args=config, reward_funcs=reward, train_dataset=dataset,
+            processing_class=tokenizer,
+        )  # fmt: skip
+        return seconds(trainer.train)
+
+    with _temporary_run(recipe, steps) as (short, folder):
+        times = [(ours(short, folder), stock(short, folder)) for _ in range(repeats)]
+    mine, theirs = (statistics.median(column) / steps for column in zip(*times, strict=True))
+    share = spent[0] / sum(first for first, _ in times)
+    return [
+        Row(
+            "seconds a GRPO step",
+            f"{mine:.2f}",
+            f"stock TRL {theirs:.2f}",
+            f"{mine / theirs:.2f}x its time",
+            "no slower",
+        ),
+        Row("reward's share of a GRPO step", f"{share:.2%}", "", "", "under 2 %"),
+    ]
+
+
+def main() -> None:
+    parser = recipe_arguments(__doc__.split("\n")[0])
+    parser.add_argument("--problems", type=int, default=1000, help="to draw, prove and judge")
+    parser.add_argument("--prompts", type=int, default=16, help="to sample from")
+    parser.add_argument("--samples", type=int, default=64, help="a prompt")
+    parser.add_argument("--steps", type=int, default=5, help="GRPO steps a run")
+    parser.add_argument("--repeats", type=int, default=3, help="alternating runs, median taken")
+    parser.add_argument("--out", type=Path, help="write the table here as JSON too")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    table, problems = bench_problems(recipe, arguments.problems)
+    table += bench_verdicts(problems)
+    table += bench_sampler(
+        recipe, problems[: arguments.prompts], arguments.samples, arguments.repeats
+    )
+    table += bench_grpo(recipe, problems[:200], arguments.steps, arguments.repeats)
+    shown = Table(title=f"speed of {recipe.path}")
+    for column in ("what", "here", "beside it", "ratio", "aim"):
+        shown.add_column(column)
+    for row in table:
+        shown.add_row(row.what, row.figure, row.beside, row.ratio, row.aim)
+    Console(width=None if Console().is_terminal else 140).print(shown)
+    if arguments.out:
+        write_json(arguments.out, [vars(row) for row in table])
+
+
+if __name__ == "__main__":
+    run_main(main)
