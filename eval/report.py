@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import isotonic_regression
 
 from data.errors import UserError
 from data.files import write_json, write_text
@@ -524,8 +523,8 @@ _FLOOR_DASHES = ((0, (5, 2)), (0, (2, 2)), (0, (1, 2)), (0, (8, 3, 1, 3)), (0, (
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """Draw pass@k with bands and floors, a panel a tier, to a PNG."""
-    # Drawing is needed once, at the end, and matplotlib is slow to import. A Figure of its own
-    # always draws with Agg, whatever display there is.
+    # Imported here, as it is slow and needed once. A Figure of its own, outside pyplot, draws with
+    # Agg whatever display there is.
     from matplotlib.figure import Figure
 
     tiers = list(report["tiers"])
@@ -593,7 +592,7 @@ def _draw_tier(
             [100 * result["pass_at_k"][str(k)][key] for k in ks] for key in ("value", "low", "high")
         )
         ax.fill_between(ks, low, high, color=colour, alpha=0.16, lw=0)
-        ax.plot(ks, value, color=colour, marker=marker, ms=5, lw=2)
+        ax.plot(ks, value, color=colour, marker=marker, ms=5, lw=2, clip_on=False)
         labels.append((value[-1], label(arm), colour))
     ax.set_xscale("log", base=2)
     ax.set_xticks(ks, [str(k) for k in ks])
@@ -618,6 +617,8 @@ def _draw_tier(
 
 def _label_ends(ax: Axes, labels: list[tuple[float, str, str]], top: float) -> None:
     """Name each curve at its right end, pushed apart where ends are close."""
+    from scipy.optimize import isotonic_regression
+
     gap = 0.055 * top
     labels = sorted(labels)
     # Least squares with at least a gap between neighbours is isotonic regression, shifted.

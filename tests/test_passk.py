@@ -1,0 +1,149 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.special import betaln
+from scipy.stats import hypergeom
+
+from eval.passk import (
+    Estimate,
+    bootstrap_indices,
+    ks_for,
+    mean_interval,
+    overtaking_k,
+    paired_difference,
+    pass_at_k,
+    resampled_means,
+)
+
+
+def test_pass_at_k_equals_the_share_of_all_subsets_that_hold_a_success():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations([True] * c + [False] * (n - c), k))
+                share = sum(map(any, subsets)) / len(subsets)
+                assert pass_at_k(n, [c], k)[0] == pytest.approx(share, abs=1e-12)
+
+
+def test_pass_at_k_equals_the_hypergeometric_distribution():
+    c = np.arange(257)
+    for k in (1, 2, 17, 64, 255, 256):
+        expected = 1 - hypergeom.pmf(0, 256, c, k)
+        assert np.allclose(pass_at_k(256, c, k), expected, atol=1e-10)
+
+
+def test_samples_may_differ_by_problem_and_all_k_come_at_once():
+    n, c, ks = np.array([8, 12, 8, 30]), np.array([0, 3, 8, 1]), [1, 2, 8]
+    matrix = pass_at_k(n, c, ks)
+    assert matrix.shape == (4, 3)
+    for column, k in enumerate(ks):
+        assert np.allclose(matrix[:, column], 1 - hypergeom.pmf(0, n, c, k))
+        assert np.array_equal(matrix[:, column], pass_at_k(n, c, k))
+
+
+def test_pass_at_k_is_unbiased():
+    rng = np.random.default_rng(1)
+    successes = rng.binomial(8, 0.2, size=200_000)
+    assert pass_at_k(8, successes, 4).mean() == pytest.approx(1 - 0.8**4, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k"), [([8, 4], [1, 1], 5), (8, [1], 0), (8, [9], 1), (8, [-1], 1), (8, [], 1)]
+)
+def test_a_k_or_a_count_that_cannot_be_is_refused(n, c, k):
+    with pytest.raises(ValueError, match=r"k must be|successes|at least one"):
+        pass_at_k(n, np.array(c, dtype=int), k)
+
+
+def test_ks_are_powers_of_two_up_to_a_quarter_and_n():
+    assert ks_for(64) == (1, 2, 4, 8, 16, 64)
+    assert ks_for(100) == (1, 2, 4, 8, 16, 100)
+    assert ks_for(7) == (1, 7)
+    assert ks_for(2) == (1, 2)
+    assert ks_for(1) == (1,)
+    with pytest.raises(ValueError, match="at least one sample"):
+        ks_for(0)
+
+
+def test_resampled_means_equal_gathering_every_row():
+    rng = np.random.default_rng(2)
+    values, indices = rng.random((30, 3)), bootstrap_indices(30, 1200, rng)
+    assert np.allclose(resampled_means(values, indices), values[indices].mean(axis=1))
+
+
+def test_the_interval_agrees_with_scipys_bca_bootstrap():
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(3)
+    values, resamples = rng.beta(0.3, 3, size=120), 100_000
+    # Both are random: at this many resamples a limit's standard deviation is about 0.0001, so the
+    # tolerance is wide of chance, yet the plain percentile interval, 0.002 off, would fail.
+    [ours] = mean_interval(values[:, None], bootstrap_indices(120, resamples, rng))
+    theirs = bootstrap((values,), np.mean, n_resamples=resamples, method="BCa", batch=2000, rng=rng)
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.001)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.001)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.3, 3.0), (0.5, 0.5), (2.0, 20.0)])
+def test_95_percent_intervals_of_pass_at_k_cover_the_truth_about_95_times_in_100(a, b):
+    problems, n, ks, repetitions = 200, 16, np.array([1, 4, 16]), 1500
+    rng = np.random.default_rng(4)
+    accuracy = rng.beta(a, b, size=repetitions * problems)
+    curves = pass_at_k(n, rng.binomial(n, accuracy), ks).reshape(repetitions, problems, len(ks))
+    values = curves.transpose(1, 0, 2).reshape(problems, -1)
+    truth = np.tile(1 - np.exp(betaln(a, b + ks) - betaln(a, b)), repetitions)
+    found = mean_interval(values, bootstrap_indices(problems, 2000, rng))
+    covered = [e.low <= t <= e.high for e, t in zip(found, truth, strict=True)]
+    for coverage in np.reshape(covered, (repetitions, len(ks))).mean(axis=0):
+        assert 0.93 <= coverage <= 0.97
+
+
+def test_95_percent_intervals_of_a_paired_difference_cover_it_about_95_times_in_100():
+    problems, n, repetitions = 200, 8, 2000
+    rng = np.random.default_rng(5)
+    base = rng.beta(0.5, 2, size=(problems, repetitions))
+    tuned = base**0.5  # better on every problem, and hard where the base finds it hard
+    truth = np.exp(betaln(1.0, 2) - betaln(0.5, 2)) - 0.5 / 2.5
+    found = paired_difference(
+        rng.binomial(n, tuned) / n,
+        rng.binomial(n, base) / n,
+        bootstrap_indices(problems, 2000, rng),
+    )
+    assert 0.93 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.97
+
+
+def test_pairing_cancels_what_the_problems_have_in_common():
+    rng = np.random.default_rng(6)
+    hardness = rng.random((100, 1))
+    [difference] = paired_difference(
+        hardness * 0.5 + 0.5, hardness * 0.5 + 0.4, bootstrap_indices(100, 1000, rng)
+    )
+    assert difference.value == pytest.approx(0.1)
+    assert difference.excludes_zero
+    assert not Estimate(0.1, -0.1, 0.3, 5).excludes_zero
+
+
+def test_problems_that_all_agree_do_not_make_an_interval_of_width_zero():
+    indices = bootstrap_indices(100, 500, np.random.default_rng(7))
+    limit = 1 - 0.025 ** (1 / 100)  # Clopper and Pearson's upper limit for 0 of 100
+    nothing, everything = mean_interval(np.tile([0.0, 1.0], (100, 1)), indices)
+    assert (nothing.low, nothing.high) == (0, pytest.approx(limit))
+    assert (everything.low, everything.high) == (pytest.approx(1 - limit), 1)
+    [same] = paired_difference(np.zeros((100, 1)), np.zeros((100, 1)), indices)
+    assert (same.low, same.high) == (pytest.approx(-limit), pytest.approx(limit))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    indices = bootstrap_indices(5, 10, np.random.default_rng(8))
+    with pytest.raises(ValueError, match="do not fit"):
+        mean_interval(np.zeros((4, 1)), indices)
+    with pytest.raises(ValueError, match="one shape"):
+        paired_difference(np.zeros((5, 1)), np.zeros((5, 2)), indices)
+
+
+def test_the_overtaking_k_is_the_first_at_which_the_curves_meet():
+    assert overtaking_k([0.1, 0.3, 0.5], [0.2, 0.3, 0.4]) == 2
+    assert overtaking_k([0.1, 0.2], [0.2, 0.3]) is None
+    assert overtaking_k([0.2], [0.1]) == 1
