@@ -1,0 +1,290 @@
+"""The parser: what it reads, what it calls the rest, how fast, and that nothing breaks it."""
+
+import random
+import time
+from collections import Counter
+from xml.etree import ElementTree
+
+import pytest
+from conftest import brute_force, day, minutes, tier_problems, weighted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.problem import CLOCK, Event, Problem
+from data.prompts import answer, schedule_xml, trace
+from data.solver import interval_optimum
+from data.tiers import TIERS
+from rewards.parse import ParseFailure, parse
+from rewards.verify import Status, verify
+
+ART = "<event><name>Art</name><start>09:00</start><end>10:00</end></event>"
+
+
+def test_a_schedule_is_read_in_the_order_answered():
+    text = f"<schedule>{ART.replace('Art', 'B')}{ART.replace('Art', 'A')}</schedule>"
+    assert parse(text) == (Event(540, 600, "B"), Event(540, 600, "A"))
+
+
+def test_an_empty_schedule_is_a_schedule():
+    assert parse("<schedule></schedule>") == ()
+    assert parse("<schedule>\n \t\r\n</schedule>") == ()
+
+
+def test_the_parser_does_not_judge_what_it_reads():
+    backwards = ART.replace("10:00", "08:00")
+    assert parse(f"<schedule>{backwards}{ART}</schedule>") == (
+        Event(540, 480, "Art"), Event(540, 600, "Art"),
+    )  # fmt: skip
+
+
+def test_blanks_around_names_and_times_do_not_matter():
+    spaced = ART.replace("Art", " \n Art\t").replace("09:00", " 09:00\r\n")
+    assert parse(f"<schedule>{spaced}</schedule>") == (Event(540, 600, "Art"),)
+
+
+def test_names_hold_anything_but_tags():
+    for name in ("Überraschung 茶", "a & b", 'say "hi"', "x > y", "\u202e", "\x00", "😀" * 1000):
+        text = f"<schedule>{ART.replace('Art', name)}</schedule>"
+        assert parse(text) == (Event(540, 600, name),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ParseFailure.NO_SCHEDULE),
+        ("</schedule>", ParseFailure.NO_SCHEDULE),
+        (f"</schedule>{ART}<schedule>", ParseFailure.UNTERMINATED),
+        ("<think>", ParseFailure.UNTERMINATED_REASONING),
+        (f"<think><schedule>{ART}</schedule>", ParseFailure.UNTERMINATED_REASONING),
+        (f"<schedule>{ART}</schedule></think>", ParseFailure.NO_SCHEDULE),
+        (f"</think><schedule>{ART}", ParseFailure.UNTERMINATED),
+        ("<schedule><schedule>", ParseFailure.MULTIPLE_SCHEDULES),
+        ("<schedule>.</schedule>", ParseFailure.MALFORMED_EVENT),
+        (f"<schedule>{ART}.</schedule>", ParseFailure.MALFORMED_EVENT),
+        (f"<schedule>{ART}{ART[:-8]}</schedule>", ParseFailure.MALFORMED_EVENT),
+        (f"<schedule>{ART.replace('10:00', '24:00')}</schedule>", ParseFailure.MALFORMED_TIME),
+    ],
+)
+def test_each_failure_has_its_name(text, expected):
+    assert parse(text) == expected
+
+
+def test_only_the_1440_ascii_times_are_times():
+    def read(time: str):
+        return parse(f"<schedule>{ART.replace('09:00', time)}</schedule>")
+
+    for minute, text in enumerate(CLOCK):
+        assert read(text) == (Event(minute, 600, "Art"),)
+    for hour in range(100):
+        for minute in range(100):
+            text = f"{hour:02d}:{minute:02d}"
+            if text not in CLOCK:
+                assert read(text) == ParseFailure.MALFORMED_TIME
+    zeros = [i for i in range(0x110000) if chr(i).isdecimal() and int(chr(i)) == 0 and i != 48]
+    assert len(zeros) > 50, "every script's digits"
+    for zero in zeros:
+        assert read(f"0{chr(zero + 9)}:00") == ParseFailure.MALFORMED_TIME
+        assert read(f"09:{chr(zero)}0") == ParseFailure.MALFORMED_TIME
+
+
+MEGABYTE = 1_000_000
+
+
+def fill(piece: str, before: str = "", after: str = "") -> str:
+    return before + piece * (MEGABYTE // len(piece)) + after
+
+
+OPEN, CLOSE = "<schedule>", "</schedule>"
+HOSTILE = {
+    "nothing but <schedule>": fill(OPEN),
+    "nothing but </schedule>": fill(CLOSE),
+    "schedules in turn": fill(OPEN + CLOSE),
+    "nothing but <think>": fill("<think>"),
+    "nothing but </think>": fill("</think>"),
+    "reasoning in turn": fill("<think></think>"),
+    "reasoning nested": fill("<think>", after="</think>" * 1000),
+    "unterminated reasoning": fill("blah ", "<think>"),
+    "half tags": fill("<schedule"),
+    "half end tags": fill("</schedul", OPEN),
+    "angle brackets": fill("<", OPEN, CLOSE),
+    "closing brackets": fill(">", OPEN, CLOSE),
+    "events without end": fill("<event>", OPEN, CLOSE),
+    "names without end": fill("<event><name>", OPEN, CLOSE),
+    "names in names": fill("<name>", OPEN + "<event>", CLOSE),
+    "a long name without end": fill("a", OPEN + "<event><name>", CLOSE),
+    "a long name": fill("a", OPEN + "<event><name>", ART[16:] + CLOSE),
+    "a long start": fill("1", OPEN + "<event><name>a</name><start>", ART[35:] + CLOSE),
+    "a long start of blanks": fill(" ", OPEN + "<event><name>a</name><start>", ART[35:] + CLOSE),
+    "a long end": fill("1", OPEN + ART[:48], "</end></event>" + CLOSE),
+    "a long end and no more": fill("1", OPEN + ART[:48], CLOSE),
+    "blanks": fill(" ", OPEN, CLOSE),
+    "blanks before an event": fill(" ", OPEN, ART + CLOSE),
+    "blanks after an event": fill("\n", OPEN + ART, CLOSE),
+    "blanks in an event": fill(" ", OPEN + "<event>", "<nam>" + CLOSE),
+    "blanks between all tags": OPEN + ART.replace("><", ">" + " " * 250_000 + "<") + "." + CLOSE,
+    "blanks and no schedule": fill(" \n\t"),
+    "form feeds": fill("\f", OPEN, CLOSE),
+    "other blanks": fill("\u2003", OPEN, CLOSE),
+    "valid events": fill(ART, OPEN, CLOSE),
+    "valid events, one by one another": fill("\n" + ART + "\n", OPEN, CLOSE),
+    "valid events without end": fill(ART, OPEN),
+    "valid events, the last one broken": fill(ART, OPEN, "<event>" + CLOSE),
+    "events of another time": fill(ART.replace("09:00", "24:00"), OPEN, CLOSE),
+    "gold over and over": fill(f"<think>so</think>{OPEN}{ART}{CLOSE}"),
+    "junk after gold": fill("<event>", OPEN + ART + CLOSE),
+    "entities": fill("&lt;", OPEN, CLOSE),
+    "zeros": fill("\0", OPEN, CLOSE),
+    "smileys": fill("😀", OPEN + "<event><name>", CLOSE),
+    "lone surrogates": fill("\ud800", OPEN + "<event><name>", "</name>" + CLOSE),
+}
+
+
+def fastest(function, *arguments, tries: int = 3) -> float:
+    """Seconds of CPU of the fastest try: other processes may have the machine busy."""
+    times = []
+    for _ in range(tries):
+        started = time.process_time()
+        function(*arguments)
+        times.append(time.process_time() - started)
+    return min(times)
+
+
+@pytest.mark.parametrize("shape", HOSTILE)
+def test_a_megabyte_of_hostile_text_is_parsed_within_100_ms(shape):
+    text = HOSTILE[shape]
+    assert len(text) >= 0.9 * MEGABYTE
+    assert isinstance(parse(text), tuple | ParseFailure)
+    assert fastest(parse, text) < 0.1
+
+
+@pytest.mark.parametrize("shape", HOSTILE)
+def test_a_megabyte_of_hostile_text_is_judged_within_200_ms_and_in_few_words(shape):
+    verdict = verify(day(), HOSTILE[shape])
+    assert verdict.status is not Status.OPTIMAL
+    assert sum(map(len, verdict.violations)) < 10_000
+    assert fastest(verify, day(), HOSTILE[shape]) < 0.2
+
+
+# --- fuzzing ---------------------------------------------------------------------------------
+
+SOUP = (
+    "<think>", "</think>", "<schedule>", "</schedule>", "<event>", "</event>", "<name>", "</name>",
+    "<start>", "</start>", "<end>", "</end>", "<", ">", "/", "\n", " ", "\u00a0", "09:00", "24:00",
+    "9:5", "٠٩:٠٠", "&amp;", "<!--", "```xml\n", "\0", "\ud800", "茶", "😀", "e\u0301", ART,
+)  # fmt: skip
+
+
+def mutate(rng: random.Random, text: str, other: str) -> str:
+    """``text`` with one accident: something lost, doubled, moved, put in or taken from ``other``.
+    Half of them happen at tags, where they hurt most."""
+    places = [i for i, c in enumerate(text) if c == "<"] if rng.random() < 0.5 else None
+    if places:
+        i, j = sorted((rng.choice(places), rng.choice(places)))
+    else:
+        i, j = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
+    kind = rng.randrange(10)
+    if kind == 0:
+        return text[:i] + text[j:]
+    if kind == 1:
+        return text[:j] + text[i:j] + text[j:]
+    if kind == 2:
+        return text[:i]
+    if kind == 3:
+        return text[i:]
+    if kind == 4:
+        return text[:i] + rng.choice(SOUP) + text[i:]
+    if kind == 5:
+        return text[:i] + rng.choice(SOUP) + text[i + 1 :]
+    if kind == 6:
+        return text[:i] + other[i:]
+    if kind == 7:
+        return "".join(rng.choices(SOUP, k=rng.randint(1, 12))) + text[i:j]
+    if kind == 8:
+        return text.replace(rng.choice(SOUP), rng.choice(SOUP), rng.randint(1, 3))
+    old, new = CLOCK[rng.randrange(1440)][:2], CLOCK[rng.randrange(1440)][:2]
+    return text.replace(f">{old}", f">{new}")
+
+
+def read_anew(completion: str) -> list[tuple[str, str, str]]:
+    """The final schedule, read by an XML parser: another reader of the same form."""
+    final = completion.split("</think>")[-1]
+    [_, rest] = final.split("<schedule>")
+    body = rest.split("</schedule>")[0].replace("&", "&amp;")
+    root = ElementTree.fromstring(f"<schedule>{body}</schedule>")
+    assert not (root.text or "").strip()
+    found = []
+    for event in root:
+        assert event.tag == "event"
+        assert [child.tag for child in event] == ["name", "start", "end"]
+        assert not "".join([event.text or "", event.tail or "", *(c.tail or "" for c in event)]
+                           ).strip()  # fmt: skip
+        found.append(tuple(child.text.strip() for child in event))
+    return found
+
+
+def is_optimal(problem: Problem, completion: str) -> bool:
+    """Whether a completion is an optimal answer, by nothing of the code under test."""
+    chosen = []
+    for name, start, end in read_anew(completion):
+        [event] = [e for e in problem.events if e.name == name]
+        if (start, end) != (CLOCK[event.start], CLOCK[event.end]):
+            return False
+        chosen.append(event)
+    starts = [event.start for event in chosen]
+    busy = 0
+    for event in chosen:
+        if busy & minutes(event):
+            return False
+        busy |= minutes(event)
+    total = sum(weighted(problem, event) for event in chosen)
+    return starts == sorted(starts) and total == brute_force(problem)[0]
+
+
+def test_100_000_fuzzed_completions_survive_and_none_is_wrongly_called_optimal():
+    rng = random.Random(6)
+    problems = [problem for tier in TIERS for problem in tier_problems(tier, 7)]
+    texts = []
+    for problem in problems:
+        gold = interval_optimum(problem)
+        texts.append(answer(gold, trace(problem, gold) if len(texts) % 2 else None))
+    met = Counter()
+    for _ in range(100_000):
+        at = rng.randrange(len(problems))
+        text = texts[at]
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
+            text = mutate(rng, text, rng.choice(texts))
+        found = parse(text)
+        assert isinstance(found, ParseFailure) or all(type(event) is Event for event in found)
+        verdict = verify(problems[at], text)
+        met[verdict.status] += 1
+        met.update({violation.partition(":")[0] for violation in verdict.violations})
+        if verdict.status is Status.OPTIMAL:
+            assert is_optimal(problems[at], text), text
+    expected = {*Status, *ParseFailure, "unknown_event", "altered_time", "duplicate", "empty",
+                "not_chronological", "overlap"}  # fmt: skip
+    assert all(met[kind] >= 50 for kind in expected), met
+
+
+@settings(max_examples=500)
+@given(st.text())
+def test_any_text_at_all_is_read_or_named(text):
+    assert isinstance(parse(text), tuple | ParseFailure)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from(SOUP), max_size=30))
+def test_any_soup_of_tags_is_read_or_named(pieces):
+    assert isinstance(parse("".join(pieces)), tuple | ParseFailure)
+
+
+NAMES = st.text(st.characters(exclude_characters="<"), min_size=1).filter(
+    lambda name: name == name.strip()
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, 1439), st.integers(0, 1439), NAMES), max_size=6))
+def test_whatever_is_rendered_is_read_back(items):
+    schedule = tuple(Event(*item) for item in items)
+    assert parse(schedule_xml(schedule)) == schedule
+    assert parse(answer(schedule, "because")) == schedule

@@ -1,0 +1,182 @@
+"""Blind policies: feasible, as random as they say, and with exact floors."""
+
+import random
+from collections import Counter
+from itertools import permutations
+from math import comb, sqrt
+
+import pytest
+from conftest import brute_force, day, feasible_schedules, minutes, random_problem, tier_problems
+
+from data.policies import (
+    FLOOR_KS,
+    GREEDY,
+    floor,
+    greedy_by_duration,
+    greedy_by_start,
+    greedy_by_value,
+    insert_in_order,
+    overlaps,
+    random_feasible,
+    random_feasible_success,
+    random_maximal,
+    random_maximal_success,
+    success_probability,
+)
+from data.problem import Event, Problem
+from data.tiers import TIERS
+from rewards.verify import Status, verify_schedule, violations
+
+RANDOM = {"random_feasible": random_feasible, "random_maximal": random_maximal}
+
+
+def some_problems(count: int, seed: int, most: int) -> list[Problem]:
+    rng = random.Random(seed)
+    problems = [random_problem(rng, most) for _ in range(count)]
+    return [problem.proven(brute_force(problem)[0]) for problem in problems]
+
+
+def names(schedule) -> str:
+    return " ".join(event.name for event in schedule)
+
+
+def test_overlap_is_a_minute_shared():
+    rng = random.Random(1)
+    for problem in (random_problem(rng) for _ in range(200)):
+        for a in problem.events:
+            for b in problem.events:
+                assert overlaps(a, b) == bool(minutes(a) & minutes(b))
+    assert not overlaps(Event(0, 5, "a"), Event(5, 10, "b"))
+
+
+def test_every_policy_answers_with_a_feasible_schedule():
+    rng = random.Random(2)
+    for problem in some_problems(300, 2, most=9):
+        for policy in GREEDY.values():
+            assert not violations(problem, policy(problem))
+        for policy in RANDOM.values():
+            assert not violations(problem, policy(problem, rng))
+
+
+def test_nothing_can_be_added_to_a_maximal_schedule():
+    rng = random.Random(3)
+    for problem in some_problems(200, 3, most=9):
+        for schedule in (random_maximal(problem, rng), *(g(problem) for g in GREEDY.values())):
+            for event in problem.events:
+                assert any(minutes(event) & minutes(other) for other in schedule)
+
+
+def test_greedy_policies_take_first_what_they_are_named_for():
+    problem = day()
+    assert names(greedy_by_start(problem)) == "Art Drill Echo Chess"
+    assert names(greedy_by_duration(problem)) == "Band Chess"
+    assert names(greedy_by_value(problem)) == "Band Chess"
+    short = Problem((Event(0, 50, "Long"), Event(10, 40, "Priority")), ("Priority",))
+    assert names(greedy_by_start(short)) == "Long"
+    assert names(greedy_by_duration(short)) == "Long"
+    assert names(greedy_by_value(short)) == "Priority"
+
+
+def test_an_order_is_followed_wherever_events_still_fit():
+    art, band, drill, echo, chess = day().events
+    assert insert_in_order((band, art, drill, chess, echo)) == (band, chess)
+    assert insert_in_order((chess, echo, drill, art)) == (art, drill, echo, chess)
+
+
+def test_random_feasible_is_uniform():
+    problem = day()
+    schedules = list(feasible_schedules(problem))
+    rng = random.Random(4)
+    tries = 200 * len(schedules)
+    drawn = Counter(random_feasible(problem, rng) for _ in range(tries))
+    assert set(drawn) == set(schedules)
+    chi_square = sum((n - 200) ** 2 / 200 for n in drawn.values())
+    # The mean of chi-square is its degrees of freedom, its variance twice that.
+    freedom = len(schedules) - 1
+    assert chi_square < freedom + 4 * sqrt(2 * freedom)
+
+
+def test_random_maximal_takes_each_order_equally_often():
+    problem = day()
+    expected = Counter(insert_in_order(order) for order in permutations(problem.events))
+    rng = random.Random(5)
+    drawn = Counter(random_maximal(problem, rng) for _ in range(12_000))
+    assert set(drawn) == set(expected)
+    for schedule, ways in expected.items():
+        assert drawn[schedule] / 12_000 == pytest.approx(ways / 120, abs=0.02)
+
+
+def test_the_chance_of_random_feasible_is_the_share_of_optimal_schedules():
+    for problem in some_problems(300, 6, most=9):
+        _, optimal, feasible = brute_force(problem)
+        assert random_feasible_success(problem) == pytest.approx(optimal / feasible, rel=1e-12)
+
+
+def test_the_chance_of_random_maximal_is_that_over_all_orders():
+    for problem in some_problems(60, 7, most=6):
+        orders = list(permutations(problem.events))
+        optimal = sum(
+            problem.objective(insert_in_order(order)) == problem.optimum for order in orders
+        )
+        assert random_maximal_success(problem) == pytest.approx(optimal / len(orders), rel=1e-9)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_exact_chances_are_those_of_simulation(tier):
+    rng = random.Random(8)
+    tries = 2000
+    for problem in tier_problems(tier, 6):
+        exact = success_probability(problem)
+        for name, policy in RANDOM.items():
+            optimal = sum(
+                verify_schedule(problem, policy(problem, rng)).status == Status.OPTIMAL
+                for _ in range(tries)
+            )
+            p = exact[name]
+            assert abs(optimal / tries - p) <= 4.5 * sqrt(p * (1 - p) / tries) + 1e-9
+
+
+def test_greedy_chances_are_0_or_1_and_true():
+    for problem in some_problems(100, 9, most=8):
+        chances = success_probability(problem)
+        for name, policy in GREEDY.items():
+            verdict = verify_schedule(problem, policy(problem))
+            assert chances[name] == (verdict.status == Status.OPTIMAL)
+
+
+def test_a_day_without_overlaps_is_solved_by_every_maximal_policy():
+    events = tuple(Event(60 * i, 60 * (i + 1), f"E{i}") for i in range(10))
+    problem = Problem(events, ("E3",), optimum=660)
+    chances = success_probability(problem)
+    assert chances.pop("random_feasible") == pytest.approx(1 / 1023)
+    assert set(chances.values()) == {1.0}
+
+
+def test_two_equal_optima_both_count():
+    problem = Problem((Event(0, 30, "A"), Event(10, 40, "B")), (), optimum=30)
+    assert random_feasible_success(problem) == 1
+    assert random_maximal_success(problem) == 1
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_floors_rise_with_tries_and_stay_shares(tier):
+    floors = floor(tier_problems(tier, 100))
+    assert set(floors) == {*RANDOM, *GREEDY}
+    for by_k in floors.values():
+        assert tuple(by_k) == FLOOR_KS
+        values = list(by_k.values())
+        assert values == sorted(values)
+        assert 0 <= values[0] <= values[-1] <= 1 + 1e-12
+    for name in GREEDY:
+        assert len(set(floors[name].values())) == 1, "a policy without chance gains nothing"
+
+
+def test_a_floor_is_the_mean_over_problems_of_success_within_k():
+    problems = tier_problems("blog", 40)
+    chances = [success_probability(p)["random_maximal"] for p in problems]
+    for k, value in floor(problems, ks=(1, 3))["random_maximal"].items():
+        # Success within k, said the long way: some of k tries succeed.
+        within = [
+            sum(comb(k, i) * p**i * (1 - p) ** (k - i) for i in range(1, k + 1)) for p in chances
+        ]
+        assert value == pytest.approx(sum(within) / len(problems))

@@ -1,0 +1,130 @@
+"""Prompts, gold answers and traces: complete, exact, and true in every claim."""
+
+import re
+
+import pytest
+from conftest import day, minutes, tier_problems, weighted
+
+from data.problem import CLOCK, MINUTE, Event, Problem
+from data.prompts import answer, messages, prompt, schedule_xml, trace
+from data.solver import interval_optimum
+from data.tiers import TIERS
+from rewards.parse import parse
+
+EVENT_LINE = re.compile(r"- (.+) \((\d\d:\d\d) - (\d\d:\d\d)\)")
+
+
+def section(text: str, title: str) -> list[str]:
+    """The lines that start with a dash below a title."""
+    below = text.split(f"\n{title}:\n")[1].split("\n\n")[0].splitlines()
+    return [line for line in below if line.startswith("- ")]
+
+
+def test_the_prompt_of_a_day_reads_like_this():
+    problem = Problem((Event(540, 600, "Art"), Event(570, 660, "Band")), ("Band",), optimum=180)
+    assert prompt(problem) == (
+        "Choose events for one day so that their weighted minutes add up to as much as possible. "
+        "A priority event counts twice, any other event once.\n"
+        "\n"
+        "Events:\n"
+        "- Art (09:00 - 10:00)\n"
+        "- Band (09:30 - 11:00)\n"
+        "\n"
+        "Priorities:\n"
+        "- Band\n"
+        "\n"
+        "Rules:\n"
+        "- List the chosen events in order of start.\n"
+        "- No two chosen events overlap; one may start at the minute another ends.\n"
+        "\n"
+        "Think first, between <think> and </think>. Then answer with names and times exactly as "
+        "given, in this form:\n"
+        "<schedule>\n"
+        "<event>\n"
+        "<name>...</name>\n"
+        "<start>HH:MM</start>\n"
+        "<end>HH:MM</end>\n"
+        "</event>\n"
+        "</schedule>"
+    )
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_prompt_says_every_event_priority_and_rule_once(tier):
+    for problem in tier_problems(tier, 50):
+        text = prompt(problem)
+        found = [EVENT_LINE.fullmatch(line).groups() for line in section(text, "Events")]
+        assert [Event(MINUTE[s], MINUTE[e], name) for name, s, e in found] == list(problem.events)
+        assert section(text, "Priorities") == [f"- {name}" for name in problem.priorities]
+        sentences = [rule.sentence() for rule in problem.rules]
+        assert section(text, "Rules") == [f"- {s}" for s in sentences if s]
+
+
+def test_the_prompt_does_not_give_the_optimum_away():
+    problem = day()
+    assert prompt(problem) == prompt(problem.proven(179))
+    assert "180" not in prompt(problem)
+
+
+def test_the_form_that_the_prompt_shows_is_the_one_that_is_read():
+    form = prompt(day()).partition("in this form:\n")[2]
+    filled = form.replace("...", "Art").replace("HH:MM", "09:00", 1).replace("HH:MM", "10:00")
+    assert parse(filled) == (Event(540, 600, "Art"),)
+    assert filled == schedule_xml([Event(540, 600, "Art")])
+
+
+def test_a_prompt_is_one_user_message():
+    assert messages("text") == [{"role": "user", "content": "text"}]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_what_is_rendered_is_read_back(tier):
+    for problem in tier_problems(tier, 50):
+        gold = interval_optimum(problem)
+        assert parse(schedule_xml(gold)) == gold
+        assert parse(answer(gold, None)) == gold
+        assert parse(answer(gold, trace(problem, gold))) == gold
+
+
+def test_an_answer_without_reasoning_is_the_schedule_alone():
+    gold = interval_optimum(day())
+    assert answer(gold, None) == schedule_xml(gold)
+    assert answer(gold, "so") == f"<think>\nso\n</think>\n{schedule_xml(gold)}"
+
+
+def test_the_trace_of_a_day_reads_like_this():
+    problem = day()
+    assert trace(problem, interval_optimum(problem)) == (
+        "Art = 60\n"
+        "Band = 90, overlaps Art\n"
+        "Drill = 30, overlaps Band\n"
+        "Echo = 30, overlaps Band\n"
+        "Chess = 60\n"
+        "Total 180"
+    )
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_claim_of_a_trace_is_true(tier):
+    for problem in tier_problems(tier, 100):
+        gold = interval_optimum(problem)
+        *lines, total = trace(problem, gold).splitlines()
+        assert total == f"Total {problem.optimum}"
+        assert len(lines) == len(problem.events)
+        for i, (line, event) in enumerate(zip(lines, problem.events, strict=True)):
+            claim, *clashes = line.split(", overlaps ")
+            assert claim == f"{event.name} = {weighted(problem, event)}"
+            assert clashes == [e.name for e in problem.events[:i] if minutes(e) & minutes(event)], (
+                line
+            )
+
+
+def test_touching_events_do_not_overlap_in_a_trace():
+    a, b = Event(540, 600, "A"), Event(600, 660, "B")
+    assert "overlaps" not in trace(Problem((a, b), ()), (a, b))
+
+
+def test_times_are_two_digits_each():
+    text = schedule_xml([Event(5, 65, "Early")])
+    assert CLOCK[5] == "00:05"
+    assert "<start>00:05</start>\n<end>01:05</end>" in text

@@ -1,0 +1,122 @@
+"""CP-SAT, the dynamic programme and brute force: three witnesses of one optimum."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+from conftest import brute_force, day, feasible_schedules, random_problem, tier_problems, weighted
+
+from data.problem import Event, Problem
+from data.rules import BASE_RULES, Chronological, NoOverlap, NotEmpty, Rule
+from data.solver import admits, interval_optimum, is_interval_problem, prove
+from data.tiers import TIERS
+from rewards.verify import violations
+
+
+def test_cp_sat_the_dynamic_programme_and_brute_force_agree_on_2000_problems():
+    rng = random.Random(2)
+    for _ in range(2000):
+        problem = random_problem(rng, most=9)
+        optimum, _, _ = brute_force(problem)
+        for schedule in (prove(problem), interval_optimum(problem)):
+            assert not violations(problem, schedule), problem
+            assert sum(weighted(problem, event) for event in schedule) == optimum, problem
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_they_agree_on_problems_of_each_tier(tier):
+    for problem in tier_problems(tier, 60):
+        best = prove(problem)
+        assert not violations(problem, best)
+        assert problem.objective(best) == problem.optimum == brute_force(problem)[0]
+
+
+def test_touching_events_are_all_chosen():
+    problem = day()
+    gold = tuple(e for e in problem.events if e.name != "Band")
+    assert prove(problem) == gold
+    assert interval_optimum(problem) == gold
+
+
+def test_one_event_is_its_own_optimum():
+    problem = Problem((Event(0, 1439, "All day"),), ())
+    assert prove(problem) == interval_optimum(problem) == problem.events
+
+
+def test_a_priority_of_half_the_length_is_worth_as_much():
+    long, short = Event(540, 600, "Long"), Event(550, 580, "Short")
+    assert interval_optimum(Problem((long, short), ("Short",))) == (short,)  # 60 each: the earlier
+    longer = Event(540, 601, "Longer")
+    assert prove(Problem((longer, short), ("Short",))) == (longer,)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_same_problem_has_the_same_proven_schedule_again(tier):
+    for problem in tier_problems(tier, 20):
+        assert prove(problem) == prove(problem)
+        assert interval_optimum(problem) == interval_optimum(problem)
+
+
+def test_the_dynamic_programme_does_not_depend_on_the_order_of_events():
+    rng = random.Random(3)
+    for _ in range(200):
+        problem = random_problem(rng)
+        events = tuple(rng.sample(problem.events, len(problem.events)))
+        assert interval_optimum(Problem(events, problem.priorities)) == interval_optimum(problem)
+
+
+@dataclass(frozen=True)
+class Nothing(Rule):
+    """No event may be chosen: with NotEmpty, a problem without any schedule."""
+
+    kind: ClassVar[str] = "nothing"
+
+    def constrain(self, day) -> None:
+        day.model.add(sum(day.chosen) == 0)
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        if schedule:
+            yield "something"
+
+
+def test_a_problem_without_any_schedule_has_no_optimum():
+    assert prove(Problem(day().events, (), (*BASE_RULES, Nothing()))) is None
+
+
+def test_the_dynamic_programme_is_for_the_base_rules_only():
+    events = day().events
+    assert is_interval_problem(Problem(events, ()))
+    assert is_interval_problem(Problem(events, (), (NoOverlap(), NotEmpty(), Chronological())))
+    assert not is_interval_problem(Problem(events, (), (*BASE_RULES, Nothing())))
+    assert not is_interval_problem(Problem(events, (), BASE_RULES[:2]))
+    assert not is_interval_problem(Problem(events, (), ()))
+
+
+def test_exactly_the_feasible_schedules_are_admitted():
+    rng = random.Random(4)
+    for _ in range(40):
+        problem = random_problem(rng, most=5)
+        feasible = set(feasible_schedules(problem))
+        for bits in range(1 << len(problem.events)):
+            chosen = sorted(e for i, e in enumerate(problem.events) if bits >> i & 1)
+            assert admits(problem, chosen) == (tuple(chosen) in feasible)
+
+
+def test_what_beats_the_optimum_is_not_admitted():
+    problem = day()
+    gold = prove(problem)
+    assert admits(problem, gold)
+    assert not admits(problem.proven(179), gold)
+
+
+def test_unknown_altered_and_repeated_events_are_not_admitted():
+    problem = day()
+    art, band, *_ = problem.events
+    assert admits(problem, (art,))
+    assert not admits(problem, (art, art))
+    assert not admits(problem, (art,) * 20)
+    assert not admits(problem, (Event(art.start, art.end, "Yoga"),))
+    assert not admits(problem, (Event(art.start, band.end, "Art"),))
+    assert not admits(problem, ())
