@@ -47,21 +47,24 @@ def to_line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole: a temporary name beside it, flushed to disk, then renamed.
-
-    Lone surrogates, which a completion may hold but UTF-8 may not, are written as their escape.
-    """
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole: a temporary name beside it, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole, as UTF-8. Lone surrogates, which a completion may hold but UTF-8 may
+    not, are written as their escape."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

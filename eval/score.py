@@ -33,7 +33,7 @@ from rewards.verify import Status, Verdict, confirm, verify
 Key = str | int
 _KEY_TYPES: dict[str, type] = {"id": str, "index": int}
 #: What a verdict takes over from its sample, where the sample has it.
-_CARRIED = ("index", "id", "arm", "sample")
+_CARRIED = ("index", "id", "arm", "sample", "finish_reason")
 
 
 def score_rows(
