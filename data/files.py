@@ -76,12 +76,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, or of a folder's files by name (manifests aside: they hold wall times)."""
+    """Hash of a file, or of a folder's files by name (manifests aside: they hold wall times).
+
+    Raises:
+        UserError: when there is nothing at ``path``.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
-        if file.name != MANIFEST:
-            digest.update(file.name.encode() + b"\0")
+        if file.name not in (MANIFEST, BEGUN):
+            name = file.name if file == path else file.relative_to(path).as_posix()
+            digest.update(name.encode() + b"\0")
             with file.open("rb") as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
@@ -104,7 +111,7 @@ class Stage:
         self.key = {
             "stage": name,
             "settings": json.loads(json.dumps(settings)),
-            "inputs": {path.name: sha256(path) for path in inputs},
+            "inputs": {str(path): sha256(path) for path in inputs},
         }
         self.goes_on = False
         self._started = time.monotonic()
@@ -112,16 +119,15 @@ class Stage:
     def is_current(self, force: bool = False) -> bool:
         """Whether the work is done already; says so. Otherwise marks it as begun."""
         manifest = self.folder / MANIFEST
-        if manifest.is_file() and not force:
-            found = json.loads(manifest.read_text())
+        if not force:
+            found = _read_object(manifest)
             done = {key: found.get(key) for key in self.key} == self.key
-            if done and all((self.folder / output).exists() for output in found["outputs"]):
+            if done and all((self.folder / output).exists() for output in found.get("outputs", ())):
                 print(f"{self.name}: up to date ({self.folder}); FORCE=1 redoes it", flush=True)
                 return True
         manifest.unlink(missing_ok=True)
         begun = self.folder / BEGUN
-        if not force and begun.is_file():
-            self.goes_on = json.loads(begun.read_text()) == self.key
+        self.goes_on = not force and _read_object(begun) == self.key
         write_json(begun, self.key)
         return False
 
@@ -139,6 +145,15 @@ class Stage:
             },
         )
         (self.folder / BEGUN).unlink(missing_ok=True)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; empty when it is missing or spoilt: its work is redone."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -90,6 +91,7 @@ def generate(
         name: _imported(use, name, say) for name, use in recipe.tier_uses().items() if use.source
     }
     with ProcessPoolExecutor(workers) as pool:
+        _start_deaf_to_interrupts(pool, workers)
         for split in _DRAWING_ORDER:
             for name, use in recipe.tier_uses().items():
                 count = getattr(use, split)
@@ -107,6 +109,14 @@ def generate(
                         raise UserError(f"tier {name!r} has fewer than {count} different problems")
                     seen.add(problems[index].fingerprint)
                 yield split, name, problems
+
+
+def _start_deaf_to_interrupts(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Start the workers with Ctrl-C blocked, which they inherit. It reaches every process of a
+    terminal, and a worker that died of it would leave the pool broken, or waiting for ever."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pool.map(abs, range(workers))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _imported(use: TierUse, name: str, say: Console) -> dict[str, list[Problem]]:

@@ -27,7 +27,7 @@ def prompt(problem: Problem) -> str:
     return (
         TASK
         + "".join(f"- {e.name} ({CLOCK[e.start]} - {CLOCK[e.end]})\n" for e in problem.events)
-        + PRIORITIES
+        + (PRIORITIES if problem.priorities else "")
         + "".join(f"- {name}\n" for name in problem.priorities)
         + RULES
         + "".join(f"- {sentence}\n" for sentence in rules)

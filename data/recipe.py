@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -25,6 +26,18 @@ from data.tiers import TIERS, Tier
 
 RUNS = Path("runs")
 SPLITS = ("train", "val", "test")
+#: numpy and torch take no other seeds.
+MOST_SEED = 2**32 - 1
+#: Types as a message names them.
+TYPE_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping of keys",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -124,8 +137,11 @@ def load_recipe(path: Path, model: str | None = None, run: str | None = None) ->
         raise UserError(f"run name {recipe.run!r} must be letters, digits, '.', '_' and '-'")
     if recipe.init not in ("sft", "base"):
         raise UserError(f"{path}: init must be sft or base, not {recipe.init!r}")
-    if recipe.eval.samples < 1 or recipe.eval.max_tokens < 1 or recipe.eval.rows < 1:
-        raise UserError(f"{path}: eval.samples, eval.max_tokens and eval.rows must be 1 or more")
+    if not 0 <= recipe.seed <= MOST_SEED:
+        raise UserError(f"{path}: seed must be 0 to {MOST_SEED}, not {recipe.seed}")
+    for key in ("samples", "max_tokens", "rows", "resamples"):
+        if getattr(recipe.eval, key) < 1:
+            raise UserError(f"{path}: eval.{key} must be 1 or more")
     if recipe.eval.temperature < 0 or not 0 < recipe.eval.top_p <= 1:
         raise UserError(
             f"{path}: eval.temperature must be 0 or more, eval.top_p above 0, at most 1"
@@ -191,9 +207,8 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         return value
     if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:
-        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise UserError(f"{source}: {key} must be {names.get(hint, hint)}, not {value!r}")
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise UserError(f"{source}: {key} must be {TYPE_NAMES[hint]}, not {value!r}")
     return value
 
 
@@ -217,7 +232,10 @@ def _tier_use(path: Path, name: str, content: Any) -> TierUse:
             raise UserError(f"{path}: {prefix}{next(iter(changes))} cannot change an imported tier")
         return use
     tier = dataclasses.replace(TIERS[name], **_tier_changes(path, prefix, changes))
-    tier.validate(name)
+    try:
+        tier.validate(name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return dataclasses.replace(use, tier=tier)
 
 
@@ -243,11 +261,33 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as everyone who writes a learning rate expects."""
+    """YAML that reads as people write it: 1e-4 is a number; 17:00, 010 and dates are text (not
+    1020, 8 and a date, as YAML 1.1 has it); and a key given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [r for r in found if r[0] not in (_INT, _FLOAT, "tag:yaml.org,2002:timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
+    _INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$", re.ASCII), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf))$"
+        r"|\.(nan|NaN)$"
+    ),
     list("-+0123456789."),
 )

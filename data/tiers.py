@@ -68,7 +68,8 @@ class Tier:
                     "must be [least, greatest], shares 0 to 1",
                 )
         opening, closing = (MINUTE[t] for t in self.window)
-        need(opening + longest <= closing, "window", f"must hold an event of {longest} minutes")
+        first = self._first_start(opening)
+        need(first + longest <= closing, "window", f"must hold an event of {longest} minutes")
         if self.greedy_fails:
             need(high >= 3, "events", "must be 3 or more for greedy policies to fail")
 
@@ -91,10 +92,14 @@ class Tier:
             f"tier {self} yields no problem in {ATTEMPTS} draws; widen its window or ask for less"
         )
 
+    def _first_start(self, opening: int) -> int:
+        """The first minute of the grid in the window."""
+        return -(-opening // self.grid) * self.grid
+
     def _sample_events(self, rng: random.Random) -> list[Event] | None:
         """Draw events one by one; None when one found no place."""
         opening, closing = (MINUTE[t] for t in self.window)
-        first = -(-opening // self.grid) * self.grid
+        first = self._first_start(opening)
         names = rng.sample(EVENT_NAMES, rng.randint(*self.events))
         clear = len(names)
         if self.overlap is not None:
@@ -116,8 +121,8 @@ class Tier:
 
 
 def _share_of(count: int, share: tuple[float, float], rng: random.Random) -> int:
-    """A whole number, 1 or more, between two shares of ``count``."""
-    least = max(1, int(share[0] * count))
+    """A whole number between two shares of ``count``: 1 or more unless both shares are 0."""
+    least = max(1, int(share[0] * count)) if share[1] else 0
     return rng.randint(least, max(least, int(share[1] * count)))
 
 

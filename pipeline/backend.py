@@ -18,6 +18,12 @@ def is_local(model: str) -> bool:
     return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise UserError where a recipe's dtype is none of ours."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+
+
 def check_model_folder(folder: Path) -> None:
     """Raise UserError where a local model lacks what a Hugging Face model folder has."""
     if not folder.is_dir():
@@ -41,8 +47,7 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    check_dtype(dtype)
     if is_local(model):
         check_model_folder(Path(model))
     try:

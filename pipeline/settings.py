@@ -7,12 +7,16 @@ choose differently from one version to the next, or for another machine, is set 
 
 from __future__ import annotations
 
+import types
+import typing
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, run_main
-from data.recipe import Recipe, load_recipe, nearest, recipe_arguments
+from data.recipe import TYPE_NAMES, Recipe, load_recipe, nearest, recipe_arguments
+from pipeline.backend import check_dtype
 from rewards.reward import COMPONENTS
 
 if TYPE_CHECKING:
@@ -52,8 +56,9 @@ _OURS = {
 
 def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> Any:
     known = {f.name for f in fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
     given = getattr(recipe, section)
-    for key in given:
+    for key, value in given.items():
         if key in _OURS:
             raise UserError(f"{recipe.path}: {section}.{key} cannot be set; {_OURS[key]}")
         if key not in known:
@@ -61,11 +66,29 @@ def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> 
                 f"{recipe.path}: unknown key {section + '.' + key!r}{nearest(key, known)}; "
                 f"the keys are those of {cls.__module__.split('.')[0]}'s {cls.__name__}"
             )
+        kinds = _kinds(hints[key])
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            names = " or ".join(TYPE_NAMES[kind] for kind in TYPE_NAMES if kind in kinds)
+            raise UserError(f"{recipe.path}: {section}.{key} must be {names}, not {value!r}")
     try:
         return cls(**{**values, **given})
     except (TypeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{recipe.path}: {cls.__name__} refuses {section}: {reason}") from None
+
+
+def _kinds(hint: Any) -> set[type]:
+    """The types that a recipe may give for an annotation. The config classes do not look
+    themselves: a word for a number would come to light in the middle of the training."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return set().union(*map(_kinds, options))
+    if origin is typing.Literal:
+        return {type(option) for option in options}
+    if hint is Any:
+        return set(TYPE_NAMES)
+    kind = origin or hint
+    return {str if issubclass(kind, Enum) else kind}
 
 
 def sft_config(recipe: Recipe, output: Path) -> SFTConfig:
@@ -113,7 +136,8 @@ def _no_gpu() -> bool:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise UserError where TRL or PEFT would refuse the recipe."""
+    """Raise UserError where TRL, PEFT or torch would refuse the recipe."""
+    check_dtype(recipe.dtype)
     sft_config(recipe, Path("unused"))
     grpo_config(recipe, Path("unused"))
     lora_config(recipe)

@@ -28,7 +28,7 @@ _EVENT = re.compile(
     r"\s*<event>\s*<name>([^<]*)</name>\s*<start>([^<]*)</start>\s*<end>([^<]*)</end>\s*</event>",
     re.ASCII,
 )
-_BLANK = " \t\r\n"
+_BLANK = " \t\r\n\f\v"
 
 
 def parse(completion: str) -> Schedule | ParseFailure:

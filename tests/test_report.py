@@ -232,7 +232,9 @@ def test_write_report_leaves_json_markdown_and_a_plot(tmp_path, capsys):
         seed=1,
         resamples=200,
     )
-    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(("report.json", "report.md", "passk.png"))
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(
+        ("report.json", "report.md", "passk.png")
+    )
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
     assert (tmp_path / "report" / "report.md").read_text() == markdown(report)
     assert (tmp_path / "report" / "passk.png").read_bytes().startswith(b"\x89PNG")

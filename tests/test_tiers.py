@@ -192,14 +192,12 @@ def test_an_event_may_fill_the_whole_window():
     assert event == Event(540, 600, event.name)
 
 
-@pytest.mark.xfail(strict=True, reason="validate() overlooks the grid")
 def test_a_window_that_holds_no_start_on_the_grid_is_refused():
     tier = Tier(window=("09:01", "09:31"), grid=60, durations=(30, 30, 15))
     with pytest.raises(UserError, match="tier 'mine'"):
         tier.validate("mine")
 
 
-@pytest.mark.xfail(strict=True, reason="a share of 0 still takes one event")
 def test_no_share_means_no_priority_and_no_overlap():
     tier = Tier(events=(4, 8), overlap=(0, 0), priorities=(0, 0))
     tier.validate("mine")
