@@ -44,6 +44,7 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             know the id, or model and tokenizer do not fit each other or this pipeline.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,12 +53,16 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         check_model_folder(Path(model))
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
-        network = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, dtype), use_safetensors=True
+        network, report = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in a sentence
+            output_loading_info=True,
         )
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are corrupt ({error}); copy them again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         if is_local(model):
             raise UserError(f"model folder {model} cannot be loaded: {reason}") from None
@@ -65,6 +70,13 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             f"model {model!r} is neither a local folder nor to be had from the hub just now (is "
             f"the id right, is there a network, is `hf auth login` needed?): {reason}"
         ) from None
+    # Transformers would go on with random weights in their place.
+    lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if lacking:
+        raise UserError(
+            f"the weights of {model} do not fit its config.json: {min(lacking)} and "
+            f"{len(lacking) - 1} others are missing or of another shape"
+        )
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
     if len(tokenizer) > network.get_input_embeddings().num_embeddings:

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from pipeline.decode import Decoding, _draw, reasoning_prefix, render, sample, sample_batch
+from pipeline.tokens import build_tokenizer
+
+PROMPTS = [
+    "Zoo visit",
+    "Zoo visit, Vet visit and Yoga class at 09:00",
+    "10:00 - 11:00\n- Swim meet",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def _model(tokenizer, architecture="qwen3", seed=0):
+    torch.manual_seed(seed)
+    size = dict(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, initializer_range=0.3,
+    )  # fmt: skip
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(head_dim=8, **size)).eval()
+    if architecture == "sliding":
+        return Qwen3ForCausalLM(
+            Qwen3Config(
+                head_dim=8, use_sliding_window=True, sliding_window=8, max_window_layers=1, **size
+            )
+        ).eval()
+    return LlamaForCausalLM(LlamaConfig(**size)).eval()
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "sliding"])
+@pytest.mark.parametrize("attention", ["sdpa", "grouped"])
+def test_greedy_decoding_equals_generate_for_prompts_of_different_lengths(
+    tokenizer, architecture, attention
+):
+    model = _model(tokenizer, architecture)
+    model.set_attn_implementation("sdpa")
+    prompts = [render(tokenizer, p) for p in PROMPTS]
+    expected = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        out = model.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            do_sample=False, max_new_tokens=90,
+        )  # fmt: skip
+        new = out[0, inputs["input_ids"].shape[1] :]
+        expected.append(tokenizer.decode(new, skip_special_tokens=True))
+    model.set_attn_implementation(attention)
+    decoding = Decoding(temperature=0, max_tokens=90)
+    found = sample_batch(model, tokenizer, prompts, 3, decoding, [1, 2, 3])
+    for group, text in zip(found, expected, strict=True):
+        assert [one.completion for one in group] == [text] * 3
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_prompts_beside_it(tokenizer):
+    model = _model(tokenizer)
+    prompts = [render(tokenizer, p) for p in PROMPTS]
+    decoding = Decoding(max_tokens=40)
+    together = dict(sample(model, tokenizer, prompts, 4, decoding, [5, 6, 7], rows=12))
+    alone = dict(sample(model, tokenizer, prompts, 4, decoding, [5, 6, 7], rows=4))
+    assert together == alone
+    assert len({one.completion for one in together[0]}) > 1
+
+
+def test_another_seed_draws_other_samples(tokenizer):
+    model = _model(tokenizer)
+    prompt = [render(tokenizer, PROMPTS[0])]
+    one = sample_batch(model, tokenizer, prompt, 4, Decoding(max_tokens=20), [1])
+    other = sample_batch(model, tokenizer, prompt, 4, Decoding(max_tokens=20), [2])
+    assert one != other
+
+
+def test_tokens_are_drawn_by_their_probability():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -20.0]).expand(40_000, 5)
+    uniforms = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = _draw(logits, Decoding(temperature=temperature), uniforms)
+        share = torch.bincount(drawn, minlength=5) / 40_000
+        expected = torch.softmax(logits[0] / temperature, -1)
+        assert torch.allclose(share, expected, atol=0.01)
+
+
+def test_top_p_draws_from_the_smallest_set_that_reaches_p_and_no_other():
+    probabilities = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    shuffled = probabilities[[2, 0, 3, 1]]
+    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    drawn = _draw(shuffled.log().expand(20_000, 4), Decoding(top_p=0.65), uniforms)
+    share = torch.bincount(drawn, minlength=4) / 20_000
+    assert torch.allclose(share, torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=0.015)
+    assert share[0] == 0
+    assert share[2] == 0
+    only = _draw(shuffled.log().expand(100, 4), Decoding(top_p=0.01), uniforms[:100])
+    assert set(only.tolist()) == {1}
+
+
+def test_an_answer_that_does_not_end_is_cut_off_and_says_so(tokenizer):
+    model = _model(tokenizer)
+    found = sample_batch(
+        model, tokenizer, [render(tokenizer, PROMPTS[0])], 32, Decoding(max_tokens=5), [0]
+    )[0]
+    assert {one.finish_reason for one in found} <= {"stop", "length"}
+    for one in found:
+        assert one.tokens <= 5
+        assert one.finish_reason == "stop" or one.tokens == 5
+
+
+def test_a_template_that_opens_the_reasoning_is_recognised(tokenizer):
+    assert reasoning_prefix(tokenizer) == ""
+    other = build_tokenizer()
+    other.chat_template = tokenizer.chat_template.replace(
+        "{{ '<|assistant|>' }}", "{{ '<|assistant|><think>\n' }}"
+    )
+    assert reasoning_prefix(other) == "<think>"
