@@ -216,16 +216,20 @@ def _tier_use(path: Path, name: str, content: Any) -> TierUse:
     """One entry of ``data.tiers``: counts, a source, and any attribute of the tier to change."""
     if not isinstance(content, dict):
         raise UserError(f"{path}: data.tiers.{name} must be a mapping, such as {{train: 100}}")
+    prefix = f"data.tiers.{name}."
+    known = [*SPLITS, "source", *(f.name for f in fields(Tier))]
+    for key in content:
+        if key not in known:
+            raise UserError(f"{path}: unknown key {prefix + str(key)!r}{nearest(str(key), known)}")
     counts = {k: v for k, v in content.items() if k in (*SPLITS, "source")}
     changes = {k: v for k, v in content.items() if k not in counts}
-    prefix = f"data.tiers.{name}."
     use: TierUse = build(TierUse, counts, str(path), prefix)
     if min(use.train, use.val, use.test) < 0:
         raise UserError(f"{path}: {prefix}train, val and test must be 0 or more")
     if use.source is None and name not in TIERS:
         raise UserError(
-            f"{path}: unknown tier {name!r}{nearest(name, TIERS)}; the tiers are "
-            f"{', '.join(TIERS)}, and any name with a source"
+            f"{path}: unknown tier {name!r} (the tiers are {', '.join(TIERS)}, and any name with "
+            f"a source){nearest(name, TIERS)}"
         )
     if use.source is not None:
         if changes:

@@ -63,8 +63,8 @@ def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> 
             raise UserError(f"{recipe.path}: {section}.{key} cannot be set; {_OURS[key]}")
         if key not in known:
             raise UserError(
-                f"{recipe.path}: unknown key {section + '.' + key!r}{nearest(key, known)}; "
-                f"the keys are those of {cls.__module__.split('.')[0]}'s {cls.__name__}"
+                f"{recipe.path}: unknown key {section + '.' + key!r} (the keys are those of "
+                f"{cls.__module__.split('.')[0]}'s {cls.__name__}){nearest(key, known)}"
             )
         kinds = _kinds(hints[key])
         if type(value) not in kinds and not (type(value) is int and float in kinds):
@@ -106,8 +106,8 @@ def grpo_config(recipe: Recipe, output: Path) -> GRPOConfig:
     for name in recipe.rewards:
         if name not in COMPONENTS:
             raise UserError(
-                f"{recipe.path}: unknown reward component {name!r}{nearest(name, COMPONENTS)}; "
-                f"the components are {', '.join(COMPONENTS)}"
+                f"{recipe.path}: unknown reward component {name!r} (the components are "
+                f"{', '.join(COMPONENTS)}){nearest(name, COMPONENTS)}"
             )
     if not any(recipe.rewards.values()):
         raise UserError(f"{recipe.path}: rewards needs a component with a weight other than 0")
