@@ -130,7 +130,7 @@ def _imported(use: TierUse, name: str, say: Console) -> dict[str, list[Problem]]
     def read(source: str) -> list[Problem]:
         found, rejected = read_published(source)
         for reason in rejected:
-            say.print(f"left out: {reason}", markup=False, highlight=False)
+            say.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
         return [problem for _, problem, _ in found]
 
     if "{split}" in use.source:

@@ -1,0 +1,548 @@
+"""The data stage: what it writes, that it is the same anywhere, and what stops it."""
+
+import copy
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import brute_force
+
+from data import make, recipe, tiers
+from data.errors import UserError
+from data.files import read_jsonl
+from data.make import assert_disjoint, gold_answer, make_problem, read_problems, run
+from data.policies import FLOOR_KS, GREEDY, floor
+from data.problem import Problem
+from data.prompts import prompt
+from data.tiers import TIERS
+from rewards.parse import parse
+from rewards.verify import Status, confirm, verify
+
+SPLITS = ("train", "val", "test")
+OUTPUTS = ("train.jsonl", "val.jsonl", "test.jsonl", "floors.json", "README.md")
+SMALL = {
+    "name": "small",
+    "seed": 7,
+    "model": "some/model",
+    "data": {
+        "main": "dense",
+        "tiers": {
+            "dense": {"train": 70, "val": 3, "test": 6},
+            "trap": {"train": 5, "val": 2, "test": 4},
+            "blog": {"train": 9, "test": 4},
+        },
+    },
+    "rewards": {"optimal": 1.0},
+    "sft": {},
+    "grpo": {},
+}
+
+
+def stage(folder: Path, content: dict, workers: int = 1, force: bool = False) -> Path:
+    """Run the stage on a recipe below ``folder``; where its data are."""
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "RUNS", folder / "runs")
+        loaded = recipe.load_recipe(path)
+        run(loaded, force, workers)
+        return loaded.folder / "data"
+
+
+def with_tier(name: str, **changes: object) -> dict:
+    content = copy.deepcopy(SMALL)
+    content["data"]["tiers"].setdefault(name, {}).update(changes)
+    return content
+
+
+def only_tier(**use: object) -> dict:
+    content = copy.deepcopy(SMALL)
+    content["data"] = {"main": "only", "tiers": {"only": use}}
+    return content
+
+
+def rows_of(folder: Path) -> dict[str, dict]:
+    return {row["id"]: row for split in SPLITS for _, row in read_jsonl(folder / f"{split}.jsonl")}
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in OUTPUTS}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return stage(tmp_path_factory.mktemp("made"), SMALL)
+
+
+# --- what is written -----------------------------------------------------------------------
+
+
+def test_each_split_has_as_many_problems_of_each_tier_as_asked_for(made):
+    for split in SPLITS:
+        rows = [row for _, row in read_jsonl(made / f"{split}.jsonl")]
+        for tier, use in SMALL["data"]["tiers"].items():
+            found = [row["id"] for row in rows if row["tier"] == tier]
+            assert found == [f"{split}-{tier}-{i:05d}" for i in range(use.get(split, 0))]
+        assert {row["split"] for row in rows} == {split}
+
+
+def test_a_row_carries_all_that_its_verification_needs(made):
+    for row in rows_of(made).values():
+        assert list(row) == ["id", "split", "tier", "problem", "optimum", "gold", "prompt"]
+        problem = Problem.from_json(row["problem"])
+        assert row["problem"] == problem.to_json()
+        assert row["optimum"] == problem.optimum
+        assert row["prompt"] == prompt(problem)
+
+
+def test_every_gold_answer_is_optimal_for_the_plain_checks_and_for_cp_sat(made):
+    for row in rows_of(made).values():
+        problem = Problem.from_json(row["problem"])
+        assert verify(problem, row["gold"]).status == Status.OPTIMAL
+        assert confirm(problem, parse(row["gold"])).status == Status.OPTIMAL
+
+
+def test_brute_force_finds_the_same_optimum(made):
+    for row in rows_of(made).values():
+        problem = Problem.from_json(row["problem"])
+        assert brute_force(problem)[0] == row["optimum"]
+
+
+def test_every_problem_of_the_trap_defeats_every_greedy_policy(made):
+    traps = [r for r in rows_of(made).values() if r["tier"] == "trap"]
+    assert len(traps) == 11
+    for row in traps:
+        problem = Problem.from_json(row["problem"])
+        assert all(problem.objective(take(problem)) < row["optimum"] for take in GREEDY.values())
+
+
+def test_no_problem_stands_in_the_data_twice(made):
+    prints = [Problem.from_json(row["problem"]).fingerprint for row in rows_of(made).values()]
+    assert len(set(prints)) == len(prints) == 103
+
+
+def test_gold_has_a_trace_unless_the_recipe_turns_it_off(made, tmp_path):
+    content = copy.deepcopy(SMALL)
+    content["data"]["reasoning"] = False
+    plain = rows_of(stage(tmp_path, content))
+    for identity, row in rows_of(made).items():
+        thought, _, schedule = row["gold"].partition("</think>\n")
+        assert thought.startswith("<think>\n")
+        assert plain[identity]["gold"] == schedule
+        assert plain[identity]["problem"] == row["problem"]
+
+
+def test_the_floors_are_those_of_the_test_problems_written(made):
+    floors = json.loads((made / "floors.json").read_text())
+    assert set(floors) == {"dense", "trap", "blog"}
+    for tier in floors:
+        problems = [
+            row["problem"] for row in read_problems(made / "test.jsonl") if row["tier"] == tier
+        ]
+        again = floor(problems)
+        assert set(again) == {"random_feasible", "random_maximal", *GREEDY}
+        assert floors[tier] == json.loads(json.dumps(again))
+        assert [int(k) for k in floors[tier]["random_maximal"]] == [1, 4, 16, 64, 256]
+
+
+# --- the dataset card ----------------------------------------------------------------------
+
+
+def test_the_card_says_how_many_problems_there_are(made):
+    card = (made / "README.md").read_text()
+    assert "# Scheduling problems of `small`" in card
+    assert "Master seed 7." in card
+    for tier, use in SMALL["data"]["tiers"].items():
+        cells = " | ".join(str(use.get(split, 0)) for split in SPLITS)
+        assert f"\n| {tier} | {cells} | events " in card
+
+
+def test_the_card_has_every_floor(made):
+    card = (made / "README.md").read_text()
+    for tier, policies in json.loads((made / "floors.json").read_text()).items():
+        for policy, values in policies.items():
+            cells = " | ".join(f"{values[str(k)]:.1%}" for k in FLOOR_KS)
+            assert f"| {tier} | {policy.replace('_', ' ')} | {cells} |" in card
+
+
+def test_the_card_has_a_digest_of_each_splits_fingerprints(made):
+    card = (made / "README.md").read_text()
+    for split in SPLITS:
+        prints = sorted(r["problem"].fingerprint for r in read_problems(made / f"{split}.jsonl"))
+        assert f"- {split}: `{hashlib.sha256(''.join(prints).encode()).hexdigest()}`" in card
+
+
+def test_the_front_matter_of_the_card_is_yaml(made):
+    _, front, _ = (made / "README.md").read_text().split("---\n", 2)
+    content = yaml.safe_load(front)
+    assert content["license"] == "apache-2.0"
+    [config] = content["configs"]
+    assert config["data_files"] == [{"split": s, "path": f"{s}.jsonl"} for s in SPLITS]
+
+
+@pytest.mark.parametrize("how", ["by its files", "by its card"])
+def test_the_folder_is_a_dataset_for_the_datasets_library(made, tmp_path, how):
+    import datasets
+
+    datasets.disable_progress_bars()
+    cache = {"cache_dir": str(tmp_path)}
+    if how == "by its files":
+        files = {split: str(made / f"{split}.jsonl") for split in SPLITS}
+        found = datasets.load_dataset("json", data_files=files, **cache)
+    else:
+        found = datasets.load_dataset(str(made), **cache)
+    assert {split: len(found[split]) for split in SPLITS} == {"train": 84, "val": 5, "test": 14}
+    row = found["test"][0]
+    assert Problem.from_json(row["problem"]).optimum == row["optimum"]
+
+
+# --- the same anywhere ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(made, tmp_path, workers):
+    assert content_of(stage(tmp_path, SMALL, workers)) == content_of(made)
+
+
+PINNED = [
+    ["Tax advice", "09:15", "10:00"],
+    ["Harvest fair", "11:20", "13:05"],
+    ["Soap making", "13:20", "14:20"],
+    ["Wood carving", "13:30", "15:15"],
+    ["Press briefing", "13:40", "14:10"],
+    ["Baking workshop", "14:05", "15:35"],
+    ["Boat trip", "14:40", "15:10"],
+    ["Game jam", "14:45", "16:30"],
+]
+
+
+def test_the_bytes_are_these_on_every_machine(made):
+    """Pinned, so that a change of the data is a decision and not an accident."""
+    row = rows_of(made)["test-dense-00000"]
+    assert make_problem(7, "test", "dense", TIERS["dense"], 0).to_json() == row["problem"]
+    assert row["problem"]["events"] == PINNED
+
+
+def test_another_seed_gives_other_problems(made, tmp_path):
+    other = rows_of(stage(tmp_path, {**SMALL, "seed": 8}))
+    rows = rows_of(made)
+    assert rows.keys() == other.keys()
+    assert all(rows[identity]["problem"] != other[identity]["problem"] for identity in rows)
+
+
+def test_a_problem_is_the_same_whatever_else_is_generated(made, tmp_path):
+    content = copy.deepcopy(SMALL)
+    content["data"]["tiers"] = {
+        "trap": {"train": 2, "val": 5, "test": 1},
+        "dense": {"train": 1, "val": 9, "test": 8},
+    }
+    other, rows = rows_of(stage(tmp_path, content)), rows_of(made)
+    shared = rows.keys() & other.keys()
+    assert len(shared) == 2 + 2 + 1 + 1 + 3 + 6
+    assert all(rows[identity] == other[identity] for identity in shared)
+
+
+def test_splits_and_tiers_draw_from_streams_of_their_own():
+    tier = TIERS["dense"]
+    drawn = {
+        make_problem(*path).fingerprint
+        for path in [
+            (7, "test", "dense", tier, 0),
+            (7, "train", "dense", tier, 0),
+            (7, "test", "other", tier, 0),
+            (7, "test", "dense", tier, 1),
+            (7, "test", "dense", tier, 0, 1),
+            (8, "test", "dense", tier, 0),
+        ]
+    }
+    assert len(drawn) == 6
+
+
+# --- disjoint splits -----------------------------------------------------------------------
+
+
+def test_a_problem_in_two_splits_or_twice_in_one_is_an_error_of_ours():
+    assert_disjoint({"train": ["a", "b"], "val": [], "test": ["c"]})
+    for splits in ({"train": ["a", "b"], "test": ["b"]}, {"train": ["a", "a"], "test": []}):
+        with pytest.raises(AssertionError, match="twice"):
+            assert_disjoint(splits)
+
+
+#: One event of half an hour at 9:00, 9:10, 9:20 or 9:30.
+FOUR = {
+    "events": [1, 1],
+    "durations": [30, 30, 15],
+    "window": ["09:00", "10:00"],
+    "grid": 10,
+    "priorities": [1, 1],
+}
+
+
+def test_a_problem_that_a_split_has_already_is_drawn_again(tmp_path):
+    content = with_tier("dense", train=2, val=1, test=1, **FOUR)
+    content["data"]["tiers"] = {"dense": content["data"]["tiers"]["dense"]}
+    starts = [row["problem"]["events"][0][1] for row in rows_of(stage(tmp_path, content)).values()]
+    assert sorted(starts) == ["09:00", "09:10", "09:20", "09:30"]
+
+
+def test_a_tier_with_too_few_different_problems_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"^tier 'dense' has fewer than 5 different problems$"):
+        stage(tmp_path, with_tier("dense", train=5, val=1, test=1, **FOUR))
+
+
+# --- impossible tiers ----------------------------------------------------------------------
+
+
+def test_a_tier_that_yields_no_problem_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiers, "ATTEMPTS", 20)
+    crowded = {"events": [20, 20], "window": ["09:00", "12:00"], "overlap": [0, 0]}
+    with pytest.raises(UserError, match=r"^tier [^\n]*yields no problem in 20 draws[^\n]*$"):
+        stage(tmp_path, with_tier("dense", **crowded), workers=2)
+
+
+def test_rules_that_no_schedule_keeps_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(make, "prove", lambda problem: None)
+    with pytest.raises(UserError, match=r"^tier 'dense': no feasible problem in 100 draws"):
+        make_problem(7, "test", "dense", TIERS["dense"], 0)
+
+
+def test_a_gold_answer_below_the_proven_optimum_is_an_error_of_ours():
+    problem = make_problem(7, "test", "dense", TIERS["dense"], 0)
+    with pytest.raises(AssertionError, match="disagree"):
+        gold_answer(problem.proven(problem.optimum + 5), reasoning=False)
+
+
+# --- up to date, interrupted, redone -------------------------------------------------------
+
+
+def test_a_finished_stage_says_so_and_writes_nothing(tmp_path, capsys):
+    folder = stage(tmp_path, SMALL)
+    (folder / "train.jsonl").write_text("kept")
+    capsys.readouterr()
+    stage(tmp_path, SMALL, workers=2)
+    out = capsys.readouterr().out
+    assert out == f"data: up to date ({folder}); FORCE=1 redoes it\n"
+    assert (folder / "train.jsonl").read_text() == "kept"
+
+
+def test_what_training_alone_reads_does_not_make_the_data_anew(tmp_path, capsys):
+    stage(tmp_path, SMALL)
+    stage(tmp_path, {**SMALL, "grpo": {"max_steps": 3}, "rewards": {"ratio": 1.0}, "model": "x"})
+    assert "data: up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["force", "seed", "counts", "tier", "reasoning"])
+def test_force_or_a_changed_recipe_writes_everything_anew(tmp_path, made, change):
+    content = copy.deepcopy(SMALL)
+    folder = stage(tmp_path, content)
+    for name in OUTPUTS:
+        (folder / name).write_text("old")
+    if change == "seed":
+        content["seed"] = 8
+    elif change == "counts":
+        content["data"]["tiers"]["blog"]["train"] = 1
+    elif change == "tier":
+        content["data"]["tiers"]["blog"]["grid"] = 5
+    elif change == "reasoning":
+        content["data"]["reasoning"] = False
+    stage(tmp_path, content, force=change == "force")
+    found = content_of(folder)
+    assert all(text != b"old" for text in found.values())
+    assert (found == content_of(made)) == (change == "force")
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("file", [0, 1, 2])
+def test_a_stage_that_ends_between_two_files_is_not_finished(tmp_path, made, file, monkeypatch):
+    written = []
+
+    def write(path: Path, records: list[dict]) -> None:
+        if len(written) == file:
+            raise Stop
+        written.append(path)
+        real(path, records)
+
+    real = make.write_jsonl
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "write_jsonl", write)
+        with pytest.raises(Stop):
+            stage(tmp_path, SMALL)
+    folder = tmp_path / "runs" / "small" / "data"
+    assert not (folder / "manifest.json").exists()
+    assert [path.read_bytes() for path in written] == [
+        (made / path.name).read_bytes() for path in written
+    ]
+    assert content_of(stage(tmp_path, SMALL)) == content_of(made)
+    assert (folder / "manifest.json").exists()
+
+
+def test_a_full_disk_leaves_the_old_data_whole_but_no_manifest(tmp_path, monkeypatch):
+    folder = stage(tmp_path, SMALL)
+    before = content_of(folder)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        stage(tmp_path, {**SMALL, "seed": 8})
+    assert content_of(folder) == before
+    assert not (folder / "manifest.json").exists()
+    assert not list(folder.glob("*.tmp")) + list(folder.glob(".*.tmp"))
+
+
+def test_the_manifest_says_what_was_made_of_what(made):
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert (manifest["stage"], manifest["seed"]) == ("data", 7)
+    assert manifest["counts"]["train"] == {"dense": 70, "trap": 5, "blog": 9}
+    assert set(manifest["outputs"]) == set(OUTPUTS)
+    assert manifest["settings"]["tiers"]["dense"]["tier"]["window"] == ["09:00", "17:00"]
+
+
+# --- imported problems ---------------------------------------------------------------------
+
+
+def published(index: int, start: str = "09:00", end: str | None = None, optimum: int = 60) -> dict:
+    """A row in the published layout: one event of ``optimum`` minutes, all different by index."""
+    minute = 540 + 5 * index
+    clock = f"{(minute + 60) // 60:02d}:{minute % 60:02d}"
+    return {
+        "index": index,
+        "events": [["Art", f"{minute // 60:02d}:{minute % 60:02d}", end or clock]],
+        "priority_events": [],
+        "optimal_score": optimum,
+        "prompt": "…",
+    }
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def starts(folder: Path, split: str) -> list[str]:
+    return [row["problem"]["events"][0][1] for _, row in read_jsonl(folder / f"{split}.jsonl")]
+
+
+def test_published_problems_are_imported_and_unsound_rows_are_named(tmp_path, capsys):
+    source = tmp_path / "p.jsonl"
+    rows = [published(i) for i in range(8)]
+    rows[1] = published(1, end="24:20")
+    rows[3] = published(3, optimum=61)
+    write_rows(source, rows)
+    folder = stage(tmp_path, only_tier(source=str(source), train=3, val=1, test=2))
+    out = capsys.readouterr().out
+    assert f"left out: {source}:2: '24:20' is not a time" in out
+    assert f'left out: {source}:4: "optimal_score" is 61, the proven optimum 60' in out
+    assert out.count("left out") == 2
+    assert starts(folder, "test") == ["09:00", "09:10"]
+    assert starts(folder, "val") == ["09:20"]
+    assert starts(folder, "train") == ["09:25", "09:30", "09:35"]
+    for row in rows_of(folder).values():
+        assert verify(Problem.from_json(row["problem"]), row["gold"]).status == Status.OPTIMAL
+    assert str(source) in (folder / "README.md").read_text()
+
+
+def test_a_source_per_split_is_imported_as_it_was_split(tmp_path):
+    write_rows(tmp_path / "train.jsonl", [published(i) for i in range(6)])
+    write_rows(tmp_path / "test.jsonl", [published(i) for i in range(10, 13)])
+    source = str(tmp_path / "{split}.jsonl")
+    folder = stage(tmp_path, only_tier(source=source, train=4, val=2, test=3))
+    assert starts(folder, "test") == ["09:50", "09:55", "10:00"]
+    assert starts(folder, "train") == ["09:00", "09:05", "09:10", "09:15"]
+    assert starts(folder, "val") == ["09:25", "09:20"]
+
+
+def test_a_problem_of_the_test_file_is_not_taken_for_training(tmp_path):
+    write_rows(tmp_path / "train.jsonl", [published(i) for i in range(6)])
+    write_rows(tmp_path / "test.jsonl", [published(0)])
+    source = str(tmp_path / "{split}.jsonl")
+    folder = stage(tmp_path, only_tier(source=source, train=4, val=1, test=1))
+    assert starts(folder, "train") == ["09:05", "09:10", "09:15", "09:20"]
+
+
+def test_too_few_sound_rows_are_one_sentence(tmp_path):
+    source = tmp_path / "p.jsonl"
+    write_rows(source, [published(0), published(0), published(1), published(2)])
+    with pytest.raises(UserError, match=r"p\.jsonl has 1 sound train problems, not 2$"):
+        stage(tmp_path, only_tier(source=str(source), train=2, val=1, test=1))
+
+
+def test_a_missing_source_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"p\.jsonl does not exist$"):
+        stage(tmp_path, only_tier(source=str(tmp_path / "p.jsonl"), train=2, val=1, test=1))
+
+
+def test_a_changed_source_makes_the_data_anew(tmp_path, capsys):
+    source = tmp_path / "p.jsonl"
+    content = only_tier(source=str(source), train=1, val=1, test=1)
+    write_rows(source, [published(i) for i in range(3)])
+    stage(tmp_path, content)
+    stage(tmp_path, content)
+    assert "up to date" in capsys.readouterr().out
+    write_rows(source, [published(i) for i in range(1, 4)])
+    folder = stage(tmp_path, content)
+    assert "up to date" not in capsys.readouterr().out
+    assert starts(folder, "test") == ["09:05"]
+
+
+# --- reading problems ----------------------------------------------------------------------
+
+
+def test_problems_are_read_back_as_they_were_written(made):
+    rows = read_problems(made / "test.jsonl")
+    assert [{**row, "problem": row["problem"].to_json()} for row in rows] == [
+        row for _, row in read_jsonl(made / "test.jsonl")
+    ]
+
+
+def without(key: str):
+    return lambda row: {k: v for k, v in row.items() if k != key}
+
+
+def problem_with(**changes: object):
+    return lambda row: {**row, "problem": {**row["problem"], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda row: json.dumps(row)[:-5], "is not valid JSON"),
+        (lambda row: [row], "must be a JSON object"),
+        (without("problem"), "has no 'problem'; make data writes it"),
+        (without("prompt"), "has no 'prompt'; make data writes it"),
+        (without("id"), "has no 'id'; make data writes it"),
+        (problem_with(optimum=None), 'a problem needs "optimum"'),
+        (problem_with(events=[]), '"events" is empty'),
+        (problem_with(events=[["Art", "23:30", "24:30"]]), "'24:30' is not a time"),
+        (problem_with(priorities=["Nobody"]), "priority 'Nobody' is not one of the events"),
+        (problem_with(rules=[{"rule": "no_overlp"}]), "a rule must be"),
+        (lambda row: {**row, "problem": "a day"}, "a problem must be a JSON object"),
+    ],
+)
+def test_a_corrupt_problem_is_named_with_its_line(made, tmp_path, spoil, says):
+    lines = (made / "test.jsonl").read_text().splitlines()
+    spoilt = spoil(json.loads(lines[2]))
+    lines[2] = spoilt if isinstance(spoilt, str) else json.dumps(spoilt)
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError) as refused:
+        read_problems(path)
+    text = str(refused.value)
+    assert text.startswith(f"{path}:3")
+    assert says in text
+    assert "\n" not in text
+
+
+def test_a_file_without_problems_says_how_to_write_them(tmp_path):
+    path = tmp_path / "test.jsonl"
+    with pytest.raises(UserError, match="does not exist"):
+        read_problems(path)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="has no problems; FORCE=1 make data"):
+        read_problems(path)
