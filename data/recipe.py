@@ -265,8 +265,8 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads as people write it: 1e-4 is a number; 17:00, 010 and dates are text (not
-    1020, 8 and a date, as YAML 1.1 has it); and a key given twice is a mistake."""
+    """YAML that reads as people write it: 1e-4 is a number; no, 17:00, 010 and dates are text (not
+    false, 1020, 8 and a date, as YAML 1.1 has it); and a key given twice is a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -279,19 +279,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_PLAIN = {
+    "bool": (r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)$", "-+0123456789"),
+    "float": (
+        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf))$"
+        r"|\.(nan|NaN)$",
+        "-+0123456789.",
+    ),
+}
+_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [r for r in found if r[0] not in (_INT, _FLOAT, "tag:yaml.org,2002:timestamp")]
+    first: [r for r in found if r[0].removeprefix(_TAG) not in (*_PLAIN, "timestamp")]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$", re.ASCII), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(
-        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf))$"
-        r"|\.(nan|NaN)$"
-    ),
-    list("-+0123456789."),
-)
+for _kind, (_pattern, _firsts) in _PLAIN.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), list(_firsts))

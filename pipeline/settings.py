@@ -67,8 +67,9 @@ def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> 
                 f"{cls.__module__.split('.')[0]}'s {cls.__name__}){nearest(key, known)}"
             )
         kinds = _kinds(hints[key])
-        if type(value) not in kinds and not (type(value) is int and float in kinds):
-            names = " or ".join(TYPE_NAMES[kind] for kind in TYPE_NAMES if kind in kinds)
+        if type(value) not in kinds:
+            kinds -= {int} if float in kinds else set()
+            names = " or ".join(n for kind, n in TYPE_NAMES.items() if kind in kinds) or "left out"
             raise UserError(f"{recipe.path}: {section}.{key} must be {names}, not {value!r}")
     try:
         return cls(**{**values, **given})
@@ -88,7 +89,9 @@ def _kinds(hint: Any) -> set[type]:
     if hint is Any:
         return set(TYPE_NAMES)
     kind = origin or hint
-    return {str if issubclass(kind, Enum) else kind}
+    kind = str if issubclass(kind, Enum) else kind
+    # A whole number is a number; and TRL takes true and false for some of its words.
+    return {kind} | {float: {int}, str: {bool}}.get(kind, set())
 
 
 def sft_config(recipe: Recipe, output: Path) -> SFTConfig:

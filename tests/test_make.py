@@ -17,7 +17,7 @@ from data.make import assert_disjoint, gold_answer, make_problem, read_problems,
 from data.policies import FLOOR_KS, GREEDY, floor
 from data.problem import Problem
 from data.prompts import prompt
-from data.tiers import TIERS
+from data.tiers import TIERS, Tier
 from rewards.parse import parse
 from rewards.verify import Status, confirm, verify
 
@@ -207,23 +207,15 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(made, tmp
     assert content_of(stage(tmp_path, SMALL, workers)) == content_of(made)
 
 
-PINNED = [
-    ["Tax advice", "09:15", "10:00"],
-    ["Harvest fair", "11:20", "13:05"],
-    ["Soap making", "13:20", "14:20"],
-    ["Wood carving", "13:30", "15:15"],
-    ["Press briefing", "13:40", "14:10"],
-    ["Baking workshop", "14:05", "15:35"],
-    ["Boat trip", "14:40", "15:10"],
-    ["Game jam", "14:45", "16:30"],
-]
-
-
-def test_the_bytes_are_these_on_every_machine(made):
-    """Pinned, so that a change of the data is a decision and not an accident."""
-    row = rows_of(made)["test-dense-00000"]
-    assert make_problem(7, "test", "dense", TIERS["dense"], 0).to_json() == row["problem"]
-    assert row["problem"]["events"] == PINNED
+def test_a_problem_is_this_one_on_every_machine():
+    """Pinned, so that a change of all data is a decision and not an accident."""
+    tier = Tier(events=(4, 4), window=("09:00", "14:00"))
+    assert make_problem(7, "test", "pinned", tier, 0).to_json()["events"] == [
+        ["Gallery opening", "09:15", "10:15"],
+        ["Tax advice", "09:35", "10:05"],
+        ["Baking workshop", "12:00", "13:15"],
+        ["Ballet rehearsal", "12:10", "12:55"],
+    ]
 
 
 def test_another_seed_gives_other_problems(made, tmp_path):

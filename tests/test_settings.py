@@ -1,0 +1,229 @@
+"""The recipe's sections as TRL's and PEFT's config objects, and what is refused before training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data.errors import UserError
+from data.recipe import Recipe, load_recipe
+from pipeline.settings import check, grpo_config, lora_config, sft_config
+from rewards.reward import COMPONENTS
+
+TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
+OUT = Path("out")
+
+
+def recipe(**sections: object) -> Recipe:
+    return replace(load_recipe(TINY), **sections)
+
+
+def refusal(**sections: object) -> str:
+    """What is said of a recipe with these sections, after its file's name."""
+    with pytest.raises(UserError) as refused:
+        check(recipe(**sections))
+    text = str(refused.value)
+    assert "\n" not in text
+    return text.removeprefix(f"{TINY}: ")
+
+
+# --- what reaches the trainers -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"learning_rate": 3e-5, "max_steps": 17, "per_device_train_batch_size": 3},
+        {"packing": True, "packing_strategy": "wrapped", "max_length": 512},
+        {"neftune_noise_alpha": 5.0, "max_grad_norm": 0.3, "adam_beta2": 0.95},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
+        {"optim": "adafactor", "torch_empty_cache_steps": 4, "save_strategy": "no"},
+        {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 14, "greater_is_better": True},
+        {"max_length": None, "completion_only_loss": False, "seed": 5},
+        {"learning_rate": 1},
+    ],
+)
+def test_what_the_recipe_says_of_sft_reaches_trl_unchanged(given):
+    config = sft_config(recipe(sft=given), OUT)
+    assert type(config).__name__ == "SFTConfig"
+    assert {key: getattr(config, key) for key in given} == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_generations": 4, "max_completion_length": 77, "temperature": 0.8, "top_k": 20},
+        {"beta": 0.04, "epsilon": 0.1, "epsilon_high": 0.28, "num_iterations": 2},
+        {"loss_type": "dr_grpo", "scale_rewards": "none", "mask_truncated_completions": True},
+        {"importance_sampling_level": "sequence", "top_entropy_quantile": 0.2},
+        {"generation_batch_size": 256, "sync_ref_model": True, "ref_model_mixup_alpha": 0.5},
+        {"steps_per_generation": 2, "shuffle_dataset": False, "log_completions": True},
+        {"chat_template_kwargs": {"enable_thinking": False}, "min_p": 0.1},
+    ],
+)
+def test_what_the_recipe_says_of_grpo_reaches_trl_unchanged(given):
+    base = {"per_device_train_batch_size": 128, "num_generations": 16}
+    config = grpo_config(recipe(grpo={**base, **given}), OUT)
+    assert type(config).__name__ == "GRPOConfig"
+    assert {key: getattr(config, key) for key in given} == given
+
+
+def test_true_and_false_may_stand_where_trl_reads_them_as_words():
+    config = grpo_config(recipe(grpo={"num_generations": 4, "scale_rewards": False}), OUT)
+    assert config.scale_rewards == "none"
+
+
+def test_a_learning_rate_in_a_file_may_be_written_with_an_exponent(tmp_path):
+    path = tmp_path / "r.yaml"
+    content = yaml.safe_load(TINY.read_text())
+    content["sft"] = "HERE"
+    path.write_text(yaml.safe_dump(content).replace("HERE", "{learning_rate: 2e-5}"))
+    assert sft_config(load_recipe(path), OUT).learning_rate == 2e-5
+
+
+def test_seed_and_folder_are_the_runs():
+    for config in (sft_config(recipe(seed=11), OUT), grpo_config(recipe(seed=11), OUT)):
+        assert (config.seed, config.output_dir) == (11, "out")
+
+
+def test_what_a_recipe_leaves_out_does_not_depend_on_the_machine_or_on_trls_version():
+    for config in (sft_config(recipe(sft={}), OUT), grpo_config(recipe(), OUT)):
+        assert (config.bf16, config.report_to, config.lr_scheduler_type) == (False, [], "linear")
+        assert config.gradient_checkpointing is False
+    grpo = grpo_config(recipe(), OUT)
+    assert (grpo.beta, grpo.loss_type, grpo.scale_rewards) == (0.0, "dapo", "group")
+    assert sft_config(recipe(), OUT).completion_only_loss is True
+
+
+def test_the_rewards_weights_reach_trl_in_the_order_of_the_recipe():
+    rewards = {"optimal": 0.6, "format": 0.05, "ratio": 0.2}
+    assert grpo_config(recipe(rewards=rewards), OUT).reward_weights == [0.6, 0.05, 0.2]
+
+
+def test_lora_reaches_peft_unchanged_and_null_means_none():
+    given = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "use_rslora": True, "bias": "all"}
+    config = lora_config(recipe(lora={**given, "target_modules": ["q_proj", "v_proj"]}))
+    assert type(config).__name__ == "LoraConfig"
+    assert {key: getattr(config, key) for key in given} == given
+    assert set(config.target_modules) == {"q_proj", "v_proj"}
+    assert config.task_type == "CAUSAL_LM"
+    assert lora_config(recipe(lora=None)) is None
+    assert lora_config(recipe(lora={})).task_type == "CAUSAL_LM"
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "says"),
+    [
+        (
+            "sft",
+            "learnig_rate",
+            "unknown key 'sft.learnig_rate' (the keys are those of trl's SFTConfig); "
+            "did you mean 'learning_rate'?",
+        ),
+        (
+            "grpo",
+            "num_generation",
+            "unknown key 'grpo.num_generation' (the keys are those of trl's GRPOConfig); "
+            "did you mean 'num_generations'?",
+        ),
+        (
+            "grpo",
+            "max_prompt_length",  # which older versions of TRL had
+            "unknown key 'grpo.max_prompt_length' (the keys are those of trl's GRPOConfig); "
+            "did you mean 'max_completion_length'?",
+        ),
+        (
+            "lora",
+            "lora_alfa",
+            "unknown key 'lora.lora_alfa' (the keys are those of peft's LoraConfig); "
+            "did you mean 'lora_alpha'?",
+        ),
+        (
+            "lora",
+            "zzz",
+            "unknown key 'lora.zzz' (the keys are those of peft's LoraConfig)",
+        ),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_right_one(section, key, says):
+    assert refusal(**{section: {key: 1}}) == says
+
+
+@pytest.mark.parametrize("section", ["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("output_dir", "the run's folder is the output"),
+        ("model_init_kwargs", "give model: and dtype: at the top"),
+        ("reward_weights", "give them under rewards:"),
+    ],
+)
+def test_what_the_pipeline_decides_itself_cannot_be_set(section, key, says):
+    assert refusal(**{section: {key: None}}) == f"{section}.{key} cannot be set; {says}"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "must_be"),
+    [
+        ("sft", "max_steps", "many", "a whole number"),
+        ("sft", "max_steps", 1.5, "a whole number"),
+        ("sft", "learning_rate", "1e-3x", "a number"),
+        ("sft", "learning_rate", True, "a number"),
+        ("sft", "packing", "yes", "true or false"),
+        ("sft", "max_length", "long", "a whole number or null"),
+        ("sft", "lr_scheduler_kwargs", 3, "text or true or false or a mapping of keys or null"),
+        ("grpo", "beta", "0.1", "a number"),
+        ("grpo", "num_generations", "x", "a whole number or null"),
+        ("grpo", "mask_truncated_completions", 1, "true or false"),
+        ("grpo", "scale_rewards", 2, "text or true or false"),
+        ("lora", "r", "8", "a whole number"),
+        ("lora", "runtime_config", {}, "left out"),
+        ("lora", "target_modules", 5, "text or true or false or a list or null"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_before_training(section, key, value, must_be):
+    assert refusal(**{section: {key: value}}) == f"{section}.{key} must be {must_be}, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "says"),
+    [
+        (
+            "grpo",
+            {"per_device_train_batch_size": 128, "num_generations": 7},
+            "GRPOConfig refuses grpo: generation_batch_size (128) must be divisible by "
+            "num_generations (7)",
+        ),
+        (
+            "grpo",
+            {"num_generations": 1},
+            "GRPOConfig refuses grpo: GRPO requires at least 2 generations",
+        ),
+        ("sft", {"optim": "nope"}, "SFTConfig refuses sft: nope is not a valid OptimizerNames"),
+        ("sft", {"save_strategy": "nope"}, "SFTConfig refuses sft: nope is not a valid Save"),
+        ("lora", {"task_type": "NOPE"}, "LoraConfig refuses lora: Invalid task type: 'NOPE'"),
+    ],
+)
+def test_a_refusal_of_the_trainers_own_is_one_sentence_with_the_section(section, given, says):
+    assert refusal(**{section: given}).startswith(says)
+
+
+def test_an_unknown_reward_component_is_answered_with_the_nearest():
+    assert refusal(rewards={"optimum": 1.0}) == (
+        "unknown reward component 'optimum' (the components are format, validity, ratio, "
+        "optimal); did you mean 'optimal'?"
+    )
+
+
+@pytest.mark.parametrize("rewards", [{}, {"optimal": 0.0}, dict.fromkeys(COMPONENTS, 0.0)])
+def test_a_reward_that_is_always_nothing_is_refused(rewards):
+    assert refusal(rewards=rewards) == "rewards needs a component with a weight other than 0"
+
+
+def test_an_unknown_dtype_is_refused_before_anything_runs():
+    with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, float16, not"):
+        check(recipe(dtype="float31"))
