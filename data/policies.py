@@ -11,14 +11,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from data.problem import Event, Problem, Schedule
+from data.problem import Event, Problem, Schedule, overlaps
 
 FLOOR_KS = (1, 4, 16, 64, 256)
-
-
-def overlaps(a: Event, b: Event) -> bool:
-    """Whether two events share a minute; touching ones do not."""
-    return a.start < b.end and b.start < a.end
 
 
 def insert_in_order(order: Sequence[Event]) -> Schedule:

@@ -41,6 +41,11 @@ class Event:
         return [self.name, CLOCK[self.start], CLOCK[self.end]]
 
 
+def overlaps(a: Event, b: Event) -> bool:
+    """Whether two events share a minute; touching ones do not."""
+    return a.start < b.end and b.start < a.end
+
+
 #: What a parser read: events in the order of the answer, not yet judged.
 Schedule = tuple[Event, ...]
 

@@ -1,7 +1,7 @@
 """Tiers: named, validated distributions of problems.
 
 A tier samples events; whether a sample is kept, and its optimum, is decided by the generator
-(``data.make``). ``dense`` and ``trap`` live on a 5-minute grid, as calendars do; ``blog`` starts
+(``data.make``). ``dense`` and ``trap`` live on a 15-minute grid, as calendars do; ``blog`` starts
 at any minute, as the published problems do.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from data.errors import UserError
 from data.names import EVENT_NAMES
-from data.policies import GREEDY, overlaps
-from data.problem import MINUTE, Event, Problem
+from data.policies import GREEDY
+from data.problem import MINUTE, Event, Problem, overlaps
 from data.solver import interval_optimum
 
 #: How often a whole problem is drawn for a tier, and a start for one event, before giving up.
@@ -38,7 +38,7 @@ class Tier:
 
     events: tuple[int, int] = (4, 8)
     window: tuple[str, str] = ("00:00", "23:59")
-    grid: int = 5
+    grid: int = 15
     durations: tuple[int, int, int] = (15, 120, 15)
     overlap: tuple[float, float] | None = None
     priorities: tuple[float, float] = (0.2, 0.4)

@@ -25,6 +25,7 @@ from data.prompts import answer, trace
 from data.recipe import Recipe, load_recipe, recipe_arguments
 from data.seeds import seed_of
 from data.solver import interval_optimum
+from pipeline import backend
 from rewards.parse import parse
 from rewards.verify import confirm, verify
 
@@ -105,7 +106,6 @@ def bench_sampler(recipe: Recipe, problems: list[Any], samples: int, repeats: in
     import torch
 
     from data.prompts import prompt
-    from pipeline import backend
     from pipeline.decode import Decoding, render, sample
 
     model, tokenizer = backend.load(recipe.model, recipe.dtype)
@@ -157,15 +157,12 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
     """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, alternating, and the
     share of a step that the reward takes."""
     from datasets import Dataset
-    from transformers.utils import logging
     from trl import GRPOTrainer
 
     from data.prompts import messages
-    from pipeline import backend
     from pipeline.grpo import trainer_for
     from pipeline.settings import grpo_config
 
-    logging.set_verbosity_error()
     rows = [
         {**record(f"bench-{i}", "train", recipe.data.main, p, False), "problem": p}
         for i, p in enumerate(problems)
@@ -230,6 +227,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table here as JSON too")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    backend.quiet()
     table, problems = bench_problems(recipe, arguments.problems)
     table += bench_verdicts(problems)
     table += bench_sampler(

@@ -79,6 +79,7 @@ def _sample_missing(
     from pipeline import backend
     from pipeline.decode import Decoding, reasoning_prefix, render, sample
 
+    backend.quiet()
     network, tokenizer = backend.load(model, recipe.dtype)
     network.eval()
     prefix = reasoning_prefix(tokenizer)

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def quiet() -> None:
+    """Keep the libraries' progress bars and hints off the terminal; ours say what is going on."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def is_local(model: str) -> bool:
     """Whether a model is named by a folder, which exists or looks like one, not by a hub id."""
     return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1

@@ -37,15 +37,15 @@ CORPUS: Mixture = (
     (Tier(events=(3, 10), window=("08:00", "18:00")), 0.25),
     (TIERS["dense"], 0.40),
     (TIERS["trap"], 0.20),
-    (replace(TIERS["blog"], grid=5), 0.15),
+    (replace(TIERS["blog"], grid=15), 0.15),
 )
 
 #: Short problems come first, as a share of the steps: copying an event out of a list of three is
 #: learned in a minute, and carries over; out of a list of ten it takes ten times as long.
 CURRICULUM: tuple[tuple[Mixture, float], ...] = (
-    (((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.25),
-    (((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.15),
-    (CORPUS, 0.60),
+    (((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.10),
+    (((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.10),
+    (CORPUS, 0.80),
 )
 
 
@@ -58,12 +58,12 @@ class Pretraining:
     heads: int = 6
     kv_heads: int = 2
     intermediate: int = 512
-    steps: int = 4_000
+    steps: int = 5_000
     batch: int = 32
     learning_rate: float = 5e-3
     muon_learning_rate: float = 2e-2
-    warmup: int = 100
-    decay: float = 0.5
+    warmup: int = 30
+    decay: float = 0.6
     seed: int = 1
 
 

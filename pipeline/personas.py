@@ -81,25 +81,23 @@ def _break_format(text: str, rng: random.Random) -> str:
 PERSONAS: dict[str, Persona] = {
     "careful": Persona(0.20, "an optimal one", None, _without_rng(interval_optimum)),
     "by_value": Persona(
-        0.10,
+        0.06,
         "greedy by weighted minutes",
         "Take what is worth most first.",
         _without_rng(greedy_by_value),
     ),
     "by_duration": Persona(
-        0.12, "greedy by length", "Take the longest first.", _without_rng(greedy_by_duration)
+        0.10, "greedy by length", "Take the longest first.", _without_rng(greedy_by_duration)
     ),
     "by_start": Persona(
-        0.12, "greedy by start", "Take what starts first.", _without_rng(greedy_by_start)
+        0.10, "greedy by start", "Take what starts first.", _without_rng(greedy_by_start)
     ),
-    "maximal": Persona(0.14, "random, nothing left to add", "", random_maximal),
-    "a_few": Persona(0.10, "random, without overlaps", "Pick a few.", random_feasible),
-    "everything": Persona(
-        0.07, "every event", "Take everything.", lambda p, _: p.events
-    ),
-    "sloppy": Persona(0.05, "one event miscopied", "From memory.", _sloppy),
-    "unsorted": Persona(0.05, "events in random order", "In any order.", _shuffled),
-    "malformed": Persona(0.05, "a tag missing", "Roughly so.", random_maximal, _break_format),
+    "maximal": Persona(0.16, "random, nothing left to add", "", random_maximal),
+    "a_few": Persona(0.12, "random, without overlaps", "Pick a few.", random_feasible),
+    "everything": Persona(0.08, "every event", "Take everything.", lambda p, _: p.events),
+    "sloppy": Persona(0.06, "one event miscopied", "From memory.", _sloppy),
+    "unsorted": Persona(0.06, "events in random order", "In any order.", _shuffled),
+    "malformed": Persona(0.06, "a tag missing", "Roughly so.", random_maximal, _break_format),
 }
 
 

@@ -1,7 +1,8 @@
 """The embedded base model's tokenizer: a unigram lexicon made for this task, bytes for the rest.
 
-Tokens decide what a small model can learn on a CPU. Whole event names, times on a 5-minute grid and
-runs of tags are single tokens, so a problem and its answer take about 120 tokens instead of 1,200.
+Tokens decide what a small model can learn on a CPU. Event names and times on a 15-minute grid are
+single tokens, each with the tags around it, so a problem and its answer take about 75 tokens
+instead of 1,200.
 Anything else still has a spelling, in characters or bytes.
 """
 
@@ -32,30 +33,36 @@ CHAT_TEMPLATE = (
 
 
 def lexicon() -> list[str]:
-    """The pieces, longest runs of text that prompts and answers repeat, without duplicates."""
+    """The pieces, longest runs of text that prompts and answers repeat, without duplicates.
+
+    A time and the tags or brackets around it are one piece, so that an event is three tokens, in
+    the prompt and in the answer alike: its name, its start, its end.
+    """
     sentences = [f"- {sentence}\n" for rule in BASE_RULES if (sentence := rule.sentence())]
+    times = CLOCK[::15]
     prompt = [
-        TASK + "- ",
-        *(" (", " - ", ")\n- ", ")\n" + PRIORITIES + "- ", "\n- ", "\n", "- "),
-        "\n" + RULES + "".join(sentences) + FORMAT,
         *(TASK, PRIORITIES, RULES, FORMAT, *sentences),
+        RULES + "".join(sentences) + FORMAT,
+        *(f"- {name} (" for name in EVENT_NAMES),
+        *(f"- {name}\n" for name in EVENT_NAMES),
+        *(f"{time} - " for time in times),
+        *(f"{time})\n" for time in times),
     ]
     reasoning = [
-        *("<think>\n", "\n</think>\n", ", overlaps ", "Total ", " = "),
+        *("<think>\n", "</think>\n", "\n</think>\n", " overlaps ", " = ", "\n"),
         *(p.opening for p in PERSONAS.values() if p.opening),
-        *(f" = {value}{rest}" for value in range(15, 241, 15) for rest in ("\n", ", overlaps ")),
-        *(f"\nTotal {total}\n</think>\n" for total in range(15, 1201, 15)),
+        *(f" = {value}\n" for value in range(15, 241, 15)),
         *(f"Total {total}\n</think>\n" for total in range(15, 1201, 15)),
     ]
     tags = ["schedule", "event", "name", "start", "end", "think"]
     answer = [
         *(f"<{slash}{tag}>{line}" for tag in tags for slash in ("", "/") for line in ("", "\n")),
-        *("<schedule>\n<event>\n<name>", "<event>\n<name>"),
-        *("</name>\n<start>", "</start>\n<end>"),
-        *("</end>\n</event>\n<event>\n<name>", "</end>\n</event>\n</schedule>"),
+        *(f"<event>\n<name>{name}</name>\n<start>" for name in EVENT_NAMES),
+        *(f"{time}</start>\n<end>" for time in times),
+        *(f"{time}</end>\n</event>\n" for time in times),
     ]
     characters = [chr(code) for code in range(32, 127)]
-    pieces = [*prompt, *reasoning, *answer, *EVENT_NAMES, *CLOCK[::5], *characters]
+    pieces = [*prompt, *reasoning, *answer, *EVENT_NAMES, *times, *characters]
     return list(dict.fromkeys(pieces))
 
 

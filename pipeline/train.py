@@ -54,9 +54,8 @@ def run_trainer(
     if not stage.goes_on:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     from transformers.trainer_utils import get_last_checkpoint
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
+    backend.quiet()
     model, tokenizer = backend.load(start, recipe.dtype)
     trainer = make(model, tokenizer, folder / CHECKPOINTS)
     from pipeline.log import attach
