@@ -1,0 +1,169 @@
+"""Personas: each does what its description says, so what the base model can do is known."""
+
+import random
+from collections import Counter
+from functools import cache
+
+import pytest
+from conftest import tier_problems
+
+from data.policies import greedy_by_duration, greedy_by_start, greedy_by_value, insert_in_order
+from data.problem import Problem
+from data.prompts import answer, trace
+from data.solver import interval_optimum
+from pipeline.personas import PERSONAS, draw, persona_of
+from rewards.parse import ParseFailure, parse
+from rewards.verify import Status, verify, violations
+
+COUNT = 200
+
+
+@cache
+def completions(persona: str, tier: str = "dense") -> list[tuple[Problem, str]]:
+    rng = random.Random(f"{persona} {tier}")
+    problems = tier_problems(tier, COUNT)
+    return [(problem, PERSONAS[persona].completion(problem, rng)) for problem in problems]
+
+
+def schedules(persona: str) -> list[tuple[Problem, tuple]]:
+    found = [(problem, parse(text)) for problem, text in completions(persona)]
+    assert not any(isinstance(schedule, ParseFailure) for _, schedule in found)
+    return found
+
+
+def statuses(persona: str) -> Counter:
+    return Counter(verify(problem, text).status for problem, text in completions(persona))
+
+
+def kinds(problem: Problem, schedule: tuple) -> set[str]:
+    """The rules that a schedule breaks, without their events."""
+    return {violation.partition(":")[0] for violation in violations(problem, schedule)}
+
+
+# --- the mixture ---------------------------------------------------------------------------
+
+
+def test_the_shares_of_the_mixture_add_up_to_one():
+    assert sum(p.weight for p in PERSONAS.values()) == pytest.approx(1, abs=1e-12)
+    assert all(p.weight > 0 for p in PERSONAS.values())
+
+
+def test_every_persona_has_words_of_its_own():
+    assert len({p.what for p in PERSONAS.values()}) == len(PERSONAS)
+    openings = [p.opening for p in PERSONAS.values()]
+    assert len(set(openings)) == len(openings)
+    spoken = [opening for opening in openings if opening]
+    assert not any(a in b for a in spoken for b in spoken if a is not b)
+
+
+def test_personas_are_drawn_by_their_shares():
+    rng = random.Random(0)
+    [problem] = tier_problems("dense", 1)
+    drawn = Counter(draw(problem, rng)[0] for _ in range(4000))
+    for name, persona in PERSONAS.items():
+        # Four standard deviations.
+        slack = 4 * (persona.weight * (1 - persona.weight) / 4000) ** 0.5
+        assert drawn[name] / 4000 == pytest.approx(persona.weight, abs=slack)
+
+
+def test_the_same_stream_draws_the_same_answers():
+    problems = tier_problems("dense", 30)
+    first, second = (
+        [draw(problem, rng) for problem in problems] for rng in (random.Random(5), random.Random(5))
+    )
+    assert first == second
+
+
+# --- each does what it says ----------------------------------------------------------------
+
+
+def test_the_careful_one_is_always_optimal_and_shows_its_reasoning():
+    assert statuses("careful") == {Status.OPTIMAL: COUNT}
+    for problem, text in completions("careful"):
+        best = interval_optimum(problem)
+        assert text == answer(best, trace(problem, best))
+
+
+@pytest.mark.parametrize(
+    ("persona", "policy"),
+    [
+        ("by_value", greedy_by_value),
+        ("by_duration", greedy_by_duration),
+        ("by_start", greedy_by_start),
+    ],
+)
+def test_a_greedy_one_answers_with_its_policy(persona, policy):
+    assert all(schedule == policy(problem) for problem, schedule in schedules(persona))
+    assert set(statuses(persona)) <= {Status.OPTIMAL, Status.FEASIBLE}
+
+
+@pytest.mark.parametrize("persona", ["by_value", "by_duration", "by_start"])
+def test_no_greedy_one_ever_finds_the_optimum_of_a_trap(persona):
+    found = {verify(problem, text).status for problem, text in completions(persona, "trap")}
+    assert found == {Status.FEASIBLE}
+
+
+def test_the_maximal_one_leaves_nothing_to_add_and_says_nothing():
+    assert set(statuses("maximal")) <= {Status.OPTIMAL, Status.FEASIBLE}
+    for problem, schedule in schedules("maximal"):
+        assert insert_in_order((*schedule, *problem.events)) == schedule
+    assert all(text.startswith("<schedule>") for _, text in completions("maximal"))
+
+
+def test_the_one_that_picks_a_few_keeps_the_rules_and_often_leaves_room():
+    assert set(statuses("a_few")) <= {Status.OPTIMAL, Status.FEASIBLE}
+    roomy = sum(
+        insert_in_order((*schedule, *problem.events)) != schedule
+        for problem, schedule in schedules("a_few")
+    )
+    assert roomy > COUNT / 3
+
+
+def test_the_one_that_takes_everything_lists_every_event():
+    assert all(schedule == problem.events for problem, schedule in schedules("everything"))
+    for problem, schedule in schedules("everything"):
+        assert kinds(problem, schedule) <= {"overlap"}
+    assert statuses("everything")[Status.INFEASIBLE] > 0.95 * COUNT
+
+
+def test_the_sloppy_one_miscopies_one_event():
+    wrong = 0
+    for problem, schedule in schedules("sloppy"):
+        strange = [event for event in schedule if event not in problem.events]
+        assert len(strange) <= 1
+        # Now and then the other name that it draws is the right one.
+        wrong += len(strange) == 1 and "altered_time" in kinds(problem, schedule)
+    assert wrong > 0.9 * COUNT
+    assert statuses("sloppy")[Status.INFEASIBLE] == wrong
+
+
+def test_the_unsorted_one_breaks_no_rule_but_the_order():
+    broken = Counter(frozenset(kinds(*pair)) for pair in schedules("unsorted"))
+    assert set(broken) <= {frozenset(), frozenset({"not_chronological"})}
+    # A shuffled schedule of few events is sometimes in order.
+    assert broken[frozenset({"not_chronological"})] > 0.85 * COUNT
+
+
+def test_the_malformed_one_cannot_be_read():
+    assert statuses("malformed") == {Status.UNPARSABLE: COUNT}
+    reasons = {parse(text) for _, text in completions("malformed")}
+    assert reasons == {
+        ParseFailure.NO_SCHEDULE,
+        ParseFailure.UNTERMINATED,
+        ParseFailure.MALFORMED_EVENT,
+    }
+
+
+def test_all_but_the_sloppy_one_copy_every_event_exactly():
+    for name in PERSONAS.keys() - {"sloppy", "malformed"}:
+        for problem, schedule in schedules(name):
+            assert set(schedule) <= set(problem.events)
+
+
+# --- tracing an answer back ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("persona", PERSONAS)
+@pytest.mark.parametrize("tier", ["dense", "blog"])
+def test_an_answer_is_traced_back_to_its_persona(persona, tier):
+    assert {persona_of(text) for _, text in completions(persona, tier)} == {persona}

@@ -1,0 +1,164 @@
+"""The embedded base model's tokenizer: any text survives it, and the task's texts are short."""
+
+import json
+
+import pytest
+from conftest import tier_problems
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data.names import EVENT_NAMES
+from data.prompts import answer, messages, prompt, trace
+from data.solver import interval_optimum
+from pipeline.tokens import ASSISTANT, END, PAD, USER, build_tokenizer, lexicon
+
+TOKENIZER = build_tokenizer()
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+def gold(problem) -> str:
+    best = interval_optimum(problem)
+    return answer(best, trace(problem, best))
+
+
+def texts(count: int = 20) -> list[str]:
+    problems = [p for tier in ("blog", "dense", "trap") for p in tier_problems(tier, count)]
+    return [text for p in problems for text in (prompt(p), gold(p))]
+
+
+# --- any text survives ---------------------------------------------------------------------
+
+
+@given(st.text(max_size=200))
+def test_any_text_survives_the_round_trip(text):
+    assert TOKENIZER.decode(ids(text)) == text
+
+
+@given(
+    st.lists(st.sampled_from([*lexicon(), "<", ">", " ", "\n", "▁", "é", "<0x0A>"]), max_size=12)
+)
+def test_any_chain_of_pieces_survives_the_round_trip(pieces):
+    text = "".join(pieces)
+    assert TOKENIZER.decode(ids(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "  two  blanks  ",
+        "\r\n\t\x00\x07\x7f\x85",
+        "Straße, 東京, مرحبا, 👩‍👩‍👧",
+        "e\u0301 is not \u00e9",
+        "\ufeff\u200b\u2028",
+        "\ue000\U0010ffff",
+        "▁<0x41><unk>",
+        "09:07 - 23:59",
+    ],
+)
+def test_strange_text_survives_the_round_trip(text):
+    assert TOKENIZER.decode(ids(text)) == text
+
+
+def test_prompts_and_answers_survive_the_round_trip_without_bytes():
+    unknown = TOKENIZER.convert_tokens_to_ids("<|unknown|>")
+    for text in texts():
+        found = ids(text)
+        assert TOKENIZER.decode(found) == text
+        assert unknown not in found
+        assert not any(t.startswith("<0x") for t in TOKENIZER.convert_ids_to_tokens(found))
+
+
+def test_text_out_of_bytes_is_never_unknown():
+    assert TOKENIZER.convert_tokens_to_ids("<|unknown|>") not in ids("東京 \x00 é")
+
+
+# --- the task's texts are short ------------------------------------------------------------
+
+
+def test_a_dense_problem_and_its_answer_take_less_than_130_tokens():
+    problems = tier_problems("dense", 100)
+    lengths = [len(ids(prompt(p))) + len(ids(gold(p))) for p in problems]
+    assert sum(lengths) / len(lengths) < 130
+
+
+def test_every_event_name_is_one_token():
+    assert all(len(ids(name)) == 1 for name in EVENT_NAMES)
+
+
+def test_no_piece_stands_in_the_lexicon_twice():
+    assert len(set(lexicon())) == len(lexicon())
+    assert len(TOKENIZER) == len(TOKENIZER.get_vocab()) == len(lexicon()) + 256 + 5
+
+
+# --- as other tools load it ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "smollm3", None])
+def test_a_saved_tokenizer_gives_the_same_tokens_beside_any_models_config(tmp_path, model_type):
+    TOKENIZER.save_pretrained(tmp_path)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*texts(5), "Straße\x00 at 09:07", "<|user|>a<|end|>"]:
+        assert loaded(text, add_special_tokens=False)["input_ids"] == ids(text)
+        assert loaded.decode(ids(text)) == text
+    assert loaded.chat_template == TOKENIZER.chat_template
+    assert (loaded.pad_token, loaded.eos_token, loaded.padding_side) == (PAD, END, "left")
+
+
+def test_nothing_is_added_to_a_text_by_itself():
+    assert TOKENIZER("Zoo visit")["input_ids"] == ids("Zoo visit")
+
+
+def test_special_tokens_are_one_token_each():
+    for token in (PAD, USER, ASSISTANT, END):
+        assert ids(token) == [TOKENIZER.convert_tokens_to_ids(token)]
+    assert TOKENIZER.decode(ids(f"a{END}b{PAD}"), skip_special_tokens=True) == "ab"
+
+
+# --- the chat template ---------------------------------------------------------------------
+
+
+def test_the_template_renders_a_question_that_waits_for_its_answer():
+    text = TOKENIZER.apply_chat_template(
+        messages("Question?"), add_generation_prompt=True, tokenize=False
+    )
+    assert text == f"{USER}Question?{END}{ASSISTANT}"
+
+
+def test_the_template_ends_an_answer_with_the_token_that_ends_generation():
+    chat = [*messages("Question?"), {"role": "assistant", "content": "Answer."}]
+    text = TOKENIZER.apply_chat_template(chat, tokenize=False)
+    assert text == f"{USER}Question?{END}{ASSISTANT}Answer.{END}"
+    assert ids(text)[-1] == TOKENIZER.eos_token_id
+
+
+def test_the_question_is_a_prefix_of_the_whole_in_tokens_too():
+    """Trainers mask the prompt by its length in tokens."""
+    for problem in tier_problems("dense", 20):
+        chat = messages(prompt(problem))
+        whole = [*chat, {"role": "assistant", "content": gold(problem)}]
+        start = ids(TOKENIZER.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+        both = ids(TOKENIZER.apply_chat_template(whole, tokenize=False))
+        assert both[: len(start)] == start
+        assert both[len(start) :] == [*ids(gold(problem)), TOKENIZER.eos_token_id]
+
+
+def test_the_template_marks_what_the_assistant_said():
+    problem = tier_problems("dense", 1)[0]
+    chat = [*messages(prompt(problem)), {"role": "assistant", "content": gold(problem)}]
+    marked = TOKENIZER.apply_chat_template(
+        chat, return_dict=True, return_assistant_tokens_mask=True
+    )
+    said = [
+        token
+        for token, mine in zip(marked["input_ids"], marked["assistant_masks"], strict=True)
+        if mine
+    ]
+    assert TOKENIZER.decode(said) == gold(problem) + END
