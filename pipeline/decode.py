@@ -50,21 +50,17 @@ class Sample:
 class _RoomyLayer(DynamicLayer):
     """A KV cache layer that appends in place; ``keys`` and ``values`` are views of what is used."""
 
+    def lazy_initialization(self, key_states, value_states):
+        super().lazy_initialization(key_states, value_states)
+        self._room = (key_states[..., :0, :], value_states[..., :0, :])
+
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._room = (key_states[..., :0, :], value_states[..., :0, :])
         used = self.get_seq_length()
         total = used + key_states.shape[-2]
-        if self._room[0].shape[-2] < total or self._room[0].shape[0] != key_states.shape[0]:
-            self._room = tuple(
-                torch.cat(
-                    [old, new.new_empty(*new.shape[:2], _GROWTH + new.shape[2], new.shape[3])], 2
-                )
-                if used
-                else new.new_empty(*new.shape[:2], _GROWTH + new.shape[2], new.shape[3])
-                for old, new in ((self.keys, key_states), (self.values, value_states))
-            )
+        if self._room[0].shape[-2] < total:
+            self._room = tuple(_longer(room, used, total + _GROWTH) for room in self._room)
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[..., used:total, :] = new
         self.keys, self.values = (room[..., :total, :] for room in self._room)
@@ -80,6 +76,13 @@ class _RoomyLayer(DynamicLayer):
         used = self.get_seq_length()
         self._room = tuple(room[rows.to(room.device)] for room in self._room)
         self.keys, self.values = (room[..., :used, :] for room in self._room)
+
+
+def _longer(room: torch.Tensor, used: int, length: int) -> torch.Tensor:
+    """A tensor with room for ``length`` tokens that holds the first ``used`` of ``room``."""
+    longer = room.new_empty(*room.shape[:2], length, room.shape[3])
+    longer[..., :used, :] = room[..., :used, :]
+    return longer
 
 
 def _grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -198,23 +201,24 @@ def sample_batch(
     drawn = torch.full((rows, decoding.max_tokens), tokenizer.pad_token_id, device=device)
     lengths = torch.full((rows,), decoding.max_tokens, device=device)
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
-    alive = torch.arange(rows, device=device)
+    alive = torch.arange(rows, device=device)  # which row each line of the batch is
+    going = torch.ones(rows, dtype=torch.bool, device=device)
     for t in range(decoding.max_tokens):
         uniforms = torch.cat([torch.rand(samples, generator=stream) for stream in streams])
         tokens = _draw(logits, decoding, uniforms.to(device)[alive])
         drawn[alive, t] = tokens
-        ended = torch.isin(tokens, stops)
-        if ended.any():
-            stopped[alive[ended]] = True
-            lengths[alive[ended]] = t + 1
-        going = ~ended
+        ended = torch.isin(tokens, stops) & going
+        stopped[alive[ended]] = True
+        lengths[alive[ended]] = t + 1
+        going &= ~ended
         if not going.any() or t + 1 == decoding.max_tokens:
             break
-        # Dropping rows copies the cache, so it is done for an eighth of them at a time.
-        if ended.any():
+        # Dropping rows copies the cache, so it waits until an eighth of them are done.
+        if 8 * (~going).sum() >= len(going):
             keep = going.nonzero()[:, 0]
             cache.batch_select_indices(keep)
             alive, tokens, mask, position = alive[keep], tokens[keep], mask[keep], position[keep]
+            going = going[keep]
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
         position = position + 1
         logits = model(
