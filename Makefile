@@ -43,8 +43,8 @@ eval: setup ## sample every arm, judge the answers, report pass@k with intervals
 	$(PY) -m eval.sample $(STAGE)
 	$(PY) -m eval.report $(STAGE)
 
-base: setup ## rebuild the embedded base model (FROM=model continues that model's pretraining)
-	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM))
+base: setup ## rebuild the embedded base model (FROM=model OUT=folder continues that model instead)
+	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
 
 bench: setup ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench --recipe $(RECIPE)
