@@ -209,12 +209,12 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(made, tmp
 
 def test_a_problem_is_this_one_on_every_machine():
     """Pinned, so that a change of all data is a decision and not an accident."""
-    tier = Tier(events=(4, 4), window=("09:00", "14:00"))
+    tier = Tier((4, 4), ("09:00", "14:00"), 5, (15, 120, 15), None, (0.2, 0.4))
     assert make_problem(7, "test", "pinned", tier, 0).to_json()["events"] == [
-        ["Gallery opening", "09:15", "10:15"],
-        ["Tax advice", "09:35", "10:05"],
+        ["Game jam", "09:15", "10:15"],
+        ["Spanish exam", "09:35", "10:05"],
         ["Baking workshop", "12:00", "13:15"],
-        ["Ballet rehearsal", "12:10", "12:55"],
+        ["Band practice", "12:10", "12:55"],
     ]
 
 
