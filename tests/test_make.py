@@ -263,6 +263,15 @@ def test_a_problem_in_two_splits_or_twice_in_one_is_an_error_of_ours():
             assert_disjoint(splits)
 
 
+def test_a_problem_in_two_splits_is_never_written(tmp_path, monkeypatch):
+    problem = make_problem(7, "test", "dense", TIERS["dense"], 0)
+    twice = [(split, "dense", [problem]) for split in SPLITS]
+    monkeypatch.setattr(make, "generate", lambda *_: iter(twice))
+    with pytest.raises(AssertionError, match="twice"):
+        stage(tmp_path, SMALL)
+    assert not list(tmp_path.rglob("*.jsonl")) + list(tmp_path.rglob("manifest.json"))
+
+
 #: One event of half an hour at 9:00, 9:10, 9:20 or 9:30.
 FOUR = {
     "events": [1, 1],
