@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 
 
+_FULL_DISK = ("No space left on device", "inline_container.cc", "PytorchStreamWriter")
+
+
 class UserError(Exception):
     """A mistake in what the user gave us; its text names the file, line or key and the way out."""
 
@@ -27,5 +30,10 @@ def run_main(main: Callable[[], None]) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             sys.exit("error: the disk is full; make room, then the same command goes on")
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            sys.exit(f"error: {error.filename} cannot be written ({error.strerror})")
+            sys.exit(f"error: {error.filename} cannot be used ({error.strerror})")
+        raise
+    except Exception as error:
+        # safetensors, tokenizers and torch report a full disk in types and words of their own.
+        if any(sign in str(error) for sign in _FULL_DISK):
+            sys.exit("error: the disk is full; make room, then the same command goes on")
         raise

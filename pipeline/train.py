@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.errors import UserError
 from data.files import Stage
 from data.recipe import Recipe
 from pipeline import backend
@@ -57,7 +58,11 @@ def run_trainer(
 
     backend.quiet()
     model, tokenizer = backend.load(start, recipe.dtype)
-    trainer = make(model, tokenizer, folder / CHECKPOINTS)
+    try:
+        trainer = make(model, tokenizer, folder / CHECKPOINTS)
+    except ValueError as error:  # a setting that only the trainer itself can judge
+        reason = " ".join(str(error).split())
+        raise UserError(f"{recipe.path}: the {name} trainer refuses the recipe: {reason}") from None
     from pipeline.log import attach
 
     attach(trainer, folder)
@@ -66,8 +71,12 @@ def run_trainer(
     if last:
         print(f"{name}: going on from {last}", flush=True)
     trainer.train(resume_from_checkpoint=last)
+    # Written whole beside the old one, which is kept until then.
+    fresh = folder / f"{MODEL}.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    backend.save(trainer.model, tokenizer, fresh)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    backend.save(trainer.model, tokenizer, folder / MODEL)
+    fresh.rename(folder / MODEL)
     shutil.rmtree(checkpoints, ignore_errors=True)
     stage.finish(
         [MODEL, "log.jsonl"],
