@@ -6,7 +6,6 @@ import errno
 import sys
 from collections.abc import Callable
 
-
 _FULL_DISK = ("No space left on device", "inline_container.cc", "PytorchStreamWriter")
 
 
