@@ -43,11 +43,11 @@ eval: setup ## sample every arm, judge the answers, report pass@k with intervals
 	$(PY) -m eval.sample $(STAGE)
 	$(PY) -m eval.report $(STAGE)
 
-base: setup ## rebuild the embedded base model (FROM=model OUT=folder continues that model instead)
+base: setup ## rebuild the embedded base model (FROM=model continues that model instead)
 	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
 
 bench: setup ## speed of generator, verifier, sampler and GRPO step, side by side
-	$(PY) -m eval.bench --recipe $(RECIPE)
+	$(PY) -m eval.bench $(STAGE)
 
 test: setup ## run the tests
 	$(PY) -m pytest

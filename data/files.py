@@ -95,6 +95,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def finished(folder: Path) -> bool:
+    """Whether the stage of ``folder`` ran to its end: its manifest is written last."""
+    return (folder / MANIFEST).is_file()
+
+
 class Stage:
     """One stage's output folder and the manifest that says what made it.
 

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data.errors import UserError, run_main
-from data.files import Stage, read_jsonl, write_json, write_jsonl, write_text
+from data.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
 from data.policies import FLOOR_KS, floor
 from data.problem import Problem
 from data.prompts import answer, prompt, trace
 from data.published import read_published
-from data.recipe import SPLITS, Recipe, TierUse, load_recipe, recipe_arguments
+from data.recipe import SPLITS, Recipe, TierUse, recipe_arguments, recipe_from
 from data.seeds import seed_of
 from data.solver import interval_optimum, is_interval_problem, prove
 from data.tiers import Tier
@@ -48,7 +48,10 @@ def make_problem(
     """
     for attempt in range(100):
         rng = random.Random(seed_of(seed, split, name, index, draw, attempt))
-        problem = tier.sample(rng)
+        try:
+            problem = tier.sample(rng)
+        except UserError as error:
+            raise UserError(f"tier {name!r}: {error}") from None
         best = prove(problem)
         if best is not None:
             return problem.proven(problem.objective(best))
@@ -184,6 +187,22 @@ def read_problems(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path} has no problems; FORCE=1 make data writes them again")
     return rows
+
+
+def read_split(recipe: Recipe, split: str) -> list[dict[str, Any]]:
+    """``read_problems`` of one split of a run.
+
+    Raises:
+        UserError: when the data stage has not run to its end.
+    """
+    path = split_path(recipe, split)
+    if not finished(path.parent):
+        raise UserError(f"{path} does not exist or is not finished; `make data` writes it")
+    return read_problems(path)
+
+
+def split_path(recipe: Recipe, split: str) -> Path:
+    return recipe.folder / "data" / f"{split}.jsonl"
 
 
 def card(recipe: Recipe, counts: dict[str, dict[str, int]], digests: dict[str, str],
@@ -327,7 +346,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.workers < 1:
         raise UserError("--workers must be 1 or more")
-    recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    recipe = recipe_from(arguments)
     run(recipe, arguments.force, arguments.workers)
 
 

@@ -7,11 +7,11 @@ simulation: a problem solved with probability p per try is solved within k with 
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from data.problem import Event, Problem, Schedule, overlaps
+from data.problem import Event, Problem, Schedule
+from data.solver import by_end
 
 FLOOR_KS = (1, 4, 16, 64, 256)
 
@@ -20,7 +20,7 @@ def insert_in_order(order: Sequence[Event]) -> Schedule:
     """Take events in this order wherever they still fit."""
     taken: list[Event] = []
     for event in order:
-        if not any(overlaps(event, other) for other in taken):
+        if not any(event.overlaps(other) for other in taken):
             taken.append(event)
     return tuple(sorted(taken))
 
@@ -54,15 +54,15 @@ def random_maximal(problem: Problem, rng: random.Random) -> Schedule:
 
 def random_feasible(problem: Problem, rng: random.Random) -> Schedule:
     """One of all non-empty feasible schedules, each equally likely."""
-    by_end, before, count = _count_feasible(problem)
+    events, before, count = _count_feasible(problem)
     pick = rng.randrange(1, count[-1])  # number 0 is the empty schedule
-    taken, i = [], len(by_end)
+    taken, i = [], len(events)
     while i:
         if pick < count[i - 1]:  # the first count[i - 1] schedules leave event i out
             i -= 1
         else:
             pick -= count[i - 1]
-            taken.append(by_end[i - 1])
+            taken.append(events[i - 1])
             i = before[i - 1]
     return tuple(reversed(taken))
 
@@ -70,13 +70,11 @@ def random_feasible(problem: Problem, rng: random.Random) -> Schedule:
 def _count_feasible(problem: Problem) -> tuple[list[Event], list[int], list[int]]:
     """Events by end, how many end by each one's start, and the number of feasible schedules
     (the empty one too) of each prefix: ``count(i) = count(i - 1) + count(p(i))``."""
-    by_end = sorted(problem.events, key=lambda e: (e.end, e.start, e.name))
-    ends = [event.end for event in by_end]
-    before = [bisect_right(ends, event.start) for event in by_end]
+    events, before = by_end(problem)
     count = [1]
-    for i in range(len(by_end)):
+    for i in range(len(events)):
         count.append(count[i] + count[before[i]])
-    return by_end, before, count
+    return events, before, count
 
 
 def random_feasible_success(problem: Problem) -> float:
@@ -84,9 +82,9 @@ def random_feasible_success(problem: Problem) -> float:
 
     Optimal schedules are counted with the same recursion, over (value, ways) pairs.
     """
-    by_end, before, count = _count_feasible(problem)
+    events, before, count = _count_feasible(problem)
     best: list[tuple[int, int]] = [(0, 1)]
-    for i, event in enumerate(by_end):
+    for i, event in enumerate(events):
         without = best[i]
         value, ways = best[before[i]]
         with_it = (value + problem.value[event.name], ways)
@@ -120,7 +118,7 @@ def random_maximal_success(problem: Problem) -> float:
     def solve_connected(part: tuple[Event, ...]) -> tuple[int, float]:
         outcomes = []
         for first in part:
-            rest_optimum, probability = solve(tuple(e for e in part if not overlaps(e, first)))
+            rest_optimum, probability = solve(tuple(e for e in part if not e.overlaps(first)))
             outcomes.append((value[first.name] + rest_optimum, probability))
         optimum = max(total for total, _ in outcomes)
         return optimum, sum(p for total, p in outcomes if total == optimum) / len(part)

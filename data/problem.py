@@ -37,13 +37,12 @@ class Event:
         """Length in minutes."""
         return self.end - self.start
 
+    def overlaps(self, other: Event) -> bool:
+        """Whether two events share a minute; touching ones do not."""
+        return self.start < other.end and other.start < self.end
+
     def to_json(self) -> list[str]:
         return [self.name, CLOCK[self.start], CLOCK[self.end]]
-
-
-def overlaps(a: Event, b: Event) -> bool:
-    """Whether two events share a minute; touching ones do not."""
-    return a.start < b.end and b.start < a.end
 
 
 #: What a parser read: events in the order of the answer, not yet judged.

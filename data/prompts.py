@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from data.problem import CLOCK, Event, Problem, overlaps
+from data.problem import CLOCK, Event, Problem
 
 TASK = (
     "Choose events for one day so that their weighted minutes add up to as much as possible. "
@@ -61,7 +61,7 @@ def trace(problem: Problem, schedule: Sequence[Event]) -> str:
         if event in kept:
             lines.append(f"{event.name} = {problem.value[event.name]}")
         else:
-            rival = next((k for k in schedule if overlaps(event, k)), None)
+            rival = next((k for k in schedule if event.overlaps(k)), None)
             reason = f"overlaps {rival.name}" if rival else "is left out"
             lines.append(f"{event.name} {reason}")
     return "\n".join([*lines, f"Total {problem.objective(schedule)}"])

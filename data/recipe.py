@@ -62,12 +62,15 @@ class DataSection:
 
 @dataclass(frozen=True)
 class EvalSection:
-    """``eval:`` how answers are drawn, the same for every arm."""
+    """``eval:`` how answers are drawn, the same for every arm.
+
+    ``max_tokens`` null allows twice the longest gold answer; ``rows`` are sampled at a time.
+    """
 
     samples: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
-    max_tokens: int = 1024
+    max_tokens: int | None = None
     rows: int = 256
     resamples: int = 10_000
 
@@ -140,7 +143,8 @@ def load_recipe(path: Path, model: str | None = None, run: str | None = None) ->
     if not 0 <= recipe.seed <= MOST_SEED:
         raise UserError(f"{path}: seed must be 0 to {MOST_SEED}, not {recipe.seed}")
     for key in ("samples", "max_tokens", "rows", "resamples"):
-        if getattr(recipe.eval, key) < 1:
+        value = getattr(recipe.eval, key)
+        if value is not None and value < 1:
             raise UserError(f"{path}: eval.{key} must be 1 or more")
     if recipe.eval.temperature < 0 or not 0 < recipe.eval.top_p <= 1:
         raise UserError(

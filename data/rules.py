@@ -113,7 +113,7 @@ class NoOverlap(Rule):
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
         for a, b in combinations(schedule, 2):
             # An event listed twice is a duplicate, not an overlap with itself.
-            if a.start < b.end and b.start < a.end and a.name != b.name:
+            if a.name != b.name and a.overlaps(b):
                 yield f"overlap: {a.name} / {b.name}"
 
 

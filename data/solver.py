@@ -98,6 +98,13 @@ def is_interval_problem(problem: Problem) -> bool:
     return set(problem.rules) == set(BASE_RULES)
 
 
+def by_end(problem: Problem) -> tuple[list[Event], list[int]]:
+    """Events by their end, and for each how many end by its start."""
+    events = sorted(problem.events, key=lambda e: (e.end, e.start, e.name))
+    ends = [event.end for event in events]
+    return events, [bisect_right(ends, event.start) for event in events]
+
+
 def interval_optimum(problem: Problem) -> Schedule:
     """The optimum of an interval problem by dynamic programming, O(n log n).
 
@@ -105,17 +112,15 @@ def interval_optimum(problem: Problem) -> Schedule:
     number of events that end by the start of event i. Of equal schedules the one without the later
     event is returned, so the answer is unique.
     """
-    by_end = sorted(problem.events, key=lambda e: (e.end, e.start, e.name))
-    ends = [event.end for event in by_end]
-    before = [bisect_right(ends, event.start) for event in by_end]
+    events, before = by_end(problem)
     best = [0]
-    for i, event in enumerate(by_end):
+    for i, event in enumerate(events):
         best.append(max(best[i], problem.value[event.name] + best[before[i]]))
-    chosen, i = [], len(by_end)
+    chosen, i = [], len(events)
     while i:
         if best[i] == best[i - 1]:
             i -= 1
         else:
-            chosen.append(by_end[i - 1])
+            chosen.append(events[i - 1])
             i = before[i - 1]
     return tuple(reversed(chosen))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from data.errors import UserError
 from data.names import EVENT_NAMES
 from data.policies import GREEDY
-from data.problem import MINUTE, Event, Problem, overlaps
+from data.problem import MINUTE, Event, Problem
 from data.solver import interval_optimum
 
 #: How often a whole problem is drawn for a tier, and a start for one event, before giving up.
@@ -88,9 +88,7 @@ class Tier:
             problem = Problem(tuple(sorted(events)), tuple(priorities))
             if not self.greedy_fails or _every_greedy_fails(problem):
                 return problem
-        raise UserError(
-            f"tier {self} yields no problem in {ATTEMPTS} draws; widen its window or ask for less"
-        )
+        raise UserError(f"no problem in {ATTEMPTS} draws; widen its window or ask for fewer events")
 
     def _first_start(self, opening: int) -> int:
         """The first minute of the grid in the window."""
@@ -111,7 +109,7 @@ class Tier:
             for _ in range(PLACEMENTS):
                 start = rng.randrange(first, closing - duration + 1, self.grid)
                 event = Event(start, start + duration, name)
-                clashes = sum(overlaps(event, other) for other in events)
+                clashes = sum(event.overlaps(other) for other in events)
                 if self.overlap is None or clashes == (0 if i < clear else 1):
                     events.append(event)
                     break

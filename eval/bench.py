@@ -20,9 +20,9 @@ from rich.table import Table
 
 from data.errors import run_main
 from data.files import write_json
-from data.make import make_problem, record
+from data.make import gold_answer, make_problem, record
 from data.prompts import answer, trace
-from data.recipe import Recipe, load_recipe, recipe_arguments
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
 from data.solver import interval_optimum
 from pipeline import backend
@@ -106,12 +106,15 @@ def bench_sampler(recipe: Recipe, problems: list[Any], samples: int, repeats: in
     import torch
 
     from data.prompts import prompt
-    from pipeline.decode import Decoding, render, sample
+    from pipeline.decode import Decoding, answer_limit, prepare, render, sample
 
     model, tokenizer = backend.load(recipe.model, recipe.dtype)
-    model.eval()
+    stock, _ = backend.load(recipe.model, recipe.dtype)
+    prepare(model)
+    stock.eval()
     rendered = [render(tokenizer, prompt(problem)) for problem in problems]
-    tokens = recipe.eval.max_tokens
+    golds = [{"gold": gold_answer(problem, recipe.data.reasoning)} for problem in problems]
+    tokens = recipe.eval.max_tokens or answer_limit(tokenizer, golds)
 
     def ours() -> None:
         for _ in sample(
@@ -123,9 +126,9 @@ def bench_sampler(recipe: Recipe, problems: list[Any], samples: int, repeats: in
     @torch.inference_mode()
     def plain() -> None:
         for text in rendered:
-            inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
+            inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(stock.device)
             inputs.pop("token_type_ids", None)
-            model.generate(
+            stock.generate(
                 **inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0,
                 num_return_sequences=samples, max_new_tokens=tokens,
                 pad_token_id=tokenizer.pad_token_id,
@@ -160,6 +163,7 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
     from trl import GRPOTrainer
 
     from data.prompts import messages
+    from pipeline.decode import answer_limit
     from pipeline.grpo import trainer_for
     from pipeline.settings import grpo_config
 
@@ -194,7 +198,9 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
         def reward(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
             return [float(c[0]["content"] == g) for c, g in zip(completions, gold, strict=True)]
 
-        config = grpo_config(replace(short, rewards={"optimal": 1.0}), folder)
+        config = grpo_config(
+            replace(short, rewards={"optimal": 1.0}), folder, answer_limit(tokenizer, rows)
+        )
         trainer = GRPOTrainer(
             model=model, args=config, reward_funcs=reward, train_dataset=dataset,
             processing_class=tokenizer,
@@ -226,7 +232,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs, median taken")
     parser.add_argument("--out", type=Path, help="write the table here as JSON too")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    recipe = recipe_from(arguments)
     backend.quiet()
     table, problems = bench_problems(recipe, arguments.problems)
     table += bench_verdicts(problems)

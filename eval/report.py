@@ -13,17 +13,20 @@ from typing import Any
 from rich.console import Console
 
 from data.errors import UserError, run_main
-from data.files import read_jsonl, write_json, write_jsonl, write_text
-from data.make import read_problems
+from data.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
+from data.make import read_split, split_path
 from data.policies import floor
 from data.problem import Problem
-from data.recipe import Recipe, load_recipe, recipe_arguments
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from eval.passk import RESAMPLES, ks_for
 from eval.plot import draw
 from eval.sample import arms, samples_path
 from eval.score import score_rows
 from eval.summary import COMPARISONS, Floors, summarise
 from eval.tables import markdown, print_report
+
+#: What the report consists of.
+OUTPUTS = ("report.json", "report.md", "passk.png")
 
 
 def write_report(
@@ -73,12 +76,22 @@ def judge_arm(problems: Mapping[str, Problem], samples: Path) -> Iterator[dict[s
     yield from rows
 
 
-def run(recipe: Recipe) -> None:
-    """Judge and report every arm that was sampled."""
-    asked = read_problems(recipe.folder / "data" / "test.jsonl")
-    sampled = [arm for arm in arms(recipe) if samples_path(recipe, arm).is_file()]
+def run(recipe: Recipe, force: bool) -> None:
+    """Judge and report every arm that was sampled to the end, unless that is up to date."""
+    asked = read_split(recipe, "test")
+    sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
     if not sampled:
-        raise UserError(f"{recipe.folder / 'eval'} has no samples; `make eval` draws them")
+        raise UserError(f"{recipe.folder / 'eval'} has no finished samples; `make eval` draws them")
+    settings = {
+        "seed": recipe.seed,
+        "main": recipe.data.main,
+        "arms": sampled,
+        "resamples": recipe.eval.resamples,
+    }
+    inputs = [split_path(recipe, "test"), *(samples_path(recipe, arm) for arm in sampled)]
+    stage = Stage(recipe.folder / "eval", "eval", settings, inputs)
+    if stage.is_current(force):
+        return
     problems = {row["id"]: row["problem"] for row in asked}
     tiers = {row["id"]: row["tier"] for row in asked}
     names = list(dict.fromkeys(tiers.values()))
@@ -99,12 +112,13 @@ def run(recipe: Recipe) -> None:
         seed=recipe.seed,
         resamples=recipe.eval.resamples,
     )
-    print(f"eval: {recipe.folder / 'eval'} has report.json, report.md and passk.png", flush=True)
+    stage.finish(OUTPUTS)
+    print(f"eval: {recipe.folder / 'eval'} has {', '.join(OUTPUTS)}", flush=True)
 
 
 def main() -> None:
     arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    run(load_recipe(arguments.recipe, arguments.model, arguments.run))
+    run(recipe_from(arguments), arguments.force)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, run_main
-from data.files import Stage, sha256, to_line, write_text
-from data.make import read_problems
-from data.recipe import Recipe, load_recipe, recipe_arguments
+from data.files import Stage, finished, sha256, to_line, write_bytes, write_text
+from data.make import read_split, split_path
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
 from pipeline.train import model_folder, model_inputs
 
@@ -29,10 +29,10 @@ def trained_arms(recipe: Recipe) -> list[str]:
     """The arms whose weights are there; what is missing is said."""
     found = []
     for arm in arms(recipe):
-        if arm == "base" or Path(model_folder(recipe, arm)).is_dir():
+        if arm == "base" or finished(recipe.folder / arm):
             found.append(arm)
         else:
-            print(f"eval: no {arm} model yet, so that arm is left out; `make {arm}` trains it")
+            print(f"eval: no finished {arm} model, so it is left out; `make {arm}` trains it")
     return found
 
 
@@ -43,18 +43,19 @@ def samples_path(recipe: Recipe, arm: str) -> Path:
 def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     """Sample one arm, unless it is up to date."""
     model = model_folder(recipe, arm)
-    test = recipe.folder / "data" / "test.jsonl"
-    problems = read_problems(test)
+    problems = read_split(recipe, "test")
     draw = {key: value for key, value in asdict(recipe.eval).items() if key != "resamples"}
     settings = {"arm": arm, "model": model, "dtype": recipe.dtype, "seed": recipe.seed, **draw}
     path = samples_path(recipe, arm)
-    stage = Stage(path.parent, f"eval {arm}", settings, [test, *model_inputs(model)])
+    stage = Stage(
+        path.parent, f"eval {arm}", settings, [split_path(recipe, "test"), *model_inputs(model)]
+    )
     if stage.is_current(force):
         return
     done = _keep_whole(path, recipe.eval.samples) if stage.goes_on else set()
     if not done:
         write_text(path, "")
-    _sample_missing(recipe, arm, model, path, [r for r in problems if r["id"] not in done])
+    _sample_missing(recipe, arm, model, path, problems, done)
     stage.finish([path.name], samples=recipe.eval.samples, sha256=sha256(path))
 
 
@@ -62,28 +63,40 @@ def _keep_whole(path: Path, samples: int) -> set[str]:
     """Drop the rows of a problem that was cut short; the ids of the problems that are complete."""
     if not path.is_file():
         return set()
-    rows: dict[str, list[str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    rows: dict[str, list[bytes]] = {}
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
             rows.setdefault(json.loads(line)["id"], []).append(line)
         except ValueError:  # the torn last line of an interrupted write
             break
     whole = {identity: lines for identity, lines in rows.items() if len(lines) == samples}
-    write_text(path, "".join(line for lines in whole.values() for line in lines))
+    write_bytes(path, b"".join(line for lines in whole.values() for line in lines))
     return set(whole)
 
 
 def _sample_missing(
-    recipe: Recipe, arm: str, model: str, path: Path, problems: list[dict[str, Any]]
+    recipe: Recipe, arm: str, model: str, path: Path, asked: list[dict[str, Any]], done: set[str]
 ) -> None:
     from pipeline import backend
-    from pipeline.decode import Decoding, reasoning_prefix, render, sample
+    from pipeline.decode import (
+        Decoding,
+        answer_limit,
+        prepare,
+        reasoning_prefix,
+        render,
+        sample,
+    )
 
     backend.quiet()
     network, tokenizer = backend.load(model, recipe.dtype)
-    network.eval()
+    prepare(network)
     prefix = reasoning_prefix(tokenizer)
-    decoding = Decoding(recipe.eval.temperature, recipe.eval.top_p, recipe.eval.max_tokens)
+    decoding = Decoding(
+        max_tokens=recipe.eval.max_tokens or answer_limit(tokenizer, asked),
+        temperature=recipe.eval.temperature,
+        top_p=recipe.eval.top_p,
+    )
+    problems = [row for row in asked if row["id"] not in done]
     prompts = [render(tokenizer, row["prompt"]) for row in problems]
     seeds = [seed_of(recipe.seed, "sample", arm, row["id"]) for row in problems]
     started = said = time.monotonic()
@@ -120,7 +133,7 @@ def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--arm", help="only this arm, instead of all that are trained")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    recipe = recipe_from(arguments)
     chosen = [arguments.arm] if arguments.arm else trained_arms(recipe)
     for arm in chosen:
         if arm not in arms(recipe):

@@ -37,7 +37,7 @@ _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
 
 
 def score_rows(
-    problems: Mapping[Key, Problem], samples: Iterable[dict[str, Any]]
+    problems: Mapping[Key, Problem], samples: Iterable[dict[str, Any]], key: str = "id"
 ) -> Iterator[dict[str, Any]]:
     """Judge samples ``{id or index, completion, …}`` in order, one verdict row each:
     ``{id, arm, sample, status, violations, objective, optimum, ratio}``.
@@ -49,7 +49,7 @@ def score_rows(
         DisagreementError: when CP-SAT does not confirm a verdict.
     """
     for sample in samples:
-        problem = problems[sample["id" if "id" in sample else "index"]]
+        problem = problems[sample[key]]
         yield {**_carried(sample), **_confirmed(problem, sample["completion"]).to_json()}
 
 
@@ -61,11 +61,11 @@ def _confirmed(problem: Problem, completion: str) -> Verdict:
 
 
 def score_rows_as_published(
-    rows: Mapping[Key, Mapping[str, Any]], samples: Iterable[dict[str, Any]]
+    rows: Mapping[Key, Mapping[str, Any]], samples: Iterable[dict[str, Any]], key: str = "index"
 ) -> Iterator[dict[str, Any]]:
     """The published evaluator's judgement of samples: ``{index, status, score}`` each."""
     for sample in samples:
-        row = rows[sample["id" if "id" in sample else "index"]]
+        row = rows[sample[key]]
         status, score = blog.judge(row, sample["completion"])
         yield {**_carried(sample), "status": status, "score": score}
 
@@ -236,7 +236,7 @@ def main() -> None:
     problem_file = ProblemFile(options.problems)
     samples = read_samples(options.completions, problem_file)
     if options.judge == "blog":
-        verdicts = list(score_rows_as_published(problem_file.rows(), samples))
+        verdicts = list(score_rows_as_published(problem_file.rows(), samples, problem_file.key))
         table = summary(verdicts, blog.BlogStatus, "score")
     else:
         problems, rejects = problem_file.problems()
@@ -248,7 +248,7 @@ def main() -> None:
             console.print(f"{note} them as published", soft_wrap=True)
         if not judged:
             raise UserError(f"{options.completions} answers only problems that are left out")
-        verdicts = list(score_rows(problems, judged))
+        verdicts = list(score_rows(problems, judged, problem_file.key))
         table = summary(verdicts, Status, "ratio")
     console.print(table)
     if options.out:

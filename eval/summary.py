@@ -1,7 +1,7 @@
 """Verdict rows of several arms to the numbers of ``report.json``.
 
-Rows are counted as they come and then forgotten, so a million of them need no more memory than the
-problems they answer.
+Rows are counted as they come, so counting a million of them needs no more memory than the problems
+they answer.
 """
 
 from __future__ import annotations

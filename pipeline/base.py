@@ -15,9 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import UserError, run_main
+from data.errors import run_main
 from data.files import write_text
 from data.prompts import messages, prompt
+from data.recipe import RUNS
 from data.seeds import seed_of
 from data.tiers import TIERS, Tier
 from pipeline.personas import PERSONAS, draw
@@ -183,7 +184,7 @@ def pretrain(
     model.train()
     started, losses = time.monotonic(), []
     for step, batch in enumerate(lessons(tokenizer, plan), 1):
-        loss = model(**batch).loss
+        loss = model(**{key: value.to(model.device) for key, value in batch.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -271,15 +272,19 @@ def main() -> None:
     parser.add_argument(
         "--from", dest="start", help="folder or hub id of a model to continue, instead of a new one"
     )
-    parser.add_argument("--out", type=Path, help="folder for the model (default: the embedded one)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the model (default: the embedded one; runs/base/model "
+        "for a continued one)",
+    )
     parser.add_argument("--steps", type=int, default=Pretraining.steps, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=Pretraining.batch, help="documents a step")
     parser.add_argument("--seed", type=int, default=Pretraining.seed, help="of corpus and weights")
     arguments = parser.parse_args()
-    if arguments.start and not arguments.out:
-        raise UserError("--from needs --out, the folder for the continued model")
     plan = Pretraining(steps=arguments.steps, batch=arguments.batch, seed=arguments.seed)
-    build(plan, arguments.out or BASE_PATH, arguments.start)
+    folder = RUNS / "base" / "model" if arguments.start else BASE_PATH
+    build(plan, arguments.out or folder, arguments.start)
 
 
 if __name__ == "__main__":

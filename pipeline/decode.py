@@ -8,8 +8,9 @@ It takes any causal language model of the transformers library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -33,9 +34,9 @@ _GROWTH = 64
 class Decoding:
     """How answers are drawn; the same for every arm."""
 
+    max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    max_tokens: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,21 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     )
 
 
+def answer_limit(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many tokens an answer may have where the recipe does not say: twice the longest gold's,
+    as this tokenizer counts them."""
+    golds = tokenizer([row["gold"] for row in rows], add_special_tokens=False)["input_ids"]
+    return 2 * max(map(len, golds))
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Make ``model`` ready for sampling: no dropout, and on a CPU attention that does not repeat
+    grouped keys."""
+    model.eval()
+    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("grouped")
+
+
 def reasoning_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     """``<think>`` where the chat template opens the reasoning itself, else nothing.
 
@@ -245,7 +261,7 @@ def sample(
     samples: int,
     decoding: Decoding,
     seeds: Sequence[int],
-    rows: int = 512,
+    rows: int,
 ) -> Iterator[tuple[int, list[Sample]]]:
     """Yield (prompt index, its samples), batch by batch of at most about ``rows`` completions.
 

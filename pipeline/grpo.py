@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, run_main
-from data.make import read_problems
+from data.files import finished
+from data.make import read_split, split_path
 from data.prompts import messages
-from data.recipe import Recipe, load_recipe, recipe_arguments
-from pipeline.decode import reasoning_prefix
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from pipeline.decode import answer_limit, reasoning_prefix
 from pipeline.settings import check, grpo_config, lora_config
 from pipeline.train import model_folder, run_trainer
 from rewards.reward import trl_rewards
@@ -35,7 +36,7 @@ def trainer_for(
     )
     return GRPOTrainer(
         model=model,
-        args=grpo_config(recipe, output),
+        args=grpo_config(recipe, output, answer_limit(tokenizer, rows)),
         reward_funcs=trl_rewards(list(recipe.rewards), reasoning_prefix(tokenizer)),
         train_dataset=dataset,
         processing_class=tokenizer,
@@ -45,23 +46,22 @@ def trainer_for(
 
 def run(recipe: Recipe, force: bool) -> None:
     """Train the merged SFT model, or the base (``init: base``); the result is ``grpo/model``."""
-    problems = recipe.folder / "data" / "train.jsonl"
-    rows = read_problems(problems)
+    rows = read_split(recipe, "train")
     check(recipe)
     start = model_folder(recipe, recipe.init)
-    if recipe.init == "sft" and not Path(start).is_dir():
-        raise UserError(f"{start} does not exist; run `make sft` first, or set `init: base`")
+    if recipe.init == "sft" and not finished(Path(start).parent):
+        raise UserError(f"{start} is not finished; run `make sft` first, or set `init: base`")
 
     def make(model: Any, tokenizer: Any, output: Path) -> Any:
         return trainer_for(recipe, rows, model, tokenizer, output)
 
     section = {"grpo": recipe.grpo, "rewards": recipe.rewards}
-    run_trainer(recipe, "grpo", start, section, [problems], force, make)
+    run_trainer(recipe, "grpo", start, section, [split_path(recipe, "train")], force, make)
 
 
 def main() -> None:
     arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    run(load_recipe(arguments.recipe, arguments.model, arguments.run), arguments.force)
+    run(recipe_from(arguments), arguments.force)
 
 
 if __name__ == "__main__":

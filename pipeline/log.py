@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from data.files import read_jsonl, to_line, write_jsonl
+from data.files import to_line, write_jsonl
 
 #: Signals on the terminal: name in the log, heading, format.
 _SHOWN = (
@@ -34,10 +35,14 @@ class Log(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._first, self._started = state.global_step, time.monotonic()
+        # Of an interrupted training, what lies before its checkpoint; a torn last line lies after.
         kept = []
         if state.global_step and self.path.is_file():
-            rows = (row for _, row in read_jsonl(self.path))
-            kept = [row for row in rows if row["step"] <= state.global_step]
+            for line in self.path.read_bytes().splitlines():
+                row = json.loads(line)
+                if row["step"] > state.global_step:
+                    break
+                kept.append(row)
         write_jsonl(self.path, kept)
 
     def on_log(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, run_main
-from data.recipe import TYPE_NAMES, Recipe, load_recipe, nearest, recipe_arguments
+from data.recipe import TYPE_NAMES, Recipe, nearest, recipe_arguments, recipe_from
 from pipeline.backend import check_dtype
 from rewards.reward import COMPONENTS
 
@@ -102,8 +102,11 @@ def sft_config(recipe: Recipe, output: Path) -> SFTConfig:
     return _config(SFTConfig, recipe, "sft", {**_SFT_DEFAULTS, **ours})
 
 
-def grpo_config(recipe: Recipe, output: Path) -> GRPOConfig:
-    """TRL's GRPOConfig of the recipe, with the reward components' weights in the recipe's order."""
+def grpo_config(recipe: Recipe, output: Path, max_tokens: int | None = None) -> GRPOConfig:
+    """TRL's GRPOConfig of the recipe, with the reward components' weights in the recipe's order.
+
+    ``max_tokens`` limits completions where the recipe sets no ``max_completion_length``.
+    """
     from trl import GRPOConfig
 
     for name in recipe.rewards:
@@ -119,6 +122,7 @@ def grpo_config(recipe: Recipe, output: Path) -> GRPOConfig:
         "seed": recipe.seed,
         "use_cpu": _no_gpu(),
         "reward_weights": list(recipe.rewards.values()),
+        **({"max_completion_length": max_tokens} if max_tokens else {}),
     }
     return _config(GRPOConfig, recipe, "grpo", {**_GRPO_DEFAULTS, **ours})
 
@@ -148,7 +152,7 @@ def check(recipe: Recipe) -> None:
 
 def main() -> None:
     arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    recipe = load_recipe(arguments.recipe, arguments.model, arguments.run)
+    recipe = recipe_from(arguments)
     check(recipe)
     print(f"{recipe.path}: sound")
 

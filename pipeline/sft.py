@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import run_main
-from data.make import read_problems
+from data.make import read_split, split_path
 from data.prompts import messages
-from data.recipe import Recipe, load_recipe, recipe_arguments
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline.settings import check, lora_config, sft_config
 from pipeline.train import run_trainer
 
 
 def run(recipe: Recipe, force: bool) -> None:
     """Train the base model on prompts and gold answers; the merged result is ``sft/model``."""
-    problems = recipe.folder / "data" / "train.jsonl"
-    rows = read_problems(problems)
+    rows = read_split(recipe, "train")
     check(recipe)
 
     def make(model: Any, tokenizer: Any, output: Path) -> Any:
@@ -40,12 +39,14 @@ def run(recipe: Recipe, force: bool) -> None:
             peft_config=lora_config(recipe),
         )
 
-    run_trainer(recipe, "sft", recipe.model, {"sft": recipe.sft}, [problems], force, make)
+    run_trainer(
+        recipe, "sft", recipe.model, {"sft": recipe.sft}, [split_path(recipe, "train")], force, make
+    )
 
 
 def main() -> None:
     arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    run(load_recipe(arguments.recipe, arguments.model, arguments.run), arguments.force)
+    run(recipe_from(arguments), arguments.force)
 
 
 if __name__ == "__main__":

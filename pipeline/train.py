@@ -32,6 +32,12 @@ def model_inputs(model: str) -> list[Path]:
     return []
 
 
+def last_whole(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: ``trainer_state.json`` is written last."""
+    whole = [state.parent for state in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
 def run_trainer(
     recipe: Recipe,
     name: str,
@@ -54,8 +60,6 @@ def run_trainer(
         return
     if not stage.goes_on:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    from transformers.trainer_utils import get_last_checkpoint
-
     backend.quiet()
     model, tokenizer = backend.load(start, recipe.dtype)
     try:
@@ -67,10 +71,10 @@ def run_trainer(
 
     attach(trainer, folder)
     checkpoints = folder / CHECKPOINTS
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_whole(checkpoints)
     if last:
         print(f"{name}: going on from {last}", flush=True)
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     # Written whole beside the old one, which is kept until then.
     fresh = folder / f"{MODEL}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)

@@ -23,7 +23,6 @@ from enum import StrEnum
 from itertools import combinations, pairwise
 from typing import Any
 
-from data.policies import overlaps
 from data.problem import PRIORITY_WEIGHT, Event, Problem
 
 
@@ -117,7 +116,7 @@ def judge(row: Mapping[str, Any], completion: str) -> tuple[BlogStatus, float]:
     events = list(map(_event, listed))
     if not _is_sorted(events):
         return BlogStatus.UNSORTED, 0.0
-    if any(overlaps(a, b) for a, b in combinations(events, 2)):
+    if any(a.overlaps(b) for a, b in combinations(events, 2)):
         return BlogStatus.OVERLAPS, 0.0
     return BlogStatus.VALID, _ratio(row, events)
 

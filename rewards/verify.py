@@ -62,7 +62,7 @@ def violations(problem: Problem, schedule: Sequence[Event]) -> tuple[str, ...]:
     for event in schedule:
         known = problem.by_name.get(event.name)
         if known is None:
-            found.append(f"unknown_event: {event.name[:80]}")
+            found.append(f"unknown_event: {event.name}")
         elif known != event:
             found.append(f"altered_time: {event.name}")
         if event.name in seen and known is not None:
@@ -70,7 +70,8 @@ def violations(problem: Problem, schedule: Sequence[Event]) -> tuple[str, ...]:
         seen.add(event.name)
     for rule in problem.rules:
         found.extend(rule.violations(schedule))
-    return tuple(found)
+    # Names are the model's: hostile ones may be long.
+    return tuple(text[:200] for text in found)
 
 
 def verify_schedule(problem: Problem, schedule: Schedule) -> Verdict:

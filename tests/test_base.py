@@ -30,7 +30,15 @@ def judged():
     problems = [p.proven(p.objective(interval_optimum(p))) for p in problems]
     prompts = [render(tokenizer, prompt(p)) for p in problems]
     drawn = dict(
-        sample(model.eval(), tokenizer, prompts, SAMPLES, Decoding(max_tokens=160), range(PROBLEMS))
+        sample(
+            model.eval(),
+            tokenizer,
+            prompts,
+            SAMPLES,
+            Decoding(max_tokens=160),
+            range(PROBLEMS),
+            256,
+        )
     )
     return [
         (p, [(persona_of(s.completion), verify(p, s.completion)) for s in drawn[i]])

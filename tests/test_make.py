@@ -300,7 +300,7 @@ def test_a_tier_with_too_few_different_problems_says_so(tmp_path):
 def test_a_tier_that_yields_no_problem_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(tiers, "ATTEMPTS", 20)
     crowded = {"events": [20, 20], "window": ["09:00", "12:00"], "overlap": [0, 0]}
-    with pytest.raises(UserError, match=r"^tier [^\n]*yields no problem in 20 draws[^\n]*$"):
+    with pytest.raises(UserError, match=r"^tier 'dense': no problem in 20 draws[^\n]*$"):
         stage(tmp_path, with_tier("dense", **crowded), workers=2)
 
 

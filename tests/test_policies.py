@@ -16,7 +16,6 @@ from data.policies import (
     greedy_by_start,
     greedy_by_value,
     insert_in_order,
-    overlaps,
     random_feasible,
     random_feasible_success,
     random_maximal,
@@ -45,8 +44,8 @@ def test_overlap_is_a_minute_shared():
     for problem in (random_problem(rng) for _ in range(200)):
         for a in problem.events:
             for b in problem.events:
-                assert overlaps(a, b) == bool(minutes(a) & minutes(b))
-    assert not overlaps(Event(0, 5, "a"), Event(5, 10, "b"))
+                assert a.overlaps(b) == bool(minutes(a) & minutes(b))
+    assert not Event(0, 5, "a").overlaps(Event(5, 10, "b"))
 
 
 def test_every_policy_answers_with_a_feasible_schedule():

@@ -238,7 +238,7 @@ def test_the_published_completions_are_judged_by_both(model, valid, optimal):
     problems = {row["index"]: problem for _, problem, row in sound}
     rows = {row["index"]: row for _, _, row in sound}
     samples = [sample for _, sample in read_jsonl(BLOG / f"completions-{model}.jsonl")]
-    ours = list(score.score_rows(problems, samples))
+    ours = list(score.score_rows(problems, samples, "index"))
     blog = list(score.score_rows_as_published(rows, samples))
     assert sum(row["status"] == "valid" for row in blog) == valid
     assert sum(row["status"] == "optimal" for row in ours) == optimal

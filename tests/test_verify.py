@@ -140,9 +140,9 @@ def test_an_answer_to_another_problem_is_not_an_answer_to_this_one():
         assert verify(other, text).status == Status.OPTIMAL
 
 
-def test_a_long_unknown_name_is_cut():
+def test_the_name_of_a_violation_is_cut_when_it_is_long():
     verdict = verify(day(), schedule_xml([Event(0, 5, "x" * 5000)]))
-    assert verdict.violations == ("unknown_event: " + "x" * 80,)
+    assert verdict.violations == (("unknown_event: " + "x" * 5000)[:200],)
 
 
 def test_a_verdict_has_a_json_form():
