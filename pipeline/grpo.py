@@ -15,7 +15,7 @@ from data.files import finished
 from data.make import read_split, split_path
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from pipeline.decode import answer_limit, reasoning_prefix
+from pipeline.decode import answer_limit, prepare, reasoning_prefix
 from pipeline.settings import check, grpo_config, lora_config
 from pipeline.train import model_folder, run_trainer
 from rewards.reward import trl_rewards
@@ -34,6 +34,7 @@ def trainer_for(
             for row in rows
         ]
     )
+    prepare(model)
     return GRPOTrainer(
         model=model,
         args=grpo_config(recipe, output, answer_limit(tokenizer, rows)),
