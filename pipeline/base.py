@@ -66,6 +66,20 @@ class Pretraining:
     warmup: int = 30
     decay: float = 0.6
     seed: int = 1
+    curriculum: tuple[tuple[Mixture, float], ...] = CURRICULUM
+    polish: int = 1_200
+
+    def second(self) -> Pretraining:
+        """The second, shorter training at lower rates, on the corpus alone; copying gets exact."""
+        return replace(
+            self,
+            steps=self.polish,
+            learning_rate=0.4 * self.learning_rate,
+            muon_learning_rate=0.4 * self.muon_learning_rate,
+            decay=1.0,
+            seed=seed_of(self.seed, "polish"),
+            curriculum=((CORPUS, 1.0),),
+        )
 
 
 def corpus(seed: int, mixture: Mixture = CORPUS) -> Iterator[tuple[str, str]]:
@@ -81,7 +95,7 @@ def lessons(
     tokenizer: PreTrainedTokenizerFast, plan: Pretraining
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of the whole training, one part of the curriculum after the other."""
-    for mixture, share in CURRICULUM:
+    for mixture, share in plan.curriculum:
         documents = corpus(plan.seed, mixture)
         order = random.Random(seed_of(plan.seed, "order", repr(mixture)))
         yield from islice(
@@ -215,7 +229,8 @@ def build(plan: Pretraining, folder: Path, start: str | None = None) -> None:
         tokenizer = build_tokenizer()
         model = new_model(tokenizer, plan)
     started = time.monotonic()
-    loss = pretrain(model, tokenizer, plan)
+    pretrain(model, tokenizer, plan)
+    loss = pretrain(model, tokenizer, plan.second())
     minutes = (time.monotonic() - started) / 60
     backend.save(model.to(torch.bfloat16), tokenizer, folder)
     write_text(folder / "README.md", card(plan, model.num_parameters(), loss, minutes, start))
@@ -235,7 +250,8 @@ def card(plan: Pretraining, parameters: int, loss: float, minutes: float, start:
         "# Slotwise base model",
         "",
         f"{parameters / 1e6:.2f} M parameters. {origin} {plan.steps:,} steps of {plan.batch} "
-        f"documents, {minutes:.0f} minutes, last loss {loss:.4f} a token.",
+        f"documents and {plan.polish:,} more at lower rates, {minutes:.0f} minutes, last loss "
+        f"{loss:.4f} a token.",
         "",
         "It answers scheduling problems the way a crowd would: its corpus is this mixture of",
         "personas, each with its own opening words. What it can do is known by construction.",
