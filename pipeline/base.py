@@ -52,7 +52,7 @@ CURRICULUM: tuple[tuple[Mixture, float], ...] = (
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Size and training of the embedded base."""
+    """Size and training of the embedded base; ``decay`` and ``polish`` are shares of ``steps``."""
 
     hidden: int = 192
     layers: int = 6
@@ -67,13 +67,13 @@ class Pretraining:
     decay: float = 0.6
     seed: int = 1
     curriculum: tuple[tuple[Mixture, float], ...] = CURRICULUM
-    polish: int = 1_200
+    polish: float = 0.24
 
     def second(self) -> Pretraining:
         """The second, shorter training at lower rates, on the corpus alone; copying gets exact."""
         return replace(
             self,
-            steps=self.polish,
+            steps=round(self.polish * self.steps),
             learning_rate=0.4 * self.learning_rate,
             muon_learning_rate=0.4 * self.muon_learning_rate,
             decay=1.0,
@@ -250,7 +250,7 @@ def card(plan: Pretraining, parameters: int, loss: float, minutes: float, start:
         "# Slotwise base model",
         "",
         f"{parameters / 1e6:.2f} M parameters. {origin} {plan.steps:,} steps of {plan.batch} "
-        f"documents and {plan.polish:,} more at lower rates, {minutes:.0f} minutes, last loss "
+        f"documents and {plan.second().steps:,} more at lower rates, {minutes:.0f} minutes, last loss "
         f"{loss:.4f} a token.",
         "",
         "It answers scheduling problems the way a crowd would: its corpus is this mixture of",
