@@ -250,8 +250,8 @@ def card(plan: Pretraining, parameters: int, loss: float, minutes: float, start:
         "# Slotwise base model",
         "",
         f"{parameters / 1e6:.2f} M parameters. {origin} {plan.steps:,} steps of {plan.batch} "
-        f"documents and {plan.second().steps:,} more at lower rates, {minutes:.0f} minutes, last loss "
-        f"{loss:.4f} a token.",
+        f"documents and {plan.second().steps:,} more at lower rates, {minutes:.0f} minutes, "
+        f"last loss {loss:.4f} a token.",
         "",
         "It answers scheduling problems the way a crowd would: its corpus is this mixture of",
         "personas, each with its own opening words. What it can do is known by construction.",
