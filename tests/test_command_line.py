@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
     says = ending("data.make", monkeypatch, "--recipe", TINY, "--workers", "1")
     assert says.startswith(f"{tmp_path / 'tiny'}")
-    assert "cannot be written" in says
+    assert "cannot be used" in says
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------

@@ -322,7 +322,7 @@ def raising(error: BaseException):
         (OSError(errno.ENOSPC, "x"), "error: the disk is full; make room, then"),
         (OSError(errno.EDQUOT, "x"), "error: the disk is full; make room, then"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), "error: runs cannot be"),
-        (OSError(errno.EROFS, "Read-only file system", "runs"), "error: runs cannot be written"),
+        (OSError(errno.EROFS, "Read-only file system", "runs"), "error: runs cannot be used"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(error, says):

@@ -88,7 +88,8 @@ def test_seed_and_folder_are_the_runs():
 
 
 def test_what_a_recipe_leaves_out_does_not_depend_on_the_machine_or_on_trls_version():
-    for config in (sft_config(recipe(sft={}), OUT), grpo_config(recipe(), OUT)):
+    needed = {"per_device_train_batch_size": 8, "num_generations": 4}
+    for config in (sft_config(recipe(sft={}), OUT), grpo_config(recipe(grpo=needed), OUT)):
         assert (config.bf16, config.report_to, config.lr_scheduler_type) == (False, [], "linear")
         assert config.gradient_checkpointing is False
     grpo = grpo_config(recipe(), OUT)
