@@ -160,6 +160,7 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
     """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, alternating, and the
     share of a step that the reward takes."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import GRPOTrainer
 
     from data.prompts import messages
@@ -187,6 +188,7 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
         model, tokenizer = backend.load(short.model, short.dtype)
         trainer = trainer_for(short, rows, model, tokenizer, folder)
         trainer.reward_funcs = [timed(f) for f in trainer.reward_funcs]
+        trainer.remove_callback(PrinterCallback)
         return seconds(trainer.train)
 
     def stock(short: Recipe, folder: Path) -> float:
@@ -205,6 +207,7 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
             model=model, args=config, reward_funcs=reward, train_dataset=dataset,
             processing_class=tokenizer,
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         return seconds(trainer.train)
 
     with _temporary_run(recipe, steps) as (short, folder):
