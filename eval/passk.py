@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
 RESAMPLES = 10_000
+LEVEL = 0.95
 #: Resamples whose problem counts are held in memory at once.
 _BLOCK = 500
 #: Means this close are equal but for rounding.
@@ -108,7 +109,7 @@ def resampled_means(values: NDArray[np.float64], indices: NDArray[np.int32]) -> 
 def mean_interval(
     values: ArrayLike,
     indices: NDArray[np.int32],
-    level: float = 0.95,
+    level: float = LEVEL,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> list[Estimate]:
     """Mean of each column of ``values`` [problems, columns] with its bootstrap interval.
@@ -160,7 +161,7 @@ def _quantiles(ordered: NDArray[np.float64], shares: NDArray[np.float64]) -> NDA
 
 
 def paired_difference(
-    a: ArrayLike, b: ArrayLike, indices: NDArray[np.int32], level: float = 0.95
+    a: ArrayLike, b: ArrayLike, indices: NDArray[np.int32], level: float = LEVEL
 ) -> list[Estimate]:
     """Mean of ``a - b`` by column with its interval, both [problems, columns] on the same problems.
 

@@ -71,9 +71,12 @@ def write_report(
 
 def judge_arm(problems: Mapping[str, Problem], samples: Path) -> Iterator[dict[str, Any]]:
     """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows."""
-    rows = list(score_rows(problems, (row for _, row in read_jsonl(samples))))
+    answers = [row for _, row in read_jsonl(samples)]
+    rows = list(score_rows(problems, answers))
     write_jsonl(samples.with_name("verdicts.jsonl"), rows)
-    yield from rows
+    for row, answer in zip(rows, answers, strict=True):
+        # The answer itself, so that distinct ones can be counted.
+        yield {**row, "answer": answer["completion"]}
 
 
 def run(recipe: Recipe, force: bool) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.seeds import seed_of
 from eval.passk import (
+    LEVEL,
     RESAMPLES,
     Estimate,
     bootstrap_indices,
@@ -28,7 +29,6 @@ from eval.passk import (
 )
 from rewards.verify import Status
 
-LEVEL = 0.95
 #: Which arms are compared, tuned first; a pair is shown where both arms are there.
 COMPARISONS = (("grpo", "sft"), ("grpo", "base"), ("sft", "base"))
 _VALID = (Status.OPTIMAL, Status.FEASIBLE)
