@@ -1,45 +1,184 @@
-"""Verdict to named components to one number, and the adapter for TRL.
+"""Verdict to named components to one number: the shapes of the reward, and how TRL calls them.
 
-GRPO needs nothing but a prompt and a deterministic reward. The reward is a function of the verdict,
-never a second judgement of the text, so what training pays for is what evaluation counts.
+GRPO needs nothing but a prompt and a deterministic reward. Every shape but the published one is a
+function of the verdict, never a second judgement of the text, so what training pays for is what
+evaluation counts. Whether a shape can be gamed is measured by ``rewards.audit``.
+
+Under every shape TRL is handed the functions that are paid and, with weight 0, the components that
+are not: the truth stands beside the reward in the log. It also keeps TRL from setting aside an
+answer to which no paid component applies: ``format`` applies to all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from data.errors import UserError
+from data.problem import problem_from_text
+from data.recipe import RewardSection, nearest
+from rewards import blog
 from rewards.verify import Status, Verdict, verify_text
 
-Component = Callable[[Verdict], float]
+#: None where a component does not apply to a verdict; TRL counts it 0 in the sum and leaves it out
+#: of the mean that it logs.
+Component = Callable[[Verdict], float | None]
+#: As TRL calls it: completions, the dataset column ``problem`` (a JSON string), and more.
+RewardFunction = Callable[..., list[float | None]]
+
+_WORST_FIRST = tuple(reversed(Status))
 
 
-def format(verdict: Verdict) -> float:
+def format(verdict: Verdict) -> float | None:
     """1 when a schedule could be read."""
     return float(verdict.status != Status.UNPARSABLE)
 
 
-def validity(verdict: Verdict) -> float:
-    """1 when the schedule breaks no rule."""
-    return float(verdict.status in (Status.FEASIBLE, Status.OPTIMAL))
+def validity(verdict: Verdict) -> float | None:
+    """1 when the schedule breaks no rule; None when there is none."""
+    if verdict.status == Status.UNPARSABLE:
+        return None
+    return float(verdict.status != Status.INFEASIBLE)
 
 
-def ratio(verdict: Verdict) -> float:
-    """Weighted minutes over the optimum; 0 when a rule is broken."""
-    return verdict.ratio
+def ratio(verdict: Verdict) -> float | None:
+    """Weighted minutes over the optimum; None unless the schedule breaks no rule."""
+    return verdict.ratio if verdict.status in (Status.FEASIBLE, Status.OPTIMAL) else None
 
 
-def optimal(verdict: Verdict) -> float:
-    """1 when nothing better exists: what evaluation counts as success."""
-    return float(verdict.status == Status.OPTIMAL)
+def optimal(verdict: Verdict) -> float | None:
+    """1 when nothing better exists: what evaluation counts as success; None without a schedule."""
+    return None if verdict.status == Status.UNPARSABLE else float(verdict.status == Status.OPTIMAL)
 
 
 COMPONENTS: dict[str, Component] = {f.__name__: f for f in (format, validity, ratio, optimal)}
 
 
-def reward(verdict: Verdict, weights: dict[str, float]) -> float:
-    """The weighted sum of the components."""
-    return sum(weight * COMPONENTS[name](verdict) for name, weight in weights.items())
+@dataclass(frozen=True)
+class Shape:
+    """One way to make a number of an answer.
+
+    Attributes:
+        about: what it is good and bad at.
+        weights: of the functions that it pays for.
+        in_group: whether an answer is paid by comparison with others to the same problem.
+    """
+
+    about: str
+    weights: Mapping[str, float]
+    in_group: bool = False
+
+
+SHAPES: dict[str, Shape] = {
+    "binary": Shape(
+        "Optimal or not. Good: nothing but the goal is paid, so nothing else can be farmed. Bad: a "
+        "group without an optimal answer teaches nothing, and early on most groups are such.",
+        {"optimal": 1.0},
+    ),
+    "graded": Shape(
+        "A weighted sum of the components, monotone in the verdict. Good: it teaches from the "
+        "first step, form before rules before value. Bad: the steps between are worth something, "
+        "and a short safe answer collects them; weight on `optimal` keeps that small.",
+        {"format": 0.05, "validity": 0.15, "ratio": 0.2, "optimal": 0.6},
+    ),
+    "ranked": Shape(
+        "The share of its group that an answer beats by verdict (status, then ratio), ties half. "
+        "Good: only order counts, so there are no weights to get wrong, and hard and easy problems "
+        "weigh the same. Bad: it never says that an answer is good enough: the best of a bad group "
+        "earns as much as the best of a good one.",
+        {"ranked": 1.0},
+        in_group=True,
+    ),
+    "blog": Shape(
+        "The published reward, of 100, for comparison only. Good: dense. Bad: it judges the text "
+        "anew and otherwise than the evaluation. Copying every event earns about 69, events inside "
+        "<think> are read, invented ones are paid for their order, touching events overlap, a "
+        "single event is never a schedule, and rules beyond the base rules are not known; see "
+        "rewards/blog.py.",
+        dict.fromkeys(blog.REWARDS, 1.0),
+    ),
+}
+
+
+def check(section: RewardSection, source: str) -> None:
+    """Raise UserError, naming ``source`` and the key, where a reward cannot be what it says.
+
+    Weights of 0 or more are all it takes for a graded reward to be monotone, since every component
+    is: no infeasible answer earns more than a feasible one, no feasible one more than a better one.
+    """
+    if section.shape not in SHAPES:
+        raise UserError(
+            f"{source}: unknown reward.shape {section.shape!r} (the shapes are "
+            f"{', '.join(SHAPES)}){nearest(section.shape, SHAPES)}"
+        )
+    if section.weights is None:
+        return
+    if section.shape != "graded":
+        raise UserError(
+            f"{source}: reward.weights belong to the shape 'graded', not to {section.shape!r}; "
+            "leave them out"
+        )
+    for name, weight in section.weights.items():
+        if name not in COMPONENTS:
+            raise UserError(
+                f"{source}: unknown key 'reward.weights.{name}' (the components are "
+                f"{', '.join(COMPONENTS)}){nearest(name, COMPONENTS)}"
+            )
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(
+                f"{source}: reward.weights.{name} must be 0 or more, not {weight!r}: below 0, a "
+                "worse answer would earn more"
+            )
+    if not any(section.weights.values()):
+        raise UserError(f"{source}: reward.weights needs a component with a weight above 0")
+
+
+def _weights(section: RewardSection) -> dict[str, float]:
+    """The weight of every function that TRL is handed, by name."""
+    paid = section.weights or SHAPES[section.shape].weights
+    return {**paid, **{name: 0.0 for name in COMPONENTS if name not in paid}}
+
+
+def reward_weights(section: RewardSection) -> list[float]:
+    """TRL's ``reward_weights``, in the order of ``reward_functions``."""
+    return list(_weights(section).values())
+
+
+def reward_functions(section: RewardSection, prefix: str = "") -> list[RewardFunction]:
+    """TRL's reward functions, each of which it logs by its name and sums by its weight.
+
+    ``prefix`` is put before every completion: where a chat template opens ``<think>`` itself, the
+    model's text begins inside the reasoning, and the verifier must see that.
+    """
+
+    def function(name: str) -> RewardFunction:
+        def trl_reward(
+            completions: Sequence[Any], problem: Sequence[str], **_: Any
+        ) -> list[float | None]:
+            texts = [prefix + text_of(completion) for completion in completions]
+            return _FUNCTIONS[name](problem, texts)
+
+        trl_reward.__name__ = name
+        return trl_reward
+
+    return [function(name) for name in _weights(section)]
+
+
+def totals(
+    section: RewardSection, problem_texts: Sequence[str], completions: Sequence[str]
+) -> list[float]:
+    """What TRL trains on: the weighted sum of the functions, None as 0."""
+    columns = [f(completions, problem_texts) for f in reward_functions(section)]
+    weights = reward_weights(section)
+    return [
+        sum(w * v for w, v in zip(weights, values, strict=True) if v is not None)
+        for values in zip(*columns, strict=True)
+    ]
 
 
 def text_of(completion: str | Sequence[dict[str, str]]) -> str:
@@ -47,22 +186,57 @@ def text_of(completion: str | Sequence[dict[str, str]]) -> str:
     return completion if isinstance(completion, str) else completion[0]["content"]
 
 
-def trl_rewards(names: Sequence[str], prefix: str = "") -> list[Callable[..., list[float]]]:
-    """One TRL reward function per component, which TRL logs by name and sums by its weights.
+def order(verdict: Verdict) -> tuple[int, float]:
+    """What a better verdict has more of: status, then ratio."""
+    return _WORST_FIRST.index(verdict.status), verdict.ratio
 
-    Each takes TRL's ``completions`` and the dataset column ``problem`` (a JSON string). ``prefix``
-    is put before every completion: where a chat template opens ``<think>`` itself, the model's text
-    begins inside the reasoning, and the verifier must see that.
+
+def _by_verdict(component: Component) -> Callable[..., list[float | None]]:
+    def judge(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+        pairs = zip(problems, texts, strict=True)
+        return [component(verify_text(problem, text)) for problem, text in pairs]
+
+    return judge
+
+
+def _ranked(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+    """(wins + half the ties) / (group - 1) among the answers to the same problem.
+
+    An answer alone has nothing to be compared with and gets 0.5, what every group averages to;
+    None would count as 0 in the sum, as if it had lost to all.
     """
+    pairs = zip(problems, texts, strict=True)
+    keys = [order(verify_text(problem, text)) for problem, text in pairs]
+    groups: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for problem, key in zip(problems, keys, strict=True):
+        groups[problem].append(key)
+    for group in groups.values():
+        group.sort()
 
-    def adapter(component: Component) -> Callable[..., list[float]]:
-        def trl_reward(completions: Sequence[Any], problem: Sequence[str], **_: Any) -> list[float]:
-            return [
-                component(verify_text(text, prefix + text_of(completion)))
-                for text, completion in zip(problem, completions, strict=True)
-            ]
+    def share(problem: str, key: tuple[int, float]) -> float:
+        group = groups[problem]
+        wins = bisect_left(group, key)
+        ties = bisect_right(group, key) - wins - 1  # itself aside
+        return (wins + ties / 2) / (len(group) - 1) if len(group) > 1 else 0.5
 
-        trl_reward.__name__ = component.__name__
-        return trl_reward
+    return [share(problem, key) for problem, key in zip(problems, keys, strict=True)]
 
-    return [adapter(COMPONENTS[name]) for name in names]
+
+@lru_cache(maxsize=4096)
+def _row(problem_text: str) -> dict[str, Any]:
+    """The problem as a row of the published layout."""
+    return blog.row_of(problem_from_text(problem_text))
+
+
+def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[..., list[float]]:
+    return lambda problems, texts: [
+        judge(_row(problem), text) for problem, text in zip(problems, texts, strict=True)
+    ]
+
+
+#: Every function by name: problems as JSON strings, texts -> a number each, or None.
+_FUNCTIONS: dict[str, Callable[..., list[Any]]] = {
+    **{name: _by_verdict(component) for name, component in COMPONENTS.items()},
+    "ranked": _ranked,
+    **{name: _published(judge) for name, judge in blog.REWARDS.items()},
+}

@@ -1,12 +1,16 @@
-"""That the tests can fail: a verifier made weaker on purpose is noticed by the corpus.
+"""That the tests can fail: a verifier or a reward made weaker on purpose is noticed.
 
-The panel is every corruption and every harmless form of one day's gold, and a few answers beside;
-each weakening below must change what is said of at least the cases it is about.
+Of the verifier by a panel: every corruption and every harmless form of one day's gold, and a few
+answers beside; each weakening below must change what is said of at least the cases it is about. Of
+each further rule by an answer that breaks it and one that just keeps it. Of the reward, and of the
+verifier once more, by the audit.
 """
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations, pairwise
 
 import pytest
@@ -14,14 +18,48 @@ from conftest import CORRUPTIONS, HARMLESS, day
 
 import data.problem
 import rewards.parse
+import rewards.reward
 import rewards.verify
-from data.problem import MINUTE, Event
+from data.clock import MINUTE
+from data.make import make_problem
+from data.problem import Event, Problem
 from data.prompts import answer, schedule_xml
-from data.rules import Chronological, NoOverlap, NotEmpty
-from data.solver import interval_optimum
-from rewards.verify import Status, Verdict, verify
+from data.recipe import RewardSection
+from data.rules import (
+    BASE_RULES,
+    KINDS,
+    AtLeastOne,
+    AtMost,
+    AtMostOne,
+    Before,
+    Break,
+    Budget,
+    Chronological,
+    Gap,
+    MustInclude,
+    NoOverlap,
+    NotEmpty,
+    Rule,
+    Travel,
+    clashing_pairs,
+)
+from data.solver import interval_optimum, prove
+from data.tiers import TIERS
+from rewards.audit import audit
+from rewards.reward import totals
+from rewards.verify import DisagreementError, Status, Verdict, confirm, verify, verify_text
 
 Weakening = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    """Judgements are cached: none from before a weakening may answer for it, nor after it."""
+    for remembered in (verify_text, confirm):
+        remembered.cache_clear()
+    yield
+    for remembered in (verify_text, confirm):
+        remembered.cache_clear()
 
 
 def panel() -> list[str]:
@@ -225,3 +263,297 @@ def test_a_weaker_verifier_is_noticed(name, monkeypatch):
 
 def test_the_panel_passes_again_once_nothing_is_patched():
     assert panel() == []
+
+
+# --- further rules --------------------------------------------------------------------------
+
+ART, BAND, DRILL, ECHO, CHESS = day().events
+
+#: Each further rule on the day, an answer that breaks it and nothing else, and what must be said;
+#: and an answer that just keeps it.
+RULES: dict[str, tuple[Rule, Sequence[Event], str, Sequence[Event]]] = {
+    "gap": (Gap(30), (ART, DRILL), "gap: Art / Drill", (ART, ECHO)),
+    "travel": (
+        Travel(("Art",), ("Drill", "Echo"), 30), (ART, DRILL), "travel: Art / Drill", (ART, ECHO)
+    ),
+    "before": (
+        Before("Drill", "Art"), (ART, DRILL), "before: Drill / Art", (DRILL, ECHO)
+    ),
+    "at_most_one": (
+        AtMostOne(("Art", "Chess")), (ART, CHESS), "at_most_one: Art / Chess", (ART, DRILL)
+    ),
+    "at_least_one": (
+        AtLeastOne(("Band", "Echo")), (ART,), "at_least_one: Band / Echo", (ART, ECHO)
+    ),
+    "must_include": (MustInclude("Drill"), (ART,), "must_include: Drill", (ART, DRILL)),
+    "at_most": (AtMost(2), (ART, DRILL, ECHO), "at_most: 3 of 2", (ART, ECHO)),
+    "budget": (
+        Budget(90), (ART, DRILL, CHESS), "budget: 120 of 90 minutes", (ART, CHESS)
+    ),
+    "break": (
+        Break(30, "10:00", "11:00"), (DRILL, ECHO),
+        "break: 30 minutes between 10:00 and 11:00", (ART, ECHO),
+    ),
+}  # fmt: skip
+
+
+FURTHER = sorted(set(KINDS) - {rule.kind for rule in BASE_RULES})
+
+
+def rule_panel() -> list[str]:
+    """Names of the rules of which something else is said than must be."""
+    wrong = []
+    for name, (rule, breaking, said, keeping) in RULES.items():
+        problem = replace(day(), rules=(*BASE_RULES, rule))
+        problem = problem.proven(problem.objective(prove(problem)))
+        try:
+            broken = verify(problem, schedule_xml(breaking)).violations
+            kept = verify(problem, schedule_xml(keeping)).violations
+        except AssertionError:  # an answer beats the optimum: noticed too
+            wrong.append(name)
+            continue
+        if (broken, kept) != ((said,), ()):
+            wrong.append(name)
+    return wrong
+
+
+def test_every_further_rule_is_in_the_panel_and_it_passes():
+    assert sorted(RULES) == FURTHER
+    assert rule_panel() == []
+
+
+@pytest.mark.parametrize("kind", FURTHER)
+def test_a_further_rule_ignored_is_noticed(kind, monkeypatch):
+    rule_says(KINDS[kind], nothing)(monkeypatch)
+    assert rule_panel() == [kind]
+
+
+def longer_gap(rule, schedule):
+    for pair in clashing_pairs(schedule, lambda a, b: 0 <= b.start - a.end <= rule.minutes):
+        yield f"{rule.kind}: {pair}"
+
+
+def one_way_travel(rule, schedule):
+    for before, after in pairwise(schedule):
+        if before.name in rule.there and after.name in rule.here:
+            yield f"travel: {before.name} / {after.name}"
+
+
+def counts_one_more(rule, schedule):
+    if len(schedule) > rule.count + 1:
+        yield f"at_most: {len(schedule)} of {rule.count}"
+
+
+def weighted_budget(rule, schedule):
+    taken = day().objective(schedule)
+    if taken > rule.minutes:
+        yield f"budget: {taken} of {rule.minutes} minutes"
+
+
+def break_after_the_last_event(rule, schedule):
+    if any(event.end > MINUTE[rule.end] - rule.minutes for event in schedule):
+        yield f"break: {rule.minutes} minutes between {rule.start} and {rule.end}"
+
+
+def demands_all(rule, schedule):
+    if not set(rule.group) <= {event.name for event in schedule}:
+        yield f"at_least_one: {' / '.join(rule.group)}"
+
+
+#: (the weakening, the rule it must be noticed by)
+RULE_WEAKENINGS: dict[str, tuple[Weakening, str]] = {
+    "just the gap is too little": (rule_says(Gap, longer_gap), "gap"),
+    "travel goes one way": (rule_says(Travel, one_way_travel), "travel"),
+    "one event more than at most": (rule_says(AtMost, counts_one_more), "at_most"),
+    "priorities take twice the budget": (rule_says(Budget, weighted_budget), "budget"),
+    "the whole group is demanded": (rule_says(AtLeastOne, demands_all), "at_least_one"),
+    "the break must come last": (rule_says(Break, break_after_the_last_event), "break"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULE_WEAKENINGS)
+def test_a_further_rule_changed_is_noticed(name, monkeypatch):
+    weaken, rule = RULE_WEAKENINGS[name]
+    weaken(monkeypatch)
+    assert rule_panel() == [rule]
+
+
+# --- the audit ------------------------------------------------------------------------------
+
+
+@cache
+def audited() -> dict[str, list[Problem]]:
+    return {
+        tier: [make_problem(2, "audit", tier, TIERS[tier], i) for i in range(8)]
+        for tier in ("dense", "rules")
+    }
+
+
+def failures(shape: str = "graded") -> str:
+    """What the audit says; that it stops at a contradiction says enough."""
+    try:
+        return "\n".join(audit(RewardSection(shape), audited(), 0).failures)
+    except (AssertionError, DisagreementError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("shape", ["graded", "binary", "ranked"])
+def test_the_audit_passes_as_the_code_stands(shape):
+    assert failures(shape) == ""
+
+
+#: Weakenings of the verifier and what the audit says of them.
+AUDITED_WEAKENINGS = {
+    "touching counts as overlap": "calls 'gold' infeasible",
+    "overlaps are not seen": "beats the proven optimum",
+    "order is not checked": "calls 'unsorted gold' optimal",
+    "an empty schedule is fine": r"call \[\] feasible \[\], CP-SAT does not",
+    "duplicates are allowed": "beats the proven optimum",
+    "duplicates are dropped": "calls 'duplicated events' optimal",
+    "altered times are accepted": "calls 'gold with a time shifted' optimal",
+    "the reasoning is read too": "calls 'gold only in the reasoning' optimal",
+    "unterminated reasoning is read": "calls 'reasoning without end' optimal",
+    "the last of many schedules counts": "calls 'two schedules' optimal",
+    "the first of many schedules counts": "calls 'two schedules gold first' optimal",
+    "an unterminated schedule is closed": "calls 'cut off gold' optimal",
+    "junk between events is passed over": "calls 'words between the events' optimal",
+    "any script's digits are digits": "calls 'look alike times' optimal",
+    "nearly optimal is optimal": "calls '[a-z -]+' optimal",
+}
+
+
+@pytest.mark.parametrize("name", AUDITED_WEAKENINGS)
+def test_a_weaker_verifier_fails_the_audit(name, monkeypatch):
+    audited()  # made by the rules as they stand
+    WEAKENINGS[name][0](monkeypatch)
+    assert re.search(AUDITED_WEAKENINGS[name], failures())
+
+
+@pytest.mark.parametrize("kind", FURTHER)
+def test_a_further_rule_ignored_fails_the_audit(kind, monkeypatch):
+    tier = replace(TIERS["gap"], kinds=(kind,))  # binding: the best without the rule breaks it
+    some = {kind: [make_problem(2, "audit", kind, tier, i) for i in range(4)]}
+    rule_says(KINDS[kind], nothing)(monkeypatch)
+    with pytest.raises((AssertionError, DisagreementError)):
+        audit(RewardSection("graded"), some, 0)
+
+
+# --- the reward -----------------------------------------------------------------------------
+
+DAY = json.dumps(day().to_json())
+#: Answers of each status and a tie, and what each shape pays for them as one group.
+ANSWERS = [
+    schedule_xml(interval_optimum(day())), *[schedule_xml((BAND,))] * 2, schedule_xml(()), ""
+]  # fmt: skip
+PAID = {
+    "graded": [1, 0.3, 0.3, 0.05, 0],
+    "binary": [1, 0, 0, 0, 0],
+    "ranked": [1, 0.625, 0.625, 0.25, 0],
+}
+
+
+def reward_panel() -> list[str]:
+    """The shapes that pay something else than they must."""
+    return [
+        shape
+        for shape, values in PAID.items()
+        if totals(RewardSection(shape), [DAY] * len(ANSWERS), ANSWERS) != pytest.approx(values)
+    ]
+
+
+def pay(name: str, component: Callable[[Verdict], float | None]) -> Weakening:
+    """Another function of the verdict in place of a component."""
+    made = rewards.reward._by_verdict(component)
+    return lambda patch: patch.setitem(rewards.reward._FUNCTIONS, name, made)
+
+
+def pay_text(name: str, judge: Callable[[str], float]) -> Weakening:
+    """A second judgement of the text in place of a component."""
+    return lambda patch: patch.setitem(
+        rewards.reward._FUNCTIONS, name, lambda problems, texts: [judge(text) for text in texts]
+    )
+
+
+def rank_by(key: Callable[[Verdict, str], tuple], ties: float = 0.5) -> Weakening:
+    """Ranks by something else than the verdict; one tie is worth ``ties``."""
+
+    def ranked(problems, texts):
+        keys = [key(verify_text(p, t), t) for p, t in zip(problems, texts, strict=True)]
+        most = max(1, len(keys) - 1)
+        return [
+            (sum(k > other for other in keys) + ties * (keys.count(k) - 1)) / most for k in keys
+        ]
+
+    return lambda patch: patch.setitem(rewards.reward._FUNCTIONS, "ranked", ranked)
+
+
+def objective_kept(patch: pytest.MonkeyPatch) -> None:
+    """An infeasible answer keeps the weighted minutes of what it lists, and they are paid."""
+
+    def kept(problem, schedule):
+        verdict = VERIFY_SCHEDULE(problem, schedule)
+        known = [e for e in schedule if problem.by_name.get(e.name) == e]
+        return replace(verdict, objective=problem.objective(known))
+
+    patch.setattr("rewards.verify.verify_schedule", kept)
+    pay("ratio", lambda verdict: verdict.ratio)(patch)
+
+
+#: (the weakening, the shape it is of, what the audit says, or None where only the panel sees it)
+REWARD_WEAKENINGS: dict[str, tuple[Weakening, str, str | None]] = {
+    "an infeasible answer keeps its minutes": (
+        objective_kept, "graded", "'copy every event' earns .* more than a random feasible"
+    ),
+    "every schedule is valid": (pay("validity", rewards.reward.format), "graded", None),
+    "every answer has a form": (pay("format", lambda verdict: 1.0), "graded", None),
+    "what is nearly optimal is paid as optimal": (
+        pay("optimal", lambda v: float(v.ratio > 0.8)), "binary", "does not follow the verdict"
+    ),
+    "what is not feasible is paid as optimal": (
+        pay("optimal", lambda v: float(v.status != Status.FEASIBLE)),
+        "binary", "'empty' earns 1.000 .* 100% of gold's reward",
+    ),
+    "the form is read off the text": (
+        pay_text("format", lambda text: float("<schedule>" in text)),
+        "graded", "does not follow the verdict",
+    ),
+    "every end of a schedule is paid": (
+        pay_text("format", lambda text: float(text.count("</schedule>"))),
+        "graded", "the best spoilt answer of the search earns",
+    ),
+    "optimal is what claims to be": (
+        pay_text("optimal", lambda text: float("optimal" in text)),
+        "binary", "'verdict claimed' earns 1.000",
+    ),
+    "events are counted in the text": (
+        pay_text("ratio", lambda text: text.count("<event>") / 4),
+        "graded", "'gigantic output' earns",
+    ),
+    "ties in rank are broken by length": (
+        rank_by(lambda v, text: (*rewards.reward.order(v), -len(text))),
+        "ranked", "does not follow the verdict",
+    ),
+    "status alone is ranked": (
+        rank_by(lambda v, text: (rewards.reward.order(v)[0],)),
+        "ranked", "'shortest valid answer' earns .* the ceiling is 50%",
+    ),
+    "ranks go by the number of violations": (
+        rank_by(lambda v, text: (-len(v.violations), v.ratio)),
+        "ranked", "does not follow the verdict",
+    ),
+    "a tie is a win": (rank_by(lambda v, text: rewards.reward.order(v), ties=1), "ranked", None),
+}  # fmt: skip
+
+
+def test_the_reward_panel_passes_as_the_code_stands():
+    assert reward_panel() == []
+
+
+@pytest.mark.parametrize("name", REWARD_WEAKENINGS)
+def test_a_weaker_reward_is_noticed(name, monkeypatch):
+    weaken, shape, said = REWARD_WEAKENINGS[name]
+    weaken(monkeypatch)
+    if said is None:
+        assert reward_panel() == [shape]
+    else:
+        assert re.search(said, failures(shape))

@@ -1,0 +1,394 @@
+"""The audit: what answers that solve nothing earn, and what it refuses."""
+
+import json
+import random
+import re
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BLOG, day, random_problem, tier_problems
+
+import rewards.audit
+from data.errors import UserError
+from data.make import make_problem
+from data.policies import feasible_schedules
+from data.problem import Event, Problem
+from data.published import read_published
+from data.recipe import RewardSection, load_recipe
+from data.solver import interval_optimum, optimal_schedule
+from data.tiers import TIERS
+from rewards.attacks import ATTACKS, EDITS, Case, near_optimal, references, scale
+from rewards.audit import CEILING, Audit, Row, audit, gate, main, to_markdown
+from rewards.verify import Status, verify
+
+AUDITED = ("dense", "trap", "blog", "rules", "gap", "at_most")
+GRADED, BLOG_REWARD = RewardSection("graded"), RewardSection("blog")
+needs_blog = pytest.mark.skipif(
+    not BLOG.is_dir(), reason="the published data is not beside the project"
+)
+
+
+@cache
+def problems(tier: str, count: int = 30) -> list[Problem]:
+    return [make_problem(1, "audit", tier, TIERS[tier], index) for index in range(count)]
+
+
+@cache
+def outcome(shape: str, tier: str) -> Audit:
+    return audit(RewardSection(shape), {tier: problems(tier)}, seed=5)
+
+
+def case(problem: Problem, stranger=None) -> Case:
+    return Case(problem, optimal_schedule(problem), stranger, random.Random(3))
+
+
+def rows_of(found: Audit) -> dict[str, Row]:
+    return {row.policy: row for row in found.rows}
+
+
+# --- the panel ------------------------------------------------------------------------------
+
+
+def test_the_panel_has_every_attack_that_must_be_in_it():
+    assert set(ATTACKS) >= {
+        "empty", "format only", "copy every event", "shortest valid answer", "one longest event",
+        "first two events", "all priorities", "decoy in the reasoning", "two schedules",
+        "gold of another problem", "gold with a time shifted", "duplicated events",
+        "unsorted gold", "gigantic output", "look alike names", "words between the events",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("tier", AUDITED)
+def test_no_attack_is_a_right_answer_nor_better_than_it_says(tier):
+    order = list(Status)
+    golds = [optimal_schedule(problem) for problem in problems(tier)]
+    made = dict.fromkeys(ATTACKS, 0)
+    for i, problem in enumerate(problems(tier)):
+        for name, attack in ATTACKS.items():
+            completion = attack.make(case(problem, golds[i - 1]))
+            if completion is not None:
+                made[name] += 1
+                status = verify(problem, completion).status
+                assert order.index(status) >= order.index(attack.at_best), name
+                assert status != Status.OPTIMAL, name
+    some = {name for name, count in made.items() if count}
+    assert some == set(ATTACKS) - (set() if problems(tier)[0].rules[3:] else {"rules ignored"})
+
+
+def test_an_attack_that_would_be_right_is_left_out():
+    alone = Problem((Event(540, 600, "Art"),), ("Art",), optimum=120)
+    left_out = {name for name, attack in ATTACKS.items() if attack.make(case(alone)) is None}
+    assert left_out >= {
+        "copy every event", "shortest valid answer", "one longest event", "first two events",
+        "all priorities", "gold and one event more", "gold of another problem", "unsorted gold",
+        "rules ignored",
+    }  # fmt: skip
+
+
+def test_a_shifted_time_differs_at_the_end_of_the_day_too():
+    for end, start in ((1439, 1435), (1439, 1434), (5, 0), (6, 0)):
+        problem = Problem((Event(start, end, "Art"),), (), optimum=end - start)
+        shifted = ATTACKS["gold with a time shifted"].make(case(problem))
+        assert verify(problem, shifted).status == Status.INFEASIBLE
+
+
+def test_the_gigantic_output_is_gigantic():
+    assert len(ATTACKS["gigantic output"].make(case(day()))) > 15_000
+
+
+def test_the_next_best_schedule_is_the_best_below_the_optimum():
+    rng = random.Random(4)
+    some = [
+        p.proven(p.objective(interval_optimum(p))) for p in (random_problem(rng) for _ in range(60))
+    ]
+    for problem in (*some, *problems("rules"), *problems("gap")):
+        values = {problem.objective(s) for s in feasible_schedules(problem)} - {problem.optimum}
+        near = near_optimal(problem)
+        assert (near is None) == (not values)
+        if near:
+            assert problem.is_feasible(near)
+            assert problem.objective(near) == max(values)
+
+
+def test_what_is_there_for_scale_is_feasible():
+    for tier in AUDITED:
+        for problem in problems(tier)[:5]:
+            for name, completion in scale(case(problem)).items():
+                status = verify(problem, completion).status
+                assert status in (Status.OPTIMAL, Status.FEASIBLE)
+                assert (status == Status.OPTIMAL) >= (name == "gold")
+
+
+def test_a_ranked_answer_meets_random_ones_gold_and_a_spoilt_one():
+    [problem] = tier_problems("dense", 1)
+    found = [verify(problem, text).status for text in references(case(problem))]
+    assert found[4:] == [Status.OPTIMAL, Status.INFEASIBLE]
+    assert set(found[:4]) <= {Status.OPTIMAL, Status.FEASIBLE}
+
+
+# --- sound rewards --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tier", AUDITED)
+@pytest.mark.parametrize("shape", ["graded", "binary", "ranked"])
+def test_a_sound_reward_pays_no_attack_above_the_ceiling_or_a_random_schedule(shape, tier):
+    found = outcome(shape, tier)
+    assert found.failures == ()
+    assert found.findings == ()
+    assert found.best_attack.of_gold <= CEILING
+    rows = rows_of(found)
+    attacks = {row.policy for row in found.rows if row.kind != "scale"}
+    assert attacks <= {*ATTACKS, "search"}
+    assert all(rows[name].optimal == 0 for name in attacks)
+    assert all(rows[name].n + rows[name].skipped == 30 for name in rows)
+
+
+def test_the_search_finds_nothing_under_a_sound_reward():
+    [search] = [row for row in outcome("graded", "dense").rows if row.kind == "search"]
+    assert search.max == pytest.approx(0.05)  # what any infeasible schedule earns
+    assert search.feasible == 0
+
+
+def test_the_answers_are_the_same_under_every_shape():
+    one, other = (rows_of(outcome(shape, "rules")) for shape in ("graded", "ranked"))
+    for policy in set(one) - {"search"}:
+        assert (one[policy].n, one[policy].feasible, one[policy].optimal) == (
+            other[policy].n, other[policy].feasible, other[policy].optimal
+        )  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_audit_and_another_one_another():
+    some = {"dense": problems("dense")[:5]}
+    assert audit(GRADED, some, 1) == audit(GRADED, some, 1)
+    assert audit(GRADED, some, 1).rows != audit(GRADED, some, 2).rows
+
+
+def test_a_row_says_what_was_earned():
+    rows = rows_of(outcome("graded", "dense"))
+    gold, empty = rows["gold"], rows["empty"]
+    assert (gold.mean, gold.p95, gold.max, gold.optimal, gold.of_gold) == pytest.approx((1,) * 5)
+    assert (empty.mean, empty.max, empty.feasible, empty.of_gold) == (0, 0, 0, 0)
+    feasible = rows["random feasible"]
+    assert feasible.above_feasible == 0
+    assert feasible.mean <= feasible.p95 <= feasible.max
+    longest = rows["one longest event"]
+    assert longest.above_feasible == pytest.approx(longest.mean - feasible.mean)
+    assert longest.above_feasible_low < longest.above_feasible < 0
+
+
+def test_a_hundred_problems_take_a_second_or_two():
+    some = {"dense": problems("dense", 100)}
+    started = time.process_time()
+    audit(RewardSection("ranked"), some, 0)
+    assert time.process_time() - started < 6  # about 1 on an idle core
+
+
+# --- what it refuses ------------------------------------------------------------------------
+
+
+def test_a_reward_for_the_form_alone_fails_by_the_ceiling():
+    found = audit(RewardSection("graded", {"format": 1.0}), {"dense": problems("dense")}, 0)
+    assert (
+        "dense: 'format only' earns 1.000 on average over 30 problems, 100% of gold"
+        in "\n".join(found.failures)
+    )
+    assert "the ceiling is 50%" in found.failures[0]
+
+
+def test_an_answer_paid_as_much_as_an_optimal_one_fails():
+    found = audit(RewardSection("graded", {"validity": 1.0}), {"dense": problems("dense")}, 0, 1.0)
+    [failure] = found.failures
+    assert "does not follow the verdict on 30 of 30 problems" in failure
+    assert "(feasible) with 1.000 against" in failure
+
+
+def test_the_ceiling_can_be_lowered():
+    some = {"dense": problems("dense")}
+    found = audit(GRADED, some, 5, ceiling=0.2)
+    assert any("'one longest event'" in failure for failure in found.failures)
+    assert audit(GRADED, some, 5, ceiling=1.0).failures == ()
+
+
+def test_below_the_ceiling_more_than_a_random_schedule_is_too_much():
+    found = audit(BLOG_REWARD, {"blog": problems("blog")}, 0, ceiling=1.0)
+    [failure] = [f for f in found.failures if "'decoy in the reasoning'" in f]
+    assert re.search(r"more than a random feasible schedule \(at least \d", failure)
+
+
+def test_what_chance_may_explain_is_no_failure():
+    low = rewards.audit._low
+    assert low([0.2]) is None
+    assert low([0.2, 0.2]) == pytest.approx(0.2)
+    assert low([0.9, -0.7, 0.9, -0.7]) < 0 < low([0.9, 0.7] * 50)
+
+
+def test_the_published_reward_fails_on_every_count_and_the_search_finds_its_maximum():
+    found = outcome("blog", "blog")
+    text = "\n".join(found.failures)
+    assert "'copy every event' earns" in found.failures[0]
+    assert "'decoy in the reasoning' earns" in text
+    assert "the best spoilt answer of the search earns" in text
+    assert "the reward does not follow the verdict on 30 of 30 problems" in text
+    assert rows_of(found)["search"].mean > 95
+
+
+def test_a_finding_can_be_played_again():
+    [finding] = outcome("blog", "blog").findings
+    problem = Problem.from_json(json.loads(finding["problem"]))
+    more, less = finding["earns_more"], finding["earns_less"]
+    assert more["reward"] - less["reward"] == finding["gap"] > 50
+    for answer in (more, less):
+        assert verify(problem, answer["completion"]).to_json() == answer["verdict"]
+
+
+@needs_blog
+def test_on_the_published_data_copying_every_event_earns_69_of_100_and_fails():
+    files = [BLOG / f"{name}.jsonl" for name in ("train", "test")]
+    published = [p for file in files for _, p, _ in read_published(str(file))[0]]
+    found = audit(BLOG_REWARD, {"published": published}, 0)
+    copied = rows_of(found)["copy every event"]
+    assert (copied.n, copied.skipped) == (594, 2)  # on two problems it is the optimum
+    assert copied.mean == pytest.approx(69.4, abs=0.1)
+    assert found.failures[0].startswith("published: 'copy every event' earns 69.")
+
+
+# --- the search -----------------------------------------------------------------------------
+
+
+def test_every_edit_takes_any_text():
+    some = ["", "<think>", "<schedule>\n</schedule>", *scale(case(day())).values()]
+    for edit in EDITS:
+        for text in some:
+            for seed in range(5):
+                found = Case(day(), interval_optimum(day()), None, random.Random(seed))
+                assert isinstance(edit(text, found), str)
+
+
+# --- the gate -------------------------------------------------------------------------------
+
+
+def recipe_file(folder: Path, reward: dict) -> Path:
+    path = folder / "a.yaml"
+    content = {
+        "name": "a",
+        "model": "m",
+        "data": {
+            "main": "dense",
+            "tiers": {name: {"train": 8, "val": 4, "test": 4} for name in ("dense", "rules")},
+        },
+        "sft": {},
+        "grpo": {},
+        "reward": reward,
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def some_problems() -> dict[str, list[Problem]]:
+    return {"dense": problems("dense")[:8], "rules": problems("rules")[:8]}
+
+
+def test_the_gate_lets_a_sound_reward_pass_in_one_line(tmp_path, capsys):
+    gate(load_recipe(recipe_file(tmp_path, {"shape": "graded"})), some_problems(), False)
+    [line] = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"audit: the reward 'graded' is sound; .* \d+% of gold's reward \(.*\)", line
+    )
+
+
+def test_the_gate_refuses_an_unsound_reward_with_the_figure_and_the_way_out(tmp_path):
+    recipe = load_recipe(recipe_file(tmp_path, {"shape": "blog"}))
+    with pytest.raises(UserError, match=r"a.yaml: .* fails its audit: .*% of gold.*UNSOUND=1"):
+        gate(recipe, some_problems(), False)
+
+
+def test_an_unsound_reward_is_trained_on_if_told_to_with_a_warning(tmp_path, capsys):
+    gate(load_recipe(recipe_file(tmp_path, {"shape": "blog"})), some_problems(), True)
+    warning = capsys.readouterr().out
+    assert warning.startswith("WARNING: training under a reward that the audit fails:\n")
+    assert "of gold's reward" in warning
+
+
+def test_the_gate_takes_so_many_problems_of_a_tier_at_most(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rewards.audit, "PROBLEMS", 3)
+    seen = {}
+    monkeypatch.setattr(
+        rewards.audit, "_score_tier", lambda section, tier, found, seed: seen.update({tier: found})
+    )
+    with pytest.raises(AttributeError):  # the stand-in returns nothing
+        gate(load_recipe(recipe_file(tmp_path, {})), {"dense": problems("dense")}, False)
+    assert seen == {"dense": problems("dense")[:3]}
+
+
+def test_a_reward_that_makes_no_sense_does_not_reach_the_gate(tmp_path):
+    with pytest.raises(UserError, match=r"unknown reward\.shape"):
+        gate(load_recipe(recipe_file(tmp_path, {"shape": "none"})), some_problems(), False)
+
+
+# --- the stage ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs ``python -m rewards.audit`` here, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(reward: dict, *flags: str) -> None:
+        path = recipe_file(tmp_path, reward)
+        monkeypatch.setattr(sys, "argv", ["audit", "--recipe", str(path), *flags])
+        main()
+
+    return run
+
+
+def test_the_audit_prints_and_writes_a_table_a_tier(command, capsys):
+    command({"shape": "graded"}, "--problems", "5")
+    shown = capsys.readouterr().out
+    written = Path("runs/a/audit/audit.md").read_text()
+    for tier in ("dense", "rules"):
+        assert f"{tier} under the reward 'graded'" in shown
+        assert f"## {tier}" in written
+    for name in (*ATTACKS, "gold", "near-optimal", "random feasible", "random maximal", "search"):
+        assert name in shown
+        assert f"| {name} |" in written
+    found = json.loads(Path("runs/a/audit/audit.json").read_text())
+    assert found["sound"] is True
+    assert {row["tier"] for row in found["rows"]} == {"dense", "rules"}
+    assert json.loads(Path("runs/a/audit/manifest.json").read_text())["failures"] == 0
+
+
+def test_a_failing_audit_is_written_and_ends_in_one_sentence(command, capsys):
+    with pytest.raises(UserError, match=r"^the reward 'blog' fails .*audit\.md$"):
+        command({"shape": "blog"}, "--problems", "5", "--tiers", "dense")
+    assert "fails: dense: " in capsys.readouterr().out
+    assert "- **fails:** dense: " in Path("runs/a/audit/audit.md").read_text()
+    assert json.loads(Path("runs/a/audit/audit.json").read_text())["sound"] is False
+
+
+def test_any_tier_can_be_audited_whether_the_recipe_has_it_or_not(command):
+    command({}, "--problems", "3", "--tiers", "gap")
+    found = json.loads(Path("runs/a/audit/audit.json").read_text())
+    assert {row["tier"] for row in found["rows"]} == {"gap"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tiers", "dens"], "--tiers: unknown tier 'dens' .*; did you mean 'dense'"),
+        (["--problems", "0"], "--problems must be 1 or more"),
+        (["--ceiling", "1.5"], "--ceiling must be 0 to 1"),
+    ],
+)
+def test_a_wrong_flag_is_named(command, flags, message):
+    with pytest.raises(UserError, match=message):
+        command({}, *flags)
+
+
+def test_the_tables_in_markdown_are_whole():
+    lines = to_markdown(outcome("graded", "gap")).splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in tables}) == 1
