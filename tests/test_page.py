@@ -1,0 +1,596 @@
+import base64
+import hashlib
+import json
+import random
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+from conftest import day, random_problem, tier_problems
+
+from data.errors import UserError
+from data.files import MANIFEST, write_json, write_jsonl
+from data.make import record
+from data.policies import random_maximal
+from data.problem import Event
+from data.prompts import answer, schedule_xml
+from data.recipe import load_recipe
+from data.rules import BASE_RULES, MustInclude
+from eval import page
+from eval.chart import Bars, Curve, Panel, draw_panels, nice_ticks, thinned
+from eval.passk import Estimate
+from eval.score import score_rows
+from eval.showcase import CUT, MOST, PER_CELL, choose, drawn_answer, drawn_problem, lanes
+from eval.summary import summarise
+from rewards.verify import Status, verify
+
+ARMS = ("base", "sft", "grpo")
+SAMPLES = 8
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>",
+    "<!-- <script> \u2028\u2029 \ud800 \x00 '\"&amp; {{ 7 * 7 }} {% raw %}",
+    "\u202egnp.exe <a href='https://example.com'>https://example.com</a>",
+)
+RECIPE = """
+name: small
+seed: 3
+model: some/model
+data:
+  main: dense
+  tiers: {dense: {train: 1, val: 1, test: 9}, trap: {train: 1, val: 1, test: 3}}
+sft: {}
+grpo: {}
+"""
+ESTIMATE = {"value": 0.123, "low": 0.1, "high": 0.15, "n": 9}
+RULING = {
+    "verdict": "elicited",
+    "because": "GRPO gains +12.3 [+10.0, +15.0] points and <b>loses</b> nothing",
+    "notes": ["guessing is easy here"],
+    "estimates": {"gain over base": ESTIMATE},
+    "two_by_two": {"both": 41, "only_base": 13, "only_tuned": 7, "neither": 29, "p": 0.2632},
+    "histogram": {"base": {"0": 5, "(0, 0.5]": 3, "(0.5, 1]": 1}, "grpo": {"0": 7, "(0, 0.5]": 2}},
+    "coverage": {"base": {"0.5": ESTIMATE}, "grpo": {"0.5": ESTIMATE}},
+    "crossing": {"k": 5, "low": 3, "high": None, "n": 8, "beyond": 0.1},
+    "entropy": {"base": 0.41, "grpo": {"value": 0.0613, "low": 0.05, "high": 0.07}},
+    "kl": {"grpo": {"base": {"k3": {"per_token": 0.512}}}},
+}
+ELICITATION = {
+    "sentence": "Elicited: <i>nothing</i> new & GRPO gains +12.3 [+10.0, +15.0] points.",
+    "overall": {"verdict": "elicited", "reason": "of the whole"},
+    "tiers": {"dense": RULING, "trap": {"verdict": "inconclusive"}},
+}
+
+
+def answers_of(arm, problem, rng):
+    """SAMPLES completions: right, random, everything, cut short, miscopied, hostile."""
+    first = problem.events[0]
+    moved = Event(first.start, first.end - 1, first.name)
+    gold = record("", "", "", problem, False)["gold"]
+    options = [
+        gold,
+        schedule_xml(random_maximal(problem, rng)),
+        schedule_xml(problem.events),
+        gold[: len(gold) // 2],
+        schedule_xml([moved]),
+        HOSTILE[rng.randrange(len(HOSTILE))] + gold,
+        answer(problem.events[:1], HOSTILE[0]),
+        "x" * (3 * CUT),
+    ]
+    weights = [4 if arm == "grpo" else 1, 2, 1, 1, 1, 1, 1, 0.3]
+    return rng.choices(options, weights, k=SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A run with every piece, but for the elicitation."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "small.yaml").write_text(RECIPE)
+    run = folder / "runs" / "small"
+    problems = {
+        f"test-{tier}-{i}": (tier, problem)
+        for tier, count in (("dense", 9), ("trap", 3))
+        for i, problem in enumerate(tier_problems(tier, count))
+    }
+    rows = [record(name, "test", tier, p, False) for name, (tier, p) in problems.items()]
+    write_jsonl(run / "data" / "test.jsonl", rows)
+    write_json(run / "data" / MANIFEST, {})
+    verdicts = {}
+    for arm in ARMS:
+        samples = [
+            {"id": name, "arm": arm, "sample": i, "completion": text, "finish_reason": "stop",
+             "tokens": 9}
+            for name, (_, problem) in problems.items()
+            for i, text in enumerate(answers_of(arm, problem, random.Random(f"{arm} {name}")))
+        ]  # fmt: skip
+        verdicts[arm] = list(score_rows({n: p for n, (_, p) in problems.items()}, samples))
+        write_jsonl(run / "eval" / arm / "samples.jsonl", samples)
+        write_jsonl(run / "eval" / arm / "verdicts.jsonl", verdicts[arm])
+        if arm != "base":
+            write_jsonl(run / arm / "log.jsonl", log_of(arm))
+    shares = {
+        "random_maximal": {1: 0.2, 2: 0.4, 8: 0.7},
+        "greedy_by_start": dict.fromkeys((1, 2, 8), 0.1),
+    }
+    floors = {"dense": shares, "trap": shares}
+    report = summarise(
+        ["dense", "trap"], "dense", ARMS, floors, verdicts,
+        {name: tier for name, (tier, _) in problems.items()}, 3,
+        [("grpo", "sft"), ("grpo", "base")], 200,
+    )  # fmt: skip
+    write_json(run / "eval" / "report.json", report)
+    write_json(run / "eval" / MANIFEST, {})
+    return folder
+
+
+def log_of(arm):
+    for step in range(5, 55, 5):
+        row = {"step": step, "loss": 1 / step, "grad_norm": 0.1, "entropy": 0.3}
+        if arm == "grpo":
+            row |= {
+                "reward": step / 100,
+                "rewards/optimal/mean": 0.1,
+                "kl": None if step == 20 else 1,
+            }
+        yield row
+    yield {"step": 50, "train_runtime": 1.0}
+
+
+@pytest.fixture
+def run(built, tmp_path, monkeypatch):
+    """A copy of the run to work in; calling it makes the page and returns its text."""
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "small"
+
+    def make(force=False):
+        page.run(load_recipe(tmp_path / "small.yaml"), force)
+        return (folder / "eval" / "report.html").read_text(encoding="utf-8")
+
+    make.folder = folder
+    return make
+
+
+class Reader(HTMLParser):
+    """Elements as (tag, attributes), the texts of scripts and styles, and all other text; fails
+    where a tag is closed that is not the last one opened."""
+
+    VOID = ("meta", "link", "br", "img", "input", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.raw, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.text += " " if tag in ("td", "th") else ""
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("script", "style"):
+            self.raw.append((self.open[-1], self.elements[-1][1], data))
+        else:
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def ids(self):
+        return [a["id"] for _, a in self.elements if "id" in a]
+
+    @property
+    def island(self):
+        [text] = [t for tag, a, t in self.raw if a.get("type") == "application/json"]
+        return json.loads(text)
+
+
+def test_the_page_is_whole_html_with_every_section(run):
+    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
+    found = Reader(run())
+    sections = {"passk", "elicitation", "answers", "training", "samples", "tables"}
+    assert sections <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    referred = [a["href"][1:] for a in found.all("a")]
+    referred += [name for _, a in found.elements for name in a.get("aria-labelledby", "").split()]
+    assert set(referred) <= set(found.ids)
+    assert all("aria-labelledby" in a for a in found.all("svg") if a.get("role") == "img")
+    assert found.all("html")[0]["lang"] == "en"
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_script(run):
+    found = Reader(run())
+    loading = ("src", "srcset", "href", "data", "action", "poster", "xlink:href")
+    targets = [a[key] for _, a in found.elements for key in loading if key in a]
+    assert all(target.startswith("#") or target == "data:," for target in targets)
+    styles = "".join(text for tag, _, text in found.raw if tag == "style")
+    assert not re.search(r"url\(|@import|https?:", styles)
+    assert not any(key.startswith("on") for _, a in found.elements for key in a)
+    [script] = [text for tag, a, text in found.raw if tag == "script" and "type" not in a]
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
+    [policy] = [a["content"] for a in found.all("meta") if "http-equiv" in a]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_hostile_completions_stay_text_and_come_back_whole(run):
+    text = run()
+    assert "alert(1)</script>" not in text
+    assert "<img" not in text
+    shown = Reader(text).island["answers"]
+    samples = {
+        (arm, row["id"], row["sample"]): row["completion"]
+        for arm in ARMS
+        for row in map(json.loads, (run.folder / "eval" / arm / "samples.jsonl").open("rb"))
+    }
+    problems = [p["id"] for p in Reader(text).island["problems"]]
+    for one in shown:
+        whole = samples[one["arm"], problems[one["problem"]], one["sample"]]
+        assert one["text"] == whole[:CUT]
+        assert one["cut"] == max(0, len(whole) - CUT)
+    for hostile in HOSTILE:
+        assert any(hostile in one["text"] for one in shown), "a test that tests nothing"
+
+
+def test_hostile_words_in_the_verdict_are_escaped(run):
+    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
+    found = Reader(run())
+    assert "i" not in {tag for tag, _ in found.elements}
+    assert "Elicited: <i>nothing</i> new & GRPO gains +12.3\u00a0[+10.0,\u00a0+15.0] points." in (
+        found.text
+    )
+    assert "and <b>loses</b> nothing." in found.text
+
+
+def test_every_arm_tier_and_status_that_is_shown_can_be_filtered_for(run):
+    found = Reader(run())
+    data = found.island
+    options = {a.get("value") for a in found.all("option")}
+    labels = set(re.findall(r"[\w-]+", found.text))
+    for one in data["answers"]:
+        assert one["arm"] in options
+        assert one["status"] in labels
+        assert data["problems"][one["problem"]]["tier"] in labels
+    assert {"filter-arm", "filter-tier", "filter-status"} <= set(found.ids)
+    seen = {
+        (o["arm"], data["problems"][o["problem"]]["tier"], o["status"]) for o in data["answers"]
+    }
+    judged = {
+        (arm, row["id"].split("-")[1], row["status"])
+        for arm in ARMS
+        for row in map(json.loads, (run.folder / "eval" / arm / "verdicts.jsonl").open())
+    }
+    assert seen == judged
+
+
+def test_what_the_page_says_of_its_choice_is_so(run):
+    text = run()
+    shown = Reader(text).island["answers"]
+    sentence = f"{len(shown)} of {12 * SAMPLES * len(ARMS)} answers, to 12 problems"
+    assert sentence in text
+    solved = Counter()
+    for arm in ARMS:
+        for row in map(json.loads, (run.folder / "eval" / arm / "verdicts.jsonl").open()):
+            solved[arm, row["id"]] += row["status"] == "optimal"
+    problems = Reader(text).island["problems"]
+    for one in shown:
+        assert one["solved"] == [solved[one["arm"], problems[one["problem"]]["id"]], SAMPLES]
+
+
+def rows(problems, samples, rng, statuses=tuple(Status)):
+    return [
+        {"id": name, "sample": i, "status": str(rng.choice(statuses)), "violations": []}
+        for name in problems
+        for i in range(samples)
+    ]
+
+
+def test_the_choice_is_balanced_and_the_same_for_any_order_of_problems():
+    tier_of = {f"p{i}": "dense" if i < 30 else "trap" for i in range(40)}
+    verdicts = {a: rows(tier_of, 4, random.Random(a)) for a in ARMS}
+    choice = choose(verdicts, tier_of, 1)
+    assert choice.each == PER_CELL
+    assert choice.total == 40 * 4 * 3
+    cells = Counter((r["arm"], tier_of[r["id"]], r["status"]) for r in choice.verdicts)
+    assert set(cells.values()) == {PER_CELL}
+    assert len(cells) == 3 * 2 * 4
+    again = {
+        a: sorted(found, key=lambda r: (r["id"], r["sample"])) for a, found in verdicts.items()
+    }
+    assert choose(again, dict(sorted(tier_of.items())), 1).verdicts == choice.verdicts
+    assert choose(verdicts, tier_of, 2).verdicts != choice.verdicts
+
+
+def test_arms_are_shown_on_the_same_problems():
+    tier_of = dict.fromkeys((f"p{i}" for i in range(50)), "dense")
+    verdicts = {a: rows(tier_of, 2, random.Random(a), ["feasible"]) for a in ARMS}
+    chosen = choose(verdicts, tier_of, 1).verdicts
+    assert len({r["id"] for r in chosen}) == PER_CELL
+
+
+def test_many_arms_share_the_limit():
+    tier_of = dict.fromkeys((f"p{i}" for i in range(20)), "dense")
+    verdicts = {f"arm{i}": rows(tier_of, 8, random.Random(i)) for i in range(50)}
+    choice = choose(verdicts, tier_of, 1)
+    assert choice.each == 1
+    assert len(choice.verdicts) == 200 <= MOST
+
+
+def test_the_page_stays_within_a_few_megabytes_whatever_is_in_the_answers():
+    # Every character of a completion may be escaped to six bytes.
+    assert 6 * MOST * CUT < 5e6
+    problem = day()
+    text = "<" * 10 * CUT + schedule_xml(problem.events[:1] * 50_000)
+    verdict = {"arm": "a", "sample": 0, **verify(problem, text).to_json()}
+    drawn = drawn_answer(problem, verdict, {"completion": text})
+    assert len(json.dumps(drawn)) < 6000
+    assert len(drawn["strays"]) == 9
+    assert drawn["more_strays"] == 50_000 - 10
+
+
+def drawn(problem, text):
+    verdict = {"arm": "a", "sample": 0, **verify(problem, text).to_json()}
+    return drawn_answer(problem, verdict, {"completion": text})
+
+
+def test_chosen_overlapping_and_broken_events_are_marked():
+    problem = day()
+    found = drawn(problem, schedule_xml([e for e in problem.events if e.name in ("Art", "Band")]))
+    assert (found["chosen"], found["overlapping"], found["broken"]) == ([0, 1], [0, 1], [0, 1])
+    found = drawn(problem, schedule_xml([problem.events[1], problem.events[4]]))
+    assert (found["chosen"], found["overlapping"], found["broken"]) == ([1, 4], [], [])
+    assert found["status"] == "feasible"
+
+
+def test_events_not_as_they_were_asked_are_strays_and_overlap_like_others():
+    problem = day()
+    art = problem.events[0]
+    wrong = [Event(540, 570, "Art"), Event(560, 600, "Arts"), problem.events[4], problem.events[4]]
+    found = drawn(problem, schedule_xml(wrong))
+    assert found["chosen"] == [4]
+    named = [(name, what, overlaps, broken) for name, _, _, what, overlaps, broken, *_ in (
+        found["strays"])]  # fmt: skip
+    assert named == [
+        ("Art", "other times", True, True),
+        ("Arts", "no such event", True, True),
+        ("Chess", "listed again", False, True),
+    ]
+    assert found["broken"] == [4], f"{art} itself was not chosen"
+
+
+def test_an_event_that_a_rule_demands_is_marked_though_not_chosen():
+    problem = day()
+    problem = type(problem)(
+        problem.events, problem.priorities, (*BASE_RULES, MustInclude("Echo")), 150
+    )
+    assert drawn(problem, schedule_xml(problem.events[:1]))["broken"] == [3]
+
+
+def test_an_unreadable_answer_chooses_nothing():
+    found = drawn(day(), "I would rather not.")
+    assert (found["chosen"], found["strays"], found["violations"]) == ([], [], ["no_schedule"])
+
+
+def test_a_problem_is_drawn_with_priorities_and_the_optimal_schedule():
+    problem = day()
+    found = drawn_problem({"problem": problem, **record("x", "test", "t", problem, True)
+                           | {"problem": problem}})  # fmt: skip
+    assert (found["from"], found["to"]) == (540, 720)
+    by_name = {name: rest for name, *rest in found["events"]}
+    assert [n for n, rest in by_name.items() if rest[3]] == ["Chess"]
+    assert [n for n, rest in by_name.items() if rest[4]] == ["Art", "Drill", "Echo", "Chess"]
+    assert by_name["Chess"][:3] == [660, 690, 60]
+
+
+def test_no_two_events_of_a_lane_overlap_and_no_lane_is_wasted():
+    for seed in range(200):
+        events = random_problem(random.Random(seed)).events
+        found = lanes(events)
+        for i, (lane, of) in enumerate(found):
+            assert 0 <= lane < of
+            beside = [j for j, e in enumerate(events) if j != i and e.overlaps(events[i])]
+            assert all(found[j][0] != lane and found[j][1] == of for j in beside)
+        at_once = max(sum(e.start <= e2.start < e.end for e in events) for e2 in events)
+        assert max(of for _, of in found) == at_once
+
+
+def test_without_logs_samples_or_verdict_their_sections_are_left_out(run):
+    shutil.rmtree(run.folder / "sft")
+    shutil.rmtree(run.folder / "grpo")
+    for arm in ARMS:
+        (run.folder / "eval" / arm / "samples.jsonl").unlink()
+    found = Reader(run())
+    assert not {"training", "samples", "elicitation", "data"} & set(found.ids)
+    assert found.all("script") == []
+    assert "What training did" in found.text
+    assert "pass@1: GRPO - SFT = " in found.text
+    assert not (run.folder / "eval" / "report.files" / "training.png").exists()
+
+
+def test_an_arm_without_samples_is_left_out_of_the_browser_alone(run):
+    (run.folder / "eval" / "sft" / "verdicts.jsonl").unlink()
+    found = Reader(run())
+    assert {one["arm"] for one in found.island["answers"]} == {"base", "grpo"}
+
+
+def test_the_verdict_and_what_it_rests_on_are_shown(run):
+    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
+    found = Reader(run())
+    text = " ".join(found.text.split())
+    for expected in (
+        "dense: elicited",
+        "trap: inconclusive",
+        "of the whole.",
+        "guessing is easy here.",
+        "base solves 41 13 base does not 7 29",
+        "Exact McNemar test of 7 against 13: p = 0.263.",
+        "the base first meets or passes at k = 5 (interval 3 to beyond 8).",
+        "12.3 [10.0, 15.0] 12.3 [10.0, 15.0]",
+        "+12.3 [+10.0, +15.0]",
+        "0.0613 [0.05, 0.07]",
+        "base, k3, per token 0.512",
+        "accuracy (0, 0.5]: 3 problems",
+    ):
+        assert expected in text
+    assert (run.folder / "eval" / "report.files" / "accuracy.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("key", sorted(RULING))
+def test_a_verdict_that_lacks_something_leaves_that_out(key):
+    less = {name: value for name, value in RULING.items() if name != key}
+    for tier in (less, {key: RULING[key]}, less | {key: None}):
+        view = page.elicitation_view({"tiers": {"dense": tier}}, ARMS)
+        render(elicitation=view)
+
+
+def render(**changes):
+    environment = page._environment()
+    source = environment.loader.get_source(environment, "page.html.j2")[0]
+    macros = source[: source.index("<!doctype")]
+    body = source[source.index('<section id="elicitation"') :].partition("</section>")[0]
+    return environment.from_string(macros + body).render(size=(360, 232), colours=7, **changes)
+
+
+def test_several_comparisons_are_shown_by_name():
+    two = RULING["two_by_two"]
+    tier = {"two_by_two": {"base and grpo": two, "sft and grpo": two},
+            "crossing": {"grpo": RULING["crossing"] | {"k": None}}}  # fmt: skip
+    text = render(elicitation=page.elicitation_view({"tiers": {"dense": tier}}, ARMS))
+    assert "Problems by who solves them: sft and grpo" in text
+    assert "the base stays below at every k up to 8" in text
+
+
+def test_the_page_and_its_pictures_are_the_same_each_time(run):
+    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
+    first = run()
+    pictures = run.folder / "eval" / "report.files"
+    before = {p.name: p.read_bytes() for p in pictures.glob("*.png")}
+    assert run(force=True) == first
+    assert {p.name: p.read_bytes() for p in pictures.glob("*.png")} == before
+    assert set(before) == {"training.png", "accuracy.png"}
+
+
+def test_the_page_is_made_again_only_when_something_changed(run, capsys):
+    run()
+    run()
+    assert "up to date" in capsys.readouterr().out
+    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
+    assert "The verdict" in run()
+    (run.folder / "eval" / "report.html").unlink()
+    assert "The verdict" in run()
+
+
+def test_without_a_report_the_way_out_is_said(run):
+    (run.folder / "eval" / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"report\.json .* `make eval` writes it"):
+        run()
+
+
+def test_a_broken_report_is_named(run):
+    (run.folder / "eval" / "report.json").write_text("{")
+    with pytest.raises(UserError, match=r"report\.json is not valid JSON .* FORCE=1 make eval"):
+        run()
+
+
+def test_a_verdict_whose_sample_is_missing_is_named(run):
+    path = run.folder / "eval" / "base" / "samples.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(UserError, match=r"base/samples\.jsonl has no sample \d of problem"):
+        run()
+
+
+def test_a_verdict_of_a_problem_that_was_not_asked_is_refused():
+    with pytest.raises(UserError, match=r"arm 'base' lacks 'p9', or that problem was not asked"):
+        choose({"base": rows(["p9"], 1, random.Random(0))}, {"p1": "dense"}, 0)
+
+
+def test_curves_keep_their_numbers_bands_and_gaps():
+    curve = Curve("GRPO", 2, [(1, 0.1), (2, None), (4, 0.5)], [(0, 0.2), (0.1, 0.4), (0.3, 0.7)])
+    found = Panel("dense", "name", "k", [curve], percent=True, log=True, ticks=[1, 2, 4]).place()
+    assert [text for _, text in found["x_ticks"]] == ["1", "2", "4"]
+    left, middle, right = (x for x, _ in found["x_ticks"])
+    assert middle - left == pytest.approx(right - middle, abs=0.2)
+    [placed] = found["curves"]
+    assert placed["line"].count("M") == 2
+    assert [mark["tip"] for mark in placed["marks"]] == [
+        "GRPO, k 1: 10.0 [0.0, 20.0] %",
+        "GRPO, k 4: 50.0 [30.0, 70.0] %",
+    ]
+    assert placed["marks"][1]["y"] < placed["marks"][0]["y"], "up is more"
+
+
+@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, -2.0), (2, -1.0)], [(5, 1e-9), (6, 0.0)]])
+def test_odd_curves_can_be_drawn(points, tmp_path):
+    panel = Panel("t", "n", "step", [Curve("a", 0, points)])
+    assert "nan" not in str(panel.place())
+    draw_panels([panel, Bars("b", "n", 1, [("0", 3), ("1", 0)], 3)], tmp_path / "x.png", {"a": 0})
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ticks_hold_the_range():
+    for low, high in ((0, 1), (0, 0.07), (-3, 2), (0, 12345), (0, 1e-6)):
+        ticks = nice_ticks(low, high)
+        assert ticks[0] <= low
+        assert ticks[-1] >= high * 0.999
+        assert 2 <= len(ticks) <= 8
+
+
+def test_long_logs_are_averaged():
+    points = [(i, None if i == 7 else float(i % 2)) for i in range(1000)]
+    found = thinned(points, 100)
+    assert len(found) == 100
+    assert found[1] == (19, 0.5)
+    assert found[0] == (9, pytest.approx(4 / 9))
+    assert thinned(points[:50], 100) == points[:50]
+
+
+def test_loss_is_shown_only_where_no_reward_is():
+    logs = {arm: list(log_of(arm)) for arm in ("sft", "grpo")}
+    panels = {panel.title: panel for panel in page.training_panels(logs, ARMS)}
+    assert [c.label for c in panels["Loss"].curves] == ["SFT"]
+    assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "GRPO"]
+    assert [c.style for c in panels["Reward"].curves] == [2]
+    assert (20, None) in panels["KL to the start"].curves[0].points
+
+
+def test_an_estimate_s_json_is_what_the_page_reads():
+    found = page._quantity(Estimate(0.5, 0.25, 0.75, 3).to_json())
+    assert found == "0.5 [0.25, 0.75]"
+
+
+def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(run):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium here")
+    first = Reader(run()).island["answers"][0]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    url = (run.folder / "eval" / "report.html").as_uri()
+    profile = f"--user-data-dir={run.folder / 'browser'}"
+    done = subprocess.run([browser, *options, profile, url], capture_output=True, timeout=60)
+    found = done.stdout.decode()
+    title = re.search(r'<h3 id="sample-title"><span>([^<]*)</span>', found)
+    assert title, done.stderr.decode()[-500:]
+    assert title[1] == f"{page.label(first['arm'])}, answer {first['sample'] + 1}"
+    assert found.count('class="event') >= len(first["chosen"])
+    assert "<img" not in found.partition("<script")[0]
+
+
+def test_the_page_s_folder_cannot_be_an_arm_s(run):
+    for name in (page.FILES, page.PAGE):
+        recipe = f"{RECIPE}arms: {{'{name}': {{trainer: sft}}}}\n"
+        (run.folder / "other.yaml").write_text(recipe)
+        with pytest.raises(UserError, match="cannot be an arm's name"):
+            load_recipe(run.folder / "other.yaml")
