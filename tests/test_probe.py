@@ -1,0 +1,322 @@
+import json
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import day
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from data import make
+from data.errors import UserError
+from data.files import read_jsonl
+from data.prompts import schedule_xml
+from data.recipe import RewardSection, load_recipe
+from eval import probe
+from eval.readiness import (
+    RULE,
+    THRESHOLDS,
+    Measured,
+    Outcomes,
+    Seen,
+    advise,
+    alike,
+    group_sizes,
+    reward_classes,
+    summarise,
+)
+from pipeline.tokens import build_tokenizer
+
+
+def groups(values, size):
+    return list(combinations(values, size))
+
+
+def share(values, size, test):
+    """Of all groups of ``size`` of the values, the share that passes a test, one by one."""
+    found = groups(values, size)
+    return sum(map(test, found)) / len(found)
+
+
+def outcomes_of(optimal, rewards=None, **changes):
+    optimal = np.array(optimal, dtype=bool)
+    given = {
+        "optimal": optimal,
+        "valid": optimal,
+        "readable": np.ones_like(optimal),
+        "truncated": np.zeros_like(optimal),
+        "reward": np.array(optimal if rewards is None else rewards, dtype=float),
+    }
+    return Outcomes(**(given | changes))
+
+
+def measured(outcomes, group=4, resamples=300):
+    return Measured(outcomes, group, np.random.default_rng(0), resamples)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_chance_that_a_group_is_alike_equals_that_of_every_group_counted(size):
+    rng = np.random.default_rng(size)
+    rewards = rng.integers(3, size=(5, 7)) / 10
+    expected = [share(row, size, lambda g: len(set(g)) == 1) for row in rewards]
+    found = alike(reward_classes(rewards), [size])[:, 0]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_the_estimate_is_unbiased_for_a_group_of_new_answers():
+    # Rewards 0, 1, 2 with these chances; n = 4 samples, groups of 3, all 81 draws enumerated.
+    chances = {0: 0.5, 1: 0.3, 2: 0.2}
+    mean = 0.0
+    for draw in np.ndindex(3, 3, 3, 3):
+        estimate = alike(reward_classes(np.array([draw], float)), [3])[0, 0]
+        mean += np.prod([chances[v] for v in draw]) * estimate
+    assert mean == pytest.approx(sum(p**3 for p in chances.values()))
+
+
+def test_rewards_that_differ_by_rounding_alone_are_equal():
+    assert reward_classes(np.array([[0.1 + 0.2, 0.3, 0.4]])).tolist() == [[2, 1]]
+    assert reward_classes(np.array([[1.0, 1.0], [1.0, 2.0]])).tolist() == [[2, 0], [1, 1]]
+
+
+def test_what_groups_look_like_equals_every_group_counted():
+    rng = np.random.default_rng(3)
+    optimal = rng.random((6, 8)) < [[0], [0.2], [0.5], [0.5], [0.9], [1]]
+    rewards = optimal + rng.integers(2, size=(6, 8)) * 0.1
+    report = measured(outcomes_of(optimal, rewards)).report()
+
+    def mean(rows, test, size=4):
+        return pytest.approx(np.mean([share(row, size, test) for row in rows]))
+
+    assert report["solved"]["value"] == mean(optimal, all)
+    assert report["unsolved"]["value"] == mean(optimal, lambda g: not any(g))
+    for size in (2, 4, 8):
+        found = report["groups"][str(size)]
+        assert found["mixed"]["value"] == mean(optimal, lambda g: any(g) and not all(g), size)
+        assert found["flat"]["value"] == mean(rewards, lambda g: len(set(g)) == 1, size)
+    assert report["pass_at_k"]["1"]["value"] == pytest.approx(optimal.mean())
+    assert report["pass_at_k"]["2"]["value"] == mean(optimal, any, 2)
+    assert report["reward"]["value"] == pytest.approx(rewards.mean())
+    assert report["problems"] == 6
+    for found in (report["solved"], report["groups"]["4"]["mixed"], report["reward"]):
+        assert found["low"] <= found["value"] <= found["high"]
+        assert found["n"] == 6
+
+
+def test_a_reward_can_teach_where_success_does_not_vary():
+    never = np.zeros((3, 8), dtype=bool)
+    found = measured(outcomes_of(never, np.tile(np.arange(8) / 8, (3, 1)))).report()
+    assert found["groups"]["4"]["mixed"]["value"] == 0
+    assert found["groups"]["4"]["flat"]["value"] == 0
+
+
+def test_tries_to_a_first_success_are_where_half_of_the_problems_are_solved():
+    # 1 - C(7, k) / C(8, k) = k / 8 for one success of eight: half at k = 4.
+    found = measured(outcomes_of([[1, *[0] * 7]] * 5)).report()["half_solved"]
+    assert (found["k"], found["low"], found["high"], found["n"]) == (4, 4, 4, 8)
+    found = measured(outcomes_of(np.zeros((5, 8)))).report()["half_solved"]
+    assert (found["k"], found["low"], found["high"], found["beyond"]) == (None, None, None, 1)
+
+
+def test_group_sizes_are_powers_of_two_within_the_samples_and_the_recipes_own():
+    assert group_sizes(16, 64) == [2, 4, 8, 16, 32, 64]
+    assert group_sizes(6, 15) == [2, 4, 6, 8]
+
+
+# --- the advice ------------------------------------------------------------------------------
+
+
+def seen(group=8, ready=(), flat=0.1, mixed=0.5, at=None, **shares):
+    """A model that is ready, with changes; ``at`` gives (flat, mixed) of further group sizes."""
+    good = {"readable": 1.0, "truncated": 0.0, "solved": 0.0, "valid": 1.0, "unsolved": 0.0}
+    sizes = {group: (flat, mixed), **(at or {})}
+    return Seen(
+        good | shares,
+        {size: pair[0] for size, pair in sizes.items()},
+        {size: pair[1] for size, pair in sizes.items()},
+        group,
+        ready,
+    )
+
+
+POOR = {"flat": 0.9, "mixed": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("found", "advice"),
+    [
+        (seen(), "ready"),
+        (seen(readable=0.4), "more SFT"),
+        (seen(truncated=0.3), "longer answers"),
+        (seen(solved=0.6, **POOR), "harder tier"),
+        (seen(flat=0.6), "bigger base"),
+        (seen(mixed=0.2), "bigger base"),
+        (seen(**POOR, at={16: (0.6, 0.2), 32: (0.2, 0.3)}), "larger group"),
+        (seen(**POOR, at={4: (0.2, 0.3)}), "bigger base"),
+        (seen(**POOR, valid=0.4), "more SFT"),
+        (seen(**POOR, ready=("blog",)), "easier tier"),
+        (seen(**POOR), "bigger base"),
+    ],
+)
+def test_each_line_of_the_rule_decides_where_it_is_the_first_to_hold(found, advice):
+    assert advise(found)[0] == advice
+
+
+def test_every_advice_of_the_rule_is_reached_above():
+    cases = test_each_line_of_the_rule_decides_where_it_is_the_first_to_hold.pytestmark[0].args[1]
+    assert {advice for advice, _, _ in RULE} == {advice for _, advice in cases}
+
+
+def test_thresholds_themselves_are_on_the_ready_side():
+    at = {name: THRESHOLDS[name] for name in ("readable", "truncated", "solved")}
+    found = seen(flat=THRESHOLDS["flat"], mixed=THRESHOLDS["mixed"], **at)
+    assert advise(found)[0] == "ready"
+
+
+def test_the_smallest_group_that_would_do_is_named():
+    # One success of 16: a group of g has it with chance g / 16; rewards say no more.
+    rows = np.zeros((4, 16))
+    rows[:, 0] = 1
+    found = measured(outcomes_of(rows, valid=np.ones((4, 16), bool)), group=2).advice(())
+    assert (found["advice"], found["group"]) == ("larger group", 8)
+    assert found["firmness"] == 1
+
+
+def test_another_tier_that_is_ready_is_named_and_all_tiers_are_reported_together():
+    rng = np.random.default_rng(0)
+    optimal = np.concatenate([rng.random((20, 8)) < 0.5, np.zeros((20, 8), bool)])
+    outcomes = outcomes_of(optimal, valid=np.ones_like(optimal))
+    found = summarise(outcomes, ["easy"] * 20 + ["hard"] * 20, group=4, seed=1, resamples=300)
+    assert list(found) == ["easy", "hard", "all"]
+    assert found["easy"]["advice"]["advice"] == "ready"
+    assert found["hard"]["advice"]["advice"] == "easier tier"
+    assert found["hard"]["advice"]["tiers"] == ["easy"]
+    assert found["all"]["problems"] == 40
+    middle = found["all"]["groups"]["4"]["mixed"]["value"]
+    assert middle == pytest.approx(found["easy"]["groups"]["4"]["mixed"]["value"] / 2)
+    assert list(summarise(outcomes.of(range(20)), ["easy"] * 20, 4, 1, 300)) == ["easy"]
+
+
+def test_advice_on_the_edge_is_not_called_firm():
+    # Half of the problems always vary, half never do: flat is near its threshold of one half.
+    optimal = np.array([[1, 0] * 4] * 10 + [[0] * 8] * 10, dtype=bool)
+    found = measured(outcomes_of(optimal, valid=np.ones_like(optimal)), group=8).advice(())
+    assert 0.2 < found["firmness"] < 0.8
+
+
+# --- judging and the stage -------------------------------------------------------------------
+
+
+def test_answers_are_judged_and_paid_as_in_training():
+    problem = day()
+    text = json.dumps(problem.to_json())
+    best = [problem.by_name[n] for n in ("Art", "Drill", "Echo", "Chess")]
+    answers = [
+        (schedule_xml(best), "stop"),
+        (schedule_xml(best[:1]), "stop"),
+        (schedule_xml([*best[:1], problem.by_name["Band"]]), "stop"),
+        ("<schedule>", "length"),
+    ]
+    rows = [{"id": "p", "completion": c, "finish_reason": r} for c, r in answers]
+    weights = {"format": 0.1, "optimal": 0.9}
+    found = probe.judge(rows, {"p": text}, RewardSection("graded", weights))
+    assert found.optimal.tolist() == [[True, False, False, False]]
+    assert found.valid.tolist() == [[True, True, False, False]]
+    assert found.readable.tolist() == [[True, True, True, False]]
+    assert found.truncated.tolist() == [[False, False, False, True]]
+    np.testing.assert_allclose(found.reward, [[1.0, 0.1, 0.1, 0.0]])
+
+
+def test_under_a_reward_by_rank_groups_are_flat_just_where_verdicts_tie():
+    problem = day()
+    text = json.dumps(problem.to_json())
+    one = schedule_xml(problem.events[:1])
+    rows = [{"id": "p", "completion": c, "finish_reason": "stop"} for c in (one, one, one, "")]
+    found = probe.judge(rows, {"p": text}, RewardSection("ranked"))
+    expected = comb(3, 2) / comb(4, 2)
+    assert alike(reward_classes(found.reward), [2])[0, 0] == pytest.approx(expected)
+
+
+RECIPE = {
+    "name": "small",
+    "seed": 3,
+    "model": "model",
+    "data": {
+        "main": "dense",
+        "tiers": {
+            "dense": {"train": 6, "val": 1, "test": 1, "events": [3, 4]},
+            "blog": {"train": 3, "test": 1, "grid": 5},
+        },
+    },
+    "sft": {"max_steps": 1},
+    "grpo": {
+        "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 9,
+        "top_k": 5,
+    },
+    "eval": {"resamples": 200},
+}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    found = load_recipe(tmp_path / "small.yaml")
+    make.run(found, force=False, workers=1)
+    return found
+
+
+@pytest.mark.slow
+def test_the_stage_asks_training_problems_reports_and_goes_on_where_it_stopped(recipe, capsys):
+    probe.run(recipe, "base", 8, 6, force=False)
+    folder = recipe.folder / "probe" / "base"
+    said = capsys.readouterr().out
+    whole = (folder / "samples.jsonl").read_bytes()
+    rows = [row for _, row in read_jsonl(folder / "samples.jsonl")]
+    assert len(rows) == 8 * 6
+    assert all(row["id"].startswith("train-") and row["tokens"] <= 9 for row in rows)
+    report = json.loads((folder / "probe.json").read_text())
+    assert (report["group"], report["samples"], report["ignored"]) == (4, 6, ["top_k"])
+    assert list(report["tiers"]) == ["dense", "blog", "all"]
+    assert report["tiers"]["all"]["advice"]["advice"] == "more SFT"
+    page = (folder / "probe.md").read_text()
+    for text in (said, page):
+        assert "Probe of base on the training problems: more SFT" in text
+        assert "Not followed: grpo.top_k" in text
+    assert "| bigger base |" in page
+
+    probe.run(recipe, "base", 8, 6, force=False)
+    assert "up to date" in capsys.readouterr().out
+
+    (folder / "manifest.json").rename(folder / "begun.json")
+    key = json.loads((folder / "begun.json").read_text())
+    key = {name: key[name] for name in ("stage", "settings", "inputs")}
+    (folder / "begun.json").write_text(json.dumps(key))
+    (folder / "samples.jsonl").write_bytes(whole[: len(whole) // 2])
+    probe.run(recipe, "base", 8, 6, force=False)
+    again = [row for _, row in read_jsonl(folder / "samples.jsonl")]
+    order = lambda row: (row["id"], row["sample"])  # noqa: E731
+    assert sorted(again, key=order) == sorted(rows, key=order)
+    assert json.loads((folder / "probe.json").read_text()) == report
+
+
+@pytest.mark.slow
+def test_what_cannot_be_probed_is_said_in_a_sentence(recipe):
+    with pytest.raises(UserError, match="--arm must be one of base, sft, grpo, not 'rl'"):
+        probe.run(recipe, "rl", 8, 6, force=False)
+    with pytest.raises(UserError, match="no finished sft model; `make sft` trains it"):
+        probe.run(recipe, "sft", 8, 6, force=False)
+    with pytest.raises(UserError, match=r"at least grpo\.num_generations, which is 4, not 3"):
+        probe.run(recipe, "base", 8, 3, force=False)
+    with pytest.raises(UserError, match="--problems must be 1 or more"):
+        probe.run(recipe, "base", 0, 6, force=False)
