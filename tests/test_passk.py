@@ -8,11 +8,13 @@ from scipy.stats import hypergeom
 from eval.passk import (
     Estimate,
     bootstrap_indices,
+    crossed_interval,
     ks_for,
     mean_interval,
     overtaking_k,
     paired_difference,
     pass_at_k,
+    ratio_interval,
     resampled_means,
 )
 
@@ -112,6 +114,53 @@ def test_95_percent_intervals_of_a_paired_difference_cover_it_about_95_times_in_
         bootstrap_indices(problems, 2000, rng),
     )
     assert 0.93 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.97
+
+
+def test_a_ratio_of_means_agrees_with_scipys_bca_bootstrap():
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(9)
+    b = rng.beta(2, 2, size=80)
+    a = b * rng.beta(0.5, 1.5, size=80)
+    [ours] = ratio_interval(a[:, None], b[:, None], bootstrap_indices(80, 50_000, rng))
+    theirs = bootstrap(
+        (a, b),
+        lambda x, y, axis=-1: x.mean(axis=axis) / y.mean(axis=axis),
+        n_resamples=50_000,
+        paired=True,
+        method="BCa",
+        batch=2000,
+        rng=rng,
+    ).confidence_interval
+    assert ours.value == pytest.approx(a.mean() / b.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.002)
+    assert ours.high == pytest.approx(theirs.high, abs=0.002)
+
+
+def test_a_ratio_over_nothing_is_no_number():
+    indices = bootstrap_indices(5, 10, np.random.default_rng(10))
+    assert ratio_interval(np.ones((5, 1)), np.zeros((5, 1)), indices) == [None]
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.1), (3, 0.02), (5, 0.05), (2, 0.1)])
+def test_intervals_crossed_with_training_seeds_cover_the_truth_about_95_times_in_100(seeds, spread):
+    problems, n, repetitions = 100, 16, 2000
+    rng = np.random.default_rng(11)
+    of_seed = rng.normal(0, spread, size=(seeds, 1, repetitions))
+    of_problem = rng.normal(0.5, 0.1, size=(1, problems, repetitions))
+    p = np.clip(of_seed + of_problem, 0, 1)
+    values = rng.binomial(n, p) / n
+    indices = bootstrap_indices(problems, 1000, rng)
+    found = crossed_interval(values, indices, bounds=(0.0, 1.0))
+    assert 0.93 <= np.mean([e.low <= 0.5 <= e.high for e in found]) <= 0.97
+    problems_only = mean_interval(values.mean(axis=0), indices)
+    assert np.mean([e.low <= 0.5 <= e.high for e in problems_only]) < 0.92
+
+
+def test_with_one_seed_a_crossed_interval_is_that_of_the_problems():
+    rng = np.random.default_rng(12)
+    values, indices = rng.random((1, 40, 2)) - 0.5, bootstrap_indices(40, 500, rng)
+    assert crossed_interval(values, indices) == mean_interval(values[0], indices, bounds=(-1, 1))
 
 
 def test_pairing_cancels_what_the_problems_have_in_common():

@@ -1,0 +1,241 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import binom, bootstrap, hypergeom
+
+from data.policies import floor, random_maximal_success
+from data.tiers import TIERS
+from eval.analyses import (
+    Counts,
+    accuracy_histogram,
+    certificate,
+    coverage,
+    crossing,
+    expansion,
+    floor_adjusted,
+    floor_adjusted_difference,
+    floor_at,
+    fresh_tries,
+    sampling_efficiency_gap,
+    solved_within,
+    split_half,
+    two_by_two,
+    unsolved_by,
+)
+from eval.passk import bootstrap_indices, pass_at_k
+
+
+def indices(problems, resamples=1000, seed=1):
+    return bootstrap_indices(problems, resamples, np.random.default_rng(seed))
+
+
+def test_the_floor_of_each_problem_averages_to_that_of_the_policies():
+    import random
+
+    problems = [TIERS["dense"].sample(random.Random(i)) for i in range(12)]
+    chance = [random_maximal_success(p) for p in problems]
+    exact = floor(problems, (1, 4, 16))["random_maximal"]
+    assert np.allclose(floor_at(chance, [1, 4, 16]).mean(axis=0), list(exact.values()))
+    assert np.allclose(floor_at(chance, 4), floor_at(chance, [4])[:, 0])
+
+
+def test_floor_adjustment_gives_back_the_share_of_skill():
+    floors = np.random.default_rng(2).uniform(0, 0.6, size=(300, 2))
+    skill = np.array([0.25, 0.0])
+    guesses, solves = floor_adjusted(floors + (1 - floors) * skill, floors, indices(300))[::-1]
+    assert solves.value == pytest.approx(0.25)
+    assert guesses.value == pytest.approx(0)
+    # On these each problem has just that skill, so resampling problems changes nothing.
+    assert solves.low <= 0.25 <= solves.high
+
+
+def test_floor_adjusted_intervals_equal_scipys_bca_bootstrap_of_a_ratio():
+    rng = np.random.default_rng(3)
+    floors = rng.beta(1, 4, size=150)
+    curve = np.clip(floors + rng.beta(0.5, 2, size=150), 0, 1)
+    [ours] = floor_adjusted(curve[:, None], floors[:, None], indices(150, 40_000))
+
+    def ratio(a, b, axis=-1):
+        return (a - b).mean(axis=axis) / (1 - b).mean(axis=axis)
+
+    theirs = bootstrap(
+        (curve, floors), ratio, n_resamples=40_000, paired=True, method="BCa", batch=2000, rng=rng
+    ).confidence_interval
+    assert ours.value == pytest.approx(ratio(curve, floors))
+    assert ours.low == pytest.approx(theirs.low, abs=0.002)
+    assert ours.high == pytest.approx(theirs.high, abs=0.002)
+
+
+def test_floor_adjusted_intervals_cover_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(4)
+    problems, n, repetitions, k = 200, 16, 1000, 4
+    guess = rng.beta(1, 8, size=(problems, repetitions))
+    skill = rng.beta(0.5, 3, size=guess.shape)
+    p = 1 - (1 - skill) * (1 - guess)  # a try succeeds by skill or else by a guess
+    curve = solved_within(n, rng.binomial(n, p), k)
+    found = floor_adjusted(curve, 1 - (1 - guess) ** k, indices(problems))
+    # Independent of the guess, so skill's own pass@k is what is left.
+    truth = 1 - np.prod([(3 + j) / (3.5 + j) for j in range(k)])
+    covered = np.mean([e.low <= truth <= e.high for e in found])
+    assert 0.93 <= covered <= 0.97
+
+
+def test_a_difference_of_floor_adjusted_curves_is_the_difference_of_their_values():
+    rng = np.random.default_rng(5)
+    floors, a, b = rng.uniform(0, 0.5, (80, 3)), rng.random((80, 3)), rng.random((80, 3))
+    found = floor_adjusted_difference(a, b, floors, indices(80))
+    apart = [
+        x.value - y.value
+        for x, y in zip(
+            floor_adjusted(a, floors, indices(80)),
+            floor_adjusted(b, floors, indices(80)),
+            strict=True,
+        )
+    ]
+    assert [e.value for e in found] == pytest.approx(apart)
+
+
+def test_nothing_is_said_where_guessing_leaves_no_room():
+    floors = np.stack([np.full(20, 0.5), np.ones(20)], axis=1)
+    fine, none = floor_adjusted(np.ones((20, 2)), floors, indices(20))
+    assert fine.value == 1
+    assert none is None
+
+
+def test_the_crossing_equals_a_slow_bootstrap():
+    rng = np.random.default_rng(6)
+    n, ks = 16, np.arange(1, 17)
+    base = pass_at_k(n, rng.binomial(n, rng.beta(1, 4, 60)), ks)
+    tuned = pass_at_k(n, np.where(rng.random(60) < 0.5, rng.binomial(n, 0.7, 60), 0), ks)
+    drawn = indices(60, 403)
+    found = crossing(base, tuned, drawn)
+    slow = []
+    for rows in drawn:
+        curves = zip(base[rows].mean(axis=0), tuned[rows].mean(axis=0), strict=True)
+        slow.append(next((k for k, (b, t) in enumerate(curves, 1) if b >= t - 1e-12), n + 1))
+    slow.sort()
+    assert found.beyond == np.mean(np.array(slow) > n)
+    assert found.low == slow[int(np.ceil(0.025 * 403)) - 1]
+    high = slow[int(np.ceil(0.975 * 403)) - 1]
+    assert found.high == (None if high > n else high)
+    assert found.k == next(k for k in ks if base[:, k - 1].mean() >= tuned[:, k - 1].mean())
+
+
+def test_a_crossing_beyond_the_samples_is_censored_not_made_up():
+    base, tuned = np.full((10, 4), 0.2), np.full((10, 4), 0.4)
+    found = crossing(base, tuned, indices(10))
+    assert (found.k, found.low, found.high, found.n, found.beyond) == (None, None, None, 4, 1.0)
+
+
+def test_crossing_intervals_hold_the_true_crossing_about_95_times_in_100():
+    rng = np.random.default_rng(7)
+    n, problems, ks = 64, 150, np.arange(1, 65)
+    # The tuned arm solves 40 % of the problems at once and no others; the base all, slowly.
+    truth = int(np.argmax(1 - 0.95**ks >= 0.4)) + 1
+    held = []
+    for i in range(300):
+        base = pass_at_k(n, rng.binomial(n, 0.05, problems), ks)
+        tuned = pass_at_k(n, np.where(rng.random(problems) < 0.4, n, 0), ks)
+        found = crossing(base, tuned, indices(problems, 400, i))
+        held.append(found.low <= truth <= (found.high or n + 1))
+    # Whole k make the interval a little wide.
+    assert 0.92 <= np.mean(held) <= 0.99
+
+
+def test_the_histogram_keeps_exact_zeros_apart_and_closes_bins_above():
+    found = accuracy_histogram(10, np.array([0, 0, 1, 2, 3, 10]))
+    assert sum(found.values()) == 6
+    assert (found["0"], found["(0, 0.1]"], found["(0.2, 0.3]"], found["(0.9, 1]"]) == (2, 1, 1, 1)
+
+
+def test_coverage_is_the_share_of_problems_at_or_above_an_accuracy():
+    found = coverage(10, np.array([0, 1, 5, 10]), indices(4), thresholds=(0.1, 0.5, 1.0))
+    assert [e.value for e in found.values()] == [0.75, 0.5, 0.25]
+    assert all(e.low <= e.value <= e.high for e in found.values())
+
+
+def test_mcnemar_equals_enumerating_every_outcome():
+    base = np.array([1, 1, 1, 0, 0, 0, 0, 0, 1, 0], bool)
+    tuned = np.array([1, 0, 1, 1, 1, 1, 1, 0, 1, 1], bool)
+    found = two_by_two(base, tuned)
+    assert (found.both, found.only_base, found.only_tuned, found.neither) == (3, 1, 5, 1)
+    outcomes = [sum(flips) for flips in product([0, 1], repeat=6)]
+    assert found.p == pytest.approx(np.mean([abs(x - 3) >= 2 for x in outcomes]))
+    assert two_by_two(base, base).p == 1
+
+
+def test_the_sampling_efficiency_gap_is_base_at_k_less_tuned_at_1():
+    base, tuned = Counts(8, np.array([0, 1, 4, 8])), Counts(8, np.array([0, 8, 4, 8]))
+    found = sampling_efficiency_gap(base, tuned, 8, indices(4))
+    assert found.value == pytest.approx(3 / 4 - 2.5 / 4)
+
+
+def test_halves_of_one_arm_are_drawn_without_replacement():
+    rng = np.random.default_rng(8)
+    (n, first), (rest, second) = split_half(9, np.full(20_000, 3), rng)
+    assert (n[0], rest[0]) == (4, 5)
+    assert (first + second == 3).all()
+    observed = np.bincount(first, minlength=4) / len(first)
+    assert np.allclose(observed, hypergeom.pmf(range(4), 9, 3, 4), atol=0.015)
+
+
+def test_equal_models_expand_and_shrink_by_nothing_about_95_times_in_100():
+    held, rng = [], np.random.default_rng(9)
+    for i in range(300):
+        p = rng.beta(0.3, 5, 150)
+        arms = [
+            Counts(16, rng.binomial(16, p), np.full(150, 32), rng.binomial(32, p)) for _ in range(2)
+        ]
+        found = expansion(*arms, indices(150, 400, i), rng)
+        held.append(found.share.low <= 0 <= found.share.high)
+        assert found.tries == 32
+        assert found.share.value * 150 == pytest.approx(found.difference.value * found.unsolved)
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_counting_the_same_samples_again_would_have_called_that_expansion():
+    rng = np.random.default_rng(10)
+    p = rng.beta(0.3, 5, 5000)
+    base, tuned = rng.binomial(16, p), rng.binomial(16, p)
+    assert (tuned[base == 0] > 0).mean() > 0.05 + (base[base == 0] > 0).mean()
+
+
+def test_expansion_asks_only_what_was_unsolved():
+    base = Counts(4, [0, 0, 2], [8, 8, 0], [0, 1, 0])
+    tuned = Counts(4, [4, 0, 4], [8, 8, 0], [8, 0, 0])
+    found = expansion(base, tuned, indices(3), np.random.default_rng(11))
+    assert (found.unsolved, found.problems) == (2, 3)
+    assert (found.tuned.value, found.reference.value) == (0.5, 0.5)
+    solved = expansion(
+        Counts(4, [1, 1, 2], 0, [0, 0, 0]), tuned, indices(3), np.random.default_rng(11)
+    )
+    assert (solved.unsolved, solved.tuned, solved.share.value) == (0, None, 0)
+
+
+def test_a_problem_left_unsolved_must_have_been_asked_again():
+    base = Counts(4, [0, 0, 2], [8, 0, 0], [0, 0, 0])
+    with pytest.raises(ValueError, match="was not asked again"):
+        fresh_tries([base], unsolved_by([base]))
+    with pytest.raises(ValueError, match="no confirmation samples"):
+        fresh_tries([Counts(4, [0, 1])], np.array([True, False]))
+
+
+@pytest.mark.parametrize(("missed", "fresh", "lift"), [(320, 256, 16), (128, 64, 16), (200, 50, 4)])
+def test_a_certificate_is_the_least_number_that_chance_keeps_below_its_bound(missed, fresh, lift):
+    chances = np.array([0.0, 0.03, 0.2])
+    found = certificate(missed, fresh, lift, 0.01, chances)
+    p = np.linspace(0, 0.2, 20_001)
+    for g, x in zip(chances, found, strict=True):
+        tuned = 1 - (1 - p) ** lift * (1 - g)
+
+        def worst(successes, tuned=tuned):
+            return ((1 - p) ** missed * binom.sf(successes - 1, fresh, tuned)).max()
+
+        assert worst(x) <= 0.0102  # the grid of p that it searches is a little coarser
+        assert worst(x - 1) > 0.0098
+    assert (np.diff(found) > 0).all()
+
+
+def test_too_few_samples_give_no_certificate():
+    assert certificate(8, 4, 16, 0.01) == 5

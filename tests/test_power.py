@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from eval.calibrate import GUESS, STRENGTHS, Scenario, Size, _new, cell
+from eval.power import detectable
+from eval.rule import Margins, Verdict
+
+
+@pytest.mark.parametrize("size", [Size(150, 64, 256), Size(400, 64, 256)])
+def test_a_new_skill_of_the_least_share_is_found_about_as_often_as_stated(size):
+    margins = Margins(resamples=500)
+    guess = np.random.default_rng(1).beta(*GUESS, 500)
+    share = detectable(**vars(size), margins=margins, guess=guess, skill=0.3).new
+
+    def power(share):
+        new = Scenario(f"new on {share}", _new(share), (Verdict.NEW,))
+        return [cell(new, strength, size, 100, margins, 1).right for strength in STRENGTHS]
+
+    # It assumes a base that misses half; others miss fewer, and then less is taken off.
+    assert min(power(share)) >= 0.75
+    assert np.mean(power(0.6 * share)) <= 0.75
+
+
+def test_more_problems_and_samples_detect_less():
+    margins = Margins()
+    few, many = detectable(100, 64, 256, margins), detectable(400, 64, 256, margins)
+    assert many.gain < few.gain
+    assert many.new < few.new
+    assert many.narrowed < few.narrowed
+    longer = detectable(100, 64, 1024, margins)
+    assert longer.rate < few.rate
+    assert longer.counted < few.counted
+
+
+def test_the_rate_is_what_the_base_shows_at_least_once_with_95_percent():
+    found = detectable(100, 64, 256, Margins())
+    assert binom.sf(0, found.reach, found.rate) == pytest.approx(0.95)
+
+
+def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated():
+    rng = np.random.default_rng(1)
+    gain = detectable(200, 64, 256, Margins(), spread=0.35).gain
+    drawn = rng.normal(gain, 0.35, size=(2000, 200))
+    low = drawn.mean(axis=1) - 1.96 * drawn.std(axis=1, ddof=1) / np.sqrt(200)
+    assert 0.77 <= (low > 0).mean() <= 0.83
+
+
+def test_what_cannot_be_detected_is_said():
+    without = detectable(50, 64, 0, Margins())
+    assert without.new is None
+    assert "a new skill on no share of the problems" in without.sentence
+    assert detectable(5, 8, 8, Margins()).counted is None
