@@ -5,15 +5,29 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from hypothesis import settings
 
-from data.problem import CLOCK, Event, Problem, Schedule
+from data.clock import CLOCK, MINUTE
+from data.problem import Event, Problem, Schedule
 from data.prompts import answer, schedule_xml, trace
-from data.rules import BASE_RULES, Rule
-from data.solver import interval_optimum
-from data.tiers import TIERS
+from data.rules import (
+    BASE_RULES,
+    AtLeastOne,
+    AtMost,
+    AtMostOne,
+    Before,
+    Break,
+    Budget,
+    Gap,
+    MustInclude,
+    Rule,
+    Travel,
+)
+from data.solver import optimal_schedule
+from data.tiers import TIERS, Tier
 
 # The same examples on every machine and in every run.
 settings.register_profile("slotwise", derandomize=True, deadline=None, database=None)
@@ -47,18 +61,80 @@ def random_problem(
     return Problem(tuple(events), tuple(priorities), rules)
 
 
+def drawn_with_rules(most: int, seed: int) -> Iterator[Problem]:
+    """Without end: crowded mornings of 3 to ``most`` events with 1 to 5 further rules, which not
+    every one has a schedule for."""
+    rng = random.Random(f"rules {seed}")
+    tier = Tier(events=(3, most), window=("09:00", "13:00"), durations=(15, 90, 15), rules=(1, 5))
+    while True:
+        yield tier.sample(rng)
+
+
+def rule_problems(count: int, most: int, seed: int = 0) -> list[Problem]:
+    """Those that have a schedule, with their optimum by brute force."""
+    sound = (problem for problem in drawn_with_rules(most, seed) if brute_force(problem)[2])
+    return [problem.proven(brute_force(problem)[0]) for problem in islice(sound, count)]
+
+
 @cache
 def tier_problems(tier: str, count: int, seed: int = 0) -> tuple[Problem, ...]:
-    """Problems of a tier with the optimum of the dynamic programme."""
+    """Problems of a tier that have a schedule, each with its optimum."""
     rng = random.Random(f"{tier} {seed}")
-    problems = (TIERS[tier].sample(rng) for _ in range(count))
-    return tuple(p.proven(p.objective(interval_optimum(p))) for p in problems)
+    found: list[Problem] = []
+    while len(found) < count:
+        problem = TIERS[tier].sample(rng)
+        best = optimal_schedule(problem)
+        if best is not None:
+            found.append(problem.proven(problem.objective(best)))
+    return tuple(found)
 
 
 def minutes(event: Event) -> int:
     """The minutes an event takes, as bits: two events overlap where these meet. A definition of
     its own, so that an error in the code's comparisons of times cannot hide."""
-    return (1 << event.end) - (1 << event.start)
+    return _span(event.start, event.end)
+
+
+def _span(start: int, end: int) -> int:
+    return (1 << end) - (1 << start)
+
+
+#: What each further rule asks of a schedule (events of the day, each once), said in minutes: a
+#: definition of its own, since a rule's plain check and its constraint share what they compare.
+KEPT: dict[type[Rule], Callable[[Rule, Schedule], bool]] = {
+    Gap: lambda rule, chosen: (
+        not any(_span(a.end, a.end + rule.minutes) & 1 << b.start for a in chosen for b in chosen)
+    ),
+    Travel: lambda rule, chosen: (
+        not any(
+            _span(a.end, a.end + rule.minutes) & 1 << b.start
+            for a in chosen
+            for b in chosen
+            if (a.name in rule.here and b.name in rule.there)
+            or (a.name in rule.there and b.name in rule.here)
+        )
+    ),
+    Before: lambda rule, chosen: all(
+        range(first.start, first.end)[-1] < then.start
+        for first in chosen
+        for then in chosen
+        if (first.name, then.name) == (rule.first, rule.then)
+    ),
+    AtMostOne: lambda rule, chosen: sum(e.name in rule.group for e in chosen) in (0, 1),
+    AtLeastOne: lambda rule, chosen: any(e.name in rule.group for e in chosen),
+    MustInclude: lambda rule, chosen: rule.event in [e.name for e in chosen],
+    AtMost: lambda rule, chosen: not chosen[rule.count :],
+    Budget: lambda rule, chosen: sum(minutes(e).bit_count() for e in chosen) <= rule.minutes,
+    Break: lambda rule, chosen: any(
+        not any(_span(start, start + rule.minutes) & minutes(e) for e in chosen)
+        for start in range(MINUTE[rule.start], MINUTE[rule.end] - rule.minutes + 1)
+    ),
+}
+
+
+def kept(problem: Problem, schedule: Schedule) -> bool:
+    """Whether a schedule keeps the problem's further rules, not by way of the code under test."""
+    return all(KEPT[type(r)](r, schedule) for r in problem.rules if r not in BASE_RULES)
 
 
 def weighted(problem: Problem, event: Event) -> int:
@@ -73,16 +149,19 @@ def feasible_schedules(problem: Problem) -> Iterator[Schedule]:
         for i, event in enumerate(left):
             if not busy & minutes(event):
                 longer = (*taken, event)
-                yield longer
+                if kept(problem, longer):
+                    yield longer
                 yield from extend(longer, busy | minutes(event), left[i + 1 :])
 
     return extend((), 0, tuple(sorted(problem.events)))
 
 
+@cache
 def brute_force(problem: Problem) -> tuple[int, int, int]:
-    """(optimum, schedules that reach it, feasible schedules)."""
+    """(optimum, schedules that reach it, feasible schedules); (0, 0, 0) where there is none."""
     values = [sum(weighted(problem, e) for e in s) for s in feasible_schedules(problem)]
-    return max(values), values.count(max(values)), len(values)
+    best = max(values, default=0)
+    return best, values.count(best), len(values)
 
 
 # --- the corpus: answers and what must be said of them ---------------------------------------
@@ -169,7 +248,8 @@ def swapped_order(problem, gold):
 
 @corruption
 def overlap(problem, gold):
-    others = [e for e in problem.events if e not in gold]
+    busy = sum(map(minutes, gold))
+    others = [e for e in problem.events if e not in gold and minutes(e) & busy]
     if not others:
         return None
     extra = others[0]
@@ -180,7 +260,6 @@ def overlap(problem, gold):
         for i, e in enumerate(answered)
         if e != extra and minutes(e) & minutes(extra)
     ]
-    assert broken, "an optimal schedule has no room for another event"
     return _schedule(problem, answered, *broken)
 
 

@@ -21,13 +21,16 @@ ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
 STAGES = (
     "data.make",
+    "rewards.audit",
     "pipeline.settings",
     "pipeline.sft",
     "pipeline.grpo",
+    "pipeline.arms",
     "pipeline.base",
     "eval.sample",
     "eval.score",
     "eval.report",
+    "eval.compare",
     "eval.bench",
 )
 #: Stages of a recipe, with the flags that all of them take.
@@ -124,12 +127,20 @@ def test_a_wrong_recipe_ends_every_stage_with_one_sentence(stage, monkeypatch, t
     assert says == f"{path}: unknown key 'sede'; did you mean 'seed'?"
 
 
-@pytest.mark.parametrize("stage", ["pipeline.sft", "pipeline.grpo", "eval.sample"])
-def test_a_stage_without_its_data_ends_with_one_sentence(stage, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [
+        ("pipeline.sft", "data/train.jsonl does not exist or is not finished; `make data`"),
+        ("pipeline.grpo", "sft/model is not finished; `make sft`"),
+        ("eval.sample", "data/test.jsonl does not exist or is not finished; `make data`"),
+    ],
+)
+def test_a_stage_without_what_it_needs_ends_with_one_sentence(
+    stage, missing, monkeypatch, tmp_path
+):
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
     says = ending(stage, monkeypatch, "--recipe", TINY, "--model", tmp_path)
-    assert says.startswith(f"{tmp_path / 'tiny' / 'data'}")
-    assert "does not exist" in says
+    assert says.startswith(f"{tmp_path / 'tiny'}/{missing}")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +149,8 @@ def test_a_stage_without_its_data_ends_with_one_sentence(stage, monkeypatch, tmp
         ("data.make", ["--recipe", TINY, "--workers", "0"], "--workers must be 1 or more"),
         ("data.make", ["--recipe", TINY, "--run", "a/b"], "run name 'a/b' must be letters"),
         ("eval.sample", ["--recipe", TINY, "--arm", "gpro"], "--arm must be one of base, sft"),
+        ("pipeline.sft", ["--recipe", TINY, "--arm", "sfd"], f"{TINY}: arms has no 'sfd' (it has "),
+        ("pipeline.grpo", ["--recipe", TINY, "--arm", "gpro"], f"{TINY}: arms has no 'gpro'"),
         (
             "eval.score",
             ["--problems", "nope.jsonl", "--completions", TINY],
@@ -183,7 +196,7 @@ def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
     """Ctrl-C reaches the workers too: none may print a traceback, or be waited for in vain."""
     content = yaml.safe_load(TINY.read_text())
     content["data"]["tiers"] = {"dense": {"train": 100_000, "val": 1, "test": 1}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     process = subprocess.Popen(
         [sys.executable, "-m", "data.make", "--recipe", "r.yaml", "--workers", "2"],
         cwd=tmp_path,
@@ -216,7 +229,7 @@ def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
 
 def make(*arguments: str) -> str:
     # Not with what an outer make, which runs the tests, was given.
-    given = ("MAKEFLAGS", "MAKEOVERRIDES", "RECIPE", "MODEL", "RUN", "FORCE", "FROM")
+    given = ("MAKEFLAGS", "MAKEOVERRIDES", "RECIPE", "MODEL", "RUN", "FORCE", "FROM", "UNSOUND")
     environment = {key: value for key, value in os.environ.items() if key not in given}
     command = ["make", "--no-print-directory", "-C", str(ROOT), *arguments]
     return subprocess.run(
@@ -244,11 +257,26 @@ def test_every_module_that_a_target_runs_is_there():
     assert set(STAGES) - {"eval.score"} == set(modules)
 
 
-@pytest.mark.parametrize("target", ["data", "sft", "grpo", "eval"])
+def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
+    for target in ("data", "audit", "sft", "grpo", "arms", "eval"):
+        assert "--recipe pipeline/recipes/tiny.yaml" in make("-n", target)
+    said = make("-n", "ablate")
+    assert set(re.findall(r"--recipe (\S+)", said)) == {"pipeline/recipes/ablation.yaml"}
+    assert "--recipe other.yaml" in make("-n", "ablate", "RECIPE=other.yaml")
+    assert TINY.is_file()
+
+
+def test_unsound_reaches_grpo_alone():
+    assert "--unsound" in make("-n", "grpo", "UNSOUND=1")
+    assert "--unsound" not in make("-n", "grpo")
+    assert "--unsound" not in make("-n", "sft", "UNSOUND=1")
+
+
+@pytest.mark.parametrize("target", ["data", "audit", "sft", "grpo", "arms", "eval"])
 def test_model_run_and_force_reach_every_stage(target):
     for line in make("-n", target, "MODEL=m", "RUN=r", "FORCE=1").splitlines():
         if "recipe" in line:
-            assert line.endswith("--model m --run r --force")
+            assert line.rstrip().endswith("--model m --run r --force")
     assert "--model m" in make("-n", target, "MODEL=m")
     plain = make("-n", target)
     assert not any(flag in plain for flag in ("--model", "--run", "--force"))

@@ -4,6 +4,7 @@ import copy
 import errno
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from data import make, recipe, tiers
 from data.errors import UserError
 from data.files import read_jsonl
 from data.make import assert_disjoint, gold_answer, make_problem, read_problems, run
-from data.policies import FLOOR_KS, GREEDY, floor
+from data.policies import FLOOR_KS, GREEDY, GUESSABLE, floor
 from data.problem import Problem
 from data.prompts import prompt
+from data.rules import BASE_RULES
+from data.solver import UnprovenError
 from data.tiers import TIERS, Tier
 from rewards.parse import parse
 from rewards.verify import Status, confirm, verify
@@ -35,7 +38,6 @@ SMALL = {
             "blog": {"train": 9, "test": 4},
         },
     },
-    "rewards": {"optimal": 1.0},
     "sft": {},
     "grpo": {},
 }
@@ -148,6 +150,28 @@ def test_the_floors_are_those_of_the_test_problems_written(made):
         assert [int(k) for k in floors[tier]["random_maximal"]] == [1, 4, 16, 64, 256]
 
 
+def test_problems_with_further_rules_are_written_with_all_that_their_verification_needs(tmp_path):
+    content = copy.deepcopy(SMALL)
+    content["data"]["main"] = "rules"
+    content["data"]["tiers"] = {
+        name: {"train": 3, "val": 1, "test": 4} for name in ("rules", "gap", "at_most")
+    }
+    folder = stage(tmp_path, content)
+    kinds = {"rules": set(), "gap": set(), "at_most": set()}
+    for row in rows_of(folder).values():
+        problem = Problem.from_json(row["problem"])
+        assert brute_force(problem)[0] == row["optimum"]
+        assert verify(problem, row["gold"]).status == Status.OPTIMAL
+        assert confirm(problem, parse(row["gold"])).status == Status.OPTIMAL
+        further = problem.rules[len(BASE_RULES) :]
+        assert all(f"- {rule.sentence()}\n" in row["prompt"] for rule in further)
+        kinds[row["tier"]] |= {rule.kind for rule in further}
+    assert (kinds["gap"], kinds["at_most"]) == ({"gap"}, {"at_most"})
+    assert len(kinds["rules"]) > 4
+    before = content_of(folder)
+    assert content_of(stage(tmp_path, content, workers=3, force=True)) == before
+
+
 # --- the dataset card ----------------------------------------------------------------------
 
 
@@ -166,6 +190,22 @@ def test_the_card_has_every_floor(made):
         for policy, values in policies.items():
             cells = " | ".join(f"{values[str(k)]:.1%}" for k in FLOOR_KS)
             assert f"| {tier} | {policy.replace('_', ' ')} | {cells} |" in card
+
+
+@pytest.mark.parametrize("samples", [1, 64])
+def test_the_card_names_the_tiers_that_can_be_guessed_within_the_evaluations_tries(
+    tmp_path, samples
+):
+    content = with_tier("crowded", test=5) | {"eval": {"samples": samples}}
+    folder = stage(tmp_path, content)
+    floors = json.loads((folder / "floors.json").read_text())
+    reached = {tier: found["random_maximal"][str(samples)] for tier, found in floors.items()}
+    named = [f"{tier} ({p:.1%})" for tier, p in reached.items() if p > GUESSABLE]
+    expected = {"dense", "trap", "blog"} if samples > 1 else set()
+    assert {text.split()[0] for text in named} == expected
+    [line] = [x for x in (folder / "README.md").read_text().splitlines() if "*Guessable*" in x]
+    assert f"within {samples} tries" in line
+    assert line.endswith(f": {', '.join(named) or 'none'}.")
 
 
 def test_the_card_has_a_digest_of_each_splits_fingerprints(made):
@@ -305,9 +345,43 @@ def test_a_tier_that_yields_no_problem_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_rules_that_no_schedule_keeps_are_one_sentence(monkeypatch):
-    monkeypatch.setattr(make, "prove", lambda problem: None)
-    with pytest.raises(UserError, match=r"^tier 'dense': no feasible problem in 100 draws"):
+    monkeypatch.setattr(make, "prove", lambda *_: None)
+    with pytest.raises(UserError, match=r"^tier 'dense': no feasible problem .*; relax its rules$"):
         make_problem(7, "test", "dense", TIERS["dense"], 0)
+
+
+def test_draws_without_a_proof_are_dropped_and_counted(tmp_path, monkeypatch, capsys):
+    real = make.prove
+
+    def prove(problem: Problem, effort: float | None = None):
+        assert effort == make.EFFORT
+        if problem.events[0].start % 30:
+            raise UnprovenError
+        return real(problem, effort)
+
+    monkeypatch.setattr(make, "prove", prove)
+    rows = rows_of(stage(tmp_path, with_tier("dense", train=40), workers=2))
+    assert not any(Problem.from_json(r["problem"]).events[0].start % 30 for r in rows.values())
+    said = re.findall(r"^(\w+) (\w+): (\d+) of (\d+) draws dropped", capsys.readouterr().out, re.M)
+    dropped = {(split, tier): (int(some), int(all)) for split, tier, some, all in said}
+    for (split, tier), (some, of) in dropped.items():
+        asked = 40 if (split, tier) == ("train", "dense") else SMALL["data"]["tiers"][tier][split]
+        assert of - some == asked
+        assert some > 0
+    assert dropped["train", "dense"][0] > 10
+
+
+@pytest.mark.parametrize("tier", ["dense", "rules"])
+def test_a_tier_that_is_never_proven_within_the_limit_is_one_sentence(tier, monkeypatch):
+    monkeypatch.setattr(make, "EFFORT", 0)
+    monkeypatch.setattr(tiers, "EFFORT", 0)
+    with pytest.raises(UserError, match=rf"^tier '{tier}': no feasible problem with a proof"):
+        make_problem(7, "test", tier, TIERS[tier], 0)
+
+
+def test_nothing_is_said_of_draws_where_none_was_dropped(tmp_path, capsys):
+    stage(tmp_path, SMALL)
+    assert "dropped" not in capsys.readouterr().out
 
 
 def test_a_gold_answer_below_the_proven_optimum_is_an_error_of_ours():
@@ -331,7 +405,8 @@ def test_a_finished_stage_says_so_and_writes_nothing(tmp_path, capsys):
 
 def test_what_training_alone_reads_does_not_make_the_data_anew(tmp_path, capsys):
     stage(tmp_path, SMALL)
-    stage(tmp_path, {**SMALL, "grpo": {"max_steps": 3}, "rewards": {"ratio": 1.0}, "model": "x"})
+    other = {"grpo": {"max_steps": 3}, "reward": {"shape": "binary"}, "model": "x"}
+    stage(tmp_path, {**SMALL, **other})
     assert "data: up to date" in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 
 import pytest
 import torch
@@ -17,11 +18,14 @@ from transformers import (
 from data import make
 from data.errors import UserError
 from data.files import read_jsonl
+from data.make import read_split
+from data.policies import random_maximal_success
 from data.recipe import load_recipe
 from eval import report
 from eval.sample import sample_arm, samples_path, trained_arms
-from pipeline import grpo, sft
+from pipeline import arms, backend, grpo, sft
 from pipeline.tokens import build_tokenizer
+from pipeline.train import model_folder, training_rows
 
 RECIPE = {
     "name": "small",
@@ -34,7 +38,7 @@ RECIPE = {
             "blog": {"train": 2, "test": 2, "grid": 5},
         },
     },
-    "rewards": {"format": 0.1, "optimal": 0.9},
+    "reward": {"weights": {"format": 0.1, "optimal": 0.9}},
     "sft": {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01},
     "grpo": {
         "max_steps": 2,
@@ -74,7 +78,8 @@ def recipe_of(tmp_path, monkeypatch):
         if not folder.is_dir():
             _save_model(folder, architecture)
         path = tmp_path / "small.yaml"
-        path.write_text(yaml.safe_dump({**RECIPE, "model": str(folder), **changes}))
+        content = {**RECIPE, "model": str(folder), **changes}
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return load_recipe(path)
 
     return write
@@ -147,7 +152,7 @@ def test_lora_trains_and_is_merged_into_a_model_that_differs_from_its_base(recip
 
 
 def test_grpo_can_start_from_the_base_without_sft(recipe_of):
-    recipe = recipe_of(init="base")
+    recipe = recipe_of(arms={"grpo": {"trainer": "grpo"}})
     make.run(recipe, force=False, workers=1)
     grpo.run(recipe, force=False)
     assert trained_arms(recipe) == ["base", "grpo"]
@@ -156,8 +161,106 @@ def test_grpo_can_start_from_the_base_without_sft(recipe_of):
 def test_grpo_without_its_sft_model_says_what_to_run(recipe_of):
     recipe = recipe_of()
     make.run(recipe, force=False, workers=1)
-    with pytest.raises(UserError, match="run `make sft` first"):
+    with pytest.raises(UserError, match="sft/model is not finished; `make sft` trains it"):
         grpo.run(recipe, force=False)
+
+
+@pytest.mark.parametrize("stage", [sft, grpo])
+def test_an_unknown_arm_is_answered_with_the_nearest(recipe_of, stage):
+    recipe = recipe_of(arms={"warm": {"trainer": "sft", "seeds": [1, 2]}})
+    says = r"arms has no 'warm' \(it has warm\.1, warm\.2\); did you mean 'warm\.\d'\?$"
+    with pytest.raises(UserError, match=says):
+        stage.run(recipe, force=False, arm="warm")
+
+
+def test_every_arm_is_trained_each_after_the_one_it_starts_from(recipe_of, monkeypatch, capsys):
+    few = {"max_steps": 2}
+    recipe = recipe_of(
+        arms={
+            "warm": {"trainer": "sft", "seeds": [1, 2], "settings": few},
+            "blogs": {"trainer": "sft", "tiers": ["blog"], "settings": few},
+            "paid": {"trainer": "grpo", "start": "warm.2", "settings": few},
+        }
+    )
+    with pytest.raises(UserError, match=r"warm\.2/model is not finished; `make arms` trains it"):
+        grpo.run(recipe, force=False, arm="paid")
+    make.run(recipe, force=False, workers=1)
+    assert trained_arms(recipe) == ["base"]
+    assert "no finished blogs model, so it is left out; `make arms`" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["arms", "--recipe", str(recipe.path)])
+    arms.main()
+    assert trained_arms(recipe) == ["base", "warm.1", "warm.2", "blogs", "paid"]
+    tuned = ("base", "warm.1", "warm.2", "blogs")
+    weights = {arm: _weights(model_folder(recipe, arm)) for arm in tuned}
+    for one, other in combinations(weights, 2):
+        assert _differ(weights[one], weights[other]), (one, other)
+    manifest = json.loads((recipe.folder / "paid" / "manifest.json").read_text())
+    assert manifest["settings"]["model"] == model_folder(recipe, "warm.2")
+    assert manifest["settings"]["grpo"]["max_steps"] == 2
+    capsys.readouterr()
+    arms.main()
+    assert capsys.readouterr().out.count("up to date") == 4
+
+
+def test_a_reward_that_fails_its_audit_is_not_trained_on_unless_asked_to(recipe_of, capsys):
+    paid = {"trainer": "grpo", "settings": {"max_steps": 1}}
+    recipe = recipe_of(arms={"grpo": paid}, reward={"shape": "blog"})
+    make.run(recipe, force=False, workers=1)
+    with pytest.raises(UserError, match=r"the reward 'blog' fails its audit.*UNSOUND=1 make grpo"):
+        grpo.run(recipe, force=False)
+    assert trained_arms(recipe) == ["base"]
+    capsys.readouterr()
+    grpo.run(recipe, force=False, unsound=True)
+    assert "WARNING: training under a reward that the audit fails" in capsys.readouterr().out
+    # What is trained already needs no second audit.
+    grpo.run(recipe, force=False)
+    assert "up to date" in capsys.readouterr().out
+    allowed = recipe_of(arms={"grpo": paid}, reward={"shape": "blog", "unsound": True}, name="two")
+    make.run(allowed, force=False, workers=1)
+    grpo.run(allowed, force=False)
+    assert trained_arms(allowed) == ["base", "grpo"]
+
+
+# --- what is trained on, and in which order ---------------------------------------------------
+
+
+def test_an_arm_trains_on_the_problems_of_its_tiers_alone(recipe_of):
+    tiers = {"all": [], "one": ["blog"], "both": ["dense", "blog"]}
+    recipe = recipe_of(arms={name: {"trainer": "sft", "tiers": t} for name, t in tiers.items()})
+    make.run(recipe, force=False, workers=1)
+    rows = {name: training_rows(recipe, name) for name in tiers}
+    assert [row["tier"] for row in rows["one"]] == ["blog"] * 2
+    assert rows["all"] == rows["both"] == read_split(recipe, "train")
+    assert len(rows["all"]) == 10
+
+
+def test_a_curriculum_from_easy_to_hard_orders_the_problems_by_the_floor(recipe_of):
+    mixed = recipe_of()
+    make.run(mixed, force=False, workers=1)
+    rising = recipe_of(data={**RECIPE["data"], "curriculum": "easy_to_hard"})
+    rows, ordered = training_rows(mixed, "sft"), training_rows(rising, "sft")
+    assert [row["id"] for row in rows] == [row["id"] for row in read_split(mixed, "train")]
+    chances = [random_maximal_success(row["problem"]) for row in ordered]
+    assert chances == sorted(chances, reverse=True)
+    assert len(set(chances)) > 3
+    assert sorted(row["id"] for row in ordered) == sorted(row["id"] for row in rows)
+    assert ordered != rows
+
+
+@pytest.mark.parametrize("stage", [sft, grpo])
+def test_the_trainers_take_a_curriculum_in_its_order_and_a_mixture_shuffled(
+    recipe_of, stage, tmp_path
+):
+    orders = {}
+    for curriculum in ("mixture", "easy_to_hard"):
+        recipe = recipe_of(data={**RECIPE["data"], "curriculum": curriculum})
+        make.run(recipe, force=False, workers=1)
+        rows = training_rows(recipe, "sft")
+        trainer = stage.trainer_for(recipe, rows, *backend.load(recipe.model, "float32"), tmp_path)
+        sampler = trainer._get_train_sampler(trainer.train_dataset)
+        orders[curriculum] = list(dict.fromkeys(sampler))
+    assert orders["easy_to_hard"] == list(range(10))
+    assert sorted(orders["mixture"]) == list(range(10)) != orders["mixture"]
 
 
 def test_training_without_data_says_what_is_missing(recipe_of):

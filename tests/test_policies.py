@@ -2,12 +2,22 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 from math import comb, sqrt
 
 import pytest
-from conftest import brute_force, day, feasible_schedules, minutes, random_problem, tier_problems
+from conftest import (
+    brute_force,
+    day,
+    feasible_schedules,
+    minutes,
+    random_problem,
+    rule_problems,
+    tier_problems,
+)
 
+from data import policies
 from data.policies import (
     FLOOR_KS,
     GREEDY,
@@ -23,10 +33,15 @@ from data.policies import (
     success_probability,
 )
 from data.problem import Event, Problem
+from data.rules import BASE_RULES, AtLeastOne, AtMost, Break, Gap, MustInclude, NoOverlap
 from data.tiers import TIERS
 from rewards.verify import Status, verify_schedule, violations
 
 RANDOM = {"random_feasible": random_feasible, "random_maximal": random_maximal}
+
+
+def with_rules(problem: Problem, *rules) -> Problem:
+    return replace(problem, rules=(*BASE_RULES, *rules), optimum=None)
 
 
 def some_problems(count: int, seed: int, most: int) -> list[Problem]:
@@ -57,12 +72,32 @@ def test_every_policy_answers_with_a_feasible_schedule():
             assert not violations(problem, policy(problem, rng))
 
 
+def test_random_policies_keep_further_rules_and_greedy_ones_those_that_can_be_broken_by_adding():
+    rng = random.Random(12)
+    for problem in rule_problems(150, most=8):
+        for policy in RANDOM.values():
+            assert not violations(problem, policy(problem, rng))
+        hereditary = {rule.kind for rule in problem.rules if rule.hereditary}
+        for policy in GREEDY.values():
+            broken = violations(problem, policy(problem))
+            assert not {text.partition(":")[0] for text in broken} & hereditary
+
+
 def test_nothing_can_be_added_to_a_maximal_schedule():
     rng = random.Random(3)
     for problem in some_problems(200, 3, most=9):
         for schedule in (random_maximal(problem, rng), *(g(problem) for g in GREEDY.values())):
             for event in problem.events:
                 assert any(minutes(event) & minutes(other) for other in schedule)
+
+
+def test_nothing_can_be_added_under_further_rules_either():
+    rng = random.Random(13)
+    for problem in rule_problems(100, most=8, seed=1):
+        feasible = set(feasible_schedules(problem))
+        schedule = random_maximal(problem, rng)
+        for event in set(problem.events) - set(schedule):
+            assert tuple(sorted((*schedule, event))) not in feasible
 
 
 def test_greedy_policies_take_first_what_they_are_named_for():
@@ -76,10 +111,32 @@ def test_greedy_policies_take_first_what_they_are_named_for():
     assert names(greedy_by_value(short)) == "Priority"
 
 
+def test_greedy_policies_begin_with_what_a_rule_demands():
+    wanted = with_rules(day(), AtLeastOne(("Drill", "Echo")))
+    assert names(greedy_by_value(wanted)) == "Art Drill Echo Chess"
+    early = with_rules(day(), MustInclude("Art"))
+    assert names(greedy_by_duration(early)) == "Art Drill Echo Chess"
+    # By start, Art would be first and Band impossible.
+    assert names(greedy_by_start(with_rules(day(), MustInclude("Band")))) == "Band Chess"
+
+
 def test_an_order_is_followed_wherever_events_still_fit():
-    art, band, drill, echo, chess = day().events
-    assert insert_in_order((band, art, drill, chess, echo)) == (band, chess)
-    assert insert_in_order((chess, echo, drill, art)) == (art, drill, echo, chess)
+    problem = day()
+    art, band, drill, echo, chess = problem.events
+    assert insert_in_order(problem, (band, art, drill, chess, echo)) == (band, chess)
+    assert insert_in_order(problem, (chess, echo, drill, art)) == (art, drill, echo, chess)
+
+
+def test_an_event_fits_where_no_rule_forbids_it_whatever_comes_later():
+    problem = with_rules(day(), Gap(30), AtMost(2), MustInclude("Chess"))
+    art, band, drill, echo, chess = problem.events
+    assert insert_in_order(problem, (drill, art, echo, chess, band)) == (drill, chess)
+    assert insert_in_order(problem, (art, echo, chess)) == (art, echo)
+    assert insert_in_order(problem, ()) == ()
+    assert problem.obstacle((art,), drill) == Gap(30)
+    assert problem.obstacle((art,), band) == NoOverlap()
+    assert problem.obstacle((), art) is None, "what Chess demands may still come"
+    assert problem.obstacle((art, echo), Event(800, 830, "Later")) == AtMost(2)
 
 
 def test_random_feasible_is_uniform():
@@ -95,9 +152,30 @@ def test_random_feasible_is_uniform():
     assert chi_square < freedom + 4 * sqrt(2 * freedom)
 
 
+def test_random_feasible_is_uniform_under_further_rules():
+    problem = with_rules(day(), Gap(15), MustInclude("Chess"))
+    schedules = list(feasible_schedules(problem))
+    # Band and Echo touch Chess.
+    assert sorted(map(names, schedules)) == ["Art Chess", "Chess", "Drill Chess"]
+    rng = random.Random(14)
+    drawn = Counter(random_feasible(problem, rng) for _ in range(3000))
+    assert set(drawn) == set(schedules)
+    assert all(abs(n - 1000) < 4 * sqrt(3000 * 2 / 9) for n in drawn.values())
+
+
+def test_feasible_schedules_are_those_of_brute_force_each_once():
+    rng = random.Random(15)
+    plain = [random_problem(rng) for _ in range(100)]
+    for problem in (*plain, *rule_problems(150, most=9, seed=2)):
+        found = policies.feasible_schedules(problem)
+        assert sorted(found) == sorted(feasible_schedules(problem))
+    impossible = with_rules(day(), Break(60, "09:30", "11:00"), MustInclude("Band"))
+    assert policies.feasible_schedules(impossible) == ()
+
+
 def test_random_maximal_takes_each_order_equally_often():
     problem = day()
-    expected = Counter(insert_in_order(order) for order in permutations(problem.events))
+    expected = Counter(insert_in_order(problem, order) for order in permutations(problem.events))
     rng = random.Random(5)
     drawn = Counter(random_maximal(problem, rng) for _ in range(12_000))
     assert set(drawn) == set(expected)
@@ -115,9 +193,26 @@ def test_the_chance_of_random_maximal_is_that_over_all_orders():
     for problem in some_problems(60, 7, most=6):
         orders = list(permutations(problem.events))
         optimal = sum(
-            problem.objective(insert_in_order(order)) == problem.optimum for order in orders
+            problem.objective(insert_in_order(problem, order)) == problem.optimum
+            for order in orders
         )
         assert random_maximal_success(problem) == pytest.approx(optimal / len(orders), rel=1e-9)
+
+
+def test_the_chance_of_random_feasible_under_further_rules_is_the_share_too():
+    for problem in rule_problems(150, most=8, seed=3):
+        _, optimal, feasible = brute_force(problem)
+        assert random_feasible_success(problem) == pytest.approx(optimal / feasible, rel=1e-12)
+
+
+def test_the_chance_of_random_maximal_under_further_rules_is_that_over_all_orders_that_end_well():
+    for problem in rule_problems(60, most=6, seed=4):
+        feasible = set(feasible_schedules(problem))
+        ends = [insert_in_order(problem, order) for order in permutations(problem.events)]
+        well = [problem.objective(schedule) for schedule in ends if schedule in feasible]
+        assert random_maximal_success(problem) == pytest.approx(
+            well.count(problem.optimum) / len(well), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -136,7 +231,7 @@ def test_exact_chances_are_those_of_simulation(tier):
 
 
 def test_greedy_chances_are_0_or_1_and_true():
-    for problem in some_problems(100, 9, most=8):
+    for problem in (*some_problems(100, 9, most=8), *rule_problems(100, most=8, seed=5)):
         chances = success_probability(problem)
         for name, policy in GREEDY.items():
             verdict = verify_schedule(problem, policy(problem))

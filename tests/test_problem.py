@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from conftest import day, random_problem, tier_problems
 
+from data.clock import CLOCK, DAY, MINUTE
 from data.errors import UserError
-from data.problem import CLOCK, DAY, MINUTE, Event, Problem, event_from_json, problem_from_text
+from data.problem import Event, Problem, event_from_json, problem_from_text
 from data.rules import BASE_RULES, Chronological
 from data.tiers import TIERS
 
@@ -111,7 +112,9 @@ def test_fresh_problems_have_fresh_fingerprints():
         ("rules", [{"rule": "no_such"}], 'a rule must be {"rule": one of not_empty, '),
         ("rules", [{"rule": ["no_overlap"]}], 'a rule must be {"rule": one of not_empty, '),
         ("rules", [{}], 'a rule must be {"rule": one of not_empty, '),
-        ("rules", [{"rule": "no_overlap", "gap": 5}], "rule 'no_overlap' does not take gap"),
+        ("rules", [{"rule": "no_overlap", "gap": 5}], "rule 'no_overlap' takes no fields, not gap"),
+        ("rules", [{"rule": "must_include", "event": "Yoga"}], "rule 'must_include' names 'Yoga'"),
+        ("rules", [{"rule": "at_most_one", "group": ["Art", "X"]}], "names 'X', not one of the"),
         ("optimum", None, '"optimum", a whole number'),
         ("optimum", "180", '"optimum", a whole number'),
         ("optimum", 180.0, '"optimum", a whole number'),

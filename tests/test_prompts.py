@@ -3,11 +3,13 @@
 import re
 
 import pytest
-from conftest import day, minutes, tier_problems, weighted
+from conftest import KEPT, day, minutes, tier_problems, weighted
 
-from data.problem import CLOCK, MINUTE, Event, Problem
+from data.clock import CLOCK, MINUTE
+from data.problem import Event, Problem
 from data.prompts import answer, messages, prompt, schedule_xml, trace
-from data.solver import interval_optimum
+from data.rules import BASE_RULES, AtMost, Gap
+from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
 from rewards.parse import parse
 
@@ -80,7 +82,7 @@ def test_a_prompt_is_one_user_message():
 @pytest.mark.parametrize("tier", TIERS)
 def test_what_is_rendered_is_read_back(tier):
     for problem in tier_problems(tier, 50):
-        gold = interval_optimum(problem)
+        gold = optimal_schedule(problem)
         assert parse(schedule_xml(gold)) == gold
         assert parse(answer(gold, None)) == gold
         assert parse(answer(gold, trace(problem, gold))) == gold
@@ -103,23 +105,41 @@ def test_the_trace_of_a_day_reads_like_this():
 @pytest.mark.parametrize("tier", TIERS)
 def test_every_claim_of_a_trace_is_true(tier):
     for problem in tier_problems(tier, 100):
-        gold = interval_optimum(problem)
+        gold = optimal_schedule(problem)
         *lines, total = trace(problem, gold).splitlines()
         assert total == f"Total {problem.optimum}"
         assert len(lines) == len(problem.events)
         for line, event in zip(lines, problem.events, strict=True):
             if event in gold:
                 assert line == f"{event.name} = {weighted(problem, event)}"
+                continue
+            assert line.startswith(event.name)
+            verb, other = line.removeprefix(event.name).split(maxsplit=1)
+            if verb == "overlaps":
+                assert problem.by_name[other] in gold
+                assert minutes(problem.by_name[other]) & minutes(event)
             else:
-                name, rival = line.split(" overlaps ")
-                assert name == event.name
-                assert problem.by_name[rival] in gold
-                assert minutes(problem.by_name[rival]) & minutes(event)
+                assert verb == "breaks"
+                [rule] = [rule for rule in problem.rules if rule.kind == other]
+                assert not KEPT[type(rule)](rule, tuple(sorted((*gold, event))))
+                assert not any(minutes(event) & minutes(e) for e in gold)
 
 
 def test_an_event_left_out_without_need_is_said_to_be():
     a, b = Event(540, 600, "A"), Event(600, 660, "B")
     assert "B is left out" in trace(Problem((a, b), ()), (a,))
+
+
+def test_an_event_that_a_further_rule_keeps_out_is_said_to_break_it():
+    a, b, c = Event(540, 600, "A"), Event(610, 620, "B"), Event(700, 720, "C")
+    problem = Problem((a, b, c), (), (*BASE_RULES, Gap(15), AtMost(1)))
+    # Of two rules that an event would break, the first is named.
+    assert trace(problem, (a,)).splitlines() == [
+        "A = 60",
+        "B breaks gap",
+        "C breaks at_most",
+        "Total 60",
+    ]
 
 
 def test_touching_events_do_not_overlap_in_a_trace():

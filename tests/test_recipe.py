@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from data.errors import UserError
-from data.recipe import TIERS, Recipe, TierUse, load_recipe, nearest, recipe_from
-from data.tiers import Tier
+from data.recipe import ARMS, Arm, Recipe, RewardSection, TierUse, load_recipe, nearest, recipe_from
+from data.tiers import TIERS, Tier
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "pipeline" / "recipes").glob("*.yaml"))
@@ -18,7 +18,6 @@ GOOD = {
     "name": "small",
     "model": "some/model",
     "data": {"main": "dense", "tiers": {"dense": {"train": 3, "val": 2, "test": 1}}},
-    "rewards": {"optimal": 1},
     "sft": {},
     "grpo": {},
 }
@@ -26,7 +25,8 @@ GOOD = {
 
 def load(tmp_path: Path, content: dict | str, **overrides: str) -> Recipe:
     path = tmp_path / "small.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+    path.write_text(text)
     return load_recipe(path, **overrides)
 
 
@@ -59,9 +59,11 @@ def refusal(tmp_path: Path, content: dict | str) -> str:
 
 def test_what_a_recipe_leaves_out_has_a_default(tmp_path):
     recipe = load(tmp_path, GOOD)
-    assert (recipe.seed, recipe.dtype, recipe.init, recipe.lora) == (0, "float32", "sft", None)
+    assert (recipe.seed, recipe.dtype, recipe.lora) == (0, "float32", None)
     assert (recipe.eval.samples, recipe.eval.temperature, recipe.data.reasoning) == (64, 1.0, True)
-    assert recipe.rewards == {"optimal": 1.0}
+    assert recipe.data.curriculum == "mixture"
+    assert recipe.reward == RewardSection("graded", None, False)
+    assert recipe.all_arms() == ARMS == {"sft": Arm("sft", "base"), "grpo": Arm("grpo", "sft")}
     assert recipe.tier_uses() == {"dense": TierUse(3, 2, 1, None, TIERS["dense"])}
 
 
@@ -72,11 +74,6 @@ def test_every_recipe_that_we_ship_is_sound(path):
     recipe = load_recipe(path)
     check(recipe)
     assert recipe.name == path.stem  # so `RECIPE=…/x.yaml` and `runs/x` are found together
-
-
-def test_the_default_recipe_is_there():
-    assert "RECIPE ?= pipeline/recipes/tiny.yaml" in (ROOT / "Makefile").read_text()
-    assert ROOT / "pipeline" / "recipes" / "tiny.yaml" in RECIPES
 
 
 def test_model_and_run_override_the_recipe(tmp_path):
@@ -106,10 +103,185 @@ def test_a_tier_can_be_changed_and_the_named_one_stays_as_it_is(tmp_path):
     assert TIERS["dense"].events == named != (3, 5)
 
 
+def test_every_dial_of_a_tier_can_be_set(tmp_path):
+    dials = {
+        "shortfall": [0.1, 1],
+        "optima": [1, 1],
+        "rules": [1, 2],
+        "kinds": ["gap", "at_most"],
+        "binding": True,
+    }
+    content = changed("data.tiers.dense", {"train": 3, "val": 2, "test": 1, **dials})
+    tier = load(tmp_path, content).tier_uses()["dense"].tier
+    assert (tier.shortfall, tier.optima) == ((0.1, 1.0), (1, 1))
+    assert (tier.rules, tier.kinds, tier.binding) == ((1, 2), ("gap", "at_most"), True)
+
+
 def test_an_imported_tier_may_have_any_name(tmp_path):
     source = {"source": "p/{split}.jsonl", "train": 1, "val": 1, "test": 1}
     uses = load(tmp_path, changed("data.tiers.published", source)).tier_uses()
     assert uses["published"] == TierUse(1, 1, 1, "p/{split}.jsonl", Tier())
+
+
+# --- the reward and the arms -----------------------------------------------------------------
+
+
+def test_a_reward_is_read_as_it_is_written(tmp_path):
+    reward = {"shape": "graded", "weights": {"optimal": 1, "ratio": 0.5}, "unsound": True}
+    found = load(tmp_path, changed("reward", reward)).reward
+    assert found == RewardSection("graded", {"optimal": 1.0, "ratio": 0.5}, True)
+    assert list(found.weights) == ["optimal", "ratio"]
+
+
+THREE = {
+    "warm": {"trainer": "sft", "seeds": [3, 4], "tiers": ["dense"]},
+    "paid": {
+        "trainer": "grpo",
+        "start": "warm.4",
+        "reward": {"shape": "binary"},
+        "settings": {"learning_rate": 1e-3, "max_steps": 5},
+    },
+    "cold": {"trainer": "grpo"},
+}
+
+
+def test_an_arm_with_seeds_is_trained_once_with_each(tmp_path):
+    recipe = load(tmp_path, changed("arms", THREE))
+    assert list(recipe.all_arms()) == ["warm.3", "warm.4", "paid", "cold"]
+    assert recipe.all_arms()["warm.3"] == Arm("sft", seeds=(3,), tiers=("dense",))
+    assert recipe.all_arms()["cold"] == Arm("grpo", start="base")
+
+
+def test_a_recipe_stands_for_one_arm_with_that_arms_own_settings(tmp_path):
+    content = changed("arms", THREE) | {"seed": 9, "grpo": {"max_steps": 2, "beta": 0.1}}
+    recipe = load(tmp_path, content)
+    paid = recipe.for_arm("paid")
+    assert paid.grpo == {"max_steps": 5, "beta": 0.1, "learning_rate": 1e-3}
+    assert (paid.reward, paid.seed, paid.sft) == (RewardSection("binary"), 9, {})
+    assert [recipe.for_arm(name).seed for name in ("warm.3", "warm.4", "cold")] == [3, 4, 9]
+    cold = recipe.for_arm("cold")
+    assert (cold.grpo, cold.reward) == (recipe.grpo, recipe.reward)
+    assert recipe.for_arm("base") == recipe
+    # The recipe itself is as it was.
+    assert recipe.grpo == {"max_steps": 2, "beta": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "says"),
+    [
+        ("warm", "trainer", "dpo", "arms.warm.trainer must be sft or grpo"),
+        ("warm", "trainer", None, "arms.warm.trainer must be text, not None"),
+        ("warm", "seeds", [1, 1], "arms.warm.seeds must be different, each 0 to 4294967295"),
+        ("warm", "seeds", [-1], "arms.warm.seeds must be different, each 0 to 4294967295"),
+        ("warm", "seeds", 3, "arms.warm.seeds must be a list, not 3"),
+        ("warm", "seeds", [True], "arms.warm.seeds must be a whole number, not True"),
+        ("warm", "tiers", ["trap"], "arms.warm.tiers: data.tiers has no train problems of 'trap'"),
+        ("warm", "tiers", "dense", "arms.warm.tiers must be a list, not 'dense'"),
+        ("warm", "strat", "base", "unknown key 'arms.warm.strat'; did you mean 'start'?"),
+        (
+            "paid",
+            "start",
+            "warm",
+            "arms.paid.start must be an arm before it (base, warm.3, warm.4), not 'warm'",
+        ),
+        (
+            "paid",
+            "start",
+            "cold",
+            "arms.paid.start must be an arm before it (base, warm.3, warm.4), not 'cold'",
+        ),
+        ("paid", "start", "paid", "arms.paid.start must be an arm before it"),
+        ("paid", "reward", "binary", "arms.paid.reward must be a mapping of keys"),
+        (
+            "paid",
+            "reward",
+            {"shap": 1},
+            "unknown key 'arms.paid.reward.shap'; did you mean",
+        ),
+        ("paid", "settings", [1], "arms.paid.settings must be a mapping of keys, not [1]"),
+        ("paid", "trainer", ..., "key 'arms.paid.trainer' is missing"),
+    ],
+)
+def test_an_arm_that_cannot_be_trained_is_named(tmp_path, name, key, value, says):
+    arms = copy.deepcopy(THREE)
+    if value is ...:
+        del arms[name][key]
+    else:
+        arms[name][key] = value
+    assert refusal(tmp_path, changed("arms", arms)).startswith(says)
+
+
+@pytest.mark.parametrize("name", ["base", "data", "eval", "audit", "a.1", "a/b", "..", "-x", "ü"])
+def test_an_arm_has_a_folder_name_of_its_own(tmp_path, name):
+    says = refusal(tmp_path, changed("arms", {name: {"trainer": "sft"}}))
+    assert says == f"arms.{name} cannot be an arm's name; take letters, digits, '_' and '-'"
+
+
+def test_an_arm_may_only_train_on_tiers_with_train_problems(tmp_path):
+    content = changed("arms", {"a": {"trainer": "sft", "tiers": ["blog"]}})
+    content["data"]["tiers"]["blog"] = {"test": 3}
+    says = "arms.a.tiers: data.tiers has no train problems of 'blog'"
+    assert refusal(tmp_path, content) == says
+
+
+# --- recipes on top of others ----------------------------------------------------------------
+
+
+def extend(tmp_path: Path, above: dict, below: dict = GOOD) -> Recipe:
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump(below))
+    return load(tmp_path, {"extends": "below.yaml", **above})
+
+
+def test_a_recipe_that_extends_another_says_only_what_differs(tmp_path):
+    below = GOOD | {"seed": 5, "sft": {"max_steps": 3, "packing": True}, "lora": {"r": 4}}
+    recipe = extend(tmp_path, {"name": "above", "sft": {"max_steps": 7}, "lora": None}, below)
+    assert (recipe.name, recipe.run, recipe.seed, recipe.model) == (
+        "above",
+        "above",
+        5,
+        "some/model",
+    )
+    assert recipe.sft == {"max_steps": 7, "packing": True}
+    assert recipe.lora is None
+    assert recipe.path == tmp_path / "small.yaml"
+    assert extend(tmp_path, {}) == load(tmp_path, GOOD)
+
+
+def test_tiers_and_arms_are_not_merged_but_replaced(tmp_path):
+    above = {"arms": {"grpo": {"trainer": "grpo"}}}
+    above["data"] = {"main": "blog", "tiers": {"blog": {"train": 1, "val": 1, "test": 1}}}
+    below = changed("data.reasoning", False)
+    below["arms"] = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
+    recipe = extend(tmp_path, above, below)
+    assert list(recipe.tier_uses()) == ["blog"]
+    assert recipe.arms == {"grpo": Arm("grpo")}
+    assert recipe.data.reasoning is False
+
+
+def test_a_recipe_may_extend_one_that_extends_another(tmp_path):
+    (tmp_path / "lowest.yaml").write_text(yaml.safe_dump({**GOOD, "seed": 1, "dtype": "bfloat16"}))
+    recipe = extend(tmp_path, {"name": "top"}, {"extends": "lowest.yaml", "seed": 2})
+    assert (recipe.name, recipe.seed, recipe.dtype) == ("top", 2, "bfloat16")
+
+
+def test_a_mistake_in_what_is_extended_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"small\.yaml: unknown key 'sede'; did you mean 'seed'\?$"):
+        extend(tmp_path, {}, {**GOOD, "sede": 3})
+    with pytest.raises(UserError, match=r"small\.yaml: extends must be the name .*, not 3$"):
+        load(tmp_path, {"extends": 3})
+    with pytest.raises(UserError, match=r"belov\.yaml does not exist; did you mean 'below'\?$"):
+        load(tmp_path, {"extends": "belov.yaml"})
+    (tmp_path / "below.yaml").write_text("name: a\nsft: [")
+    with pytest.raises(UserError, match=r"below\.yaml:2 is not valid YAML"):
+        load(tmp_path, {"extends": "below.yaml"})
+
+
+@pytest.mark.parametrize("way", ["small.yaml", "./small.yaml", "{folder}/small.yaml", "below.yaml"])
+def test_recipes_that_extend_each_other_are_refused(tmp_path, way):
+    (tmp_path / "below.yaml").write_text("extends: small.yaml")
+    way = way.replace("{folder}", f"../{tmp_path.name}")
+    with pytest.raises(UserError, match=r"\.yaml: extends goes in a circle$"):
+        load(tmp_path, {"extends": way})
 
 
 # --- YAML as people write it ---------------------------------------------------------------
@@ -231,7 +403,7 @@ def test_a_key_that_is_no_text_is_named_too(tmp_path):
     assert refusal(tmp_path, {**GOOD, 1: 2}) == "unknown key '1'"
 
 
-@pytest.mark.parametrize("key", ["name", "model", "data", "rewards", "sft", "grpo"])
+@pytest.mark.parametrize("key", ["name", "model", "data", "sft", "grpo"])
 def test_a_missing_section_is_named(tmp_path, key):
     assert refusal(tmp_path, changed(key)) == f"key {key!r} is missing"
 
@@ -262,11 +434,20 @@ def test_a_missing_key_of_a_section_is_named(tmp_path, key):
         ("sft", None, "a mapping of keys"),
         ("grpo", [1], "a mapping of keys"),
         ("lora", "q_proj", "a mapping of keys"),
-        ("rewards", ["optimal"], "a mapping of keys"),
-        ("rewards.optimal", "much", "a number"),
-        ("rewards.optimal", True, "a number"),
-        ("rewards.optimal", float("nan"), "a number"),
-        ("rewards.optimal", float("inf"), "a number"),
+        ("data.curriculum", 1, "text"),
+        ("data.tiers.dense.shortfall", 0.5, "a list of 2 values"),
+        ("data.tiers.dense.rules", 3, "a list of 2 values"),
+        ("data.tiers.dense.kinds", "gap", "a list"),
+        ("data.tiers.dense.kinds", [1], "text"),
+        ("data.tiers.dense.binding", 1, "true or false"),
+        ("arms", ["sft"], "a mapping of keys"),
+        ("reward.shape", None, "text"),
+        ("reward.unsound", "yes", "true or false"),
+        ("reward.weights", ["optimal"], "a mapping of keys"),
+        ("reward.weights.optimal", "much", "a number"),
+        ("reward.weights.optimal", True, "a number"),
+        ("reward.weights.optimal", float("nan"), "a number"),
+        ("reward.weights.optimal", float("inf"), "a number"),
         ("eval.samples", "4", "a whole number"),
         ("eval.top_p", None, "a number"),
         ("eval.temperature", float("nan"), "a number"),
@@ -276,7 +457,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, key, value, m
     assert refusal(tmp_path, changed(key, value)).startswith(f"{key} must be {must_be}, not ")
 
 
-@pytest.mark.parametrize("key", ["data", "eval", "data.tiers.dense"])
+@pytest.mark.parametrize("key", ["data", "eval", "reward", "arms.a", "data.tiers.dense"])
 def test_a_section_that_is_no_mapping_is_named(tmp_path, key):
     says = refusal(tmp_path, changed(key, 3))
     assert says.startswith(f"{key} must be a mapping")
@@ -284,24 +465,30 @@ def test_a_section_that_is_no_mapping_is_named(tmp_path, key):
 
 # --- values --------------------------------------------------------------------------------
 
+RANGES = "eval.temperature and shots must be 0 or more, top_p above 0, at most 1"
+
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("init", "grpo", "init must be sft or base, not 'grpo'"),
+        ("init", "base", "unknown key 'init'"),
+        ("rewards", {"optimal": 1}, "unknown key 'rewards'; did you mean 'reward'?"),
+        ("reward.shap", "graded", "unknown key 'reward.shap'; did you mean 'shape'?"),
+        (
+            "data.curriculum",
+            "hard",
+            "data.curriculum must be one of mixture, easy_to_hard, not 'hard'",
+        ),
         ("seed", -1, "seed must be 0 to 4294967295, not -1"),
         ("seed", 2**32, "seed must be 0 to 4294967295, not 4294967296"),
         ("eval.samples", 0, "eval.samples must be 1 or more"),
         ("eval.max_tokens", 0, "eval.max_tokens must be 1 or more"),
         ("eval.rows", -1, "eval.rows must be 1 or more"),
         ("eval.resamples", 0, "eval.resamples must be 1 or more"),
-        (
-            "eval.temperature",
-            -0.1,
-            "eval.temperature must be 0 or more, eval.top_p above 0, at most 1",
-        ),
-        ("eval.top_p", 0, "eval.temperature must be 0 or more, eval.top_p above 0, at most 1"),
-        ("eval.top_p", 1.1, "eval.temperature must be 0 or more, eval.top_p above 0, at most 1"),
+        ("eval.temperature", -0.1, RANGES),
+        ("eval.shots", -1, RANGES),
+        ("eval.top_p", 0, RANGES),
+        ("eval.top_p", 1.1, RANGES),
         ("data.main", "dens", "data.main is 'dens', not one of dense"),
         ("data.tiers.dense.train", -1, "data.tiers.dense.train, val and test must be 0 or more"),
         ("data.tiers.dense.test", 0, "the main tier 'dense' needs test problems"),
@@ -309,7 +496,7 @@ def test_a_section_that_is_no_mapping_is_named(tmp_path, key):
         (
             "data.tiers.trapp",
             {"test": 1},
-            "unknown tier 'trapp' (the tiers are blog, dense, trap, and any name with a source); "
+            f"unknown tier 'trapp' (the tiers are {', '.join(TIERS)}, and any name with a source); "
             "did you mean 'trap'?",
         ),
         (
@@ -341,6 +528,8 @@ def test_a_value_that_makes_no_sense_is_named(tmp_path, key, value, says):
         ("grid", 0, "grid must be 1 minute or more, not 0"),
         ("durations", [60, 30, 15], "durations must be [shortest, longest, step]"),
         ("overlap", [0.9, 0.2], "overlap must be [least, greatest], shares 0 to 1"),
+        ("kinds", ["gaap"], "kinds must be of gap, travel, "),
+        ("binding", True, "binding needs rules, not True"),
     ],
 )
 def test_an_impossible_tier_is_refused_before_anything_runs(tmp_path, key, value, says):

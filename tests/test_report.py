@@ -1,18 +1,23 @@
 import io
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from data.errors import UserError
+from data.recipe import Arm, load_recipe
 from eval.passk import ks_for
 from eval.plot import draw
-from eval.report import write_report
+from eval.report import comparisons, write_report
 from eval.summary import summarise
 from eval.tables import markdown, print_report
 
+TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 ARMS = ["base", "sft", "grpo"]
+COMPARISONS = [("grpo", "sft"), ("grpo", "base"), ("sft", "base")]
 N = 8
 #: Successes of each problem's 8 samples; "dense" holds the first four, "trap" the last two.
 SOLVED = {
@@ -60,6 +65,7 @@ def summary(rows=None, **changes):
         "verdict_rows": {arm: rows_of(arm) for arm in ARMS} if rows is None else rows,
         "problems_by_id": TIER,
         "seed": 1,
+        "comparisons": COMPARISONS,
         "resamples": 500,
     }
     return summarise(**(arguments | changes))
@@ -116,13 +122,49 @@ def test_without_answers_in_the_rows_nothing_is_said_of_distinct_ones():
 def test_differences_are_paired_and_say_where_the_base_overtakes():
     found = summary()["tiers"]["dense"]["differences"]
     pairs = {(pair["tuned"], pair["reference"]): pair for pair in found}
-    assert list(pairs) == [("grpo", "sft"), ("grpo", "base"), ("sft", "base")]
+    assert list(pairs) == COMPARISONS
     against_base = pairs["grpo", "base"]
     assert against_base["at_k"]["1"]["value"] == pytest.approx((12 - 4) / 32)
     assert against_base["at_k"]["8"]["value"] == pytest.approx((2 - 3) / 4)
     # base: (k/8 + 0 + (1 - (8-k)(7-k)/56) + k/8) / 4; GRPO: (1 + 0 + (1 - C(4,k)/C(8,k)) + 0) / 4
     assert against_base["overtaken_at"] == 5
     assert pairs["sft", "base"]["overtaken_at"] is None
+
+
+def test_where_the_base_overtakes_is_said_of_every_arm_that_is_compared_with_it():
+    text = printed(summary(tiers=["dense"]))
+    assert "base first meets or passes GRPO at k = 5." in text
+    assert "base stays below SFT at every k up to 8." in text
+
+
+@pytest.mark.parametrize(
+    ("arms", "pairs"),
+    [
+        ({"sft": Arm("sft"), "grpo": Arm("grpo", "sft")}, COMPARISONS),
+        ({"grpo": Arm("grpo")}, [("grpo", "base")]),
+        (
+            {"warm": Arm("sft", seeds=(1, 2)), "paid": Arm("grpo", "warm.2")},
+            [("paid", "warm.2"), ("paid", "base"), ("warm.2", "base"), ("warm.1", "base")],
+        ),
+    ],
+)
+def test_each_arm_is_compared_with_what_it_started_from_and_with_the_base(arms, pairs):
+    assert comparisons(replace(load_recipe(TINY), arms=arms)) == pairs
+
+
+@pytest.mark.parametrize(("reached", "flagged"), [(0.5, False), (0.501, True), (1.0, True)])
+def test_a_tier_that_guessing_solves_more_than_half_of_is_called_guessable(reached, flagged):
+    floors = {**FLOORS, "dense": {"random_maximal": {8: reached}}}
+    report = summary(floors=floors)
+    words = f"Guessable: a random maximal schedule solves {100 * reached:.1f} % within 8 tries"
+    for text in (printed(report), markdown(report)):
+        assert (words in text.replace("\\", "")) == flagged
+        assert text.count("Guessable") == flagged, "said of dense alone"
+
+
+def test_a_tier_whose_floor_at_the_largest_k_is_not_known_is_not_flagged():
+    assert "Guessable" not in printed(summary(floors={"dense": {}, "trap": {}}))
+    assert "Guessable" not in printed(summary(floors={"dense": {"random_maximal": {1: 0.9}}}))
 
 
 def test_floors_are_shown_at_the_ks_of_the_report():
@@ -230,6 +272,7 @@ def test_write_report_leaves_json_markdown_and_a_plot(tmp_path, capsys):
         verdict_rows={arm: rows_of(arm) for arm in ARMS},
         problems_by_id=TIER,
         seed=1,
+        comparisons=COMPARISONS,
         resamples=200,
     )
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(

@@ -1,27 +1,85 @@
-"""Each rule's plain check and CP-SAT constraint are pinned to each other.
+"""Each rule's plain check and CP-SAT constraint are pinned to each other, and to ``conftest.KEPT``.
 
-A new rule is covered by a line in RULES: what it may be on a day with events of these names.
+A new rule is covered by a line in RULES (what it may be on a day with events of these names), a
+definition in KEPT, and an example in EXAMPLES.
 """
 
+import json
+import random
 from itertools import chain, combinations, product
 
 import pytest
-from conftest import day, minutes
+from conftest import KEPT, day, kept, minutes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.clock import CLOCK
+from data.errors import UserError
 from data.problem import Event, Problem
-from data.rules import BASE_RULES, Chronological, NoOverlap, NotEmpty, Rule, rule_from_json
+from data.rules import (
+    BASE_RULES,
+    DRAWN_KINDS,
+    KINDS,
+    AtLeastOne,
+    AtMost,
+    AtMostOne,
+    Before,
+    Break,
+    Budget,
+    Chronological,
+    Gap,
+    MustInclude,
+    NoOverlap,
+    NotEmpty,
+    Rule,
+    Travel,
+    rule_from_json,
+)
 from data.solver import admits
+from data.tiers import Tier
 from rewards.verify import violations
+
+
+def groups(names: list[str], fewest: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(names), min_size=fewest, max_size=3, unique=True)
+
+
+@st.composite
+def journeys(draw, names: list[str]) -> Travel:
+    both = draw(st.lists(st.sampled_from(names), min_size=2, max_size=4, unique=True))
+    at = draw(st.integers(1, len(both) - 1))
+    return Travel(tuple(both[:at]), tuple(both[at:]), draw(st.integers(1, 30)))
+
+
+@st.composite
+def breaks(draw) -> Break:
+    start, length = draw(st.integers(475, 550)), draw(st.integers(5, 60))
+    return Break(draw(st.integers(1, length)), CLOCK[start], CLOCK[start + length])
+
 
 RULES = {
     NotEmpty: lambda names: st.just(NotEmpty()),
     Chronological: lambda names: st.just(Chronological()),
     NoOverlap: lambda names: st.just(NoOverlap()),
+    Gap: lambda names: st.builds(Gap, st.integers(1, 20)),
+    Travel: journeys,
+    Before: lambda names: st.permutations(names).map(lambda order: Before(*order[:2])),
+    AtMostOne: lambda names: st.builds(AtMostOne, groups(names, 2)),
+    AtLeastOne: lambda names: st.builds(AtLeastOne, groups(names, 1)),
+    MustInclude: lambda names: st.builds(MustInclude, st.sampled_from(names)),
+    AtMost: lambda names: st.builds(AtMost, st.integers(1, 4)),
+    Budget: lambda names: st.builds(Budget, st.integers(5, 90)),
+    Break: lambda names: breaks(),
 }
 
-MIXTURES = list(chain.from_iterable(combinations(RULES, n) for n in range(len(RULES) + 1)))
+ALONE = [(kind,) for kind in RULES]
+PAIRS = list(combinations(RULES, 2))
+_RNG = random.Random(0)
+#: Three rules or more; the whole 2 ** 12 would take minutes.
+MIXTURES = [
+    *(tuple(sorted(_RNG.sample(list(RULES), n % 8 + 3), key=list(RULES).index)) for n in range(32)),
+    tuple(RULES),
+]
 
 
 def called(kinds: tuple[type[Rule], ...]) -> str:
@@ -30,8 +88,8 @@ def called(kinds: tuple[type[Rule], ...]) -> str:
 
 @st.composite
 def days(draw, kinds: tuple[type[Rule], ...]) -> Problem:
-    """1 to 6 events within an hour and a half, many touching or starting together."""
-    spans = draw(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), min_size=1, max_size=6))
+    """2 to 6 events within an hour and a half, many touching or starting together."""
+    spans = draw(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), min_size=2, max_size=6))
     events = tuple(
         Event(480 + 5 * start, 480 + 5 * (start + length), "ABCDEF"[i])
         for i, (start, length) in enumerate(spans)
@@ -71,22 +129,36 @@ def answers(draw, problem: Problem) -> tuple[Event, ...]:
 
 def check_agreement(problem: Problem, schedule: tuple[Event, ...]) -> bool:
     feasible = not violations(problem, schedule)
+    if len(set(schedule) & set(problem.events)) == len(schedule):
+        # What holds in every problem has tests of its own below.
+        further = [rule for rule in problem.rules if type(rule) in KEPT]
+        broken = any(next(rule.violations(schedule), None) for rule in further)
+        assert kept(problem, schedule) == (not broken), (problem.to_json(), schedule)
     assert admits(problem, schedule) == feasible, (
         problem.to_json(), schedule, violations(problem, schedule)
     )  # fmt: skip
     return feasible
 
 
+def subsets(events: tuple[Event, ...]) -> list[tuple[Event, ...]]:
+    """Every schedule of some of the events, in order of start."""
+    sizes = range(len(events) + 1)
+    return list(chain.from_iterable(combinations(sorted(events), n) for n in sizes))
+
+
 def test_every_rule_is_covered():
     ours = {kind for kind in Rule.__subclasses__() if kind.__module__ == "data.rules"}
-    assert ours == set(RULES)
+    assert ours == set(RULES) == set(KINDS.values())
+    further = set(RULES) - {type(rule) for rule in BASE_RULES}
+    assert further == set(KEPT) == {type(example[0]) for example in EXAMPLES}
+    assert further == {KINDS[kind] for kind in DRAWN_KINDS}
 
 
-@pytest.mark.parametrize("kinds", MIXTURES, ids=called)
+@pytest.mark.parametrize("kinds", [(), *ALONE, tuple(map(type, BASE_RULES))], ids=called)
 def test_the_plain_check_and_cp_sat_agree_on_any_answer(kinds):
     seen = set()
 
-    @settings(max_examples=150)
+    @settings(max_examples=100)
     @given(st.data())
     def agree(data):
         problem = data.draw(days(kinds))
@@ -97,10 +169,24 @@ def test_the_plain_check_and_cp_sat_agree_on_any_answer(kinds):
     assert seen == {True, False}, "both verdicts must have been met"
 
 
-@pytest.mark.parametrize("kinds", MIXTURES, ids=called)
+@pytest.mark.parametrize("kinds", [*PAIRS, *MIXTURES], ids=called)
+def test_they_agree_on_every_set_of_events_under_rules_together(kinds):
+    seen = set()
+
+    @settings(max_examples=6)
+    @given(days(kinds))
+    def agree(problem):
+        for schedule in subsets(problem.events):
+            seen.add(check_agreement(problem, schedule))
+
+    agree()
+    assert seen == {True, False}, "both verdicts must have been met"
+
+
+@pytest.mark.parametrize("kinds", ALONE, ids=called)
 def test_they_agree_on_every_sequence_of_up_to_three_of_three_events(kinds):
     # A and B touch, B and C start together.
-    events = (Event(540, 570, "A"), Event(570, 600, "B"), Event(570, 630, "C"))
+    events = (Event(480, 510, "A"), Event(510, 540, "B"), Event(510, 570, "C"))
 
     @settings(max_examples=5)
     @given(st.tuples(*(RULES[kind](["A", "B", "C"]) for kind in kinds)))
@@ -118,9 +204,103 @@ def test_a_rule_survives_its_json_form(kind):
     @settings(max_examples=20)
     @given(RULES[kind](["A", "B", "C"]))
     def round_trip(rule):
-        assert rule_from_json(rule.to_json()) == rule
+        rule.check()
+        assert rule_from_json(json.loads(json.dumps(rule.to_json()))) == rule
 
     round_trip()
+
+
+@pytest.mark.parametrize("kind", RULES, ids=lambda kind: kind.kind)
+def test_what_is_said_to_be_hereditary_is_and_the_rest_grows_instead(kind):
+    """The search for schedules turns back where a hereditary rule breaks; greedy policies count on
+    every other rule to stay kept whatever is added."""
+
+    @settings(max_examples=60)
+    @given(days((kind,)))
+    def holds(problem):
+        [rule] = problem.rules
+        held = {s: not list(rule.violations(s)) for s in subsets(problem.events)}
+        for smaller, event in product(held, problem.events):
+            larger = tuple(sorted((*smaller, event)))
+            if event not in smaller:
+                assert held[smaller] or not held[larger] if kind.hereditary else (
+                    held[larger] or not held[smaller]
+                ), (rule, smaller, larger)  # fmt: skip
+
+    holds()
+
+
+def on_the_day(names: str) -> tuple[Event, ...]:
+    return tuple(day().by_name[name] for name in names.split())
+
+
+#: (rule, its sentence, events of the day that keep it, events that break it, what is said then)
+EXAMPLES = [
+    (
+        Gap(30),
+        "Leave at least 30 minutes between one chosen event and the next.",
+        "Art Echo",
+        "Art Drill Chess",
+        ["gap: Art / Drill"],
+    ),
+    (
+        Travel(("Art", "Drill"), ("Chess",), 60),
+        "Going between the place of Art and Drill and the place of Chess takes 60 minutes.",
+        "Art Drill Echo",
+        "Art Drill Echo Chess",
+        ["travel: Drill / Chess"],
+    ),
+    (
+        Before("Chess", "Art"),
+        "If both are chosen, Chess comes before Art.",
+        "Art Drill",
+        "Art Chess",
+        ["before: Chess / Art"],
+    ),
+    (
+        AtMostOne(("Drill", "Chess", "Art")),
+        "Choose at most one of Drill, Chess and Art.",
+        "Band Chess",
+        "Art Drill",
+        ["at_most_one: Art / Drill"],
+    ),
+    (
+        AtLeastOne(("Drill", "Chess")),
+        "Choose at least one of Drill and Chess.",
+        "Art Drill Chess",
+        "Art Echo",
+        ["at_least_one: Drill / Chess"],
+    ),
+    (MustInclude("Echo"), "Choose Echo.", "Art Echo", "Art", ["must_include: Echo"]),
+    (AtMost(2), "Choose at most 2 events.", "Art Drill", "Art Drill Echo", ["at_most: 3 of 2"]),
+    (
+        Budget(120),
+        "The chosen events take at most 120 minutes together.",
+        "Art Drill Chess",
+        "Art Drill Echo Chess",
+        ["budget: 150 of 120 minutes"],
+    ),
+    (
+        Break(60, "10:00", "12:00"),
+        "Keep 60 minutes in a row free between 10:00 and 12:00.",
+        "Art Chess",
+        "Art Echo Chess",
+        ["break: 60 minutes between 10:00 and 12:00"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence", "keeping", "breaking", "says"),
+    EXAMPLES,
+    ids=[example[0].kind for example in EXAMPLES],
+)
+def test_a_further_rule_reads_and_judges_like_this(rule, sentence, keeping, breaking, says):
+    assert rule.sentence() == sentence
+    assert list(rule.violations(on_the_day(keeping))) == []
+    assert list(rule.violations(on_the_day(breaking))) == says
+    # In whatever order the events are answered.
+    assert sorted(rule.violations(on_the_day(breaking)[::-1])) == sorted(says)
 
 
 def test_a_rule_says_what_it_asks_once_or_leaves_it_to_the_task():
@@ -170,3 +350,192 @@ def test_no_overlap_means_no_minute_shared(data):
         if minutes(a) & minutes(b)
     ]
     assert list(NoOverlap().violations(problem.events)) == pairs
+
+
+# --- at the minute ---------------------------------------------------------------------------
+
+
+def test_a_gap_counts_from_the_end_to_the_start_and_to_later_events_too():
+    a, b, c = Event(540, 600, "A"), Event(615, 620, "B"), Event(650, 660, "C")
+    assert not list(Gap(15).violations((a, b, c)))
+    assert list(Gap(16).violations((a, b, c))) == ["gap: A / B"]
+    assert list(Gap(60).violations((a, b, c))) == ["gap: A / B", "gap: A / C", "gap: B / C"]
+
+
+def test_events_that_overlap_are_not_too_close_as_well():
+    a, b = Event(540, 600, "A"), Event(570, 630, "B")
+    assert not list(Gap(15).violations((a, b)))
+    assert not list(Travel(("A",), ("B",), 15).violations((a, b)))
+
+
+def test_travel_takes_time_both_ways_and_none_within_a_place():
+    a, b, c = Event(540, 600, "A"), Event(610, 620, "B"), Event(630, 640, "C")
+    assert list(Travel(("A", "C"), ("B",), 11).violations((a, b, c))) == [
+        "travel: A / B",
+        "travel: B / C",
+    ]
+    assert not list(Travel(("A", "C"), ("B",), 10).violations((a, b, c)))
+
+
+def test_the_first_of_two_may_end_when_the_second_starts():
+    a, b = Event(540, 600, "A"), Event(600, 630, "B")
+    assert not list(Before("A", "B").violations((a, b)))
+    assert list(Before("B", "A").violations((a, b)))
+    assert list(Before("A", "B").violations((Event(540, 601, "A"), b)))
+
+
+def test_a_break_may_fill_the_room_between_two_events_or_the_edge_of_its_window():
+    morning, noon = Event(600, 660, "Morning"), Event(690, 720, "Noon")
+    assert not list(Break(30, "10:30", "12:00").violations((morning, noon)))
+    assert list(Break(31, "10:30", "12:00").violations((morning, noon)))
+    assert not list(Break(30, "09:30", "12:00").violations((morning, noon)))
+    assert list(Break(30, "09:31", "11:29").violations((morning, noon)))
+    assert not list(Break(30, "11:45", "12:30").violations((morning, noon)))
+    assert not list(Break(60, "11:00", "12:00").violations(()))
+
+
+def test_an_event_that_ends_before_it_starts_buys_no_minutes():
+    a, backwards = Event(540, 600, "A"), Event(700, 600, "B")
+    assert list(Budget(59).violations((a, backwards))) == ["budget: 60 of 59 minutes"]
+
+
+# --- in a problem ----------------------------------------------------------------------------
+
+
+def with_all_rules(rng: random.Random) -> Problem:
+    """A problem with one rule of every kind that can be drawn."""
+    return Tier(events=(8, 8), rules=(len(DRAWN_KINDS), len(DRAWN_KINDS))).sample(rng)
+
+
+def renamed(rule: Rule, called: dict[str, str]) -> Rule:
+    """The same rule with its events called otherwise."""
+    text = json.dumps(rule.to_json())
+    for old, new in called.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+    return rule_from_json(json.loads(text))
+
+
+def test_the_fingerprint_ignores_the_names_in_rules_and_the_order_of_groups():
+    rng = random.Random(1)
+    for _ in range(50):
+        problem = with_all_rules(rng)
+        called = {name: f"event {i}" for i, name in enumerate(problem.by_name)}
+        events = tuple(Event(e.start, e.end, called[e.name]) for e in problem.events)
+        rules = [renamed(rule, called) for rule in problem.rules]
+        rules = [type(r)(r.group[::-1]) if hasattr(r, "group") else r for r in rules]
+        rng.shuffle(rules)
+        priorities = tuple(called[name] for name in problem.priorities)
+        assert Problem(events, priorities, tuple(rules)).fingerprint == problem.fingerprint
+
+
+def test_the_fingerprint_changes_with_what_a_rule_asks():
+    a, b, c = Event(540, 600, "A"), Event(610, 620, "B"), Event(630, 640, "C")
+    rules = [
+        Gap(15),
+        Gap(16),
+        Budget(15),
+        AtMost(15),
+        Before("A", "B"),
+        Before("B", "A"),
+        Before("A", "C"),
+        AtMostOne(("A", "B")),
+        AtMostOne(("A", "C")),
+        AtLeastOne(("A", "B")),
+        AtLeastOne(("A",)),
+        MustInclude("A"),
+        MustInclude("B"),
+        Travel(("A",), ("B",), 15),
+        Travel(("A",), ("B",), 20),
+        Travel(("A",), ("B", "C"), 15),
+        Travel(("A", "C"), ("B",), 15),
+        Break(15, "11:00", "12:00"),
+        Break(15, "11:00", "12:01"),
+        Break(16, "11:00", "12:00"),
+    ]
+    problems = [Problem((a, b, c), ("A",), (*BASE_RULES, rule)) for rule in rules]
+    assert len({problem.fingerprint for problem in problems}) == len(rules)
+
+
+@pytest.mark.parametrize("kind", DRAWN_KINDS)
+def test_a_rule_can_be_drawn_for_any_day_of_its_tier(kind):
+    rng = random.Random(2)
+    tier = Tier(events=(3, 8), rules=(1, 1), kinds=(kind,))
+    tier.validate("mine")
+    found = [tier.sample(rng) for _ in range(50)]
+    for problem in found:
+        *base, rule = problem.rules
+        assert tuple(base) == BASE_RULES
+        assert rule.kind == kind
+        rule.check()
+        problem.check()
+    assert len({problem.rules[-1] for problem in found}) > 1
+
+
+@pytest.mark.parametrize("kind", DRAWN_KINDS)
+def test_a_rule_for_a_lone_event_makes_sense_or_is_not_drawn(kind):
+    problem = Problem((Event(540, 600, "A"),), ())
+    rule = KINDS[kind].sample(problem, random.Random(3))
+    assert rule is None or not rule.check()
+    assert rule is None or set(rule.names()) <= {"A"}
+
+
+# --- mistakes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"rule": "gap"}, "rule 'gap' takes minutes, not none"),
+        ({"rule": "gap", "minutes": 5, "x": 1}, "rule 'gap' takes minutes, not minutes, x"),
+        ({"rule": "not_empty", "x": 1}, "rule 'not_empty' takes no fields, not x"),
+        ({"rule": "gap", "minutes": "15"}, "'gap': minutes must be a whole number, not '15'"),
+        ({"rule": "gap", "minutes": 15.0}, "'gap': minutes must be a whole number, not 15.0"),
+        ({"rule": "gap", "minutes": True}, "'gap': minutes must be a whole number, not True"),
+        ({"rule": "gap", "minutes": [15]}, "'gap': minutes must be a whole number, not (15,)"),
+        ({"rule": "gap", "minutes": 0}, "'gap': minutes must be above 0, not 0"),
+        ({"rule": "budget", "minutes": -5}, "'budget': minutes must be above 0, not -5"),
+        ({"rule": "at_most", "count": 0}, "'at_most': count must be above 0, not 0"),
+        ({"rule": "must_include", "event": ["A"]}, "event must be text, not ('A',)"),
+        ({"rule": "before", "first": "A", "then": "A"}, "then must be another event than first"),
+        ({"rule": "at_most_one", "group": "A"}, "group must be a list of texts, not 'A'"),
+        ({"rule": "at_most_one", "group": ["A", 1]}, "group must be a list of texts"),
+        ({"rule": "at_most_one", "group": [["A"], ["B"]]}, "group must be a list of texts"),
+        ({"rule": "at_most_one", "group": ["A", "A"]}, "group must be two different events"),
+        ({"rule": "at_least_one", "group": []}, "group must be one event or more, not ()"),
+        (
+            {"rule": "travel", "here": [], "there": ["B"], "minutes": 5},
+            "here must be one event or more",
+        ),
+        (
+            {"rule": "travel", "here": ["A"], "there": [], "minutes": 5},
+            "there must be one event or more",
+        ),
+        (
+            {"rule": "travel", "here": ["A"], "there": ["B", "A"], "minutes": 5},
+            "there must be without events of here",
+        ),
+        (
+            {"rule": "break", "minutes": 5, "start": "9:00", "end": "10:00"},
+            "'break': start must be a time between 00:00 and 23:59, not '9:00'",
+        ),
+        (
+            {"rule": "break", "minutes": 5, "start": "09:00", "end": "24:00"},
+            "end must be a time between 00:00 and 23:59",
+        ),
+        ({"rule": "break", "minutes": 5, "start": 540, "end": "10:00"}, "start must be text"),
+        (
+            {"rule": "break", "minutes": 61, "start": "09:00", "end": "10:00"},
+            "end must be at least 61 minutes after start, not '10:00'",
+        ),
+        (
+            {"rule": "break", "minutes": 5, "start": "10:00", "end": "09:00"},
+            "end must be at least 5 minutes after start",
+        ),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_named_in_one_sentence(record, says):
+    with pytest.raises(UserError) as refused:
+        rule_from_json(record)
+    assert says in str(refused.value)
+    assert str(refused.value).startswith(f"rule {record['rule']!r}")
+    assert "\n" not in str(refused.value)

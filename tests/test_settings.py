@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from data.errors import UserError
-from data.recipe import Recipe, load_recipe
+from data.recipe import Arm, Recipe, RewardSection, load_recipe
 from pipeline.settings import check, grpo_config, lora_config, sft_config
-from rewards.reward import COMPONENTS
+from rewards.reward import SHAPES, reward_functions, reward_weights
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 OUT = Path("out")
@@ -76,9 +75,7 @@ def test_true_and_false_may_stand_where_trl_reads_them_as_words():
 
 def test_a_learning_rate_in_a_file_may_be_written_with_an_exponent(tmp_path):
     path = tmp_path / "r.yaml"
-    content = yaml.safe_load(TINY.read_text())
-    content["sft"] = "HERE"
-    path.write_text(yaml.safe_dump(content).replace("HERE", "{learning_rate: 2e-5}"))
+    path.write_text(f"extends: {TINY}\nsft: {{learning_rate: 2e-5}}\n")
     assert sft_config(load_recipe(path), OUT).learning_rate == 2e-5
 
 
@@ -97,9 +94,20 @@ def test_what_a_recipe_leaves_out_does_not_depend_on_the_machine_or_on_trls_vers
     assert sft_config(recipe(), OUT).completion_only_loss is True
 
 
-def test_the_rewards_weights_reach_trl_in_the_order_of_the_recipe():
-    rewards = {"optimal": 0.6, "format": 0.05, "ratio": 0.2}
-    assert grpo_config(recipe(rewards=rewards), OUT).reward_weights == [0.6, 0.05, 0.2]
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_rewards_weights_reach_trl_in_the_order_of_its_functions(shape):
+    section = RewardSection(shape)
+    config = grpo_config(recipe(reward=section), OUT)
+    assert config.reward_weights == reward_weights(section)
+    assert len(config.reward_weights) == len(reward_functions(section))
+
+
+def test_a_curriculum_from_easy_to_hard_is_not_shuffled_by_the_trainers():
+    data = load_recipe(TINY).data
+    for curriculum, mixed in (("mixture", True), ("easy_to_hard", False)):
+        given = recipe(data=replace(data, curriculum=curriculum))
+        assert grpo_config(given, OUT).shuffle_dataset is mixed
+        assert (sft_config(given, OUT).train_sampling_strategy == "random") is mixed
 
 
 def test_lora_reaches_peft_unchanged_and_null_means_none():
@@ -160,7 +168,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(section, key, say
     [
         ("output_dir", "the run's folder is the output"),
         ("model_init_kwargs", "give model: and dtype: at the top"),
-        ("reward_weights", "give them under rewards:"),
+        ("reward_weights", "give weights under reward:"),
     ],
 )
 def test_what_the_pipeline_decides_itself_cannot_be_set(section, key, says):
@@ -213,16 +221,34 @@ def test_a_refusal_of_the_trainers_own_is_one_sentence_with_the_section(section,
     assert refusal(**{section: given}).startswith(says)
 
 
-def test_an_unknown_reward_component_is_answered_with_the_nearest():
-    assert refusal(rewards={"optimum": 1.0}) == (
-        "unknown reward component 'optimum' (the components are format, validity, ratio, "
-        "optimal); did you mean 'optimal'?"
-    )
+@pytest.mark.parametrize(
+    ("shape", "weights", "says"),
+    [
+        ("grades", None, "unknown reward.shape 'grades' (the shapes are "),
+        ("graded", {"optimum": 1.0}, "unknown key 'reward.weights.optimum' (the components are "),
+        ("graded", {}, "reward.weights needs a component with a weight above 0"),
+        ("binary", {"optimal": 1.0}, "reward.weights belong to the shape 'graded', not to"),
+    ],
+)
+def test_a_reward_that_cannot_be_what_it_says_is_refused_before_training(shape, weights, says):
+    section = RewardSection(shape, weights)
+    assert refusal(reward=section).startswith(says)
+    arms = {"mine": Arm("grpo", reward=section)}
+    assert refusal(arms=arms).startswith(says)
 
 
-@pytest.mark.parametrize("rewards", [{}, {"optimal": 0.0}, dict.fromkeys(COMPONENTS, 0.0)])
-def test_a_reward_that_is_always_nothing_is_refused(rewards):
-    assert refusal(rewards=rewards) == "rewards needs a component with a weight other than 0"
+def test_every_arms_settings_are_checked_before_the_first_is_trained():
+    arms = {"first": Arm("sft"), "later": Arm("grpo", settings={"num_generation": 4})}
+    assert refusal(arms=arms).startswith("unknown key 'grpo.num_generation'")
+    arms["later"] = Arm("sft", seeds=(1,), settings={"max_steps": "many"})
+    assert refusal(arms=arms) == "sft.max_steps must be a whole number, not 'many'"
+
+
+def test_an_arms_settings_and_seed_reach_trl():
+    arms = {"mine": Arm("grpo", seeds=(5,), settings={"learning_rate": 1e-3})}
+    mine = grpo_config(recipe(arms=arms).for_arm("mine.5"), OUT)
+    assert (mine.learning_rate, mine.seed) == (1e-3, 5)
+    assert mine.max_steps == grpo_config(recipe(), OUT).max_steps
 
 
 def test_an_unknown_dtype_is_refused_before_anything_runs():

@@ -3,14 +3,31 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import pytest
-from conftest import brute_force, day, feasible_schedules, random_problem, tier_problems, weighted
+from conftest import (
+    brute_force,
+    day,
+    drawn_with_rules,
+    feasible_schedules,
+    random_problem,
+    rule_problems,
+    tier_problems,
+    weighted,
+)
 
 from data.problem import Event, Problem
-from data.rules import BASE_RULES, Chronological, NoOverlap, NotEmpty, Rule
-from data.solver import admits, interval_optimum, is_interval_problem, prove
+from data.rules import BASE_RULES, Break, Chronological, Gap, MustInclude, NoOverlap, NotEmpty, Rule
+from data.solver import (
+    UnprovenError,
+    admits,
+    interval_optimum,
+    is_interval_problem,
+    optimal_schedule,
+    prove,
+)
 from data.tiers import TIERS
 from rewards.verify import violations
 
@@ -25,12 +42,26 @@ def test_cp_sat_the_dynamic_programme_and_brute_force_agree_on_2000_problems():
             assert sum(weighted(problem, event) for event in schedule) == optimum, problem
 
 
+def test_cp_sat_and_brute_force_agree_on_500_problems_with_further_rules():
+    impossible = 0
+    for problem in islice(drawn_with_rules(9, seed=7), 500):
+        optimum, _, feasible = brute_force(problem)
+        schedule = prove(problem)
+        assert (schedule is None) == (not feasible), problem
+        if schedule is None:
+            impossible += 1
+        else:
+            assert not violations(problem, schedule), problem
+            assert sum(weighted(problem, event) for event in schedule) == optimum, problem
+    assert 5 < impossible < 250
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_they_agree_on_problems_of_each_tier(tier):
-    for problem in tier_problems(tier, 60):
-        best = prove(problem)
-        assert not violations(problem, best)
-        assert problem.objective(best) == problem.optimum == brute_force(problem)[0]
+    for problem in tier_problems(tier, 15):
+        for best in (prove(problem), optimal_schedule(problem)):
+            assert not violations(problem, best)
+            assert problem.objective(best) == problem.optimum == brute_force(problem)[0]
 
 
 def test_touching_events_are_all_chosen():
@@ -56,7 +87,7 @@ def test_a_priority_of_half_the_length_is_worth_as_much():
 def test_the_same_problem_has_the_same_proven_schedule_again(tier):
     for problem in tier_problems(tier, 20):
         assert prove(problem) == prove(problem)
-        assert interval_optimum(problem) == interval_optimum(problem)
+        assert optimal_schedule(problem) == optimal_schedule(problem)
 
 
 def test_the_dynamic_programme_does_not_depend_on_the_order_of_events():
@@ -83,6 +114,29 @@ class Nothing(Rule):
 
 def test_a_problem_without_any_schedule_has_no_optimum():
     assert prove(Problem(day().events, (), (*BASE_RULES, Nothing()))) is None
+    further = MustInclude("Band"), Break(60, "09:30", "11:00")
+    no_room = Problem(day().events, (), (*BASE_RULES, *further))
+    assert optimal_schedule(no_room) is None
+    assert brute_force(no_room) == (0, 0, 0)
+
+
+def test_a_proof_that_takes_more_effort_than_allowed_is_not_given():
+    for problem in tier_problems("rules", 10):
+        for effort in (0, 1e-9):
+            with pytest.raises(UnprovenError, match="CP-SAT ended as UNKNOWN, without a proof"):
+                prove(problem, effort)
+            with pytest.raises(UnprovenError):
+                optimal_schedule(problem, effort)
+
+
+def test_the_effort_allowed_changes_no_answer():
+    for problem in tier_problems("rules", 10):
+        assert prove(problem) == prove(problem, 1) == prove(problem, 10)
+
+
+def test_the_dynamic_programme_needs_no_effort():
+    problem = day()
+    assert optimal_schedule(problem, 0) == interval_optimum(problem)
 
 
 def test_the_dynamic_programme_is_for_the_base_rules_only():
@@ -90,6 +144,7 @@ def test_the_dynamic_programme_is_for_the_base_rules_only():
     assert is_interval_problem(Problem(events, ()))
     assert is_interval_problem(Problem(events, (), (NoOverlap(), NotEmpty(), Chronological())))
     assert not is_interval_problem(Problem(events, (), (*BASE_RULES, Nothing())))
+    assert not is_interval_problem(Problem(events, (), (*BASE_RULES, Gap(15))))
     assert not is_interval_problem(Problem(events, (), BASE_RULES[:2]))
     assert not is_interval_problem(Problem(events, (), ()))
 
@@ -98,6 +153,14 @@ def test_exactly_the_feasible_schedules_are_admitted():
     rng = random.Random(4)
     for _ in range(40):
         problem = random_problem(rng, most=5)
+        feasible = set(feasible_schedules(problem))
+        for bits in range(1 << len(problem.events)):
+            chosen = sorted(e for i, e in enumerate(problem.events) if bits >> i & 1)
+            assert admits(problem, chosen) == (tuple(chosen) in feasible)
+
+
+def test_exactly_the_feasible_schedules_are_admitted_under_further_rules():
+    for problem in rule_problems(40, most=5, seed=6):
         feasible = set(feasible_schedules(problem))
         for bits in range(1 << len(problem.events)):
             chosen = sorted(e for i, e in enumerate(problem.events) if bits >> i & 1)

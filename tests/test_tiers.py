@@ -2,21 +2,50 @@
 
 import json
 import random
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from conftest import BLOG, minutes, tier_problems
+from conftest import BLOG, brute_force, minutes, tier_problems
 
+from data.clock import MINUTE
 from data.errors import UserError
 from data.names import EVENT_NAMES
-from data.policies import GREEDY, floor
-from data.problem import MINUTE, Event, Problem
-from data.rules import BASE_RULES
-from data.tiers import TIERS, Tier
+from data.policies import GREEDY, GUESSABLE, floor
+from data.problem import Event, Problem
+from data.rules import BASE_RULES, DRAWN_KINDS, KINDS
+from data.solver import UnprovenError, prove
+from data.tiers import EFFORT, TIERS, Tier
 
 COUNT = 1500
+
+
+def further(problem: Problem) -> list[str]:
+    """Kinds of the rules beyond the base rules."""
+    assert problem.rules[: len(BASE_RULES)] == BASE_RULES
+    return [rule.kind for rule in problem.rules[len(BASE_RULES) :]]
+
+
+def best_greedy(problem: Problem) -> int:
+    """Weighted minutes of the best greedy answer that keeps the rules, or 0."""
+    answers = [policy(problem) for policy in GREEDY.values()]
+    return max((problem.objective(a) for a in answers if problem.is_feasible(a)), default=0)
+
+
+def seconds(function, *arguments: object) -> float:
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def some(count: int = 30, **attributes: object) -> list[Problem]:
+    """Problems of a small tier with these attributes that have a schedule, with their optimum."""
+    tier = Tier(**{"events": (5, 8), "window": ("09:00", "14:00"), **attributes})
+    tier.validate("mine")
+    drawn = [tier.sample(random.Random(seed)) for seed in range(count)]
+    return [p.proven(brute_force(p)[0]) for p in drawn if brute_force(p)[2]]
 
 
 def pairs(problem: Problem) -> int:
@@ -32,7 +61,11 @@ def test_every_named_tier_is_valid_and_yields_sound_problems(tier):
     shortest, longest, step = spec.durations
     for problem in tier_problems(tier, 300):
         assert Problem.from_json(problem.to_json()) == problem
-        assert problem.rules == BASE_RULES
+        kinds = further(problem)
+        assert spec.rules[0] <= len(kinds) <= spec.rules[1]
+        # Each once, in an order that does not depend on the draw.
+        assert kinds == [kind for kind in KINDS if kind in kinds]
+        assert set(kinds) <= set(spec.kinds or DRAWN_KINDS)
         assert list(problem.events) == sorted(problem.events)
         assert spec.events[0] <= len(problem.events) <= spec.events[1]
         assert problem.priorities, "at least one event has priority"
@@ -103,10 +136,89 @@ def test_blog_is_as_crowded_and_as_easy_to_guess_as_the_published_rows():
             assert floors[policy][k] == pytest.approx(theirs[policy][k], abs=0.05)
 
 
-def test_every_greedy_policy_misses_the_optimum_in_trap():
-    for problem in tier_problems("trap", 500):
-        for policy in GREEDY.values():
-            assert problem.objective(policy(problem)) < problem.optimum
+def test_crowded_cannot_be_guessed_within_the_tries_that_solve_dense():
+    by_k = floor(tier_problems("crowded", 60), ks=(1, 64))["random_maximal"]
+    assert by_k[1] < 0.02
+    assert by_k[64] < GUESSABLE
+    assert floor(tier_problems("dense", 60), ks=(64,))["random_maximal"][64] > GUESSABLE
+
+
+@pytest.mark.parametrize(("tier", "count"), [("trap", 500), ("rules", 200)])
+def test_every_greedy_policy_misses_the_optimum_in(tier, count):
+    for problem in tier_problems(tier, count):
+        assert best_greedy(problem) < problem.optimum
+
+
+@pytest.mark.parametrize("tier", ["rules", "gap", "at_most"])
+def test_what_would_be_best_without_the_further_rules_breaks_one_in(tier):
+    for problem in tier_problems(tier, 100):
+        assert brute_force(replace(problem, rules=BASE_RULES))[0] > problem.optimum
+
+
+def test_every_kind_of_rule_stands_in_the_rules_tier_about_equally_often():
+    problems = tier_problems("rules", 300)
+    met = Counter(kind for problem in problems for kind in further(problem))
+    assert set(met) == set(DRAWN_KINDS)
+    # Rules that bind more often are kept more often.
+    assert min(met.values()) > 300 * 4 / len(DRAWN_KINDS) / 2
+    assert set(Counter(len(further(p)) for p in problems)) == {3, 4, 5}
+
+
+def test_cp_sat_proves_rules_problems_of_12_events_within_50_ms():
+    """95 of 100, whatever else the machine does meanwhile: the best of three tries counts."""
+    tier, rng = replace(TIERS["rules"], events=(12, 12)), random.Random(3)
+    took, unproven = [], 0
+    while len(took) + unproven < 100:
+        try:
+            problem = tier.sample(rng)
+            took.append(min(seconds(prove, problem, EFFORT) for _ in range(3)))
+        except UnprovenError:
+            unproven += 1
+    assert sum(t < 0.05 for t in took) >= 95, sorted(took)[-10:]
+
+
+# --- the dials -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("least", "greatest"), [(0.0, 0.0), (0.05, 0.1), (0.2, 1.0)])
+@pytest.mark.parametrize("rules", [(0, 0), (1, 2)])
+def test_the_best_greedy_policy_misses_the_share_that_is_asked_for(least, greatest, rules):
+    for problem in some(20, shortfall=(least, greatest), rules=rules):
+        missed = 1 - best_greedy(problem) / problem.optimum
+        assert least - 1e-9 <= missed <= greatest + 1e-9
+
+
+@pytest.mark.parametrize(("fewest", "most"), [(1, 1), (2, 3), (4, 1000)])
+@pytest.mark.parametrize("rules", [(0, 0), (1, 2)])
+def test_there_are_as_many_optimal_schedules_as_asked_for(fewest, most, rules):
+    for problem in some(10, optima=(fewest, most), rules=rules):
+        assert fewest <= brute_force(problem)[1] <= most
+
+
+@pytest.mark.parametrize("rules", [(0, 0), (0, 1), (2, 2), (2, 4)])
+def test_there_are_as_many_rules_as_asked_for(rules):
+    fewest, most = rules
+    assert {len(further(problem)) for problem in some(rules=rules)} == set(range(fewest, most + 1))
+
+
+def test_rules_are_of_the_kinds_asked_for():
+    found = {tuple(further(p)) for p in some(rules=(1, 2), kinds=("budget", "gap"))}
+    assert found == {("gap",), ("budget",), ("gap", "budget")}
+
+
+def test_binding_rules_cost_something_and_others_need_not():
+    assert all(
+        brute_force(replace(p, rules=BASE_RULES))[0] > p.optimum
+        for p in some(rules=(1, 1), binding=True)
+    )
+    assert any(
+        brute_force(replace(p, rules=BASE_RULES))[0] == p.optimum for p in some(rules=(1, 1))
+    )
+
+
+def test_more_events_in_the_same_window_are_harder_to_guess():
+    few, many = (floor(some(events=(n, n)), ks=(1,))["random_maximal"][1] for n in (4, 10))
+    assert many < few / 2
 
 
 def test_dense_is_crowded():
@@ -143,6 +255,17 @@ def test_an_overlapping_event_overlaps_just_one():
         ("overlap", (0.2, 1.1), "shares 0 to 1"),
         ("priorities", (0.5, 0.2), "shares 0 to 1"),
         ("priorities", (0.2, 2), "shares 0 to 1"),
+        ("shortfall", (0.5, 0.2), "shares 0 to 1"),
+        ("shortfall", (0.5, 1.2), "shares 0 to 1"),
+        ("optima", (0, 3), "must be [fewest, most]"),
+        ("optima", (3, 2), "must be [fewest, most]"),
+        ("rules", (-1, 2), f"must be [fewest, most], at most {len(DRAWN_KINDS)}"),
+        ("rules", (2, 1), f"must be [fewest, most], at most {len(DRAWN_KINDS)}"),
+        ("rules", (0, 10), f"must be [fewest, most], at most {len(DRAWN_KINDS)}"),
+        ("kinds", ("gap", "gaap"), f"must be of {', '.join(DRAWN_KINDS)}"),
+        ("kinds", ("no_overlap",), "must be of gap, "),
+        ("kinds", ("gap", "gap"), "must be different"),
+        ("binding", True, "needs rules"),
     ],
 )
 def test_a_senseless_value_is_named_with_its_tier_and_key(key, value, says):
@@ -162,8 +285,26 @@ def test_too_few_events_for_a_trap_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"rules": (2, 2), "kinds": ("gap",)}, "rules must be [fewest, most], at most 1"),
+        ({"rules": (0, 1), "events": (4, 17)}, "at most 16 where further rules hold"),
+        ({"optima": (1, 1), "events": (4, 17)}, "at most 16 where optimal schedules are counted"),
+    ],
+)
+def test_attributes_that_do_not_go_together_are_refused(attributes, says):
+    with pytest.raises(UserError) as error:
+        Tier(**attributes).validate("mine")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
     "tier",
     [
+        # The rule can never cost anything.
+        Tier(events=(1, 1), rules=(1, 1), kinds=("must_include",), binding=True),
+        Tier(events=(1, 1), optima=(2, 2)),
+        Tier(events=(1, 1), shortfall=(0.5, 1)),
         Tier(events=(1, 1), overlap=(0.2, 0.4)),  # one event has none to overlap
         # Eight hours of events, clear of each other, in one hour.
         Tier(events=(8, 8), window=("09:00", "10:00"), durations=(60, 60, 1), overlap=(0, 0.2)),

@@ -9,8 +9,8 @@ from conftest import CORRUPTIONS, HARMLESS, day, tier_problems
 
 from data.problem import Event, Problem
 from data.prompts import answer, schedule_xml, trace
-from data.rules import NoOverlap
-from data.solver import interval_optimum, prove
+from data.rules import BASE_RULES, NoOverlap
+from data.solver import interval_optimum, optimal_schedule, prove
 from data.tiers import TIERS
 from rewards import verify as module
 from rewards.parse import parse
@@ -25,17 +25,22 @@ from rewards.verify import (
     violations,
 )
 
-GOLD_PER_TIER = -(-10_000 // len(TIERS))
+#: 10,000 problems in all, fewer of the tiers whose further rules take a solver.
+GOLD = {name: 400 if tier.rules[1] else 2200 for name, tier in TIERS.items()}
 
 
 def kinds(broken: tuple[str, ...]) -> set[str]:
     return {text.partition(":")[0] for text in broken}
 
 
+def test_gold_is_tried_on_10_000_problems():
+    assert sum(GOLD.values()) >= 10_000
+
+
 @pytest.mark.parametrize("tier", TIERS)
-def test_gold_is_accepted_on_10_000_fresh_problems(tier):
-    for i, problem in enumerate(tier_problems(tier, GOLD_PER_TIER, seed=1)):
-        gold = interval_optimum(problem)
+def test_gold_is_accepted_on_fresh_problems(tier):
+    for i, problem in enumerate(tier_problems(tier, GOLD[tier], seed=1)):
+        gold = optimal_schedule(problem)
         text = answer(gold, trace(problem, gold) if i % 2 else None)
         assert verify(problem, text) == Verdict(
             Status.OPTIMAL, (), problem.optimum, problem.optimum
@@ -50,12 +55,15 @@ def test_each_corruption_of_gold_is_rejected_for_its_own_reason(name):
     met = 0
     for tier in TIERS:
         for problem in tier_problems(tier, 40):
-            made = CORRUPTIONS[name](problem, interval_optimum(problem))
+            made = CORRUPTIONS[name](problem, optimal_schedule(problem))
             if made is None:
                 continue
             completion, broken = made
             verdict = verify(problem, completion)
-            assert verdict.violations == broken, completion
+            # A corruption may break further rules besides; what they say is theirs to test.
+            further = {rule.kind for rule in problem.rules if rule not in BASE_RULES}
+            found = (v for v in verdict.violations if not kinds((v,)) & further)
+            assert tuple(found) == broken, completion
             schedule = parse(completion)
             unread = not isinstance(schedule, tuple)
             assert verdict.status == (Status.UNPARSABLE if unread else Status.INFEASIBLE)
@@ -84,7 +92,7 @@ def test_at_least_15_kinds_of_corruption_and_every_violation_are_covered():
 def test_what_stands_around_the_final_schedule_does_no_harm(name):
     for tier in TIERS:
         for problem in tier_problems(tier, 40):
-            text = HARMLESS[name](problem, interval_optimum(problem))
+            text = HARMLESS[name](problem, optimal_schedule(problem))
             assert verify(problem, text).status == Status.OPTIMAL, text
 
 
