@@ -8,36 +8,49 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
 from data.problem import Event, Problem, Schedule
-from data.solver import by_end
+from data.solver import by_end, is_interval_problem
 
 FLOOR_KS = (1, 4, 16, 64, 256)
 
+#: A tier is guessable where a random maximal schedule is optimal on more than this share of its
+#: problems within the evaluation's largest k: there pass@k says little about a model.
+GUESSABLE = 0.5
 
-def insert_in_order(order: Sequence[Event]) -> Schedule:
+
+def insert_in_order(problem: Problem, order: Sequence[Event]) -> Schedule:
     """Take events in this order wherever they still fit."""
     taken: list[Event] = []
     for event in order:
-        if not any(event.overlaps(other) for other in taken):
+        if problem.obstacle(taken, event) is None:
             taken.append(event)
     return tuple(sorted(taken))
 
 
+def _greedy(problem: Problem, key: Callable[[Event], Any]) -> Schedule:
+    """Events by ``key``, those first that a rule demands, alone or with others."""
+    demanded = {name for rule in problem.rules if not rule.hereditary for name in rule.names()}
+    return insert_in_order(
+        problem, sorted(problem.events, key=lambda e: (e.name not in demanded, key(e)))
+    )
+
+
 def greedy_by_start(problem: Problem) -> Schedule:
     """The event that starts first, then the next that fits."""
-    return insert_in_order(sorted(problem.events))
+    return _greedy(problem, lambda e: e)
 
 
 def greedy_by_duration(problem: Problem) -> Schedule:
     """The longest event first."""
-    return insert_in_order(sorted(problem.events, key=lambda e: (-e.duration, e)))
+    return _greedy(problem, lambda e: (-e.duration, e))
 
 
 def greedy_by_value(problem: Problem) -> Schedule:
     """The event of greatest weighted minutes first."""
-    return insert_in_order(sorted(problem.events, key=lambda e: (-problem.value[e.name], e)))
+    return _greedy(problem, lambda e: (-problem.value[e.name], e))
 
 
 GREEDY: dict[str, Callable[[Problem], Schedule]] = {
@@ -48,12 +61,39 @@ GREEDY: dict[str, Callable[[Problem], Schedule]] = {
 
 
 def random_maximal(problem: Problem, rng: random.Random) -> Schedule:
-    """Events in random order, each taken if it fits: nothing can be added to the result."""
-    return insert_in_order(rng.sample(problem.events, len(problem.events)))
+    """Events in random order, each taken if it fits: nothing can be added to the result.
+
+    Tried again until what some rules demand is in it, which takes no longer than luck: an order
+    that begins with a feasible schedule succeeds.
+    """
+    while True:
+        schedule = insert_in_order(problem, rng.sample(problem.events, len(problem.events)))
+        if problem.is_feasible(schedule):
+            return schedule
+
+
+@lru_cache(maxsize=256)
+def feasible_schedules(problem: Problem) -> tuple[Schedule, ...]:
+    """Every feasible schedule, for problems of a dozen events or so; a tree search that adds
+    events in order of start and turns back where a hereditary rule breaks."""
+    events = sorted(problem.events)
+    found: list[Schedule] = []
+
+    def extend(taken: Schedule, at: int) -> None:
+        if problem.is_feasible(taken):
+            found.append(taken)
+        for i in range(at, len(events)):
+            if problem.obstacle(taken, events[i]) is None:
+                extend((*taken, events[i]), i + 1)
+
+    extend((), 0)
+    return tuple(found)
 
 
 def random_feasible(problem: Problem, rng: random.Random) -> Schedule:
-    """One of all non-empty feasible schedules, each equally likely."""
+    """One of all feasible schedules, each equally likely."""
+    if not is_interval_problem(problem):
+        return rng.choice(feasible_schedules(problem))
     events, before, count = _count_feasible(problem)
     pick = rng.randrange(1, count[-1])  # number 0 is the empty schedule
     taken, i = [], len(events)
@@ -80,8 +120,12 @@ def _count_feasible(problem: Problem) -> tuple[list[Event], list[int], list[int]
 def random_feasible_success(problem: Problem) -> float:
     """Probability that ``random_feasible`` is optimal: optimal schedules over feasible ones.
 
-    Optimal schedules are counted with the same recursion, over (value, ways) pairs.
+    Optimal schedules are counted with the same recursion, over (value, ways) pairs, or one by one
+    where further rules hold.
     """
+    if not is_interval_problem(problem):
+        objectives = [problem.objective(s) for s in feasible_schedules(problem)]
+        return objectives.count(max(objectives)) / len(objectives)
     events, before, count = _count_feasible(problem)
     best: list[tuple[int, int]] = [(0, 1)]
     for i, event in enumerate(events):
@@ -102,6 +146,8 @@ def random_maximal_success(problem: Problem) -> float:
     that share no minute are independent, so their probabilities multiply:
     ``P(G) = 1/|G| sum over e in G with value(e) + opt(G - N[e]) = opt(G) of P(G - N[e])``.
     """
+    if not is_interval_problem(problem):
+        return _random_maximal_success_by_sets(problem)
     value = problem.value
 
     @cache
@@ -126,6 +172,27 @@ def random_maximal_success(problem: Problem) -> float:
     return solve(tuple(sorted(problem.events)))[1]
 
 
+def _random_maximal_success_by_sets(problem: Problem) -> float:
+    """The same under any rules: from each set of events taken, the next is uniform among those
+    that can still join. P(optimal) / P(feasible), since infeasible ends are tried again."""
+    optimum = max(problem.objective(schedule) for schedule in feasible_schedules(problem))
+
+    @cache
+    def ends(taken: Schedule) -> tuple[float, float]:
+        """(P(feasible), P(optimal)) of where random insertion ends from here."""
+        joining = [
+            e for e in problem.events if e not in taken and problem.obstacle(taken, e) is None
+        ]
+        if not joining:
+            feasible = problem.is_feasible(taken)
+            return float(feasible), float(feasible and problem.objective(taken) == optimum)
+        after = [ends(tuple(sorted((*taken, event)))) for event in joining]
+        return sum(f for f, _ in after) / len(after), sum(o for _, o in after) / len(after)
+
+    feasible, optimal = ends(())
+    return optimal / feasible
+
+
 def _connected(group: Sequence[Event]) -> list[tuple[Event, ...]]:
     """Split events sorted by start into groups that share no minute with each other."""
     parts: list[list[Event]] = []
@@ -144,7 +211,10 @@ def success_probability(problem: Problem) -> dict[str, float]:
         "random_feasible": random_feasible_success(problem),
         "random_maximal": random_maximal_success(problem),
         **{
-            name: float(problem.objective(policy(problem)) == problem.optimum)
+            name: float(
+                problem.is_feasible(answer := policy(problem))
+                and problem.objective(answer) == problem.optimum
+            )
             for name, policy in GREEDY.items()
         },
     }

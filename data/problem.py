@@ -12,16 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from data.clock import CLOCK, MINUTE
 from data.errors import UserError
 from data.rules import BASE_RULES, Rule, rule_from_json
 
-DAY = 24 * 60
 PRIORITY_WEIGHT = 2
-
-#: ``HH:MM`` of every minute of the day, and back. A look-up instead of a conversion: only these
-#: 1,440 ASCII strings are times, so no other digits, signs or blanks can pass for one.
-CLOCK = tuple(f"{minute // 60:02d}:{minute % 60:02d}" for minute in range(DAY))
-MINUTE = {text: minute for minute, text in enumerate(CLOCK)}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,6 +73,18 @@ class Problem:
         """Weighted minutes of ``schedule``, whose events must be events of this problem."""
         return sum(self.value[event.name] for event in schedule)
 
+    def is_feasible(self, schedule: Sequence[Event]) -> bool:
+        """Whether ``schedule``, of this problem's events, breaks no rule."""
+        return not any(next(rule.violations(schedule), None) for rule in self.rules)
+
+    def obstacle(self, taken: Sequence[Event], event: Event) -> Rule | None:
+        """The first rule that forbids ``event`` beside the events ``taken``, whatever is added."""
+        together = sorted((*taken, event))
+        for rule in self.rules:
+            if rule.hereditary and next(rule.violations(together), None):
+                return rule
+        return None
+
     def proven(self, optimum: int) -> Problem:
         return replace(self, optimum=optimum)
 
@@ -87,7 +94,7 @@ class Problem:
         only in how events are called or listed."""
         priorities = frozenset(self.priorities)
         shape = sorted((e.start, e.end, e.name in priorities) for e in self.events)
-        rules = sorted(rule.canonical(self) for rule in self.rules)
+        rules = sorted((rule.canonical(self) for rule in self.rules), key=json.dumps)
         return hashlib.sha256(json.dumps([shape, rules]).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -120,7 +127,7 @@ class Problem:
         return problem
 
     def check(self) -> None:
-        """Raise UserError when names repeat or a priority is not an event."""
+        """Raise UserError when names repeat, or a priority or a rule names no event of the day."""
         if not self.events:
             raise UserError('"events" is empty')
         if len(self.by_name) < len(self.events):
@@ -130,6 +137,10 @@ class Problem:
                 raise UserError(f"priority {name!r} is not one of the events")
         if len(set(self.priorities)) < len(self.priorities):
             raise UserError("a priority is listed twice")
+        for rule in self.rules:
+            for name in rule.names():
+                if name not in self.by_name:
+                    raise UserError(f"rule {rule.kind!r} names {name!r}, not one of the events")
 
 
 def event_from_json(item: Any) -> Event:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from data.problem import CLOCK, Event, Problem
+from data.clock import CLOCK
+from data.problem import Event, Problem
 
 TASK = (
     "Choose events for one day so that their weighted minutes add up to as much as possible. "
@@ -34,9 +35,10 @@ def prompt(problem: Problem) -> str:
     )
 
 
-def messages(text: str) -> list[dict[str, str]]:
-    """A prompt as the conversation that chat templates and TRL take."""
-    return [{"role": "user", "content": text}]
+def messages(text: str, answer: str | None = None) -> list[dict[str, str]]:
+    """A prompt, and its answer if given, as the conversation that chat templates and TRL take."""
+    asked = {"role": "user", "content": text}
+    return [asked] if answer is None else [asked, {"role": "assistant", "content": answer}]
 
 
 def schedule_xml(schedule: Iterable[Event]) -> str:
@@ -54,7 +56,8 @@ def schedule_xml(schedule: Iterable[Event]) -> str:
 
 def trace(problem: Problem, schedule: Sequence[Event]) -> str:
     """A short reasoning trace in which every claim can be checked: each event in turn is kept, with
-    its weighted minutes, or left out, with a kept event that it overlaps; then the total."""
+    its weighted minutes, or left out, with a kept event that it overlaps or the rule that it would
+    break beside them; then the total."""
     kept = set(schedule)
     lines = []
     for event in problem.events:
@@ -62,8 +65,12 @@ def trace(problem: Problem, schedule: Sequence[Event]) -> str:
             lines.append(f"{event.name} = {problem.value[event.name]}")
         else:
             rival = next((k for k in schedule if event.overlaps(k)), None)
-            reason = f"overlaps {rival.name}" if rival else "is left out"
-            lines.append(f"{event.name} {reason}")
+            if rival:
+                lines.append(f"{event.name} overlaps {rival.name}")
+            elif rule := problem.obstacle(schedule, event):
+                lines.append(f"{event.name} breaks {rule.kind}")
+            else:
+                lines.append(f"{event.name} is left out")
     return "\n".join([*lines, f"Total {problem.objective(schedule)}"])
 
 

@@ -2,16 +2,19 @@
 
 A rule is its sentence for the prompt, its CP-SAT constraint, and its plain check that names what
 was violated. The two forms of judgement are pinned to each other by property tests. To add a rule,
-add a class here: ``rule_from_json`` finds it by its ``kind``.
+add a class here: ``rule_from_json`` and the tiers find it by its ``kind``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from data.clock import MINUTE
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +24,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """Base of all rules; a subclass gives ``kind`` and the three forms."""
+    """Base of all rules; a subclass gives ``kind`` and the three forms.
+
+    Fields are text, whole numbers, or tuples of them; lists are taken as tuples.
+
+    Attributes:
+        kind: its name in JSON and in recipes.
+        hereditary: whether every part of a schedule that keeps the rule keeps it too, so that a
+            schedule which breaks it cannot be mended by adding events.
+    """
 
     kind: ClassVar[str]
+    hereditary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _as_tuple(getattr(self, field.name)))
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        """Draw the rule for a problem whose events stand; None where it cannot be said of them."""
+        return None
 
     def sentence(self) -> str | None:
         """The rule as the prompt says it, or None where the prompt's task says it already."""
@@ -37,12 +58,34 @@ class Rule:
         """Name each way in which ``schedule`` (in the order answered) breaks the rule."""
         raise NotImplementedError
 
+    def names(self) -> tuple[str, ...]:
+        """The events that the rule speaks of."""
+        return ()
+
+    def check(self) -> None:
+        """Raise UserError where the fields make no sense."""
+
     def to_json(self) -> dict[str, Any]:
         return {"rule": self.kind, **asdict(self)}
 
     def canonical(self, problem: Problem) -> list[Any]:
-        """The rule without event names, for the problem's fingerprint."""
-        return [self.kind]
+        """The rule without event names, for the problem's fingerprint: each stands as its times
+        and priority, and groups are sorted."""
+        names = frozenset(self.names())
+
+        def anonymous(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return sorted(map(anonymous, value), key=json.dumps)
+            if value in names:
+                event = problem.by_name[value]
+                return [event.start, event.end, value in problem.priorities]
+            return value
+
+        return [self.kind, *(anonymous(getattr(self, field.name)) for field in fields(self))]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -50,6 +93,7 @@ class NotEmpty(Rule):
     """A schedule has at least one event."""
 
     kind: ClassVar[str] = "not_empty"
+    hereditary: ClassVar[bool] = False
 
     def sentence(self) -> str | None:
         return None
@@ -120,17 +164,378 @@ class NoOverlap(Rule):
 #: What holds in every problem.
 BASE_RULES: tuple[Rule, ...] = (NotEmpty(), Chronological(), NoOverlap())
 
-_KINDS = {cls.kind: cls for cls in Rule.__subclasses__()}
+
+def forbid_pairs(day: DayModel, clash: Callable[[Event, Event], bool]) -> None:
+    """Of two different events that ``clash`` (given in order of time), at most one is chosen."""
+    for i, j in combinations(range(len(day.events)), 2):
+        first, second = sorted((day.events[i], day.events[j]))
+        if clash(first, second):
+            day.model.add_at_most_one(day.chosen[i], day.chosen[j])
+
+
+def clashing_pairs(
+    schedule: Sequence[Event], clash: Callable[[Event, Event], bool]
+) -> Iterator[str]:
+    """The pairs of differently named events that ``clash``, in words."""
+    for a, b in combinations(schedule, 2):
+        first, second = sorted((a, b))
+        if a.name != b.name and clash(first, second):
+            yield f"{first.name} / {second.name}"
+
+
+@dataclass(frozen=True)
+class Gap(Rule):
+    """So many minutes between the end of a chosen event and the start of any later one."""
+
+    kind: ClassVar[str] = "gap"
+    minutes: int
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        return cls(rng.choice((15, 30)))
+
+    def sentence(self) -> str | None:
+        return f"Leave at least {self.minutes} minutes between one chosen event and the next."
+
+    def _too_close(self, first: Event, second: Event) -> bool:
+        # Events that overlap are another rule's matter.
+        return 0 <= second.start - first.end < self.minutes
+
+    def constrain(self, day: DayModel) -> None:
+        forbid_pairs(day, self._too_close)
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        for pair in clashing_pairs(schedule, self._too_close):
+            yield f"gap: {pair}"
+
+    def check(self) -> None:
+        need(self, self.minutes > 0, "minutes", "above 0")
+
+
+@dataclass(frozen=True)
+class Travel(Rule):
+    """So many minutes between a chosen event and a later one at the other of two places.
+
+    Events at neither place need no travel.
+    """
+
+    kind: ClassVar[str] = "travel"
+    here: tuple[str, ...]
+    there: tuple[str, ...]
+    minutes: int
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        if len(problem.events) < 2:
+            return None
+        names = rng.sample([e.name for e in problem.events], min(4, len(problem.events)))
+        half = len(names) // 2
+        return cls(tuple(names[:half]), tuple(names[half:]), rng.choice((30, 45, 60)))
+
+    def sentence(self) -> str | None:
+        return (
+            f"Going between the place of {spoken(self.here)} and the place of "
+            f"{spoken(self.there)} takes {self.minutes} minutes."
+        )
+
+    def _too_close(self, first: Event, second: Event) -> bool:
+        apart = (first.name in self.here and second.name in self.there) or (
+            first.name in self.there and second.name in self.here
+        )
+        return apart and 0 <= second.start - first.end < self.minutes
+
+    def constrain(self, day: DayModel) -> None:
+        forbid_pairs(day, self._too_close)
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        for pair in clashing_pairs(schedule, self._too_close):
+            yield f"travel: {pair}"
+
+    def names(self) -> tuple[str, ...]:
+        return (*self.here, *self.there)
+
+    def check(self) -> None:
+        need(self, bool(self.here), "here", "one event or more")
+        need(self, bool(self.there), "there", "one event or more")
+        need(self, not set(self.here) & set(self.there), "there", "without events of here")
+        need(self, self.minutes > 0, "minutes", "above 0")
+
+
+@dataclass(frozen=True)
+class Before(Rule):
+    """If both are chosen, one event ends by the start of the other."""
+
+    kind: ClassVar[str] = "before"
+    first: str
+    then: str
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        if len(problem.events) < 2:
+            return None
+        first, then = rng.sample([e.name for e in problem.events], 2)
+        return cls(first, then)
+
+    def sentence(self) -> str | None:
+        return f"If both are chosen, {self.first} comes before {self.then}."
+
+    def _wrong_way(self, a: Event, b: Event) -> bool:
+        if {a.name, b.name} != {self.first, self.then}:
+            return False
+        first, then = (a, b) if a.name == self.first else (b, a)
+        return first.end > then.start
+
+    def constrain(self, day: DayModel) -> None:
+        forbid_pairs(day, self._wrong_way)
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        for _ in clashing_pairs(schedule, self._wrong_way):
+            yield f"before: {self.first} / {self.then}"
+
+    def names(self) -> tuple[str, ...]:
+        return (self.first, self.then)
+
+    def check(self) -> None:
+        need(self, self.first != self.then, "then", "another event than first")
+
+
+def sample_group(problem: Problem, rng: random.Random) -> tuple[str, ...] | None:
+    """Two or three events' names."""
+    if len(problem.events) < 3:
+        return None
+    return tuple(rng.sample([e.name for e in problem.events], rng.randint(2, 3)))
+
+
+@dataclass(frozen=True)
+class AtMostOne(Rule):
+    """At most one event of a group."""
+
+    kind: ClassVar[str] = "at_most_one"
+    group: tuple[str, ...]
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        group = sample_group(problem, rng)
+        return cls(group) if group else None
+
+    def sentence(self) -> str | None:
+        return f"Choose at most one of {spoken(self.group)}."
+
+    def constrain(self, day: DayModel) -> None:
+        day.model.add_at_most_one(day.chosen_of(self.group))
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        found = sorted({e.name for e in schedule} & set(self.group))
+        if len(found) > 1:
+            yield f"at_most_one: {' / '.join(found)}"
+
+    def names(self) -> tuple[str, ...]:
+        return self.group
+
+    def check(self) -> None:
+        need(self, len(set(self.group)) > 1, "group", "two different events or more")
+
+
+@dataclass(frozen=True)
+class AtLeastOne(Rule):
+    """At least one event of a group."""
+
+    kind: ClassVar[str] = "at_least_one"
+    hereditary: ClassVar[bool] = False
+    group: tuple[str, ...]
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        group = sample_group(problem, rng)
+        return cls(group) if group else None
+
+    def sentence(self) -> str | None:
+        return f"Choose at least one of {spoken(self.group)}."
+
+    def constrain(self, day: DayModel) -> None:
+        day.model.add_bool_or(day.chosen_of(self.group))
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        if not {e.name for e in schedule} & set(self.group):
+            yield f"at_least_one: {' / '.join(self.group)}"
+
+    def names(self) -> tuple[str, ...]:
+        return self.group
+
+    def check(self) -> None:
+        need(self, bool(self.group), "group", "one event or more")
+
+
+@dataclass(frozen=True)
+class MustInclude(Rule):
+    """One event that every schedule has."""
+
+    kind: ClassVar[str] = "must_include"
+    hereditary: ClassVar[bool] = False
+    event: str
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        return cls(rng.choice(problem.events).name)
+
+    def sentence(self) -> str | None:
+        return f"Choose {self.event}."
+
+    def constrain(self, day: DayModel) -> None:
+        day.model.add_bool_or(day.chosen_of((self.event,)))
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        if self.event not in {e.name for e in schedule}:
+            yield f"must_include: {self.event}"
+
+    def names(self) -> tuple[str, ...]:
+        return (self.event,)
+
+
+@dataclass(frozen=True)
+class AtMost(Rule):
+    """At most so many events."""
+
+    kind: ClassVar[str] = "at_most"
+    count: int
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        return cls(rng.randint(2, 4))
+
+    def sentence(self) -> str | None:
+        return f"Choose at most {self.count} events."
+
+    def constrain(self, day: DayModel) -> None:
+        day.model.add(sum(day.chosen) <= self.count)
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        if len(schedule) > self.count:
+            yield f"at_most: {len(schedule)} of {self.count}"
+
+    def check(self) -> None:
+        need(self, self.count > 0, "count", "above 0")
+
+
+@dataclass(frozen=True)
+class Budget(Rule):
+    """So many minutes at most, all chosen events together, unweighted."""
+
+    kind: ClassVar[str] = "budget"
+    minutes: int
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        return cls(rng.randrange(180, 361, 15))
+
+    def sentence(self) -> str | None:
+        return f"The chosen events take at most {self.minutes} minutes together."
+
+    def constrain(self, day: DayModel) -> None:
+        durations = [event.duration for event in day.events]
+        day.model.add(
+            sum(d * chosen for d, chosen in zip(durations, day.chosen, strict=True)) <= self.minutes
+        )
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        # An altered event may end before it starts: it takes no time, and gives none.
+        taken = sum(max(0, event.duration) for event in schedule)
+        if taken > self.minutes:
+            yield f"budget: {taken} of {self.minutes} minutes"
+
+    def check(self) -> None:
+        need(self, self.minutes > 0, "minutes", "above 0")
+
+
+@dataclass(frozen=True)
+class Break(Rule):
+    """So many minutes in a row, inside a window, in which nothing happens."""
+
+    kind: ClassVar[str] = "break"
+    minutes: int
+    start: str
+    end: str
+
+    @classmethod
+    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+        opens = rng.choice((11, 12, 13))
+        return cls(rng.choice((30, 45, 60)), f"{opens}:00", f"{opens + 2}:00")
+
+    def sentence(self) -> str | None:
+        return f"Keep {self.minutes} minutes in a row free between {self.start} and {self.end}."
+
+    def _breaks(self, events: Sequence[Event]) -> list[tuple[int, int]]:
+        """Every (start, end) that an earliest possible break may have: it begins with the window
+        or with the end of an event."""
+        opening, closing = MINUTE[self.start], MINUTE[self.end]
+        starts = {opening, *(e.end for e in events if opening < e.end)}
+        return [(s, s + self.minutes) for s in sorted(starts) if s + self.minutes <= closing]
+
+    def constrain(self, day: DayModel) -> None:
+        taken = []
+        for start, end in self._breaks(day.events):
+            here = day.model.new_bool_var("")
+            taken.append(here)
+            for event, chosen in zip(day.events, day.chosen, strict=True):
+                if event.start < end and start < event.end:
+                    day.model.add_implication(here, ~chosen)
+        day.model.add_bool_or(taken)
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        for start, end in self._breaks(schedule):
+            if not any(event.start < end and start < event.end for event in schedule):
+                return
+        yield f"break: {self.minutes} minutes between {self.start} and {self.end}"
+
+    def check(self) -> None:
+        need(self, self.minutes > 0, "minutes", "above 0")
+        for key in ("start", "end"):
+            need(self, getattr(self, key) in MINUTE, key, "a time between 00:00 and 23:59")
+        room = MINUTE[self.end] - MINUTE[self.start]
+        need(self, room >= self.minutes, "end", f"at least {self.minutes} minutes after start")
+
+
+def spoken(names: Sequence[str]) -> str:
+    """``A``, ``A and B``, ``A, B and C``."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def need(rule: Rule, condition: bool, key: str, what: str) -> None:
+    """Raise UserError unless a field of a rule is what it must be."""
+    if not condition:
+        raise UserError(f"rule {rule.kind!r}: {key} must be {what}, not {getattr(rule, key)!r}")
+
+
+#: Every rule by its kind, and those that a tier can draw.
+KINDS: dict[str, type[Rule]] = {cls.kind: cls for cls in Rule.__subclasses__()}
+DRAWN_KINDS = tuple(
+    kind for kind, cls in KINDS.items() if cls.sample.__func__ is not Rule.sample.__func__
+)
+
+_TYPES = {
+    "int": ("a whole number", lambda v: type(v) is int),
+    "str": ("text", lambda v: isinstance(v, str)),
+    "tuple[str, ...]": (
+        "a list of texts",
+        lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
+    ),
+}
 
 
 def rule_from_json(record: Any) -> Rule:
-    """``{"rule": kind, …}`` to a Rule; UserError names an unknown kind or field."""
-    if not isinstance(record, dict) or str(record.get("rule")) not in _KINDS:
-        raise UserError(
-            f'a rule must be {{"rule": one of {", ".join(_KINDS)}}}, not {record!r:.80}'
-        )
-    fields = {key: value for key, value in record.items() if key != "rule"}
-    try:
-        return _KINDS[record["rule"]](**fields)
-    except TypeError:
-        raise UserError(f"rule {record['rule']!r} does not take {', '.join(fields)}") from None
+    """``{"rule": kind, …}`` to a Rule; UserError names an unknown kind or a wrong field."""
+    if not isinstance(record, dict) or str(record.get("rule")) not in KINDS:
+        raise UserError(f'a rule must be {{"rule": one of {", ".join(KINDS)}}}, not {record!r:.80}')
+    values = {key: value for key, value in record.items() if key != "rule"}
+    cls = KINDS[record["rule"]]
+    names = [field.name for field in fields(cls)]
+    if set(values) != set(names):
+        takes = ", ".join(names) or "no fields"
+        raise UserError(f"rule {cls.kind!r} takes {takes}, not {', '.join(values) or 'none'}")
+    rule = cls(**values)
+    for field in fields(rule):
+        what, fits = _TYPES[str(field.type)]
+        need(rule, fits(getattr(rule, field.name)), field.name, what)
+    rule.check()
+    return rule

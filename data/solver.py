@@ -38,13 +38,20 @@ class DayModel:
         for rule in problem.rules:
             rule.constrain(self)
 
+    def chosen_of(self, names: Sequence[str]) -> list[cp_model.IntVar]:
+        """The variables of these events."""
+        return [c for e, c in zip(self.events, self.chosen, strict=True) if e.name in names]
+
     @cached_property
     def weighted_minutes(self) -> cp_model.LinearExpr:
         value = self.problem.value
         return cp_model.LinearExpr.weighted_sum(self.chosen, [value[e.name] for e in self.events])
 
-    def solve(self) -> tuple[int, cp_model.CpSolver]:
-        """Solve with one worker and a fixed seed: the same model, the same answer, anywhere."""
+    def solve(self, effort: float | None = None) -> tuple[int, cp_model.CpSolver]:
+        """Solve with one worker and a fixed seed: the same model, the same answer, anywhere.
+
+        ``effort`` limits CP-SAT's deterministic time, which counts work instead of seconds.
+        """
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 0
@@ -53,24 +60,30 @@ class DayModel:
         solver.parameters.cp_model_probing_level = 0
         solver.parameters.symmetry_level = 0
         solver.parameters.linearization_level = 0
+        if effort is not None:
+            solver.parameters.max_deterministic_time = effort
         return solver.solve(self.model), solver
 
 
-def prove(problem: Problem) -> Schedule | None:
+class UnprovenError(Exception):
+    """CP-SAT reached its limit before it had proven an optimum."""
+
+
+def prove(problem: Problem, effort: float | None = None) -> Schedule | None:
     """The schedule of greatest weighted minutes, proven OPTIMAL by CP-SAT, in order of start.
 
     Returns None when no schedule keeps the rules.
 
     Raises:
-        RuntimeError: when CP-SAT ends without a proof; it runs without a time limit, so never yet.
+        UnprovenError: when ``effort`` (see ``DayModel.solve``) did not suffice.
     """
     day = DayModel(problem)
     day.model.maximize(day.weighted_minutes)
-    status, solver = day.solve()
+    status, solver = day.solve(effort)
     if status == cp_model.INFEASIBLE:
         return None
     if status != cp_model.OPTIMAL:
-        raise RuntimeError(f"CP-SAT ended as {solver.status_name(status)}, without a proof")
+        raise UnprovenError(f"CP-SAT ended as {solver.status_name(status)}, without a proof")
     best = [e for e, c in zip(day.events, day.chosen, strict=True) if solver.boolean_value(c)]
     return tuple(sorted(best))
 
@@ -124,3 +137,12 @@ def interval_optimum(problem: Problem) -> Schedule:
             chosen.append(events[i - 1])
             i = before[i - 1]
     return tuple(reversed(chosen))
+
+
+def optimal_schedule(problem: Problem, effort: float | None = None) -> Schedule | None:
+    """An optimal schedule, the fastest way, the same one always; None when there is none.
+
+    Raises:
+        UnprovenError: see ``prove``.
+    """
+    return interval_optimum(problem) if is_interval_problem(problem) else prove(problem, effort)

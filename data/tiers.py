@@ -8,16 +8,20 @@ at any minute, as the published problems do.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from data.clock import MINUTE
 from data.errors import UserError
 from data.names import EVENT_NAMES
-from data.policies import GREEDY
-from data.problem import MINUTE, Event, Problem
-from data.solver import interval_optimum
+from data.policies import GREEDY, feasible_schedules
+from data.problem import Event, Problem
+from data.rules import BASE_RULES, DRAWN_KINDS, KINDS, Rule
+from data.solver import interval_optimum, optimal_schedule
 
 #: How often a whole problem is drawn for a tier, and a start for one event, before giving up.
 ATTEMPTS = 10_000
+#: CP-SAT's deterministic time for one proof, about 50 ms on one core.
+EFFORT = 0.05
 PLACEMENTS = 100
 
 
@@ -34,6 +38,12 @@ class Tier:
             rest being placed clear of all; None places every event anywhere.
         priorities: least and greatest share of events with priority.
         greedy_fails: keep only problems on which every greedy policy misses the optimum.
+        shortfall: least and greatest share of the optimum that the best greedy policy misses.
+        optima: fewest and most optimal schedules.
+        rules: fewest and most rules beyond the base rules, each of another kind.
+        kinds: the kinds they are drawn from; none named means all that can be drawn.
+        binding: keep only problems whose rules cost something: every schedule that would be
+            optimal without them breaks one.
     """
 
     events: tuple[int, int] = (4, 8)
@@ -43,6 +53,11 @@ class Tier:
     overlap: tuple[float, float] | None = None
     priorities: tuple[float, float] = (0.2, 0.4)
     greedy_fails: bool = False
+    shortfall: tuple[float, float] | None = None
+    optima: tuple[int, int] | None = None
+    rules: tuple[int, int] = (0, 0)
+    kinds: tuple[str, ...] = ()
+    binding: bool = False
 
     def validate(self, name: str) -> None:
         """Raise UserError where the tier cannot produce a problem, or a value makes no sense."""
@@ -59,7 +74,20 @@ class Tier:
         sound = 1 <= shortest <= longest and step >= 1
         need(sound, "durations", "must be [shortest, longest, step]")
         need(self.grid >= 1, "grid", "must be 1 minute or more")
-        for key in ("overlap", "priorities"):
+        for kind in self.kinds:
+            need(kind in DRAWN_KINDS, "kinds", f"must be of {', '.join(DRAWN_KINDS)}")
+        need(len(set(self.kinds)) == len(self.kinds), "kinds", "must be different")
+        fewest, most = self.rules
+        kinds = len(self.kinds or DRAWN_KINDS)
+        need(0 <= fewest <= most <= kinds, "rules", f"must be [fewest, most], at most {kinds}")
+        need(not self.binding or fewest > 0, "binding", "needs rules")
+        if most > 0:
+            # Floors and random schedules are found by listing every feasible schedule.
+            need(high <= 16, "events", "may be at most 16 where further rules hold")
+        if self.optima is not None:
+            need(1 <= self.optima[0] <= self.optima[1], "optima", "must be [fewest, most]")
+            need(high <= 16, "events", "may be at most 16 where optimal schedules are counted")
+        for key in ("overlap", "priorities", "shortfall"):
             shares = getattr(self, key)
             if shares is not None:
                 need(
@@ -86,9 +114,36 @@ class Tier:
             count = _share_of(len(events), self.priorities, rng)
             priorities = [e.name for e in sorted(rng.sample(events, count))]
             problem = Problem(tuple(sorted(events)), tuple(priorities))
-            if not self.greedy_fails or _every_greedy_fails(problem):
+            if self.rules[1]:
+                problem = replace(problem, rules=(*BASE_RULES, *self._sample_rules(problem, rng)))
+            if self._accepts(problem):
                 return problem
         raise UserError(f"no problem in {ATTEMPTS} draws; widen its window or ask for fewer events")
+
+    def _sample_rules(self, problem: Problem, rng: random.Random) -> list[Rule]:
+        """Rules of different kinds, in the order in which ``data.rules`` has them."""
+        kinds = rng.sample(self.kinds or DRAWN_KINDS, rng.randint(*self.rules))
+        drawn = (KINDS[kind].sample(problem, rng) for kind in sorted(kinds, key=list(KINDS).index))
+        return [rule for rule in drawn if rule is not None]
+
+    def _accepts(self, problem: Problem) -> bool:
+        """Whether a draw is what the tier asks for; cheap questions come first."""
+        if not (self.greedy_fails or self.shortfall or self.binding or self.optima):
+            return True
+        best = optimal_schedule(problem, EFFORT)
+        if best is None:
+            return False
+        optimum = problem.objective(best)
+        if self.binding:
+            relaxed = replace(problem, rules=BASE_RULES)
+            if problem.objective(interval_optimum(relaxed)) == optimum:
+                return False
+        missed = shortfall(problem, optimum)
+        if self.greedy_fails and not missed:
+            return False
+        if self.shortfall and not self.shortfall[0] <= missed <= self.shortfall[1]:
+            return False
+        return self.optima is None or self.optima[0] <= optima(problem) <= self.optima[1]
 
     def _first_start(self, opening: int) -> int:
         """The first minute of the grid in the window."""
@@ -124,9 +179,17 @@ def _share_of(count: int, share: tuple[float, float], rng: random.Random) -> int
     return rng.randint(least, max(least, int(share[1] * count)))
 
 
-def _every_greedy_fails(problem: Problem) -> bool:
-    optimum = problem.objective(interval_optimum(problem))
-    return all(problem.objective(policy(problem)) < optimum for policy in GREEDY.values())
+def shortfall(problem: Problem, optimum: int) -> float:
+    """Share of the optimum that the best greedy policy misses, infeasible ones aside."""
+    answers = [policy(problem) for policy in GREEDY.values()]
+    reached = [problem.objective(a) for a in answers if problem.is_feasible(a)]
+    return 1 - max(reached, default=0) / optimum
+
+
+def optima(problem: Problem) -> int:
+    """How many schedules are optimal."""
+    objectives = [problem.objective(schedule) for schedule in feasible_schedules(problem)]
+    return objectives.count(max(objectives, default=0))
 
 
 #: The tiers by name; a recipe may change any attribute of one.
@@ -135,4 +198,17 @@ TIERS: dict[str, Tier] = {
     "blog": Tier(events=(4, 8), grid=1, overlap=(0.2, 0.4)),
     "dense": Tier(events=(8, 10), window=("09:00", "17:00")),
     "trap": Tier(events=(6, 9), window=("09:00", "17:00"), greedy_fails=True),
+    # Too many ways for guessing, with 256 tries too.
+    "crowded": Tier(events=(32, 32), window=("08:00", "18:00")),
+    # Needs a solver: no dynamic programme over intervals sees these rules.
+    "rules": Tier(
+        events=(10, 12), window=("09:00", "18:00"), greedy_fails=True, rules=(3, 5), binding=True
+    ),
+    # One further rule, for asking whether a model has the skill that it takes.
+    "gap": Tier(
+        events=(7, 9), window=("09:00", "17:00"), rules=(1, 1), kinds=("gap",), binding=True
+    ),
+    "at_most": Tier(
+        events=(7, 9), window=("09:00", "17:00"), rules=(1, 1), kinds=("at_most",), binding=True
+    ),
 }

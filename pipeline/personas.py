@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from data.clock import DAY
 from data.policies import (
     greedy_by_duration,
     greedy_by_start,
@@ -18,7 +19,7 @@ from data.policies import (
     random_feasible,
     random_maximal,
 )
-from data.problem import DAY, Event, Problem, Schedule
+from data.problem import Event, Problem, Schedule
 from data.prompts import answer, trace
 from data.solver import interval_optimum
 

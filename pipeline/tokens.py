@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from data.clock import CLOCK
 from data.names import EVENT_NAMES
-from data.problem import CLOCK
 from data.prompts import FORMAT, PRIORITIES, RULES, TASK
 from data.rules import BASE_RULES
 from pipeline.personas import PERSONAS

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from data.problem import MINUTE, Event, Schedule
+from data.clock import MINUTE
+from data.problem import Event, Schedule
 
 
 class ParseFailure(StrEnum):
@@ -51,6 +52,23 @@ def parse(completion: str) -> Schedule | ParseFailure:
     if body_end < 0:
         return ParseFailure.UNTERMINATED
     return _parse_events(answer[body_start:body_end])
+
+
+def parse_leniently(completion: str) -> Schedule | ParseFailure:
+    """Read what can be read: the events of the last schedule after the reasoning, or of the whole
+    answer where there is none, whatever stands between them.
+
+    For asking what a model could do if form did not matter; the schedule must still be right.
+    """
+    answer = completion.rpartition("</think>")[2]
+    found, position = [], max(0, answer.rfind("<schedule>"))
+    while (position := answer.find("<event>", position)) >= 0:
+        match = _EVENT.match(answer, position)
+        if match is None:
+            return ParseFailure.MALFORMED_EVENT
+        found.append(match[0])
+        position = match.end()
+    return _parse_events("".join(found)) if found else ParseFailure.NO_SCHEDULE
 
 
 def _parse_events(body: str) -> Schedule | ParseFailure:

@@ -1,7 +1,6 @@
 """The embedded base model's tokenizer: any text survives it, and the task's texts are short."""
 
 import json
-import random
 
 import pytest
 from conftest import tier_problems
@@ -11,9 +10,7 @@ from transformers import AutoTokenizer
 
 from data.names import EVENT_NAMES
 from data.prompts import answer, messages, prompt, trace
-from data.rules import BASE_RULES, DRAWN_KINDS
-from data.solver import optimal_schedule
-from data.tiers import TIERS, Tier
+from data.solver import interval_optimum
 from pipeline.tokens import ASSISTANT, END, PAD, USER, build_tokenizer, lexicon
 
 TOKENIZER = build_tokenizer()
@@ -24,12 +21,12 @@ def ids(text: str) -> list[int]:
 
 
 def gold(problem) -> str:
-    best = optimal_schedule(problem)
+    best = interval_optimum(problem)
     return answer(best, trace(problem, best))
 
 
 def texts(count: int = 20) -> list[str]:
-    problems = [p for tier in TIERS for p in tier_problems(tier, count)]
+    problems = [p for tier in ("blog", "dense", "trap") for p in tier_problems(tier, count)]
     return [text for p in problems for text in (prompt(p), gold(p))]
 
 
@@ -88,28 +85,6 @@ def test_a_dense_problem_and_its_answer_take_less_than_130_tokens():
     problems = tier_problems("dense", 100)
     lengths = [len(ids(prompt(p))) + len(ids(gold(p))) for p in problems]
     assert sum(lengths) / len(lengths) < 130
-
-
-def test_a_problem_with_a_gap_and_its_answer_take_hardly_more():
-    problems = tier_problems("gap", 100)
-    lengths = [len(ids(prompt(p))) + len(ids(gold(p))) for p in problems]
-    assert sum(lengths) / len(lengths) < 130
-
-
-def test_the_sentence_of_every_rule_takes_few_tokens_and_no_bytes():
-    rng = random.Random(0)
-    tier = Tier(events=(6, 10), rules=(len(DRAWN_KINDS), len(DRAWN_KINDS)))
-    met = set()
-    for problem in (tier.sample(rng) for _ in range(100)):
-        for rule in problem.rules:
-            if sentence := rule.sentence():
-                met.add(rule.kind)
-                found = ids(f"- {sentence}\n")
-                clocks = sentence.count(":")
-                assert len(found) <= 3 + 2 * len(rule.names()) + 2 * clocks, sentence
-                pieces = TOKENIZER.convert_ids_to_tokens(found)
-                assert not any(piece.startswith("<0x") for piece in pieces), sentence
-    assert met == {*DRAWN_KINDS, *(rule.kind for rule in BASE_RULES if rule.sentence())}
 
 
 def test_every_event_name_is_one_token():
