@@ -22,14 +22,14 @@ from rich.table import Table
 
 from data.errors import UserError, run_main
 from data.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
-from data.policies import FLOOR_KS, floor
+from data.policies import FLOOR_KS, GUESSABLE, floor
 from data.problem import Problem
 from data.prompts import answer, prompt, trace
 from data.published import read_published
 from data.recipe import SPLITS, Recipe, TierUse, recipe_arguments, recipe_from
 from data.seeds import seed_of
-from data.solver import interval_optimum, is_interval_problem, prove
-from data.tiers import Tier
+from data.solver import UnprovenError, optimal_schedule, prove
+from data.tiers import EFFORT, Tier
 
 #: Test problems are drawn first, so they are the same however many train problems are asked for.
 _DRAWING_ORDER = ("test", "val", "train")
@@ -46,16 +46,30 @@ def make_problem(
     Raises:
         UserError: when the tier yields no feasible problem.
     """
+    return _make_problem(seed, split, name, tier, index, draw)[0]
+
+
+def _make_problem(
+    seed: int, split: str, name: str, tier: Tier, index: int, draw: int = 0
+) -> tuple[Problem, int]:
+    """``make_problem``, and how many draws were dropped because CP-SAT did not prove an optimum
+    within its limit (``data.tiers.EFFORT``)."""
+    dropped = 0
     for attempt in range(100):
         rng = random.Random(seed_of(seed, split, name, index, draw, attempt))
         try:
             problem = tier.sample(rng)
+            best = prove(problem, EFFORT)
         except UserError as error:
             raise UserError(f"tier {name!r}: {error}") from None
-        best = prove(problem)
+        except UnprovenError:
+            dropped += 1
+            continue
         if best is not None:
-            return problem.proven(problem.objective(best))
-    raise UserError(f"tier {name!r}: no feasible problem in 100 draws; relax its rules")
+            return problem.proven(problem.objective(best)), dropped
+    raise UserError(
+        f"tier {name!r}: no feasible problem with a proof in 100 draws; relax its rules"
+    )
 
 
 def gold_answer(problem: Problem, reasoning: bool) -> str:
@@ -64,7 +78,7 @@ def gold_answer(problem: Problem, reasoning: bool) -> str:
     Raises:
         AssertionError: when the dynamic programme and CP-SAT disagree on the optimum.
     """
-    best = interval_optimum(problem) if is_interval_problem(problem) else prove(problem)
+    best = optimal_schedule(problem)
     assert best is not None
     assert problem.objective(best) == problem.optimum, "dynamic programme and CP-SAT disagree"
     return answer(best, trace(problem, best) if reasoning else None)
@@ -102,7 +116,14 @@ def generate(
                     yield split, name, _take(imported[name][split], count, seen, use, split)
                     continue
                 make = partial(make_problem, recipe.seed, split, name, use.tier)
-                problems = list(pool.map(make, range(count), chunksize=64))
+                counted = partial(_make_problem, recipe.seed, split, name, use.tier)
+                drawn = list(pool.map(counted, range(count), chunksize=64))
+                problems = [problem for problem, _ in drawn]
+                if dropped := sum(count for _, count in drawn):
+                    say.print(
+                        f"{split} {name}: {dropped} of {dropped + count} draws dropped, their "
+                        "optimum not proven within the limit"
+                    )
                 for index in range(count):
                     for draw in range(1, 100):
                         if problems[index].fingerprint not in seen:
@@ -254,7 +275,18 @@ def card(recipe: Recipe, counts: dict[str, dict[str, int]], digests: dict[str, s
         for policy, values in policies.items():
             cells = " | ".join(f"{values[k]:.1%}" for k in FLOOR_KS)
             lines.append(f"| {name} | {policy.replace('_', ' ')} | {cells} |")
+    k = recipe.eval.samples
+    guessable = [
+        f"{name} ({policies['random_maximal'][k]:.1%})"
+        for name, policies in floors.items()
+        if policies["random_maximal"][k] > GUESSABLE
+    ]
     lines += [
+        "",
+        f"*Guessable*, more than half solved by random maximal within {k} tries (the evaluation's "
+        f"largest k), so that pass@{k} says little about a model there: "
+        + (", ".join(guessable) or "none")
+        + ".",
         "",
         "## Fingerprints",
         "",
@@ -266,8 +298,11 @@ def card(recipe: Recipe, counts: dict[str, dict[str, int]], digests: dict[str, s
     return "\n".join(lines) + "\n"
 
 
-def _floors(problems: dict[str, list[Problem]]) -> dict[str, dict[str, dict[int, float]]]:
-    return {tier: floor(found) for tier, found in problems.items() if found}
+def _floors(
+    problems: dict[str, list[Problem]], largest_k: int
+) -> dict[str, dict[str, dict[int, float]]]:
+    ks = sorted({*FLOOR_KS, largest_k})
+    return {tier: floor(found, ks) for tier, found in problems.items() if found}
 
 
 def run(recipe: Recipe, force: bool, workers: int) -> None:
@@ -277,6 +312,7 @@ def run(recipe: Recipe, force: bool, workers: int) -> None:
     settings = {
         "seed": recipe.seed,
         "reasoning": recipe.data.reasoning,
+        "largest_k": recipe.eval.samples,
         "tiers": {name: asdict(use) for name, use in recipe.tier_uses().items()},
     }
     stage = Stage(folder, "data", settings, _local_sources(recipe.tier_uses().values()))
@@ -296,7 +332,7 @@ def run(recipe: Recipe, force: bool, workers: int) -> None:
             for index, problem in enumerate(problems)
         ]
     assert_disjoint(prints)
-    floors = _floors(tests)
+    floors = _floors(tests, recipe.eval.samples)
     for split in SPLITS:
         write_jsonl(folder / f"{split}.jsonl", rows[split])
     digests = {

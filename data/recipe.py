@@ -26,6 +26,11 @@ from data.tiers import TIERS, Tier
 
 RUNS = Path("runs")
 SPLITS = ("train", "val", "test")
+TRAINERS = ("sft", "grpo", "rejection", "none")
+CURRICULA = ("mixture", "easy_to_hard")
+#: Keys that an extending recipe replaces whole.
+_WHOLE = ("arms", "tiers", "reward")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: numpy and torch take no other seeds.
 MOST_SEED = 2**32 - 1
 #: Types as a message names them.
@@ -53,23 +58,88 @@ class TierUse:
 
 @dataclass(frozen=True)
 class DataSection:
-    """``data:`` which problems, and how their gold answers read."""
+    """``data:`` which problems, and how their gold answers read.
+
+    ``curriculum`` orders the training problems: ``mixture`` (shuffled; how many of each tier is
+    the mixture) or ``easy_to_hard`` (by the chance of a random maximal schedule, best first).
+    """
 
     tiers: dict[str, Any]
     main: str
     reasoning: bool = True
+    curriculum: str = "mixture"
+
+
+@dataclass(frozen=True)
+class RewardSection:
+    """``reward:`` what GRPO is paid for.
+
+    Attributes:
+        shape: see ``rewards.reward``.
+        weights: of a graded one's components; null for the shape's own.
+        unsound: train though the audit (``rewards.audit``) fails.
+    """
+
+    shape: str = "graded"
+    weights: dict[str, float] | None = None
+    unsound: bool = False
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One entry of ``arms:``, a model that is trained, or asked in another way, and evaluated
+    beside the base.
+
+    Attributes:
+        trainer: ``sft``, ``grpo``, ``rejection`` (SFT on the start's own verified successes), or
+            ``none``: the start itself, asked in another way.
+        start: the arm whose merged model it starts from.
+        seeds: train it once with each; the arms are then called ``name.seed``.
+        tiers: train on the problems of these tiers alone.
+        reward: instead of the recipe's.
+        settings: instead of single arguments in the recipe's ``sft`` or ``grpo`` section.
+        eval: instead of single keys of the recipe's ``eval`` section.
+        tune: keys of ``eval`` with the values to try on the val problems; the best is taken.
+    """
+
+    trainer: str
+    start: str = "base"
+    seeds: tuple[int, ...] = ()
+    tiers: tuple[str, ...] = ()
+    reward: RewardSection | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    eval: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def section(self) -> str | None:
+        """The recipe's section that its training takes its arguments from."""
+        return {"rejection": "sft", "none": None}.get(self.trainer, self.trainer)
+
+
+#: What an experiment trains unless its recipe says otherwise.
+ARMS = {"sft": Arm("sft"), "grpo": Arm("grpo", "sft")}
 
 
 @dataclass(frozen=True)
 class EvalSection:
-    """``eval:`` how answers are drawn, the same for every arm.
+    """``eval:`` how answers are drawn, the same for every arm that does not say otherwise.
 
-    ``max_tokens`` null allows twice the longest gold answer; ``rows`` are sampled at a time.
+    Attributes:
+        samples: answers to each problem.
+        temperature, top_p: of sampling.
+        shots: solved training problems shown before each question.
+        lenient: judge what can be read of a malformed answer (``rewards.parse.parse_leniently``).
+        max_tokens: of an answer; null allows twice the longest gold answer.
+        rows: answers sampled at a time.
+        resamples: of the problems, for intervals.
     """
 
     samples: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
+    shots: int = 0
+    lenient: bool = False
     max_tokens: int | None = None
     rows: int = 256
     resamples: int = 10_000
@@ -84,22 +154,22 @@ class Recipe:
         seed: the master seed of everything.
         model: folder or hub id of the base model.
         dtype: of the weights in training and sampling.
-        init: what GRPO starts from, ``sft`` (the merged SFT model) or ``base``.
         lora: arguments of peft's LoraConfig, or null for full fine-tuning.
-        rewards: weight of each component of the verdict.
+        reward: what GRPO is paid for.
         sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
+        arms: the models to train, in this order; ``all_arms`` has them by seed.
     """
 
     name: str
     model: str
     data: DataSection
-    rewards: dict[str, float]
     sft: dict[str, Any]
     grpo: dict[str, Any]
     eval: EvalSection = EvalSection()
     seed: int = 0
     dtype: str = "float32"
-    init: str = "sft"
+    reward: RewardSection = RewardSection()
+    arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
     lora: dict[str, Any] | None = None
     path: Path = field(default=Path(), metadata={"internal": True})
     run: str = field(default="", metadata={"internal": True})
@@ -107,6 +177,32 @@ class Recipe:
     @property
     def folder(self) -> Path:
         return RUNS / self.run
+
+    def all_arms(self) -> dict[str, Arm]:
+        """The arms that are trained, those with ``seeds`` once for each."""
+        found = {}
+        for name, arm in self.arms.items():
+            for seed in arm.seeds:
+                found[f"{name}.{seed}"] = dataclasses.replace(arm, seeds=(seed,))
+            if not arm.seeds:
+                found[name] = arm
+        return found
+
+    def for_arm(self, name: str) -> Recipe:
+        """The recipe as it stands for one arm, with the arm's own seed, reward, settings and way
+        of asking."""
+        if name == "base":
+            return self
+        arm = self.all_arms()[name]
+        changed: dict[str, Any] = {"eval": dataclasses.replace(self.eval, **arm.eval)}
+        if arm.section:
+            changed[arm.section] = {**getattr(self, arm.section), **arm.settings}
+        return dataclasses.replace(
+            self,
+            seed=arm.seeds[0] if arm.seeds else self.seed,
+            reward=arm.reward or self.reward,
+            **changed,
+        )
 
     def tier_uses(self) -> dict[str, TierUse]:
         """Each tier of ``data.tiers`` with its changes applied and validated."""
@@ -119,6 +215,70 @@ def load_recipe(path: Path, model: str | None = None, run: str | None = None) ->
     Raises:
         UserError: one sentence naming the file and the key that is wrong.
     """
+    recipe: Recipe = build(Recipe, _content(path), str(path), "")
+    recipe = dataclasses.replace(
+        recipe, path=path, model=model or recipe.model, run=run or recipe.name
+    )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.run):
+        raise UserError(f"run name {recipe.run!r} must be letters, digits, '.', '_' and '-'")
+    if not 0 <= recipe.seed <= MOST_SEED:
+        raise UserError(f"{path}: seed must be 0 to {MOST_SEED}, not {recipe.seed}")
+    if recipe.data.curriculum not in CURRICULA:
+        raise UserError(
+            f"{path}: data.curriculum must be one of {', '.join(CURRICULA)}, not "
+            f"{recipe.data.curriculum!r}"
+        )
+    _check_eval(str(path), "eval", recipe.eval)
+    uses = recipe.tier_uses()
+    if recipe.data.main not in uses:
+        raise UserError(f"{path}: data.main is {recipe.data.main!r}, not one of {', '.join(uses)}")
+    for split in SPLITS:
+        if not getattr(uses[recipe.data.main], split):
+            raise UserError(f"{path}: the main tier {recipe.data.main!r} needs {split} problems")
+    _check_arms(recipe, uses)
+    return recipe
+
+
+def _check_eval(source: str, key: str, section: EvalSection) -> None:
+    for name in ("samples", "max_tokens", "rows", "resamples"):
+        value = getattr(section, name)
+        if value is not None and value < 1:
+            raise UserError(f"{source}: {key}.{name} must be 1 or more")
+    if section.temperature < 0 or not 0 < section.top_p <= 1 or section.shots < 0:
+        raise UserError(
+            f"{source}: {key}.temperature and shots must be 0 or more, top_p above 0, at most 1"
+        )
+
+
+def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:
+    """Raise UserError where an arm cannot be trained, or not after the arm that it starts from."""
+    known = ["base"]
+    for name, arm in recipe.arms.items():
+        where = f"{recipe.path}: arms.{name}"
+        if not _NAME.fullmatch(name) or name in ("base", "data", "eval", "audit", "probe"):
+            raise UserError(f"{where} cannot be an arm's name; take letters, digits, '_' and '-'")
+        if arm.trainer not in TRAINERS:
+            raise UserError(f"{where}.trainer must be {' or '.join(TRAINERS)}, not {arm.trainer!r}")
+        if arm.start not in known:
+            raise UserError(
+                f"{where}.start must be an arm before it ({', '.join(known)}), not {arm.start!r}"
+            )
+        for tier in arm.tiers:
+            if tier not in uses or not uses[tier].train:
+                raise UserError(f"{where}.tiers: data.tiers has no train problems of {tier!r}")
+        tried = [("tune", {key: value}) for key, values in arm.tune.items() for value in values]
+        for section, changes in [("eval", arm.eval), *tried]:
+            key = f"arms.{name}.{section}"
+            built = build(EvalSection, changes, str(recipe.path), f"{key}.")
+            _check_eval(str(recipe.path), key, built)
+        if len(set(arm.seeds)) < len(arm.seeds) or not all(0 <= s <= MOST_SEED for s in arm.seeds):
+            raise UserError(f"{where}.seeds must be different, each 0 to {MOST_SEED}")
+        known += [f"{name}.{seed}" for seed in arm.seeds] or [name]
+
+
+def _content(path: Path, extended: tuple[Path, ...] = ()) -> Any:
+    """What a recipe file says, on top of the recipe that its ``extends`` names, if any: of two
+    mappings the keys are merged; ``arms``, ``reward`` and ``data.tiers`` are taken whole."""
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         near = nearest(path.stem, known)
@@ -132,31 +292,26 @@ def load_recipe(path: Path, model: str | None = None, run: str | None = None) ->
         raise UserError(f"{path}{line} is not valid YAML ({problem})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a UTF-8 text file") from None
-    recipe: Recipe = build(Recipe, content, str(path), "")
-    recipe = dataclasses.replace(
-        recipe, path=path, model=model or recipe.model, run=run or recipe.name
-    )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.run):
-        raise UserError(f"run name {recipe.run!r} must be letters, digits, '.', '_' and '-'")
-    if recipe.init not in ("sft", "base"):
-        raise UserError(f"{path}: init must be sft or base, not {recipe.init!r}")
-    if not 0 <= recipe.seed <= MOST_SEED:
-        raise UserError(f"{path}: seed must be 0 to {MOST_SEED}, not {recipe.seed}")
-    for key in ("samples", "max_tokens", "rows", "resamples"):
-        value = getattr(recipe.eval, key)
-        if value is not None and value < 1:
-            raise UserError(f"{path}: eval.{key} must be 1 or more")
-    if recipe.eval.temperature < 0 or not 0 < recipe.eval.top_p <= 1:
-        raise UserError(
-            f"{path}: eval.temperature must be 0 or more, eval.top_p above 0, at most 1"
-        )
-    uses = recipe.tier_uses()
-    if recipe.data.main not in uses:
-        raise UserError(f"{path}: data.main is {recipe.data.main!r}, not one of {', '.join(uses)}")
-    for split in SPLITS:
-        if not getattr(uses[recipe.data.main], split):
-            raise UserError(f"{path}: the main tier {recipe.data.main!r} needs {split} problems")
-    return recipe
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    below = content.pop("extends")
+    if not isinstance(below, str):
+        raise UserError(f"{path}: extends must be the name of a recipe beside it, not {below!r}")
+    parent = path.parent / below
+    extended = (*extended, path.resolve())
+    if parent.resolve() in extended:
+        raise UserError(f"{path}: extends goes in a circle")
+    return _merged(_content(parent, extended), content)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    merged = {key: value for key, value in below.items() if key not in above}
+    return merged | {
+        key: value if key in _WHOLE else _merged(below.get(key), value)
+        for key, value in above.items()
+    }
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -199,6 +354,10 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         return _convert(next(o for o in options if o is not type(None)), value, source, key)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, source, f"{key}.")
+    if origin is tuple and options[1:] == (Ellipsis,):
+        if isinstance(value, list):
+            return tuple(_convert(options[0], v, source, key) for v in value)
+        raise UserError(f"{source}: {key} must be a list, not {value!r}")
     if origin is tuple:
         if isinstance(value, list) and len(value) == len(options):
             return tuple(_convert(o, v, source, key) for o, v in zip(options, value, strict=True))

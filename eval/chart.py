@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import write_bytes
-from eval.plot import _STYLES as STYLES
+from eval.plot import STYLES as STYLES
 
 #: Of a drawing, in the units of its view box; about pixels on a phone.
 WIDTH, HEIGHT = 360, 232

@@ -48,7 +48,7 @@ from data.make import read_split, split_path
 from data.policies import GREEDY, GUESSABLE
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from eval.chart import HEIGHT, MARKERS, WIDTH, Bars, Curve, Panel, draw_panels, thinned
-from eval.plot import _STYLES as STYLES
+from eval.plot import STYLES as STYLES
 from eval.report import VERDICTS
 from eval.sample import samples_path
 from eval.showcase import CUT, choose, completions, drawn_answer, drawn_problem

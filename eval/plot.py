@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Okabe and Ito's colours, told apart by colour-blind readers too, and a marker each.
-_STYLES = (
+STYLES = (
     ("#0072B2", "o"),
     ("#009E73", "s"),
     ("#D55E00", "^"),
@@ -42,7 +42,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     down = -(-len(tiers) // across)
     figure = Figure(figsize=(1.2 + 4.6 * across, 4.3 * down + 0.3), layout="constrained")
     axes = figure.subplots(down, across, sharey=True, squeeze=False)
-    colours = dict(zip(report["arms"], _STYLES * len(report["arms"]), strict=False))
+    colours = dict(zip(report["arms"], STYLES * len(report["arms"]), strict=False))
     top = _highest(report)
     for ax, tier in zip(axes.flat, tiers, strict=False):
         _draw_tier(ax, report, tier, colours, top)

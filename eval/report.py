@@ -22,11 +22,13 @@ from eval.passk import RESAMPLES, ks_for
 from eval.plot import draw
 from eval.sample import arms, samples_path
 from eval.score import score_rows
-from eval.summary import COMPARISONS, Floors, summarise
+from eval.summary import Floors, summarise
 from eval.tables import markdown, print_report
 
 #: What the report consists of.
 OUTPUTS = ("report.json", "report.md", "passk.png")
+#: Beside an arm's samples.
+VERDICTS = "verdicts.jsonl"
 
 
 def write_report(
@@ -38,8 +40,8 @@ def write_report(
     verdict_rows: Mapping[str, Iterable[Mapping[str, Any]]],
     problems_by_id: Mapping[str, str],
     seed: int,
+    comparisons: Sequence[tuple[str, str]],
     resamples: int = RESAMPLES,
-    comparisons: Sequence[tuple[str, str]] = COMPARISONS,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Summarise every arm's verdicts, print the tables and write the report into ``folder``.
@@ -52,6 +54,7 @@ def write_report(
             ``answer`` (any text or number that tells answers to one problem apart) where known.
         problems_by_id: the tier of each problem asked.
         seed: the recipe's; the resampling of each tier is hashed from it.
+        comparisons: which arms are compared, tuned first; a pair is shown where both are there.
 
     Returns:
         The content of ``report.json``.
@@ -60,7 +63,7 @@ def write_report(
         UserError: when an arm's problems or samples are not those of the others.
     """
     report = summarise(
-        tiers, main, arms, floors, verdict_rows, problems_by_id, seed, resamples, comparisons
+        tiers, main, arms, floors, verdict_rows, problems_by_id, seed, comparisons, resamples
     )
     write_json(folder / "report.json", report)
     write_text(folder / "report.md", markdown(report))
@@ -69,11 +72,23 @@ def write_report(
     return report
 
 
-def judge_arm(problems: Mapping[str, Problem], samples: Path) -> Iterator[dict[str, Any]]:
+def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
+    """Each trained arm with what it started from and with the base, the last trained first."""
+    pairs = [
+        (name, reference)
+        for name, arm in reversed(recipe.all_arms().items())
+        for reference in (arm.start, "base")
+    ]
+    return list(dict.fromkeys(pairs))
+
+
+def judge_arm(
+    problems: Mapping[str, Problem], samples: Path, lenient: bool = False
+) -> Iterator[dict[str, Any]]:
     """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows."""
     answers = [row for _, row in read_jsonl(samples)]
-    rows = list(score_rows(problems, answers))
-    write_jsonl(samples.with_name("verdicts.jsonl"), rows)
+    rows = list(score_rows(problems, answers, lenient=lenient))
+    write_jsonl(samples.with_name(VERDICTS), rows)
     for row, answer in zip(rows, answers, strict=True):
         # The answer itself, so that distinct ones can be counted.
         yield {**row, "answer": answer["completion"]}
@@ -110,9 +125,13 @@ def run(recipe: Recipe, force: bool) -> None:
             )
             for name in names
         },
-        verdict_rows={arm: judge_arm(problems, samples_path(recipe, arm)) for arm in sampled},
+        verdict_rows={
+            arm: judge_arm(problems, samples_path(recipe, arm), recipe.for_arm(arm).eval.lenient)
+            for arm in sampled
+        },
         problems_by_id=tiers,
         seed=recipe.seed,
+        comparisons=comparisons(recipe),
         resamples=recipe.eval.resamples,
     )
     stage.finish(OUTPUTS)

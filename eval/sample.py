@@ -7,32 +7,41 @@ written together, so an interrupted run goes on with the problems that are missi
 from __future__ import annotations
 
 import json
+import random
 import time
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, run_main
-from data.files import Stage, finished, sha256, to_line, write_bytes, write_text
+from data.files import Stage, sha256, to_line, write_bytes, write_text
 from data.make import read_split, split_path
-from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.recipe import ARMS, EvalSection, Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
-from pipeline.train import model_folder, model_inputs
+from eval.score import score_rows
+from pipeline.train import is_trained, model_folder, model_inputs
+from rewards.verify import Status
+
+#: Keys of the eval section that change nothing about the answers.
+_JUDGING = ("lenient", "resamples")
 
 
 def arms(recipe: Recipe) -> list[str]:
-    """The arms of a recipe in the order of training."""
-    return ["base", "sft", "grpo"] if recipe.init == "sft" else ["base", "grpo"]
+    """The arms of a recipe in the order of training, the base first."""
+    return ["base", *recipe.all_arms()]
 
 
 def trained_arms(recipe: Recipe) -> list[str]:
     """The arms whose weights are there; what is missing is said."""
     found = []
     for arm in arms(recipe):
-        if arm == "base" or finished(recipe.folder / arm):
+        if is_trained(recipe, arm):
             found.append(arm)
         else:
-            print(f"eval: no finished {arm} model, so it is left out; `make {arm}` trains it")
+            stage = arm if arm in ARMS else "arms"
+            print(f"eval: no finished {arm} model, so it is left out; `make {stage}` trains it")
     return found
 
 
@@ -41,22 +50,48 @@ def samples_path(recipe: Recipe, arm: str) -> Path:
 
 
 def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
-    """Sample one arm, unless it is up to date."""
+    """Sample one arm, in its own way of asking, unless it is up to date."""
     model = model_folder(recipe, arm)
-    problems = read_split(recipe, "test")
-    draw = {key: value for key, value in asdict(recipe.eval).items() if key != "resamples"}
-    settings = {"arm": arm, "model": model, "dtype": recipe.dtype, "seed": recipe.seed, **draw}
+    test = read_split(recipe, "test")
+    asking = recipe.for_arm(arm).eval
+    tune = {} if arm == "base" else recipe.all_arms()[arm].tune
+    settings = {
+        "arm": arm,
+        "model": model,
+        "dtype": recipe.dtype,
+        "seed": recipe.seed,
+        **{key: value for key, value in asdict(asking).items() if key not in _JUDGING},
+        **({"tune": tune} if tune else {}),
+    }
     path = samples_path(recipe, arm)
-    stage = Stage(
-        path.parent, f"eval {arm}", settings, [split_path(recipe, "test"), *model_inputs(model)]
-    )
+    splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]
+    inputs = [split_path(recipe, split) for split in splits]
+    stage = Stage(path.parent, f"eval {arm}", settings, [*inputs, *model_inputs(model)])
     if stage.is_current(force):
         return
-    done = _keep_whole(path, recipe.eval.samples) if stage.goes_on else set()
+    done = _keep_whole(path, asking.samples) if stage.goes_on else set()
     if not done:
         write_text(path, "")
-    _sample_missing(recipe, arm, model, path, problems, done)
-    stage.finish([path.name], samples=recipe.eval.samples, sha256=sha256(path))
+    asker = Asker(recipe, arm)
+    facts: dict[str, Any] = {}
+    if tune:
+        asking, facts["tuned"] = _tuned(recipe, asker, asking, tune)
+    asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
+    asked = [row for row in test if row["id"] not in done]
+    said = time.monotonic()
+    with path.open("a", encoding="utf-8") as file:
+        for count, rows in enumerate(asker.answers(asked, asking), 1):
+            file.write("".join(map(to_line, rows)))
+            file.flush()
+            now = time.monotonic()
+            if now - said > 15 or count == len(asked):
+                said = now
+                print(
+                    f"eval {arm}: {count}/{len(asked)} problems x {asking.samples} samples  "
+                    f"{count * asking.samples / asker.seconds:.0f} samples/s",
+                    flush=True,
+                )
+    stage.finish([path.name], samples=asking.samples, sha256=sha256(path), **facts)
 
 
 def _keep_whole(path: Path, samples: int) -> set[str]:
@@ -74,59 +109,100 @@ def _keep_whole(path: Path, samples: int) -> set[str]:
     return set(whole)
 
 
-def _sample_missing(
-    recipe: Recipe, arm: str, model: str, path: Path, asked: list[dict[str, Any]], done: set[str]
-) -> None:
-    from pipeline import backend
-    from pipeline.decode import (
-        Decoding,
-        answer_limit,
-        prepare,
-        reasoning_prefix,
-        render,
-        sample,
-    )
+class Asker:
+    """An arm's model, ready to be asked. ``seconds`` counts from the first question."""
 
-    backend.quiet()
-    network, tokenizer = backend.load(model, recipe.dtype)
-    prepare(network)
-    prefix = reasoning_prefix(tokenizer)
-    decoding = Decoding(
-        max_tokens=recipe.eval.max_tokens or answer_limit(tokenizer, asked),
-        temperature=recipe.eval.temperature,
-        top_p=recipe.eval.top_p,
-    )
-    problems = [row for row in asked if row["id"] not in done]
-    prompts = [render(tokenizer, row["prompt"]) for row in problems]
-    seeds = [seed_of(recipe.seed, "sample", arm, row["id"]) for row in problems]
-    started = said = time.monotonic()
-    drawn = sample(
-        network, tokenizer, prompts, recipe.eval.samples, decoding, seeds, recipe.eval.rows
-    )
-    with path.open("a", encoding="utf-8") as file:
-        for count, (i, found) in enumerate(drawn, 1):
-            rows = (
+    def __init__(self, recipe: Recipe, arm: str) -> None:
+        from pipeline import backend
+        from pipeline.decode import prepare
+
+        backend.quiet()
+        self.recipe, self.arm, self._started = recipe, arm, 0.0
+        self.model, self.tokenizer = backend.load(model_folder(recipe, arm), recipe.dtype)
+        prepare(self.model)
+
+    def limit(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Tokens that an answer to ``rows`` may have where the recipe does not say."""
+        from pipeline.decode import answer_limit
+
+        return answer_limit(self.tokenizer, rows)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def answers(
+        self, rows: Sequence[Mapping[str, Any]], asking: EvalSection, stream: str = "sample"
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield the sample rows of each problem. ``stream`` names the random stream: with another
+        one the answers are fresh."""
+        from pipeline.decode import Decoding, reasoning_prefix, render, sample
+
+        prefix = reasoning_prefix(self.tokenizer)
+        decoding = Decoding(
+            max_tokens=asking.max_tokens or self.limit(rows),
+            temperature=asking.temperature,
+            top_p=asking.top_p,
+        )
+        shots = self._shots(rows, asking.shots)
+        prompts = [render(self.tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
+        seeds = [seed_of(self.recipe.seed, stream, self.arm, row["id"]) for row in rows]
+        self._started = time.monotonic()
+        drawn = sample(
+            self.model, self.tokenizer, prompts, asking.samples, decoding, seeds, asking.rows
+        )
+        for i, found in drawn:
+            yield [
                 {
-                    "id": problems[i]["id"],
-                    "arm": arm,
+                    "id": rows[i]["id"],
+                    "arm": self.arm,
                     "sample": number,
                     "completion": prefix + one.completion,
                     "finish_reason": one.finish_reason,
                     "tokens": one.tokens,
                 }
                 for number, one in enumerate(found)
-            )
-            file.write("".join(map(to_line, rows)))
-            file.flush()
-            now = time.monotonic()
-            if now - said > 15 or count == len(problems):
-                said = now
-                rate = count * recipe.eval.samples / (now - started)
-                print(
-                    f"eval {arm}: {count}/{len(problems)} problems x {recipe.eval.samples} samples"
-                    f"  {rate:.0f} samples/s",
-                    flush=True,
+            ]
+
+    def _shots(
+        self, rows: Sequence[Mapping[str, Any]], count: int
+    ) -> dict[str, list[tuple[str, str]]]:
+        """For each problem, solved training problems of its tier."""
+        if not count:
+            return {row["id"]: [] for row in rows}
+        by_tier: dict[str, list[dict[str, Any]]] = {}
+        for row in read_split(self.recipe, "train"):
+            by_tier.setdefault(row["tier"], []).append(row)
+        found = {}
+        for row in rows:
+            known = by_tier.get(row["tier"], [])
+            if len(known) < count:
+                raise UserError(
+                    f"{self.recipe.path}: {count} shots need as many train problems of tier "
+                    f"{row['tier']!r}, which has {len(known)}"
                 )
+            rng = random.Random(seed_of(self.recipe.seed, "shots", row["id"]))
+            found[row["id"]] = [(one["prompt"], one["gold"]) for one in rng.sample(known, count)]
+        return found
+
+
+def _tuned(
+    recipe: Recipe, asker: Asker, asking: EvalSection, tune: Mapping[str, Sequence[Any]]
+) -> tuple[EvalSection, list[dict[str, Any]]]:
+    """The way of asking with the most optimal answers on the main tier's val problems, of all
+    combinations of ``tune``'s values, and the share that each one reached."""
+    val = [row for row in read_split(recipe, "val") if row["tier"] == recipe.data.main]
+    problems = {row["id"]: row["problem"] for row in val}
+    tried = []
+    for values in product(*tune.values()):
+        way = replace(asking, **dict(zip(tune, values, strict=True)))
+        rows = chain.from_iterable(asker.answers(val, way, "tune"))
+        verdicts = [row["status"] for row in score_rows(problems, rows, lenient=way.lenient)]
+        share = verdicts.count(Status.OPTIMAL) / len(verdicts)
+        tried.append({**dict(zip(tune, values, strict=True)), "optimal": share})
+        print(f"eval {asker.arm}: tried {tried[-1]}", flush=True)
+    best = max(tried, key=lambda found: found["optimal"])
+    return replace(asking, **{key: best[key] for key in tune}), tried
 
 
 def main() -> None:

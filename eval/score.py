@@ -26,7 +26,7 @@ from data.problem import Problem
 from data.published import check_row, prove_rows, read_rows
 from data.solver import prove
 from rewards import blog
-from rewards.parse import ParseFailure, parse
+from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Status, Verdict, confirm, verify
 
 #: What a problem is called by: ``id`` in our layout, ``index`` in the published one.
@@ -37,24 +37,31 @@ _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
 
 
 def score_rows(
-    problems: Mapping[Key, Problem], samples: Iterable[dict[str, Any]], key: str = "id"
+    problems: Mapping[Key, Problem],
+    samples: Iterable[dict[str, Any]],
+    key: str = "id",
+    lenient: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Judge samples ``{id or index, completion, …}`` in order, one verdict row each:
     ``{id, arm, sample, status, violations, objective, optimum, ratio}``.
 
     Each distinct (problem, schedule) is confirmed by CP-SAT once, about half a millisecond; a
-    sample beyond that costs some 20 microseconds.
+    sample beyond that costs some 20 microseconds. ``lenient`` judges what can be read of a
+    malformed answer too.
 
     Raises:
         DisagreementError: when CP-SAT does not confirm a verdict.
     """
     for sample in samples:
         problem = problems[sample[key]]
-        yield {**_carried(sample), **_confirmed(problem, sample["completion"]).to_json()}
+        verdict = _confirmed(problem, sample["completion"], lenient)
+        yield {**_carried(sample), **verdict.to_json()}
 
 
-def _confirmed(problem: Problem, completion: str) -> Verdict:
+def _confirmed(problem: Problem, completion: str, lenient: bool = False) -> Verdict:
     schedule = parse(completion)
+    if lenient and isinstance(schedule, ParseFailure):
+        schedule = parse_leniently(completion)
     if isinstance(schedule, ParseFailure):
         return verify(problem, completion)  # nothing that CP-SAT could confirm
     return confirm(problem, schedule)

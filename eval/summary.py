@@ -29,8 +29,6 @@ from eval.passk import (
 )
 from rewards.verify import Status
 
-#: Which arms are compared, tuned first; a pair is shown where both arms are there.
-COMPARISONS = (("grpo", "sft"), ("grpo", "base"), ("sft", "base"))
 _VALID = (Status.OPTIMAL, Status.FEASIBLE)
 
 #: ``{tier: {policy: {k: share solved}}}``, as ``data.policies.floor`` gives it for a tier.
@@ -136,8 +134,8 @@ def summarise(
     verdict_rows: Mapping[str, Iterable[Mapping[str, Any]]],
     problems_by_id: Mapping[str, str],
     seed: int,
+    comparisons: Sequence[tuple[str, str]],
     resamples: int = RESAMPLES,
-    comparisons: Sequence[tuple[str, str]] = COMPARISONS,
 ) -> dict[str, Any]:
     """The content of ``report.json``; see ``write_report``."""
     present = [arm for arm in arms if arm in verdict_rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.policies import GREEDY
+from data.policies import GREEDY, GUESSABLE
 from eval.passk import Estimate
 
 #: Columns of plain text that a table may take.
@@ -40,7 +40,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
+def cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
     """``27.1 [24.0, 30.2]`` in per cent, or points with ``sign='+'``."""
     if estimate is None:
         return ""
@@ -68,7 +68,7 @@ def _pass_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
     rows = [
         [
             k,
-            *(_cell(arm["pass_at_k"][k]) for arm in found["arms"].values()),
+            *(cell(arm["pass_at_k"][k]) for arm in found["arms"].values()),
             *(_percent(found["floors"][policy][k]) for policy in by_k),
         ]
         for k in map(str, found["ks"])
@@ -80,6 +80,13 @@ def _pass_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
             for policy in constant
         )
         notes.append(f"Floors at any k: {', '.join(shares)}.")
+    k = found["samples"]
+    guessed = found["floors"].get("random_maximal", {}).get(str(k))
+    if guessed is not None and guessed > GUESSABLE:
+        notes.append(
+            f"Guessable: a random maximal schedule solves {_percent(guessed)} % within {k} tries, "
+            f"so pass@{k} says little about a model here."
+        )
     return Sheet(
         f"{tier_title(report, tier)}: pass@k in %, success = {report['success']}",
         ["k", *map(label, found["arms"]), *(policy.replace("_", " ") for policy in by_k)],
@@ -94,20 +101,20 @@ def _difference_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
     return Sheet(
         f"{tier_title(report, tier)}: paired differences of pass@k in points",
         ["k", *(f"{label(p['tuned'])} - {label(p['reference'])}" for p in pairs)],
-        [[k, *(_cell(pair["at_k"][k], "+") for pair in pairs)] for k in map(str, found["ks"])],
+        [[k, *(cell(pair["at_k"][k], "+") for pair in pairs)] for k in map(str, found["ks"])],
         [_basis(report, tier), *_overtaking(found)],
     )
 
 
 def _overtaking(found: Mapping[str, Any]) -> Iterator[str]:
-    """Where the base's curve meets GRPO's."""
+    """Where the base's curve meets that of each arm."""
     for pair in found["differences"]:
-        if (pair["tuned"], pair["reference"]) == ("grpo", "base"):
-            k = pair["overtaken_at"]
+        if pair["reference"] == "base":
+            k, arm = pair["overtaken_at"], label(pair["tuned"])
             yield (
-                f"base stays below GRPO at every k up to {found['samples']}."
+                f"base stays below {arm} at every k up to {found['samples']}."
                 if k is None
-                else f"base first meets or passes GRPO at k = {k}."
+                else f"base first meets or passes {arm} at k = {k}."
             )
 
 
@@ -120,7 +127,7 @@ def _answer_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
         "distinct": "distinct answers",
     }
     rows = [
-        [name, *(_cell(arm[key]) for arm in arms)]
+        [name, *(cell(arm[key]) for arm in arms)]
         for key, name in names.items()
         if any(arm[key] for arm in arms)
     ]
@@ -160,18 +167,30 @@ def headline(report: Mapping[str, Any]) -> str | None:
     excludes = "excludes" if Estimate(**at_1).excludes_zero else "includes"
     return (
         f"{report['main']} (main tier), pass@1: {label(pair['tuned'])} - "
-        f"{label(pair['reference'])} = {_cell(at_1, '+')} points; the interval {excludes} 0."
+        f"{label(pair['reference'])} = {cell(at_1, '+')} points; the interval {excludes} 0."
     )
 
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print every table, plain text where the output is not a terminal."""
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(highlight=False, width=WIDTH)
+    """Print every table and the headline."""
+    console = console or plain_console()
+    print_sheets(sheets(report), console)
+    if sentence := headline(report):
+        console.print(f"\n{sentence}", markup=False, soft_wrap=True)
+
+
+def plain_console() -> Console:
+    """A console that writes plain text of WIDTH columns where the output is not a terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=WIDTH)
+    return console
+
+
+def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:
+    """Print tables with their notes."""
     width = min(console.width, WIDTH)
-    for sheet in sheets(report):
+    for sheet in sheets:
         console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
         for columns in _column_groups(sheet, width):
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -184,8 +203,6 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             console.print(table, markup=False)
         for note in sheet.notes:
             console.print(note, markup=False, soft_wrap=True)
-    if sentence := headline(report):
-        console.print(f"\n{sentence}", markup=False, soft_wrap=True)
 
 
 def _column_groups(sheet: Sheet, width: int) -> Iterator[list[int]]:
@@ -203,7 +220,11 @@ def _column_groups(sheet: Sheet, width: int) -> Iterator[list[int]]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Every table in Markdown, ready for the README."""
-    return "\n".join(chain.from_iterable(_markdown_lines(sheet) for sheet in sheets(report)))
+    return markdown_of(sheets(report))
+
+
+def markdown_of(sheets: Iterable[Sheet]) -> str:
+    return "\n".join(chain.from_iterable(map(_markdown_lines, sheets)))
 
 
 def _markdown_lines(sheet: Sheet) -> Iterator[str]:

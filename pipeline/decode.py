@@ -140,10 +140,14 @@ def _draw(logits: torch.Tensor, decoding: Decoding, uniforms: torch.Tensor) -> t
     return tokens.gather(-1, place)[:, 0]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """A prompt as the model reads it: the conversation up to where the answer begins."""
+def render(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, shots: Sequence[tuple[str, str]] = ()
+) -> str:
+    """A prompt as the model reads it: the conversation up to where the answer begins, after
+    ``shots``, each a prompt and its answer."""
+    turns = [turn for shown, answer in shots for turn in messages(shown, answer)]
     return tokenizer.apply_chat_template(
-        messages(prompt), add_generation_prompt=True, tokenize=False
+        turns + messages(prompt), add_generation_prompt=True, tokenize=False
     )
 
 

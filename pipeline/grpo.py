@@ -10,21 +10,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, run_main
-from data.files import finished
-from data.make import read_split, split_path
+from data.errors import run_main
+from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline.decode import answer_limit, prepare, reasoning_prefix
 from pipeline.settings import check, grpo_config, lora_config
-from pipeline.train import model_folder, run_trainer
-from rewards.reward import trl_rewards
+from pipeline.train import run_trainer, start_of, training_rows
+from rewards.audit import gate
+from rewards.reward import reward_functions
 
 
 def trainer_for(
     recipe: Recipe, rows: list[dict[str, Any]], model: Any, tokenizer: Any, output: Path
 ) -> Any:
-    """TRL's GRPOTrainer on the prompts of ``rows``, rewarded by the recipe's components."""
+    """TRL's GRPOTrainer on the prompts of ``rows``, with the recipe's reward."""
     from datasets import Dataset
     from trl import GRPOTrainer
 
@@ -38,31 +38,44 @@ def trainer_for(
     return GRPOTrainer(
         model=model,
         args=grpo_config(recipe, output, answer_limit(tokenizer, rows)),
-        reward_funcs=trl_rewards(list(recipe.rewards), reasoning_prefix(tokenizer)),
+        reward_funcs=reward_functions(recipe.reward, reasoning_prefix(tokenizer)),
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(recipe),
     )
 
 
-def run(recipe: Recipe, force: bool) -> None:
-    """Train the merged SFT model, or the base (``init: base``); the result is ``grpo/model``."""
-    rows = read_split(recipe, "train")
+def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -> None:
+    """Train an arm on prompts and the reward alone; the merged result is ``<arm>/model``.
+
+    Raises:
+        UserError: when the reward fails its audit, unless ``unsound`` or the recipe says to train
+            all the same.
+    """
+    start_of(recipe, arm)
+    recipe = recipe.for_arm(arm)
+    rows = training_rows(recipe, arm)
     check(recipe)
-    start = model_folder(recipe, recipe.init)
-    if recipe.init == "sft" and not finished(Path(start).parent):
-        raise UserError(f"{start} is not finished; run `make sft` first, or set `init: base`")
 
     def make(model: Any, tokenizer: Any, output: Path) -> Any:
         return trainer_for(recipe, rows, model, tokenizer, output)
 
-    section = {"grpo": recipe.grpo, "rewards": recipe.rewards}
-    run_trainer(recipe, "grpo", start, section, [split_path(recipe, "train")], force, make)
+    def audited() -> None:
+        problems: dict[str, list[Problem]] = {}
+        for row in rows:
+            problems.setdefault(row["tier"], []).append(row["problem"])
+        gate(recipe, problems, unsound or recipe.reward.unsound)
+
+    section = {"grpo": recipe.grpo, "reward": [recipe.reward.shape, recipe.reward.weights]}
+    run_trainer(recipe, arm, section, force, make, audited)
 
 
 def main() -> None:
-    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    run(recipe_from(arguments), arguments.force)
+    parser = recipe_arguments(__doc__.split("\n")[0])
+    parser.add_argument("--arm", default="grpo", help="the arm of the recipe to train")
+    parser.add_argument("--unsound", action="store_true", help="train though the audit fails")
+    arguments = parser.parse_args()
+    run(recipe_from(arguments), arguments.force, arguments.arm, arguments.unsound)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from data.errors import UserError, run_main
 from data.recipe import TYPE_NAMES, Recipe, nearest, recipe_arguments, recipe_from
 from pipeline.backend import check_dtype
-from rewards.reward import COMPONENTS
+from rewards.reward import check as check_reward
+from rewards.reward import reward_weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -49,7 +50,8 @@ _GRPO_DEFAULTS: dict[str, Any] = {
 #: What the pipeline decides itself.
 _OURS = {
     "output_dir": "the run's folder is the output",
-    "reward_weights": "give them under rewards:",
+    "reward_weights": "give weights under reward:",
+    "multi_objective_aggregation": "a component that does not apply must count 0, not as average",
     "model_init_kwargs": "give model: and dtype: at the top",
 }
 
@@ -99,29 +101,25 @@ def sft_config(recipe: Recipe, output: Path) -> SFTConfig:
     from trl import SFTConfig
 
     ours = {"output_dir": str(output), "seed": recipe.seed, "use_cpu": _no_gpu()}
+    if recipe.data.curriculum == "easy_to_hard":
+        ours["train_sampling_strategy"] = "sequential"
     return _config(SFTConfig, recipe, "sft", {**_SFT_DEFAULTS, **ours})
 
 
 def grpo_config(recipe: Recipe, output: Path, max_tokens: int | None = None) -> GRPOConfig:
-    """TRL's GRPOConfig of the recipe, with the reward components' weights in the recipe's order.
+    """TRL's GRPOConfig of the recipe, with the weights of ``rewards.reward.reward_functions``.
 
     ``max_tokens`` limits completions where the recipe sets no ``max_completion_length``.
     """
     from trl import GRPOConfig
 
-    for name in recipe.rewards:
-        if name not in COMPONENTS:
-            raise UserError(
-                f"{recipe.path}: unknown reward component {name!r} (the components are "
-                f"{', '.join(COMPONENTS)}){nearest(name, COMPONENTS)}"
-            )
-    if not any(recipe.rewards.values()):
-        raise UserError(f"{recipe.path}: rewards needs a component with a weight other than 0")
+    check_reward(recipe.reward, str(recipe.path))
     ours = {
         "output_dir": str(output),
         "seed": recipe.seed,
         "use_cpu": _no_gpu(),
-        "reward_weights": list(recipe.rewards.values()),
+        "reward_weights": reward_weights(recipe.reward),
+        "shuffle_dataset": recipe.data.curriculum == "mixture",
         **({"max_completion_length": max_tokens} if max_tokens else {}),
     }
     return _config(GRPOConfig, recipe, "grpo", {**_GRPO_DEFAULTS, **ours})
@@ -143,10 +141,11 @@ def _no_gpu() -> bool:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise UserError where TRL, PEFT or torch would refuse the recipe."""
+    """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
     check_dtype(recipe.dtype)
-    sft_config(recipe, Path("unused"))
-    grpo_config(recipe, Path("unused"))
+    for each in (recipe, *map(recipe.for_arm, recipe.all_arms())):
+        sft_config(each, Path("unused"))
+        grpo_config(each, Path("unused"))
     lora_config(recipe)
 
 

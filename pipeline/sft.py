@@ -6,47 +6,55 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import run_main
-from data.make import read_split, split_path
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline.settings import check, lora_config, sft_config
-from pipeline.train import run_trainer
+from pipeline.train import run_trainer, start_of, training_rows
 
 
-def run(recipe: Recipe, force: bool) -> None:
-    """Train the base model on prompts and gold answers; the merged result is ``sft/model``."""
-    rows = read_split(recipe, "train")
-    check(recipe)
+def trainer_for(
+    recipe: Recipe, rows: list[dict[str, Any]], model: Any, tokenizer: Any, output: Path
+) -> Any:
+    """TRL's SFTTrainer on the prompts and gold answers of ``rows``."""
+    from datasets import Dataset
+    from trl import SFTTrainer
 
-    def make(model: Any, tokenizer: Any, output: Path) -> Any:
-        from datasets import Dataset
-        from trl import SFTTrainer
-
-        dataset = Dataset.from_list(
-            [
-                {
-                    "prompt": messages(row["prompt"]),
-                    "completion": [{"role": "assistant", "content": row["gold"]}],
-                }
-                for row in rows
-            ]
-        )
-        return SFTTrainer(
-            model=model,
-            args=sft_config(recipe, output),
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=lora_config(recipe),
-        )
-
-    run_trainer(
-        recipe, "sft", recipe.model, {"sft": recipe.sft}, [split_path(recipe, "train")], force, make
+    dataset = Dataset.from_list(
+        [
+            {
+                "prompt": messages(row["prompt"]),
+                "completion": [{"role": "assistant", "content": row["gold"]}],
+            }
+            for row in rows
+        ]
+    )
+    return SFTTrainer(
+        model=model,
+        args=sft_config(recipe, output),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora_config(recipe),
     )
 
 
+def run(recipe: Recipe, force: bool, arm: str = "sft") -> None:
+    """Train an arm on prompts and gold answers; the merged result is ``<arm>/model``."""
+    start_of(recipe, arm)
+    recipe = recipe.for_arm(arm)
+    rows = training_rows(recipe, arm)
+    check(recipe)
+
+    def make(model: Any, tokenizer: Any, output: Path) -> Any:
+        return trainer_for(recipe, rows, model, tokenizer, output)
+
+    run_trainer(recipe, arm, {"sft": recipe.sft}, force, make)
+
+
 def main() -> None:
-    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    run(recipe_from(arguments), arguments.force)
+    parser = recipe_arguments(__doc__.split("\n")[0])
+    parser.add_argument("--arm", default="sft", help="the arm of the recipe to train")
+    arguments = parser.parse_args()
+    run(recipe_from(arguments), arguments.force, arguments.arm)
 
 
 if __name__ == "__main__":

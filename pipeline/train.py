@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
-from data.files import Stage
-from data.recipe import Recipe
+from data.files import Stage, finished
+from data.make import read_split, split_path
+from data.policies import random_maximal_success
+from data.recipe import ARMS, Recipe, nearest
 from pipeline import backend
 
 if TYPE_CHECKING:
@@ -20,8 +22,50 @@ MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
 def model_folder(recipe: Recipe, arm: str) -> str:
-    """Where an arm's weights are: the recipe's base model, or what a stage made of it."""
-    return recipe.model if arm == "base" else str(recipe.folder / arm / MODEL)
+    """Where an arm's weights are: the recipe's base model, what a stage made of it, or those of
+    the arm that it asks in another way."""
+    if arm == "base":
+        return recipe.model
+    found = recipe.all_arms()[arm]
+    if found.trainer == "none":
+        return model_folder(recipe, found.start)
+    return str(recipe.folder / arm / MODEL)
+
+
+def is_trained(recipe: Recipe, arm: str) -> bool:
+    """Whether the weights of an arm are there."""
+    if arm == "base":
+        return True
+    found = recipe.all_arms()[arm]
+    if found.trainer == "none":
+        return is_trained(recipe, found.start)
+    return finished(recipe.folder / arm)
+
+
+def start_of(recipe: Recipe, arm: str) -> str:
+    """The model that an arm's training starts from.
+
+    Raises:
+        UserError: when the recipe has no such arm, or the one it starts from is not trained.
+    """
+    arms = recipe.all_arms()
+    if arm not in arms:
+        known = ", ".join(arms)
+        raise UserError(f"{recipe.path}: arms has no {arm!r} (it has {known}){nearest(arm, arms)}")
+    before = arms[arm].start
+    if not is_trained(recipe, before):
+        stage = before if before in ARMS else "arms"
+        raise UserError(f"{model_folder(recipe, before)} is not finished; `make {stage}` trains it")
+    return model_folder(recipe, before)
+
+
+def training_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
+    """The training problems of an arm, in the order of the recipe's curriculum."""
+    tiers = recipe.all_arms()[arm].tiers
+    rows = [row for row in read_split(recipe, "train") if not tiers or row["tier"] in tiers]
+    if recipe.data.curriculum == "easy_to_hard":
+        rows.sort(key=lambda row: -random_maximal_success(row["problem"]))
+    return rows
 
 
 def model_inputs(model: str) -> list[Path]:
@@ -41,23 +85,32 @@ def last_whole(checkpoints: Path) -> Path | None:
 def run_trainer(
     recipe: Recipe,
     name: str,
-    start: str,
     section: dict[str, Any],
-    inputs: list[Path],
     force: bool,
     make: Callable[[Any, Any, Path], Trainer],
+    gate: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train unless up to date: load ``start``, let ``make`` build the trainer, train, save merged.
+    """Train arm ``name`` unless up to date: pass the ``gate``, load the model that it starts from,
+    let ``make`` build the trainer, train, save merged.
 
-    An interrupted training goes on from its last checkpoint when settings and inputs are the same.
+    ``recipe`` is as it stands for the arm. An interrupted training goes on from its last checkpoint
+    when settings and inputs are the same.
     """
+    start = start_of(recipe, name)
     settings = {
-        "model": start, "dtype": recipe.dtype, "seed": recipe.seed, "lora": recipe.lora, **section
-    }  # fmt: skip
+        "model": start,
+        "dtype": recipe.dtype,
+        "seed": recipe.seed,
+        "lora": recipe.lora,
+        "curriculum": recipe.data.curriculum,
+        "tiers": recipe.all_arms()[name].tiers,
+        **section,
+    }
     folder = recipe.folder / name
-    stage = Stage(folder, name, settings, [*inputs, *model_inputs(start)])
+    stage = Stage(folder, name, settings, [split_path(recipe, "train"), *model_inputs(start)])
     if stage.is_current(force):
         return
+    gate()
     if not stage.goes_on:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     backend.quiet()

@@ -40,10 +40,8 @@ def format(verdict: Verdict) -> float | None:
 
 
 def validity(verdict: Verdict) -> float | None:
-    """1 when the schedule breaks no rule; None when there is none."""
-    if verdict.status == Status.UNPARSABLE:
-        return None
-    return float(verdict.status != Status.INFEASIBLE)
+    """1 when there is a schedule and it breaks no rule."""
+    return float(verdict.status in (Status.FEASIBLE, Status.OPTIMAL))
 
 
 def ratio(verdict: Verdict) -> float | None:
@@ -52,8 +50,8 @@ def ratio(verdict: Verdict) -> float | None:
 
 
 def optimal(verdict: Verdict) -> float | None:
-    """1 when nothing better exists: what evaluation counts as success; None without a schedule."""
-    return None if verdict.status == Status.UNPARSABLE else float(verdict.status == Status.OPTIMAL)
+    """1 when nothing better exists: what evaluation counts as success."""
+    return float(verdict.status == Status.OPTIMAL)
 
 
 COMPONENTS: dict[str, Component] = {f.__name__: f for f in (format, validity, ratio, optimal)}

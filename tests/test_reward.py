@@ -40,7 +40,7 @@ EXAMPLES = {
     Status.OPTIMAL: (GOLD, (1.0, 1.0, 1.0, 1.0)),
     Status.FEASIBLE: (BAND, (1.0, 1.0, 0.5, 0.0)),
     Status.INFEASIBLE: (BAND.replace("11:00", "11:05"), (1.0, 0.0, None, 0.0)),
-    Status.UNPARSABLE: (BAND.replace("</schedule>", ""), (0.0, None, None, None)),
+    Status.UNPARSABLE: (BAND.replace("</schedule>", ""), (0.0, 0.0, None, 0.0)),
 }
 
 

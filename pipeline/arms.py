@@ -1,0 +1,22 @@
+"""Stage ``make arms``: train every arm of a recipe, each after the one that it starts from."""
+
+from __future__ import annotations
+
+from data.errors import run_main
+from data.recipe import recipe_arguments, recipe_from
+from pipeline import grpo, rejection, sft
+
+#: The module of each trainer.
+_TRAINERS = {"sft": sft, "grpo": grpo, "rejection": rejection}
+
+
+def main() -> None:
+    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
+    recipe = recipe_from(arguments)
+    for name, arm in recipe.all_arms().items():
+        if arm.trainer != "none":
+            _TRAINERS[arm.trainer].run(recipe, arguments.force, name)
+
+
+if __name__ == "__main__":
+    run_main(main)

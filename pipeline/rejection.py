@@ -1,0 +1,123 @@
+"""Rejection sampling: SFT on the start model's own verified successes (RFT, arXiv 2308.01825).
+
+What GRPO is compared with where the question is whether its policy gradient does more than to pick
+right answers that the model gives anyway. By default it draws as many answers as the recipe's GRPO
+does and trains on as many: each success as often as that takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError, run_main
+from data.files import Stage, read_jsonl, write_jsonl
+from data.make import split_path
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.seeds import seed_of
+from pipeline import sft
+from pipeline.settings import check, grpo_config, sft_config
+from pipeline.train import model_inputs, run_trainer, start_of, training_rows
+from rewards.verify import Status, verify
+
+
+def budget(recipe: Recipe) -> tuple[int, int]:
+    """(prompts, answers to each) that the recipe's GRPO takes on one device.
+
+    Raises:
+        UserError: where it is set to train by epochs, so that this is not known beforehand.
+    """
+    config = grpo_config(recipe, Path("unused"))
+    if config.max_steps < 1:
+        raise UserError(f"{recipe.path}: a rejection arm needs grpo.max_steps, for equal compute")
+    answers = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return config.max_steps * answers // config.num_generations, config.num_generations
+
+
+def successes(
+    recipe: Recipe, arm: str, rows: list[dict[str, Any]], force: bool
+) -> list[dict[str, Any]]:
+    """Training rows whose ``gold`` is an optimal answer that the start model gave, each different
+    one once; kept in ``<arm>/successes/successes.jsonl``.
+
+    Raises:
+        UserError: when it gave none.
+    """
+    from pipeline import backend
+    from pipeline.decode import Decoding, answer_limit, prepare, reasoning_prefix, render, sample
+
+    prompts, answers = budget(recipe)
+    start = start_of(recipe, arm)
+    settings = {
+        "model": start,
+        "dtype": recipe.dtype,
+        "seed": recipe.seed,
+        "prompts": prompts,
+        "answers": answers,
+        "tiers": recipe.all_arms()[arm].tiers,
+        "eval": asdict(recipe.eval),
+    }
+    folder = recipe.folder / arm / "successes"
+    stage = Stage(
+        folder, f"{arm} sampling", settings, [split_path(recipe, "train"), *model_inputs(start)]
+    )
+    path = folder / "successes.jsonl"
+    asked = {row["id"]: row for row in rows}
+    if not stage.is_current(force):
+        backend.quiet()
+        network, tokenizer = backend.load(start, recipe.dtype)
+        prepare(network)
+        prefix = reasoning_prefix(tokenizer)
+        decoding = Decoding(
+            recipe.eval.max_tokens or answer_limit(tokenizer, rows),
+            recipe.eval.temperature,
+            recipe.eval.top_p,
+        )
+        found: list[dict[str, Any]] = []
+        # More prompts than there are: further rounds ask all of them again, with other seeds.
+        for first in range(0, prompts, len(rows)):
+            here = rows[: prompts - first]
+            seeds = [seed_of(recipe.seed, "rejection", arm, first, row["id"]) for row in here]
+            texts = [render(tokenizer, row["prompt"]) for row in here]
+            drawn = sample(network, tokenizer, texts, answers, decoding, seeds, recipe.eval.rows)
+            for i, group in drawn:
+                for text in dict.fromkeys(prefix + one.completion for one in group):
+                    if verify(here[i]["problem"], text).status == Status.OPTIMAL:
+                        found.append({"id": here[i]["id"], "completion": text})
+        write_jsonl(path, {(row["id"], row["completion"]): row for row in found}.values())
+        stage.finish([path.name], drawn=prompts * answers)
+    kept = [row for _, row in read_jsonl(path)]
+    print(f"{arm}: {len(kept)} different successes of {prompts * answers} answers", flush=True)
+    if not kept:
+        raise UserError(f"{start} gave no optimal answer in {prompts * answers}; run SFT first")
+    return [{**asked[row["id"]], "gold": row["completion"]} for row in kept]
+
+
+def run(recipe: Recipe, force: bool, arm: str) -> None:
+    """Sample, keep the successes, train on them; the merged result is ``<arm>/model``."""
+    start_of(recipe, arm)
+    settings = recipe.all_arms()[arm].settings
+    recipe = recipe.for_arm(arm)
+    if "max_steps" not in settings:
+        prompts, answers = budget(recipe)
+        batch = sft_config(recipe, Path("unused")).per_device_train_batch_size
+        recipe = replace(recipe, sft={**recipe.sft, "max_steps": prompts * answers // batch})
+    check(recipe)
+    kept = successes(recipe, arm, training_rows(recipe, arm), force)
+
+    def make(model: Any, tokenizer: Any, output: Path) -> Any:
+        return sft.trainer_for(recipe, kept, model, tokenizer, output)
+
+    run_trainer(recipe, arm, {"sft": recipe.sft, "successes": len(kept)}, force, make)
+
+
+def main() -> None:
+    parser = recipe_arguments(__doc__.split("\n")[0])
+    parser.add_argument("--arm", required=True, help="the arm of the recipe to train")
+    arguments = parser.parse_args()
+    run(recipe_from(arguments), arguments.force, arguments.arm)
+
+
+if __name__ == "__main__":
+    run_main(main)
