@@ -1,11 +1,15 @@
 # Slotwise: reinforcement learning with verifiable rewards on a scheduling problem.
 # The whole experiment, in order:  make data sft grpo eval
 
-RECIPE ?= pipeline/recipes/tiny.yaml
+# The ablation is an experiment of its own.
+RECIPE ?= pipeline/recipes/$(if $(filter ablate,$(MAKECMDGOALS)),ablation,tiny).yaml
 # Override what the recipe says: MODEL=folder-or-hub-id  RUN=name-below-runs  FORCE=1 (redo)
 MODEL  ?=
 RUN    ?=
 FORCE  ?=
+# UNSOUND=1 trains though the reward fails its audit
+UNSOUND ?=
+ARM    ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
@@ -14,12 +18,12 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data sft grpo eval base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report ablate probe calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: .venv/ready ## create .venv and install the pinned requirements (the others call it)
 
@@ -33,15 +37,33 @@ data: setup ## make the problems: proven optimum, prompt, gold answer, dataset c
 	$(PY) -m pipeline.settings $(STAGE)
 	$(PY) -m data.make $(STAGE)
 
+audit: setup ## score policies that cheat under the recipe's reward; fails where one is paid
+	$(PY) -m rewards.audit $(STAGE)
+
 sft: setup ## supervised fine-tuning on gold answers
 	$(PY) -m pipeline.sft $(STAGE)
 
-grpo: setup ## reinforcement learning with verifiable rewards
-	$(PY) -m pipeline.grpo $(STAGE)
+grpo: setup ## reinforcement learning with verifiable rewards, once the reward passed its audit
+	$(PY) -m pipeline.grpo $(STAGE) $(if $(UNSOUND),--unsound)
+
+arms: setup ## train every arm of the recipe, sft and grpo among them
+	$(PY) -m pipeline.arms $(STAGE)
 
 eval: setup ## sample every arm, judge the answers, report pass@k with intervals
 	$(PY) -m eval.sample $(STAGE)
 	$(PY) -m eval.report $(STAGE)
+
+report: setup ## one HTML page of everything, with real answers drawn as days
+	$(PY) -m eval.page $(STAGE)
+
+ablate: data arms eval ## GRPO under each shape of the reward and the published one, compared
+	$(PY) -m eval.compare $(STAGE)
+
+probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
+	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
+
+calibrate: setup ## test the elicitation verdict on simulated arms whose truth is known
+	$(PY) -m eval.calibrate
 
 base: setup ## rebuild the embedded base model (FROM=model continues that model instead)
 	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))

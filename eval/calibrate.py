@@ -396,7 +396,7 @@ def main() -> None:
     parser.add_argument(
         "--resamples", type=int, default=1000, help="of the problems, for intervals"
     )
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=7, help="of the simulated arms")
     parser.add_argument("--out", type=Path, default=RUNS / "calibrate", help="folder of the report")
     options = parser.parse_args()
     for key, least in (("repetitions", 20), ("resamples", 100)):

@@ -214,6 +214,18 @@ def crossed_interval(
         left = ((values - values.mean(axis=0)) ** 2).sum(axis=(0, 1)) / (seeds - 1)
         residual = (left - problems * variance) / max(problems - 1, 1)
         variance = np.maximum(0, variance - residual / problems)
+    return widened_by_seeds(found, seeds, variance, level, bounds)
+
+
+def widened_by_seeds(
+    found: list[Estimate],
+    seeds: int,
+    variance: NDArray[np.float64],
+    level: float,
+    bounds: tuple[float, float],
+) -> list[Estimate]:
+    """Intervals for other problems, widened for other training seeds; see ``crossed_interval``.
+    ``variance`` [columns] is that between ``seeds`` training seeds."""
     reach = student.ppf((1 + level) / 2, seeds - 1) * np.sqrt(variance / seeds)
     return [
         Estimate(

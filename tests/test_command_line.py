@@ -31,10 +31,15 @@ STAGES = (
     "eval.score",
     "eval.report",
     "eval.compare",
+    "eval.page",
+    "eval.probe",
+    "eval.calibrate",
     "eval.bench",
 )
 #: Stages of a recipe, with the flags that all of them take.
-OF_A_RECIPE = tuple(stage for stage in STAGES if stage not in ("pipeline.base", "eval.score"))
+OF_A_RECIPE = tuple(
+    stage for stage in STAGES if stage not in ("pipeline.base", "eval.score", "eval.calibrate")
+)
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
 
 

@@ -1,0 +1,281 @@
+"""Compares the arms of a recipe over training seeds: the last part of ``make ablate``.
+
+Arms that differ only in their training seed are one line. For arms that were paid, it says how far
+the reward agrees with the truth. Writes ``runs/<run>/eval/compare``: ``compare.json`` and
+``compare.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError, run_main
+from data.files import Stage, finished, read_jsonl, write_json, write_text
+from data.make import read_split, split_path
+from data.recipe import Recipe, RewardSection, recipe_arguments, recipe_from
+from data.seeds import seed_of
+from eval.passk import (
+    LEVEL,
+    Estimate,
+    bootstrap_indices,
+    crossed_interval,
+    resampled_means,
+    widened_by_seeds,
+)
+from eval.report import VERDICTS
+from eval.sample import samples_path
+from eval.tables import Sheet, cell, label, markdown_of, plain_console, print_sheets
+from rewards.reward import totals
+from rewards.verify import Status
+
+OUTPUTS = ("compare.json", "compare.md")
+#: Means over problems: shares of answers that are optimal, feasible, with overlaps; tokens an
+#: answer; and whether any answer is optimal.
+RATES = ("optimal", "feasible", "overlaps", "tokens", "solved")
+_VALID = (Status.OPTIMAL, Status.FEASIBLE)
+
+#: Of one arm: per problem, RATES, and the means over its answers of reward x, truth y, xx, yy and
+#: xy, from which correlations follow.
+Table = NDArray[np.float64]
+
+
+def arm_table(
+    asked: Sequence[Mapping[str, Any]],
+    samples: Sequence[Mapping[str, Any]],
+    verdicts: Sequence[Mapping[str, Any]],
+    reward: RewardSection,
+) -> Table:
+    """One arm's answers to the problems ``asked``, under ``reward``: [problems, 10].
+
+    Truth is the verdict's ratio to the optimum, 0 where a rule is broken.
+    """
+    place = {row["id"]: i for i, row in enumerate(asked)}
+    texts = [json.dumps(row["problem"].to_json()) for row in asked]
+    at = np.array([place[row["id"]] for row in samples])
+    paid = np.array(
+        totals(reward, [texts[i] for i in at], [row["completion"] for row in samples]), dtype=float
+    )
+    truth = np.array([row["ratio"] for row in verdicts])
+    columns = [
+        [row["status"] == Status.OPTIMAL for row in verdicts],
+        [row["status"] in _VALID for row in verdicts],
+        [any(v.startswith("overlap:") for v in row["violations"]) for row in verdicts],
+        [row["tokens"] for row in samples],
+        *(paid, truth, paid**2, truth**2, paid * truth),
+    ]
+    counts = np.bincount(at, minlength=len(asked))
+    sums = [np.bincount(at, np.asarray(c, dtype=float), minlength=len(asked)) for c in columns]
+    means = np.stack(sums, axis=1) / counts[:, None]
+    return np.insert(means, RATES.index("solved"), means[:, 0] > 0, axis=1)
+
+
+def correlation(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson's correlation of reward and truth from the last five columns of ``means``
+    [..., 10]; nan where either does not vary."""
+    x, y, xx, yy, xy = np.moveaxis(means[..., len(RATES) :], -1, 0)
+    spread = np.sqrt(np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 1e-12, (xy - x * y) / spread, np.nan)
+
+
+def correlation_interval(tables: Table, indices: NDArray[np.int32]) -> Estimate | None:
+    """Correlation of reward and truth, the mean over training seeds, of tables [seeds, problems,
+    10], with an interval for other problems and other seeds. None where either never varies."""
+    of_seeds = correlation(tables.mean(axis=1))
+    resampled = np.mean([correlation(resampled_means(t, indices)) for t in tables], axis=0)
+    if np.isnan(of_seeds).any() or np.isnan(resampled).any():
+        return None
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(resampled, (tail, 1 - tail))
+    found = Estimate(float(of_seeds.mean()), float(low), float(high), tables.shape[1])
+    if len(tables) == 1:
+        return found
+    variance = of_seeds.var(ddof=1, keepdims=True)
+    return widened_by_seeds([found], len(tables), variance, LEVEL, (-1.0, 1.0))[0]
+
+
+def compare_tier(
+    arms: Mapping[str, Table],
+    start: Mapping[str, Table],
+    against: Sequence[tuple[str, str]],
+    indices: NDArray[np.int32],
+) -> dict[str, Any]:
+    """One tier of ``compare.json``.
+
+    Args:
+        arms: per arm, tables [training seeds, problems, columns].
+        start: the same of the starting model's answers, under the arm's reward, for GRPO arms.
+        against: pairs of arms to be compared, by problem and seed.
+        indices: resamples of the problems.
+    """
+
+    def rates(tables: Table, bounds: tuple[float, float]) -> dict[str, Any]:
+        found = crossed_interval(tables[..., : len(RATES)], indices, LEVEL, bounds)
+        return {name: e.to_json() for name, e in zip(RATES, found, strict=True)}
+
+    def agreement(name: str, tables: Mapping[str, Table]) -> dict[str, float] | None:
+        found = correlation_interval(tables[name], indices) if name in start else None
+        return found and found.to_json()
+
+    return {
+        "problems": indices.shape[1],
+        "arms": {
+            name: {
+                "seeds": len(tables),
+                **rates(tables, (0.0, np.inf)),
+                "agreement_at_start": agreement(name, start),
+                "agreement": agreement(name, arms),
+            }
+            for name, tables in arms.items()
+        },
+        "differences": [
+            {"arm": a, "reference": b, **rates(arms[a] - arms[b], (-np.inf, np.inf))}
+            for a, b in against
+        ],
+    }
+
+
+def sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
+    """The summary as two tables a tier: the arms, and their differences."""
+    samples = summary["samples"]
+    columns = ("optimal", "solved", "feasible", "overlaps")
+    headings = ["optimal", f"solved in {samples}", "feasible", "overlaps", "tokens"]
+
+    def tokens(estimate: Mapping[str, float], sign: str = "") -> str:
+        value, low, high = (f"{estimate[key]:{sign}.0f}" for key in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]"
+
+    def correlated(estimate: Mapping[str, float] | None) -> str:
+        if estimate is None:
+            return ""
+        return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+    for tier, found in summary["tiers"].items():
+        basis = (
+            f"{found['problems']} problems x {samples} samples; {100 * summary['level']:.0f} % "
+            f"intervals for other problems (resampled {summary['resamples']:,} times) and other "
+            "training seeds (Student's t)"
+        )
+        yield Sheet(
+            f"{tier}: what each arm answers, in %",
+            ["arm", "seeds", *headings, "r at start", "r"],
+            [
+                [
+                    label(name),
+                    str(arm["seeds"]),
+                    *(cell(arm[column]) for column in columns),
+                    tokens(arm["tokens"]),
+                    correlated(arm["agreement_at_start"]),
+                    correlated(arm["agreement"]),
+                ]
+                for name, arm in found["arms"].items()
+            ],
+            [
+                basis,
+                "r: correlation of the arm's reward with the ratio to the optimum (0 where a rule "
+                "is broken), over the answers of the model it starts from, and over its own; "
+                "blank where either does not vary.",
+            ],
+        )
+        if found["differences"]:
+            yield Sheet(
+                f"{tier}: paired differences in points",
+                ["", *headings],
+                [
+                    [
+                        f"{label(pair['arm'])} - {label(pair['reference'])}",
+                        *(cell(pair[column], "+") for column in columns),
+                        tokens(pair["tokens"], "+"),
+                    ]
+                    for pair in found["differences"]
+                ],
+                [basis],
+            )
+
+
+def pairs(recipe: Recipe, tier: str) -> list[tuple[str, str]]:
+    """The comparisons of a tier: each arm trained on it with what it started from, then the GRPO
+    arms among each other."""
+    trained = [
+        name for name, arm in recipe.arms.items() if tier in (arm.tiers or recipe.tier_uses())
+    ]
+    paid = [name for name in trained if recipe.arms[name].trainer == "grpo"]
+    starts = [(name, recipe.arms[name].start) for name in trained]
+    return starts + list(combinations(paid, 2))
+
+
+def run(recipe: Recipe, force: bool) -> None:
+    """Compare the recipe's arms, unless that is up to date."""
+    if len({len(arm.seeds) for arm in recipe.arms.values() if arm.seeds}) > 1:
+        raise UserError(
+            f"{recipe.path}: arms are compared seed by seed, so each needs equally many seeds"
+        )
+    asked = read_split(recipe, "test")
+    inputs = [split_path(recipe, "test")]
+    for name in ["base", *recipe.all_arms()]:
+        samples = samples_path(recipe, name)
+        if not finished(samples.parent) or not samples.with_name(VERDICTS).is_file():
+            raise UserError(f"arm {name!r} is not judged yet; `make eval` judges it")
+        inputs += [samples, samples.with_name(VERDICTS)]
+    rewards = {name: (arm.reward or recipe.reward).__dict__ for name, arm in recipe.arms.items()}
+    settings = {"seed": recipe.seed, "resamples": recipe.eval.resamples, "rewards": rewards}
+    stage = Stage(recipe.folder / "eval" / "compare", "compare", settings, inputs)
+    if stage.is_current(force):
+        return
+    summary: dict[str, Any] = {
+        "level": LEVEL,
+        "resamples": recipe.eval.resamples,
+        "samples": recipe.eval.samples,
+        "tiers": {},
+    }
+    for tier in dict.fromkeys(row["tier"] for row in asked):
+        here = [row for row in asked if row["tier"] == tier]
+        rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))
+        indices = bootstrap_indices(len(here), recipe.eval.resamples, rng)
+        arms, start = _tables(recipe, here)
+        summary["tiers"][tier] = compare_tier(arms, start, pairs(recipe, tier), indices)
+    found = list(sheets(summary))
+    write_json(stage.folder / OUTPUTS[0], summary)
+    write_text(stage.folder / OUTPUTS[1], markdown_of(found))
+    print_sheets(found, plain_console())
+    stage.finish(OUTPUTS)
+    print(f"compare: {stage.folder} has {', '.join(OUTPUTS)}", flush=True)
+
+
+def _tables(
+    recipe: Recipe, asked: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Table], dict[str, Table]]:
+    """Per arm, the tables of its seeds; and for GRPO arms that of the start under their reward."""
+    wanted = {row["id"] for row in asked}
+
+    def table(name: str, reward: RewardSection) -> Table:
+        path = samples_path(recipe, name)
+        samples, verdicts = (
+            [row for _, row in read_jsonl(file) if row["id"] in wanted]
+            for file in (path, path.with_name(VERDICTS))
+        )
+        return arm_table(asked, samples, verdicts, reward)
+
+    arms, start = {"base": table("base", recipe.reward)[None]}, {}
+    for name, arm in recipe.arms.items():
+        reward = arm.reward or recipe.reward
+        trained = [f"{name}.{seed}" for seed in arm.seeds] or [name]
+        arms[name] = np.stack([table(one, reward) for one in trained])
+        if arm.trainer == "grpo":
+            start[name] = table(arm.start, reward)[None]
+    return arms, start
+
+
+def main() -> None:
+    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
+    run(recipe_from(arguments), arguments.force)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,106 @@
+"""Arms over training seeds: what is counted, and how reward and truth are correlated."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import tier_problems
+
+from data.policies import random_maximal
+from data.prompts import answer
+from data.recipe import RewardSection
+from eval.compare import RATES, arm_table, compare_tier, correlation, sheets
+from eval.passk import bootstrap_indices
+from eval.score import score_rows
+from rewards.reward import totals
+
+GRADED, BLOG = RewardSection(), RewardSection("blog")
+ANSWERS = 6
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """Problems, and for each six answers: random ones, everything, and text that is no answer."""
+    import random
+
+    rng = random.Random(5)
+    asked, samples = [], []
+    for i, problem in enumerate(tier_problems("dense", 20)):
+        asked.append({"id": f"p{i}", "problem": problem})
+        texts = [answer(random_maximal(problem, rng), None) for _ in range(ANSWERS - 2)]
+        texts += [answer(problem.events, "Take everything."), "no answer"]
+        samples += [
+            {"id": f"p{i}", "completion": text, "tokens": len(text) // 40} for text in texts
+        ]
+    verdicts = list(score_rows({row["id"]: row["problem"] for row in asked}, samples))
+    return asked, samples, verdicts
+
+
+def test_an_arms_table_holds_the_shares_of_its_answers(answered):
+    asked, samples, verdicts = answered
+    table = arm_table(asked, samples, verdicts, GRADED)
+    statuses = [row["status"] for row in verdicts]
+    rates = dict(zip(RATES, table[:, : len(RATES)].mean(axis=0), strict=True))
+    assert rates["optimal"] == pytest.approx(statuses.count("optimal") / len(statuses))
+    assert rates["feasible"] == pytest.approx((ANSWERS - 2) / ANSWERS)
+    assert rates["overlaps"] == pytest.approx(1 / ANSWERS)
+    assert rates["tokens"] == pytest.approx(np.mean([row["tokens"] for row in samples]))
+    solved = {row["id"] for row in verdicts if row["status"] == "optimal"}
+    assert rates["solved"] == pytest.approx(len(solved) / len(asked))
+
+
+@pytest.mark.parametrize("reward", [GRADED, BLOG], ids=lambda section: section.shape)
+def test_the_correlation_of_reward_and_truth_is_that_over_all_answers(answered, reward):
+    asked, samples, verdicts = answered
+    problems = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
+    texts = [row["completion"] for row in samples]
+    paid = totals(reward, [problems[row["id"]] for row in samples], texts)
+    expected = np.corrcoef(paid, [row["ratio"] for row in verdicts])[0, 1]
+    table = arm_table(asked, samples, verdicts, reward)
+    assert correlation(table.mean(axis=0)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_reward_that_never_varies_has_no_correlation():
+    table = np.zeros((4, 10))
+    table[:, 5], table[:, 7] = 0.5, 0.25
+    assert np.isnan(correlation(table.mean(axis=0)))
+
+
+def tables(*optimal):
+    """One table [seeds, problems, 10] whose optimal shares are given by seed."""
+    found = np.zeros((len(optimal), 40, 10))
+    rng = np.random.default_rng(3)
+    for seed, share in enumerate(optimal):
+        found[seed, :, 0] = np.clip(share + rng.normal(0, 0.02, 40), 0, 1)
+    return found
+
+
+def compared():
+    arms = {"base": tables(0.1), "a": tables(0.30, 0.32, 0.31), "b": tables(0.1, 0.5, 0.3)}
+    indices = bootstrap_indices(40, 1_000, np.random.default_rng(1))
+    start = {"a": tables(0.1), "b": tables(0.1)}
+    return compare_tier(arms, start, [("a", "base"), ("b", "base"), ("a", "b")], indices)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    found = compared()["arms"]
+    width = {name: arm["optimal"]["high"] - arm["optimal"]["low"] for name, arm in found.items()}
+    assert width["b"] > 5 * width["a"]
+    assert [arm["seeds"] for arm in found.values()] == [1, 3, 3]
+
+
+def test_a_difference_is_taken_seed_by_seed_and_problem_by_problem():
+    a, b, between = compared()["differences"]
+    assert a["optimal"]["value"] == pytest.approx(0.21, abs=0.01)
+    assert a["optimal"]["low"] > 0
+    assert b["optimal"]["low"] < 0 < b["optimal"]["high"]
+    assert (between["arm"], between["reference"]) == ("a", "b")
+
+
+def test_the_tables_name_every_arm_and_leave_a_missing_correlation_blank():
+    summary = {"level": 0.95, "resamples": 1_000, "samples": 8, "tiers": {"dense": compared()}}
+    arms, differences = sheets(summary)
+    assert [row[0] for row in arms.rows] == ["base", "a", "b"]
+    assert all(row[-1] == "" for row in arms.rows)
+    assert [row[0] for row in differences.rows] == ["a - base", "b - base", "a - b"]
+    assert "solved in 8" in arms.columns
