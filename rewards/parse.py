@@ -61,6 +61,8 @@ def parse_leniently(completion: str) -> Schedule | ParseFailure:
     For asking what a model could do if form did not matter; the schedule must still be right.
     """
     answer = completion.rpartition("</think>")[2]
+    if "<think>" in answer:
+        return ParseFailure.UNTERMINATED_REASONING
     found, position = [], max(0, answer.rfind("<schedule>"))
     while (position := answer.find("<event>", position)) >= 0:
         match = _EVENT.match(answer, position)

@@ -15,7 +15,7 @@ from data.problem import Event, Problem
 from data.prompts import answer, schedule_xml, trace
 from data.solver import optimal_schedule
 from data.tiers import TIERS
-from rewards.parse import ParseFailure, parse
+from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Status, verify
 
 ART = "<event><name>Art</name><start>09:00</start><end>10:00</end></event>"
@@ -290,3 +290,40 @@ def test_whatever_is_rendered_is_read_back(items):
     schedule = tuple(Event(*item) for item in items)
     assert parse(schedule_xml(schedule)) == schedule
     assert parse(answer(schedule, "because")) == schedule
+
+
+# --- reading what can be read --------------------------------------------------------------
+
+
+LENIENT = {
+    "the schedule's tags are missing": lambda text: text.replace("<schedule>\n", "").replace(
+        "\n</schedule>", ""
+    ),
+    "its end is missing": lambda text: text.replace("</schedule>", ""),
+    "words stand between events": lambda text: text.replace("</event>", "</event> and then "),
+    "an earlier draft stands before it": lambda text: "<schedule>\n</schedule>\n" + text,
+}
+
+
+@pytest.mark.parametrize("spoil", LENIENT.values(), ids=LENIENT)
+def test_a_lenient_reader_reads_what_the_strict_one_refuses(spoil):
+    events = day().events[:2]
+    text = schedule_xml(events)
+    assert isinstance(parse(spoil(text)), ParseFailure)
+    assert parse_leniently(spoil(text)) == events == parse_leniently(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "failure"),
+    [
+        ("no answer", ParseFailure.NO_SCHEDULE),
+        ("<event>\n<name>A</name>\n<start>09:00</start>\n", ParseFailure.MALFORMED_EVENT),
+        (
+            "<event><name>A</name><start>9</start><end>10:00</end></event>",
+            ParseFailure.MALFORMED_TIME,
+        ),
+        ("<think>" + schedule_xml((Event(540, 600, "A"),)), ParseFailure.UNTERMINATED_REASONING),
+    ],
+)
+def test_what_a_lenient_reader_cannot_read_has_a_name_too(text, failure):
+    assert parse_leniently(text) == failure

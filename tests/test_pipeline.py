@@ -21,11 +21,13 @@ from data.files import read_jsonl
 from data.make import read_split
 from data.policies import random_maximal_success
 from data.recipe import load_recipe
+from data.tiers import TIERS
 from eval import report
-from eval.sample import sample_arm, samples_path, trained_arms
-from pipeline import arms, backend, grpo, sft
+from eval.sample import Asker, sample_arm, samples_path, trained_arms
+from pipeline import arms, backend, grpo, rejection, sft
 from pipeline.tokens import build_tokenizer
 from pipeline.train import model_folder, training_rows
+from rewards.verify import verify
 
 RECIPE = {
     "name": "small",
@@ -310,3 +312,59 @@ def test_training_goes_on_from_its_checkpoint_and_ends_with_the_same_weights(
     sft.run(recipe, force=False)
     assert "going on from" in capsys.readouterr().out
     assert not _differ(whole, _weights(recipe.folder / "sft" / "model"))
+
+
+REJECTION = {"picked": {"trainer": "rejection", "settings": {"max_steps": 2}}}
+
+
+def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypatch, capsys):
+    recipe = recipe_of(arms=REJECTION)
+    make.run(recipe, force=False, workers=1)
+    with pytest.raises(UserError, match="gave no optimal answer in 16; run SFT first"):
+        rejection.run(recipe, force=False, arm="picked")
+
+    problem = make.make_problem(0, "test", "dense", TIERS["dense"], 0)
+    right = verify(problem, make.gold_answer(problem, reasoning=False))
+    monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
+    rejection.run(recipe, force=True, arm="picked")
+    kept = [row for _, row in read_jsonl(recipe.folder / "picked/successes/successes.jsonl")]
+    assert 0 < len(kept) == len({(row["id"], row["completion"]) for row in kept}) <= 16
+    assert _differ(_weights(recipe.model), _weights(recipe.folder / "picked" / "model"))
+    capsys.readouterr()
+    rejection.run(recipe, force=False, arm="picked")
+    assert capsys.readouterr().out.count("up to date") == 2
+
+
+def test_rejection_draws_as_many_answers_as_grpo_and_needs_to_know_how_many(recipe_of):
+    assert rejection.budget(recipe_of()) == (4, 4)
+    by_epochs = {key: value for key, value in RECIPE["grpo"].items() if key != "max_steps"}
+    with pytest.raises(UserError, match=r"needs grpo\.max_steps"):
+        rejection.budget(recipe_of(grpo=by_epochs))
+
+
+def test_an_arm_without_training_is_its_start_asked_in_another_way(recipe_of):
+    tune = {"temperature": [0.5, 1.0], "shots": [0, 1]}
+    best = {"trainer": "none", "eval": {"samples": 2, "lenient": True}, "tune": tune}
+    tiers = {"dense": {"train": 8, "val": 2, "test": 3, "events": [3, 4]}}
+    recipe = recipe_of(arms={"base-best": best}, data={"main": "dense", "tiers": tiers})
+    make.run(recipe, force=False, workers=1)
+    assert trained_arms(recipe) == ["base", "base-best"]
+    sample_arm(recipe, "base-best", force=False)
+    rows = [row for _, row in read_jsonl(samples_path(recipe, "base-best"))]
+    assert len(rows) == 3 * 2
+    manifest = json.loads((samples_path(recipe, "base-best").parent / "manifest.json").read_text())
+    tried = [(way["temperature"], way["shots"]) for way in manifest["tuned"]]
+    assert tried == [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
+    assert manifest["settings"]["model"] == recipe.model
+
+
+def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
+    recipe = recipe_of()
+    make.run(recipe, force=False, workers=1)
+    asked, train = make.read_split(recipe, "test"), make.read_split(recipe, "train")
+    shots = Asker(recipe, "base")._shots(asked, 2)
+    tier_of = {(row["prompt"], row["gold"]): row["tier"] for row in train}
+    for row in asked:
+        assert [tier_of[shot] for shot in shots[row["id"]]] == [row["tier"]] * 2
+    with pytest.raises(UserError, match="9 shots need as many train problems of tier 'dense'"):
+        Asker(recipe, "base")._shots(asked, 9)
