@@ -35,9 +35,12 @@ from rewards.reward import totals
 from rewards.verify import Status
 
 OUTPUTS = ("compare.json", "compare.md")
-#: Means over problems: shares of answers that are optimal, feasible, with overlaps; tokens an
-#: answer; and whether any answer is optimal.
-RATES = ("optimal", "feasible", "overlaps", "tokens", "solved")
+#: Means over problems: shares of answers that are optimal, feasible, with overlaps, of a single
+#: event (what a reward that is gamed by brevity leads to); tokens an answer; and whether any answer
+#: is optimal.
+RATES = ("optimal", "feasible", "overlaps", "single", "tokens", "solved")
+#: Columns of an arm's table: RATES, then five moments of reward and truth.
+COLUMNS = len(RATES) + 5
 _VALID = (Status.OPTIMAL, Status.FEASIBLE)
 
 #: Of one arm: per problem, RATES, and the means over its answers of reward x, truth y, xx, yy and
@@ -51,7 +54,7 @@ def arm_table(
     verdicts: Sequence[Mapping[str, Any]],
     reward: RewardSection,
 ) -> Table:
-    """One arm's answers to the problems ``asked``, under ``reward``: [problems, 10].
+    """One arm's answers to the problems ``asked``, under ``reward``: [problems, COLUMNS].
 
     Truth is the verdict's ratio to the optimum, 0 where a rule is broken.
     """
@@ -66,6 +69,7 @@ def arm_table(
         [row["status"] == Status.OPTIMAL for row in verdicts],
         [row["status"] in _VALID for row in verdicts],
         [any(v.startswith("overlap:") for v in row["violations"]) for row in verdicts],
+        [row["completion"].count("<event>") == 1 for row in samples],
         [row["tokens"] for row in samples],
         *(paid, truth, paid**2, truth**2, paid * truth),
     ]
@@ -77,7 +81,7 @@ def arm_table(
 
 def correlation(means: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pearson's correlation of reward and truth from the last five columns of ``means``
-    [..., 10]; nan where either does not vary."""
+    [..., COLUMNS]; nan where either does not vary."""
     x, y, xx, yy, xy = np.moveaxis(means[..., len(RATES) :], -1, 0)
     spread = np.sqrt(np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -86,7 +90,7 @@ def correlation(means: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def correlation_interval(tables: Table, indices: NDArray[np.int32]) -> Estimate | None:
     """Correlation of reward and truth, the mean over training seeds, of tables [seeds, problems,
-    10], with an interval for other problems and other seeds. None where either never varies."""
+    COLUMNS], with an interval for other problems and seeds. None where either never varies."""
     of_seeds = correlation(tables.mean(axis=1))
     resampled = np.mean([correlation(resampled_means(t, indices)) for t in tables], axis=0)
     if np.isnan(of_seeds).any() or np.isnan(resampled).any():
@@ -144,8 +148,10 @@ def compare_tier(
 def sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
     """The summary as two tables a tier: the arms, and their differences."""
     samples = summary["samples"]
-    columns = ("optimal", "solved", "feasible", "overlaps")
-    headings = ["optimal", f"solved in {samples}", "feasible", "overlaps", "tokens"]
+    columns = ("optimal", "solved", "feasible", "overlaps", "single")
+    headings = [
+        "optimal", f"solved in {samples}", "feasible", "overlaps", "a single event", "tokens"
+    ]  # fmt: skip
 
     def tokens(estimate: Mapping[str, float], sign: str = "") -> str:
         value, low, high = (f"{estimate[key]:{sign}.0f}" for key in ("value", "low", "high"))

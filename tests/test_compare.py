@@ -9,7 +9,7 @@ from conftest import tier_problems
 from data.policies import random_maximal
 from data.prompts import answer
 from data.recipe import RewardSection
-from eval.compare import RATES, arm_table, compare_tier, correlation, sheets
+from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
 from eval.passk import bootstrap_indices
 from eval.score import score_rows
 from rewards.reward import totals
@@ -44,6 +44,8 @@ def test_an_arms_table_holds_the_shares_of_its_answers(answered):
     assert rates["optimal"] == pytest.approx(statuses.count("optimal") / len(statuses))
     assert rates["feasible"] == pytest.approx((ANSWERS - 2) / ANSWERS)
     assert rates["overlaps"] == pytest.approx(1 / ANSWERS)
+    alone = np.mean([row["completion"].count("<event>") == 1 for row in samples])
+    assert rates["single"] == pytest.approx(alone)
     assert rates["tokens"] == pytest.approx(np.mean([row["tokens"] for row in samples]))
     solved = {row["id"] for row in verdicts if row["status"] == "optimal"}
     assert rates["solved"] == pytest.approx(len(solved) / len(asked))
@@ -61,14 +63,14 @@ def test_the_correlation_of_reward_and_truth_is_that_over_all_answers(answered, 
 
 
 def test_a_reward_that_never_varies_has_no_correlation():
-    table = np.zeros((4, 10))
-    table[:, 5], table[:, 7] = 0.5, 0.25
+    table = np.zeros((4, COLUMNS))
+    table[:, len(RATES)], table[:, len(RATES) + 2] = 0.5, 0.25  # x and xx
     assert np.isnan(correlation(table.mean(axis=0)))
 
 
 def tables(*optimal):
-    """One table [seeds, problems, 10] whose optimal shares are given by seed."""
-    found = np.zeros((len(optimal), 40, 10))
+    """One table [seeds, problems, COLUMNS] whose optimal shares are given by seed."""
+    found = np.zeros((len(optimal), 40, COLUMNS))
     rng = np.random.default_rng(3)
     for seed, share in enumerate(optimal):
         found[seed, :, 0] = np.clip(share + rng.normal(0, 0.02, 40), 0, 1)
