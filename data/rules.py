@@ -254,6 +254,10 @@ class Travel(Rule):
     def names(self) -> tuple[str, ...]:
         return (*self.here, *self.there)
 
+    def canonical(self, problem: Problem) -> list[Any]:
+        kind, here, there, minutes = super().canonical(problem)
+        return [kind, *sorted((here, there)), minutes]  # there and back take equally long
+
     def check(self) -> None:
         need(self, bool(self.here), "here", "one event or more")
         need(self, bool(self.there), "there", "one event or more")

@@ -539,3 +539,12 @@ def test_a_rule_that_makes_no_sense_is_named_in_one_sentence(record, says):
     assert says in str(refused.value)
     assert str(refused.value).startswith(f"rule {record['rule']!r}")
     assert "\n" not in str(refused.value)
+
+
+def test_a_way_has_one_fingerprint_in_both_directions():
+    events = (Event(540, 600, "A"), Event(600, 660, "B"))
+    there, back = (
+        Problem(events, (), (*BASE_RULES, Travel((a,), (b,), 30))).fingerprint
+        for a, b in ("AB", "BA")
+    )
+    assert there == back
