@@ -212,7 +212,8 @@ def pairs(recipe: Recipe, tier: str) -> list[tuple[str, str]]:
         name for name, arm in recipe.arms.items() if tier in (arm.tiers or recipe.tier_uses())
     ]
     paid = [name for name in trained if recipe.arms[name].trainer == "grpo"]
-    starts = [(name, recipe.arms[name].start) for name in trained]
+    # An arm with seeds is one line, whichever of its models another arm starts from.
+    starts = [(name, recipe.arms[name].start.partition(".")[0]) for name in trained]
     return starts + list(combinations(paid, 2))
 
 
