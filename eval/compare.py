@@ -119,9 +119,14 @@ def compare_tier(
         indices: resamples of the problems.
     """
 
-    def rates(tables: Table, bounds: tuple[float, float]) -> dict[str, Any]:
-        found = crossed_interval(tables[..., : len(RATES)], indices, LEVEL, bounds)
-        return {name: e.to_json() for name, e in zip(RATES, found, strict=True)}
+    def rates(tables: Table, least: float) -> dict[str, Any]:
+        # A share ends at 1, a difference of shares at -1 too, a number of tokens nowhere.
+        ends = {name: (least, 1.0) for name in RATES}
+        ends["tokens"] = (np.inf * least if least else 0.0, np.inf)
+        return {
+            name: crossed_interval(tables[..., [column]], indices, LEVEL, ends[name])[0].to_json()
+            for column, name in enumerate(RATES)
+        }
 
     def agreement(name: str, tables: Mapping[str, Table]) -> dict[str, float] | None:
         found = correlation_interval(tables[name], indices) if name in start else None
@@ -132,15 +137,14 @@ def compare_tier(
         "arms": {
             name: {
                 "seeds": len(tables),
-                **rates(tables, (0.0, np.inf)),
+                **rates(tables, 0.0),
                 "agreement_at_start": agreement(name, start),
                 "agreement": agreement(name, arms),
             }
             for name, tables in arms.items()
         },
         "differences": [
-            {"arm": a, "reference": b, **rates(arms[a] - arms[b], (-np.inf, np.inf))}
-            for a, b in against
+            {"arm": a, "reference": b, **rates(arms[a] - arms[b], -1.0)} for a, b in against
         ],
     }
 
