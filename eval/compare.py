@@ -121,7 +121,7 @@ def compare_tier(
 
     def rates(tables: Table, least: float) -> dict[str, Any]:
         # A share ends at 1, a difference of shares at -1 too, a number of tokens nowhere.
-        ends = {name: (least, 1.0) for name in RATES}
+        ends = dict.fromkeys(RATES, (least, 1.0))
         ends["tokens"] = (np.inf * least if least else 0.0, np.inf)
         return {
             name: crossed_interval(tables[..., [column]], indices, LEVEL, ends[name])[0].to_json()
