@@ -30,6 +30,10 @@ TRAINERS = ("sft", "grpo", "rejection", "none")
 CURRICULA = ("mixture", "easy_to_hard")
 #: Keys that an extending recipe replaces whole.
 _WHOLE = ("arms", "tiers", "reward")
+#: Folders of a run that are not arms.
+_TAKEN = ("base", "data", "eval", "audit", "probe", "compare")
+#: What an arm may tune: what changes its answers and nothing else.
+_TUNED = ("temperature", "top_p", "shots")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: numpy and torch take no other seeds.
 MOST_SEED = 2**32 - 1
@@ -255,7 +259,7 @@ def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:
     known = ["base"]
     for name, arm in recipe.arms.items():
         where = f"{recipe.path}: arms.{name}"
-        if not _NAME.fullmatch(name) or name in ("base", "data", "eval", "audit", "probe"):
+        if not _NAME.fullmatch(name) or name in _TAKEN:
             raise UserError(f"{where} cannot be an arm's name; take letters, digits, '_' and '-'")
         if arm.trainer not in TRAINERS:
             raise UserError(f"{where}.trainer must be {' or '.join(TRAINERS)}, not {arm.trainer!r}")
@@ -266,6 +270,17 @@ def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:
         for tier in arm.tiers:
             if tier not in uses or not uses[tier].train:
                 raise UserError(f"{where}.tiers: data.tiers has no train problems of {tier!r}")
+        for key, values in arm.tune.items():
+            if key not in _TUNED or not values:
+                raise UserError(
+                    f"{where}.tune takes {', '.join(_TUNED)}, each with a list of values to try, "
+                    f"not {key}: {list(values)}"
+                )
+        for key in ("samples", "resamples"):
+            if key in arm.eval:
+                raise UserError(
+                    f"{where}.eval.{key} cannot differ: arms are compared at the same k"
+                )
         tried = [("tune", {key: value}) for key, values in arm.tune.items() for value in values]
         for section, changes in [("eval", arm.eval), *tried]:
             key = f"arms.{name}.{section}"

@@ -31,6 +31,7 @@ from eval.passk import (
 from eval.report import VERDICTS
 from eval.sample import samples_path
 from eval.tables import Sheet, cell, label, markdown_of, plain_console, print_sheets
+from rewards.parse import ParseFailure, parse
 from rewards.reward import totals
 from rewards.verify import Status
 
@@ -69,7 +70,7 @@ def arm_table(
         [row["status"] == Status.OPTIMAL for row in verdicts],
         [row["status"] in _VALID for row in verdicts],
         [any(v.startswith("overlap:") for v in row["violations"]) for row in verdicts],
-        [row["completion"].count("<event>") == 1 for row in samples],
+        [_is_single(row["completion"]) for row in samples],
         [row["tokens"] for row in samples],
         *(paid, truth, paid**2, truth**2, paid * truth),
     ]
@@ -77,6 +78,11 @@ def arm_table(
     sums = [np.bincount(at, np.asarray(c, dtype=float), minlength=len(asked)) for c in columns]
     means = np.stack(sums, axis=1) / counts[:, None]
     return np.insert(means, RATES.index("solved"), means[:, 0] > 0, axis=1)
+
+
+def _is_single(completion: str) -> bool:
+    schedule = parse(completion)
+    return not isinstance(schedule, ParseFailure) and len(schedule) == 1
 
 
 def correlation(means: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -218,7 +224,7 @@ def pairs(recipe: Recipe, tier: str) -> list[tuple[str, str]]:
     paid = [name for name in trained if recipe.arms[name].trainer == "grpo"]
     # An arm with seeds is one line, whichever of its models another arm starts from.
     starts = [(name, recipe.arms[name].start.partition(".")[0]) for name in trained]
-    return starts + list(combinations(paid, 2))
+    return starts + [pair for pair in combinations(paid, 2) if pair[::-1] not in starts]
 
 
 def run(recipe: Recipe, force: bool) -> None:
@@ -228,6 +234,8 @@ def run(recipe: Recipe, force: bool) -> None:
             f"{recipe.path}: arms are compared seed by seed, so each needs equally many seeds"
         )
     asked = read_split(recipe, "test")
+    if not finished(recipe.folder / "eval"):
+        raise UserError(f"{recipe.folder / 'eval'} is not judged to the end; `make eval` judges it")
     inputs = [split_path(recipe, "test")]
     for name in ["base", *recipe.all_arms()]:
         samples = samples_path(recipe, name)

@@ -105,6 +105,8 @@ def run(recipe: Recipe, force: bool) -> None:
         "main": recipe.data.main,
         "arms": sampled,
         "resamples": recipe.eval.resamples,
+        "lenient": {arm: recipe.for_arm(arm).eval.lenient for arm in sampled},
+        "comparisons": comparisons(recipe),
     }
     inputs = [split_path(recipe, "test"), *(samples_path(recipe, arm) for arm in sampled)]
     stage = Stage(recipe.folder / "eval", "eval", settings, inputs)
@@ -134,7 +136,7 @@ def run(recipe: Recipe, force: bool) -> None:
         comparisons=comparisons(recipe),
         resamples=recipe.eval.resamples,
     )
-    stage.finish(OUTPUTS)
+    stage.finish([*OUTPUTS, *(f"{arm}/{VERDICTS}" for arm in sampled)])
     print(f"eval: {recipe.folder / 'eval'} has {', '.join(OUTPUTS)}", flush=True)
 
 

@@ -61,7 +61,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
         "dtype": recipe.dtype,
         "seed": recipe.seed,
         **{key: value for key, value in asdict(asking).items() if key not in _JUDGING},
-        **({"tune": tune} if tune else {}),
+        **({"tune": tune, "main": recipe.data.main} if tune else {}),
     }
     path = samples_path(recipe, arm)
     splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]

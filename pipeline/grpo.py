@@ -52,7 +52,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
         UserError: when the reward fails its audit, unless ``unsound`` or the recipe says to train
             all the same.
     """
-    start_of(recipe, arm)
+    start_of(recipe, arm, "grpo")
     recipe = recipe.for_arm(arm)
     rows = training_rows(recipe, arm)
     check(recipe)

@@ -7,12 +7,13 @@ does and trains on as many: each success as often as that takes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, run_main
-from data.files import Stage, read_jsonl, write_jsonl
+from data.files import Stage, read_jsonl, sha256, write_jsonl
 from data.make import split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
@@ -32,7 +33,8 @@ def budget(recipe: Recipe) -> tuple[int, int]:
     if config.max_steps < 1:
         raise UserError(f"{recipe.path}: a rejection arm needs grpo.max_steps, for equal compute")
     answers = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return config.max_steps * answers // config.num_generations, config.num_generations
+    groups = config.max_steps * answers // (config.num_generations * config.num_iterations)
+    return groups, config.num_generations
 
 
 def successes(
@@ -56,7 +58,8 @@ def successes(
         "prompts": prompts,
         "answers": answers,
         "tiers": recipe.all_arms()[arm].tiers,
-        "eval": asdict(recipe.eval),
+        "curriculum": recipe.data.curriculum,
+        "decoding": [recipe.eval.temperature, recipe.eval.top_p, recipe.eval.max_tokens],
     }
     folder = recipe.folder / arm / "successes"
     stage = Stage(
@@ -64,6 +67,10 @@ def successes(
     )
     path = folder / "successes.jsonl"
     asked = {row["id"]: row for row in rows}
+    if recipe.data.curriculum == "mixture":
+        # As GRPO takes them: the file has one tier after the other.
+        rng = random.Random(seed_of(recipe.seed, "rejection order", arm))
+        rows = rng.sample(rows, len(rows))
     if not stage.is_current(force):
         backend.quiet()
         network, tokenizer = backend.load(start, recipe.dtype)
@@ -96,12 +103,13 @@ def successes(
 
 def run(recipe: Recipe, force: bool, arm: str) -> None:
     """Sample, keep the successes, train on them; the merged result is ``<arm>/model``."""
-    start_of(recipe, arm)
+    start_of(recipe, arm, "rejection")
     settings = recipe.all_arms()[arm].settings
     recipe = recipe.for_arm(arm)
     if "max_steps" not in settings:
         prompts, answers = budget(recipe)
-        batch = sft_config(recipe, Path("unused")).per_device_train_batch_size
+        config = sft_config(recipe, Path("unused"))
+        batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
         recipe = replace(recipe, sft={**recipe.sft, "max_steps": prompts * answers // batch})
     check(recipe)
     kept = successes(recipe, arm, training_rows(recipe, arm), force)
@@ -109,7 +117,8 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
     def make(model: Any, tokenizer: Any, output: Path) -> Any:
         return sft.trainer_for(recipe, kept, model, tokenizer, output)
 
-    run_trainer(recipe, arm, {"sft": recipe.sft, "successes": len(kept)}, force, make)
+    picked = sha256(recipe.folder / arm / "successes" / "successes.jsonl")
+    run_trainer(recipe, arm, {"sft": recipe.sft, "successes": picked}, force, make)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def trainer_for(
 
 def run(recipe: Recipe, force: bool, arm: str = "sft") -> None:
     """Train an arm on prompts and gold answers; the merged result is ``<arm>/model``."""
-    start_of(recipe, arm)
+    start_of(recipe, arm, "sft")
     recipe = recipe.for_arm(arm)
     rows = training_rows(recipe, arm)
     check(recipe)

@@ -42,16 +42,22 @@ def is_trained(recipe: Recipe, arm: str) -> bool:
     return finished(recipe.folder / arm)
 
 
-def start_of(recipe: Recipe, arm: str) -> str:
+def start_of(recipe: Recipe, arm: str, trainer: str | None = None) -> str:
     """The model that an arm's training starts from.
 
     Raises:
-        UserError: when the recipe has no such arm, or the one it starts from is not trained.
+        UserError: when the recipe has no such arm, the one it starts from is not trained, or the
+            arm is not one of ``trainer``.
     """
     arms = recipe.all_arms()
     if arm not in arms:
         known = ", ".join(arms)
         raise UserError(f"{recipe.path}: arms has no {arm!r} (it has {known}){nearest(arm, arms)}")
+    if trainer not in (None, arms[arm].trainer):
+        raise UserError(
+            f"{recipe.path}: arms.{arm} is trained by {arms[arm].trainer}, not by {trainer}; "
+            "`make arms` trains it"
+        )
     before = arms[arm].start
     if not is_trained(recipe, before):
         stage = before if before in ARMS else "arms"

@@ -410,7 +410,7 @@ def gate(
     if not allow_unsound:
         raise UserError(
             f"{recipe.path}: {_in_short(outcome)}; mend the reward, or train all the same with "
-            "`UNSOUND=1 make grpo` (--unsound)"
+            "`UNSOUND=1 make grpo` (--unsound), or `unsound: true` under the arm's reward"
         )
     warning = ["WARNING: training under a reward that the audit fails:", *outcome.failures]
     say.print("\n  ".join(warning), style="bold red", markup=False, highlight=False, soft_wrap=True)

@@ -344,18 +344,38 @@ def test_rejection_draws_as_many_answers_as_grpo_and_needs_to_know_how_many(reci
 
 def test_an_arm_without_training_is_its_start_asked_in_another_way(recipe_of):
     tune = {"temperature": [0.5, 1.0], "shots": [0, 1]}
-    best = {"trainer": "none", "eval": {"samples": 2, "lenient": True}, "tune": tune}
+    best = {"trainer": "none", "eval": {"lenient": True}, "tune": tune}
     tiers = {"dense": {"train": 8, "val": 2, "test": 3, "events": [3, 4]}}
     recipe = recipe_of(arms={"base-best": best}, data={"main": "dense", "tiers": tiers})
     make.run(recipe, force=False, workers=1)
     assert trained_arms(recipe) == ["base", "base-best"]
     sample_arm(recipe, "base-best", force=False)
     rows = [row for _, row in read_jsonl(samples_path(recipe, "base-best"))]
-    assert len(rows) == 3 * 2
+    assert len(rows) == 3 * 4
     manifest = json.loads((samples_path(recipe, "base-best").parent / "manifest.json").read_text())
     tried = [(way["temperature"], way["shots"]) for way in manifest["tuned"]]
     assert tried == [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
     assert manifest["settings"]["model"] == recipe.model
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"tune": {"samples": [4, 8]}}, r"tune takes temperature, top_p, shots, .* not samples"),
+        ({"tune": {"shots": []}}, r"each with a list of values to try, not shots: \[\]"),
+        ({"eval": {"samples": 8}}, r"eval\.samples cannot differ: arms are compared"),
+        ({"eval": {"temperature": -1.0}}, r"arms\.other\.eval\.temperature .* 0 or more"),
+    ],
+)
+def test_what_an_arm_may_not_change_is_refused(recipe_of, arm, said):
+    with pytest.raises(UserError, match=said):
+        recipe_of(arms={"other": {"trainer": "none", **arm}})
+
+
+def test_an_arm_is_trained_by_its_own_trainer_alone(recipe_of):
+    recipe = recipe_of(arms={"sft": REJECTION["picked"]})
+    with pytest.raises(UserError, match="trained by rejection, not by sft; `make arms` trains it"):
+        sft.run(recipe, force=False)
 
 
 def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
