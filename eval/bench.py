@@ -150,10 +150,10 @@ def bench_sampler(recipe: Recipe, problems: list[Any], samples: int, repeats: in
 
 @contextmanager
 def _temporary_run(recipe: Recipe, steps: int) -> Iterator[tuple[Recipe, Path]]:
-    """The recipe cut down to ``steps`` GRPO steps from its base model, and a scratch folder."""
+    """The recipe cut down to ``steps`` GRPO steps, and a scratch folder."""
     with tempfile.TemporaryDirectory() as folder:
         grpo = {**recipe.grpo, "max_steps": steps, "save_strategy": "no", "logging_steps": 1}
-        yield replace(recipe, grpo=grpo, init="base"), Path(folder)
+        yield replace(recipe, grpo=grpo), Path(folder)
 
 
 def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) -> list[Row]:
@@ -200,9 +200,8 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
         def reward(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
             return [float(c[0]["content"] == g) for c, g in zip(completions, gold, strict=True)]
 
-        config = grpo_config(
-            replace(short, rewards={"optimal": 1.0}), folder, answer_limit(tokenizer, rows)
-        )
+        config = grpo_config(short, folder, answer_limit(tokenizer, rows))
+        config.reward_weights = None  # a single function
         trainer = GRPOTrainer(
             model=model, args=config, reward_funcs=reward, train_dataset=dataset,
             processing_class=tokenizer,

@@ -1,0 +1,20 @@
+"""The bench's side-by-side runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from conftest import tier_problems
+
+from data.recipe import load_recipe
+from eval.bench import bench_grpo
+
+TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
+
+
+def test_a_grpo_step_is_timed_beside_that_of_a_bare_trl_trainer():
+    recipe = load_recipe(TINY)
+    small = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 16}
+    recipe = replace(recipe, grpo={**recipe.grpo, **small})
+    step, share = bench_grpo(recipe, list(tier_problems("dense", 8)), steps=1, repeats=1)
+    assert "GRPO step" in step.what and "stock TRL" in step.beside
+    assert 0 < float(share.figure.rstrip("%")) < 100
