@@ -183,8 +183,25 @@ def clashing_pairs(
             yield f"{first.name} / {second.name}"
 
 
+class KeepsApart:
+    """Of a rule that forbids pairs of events which are ``_too_close``."""
+
+    kind: ClassVar[str]
+
+    def _too_close(self, first: Event, second: Event) -> bool:
+        """Whether two events, in order of time, must not both be chosen."""
+        raise NotImplementedError
+
+    def constrain(self, day: DayModel) -> None:
+        forbid_pairs(day, self._too_close)
+
+    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
+        for pair in clashing_pairs(schedule, self._too_close):
+            yield f"{self.kind}: {pair}"
+
+
 @dataclass(frozen=True)
-class Gap(Rule):
+class Gap(KeepsApart, Rule):
     """So many minutes between the end of a chosen event and the start of any later one."""
 
     kind: ClassVar[str] = "gap"
@@ -201,19 +218,12 @@ class Gap(Rule):
         # Events that overlap are another rule's matter.
         return 0 <= second.start - first.end < self.minutes
 
-    def constrain(self, day: DayModel) -> None:
-        forbid_pairs(day, self._too_close)
-
-    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        for pair in clashing_pairs(schedule, self._too_close):
-            yield f"gap: {pair}"
-
     def check(self) -> None:
         need(self, self.minutes > 0, "minutes", "above 0")
 
 
 @dataclass(frozen=True)
-class Travel(Rule):
+class Travel(KeepsApart, Rule):
     """So many minutes between a chosen event and a later one at the other of two places.
 
     Events at neither place need no travel.
@@ -243,13 +253,6 @@ class Travel(Rule):
             first.name in self.there and second.name in self.here
         )
         return apart and 0 <= second.start - first.end < self.minutes
-
-    def constrain(self, day: DayModel) -> None:
-        forbid_pairs(day, self._too_close)
-
-    def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        for pair in clashing_pairs(schedule, self._too_close):
-            yield f"travel: {pair}"
 
     def names(self) -> tuple[str, ...]:
         return (*self.here, *self.there)
@@ -303,24 +306,27 @@ class Before(Rule):
         need(self, self.first != self.then, "then", "another event than first")
 
 
-def sample_group(problem: Problem, rng: random.Random) -> tuple[str, ...] | None:
-    """Two or three events' names."""
-    if len(problem.events) < 3:
-        return None
-    return tuple(rng.sample([e.name for e in problem.events], rng.randint(2, 3)))
+class OfGroup:
+    """Of a rule about a ``group`` of events, two or three where it is drawn."""
 
-
-@dataclass(frozen=True)
-class AtMostOne(Rule):
-    """At most one event of a group."""
-
-    kind: ClassVar[str] = "at_most_one"
     group: tuple[str, ...]
 
     @classmethod
     def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
-        group = sample_group(problem, rng)
-        return cls(group) if group else None
+        if len(problem.events) < 3:
+            return None
+        return cls(tuple(rng.sample([e.name for e in problem.events], rng.randint(2, 3))))
+
+    def names(self) -> tuple[str, ...]:
+        return self.group
+
+
+@dataclass(frozen=True)
+class AtMostOne(OfGroup, Rule):
+    """At most one event of a group."""
+
+    kind: ClassVar[str] = "at_most_one"
+    group: tuple[str, ...]
 
     def sentence(self) -> str | None:
         return f"Choose at most one of {spoken(self.group)}."
@@ -333,25 +339,17 @@ class AtMostOne(Rule):
         if len(found) > 1:
             yield f"at_most_one: {' / '.join(found)}"
 
-    def names(self) -> tuple[str, ...]:
-        return self.group
-
     def check(self) -> None:
         need(self, len(set(self.group)) > 1, "group", "two different events or more")
 
 
 @dataclass(frozen=True)
-class AtLeastOne(Rule):
+class AtLeastOne(OfGroup, Rule):
     """At least one event of a group."""
 
     kind: ClassVar[str] = "at_least_one"
     hereditary: ClassVar[bool] = False
     group: tuple[str, ...]
-
-    @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
-        group = sample_group(problem, rng)
-        return cls(group) if group else None
 
     def sentence(self) -> str | None:
         return f"Choose at least one of {spoken(self.group)}."
@@ -362,9 +360,6 @@ class AtLeastOne(Rule):
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
         if not {e.name for e in schedule} & set(self.group):
             yield f"at_least_one: {' / '.join(self.group)}"
-
-    def names(self) -> tuple[str, ...]:
-        return self.group
 
     def check(self) -> None:
         need(self, bool(self.group), "group", "one event or more")
