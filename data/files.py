@@ -100,6 +100,18 @@ def finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def stage_facts(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished stage.
+
+    Raises:
+        UserError: when it is missing or spoilt.
+    """
+    found = _read_object(folder / MANIFEST)
+    if not found:
+        raise UserError(f"{folder / MANIFEST} cannot be read; FORCE=1 redoes its stage")
+    return found
+
+
 class Stage:
     """One stage's output folder and the manifest that says what made it.
 

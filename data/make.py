@@ -26,7 +26,8 @@ from data.policies import FLOOR_KS, GUESSABLE, floor
 from data.problem import Problem
 from data.prompts import answer, prompt, trace
 from data.published import read_published
-from data.recipe import SPLITS, Recipe, TierUse, recipe_arguments, recipe_from
+from data.recipe import SPLITS, Recipe, recipe_arguments, recipe_from
+from data.sections import TierUse
 from data.seeds import seed_of
 from data.solver import UnprovenError, optimal_schedule, prove
 from data.tiers import EFFORT, Tier

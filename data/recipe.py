@@ -22,6 +22,15 @@ from typing import Any
 import yaml
 
 from data.errors import UserError
+from data.sections import (
+    ARMS,
+    Arm,
+    DataSection,
+    EvalSection,
+    RewardSection,
+    TierUse,
+    VerdictSection,
+)
 from data.tiers import TIERS, Tier
 
 RUNS = Path("runs")
@@ -31,7 +40,9 @@ CURRICULA = ("mixture", "easy_to_hard")
 #: Keys that an extending recipe replaces whole.
 _WHOLE = ("arms", "tiers", "reward")
 #: Folders of a run that are not arms.
-_TAKEN = ("base", "data", "eval", "audit", "probe", "compare")
+_TAKEN = ("base", "data", "eval", "audit", "probe", "compare", "elicitation")
+#: What reports call all tiers together.
+_TOGETHER = ("all", "overall")
 #: What an arm may tune: what changes its answers and nothing else.
 _TUNED = ("temperature", "top_p", "shots")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -50,106 +61,6 @@ TYPE_NAMES: dict[type, str] = {
 
 
 @dataclass(frozen=True)
-class TierUse:
-    """How a recipe uses one tier: problems per split, from our generator or from ``source``."""
-
-    train: int = 0
-    val: int = 0
-    test: int = 0
-    source: str | None = None
-    tier: Tier = field(default_factory=Tier)
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """``data:`` which problems, and how their gold answers read.
-
-    ``curriculum`` orders the training problems: ``mixture`` (shuffled; how many of each tier is
-    the mixture) or ``easy_to_hard`` (by the chance of a random maximal schedule, best first).
-    """
-
-    tiers: dict[str, Any]
-    main: str
-    reasoning: bool = True
-    curriculum: str = "mixture"
-
-
-@dataclass(frozen=True)
-class RewardSection:
-    """``reward:`` what GRPO is paid for.
-
-    Attributes:
-        shape: see ``rewards.reward``.
-        weights: of a graded one's components; null for the shape's own.
-        unsound: train though the audit (``rewards.audit``) fails.
-    """
-
-    shape: str = "graded"
-    weights: dict[str, float] | None = None
-    unsound: bool = False
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One entry of ``arms:``, a model that is trained, or asked in another way, and evaluated
-    beside the base.
-
-    Attributes:
-        trainer: ``sft``, ``grpo``, ``rejection`` (SFT on the start's own verified successes), or
-            ``none``: the start itself, asked in another way.
-        start: the arm whose merged model it starts from.
-        seeds: train it once with each; the arms are then called ``name.seed``.
-        tiers: train on the problems of these tiers alone.
-        reward: instead of the recipe's.
-        settings: instead of single arguments in the recipe's ``sft`` or ``grpo`` section.
-        eval: instead of single keys of the recipe's ``eval`` section.
-        tune: keys of ``eval`` with the values to try on the val problems; the best is taken.
-    """
-
-    trainer: str
-    start: str = "base"
-    seeds: tuple[int, ...] = ()
-    tiers: tuple[str, ...] = ()
-    reward: RewardSection | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    eval: dict[str, Any] = field(default_factory=dict)
-    tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-
-    @property
-    def section(self) -> str | None:
-        """The recipe's section that its training takes its arguments from."""
-        return {"rejection": "sft", "none": None}.get(self.trainer, self.trainer)
-
-
-#: What an experiment trains unless its recipe says otherwise.
-ARMS = {"sft": Arm("sft"), "grpo": Arm("grpo", "sft")}
-
-
-@dataclass(frozen=True)
-class EvalSection:
-    """``eval:`` how answers are drawn, the same for every arm that does not say otherwise.
-
-    Attributes:
-        samples: answers to each problem.
-        temperature, top_p: of sampling.
-        shots: solved training problems shown before each question.
-        lenient: judge what can be read of a malformed answer (``rewards.parse.parse_leniently``).
-        max_tokens: of an answer; null allows twice the longest gold answer.
-        rows: answers sampled at a time.
-        resamples: of the problems, for intervals.
-    """
-
-    samples: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    shots: int = 0
-    lenient: bool = False
-    max_tokens: int | None = None
-    rows: int = 256
-    resamples: int = 10_000
-
-
-@dataclass(frozen=True)
 class Recipe:
     """One experiment.
 
@@ -162,6 +73,7 @@ class Recipe:
         reward: what GRPO is paid for.
         sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
         arms: the models to train, in this order; ``all_arms`` has them by seed.
+        verdict: which of them are judged, and by what margins.
     """
 
     name: str
@@ -169,10 +81,11 @@ class Recipe:
     data: DataSection
     sft: dict[str, Any]
     grpo: dict[str, Any]
-    eval: EvalSection = EvalSection()
+    eval: EvalSection = field(default_factory=EvalSection)
     seed: int = 0
     dtype: str = "float32"
-    reward: RewardSection = RewardSection()
+    reward: RewardSection = field(default_factory=RewardSection)
+    verdict: VerdictSection = field(default_factory=VerdictSection)
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
     lora: dict[str, Any] | None = None
     path: Path = field(default=Path(), metadata={"internal": True})
@@ -186,11 +99,20 @@ class Recipe:
         """The arms that are trained, those with ``seeds`` once for each."""
         found = {}
         for name, arm in self.arms.items():
-            for seed in arm.seeds:
-                found[f"{name}.{seed}"] = dataclasses.replace(arm, seeds=(seed,))
-            if not arm.seeds:
-                found[name] = arm
+            seeds = [(seed,) for seed in arm.seeds] or [()]
+            for member, own in zip(self.members(name), seeds, strict=True):
+                found[member] = dataclasses.replace(arm, seeds=own)
         return found
+
+    def members(self, name: str) -> list[str]:
+        """What an entry of ``arms`` is called once for each of its seeds."""
+        return [f"{name}.{seed}" for seed in self.arms[name].seeds] or [name]
+
+    def judged(self) -> list[str]:
+        """The entries of ``arms`` that get a verdict."""
+        if self.verdict.arms is None:
+            return [name for name in self.arms if name == "grpo"]
+        return list(self.verdict.arms)
 
     def for_arm(self, name: str) -> Recipe:
         """The recipe as it stands for one arm, with the arm's own seed, reward, settings and way
@@ -236,10 +158,13 @@ def load_recipe(path: Path, model: str | None = None, run: str | None = None) ->
     uses = recipe.tier_uses()
     if recipe.data.main not in uses:
         raise UserError(f"{path}: data.main is {recipe.data.main!r}, not one of {', '.join(uses)}")
+    for name in set(uses) & set(_TOGETHER):
+        raise UserError(f"{path}: data.tiers.{name} cannot be a tier's name")
     for split in SPLITS:
         if not getattr(uses[recipe.data.main], split):
             raise UserError(f"{path}: the main tier {recipe.data.main!r} needs {split} problems")
     _check_arms(recipe, uses)
+    _check_verdict(recipe)
     return recipe
 
 
@@ -288,7 +213,33 @@ def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:
             _check_eval(str(recipe.path), key, built)
         if len(set(arm.seeds)) < len(arm.seeds) or not all(0 <= s <= MOST_SEED for s in arm.seeds):
             raise UserError(f"{where}.seeds must be different, each 0 to {MOST_SEED}")
-        known += [f"{name}.{seed}" for seed in arm.seeds] or [name]
+        known += recipe.members(name)
+
+
+def _check_verdict(recipe: Recipe) -> None:
+    """Raise UserError where an arm has no place in a verdict, or a margin makes no sense."""
+    section = recipe.verdict
+    section.margins.validate(f"{recipe.path}: verdict.margins")
+    if section.fresh < 1:
+        raise UserError(f"{recipe.path}: verdict.fresh must be 1 or more")
+    named = [("arms", name) for name in section.arms or ()]
+    rivals = [("base_best", section.base_best), ("format_only", section.format_only)]
+    for key, name in [*named, *rivals]:
+        if name is not None and name not in recipe.arms:
+            raise UserError(
+                f"{recipe.path}: verdict.{key} names {name!r}, not an entry of arms "
+                f"({', '.join(recipe.arms)}){nearest(name, recipe.arms)}"
+            )
+    for name in recipe.judged():
+        seeds = recipe.arms[name].seeds
+        for key, rival in rivals:
+            if rival == name:
+                raise UserError(f"{recipe.path}: verdict.{key} is {name!r}, which is judged")
+            if rival and recipe.arms[rival].seeds not in ((), seeds):
+                raise UserError(
+                    f"{recipe.path}: verdict.{key}: {rival!r} needs no seeds or those of "
+                    f"{name!r}, since they are compared seed by seed"
+                )
 
 
 def _content(path: Path, extended: tuple[Path, ...] = ()) -> Any:

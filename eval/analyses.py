@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, binomtest
 
+from data.sections import LEVEL
 from eval.passk import (
-    LEVEL,
     Estimate,
     mean_interval,
     overtaking_k,

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from data.errors import UserError, run_main
 from data.files import Stage, finished, read_jsonl, write_json, write_text
 from data.make import read_split, split_path
-from data.recipe import Recipe, RewardSection, recipe_arguments, recipe_from
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.sections import LEVEL, RewardSection
 from data.seeds import seed_of
 from eval.passk import (
-    LEVEL,
     Estimate,
     bootstrap_indices,
     crossed_interval,

@@ -33,8 +33,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import UserError
+from data.sections import RESAMPLES
 from data.seeds import seed_of
-from eval.passk import RESAMPLES, bootstrap_indices, ratio_interval
+from eval.passk import bootstrap_indices, ratio_interval
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
-RESAMPLES = 10_000
-LEVEL = 0.95
+from data.sections import LEVEL
+
 #: Resamples whose problem counts are held in memory at once.
 _BLOCK = 500
 #: Means this close are equal but for rounding.

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError, run_main
-from data.files import Stage, read_jsonl, sha256, to_line, write_json, write_text
+from data.files import Stage, read_jsonl, sha256, write_json, write_text
 from data.make import read_split, split_path
-from data.recipe import ARMS, EvalSection, Recipe, RewardSection, recipe_arguments, recipe_from
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.sections import ARMS, LEVEL, EvalSection, RewardSection
 from data.seeds import seed_of
-from eval.passk import LEVEL
 from eval.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
-from eval.sample import Asker, _keep_whole, arms
+from eval.sample import Asker, arms, ask
 from eval.tables import Sheet, cell, label, markdown_of, plain_console, print_sheets
 from pipeline.train import is_trained, model_folder, model_inputs
 from rewards.reward import totals
@@ -145,7 +145,10 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     if stage.is_current(force):
         return
     asked = chosen_rows(recipe, plan.problems)
-    _sample(recipe, arm, asked, plan.asking, folder / SAMPLES, stage.goes_on)
+    asker = Asker(recipe, arm)
+    limit = plan.asking.max_tokens or asker.limit(read_split(recipe, "train"))
+    asking = replace(plan.asking, max_tokens=limit)
+    ask(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
     outcomes = judge([row for _, row in read_jsonl(folder / SAMPLES)], texts, recipe.reward)
     report = {
@@ -176,33 +179,6 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     console.print(f"\n{headline(report)}", markup=False, soft_wrap=True)
     stage.finish([SAMPLES, REPORT, PAGE], sha256=sha256(folder / SAMPLES))
     print(f"probe: {folder} has {REPORT}, {PAGE} and {SAMPLES}", flush=True)
-
-
-def _sample(
-    recipe: Recipe,
-    arm: str,
-    asked: Sequence[Mapping[str, Any]],
-    asking: EvalSection,
-    path: Path,
-    goes_on: bool,
-) -> None:
-    """Write the samples of ``asked`` that are not there yet."""
-    done = _keep_whole(path, asking.samples) if goes_on else set()
-    if not done:
-        write_text(path, "")
-    missing = [row for row in asked if row["id"] not in done]
-    if not missing:
-        return
-    asker = Asker(recipe, arm)
-    limit = asking.max_tokens or asker.limit(read_split(recipe, "train"))
-    with path.open("a", encoding="utf-8") as file:
-        for rows in asker.answers(missing, replace(asking, max_tokens=limit), "probe"):
-            file.write("".join(map(to_line, rows)))
-            file.flush()
-    print(
-        f"probe {arm}: {len(missing)} problems x {asking.samples} samples in {asker.seconds:.0f} s",
-        flush=True,
-    )
 
 
 # --- in words --------------------------------------------------------------------------------

@@ -14,17 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data.sections import LEVEL, RESAMPLES
 from data.seeds import seed_of
 from eval.analyses import crossing
-from eval.passk import (
-    LEVEL,
-    RESAMPLES,
-    bootstrap_indices,
-    ks_for,
-    mean_interval,
-    pass_at_k,
-    resampled_means,
-)
+from eval.passk import bootstrap_indices, ks_for, mean_interval, pass_at_k, resampled_means
 
 #: What is reported of all tiers together, as the training data mixes them.
 ALL = "all"

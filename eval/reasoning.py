@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from data.problem import Event, Problem
 from data.rules import KINDS
-from eval.passk import RESAMPLES, bootstrap_indices, mean_interval, ratio_interval
+from data.sections import RESAMPLES
+from eval.passk import bootstrap_indices, mean_interval, ratio_interval
 from rewards.parse import ParseFailure, parse
 from rewards.verify import Status
 

@@ -18,7 +18,8 @@ from data.make import read_split, split_path
 from data.policies import floor
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from eval.passk import RESAMPLES, ks_for
+from data.sections import RESAMPLES, Arm
+from eval.passk import ks_for
 from eval.plot import draw
 from eval.sample import arms, samples_path
 from eval.score import score_rows
@@ -73,13 +74,20 @@ def write_report(
 
 
 def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
-    """Each trained arm with what it started from and with the base, the last trained first."""
-    pairs = [
-        (name, reference)
-        for name, arm in reversed(recipe.all_arms().items())
-        for reference in (arm.start, "base")
-    ]
+    """Each arm with what it started from, with the base, and where it is asked in another way with
+    the base asked in that way; the last trained first."""
+    arms = recipe.all_arms()
+    asked = {str((arm.eval, arm.tune)): name for name, arm in arms.items() if _is_base(arm)}
+    pairs = []
+    for name, arm in reversed(arms.items()):
+        alike = asked.get(str((arm.eval, arm.tune))) if arm.eval or arm.tune else None
+        pairs += [(name, ref) for ref in (arm.start, "base", alike) if ref not in (None, name)]
     return list(dict.fromkeys(pairs))
+
+
+def _is_base(arm: Arm) -> bool:
+    """Whether it is the base itself, asked in another way."""
+    return (arm.trainer, arm.start) == ("none", "base")
 
 
 def judge_arm(

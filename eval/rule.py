@@ -56,15 +56,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data.errors import UserError
-from data.recipe import build
+from data.sections import Margins
 from eval.analyses import floor_at
-from eval.passk import LEVEL, RESAMPLES, Estimate
+from eval.passk import Estimate
 
 
 class Verdict(StrEnum):
@@ -76,73 +74,6 @@ class Verdict(StrEnum):
     DISTILLED = "distilled"
     FORMAT = "format only"
     INCONCLUSIVE = "inconclusive"
-
-
-@dataclass(frozen=True)
-class Margins:
-    """What counts as much, as little, and as sure; shares of problems as fractions of 1.
-
-    Attributes:
-        level: of every interval; each of its ends is wrong with ``(1 - level) / 2``.
-        gain: a gain in pass@1 below this is none.
-        narrowed: a loss of pass@n surely below this is none.
-        new: new capability is more than this share of problems beyond the reference.
-        reach: elicited is less than this share of problems beyond the base.
-        lift: sharpening up to this many times over is no new capability.
-        luck: a problem counts as beyond only if chance makes at most this share of them do so.
-        floor: ``tries`` are limited to where guessing solves at most this share.
-        correction: over the tiers, ``holm`` or ``none``.
-        resamples: of the problems.
-    """
-
-    level: float = LEVEL
-    gain: float = 0.03
-    narrowed: float = 0.05
-    new: float = 0.02
-    reach: float = 0.05
-    lift: int = 16
-    luck: float = 0.01
-    floor: float = 0.5
-    correction: str = "holm"
-    resamples: int = RESAMPLES
-
-    def validate(self, source: str = "verdict") -> None:
-        """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        for key in ("gain", "narrowed", "new", "reach"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(
-                    f"{source}.{key} must be a share of problems, 0 to below 1, "
-                    f"not {getattr(self, key)!r}"
-                )
-        if self.new > self.reach:
-            raise UserError(
-                f"{source}.new ({self.new}) must not be above {source}.reach ({self.reach}): what "
-                "is too little to be new would be too much to be elicited"
-            )
-        for key, low, high in (("level", 0.5, 1), ("floor", 0, 1), ("luck", 0, self.new)):
-            if not low < getattr(self, key) < high:
-                raise UserError(
-                    f"{source}.{key} must be above {low} and below {high}, "
-                    f"not {getattr(self, key)!r}"
-                )
-        for key, least in (("lift", 1), ("resamples", 100)):
-            if getattr(self, key) < least:
-                raise UserError(
-                    f"{source}.{key} must be {least} or more, not {getattr(self, key)!r}"
-                )
-        if self.correction not in ("holm", "none"):
-            raise UserError(f"{source}.correction must be holm or none, not {self.correction!r}")
-
-
-def margins_from(section: Mapping[str, Any], source: str) -> Margins:
-    """Margins from the ``verdict:`` section of a recipe; what it does not name has its default.
-
-    Raises:
-        UserError: naming ``source`` and the key that is unknown, of the wrong type, or senseless.
-    """
-    margins: Margins = build(Margins, dict(section), source, "verdict.")
-    margins.validate(f"{source}: verdict")
-    return margins
 
 
 @dataclass(frozen=True)
@@ -185,18 +116,23 @@ def is_new(estimates: Mapping[str, Estimate], margins: Margins) -> bool:
 
 
 def decide(
-    estimates: Mapping[str, Estimate], budget: Budget, margins: Margins, new: bool
+    estimates: Mapping[str, Estimate],
+    budget: Budget,
+    margins: Margins,
+    new: bool,
+    who: str = "GRPO",
 ) -> tuple[Verdict, str]:
     """The rule of this module's docstring: the verdict and the deciding condition in words.
 
     Args:
         new: whether ``is_new`` holds at the level that the correction asks for.
+        who: what the judged arm is called.
     """
     beyond = estimates.get("beyond base")
     if new:
         return Verdict.NEW, (
-            f"on {_share(beyond)} of problems GRPO answers reliably (in {budget.needed} or more of "
-            f"{budget.fresh} fresh tries) what was not reachable for base within {budget.reach} "
+            f"on {_share(beyond)} of problems {who} answers reliably (in {budget.needed} or more "
+            f"of {budget.fresh} fresh tries) what was not reachable for base within {budget.reach} "
             f"samples, and what base sharpened {margins.lift} times over or guessing would not"
         )
     if beyond is not None and beyond.low > margins.new:
@@ -206,38 +142,38 @@ def decide(
     if gain.high < margins.gain:
         what = "falls behind base" if gain.high < 0 else "gains nothing of weight over base"
         return Verdict.INCONCLUSIVE, (
-            f"GRPO {what} at k = 1 ({_points(gain)}), so there is nothing to explain"
+            f"{who} {what} at k = 1 ({_points(gain)}), so there is nothing to explain"
         )
     if gain.low <= 0:
-        return Verdict.INCONCLUSIVE, f"whether GRPO gains at k = 1 is open ({_points(gain)})"
+        return Verdict.INCONCLUSIVE, f"whether {who} gains at k = 1 is open ({_points(gain)})"
     for rival, verdict in (("format_only", Verdict.FORMAT), ("sft", Verdict.DISTILLED)):
         over = estimates.get(f"gain over {rival}")
         if over is None:
             continue
         if over.high < margins.gain:
             return verdict, (
-                f"GRPO gains {_points(gain)} over base at k = 1 but nothing of weight over "
+                f"{who} gains {_points(gain)} over base at k = 1 but nothing of weight over "
                 f"{_NAMES[rival]} ({_points(over)})"
             )
         if over.low <= 0:
             return Verdict.INCONCLUSIVE, (
-                f"GRPO gains {_points(gain)} over base at k = 1; whether {_NAMES[rival]} explains "
+                f"{who} gains {_points(gain)} over base at k = 1; whether {_NAMES[rival]} explains "
                 f"it is open ({_points(over)})"
             )
     perhaps = estimates.get("perhaps beyond base")
     if perhaps is None:
         return Verdict.INCONCLUSIVE, (
-            f"GRPO gains {_points(gain)} over base at k = 1, but there are no confirmation samples "
-            "to tell a skill of the base from a new one"
+            f"{who} gains {_points(gain)} over base at k = 1, but there are no confirmation "
+            "samples to tell a skill of the base from a new one"
         )
     if perhaps.high >= margins.reach:
         return Verdict.INCONCLUSIVE, (
-            f"GRPO gains {_points(gain)} over base at k = 1; whether all of it was reachable for "
+            f"{who} gains {_points(gain)} over base at k = 1; whether all of it was reachable for "
             f"base is open: within {budget.tries} tries it solves {_share(perhaps)} of problems "
             f"that base missed in all {budget.reach} samples"
         )
     within = (
-        f"GRPO gains {_points(gain)} over base at k = 1, and what it solves within {budget.tries} "
+        f"{who} gains {_points(gain)} over base at k = 1, and what it solves within {budget.tries} "
         f"tries base reaches within {budget.reach} samples, but for at most {perhaps.high:.1%} of "
         "problems"
     )

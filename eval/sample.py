@@ -11,18 +11,24 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, run_main
-from data.files import Stage, sha256, to_line, write_bytes, write_text
+from data.files import Stage, sha256, stage_facts, to_line, write_bytes, write_text
 from data.make import read_split, split_path
-from data.recipe import ARMS, EvalSection, Recipe, recipe_arguments, recipe_from
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.sections import ARMS, EvalSection
 from data.seeds import seed_of
+from eval.roles import beforehand
 from eval.score import score_rows
 from pipeline.train import is_trained, model_folder, model_inputs
 from rewards.verify import Status
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Keys of the eval section that change nothing about the answers.
 _JUDGING = ("lenient", "resamples")
@@ -56,11 +62,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     asking = recipe.for_arm(arm).eval
     tune = {} if arm == "base" else recipe.all_arms()[arm].tune
     settings = {
-        "arm": arm,
-        "model": model,
-        "dtype": recipe.dtype,
-        "seed": recipe.seed,
-        **{key: value for key, value in asdict(asking).items() if key not in _JUDGING},
+        **_settings(recipe, arm, asking),
         **({"tune": tune, "main": recipe.data.main} if tune else {}),
     }
     path = samples_path(recipe, arm)
@@ -69,29 +71,87 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     stage = Stage(path.parent, f"eval {arm}", settings, [*inputs, *model_inputs(model)])
     if stage.is_current(force):
         return
-    done = _keep_whole(path, asking.samples) if stage.goes_on else set()
-    if not done:
-        write_text(path, "")
     asker = Asker(recipe, arm)
     facts: dict[str, Any] = {}
     if tune:
         asking, facts["tuned"] = _tuned(recipe, asker, asking, tune)
     asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
-    asked = [row for row in test if row["id"] not in done]
+    ask(asker, test, asking, path, "sample", stage.goes_on)
+    stage.finish(
+        [path.name],
+        samples=asking.samples,
+        asking=asdict(asking),
+        sha256=sha256(path),
+        **facts,
+    )
+
+
+def ask_again(
+    recipe: Recipe, arm: str, rows: Sequence[Mapping[str, Any]], samples: int, force: bool
+) -> Path:
+    """Draw ``samples`` fresh answers of a sampled arm to each of ``rows``, in the way in which it
+    was asked the first time, unless that is up to date; returns their file."""
+    first = samples_path(recipe, arm)
+    asking = replace(way_of_asking(first.parent), samples=samples)
+    model = model_folder(recipe, arm)
+    path = first.parent / "fresh" / first.name
+    settings = {**_settings(recipe, arm, asking), "problems": [row["id"] for row in rows]}
+    splits = ["test", *(["train"] if asking.shots else [])]
+    inputs = [split_path(recipe, split) for split in splits]
+    stage = Stage(path.parent, f"eval {arm} again", settings, [*inputs, *model_inputs(model)])
+    if not stage.is_current(force):
+        ask(Asker(recipe, arm), rows, asking, path, "fresh", stage.goes_on)
+        stage.finish([path.name], samples=samples, sha256=sha256(path))
+    return path
+
+
+def way_of_asking(folder: Path) -> EvalSection:
+    """How a sampled arm was asked, all that was tuned or left open resolved."""
+    asking = stage_facts(folder).get("asking")
+    if asking is None:
+        raise UserError(f"{folder} was sampled by an earlier version; FORCE=1 make eval redoes it")
+    return EvalSection(**asking)
+
+
+def _settings(recipe: Recipe, arm: str, asking: EvalSection) -> dict[str, Any]:
+    """What an arm's answers depend on, its weights aside."""
+    return {
+        "arm": arm,
+        "model": model_folder(recipe, arm),
+        "dtype": recipe.dtype,
+        "seed": recipe.seed,
+        **{key: value for key, value in asdict(asking).items() if key not in _JUDGING},
+    }
+
+
+def ask(
+    asker: Asker,
+    rows: Sequence[Mapping[str, Any]],
+    asking: EvalSection,
+    path: Path,
+    stream: str,
+    goes_on: bool,
+) -> None:
+    """Write the answers to ``rows`` that ``path`` does not have yet, as they come."""
+    done = _keep_whole(path, asking.samples) if goes_on else set()
+    if not done:
+        write_text(path, "")
+    missing = [row for row in rows if row["id"] not in done]
+    if not missing:
+        return
     said = time.monotonic()
     with path.open("a", encoding="utf-8") as file:
-        for count, rows in enumerate(asker.answers(asked, asking), 1):
-            file.write("".join(map(to_line, rows)))
+        for count, found in enumerate(asker.answers(missing, asking, stream), 1):
+            file.write("".join(map(to_line, found)))
             file.flush()
             now = time.monotonic()
-            if now - said > 15 or count == len(asked):
+            if now - said > 15 or count == len(missing):
                 said = now
                 print(
-                    f"eval {arm}: {count}/{len(asked)} problems x {asking.samples} samples  "
-                    f"{count * asking.samples / asker.seconds:.0f} samples/s",
+                    f"{stream} {asker.arm}: {count}/{len(missing)} problems x {asking.samples} "
+                    f"answers  {count * asking.samples / asker.seconds:.0f} answers/s",
                     flush=True,
                 )
-    stage.finish([path.name], samples=asking.samples, sha256=sha256(path), **facts)
 
 
 def _keep_whole(path: Path, samples: int) -> set[str]:
@@ -110,22 +170,26 @@ def _keep_whole(path: Path, samples: int) -> set[str]:
 
 
 class Asker:
-    """An arm's model, ready to be asked. ``seconds`` counts from the first question."""
+    """An arm's model, loaded when it is asked. ``seconds`` counts from the first question."""
 
     def __init__(self, recipe: Recipe, arm: str) -> None:
+        self.recipe, self.arm, self._started = recipe, arm, 0.0
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from pipeline import backend
         from pipeline.decode import prepare
 
         backend.quiet()
-        self.recipe, self.arm, self._started = recipe, arm, 0.0
-        self.model, self.tokenizer = backend.load(model_folder(recipe, arm), recipe.dtype)
-        prepare(self.model)
+        model, tokenizer = backend.load(model_folder(self.recipe, self.arm), self.recipe.dtype)
+        prepare(model)
+        return model, tokenizer
 
     def limit(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Tokens that an answer to ``rows`` may have where the recipe does not say."""
         from pipeline.decode import answer_limit
 
-        return answer_limit(self.tokenizer, rows)
+        return answer_limit(self._loaded[1], rows)
 
     @property
     def seconds(self) -> float:
@@ -138,19 +202,18 @@ class Asker:
         one the answers are fresh."""
         from pipeline.decode import Decoding, reasoning_prefix, render, sample
 
-        prefix = reasoning_prefix(self.tokenizer)
+        model, tokenizer = self._loaded
+        prefix = reasoning_prefix(tokenizer)
         decoding = Decoding(
             max_tokens=asking.max_tokens or self.limit(rows),
             temperature=asking.temperature,
             top_p=asking.top_p,
         )
         shots = self._shots(rows, asking.shots)
-        prompts = [render(self.tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
+        prompts = [render(tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
         seeds = [seed_of(self.recipe.seed, stream, self.arm, row["id"]) for row in rows]
         self._started = time.monotonic()
-        drawn = sample(
-            self.model, self.tokenizer, prompts, asking.samples, decoding, seeds, asking.rows
-        )
+        drawn = sample(model, tokenizer, prompts, asking.samples, decoding, seeds, asking.rows)
         for i, found in drawn:
             yield [
                 {
@@ -211,6 +274,8 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     chosen = [arguments.arm] if arguments.arm else trained_arms(recipe)
+    for sentence in beforehand(recipe, chosen):
+        print(f"eval: {sentence}", flush=True)
     for arm in chosen:
         if arm not in arms(recipe):
             raise UserError(f"--arm must be one of {', '.join(arms(recipe))}, not {arm!r}")

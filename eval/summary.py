@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from data.sections import LEVEL, RESAMPLES
 from data.seeds import seed_of
 from eval.passk import (
-    LEVEL,
-    RESAMPLES,
     Estimate,
     bootstrap_indices,
     ks_for,

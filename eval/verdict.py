@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data.sections import Margins
 from data.seeds import seed_of
 from eval.analyses import (
     Counts,
@@ -21,7 +22,7 @@ from eval.analyses import (
     unsolved_by,
 )
 from eval.passk import Estimate, bootstrap_indices, crossed_interval
-from eval.rule import Budget, Margins, Verdict, decide, is_new, notes_on, tries_for
+from eval.rule import Budget, Verdict, decide, is_new, notes_on, tries_for
 
 #: What the pooled problems of all tiers are called.
 OVERALL = "overall"
@@ -178,12 +179,18 @@ class Judgement:
         return {"sentence": self.sentence, **asdict(self)}
 
 
-def judge(tiers: Mapping[str, Arms], margins: Margins | None = None, seed: int = 0) -> Judgement:
+def judge(
+    tiers: Mapping[str, Arms],
+    margins: Margins | None = None,
+    seed: int = 0,
+    who: str = "GRPO",
+) -> Judgement:
     """The verdict on every tier and overall.
 
     Args:
         tiers: at least one; counts of each arm on the tier's problems.
         seed: the resampling of each tier is hashed from it.
+        who: what the judged arm is called in words.
 
     Raises:
         UserError: when a margin makes no sense.
@@ -217,7 +224,7 @@ def judge(tiers: Mapping[str, Arms], margins: Margins | None = None, seed: int =
     rulings = {}
     for name, (_, budget) in found.items():
         (new, divisor), at_level = tested[name], by_divisor[name][0]
-        verdict, reason = decide(at_level, budget, margins, new)
+        verdict, reason = decide(at_level, budget, margins, new, who)
         rulings[name] = Ruling(
             verdict,
             reason,

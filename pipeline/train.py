@@ -11,7 +11,8 @@ from data.errors import UserError
 from data.files import Stage, finished
 from data.make import read_split, split_path
 from data.policies import random_maximal_success
-from data.recipe import ARMS, Recipe, nearest
+from data.recipe import Recipe, nearest
+from data.sections import ARMS
 from pipeline import backend
 
 if TYPE_CHECKING:

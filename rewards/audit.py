@@ -33,7 +33,8 @@ from data.files import Stage, write_json, write_text
 from data.make import make_problem
 from data.problem import Problem, Schedule
 from data.published import read_published
-from data.recipe import Recipe, RewardSection, TierUse, nearest, recipe_arguments, recipe_from
+from data.recipe import Recipe, nearest, recipe_arguments, recipe_from
+from data.sections import RewardSection, TierUse
 from data.seeds import seed_of
 from data.solver import optimal_schedule
 from data.tiers import TIERS

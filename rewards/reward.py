@@ -21,7 +21,8 @@ from typing import Any
 
 from data.errors import UserError
 from data.problem import problem_from_text
-from data.recipe import RewardSection, nearest
+from data.recipe import nearest
+from data.sections import RewardSection
 from rewards import blog
 from rewards.verify import Status, Verdict, verify_text
 

@@ -18,7 +18,8 @@ from data.make import make_problem
 from data.policies import feasible_schedules
 from data.problem import Event, Problem
 from data.published import read_published
-from data.recipe import RewardSection, load_recipe
+from data.recipe import load_recipe
+from data.sections import RewardSection
 from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
 from rewards.attacks import ATTACKS, EDITS, Case, near_optimal, references, scale

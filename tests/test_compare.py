@@ -8,7 +8,7 @@ from conftest import tier_problems
 
 from data.policies import random_maximal
 from data.prompts import answer
-from data.recipe import RewardSection
+from data.sections import RewardSection
 from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
 from eval.passk import bootstrap_indices
 from eval.score import score_rows

@@ -24,7 +24,6 @@ from data.clock import MINUTE
 from data.make import make_problem
 from data.problem import Event, Problem
 from data.prompts import answer, schedule_xml
-from data.recipe import RewardSection
 from data.rules import (
     BASE_RULES,
     KINDS,
@@ -43,6 +42,7 @@ from data.rules import (
     Travel,
     clashing_pairs,
 )
+from data.sections import RewardSection
 from data.solver import interval_optimum, prove
 from data.tiers import TIERS
 from rewards.audit import audit

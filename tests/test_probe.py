@@ -13,7 +13,8 @@ from data import make
 from data.errors import UserError
 from data.files import read_jsonl
 from data.prompts import schedule_xml
-from data.recipe import RewardSection, load_recipe
+from data.recipe import load_recipe
+from data.sections import RewardSection
 from eval import probe
 from eval.readiness import (
     RULE,

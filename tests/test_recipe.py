@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from data.errors import UserError
-from data.recipe import ARMS, Arm, Recipe, RewardSection, TierUse, load_recipe, nearest, recipe_from
+from data.recipe import Recipe, load_recipe, nearest, recipe_from
+from data.sections import ARMS, Arm, Margins, RewardSection, TierUse
 from data.tiers import TIERS, Tier
 
 ROOT = Path(__file__).parents[1]
@@ -551,3 +552,72 @@ def test_an_overriding_run_is_checked_as_well(tmp_path):
 def test_nearest_says_nothing_where_nothing_is_near():
     assert nearest("modle", ["model", "name"]) == "; did you mean 'model'?"
     assert nearest("zzz", ["model", "name"]) == nearest("model", []) == ""
+
+
+# --- verdict -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("margins", "words"),
+    [
+        ({"gian": 0.1}, "did you mean 'gain'"),
+        ({"gain": 1.5}, "verdict.margins.gain must be a share"),
+        ({"new": 0.1}, "must not be above"),
+        ({"level": 1.0}, "verdict.margins.level must be above 0.5"),
+        ({"luck": 0.03}, "verdict.margins.luck must be above 0 and below 0.02"),
+        ({"lift": 0}, "verdict.margins.lift must be 1 or more"),
+        ({"correction": "bonferroni"}, "must be holm or none"),
+        ({"resamples": "many"}, "verdict.margins.resamples must be a whole number"),
+    ],
+)
+def test_a_senseless_margin_is_refused_in_one_sentence(tmp_path, margins, words):
+    with pytest.raises(UserError, match=r"small\.yaml") as error:
+        load(tmp_path, changed("verdict.margins", margins))
+    assert words in str(error.value)
+
+
+def test_margins_not_named_have_their_defaults(tmp_path):
+    found = load(tmp_path, changed("verdict.margins", {"gain": 0.05})).verdict.margins
+    assert found == Margins(gain=0.05)
+
+
+def with_verdict(trained: dict, **verdict: object) -> dict:
+    return {**changed("verdict", verdict), "arms": trained}
+
+
+SEEDED = {"grpo": {"trainer": "grpo", "seeds": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("arms", "verdict", "words"),
+    [
+        (SEEDED, {"arms": ["gpro"]}, "verdict.arms names 'gpro', not an entry of arms (grpo); did"),
+        (SEEDED, {"base_best": "best"}, "verdict.base_best names 'best'"),
+        (SEEDED, {"format_only": "grpo"}, "verdict.format_only is 'grpo', which is judged"),
+        (SEEDED, {"fresh": 0}, "verdict.fresh must be 1 or more"),
+        (
+            {**SEEDED, "form": {"trainer": "grpo", "seeds": [3]}},
+            {"format_only": "form"},
+            "'form' needs no seeds or those of 'grpo'",
+        ),
+    ],
+)
+def test_an_arm_without_a_place_in_the_verdict_is_refused(tmp_path, arms, verdict, words):
+    with pytest.raises(UserError, match=r"small\.yaml") as error:
+        load(tmp_path, with_verdict(arms, **verdict))
+    assert words in str(error.value)
+
+
+def test_the_arm_called_grpo_is_judged_unless_others_are_named(tmp_path):
+    assert load(tmp_path, GOOD).judged() == ["grpo"]
+    assert load(tmp_path, with_verdict({"sft": {"trainer": "sft"}})).judged() == []
+    both = {"sft": {"trainer": "sft"}, **SEEDED}
+    recipe = load(tmp_path, with_verdict(both, arms=["sft", "grpo"]))
+    assert recipe.judged() == ["sft", "grpo"]
+    assert [recipe.members(name) for name in recipe.arms] == [["sft"], ["grpo.1", "grpo.2"]]
+
+
+def test_no_tier_is_called_what_reports_call_all_of_them(tmp_path):
+    tiers = {**GOOD["data"]["tiers"], "overall": {"test": 1, "source": "x.jsonl"}}
+    with pytest.raises(UserError, match=r"data\.tiers\.overall cannot be"):
+        load(tmp_path, changed("data.tiers", tiers))

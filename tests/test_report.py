@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from data.errors import UserError
-from data.recipe import Arm, load_recipe
+from data.recipe import load_recipe
+from data.sections import Arm
 from eval.passk import ks_for
 from eval.plot import draw
 from eval.report import comparisons, write_report

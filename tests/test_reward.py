@@ -14,7 +14,7 @@ from data.policies import random_feasible, random_maximal
 from data.problem import Problem
 from data.prompts import answer, messages, schedule_xml, trace
 from data.published import read_published
-from data.recipe import RewardSection
+from data.sections import RewardSection
 from data.solver import interval_optimum
 from rewards import blog
 from rewards.reward import (

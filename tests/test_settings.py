@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.recipe import Arm, Recipe, RewardSection, load_recipe
+from data.recipe import Recipe, load_recipe
+from data.sections import Arm, RewardSection
 from pipeline.settings import check, grpo_config, lora_config, sft_config
 from rewards.reward import SHAPES, reward_functions, reward_weights
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.errors import UserError
 from eval.analyses import Counts
 from eval.passk import Estimate
-from eval.rule import Budget, Margins, Verdict, decide, is_new, margins_from, tries_for
+from eval.rule import Budget, Margins, Verdict, decide, is_new, tries_for
 from eval.summary import tally
 from eval.verdict import Arms, holm, judge
 
@@ -268,29 +267,6 @@ def test_each_line_of_the_rule_decides(changes, expected):
     found, reason = decide(estimates, BUDGET, margins, is_new(estimates, margins))
     assert found == expected, reason
     assert "impossible" not in reason
-
-
-@pytest.mark.parametrize(
-    ("section", "words"),
-    [
-        ({"gian": 0.1}, "did you mean 'gain'"),
-        ({"gain": 1.5}, "r.yaml: verdict.gain must be a share"),
-        ({"new": 0.1}, "must not be above"),
-        ({"level": 1.0}, "verdict.level must be above 0.5"),
-        ({"luck": 0.03}, "verdict.luck must be above 0 and below 0.02"),
-        ({"lift": 0}, "verdict.lift must be 1 or more"),
-        ({"correction": "bonferroni"}, "must be holm or none"),
-        ({"resamples": "many"}, "verdict.resamples must be a whole number"),
-    ],
-)
-def test_a_senseless_margin_is_refused_in_one_sentence(section, words):
-    with pytest.raises(UserError, match=r"r\.yaml") as error:
-        margins_from(section, "r.yaml")
-    assert words in str(error.value)
-
-
-def test_margins_not_named_have_their_defaults():
-    assert margins_from({"gain": 0.05}, "r.yaml") == Margins(gain=0.05)
 
 
 def test_counts_that_do_not_fit_each_other_are_refused():
