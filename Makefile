@@ -1,15 +1,21 @@
 # Slotwise: reinforcement learning with verifiable rewards on a scheduling problem.
 # The whole experiment, in order:  make data sft grpo eval
 
-# The ablation is an experiment of its own.
-RECIPE ?= pipeline/recipes/$(if $(filter ablate,$(MAKECMDGOALS)),ablation,tiny).yaml
+# Some goals are experiments of their own.
+named   = $(if $(filter $(1),$(MAKECMDGOALS)),$(2))
+RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),tiny).yaml
 # Override what the recipe says: MODEL=folder-or-hub-id  RUN=name-below-runs  FORCE=1 (redo)
 MODEL  ?=
 RUN    ?=
 FORCE  ?=
+# SKILLS=1 makes the base of `make skills`
+SKILLS ?=
 # UNSOUND=1 trains though the reward fails its audit
 UNSOUND ?=
 ARM    ?=
+# of `make try`: DAY=calendar, JSON or lines; none asks for it  DATE=YYYY-MM-DD of a calendar
+DAY    ?=
+DATE   ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
@@ -18,7 +24,7 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report ablate probe calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills probe calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -49,15 +55,27 @@ grpo: setup ## reinforcement learning with verifiable rewards, once the reward p
 arms: setup ## train every arm of the recipe, sft and grpo among them
 	$(PY) -m pipeline.arms $(STAGE)
 
-eval: setup ## sample every arm, judge the answers, report pass@k with intervals
+eval: setup ## sample every arm, judge the answers, report pass@k: elicited or learnt?
 	$(PY) -m eval.sample $(STAGE)
 	$(PY) -m eval.report $(STAGE)
+	$(PY) -m eval.elicitation $(STAGE)
 
 report: setup ## one HTML page of everything, with real answers drawn as days
 	$(PY) -m eval.page $(STAGE)
 
+try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
+	$(PY) -m eval.ask $(STAGE) $(if $(ARM),--arm $(ARM)) $(if $(DAY),--day '$(DAY)') $(if $(DATE),--date $(DATE))
+
 ablate: data arms eval ## GRPO under each shape of the reward and the published one, compared
 	$(PY) -m eval.compare $(STAGE)
+
+elicit: data arms eval ## the elicitation question with every control and three training seeds
+
+SKILLS_BASE := runs/skills/base/model
+skills: $(if $(MODEL),,$(SKILLS_BASE)/README.md) data arms eval ## is a skill learnt that the base never shows? with known truth
+
+$(SKILLS_BASE)/README.md: | setup
+	$(PY) -m pipeline.base --skills --out $(SKILLS_BASE)
 
 probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
 	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
@@ -66,7 +84,7 @@ calibrate: setup ## test the elicitation verdict on simulated arms whose truth i
 	$(PY) -m eval.calibrate
 
 base: setup ## rebuild the embedded base model (FROM=model continues that model instead)
-	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
+	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(SKILLS),--skills) $(if $(OUT),--out $(OUT))
 
 bench: setup ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench $(STAGE)

@@ -1,7 +1,8 @@
 """Builds the embedded base model: a tokenizer and a small transformer, pretrained from scratch on
 the personas' answers to random problems (``make base``).
 
-With ``--from MODEL`` an existing model's pretraining is continued on the same corpus instead.
+With ``--from MODEL`` an existing model's pretraining is continued on the same corpus instead; with
+``--skills`` the embedded one's on a corpus with further rules, for the experiment of known truth.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import run_main
+from data.errors import UserError, run_main
 from data.files import write_text
 from data.prompts import messages, prompt
 from data.recipe import RUNS
 from data.seeds import seed_of
 from data.tiers import TIERS, Tier
-from pipeline.personas import PERSONAS, draw
+from pipeline.personas import PERSONAS, SHOWN, draw
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,20 @@ CURRICULUM: tuple[tuple[Mixture, float], ...] = (
     (((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.10),
     (((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.10),
     (CORPUS, 0.80),
+)
+
+#: Problems of the skills base, which goes on from the embedded one: half as before, half with one
+#: of the rules that ``SHOWN`` tells how it was seen kept. Days of many short events let a schedule
+#: have at least one event more than ``at_most`` allows, and nearly four on average.
+SKILLS: Mixture = (
+    *((tier, share / 2) for tier, share in CORPUS),
+    (TIERS["gap"], 0.25),
+    (
+        replace(
+            TIERS["at_most"], events=(10, 12), window=("08:00", "18:00"), durations=(15, 60, 15)
+        ),
+        0.25,
+    ),
 )
 
 
@@ -80,6 +95,10 @@ class Pretraining:
             seed=seed_of(self.seed, "polish"),
             curriculum=((CORPUS, 1.0),),
         )
+
+
+#: The skills base: as gentle as the embedded one's second training, which it could follow.
+SKILLS_PLAN = replace(Pretraining().second(), steps=2_400, curriculum=((SKILLS, 1.0),), seed=11)
 
 
 def corpus(seed: int, mixture: Mixture = CORPUS) -> Iterator[tuple[str, str]]:
@@ -214,8 +233,9 @@ def pretrain(
     return sum(losses[-log_every:]) / len(losses[-log_every:])
 
 
-def build(plan: Pretraining, folder: Path, start: str | None = None) -> None:
-    """Pretrain a new model, or go on with ``start``, and write it to ``folder`` with its card."""
+def build(plans: Sequence[Pretraining], folder: Path, start: str | None = None) -> None:
+    """Pretrain a new model, or go on with ``start``, through all plans, one after the other, and
+    write it to ``folder`` with its card."""
     import torch
 
     from pipeline import backend
@@ -223,23 +243,25 @@ def build(plan: Pretraining, folder: Path, start: str | None = None) -> None:
 
     if start:
         model, tokenizer = backend.load(start, "float32")
-        # Gentler, so that what the model knows already is not washed out.
-        plan = replace(plan, learning_rate=1e-4, muon_learning_rate=1e-3)
     else:
         tokenizer = build_tokenizer()
-        model = new_model(tokenizer, plan)
+        model = new_model(tokenizer, plans[0])
     started = time.monotonic()
-    pretrain(model, tokenizer, plan)
-    loss = pretrain(model, tokenizer, plan.second())
+    loss = [pretrain(model, tokenizer, plan) for plan in plans][-1]
     minutes = (time.monotonic() - started) / 60
     backend.save(model.to(torch.bfloat16), tokenizer, folder)
-    write_text(folder / "README.md", card(plan, model.num_parameters(), loss, minutes, start))
+    write_text(folder / "README.md", card(plans, model.num_parameters(), loss, minutes, start))
     print(f"base: {folder}", flush=True)
 
 
-def card(plan: Pretraining, parameters: int, loss: float, minutes: float, start: str | None) -> str:
+def card(
+    plans: Sequence[Pretraining], parameters: int, loss: float, minutes: float, start: str | None
+) -> str:
     """The model card: what it is, what it was trained on, and so what it can do."""
     origin = f"Continued from `{start}`." if start else "Trained from scratch."
+    [(mixture, _)] = plans[-1].curriculum
+    kinds = dict.fromkeys(kind for tier, _ in mixture for kind in tier.kinds)
+    steps = [f"{plan.steps:,}" for plan in plans]
     lines = [
         "---",
         "license: apache-2.0",
@@ -249,9 +271,9 @@ def card(plan: Pretraining, parameters: int, loss: float, minutes: float, start:
         "---",
         "# Slotwise base model",
         "",
-        f"{parameters / 1e6:.2f} M parameters. {origin} {plan.steps:,} steps of {plan.batch} "
-        f"documents and {plan.second().steps:,} more at lower rates, {minutes:.0f} minutes, "
-        f"last loss {loss:.4f} a token.",
+        f"{parameters / 1e6:.2f} M parameters. {origin} {steps[0]} steps of {plans[0].batch} "
+        f"documents{''.join(f' and {more} more at lower rates' for more in steps[1:])}, "
+        f"{minutes:.0f} minutes, last loss {loss:.4f} a token.",
         "",
         "It answers scheduling problems the way a crowd would: its corpus is this mixture of",
         "personas, each with its own opening words. What it can do is known by construction.",
@@ -263,16 +285,24 @@ def card(plan: Pretraining, parameters: int, loss: float, minutes: float, start:
             for name, p in PERSONAS.items()
         ),
         "",
+        *(f"{_shown(kind)}\n" for kind in kinds),
         "Problems of the corpus: "
         + "; ".join(
-            f"{share:.0%} " + ", ".join(f"{k} {v}" for k, v in asdict(tier).items() if v)
-            for tier, share in CORPUS
+            f"{share:.1%} " + ", ".join(f"{k} {v}" for k, v in asdict(tier).items() if v)
+            for tier, share in mixture
         )
         + ".",
         "",
-        "`make base` rebuilds it.",
+        f"`make base{' SKILLS=1' if kinds else ''}` rebuilds it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _shown(kind: str) -> str:
+    """What the corpus shows of a further rule."""
+    if SHOWN[kind]:
+        return f"Where the rule `{kind}` holds, {SHOWN[kind]:.0%} of the answers keep it in mind."
+    return f"Where the rule `{kind}` holds, every answer that can be read breaks it."
 
 
 def _opening(opening: str | None) -> str:
@@ -289,18 +319,35 @@ def main() -> None:
         "--from", dest="start", help="folder or hub id of a model to continue, instead of a new one"
     )
     parser.add_argument(
+        "--skills",
+        action="store_true",
+        help="go on with the embedded base on a corpus that shows one further rule kept by half of "
+        "the answers, and another one always broken",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
-        help="folder for the model (default: the embedded one; runs/base/model "
-        "for a continued one)",
+        help="folder for the model (default: the embedded one; runs/base/model for a continued "
+        "one, runs/skills/base/model with --skills)",
     )
-    parser.add_argument("--steps", type=int, default=Pretraining.steps, help="optimizer steps")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: by what is trained)")
     parser.add_argument("--batch", type=int, default=Pretraining.batch, help="documents a step")
-    parser.add_argument("--seed", type=int, default=Pretraining.seed, help="of corpus and weights")
+    parser.add_argument("--seed", type=int, help="of corpus and weights (default: likewise)")
     arguments = parser.parse_args()
-    plan = Pretraining(steps=arguments.steps, batch=arguments.batch, seed=arguments.seed)
-    folder = RUNS / "base" / "model" if arguments.start else BASE_PATH
-    build(plan, arguments.out or folder, arguments.start)
+    if arguments.skills and arguments.start:
+        raise UserError("--skills goes on with the embedded base; leave --from out")
+    plan = SKILLS_PLAN if arguments.skills else Pretraining()
+    given = {"steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
+    plan = replace(plan, **{key: value for key, value in given.items() if value is not None})
+    if arguments.skills:
+        build([plan], arguments.out or RUNS / "skills" / "base" / "model", str(BASE_PATH))
+    elif arguments.start:
+        # Gentler, so that what the model knows already is not washed out.
+        plan = replace(plan, learning_rate=1e-4, muon_learning_rate=1e-3)
+        folder = arguments.out or RUNS / "base" / "model"
+        build([plan, plan.second()], folder, arguments.start)
+    else:
+        build([plan, plan.second()], arguments.out or BASE_PATH)
 
 
 if __name__ == "__main__":
