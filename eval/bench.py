@@ -1,4 +1,4 @@
-"""Speed, side by side in one run (``make bench``): generator, verifier, sampler, GRPO step.
+"""Speed, side by side in one run (``make bench``): generator, verifier, verdict, sampler, GRPO.
 
 Absolute figures belong to the machine they were taken on; the ratios are what to compare.
 """
@@ -15,19 +15,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from data.errors import run_main
-from data.files import write_json
+from data.files import write_json, write_jsonl
 from data.make import gold_answer, make_problem, record
 from data.prompts import answer, trace
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
 from data.solver import interval_optimum
+from eval.calibrate import sharpened
+from eval.elicitation import Asked, count_verdicts
+from eval.verdict import Arms, judge
 from pipeline import backend
 from rewards.parse import parse
-from rewards.verify import confirm, verify
+from rewards.verify import Status, confirm, verify
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,56 @@ def bench_verdicts(problems: list[Any]) -> list[Row]:
             f"confirmed by CP-SAT {len(texts) / slow:,.0f}",
             f"{slow / fast:.0f}x faster",
             "at least 20,000",
+        )
+    ]
+
+
+def bench_judging(count: int) -> list[Row]:
+    """Rows of verdict files to a verdict: five simulated arms, three of them one arm's training
+    seeds, with ``count`` rows in all."""
+    members = ("grpo.1", "grpo.2", "grpo.3")
+    lifts = {"base": 1.0, "sft": 1.2, **dict.fromkeys(members, 6.0)}
+    rows = [{"id": f"bench-{i}", "tier": "bench"} for i in range(200)]
+    rng = np.random.default_rng(0)
+    solving = rng.beta(0.6, 6, len(rows))
+    samples, fresh = count // (len(lifts) * len(rows)), 256
+
+    def judged(folder: Path) -> None:
+        first = {arm: count_verdicts(arm, folder / f"{arm}.jsonl", rows) for arm in lifts}
+        again = {
+            arm: (np.full(len(rows), fresh), rng.binomial(fresh, sharpened(solving, lift)))
+            for arm, lift in lifts.items()
+        }
+        asked = Asked(rows, first, again)
+        base, sft, grpo = (asked.counts(arms, "bench") for arms in (["base"], ["sft"], members))
+        judge({"bench": Arms(base, grpo, sft=sft)})
+
+    with tempfile.TemporaryDirectory() as name:
+        for arm, lift in lifts.items():
+            right = rng.binomial(samples, sharpened(solving, lift))
+            write_jsonl(
+                Path(name) / f"{arm}.jsonl",
+                (
+                    {
+                        "id": row["id"],
+                        "arm": arm,
+                        "sample": j,
+                        "status": Status.OPTIMAL if j < c else Status.INFEASIBLE,
+                        "violations": [] if j < c else ["overlap: Standup, Review"],
+                        "ratio": float(j < c),
+                    }
+                    for row, c in zip(rows, right, strict=True)
+                    for j in range(samples)
+                ),
+            )
+        spent = seconds(lambda: judged(Path(name)))
+    return [
+        Row(
+            f"seconds from {count:,} verdict rows to a verdict",
+            f"{spent:.1f}",
+            "",
+            f"{count / spent:,.0f} rows a second",
+            "a million in 2 minutes",
         )
     ]
 
@@ -228,6 +282,7 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--problems", type=int, default=1000, help="to draw, prove and judge")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="verdicts to judge arms by")
     parser.add_argument("--prompts", type=int, default=16, help="to sample from")
     parser.add_argument("--samples", type=int, default=64, help="a prompt")
     parser.add_argument("--steps", type=int, default=5, help="GRPO steps a run")
@@ -238,6 +293,7 @@ def main() -> None:
     backend.quiet()
     table, problems = bench_problems(recipe, arguments.problems)
     table += bench_verdicts(problems)
+    table += bench_judging(arguments.rows)
     table += bench_sampler(
         recipe, problems[: arguments.prompts], arguments.samples, arguments.repeats
     )

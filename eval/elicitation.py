@@ -253,8 +253,10 @@ def _answered(path: Path, ids: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {**verdict, "answer": sample["completion"]}
 
 
-def _count(arm: str, path: Path, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """(n, c) of a verdict file, [problems] each."""
+def count_verdicts(
+    arm: str, path: Path, rows: Sequence[Mapping[str, Any]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(n, c) of an arm's verdict file, [problems] each, in the order of ``rows``."""
     verdicts = (row for _, row in read_jsonl(path))
     found = tally(arm, verdicts, {row["id"]: row["tier"] for row in rows})
     return found.samples, found.optimal
@@ -269,7 +271,10 @@ def run(recipe: Recipe, force: bool) -> None:
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
     rows = read_split(recipe, "test")
-    first = {arm: _count(arm, samples_path(recipe, arm).with_name(VERDICTS), rows) for arm in names}
+    first = {
+        arm: count_verdicts(arm, samples_path(recipe, arm).with_name(VERDICTS), rows)
+        for arm in names
+    }
     wanted = again(found, Asked(rows, first, {}))
     paths = {
         arm: ask_again(recipe, arm, [rows[i] for i in wanted[arm]], recipe.verdict.fresh, force)
@@ -281,9 +286,8 @@ def run(recipe: Recipe, force: bool) -> None:
         "margins": asdict(recipe.verdict.margins),
         "lenient": {arm: recipe.for_arm(arm).eval.lenient for arm in names},
     }
-    verdicts = [samples_path(recipe, arm).with_name(VERDICTS) for arm in names]
     folder = recipe.folder / "eval" / FOLDER
-    inputs = [split_path(recipe, "test"), *verdicts, *paths.values()]
+    inputs = [split_path(recipe, "test"), *verdicts.values(), *paths.values()]
     stage = Stage(folder, "elicitation", settings, inputs)
     if stage.is_current(force):
         return
@@ -291,7 +295,9 @@ def run(recipe: Recipe, force: bool) -> None:
     for arm, path in paths.items():
         for _ in judge_arm(problems, path, recipe.for_arm(arm).eval.lenient):
             pass  # written as they come, counted below
-    fresh = {arm: _count(arm, path.with_name(VERDICTS), rows) for arm, path in paths.items()}
+    fresh = {
+        arm: count_verdicts(arm, path.with_name(VERDICTS), rows) for arm, path in paths.items()
+    }
     report = report_on(recipe, found, names, Asked(rows, first, fresh))
     write_json(folder / JSON, report)
     sentences = [line for one in report["judged"].values() for line in _sentences(one)]

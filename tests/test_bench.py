@@ -6,7 +6,7 @@ from pathlib import Path
 from conftest import tier_problems
 
 from data.recipe import load_recipe
-from eval.bench import bench_grpo
+from eval.bench import bench_grpo, bench_judging
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 
@@ -19,3 +19,9 @@ def test_a_grpo_step_is_timed_beside_that_of_a_bare_trl_trainer():
     assert "GRPO step" in step.what
     assert "stock TRL" in step.beside
     assert 0 < float(share.figure.rstrip("%")) < 100
+
+
+def test_verdict_rows_are_timed_to_a_verdict():
+    [row] = bench_judging(2_000)
+    assert "2,000 verdict rows" in row.what
+    assert float(row.figure) < 30
