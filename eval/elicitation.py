@@ -271,10 +271,8 @@ def run(recipe: Recipe, force: bool) -> None:
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
     rows = read_split(recipe, "test")
-    first = {
-        arm: count_verdicts(arm, samples_path(recipe, arm).with_name(VERDICTS), rows)
-        for arm in names
-    }
+    verdicts = {arm: samples_path(recipe, arm).with_name(VERDICTS) for arm in names}
+    first = {arm: count_verdicts(arm, path, rows) for arm, path in verdicts.items()}
     wanted = again(found, Asked(rows, first, {}))
     paths = {
         arm: ask_again(recipe, arm, [rows[i] for i in wanted[arm]], recipe.verdict.fresh, force)
