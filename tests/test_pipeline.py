@@ -22,7 +22,7 @@ from data.make import read_split
 from data.policies import random_maximal_success
 from data.recipe import load_recipe
 from data.tiers import TIERS
-from eval import report
+from eval import elicitation, report
 from eval.sample import Asker, sample_arm, samples_path, trained_arms
 from pipeline import arms, backend, grpo, rejection, sft
 from pipeline.tokens import build_tokenizer
@@ -51,6 +51,7 @@ RECIPE = {
         "logging_steps": 1,
     },
     "eval": {"samples": 4, "max_tokens": 12, "resamples": 200},
+    "verdict": {"fresh": 8, "margins": {"resamples": 200}},
 }
 
 
@@ -116,6 +117,11 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
         assert len(rows) == 5 * 4
         assert {row["arm"] for row in rows} == {arm}
     assert (recipe.folder / "eval" / "passk.png").stat().st_size > 10_000
+    elicitation.run(recipe, force=False)
+    found = json.loads((recipe.folder / "eval" / "elicitation" / "elicitation.json").read_text())
+    # A model that knows nothing gains nothing: every problem is asked again, in vain.
+    assert found["judged"]["grpo"]["overall"]["verdict"] == "inconclusive"
+    assert found["judged"]["grpo"]["overall"]["budget"]["reach"] == 4 + 8
     base, tuned, final = (
         _weights(folder)
         for folder in (recipe.model, recipe.folder / "sft/model", recipe.folder / "grpo/model")
