@@ -1,8 +1,7 @@
 """Small charts of one style: curves and bars, placed for inline SVG, and as a PNG.
 
-Colours are not chosen here: a curve has its arm's place, which the page's style sheet turns into a
-colour that suits light and dark, and a marker of its own, so that no colour is needed to tell
-curves apart.
+An arm has a ``Look``. In the page its colour is a class, which the style sheet turns into one that
+suits light and dark; marker and line are its own, so that no colour is needed to tell arms apart.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import write_bytes
-from eval.plot import STYLES as STYLES
+from eval.plot import STYLES
 
 #: Of a drawing, in the units of its view box; about pixels on a phone.
 WIDTH, HEIGHT = 360, 232
@@ -24,7 +23,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 12, 40
 MOST_POINTS = 120
 #: A marker for every point up to here, and for a few of them beyond.
 _MARKED, _FEW = 12, 5
-#: Arms beyond the last colour have the colours again, on broken lines.
+#: Arms beyond the last marker have the markers again, on broken lines.
 _DASHES = ("-", "--", ":")
 #: SVG paths of the markers about 0, 0, in the order of ``STYLES``.
 MARKERS = {
@@ -39,19 +38,59 @@ MARKERS = {
 
 
 @dataclass(frozen=True)
+class Look:
+    """How an arm is drawn.
+
+    Attributes:
+        family: the place of its entry in the recipe, which gives the colour; the training seeds of
+            one entry are one family.
+        place: its own place among the arms, which gives marker and line; those of 21 differ.
+    """
+
+    family: int
+    place: int
+
+    @property
+    def colour(self) -> str:
+        return STYLES[self.family % len(STYLES)][0]
+
+    @property
+    def marker(self) -> str:
+        return STYLES[self.place % len(STYLES)][1]
+
+    @property
+    def path(self) -> str:
+        return MARKERS[self.marker]
+
+    @property
+    def turn(self) -> int:
+        """Which of the lines: unbroken, dashed, dotted."""
+        return min(self.place // len(STYLES), len(_DASHES) - 1)
+
+    @property
+    def dash(self) -> str:
+        return _DASHES[self.turn]
+
+    @property
+    def tint(self) -> str:
+        """The class that page.css gives the colour of."""
+        return f"a{self.family % len(STYLES)}"
+
+
+@dataclass(frozen=True)
 class Curve:
     """One curve.
 
     Attributes:
         label: whose it is.
-        style: the place of its arm among the arms; for a floor, its place among the floors.
+        look: of a floor, which has no colour, only the place counts.
         points: (x, y) in order of x; a y of None leaves a gap.
         band: (low, high) of each point, or none.
         floor: drawn thin and dashed, without markers.
     """
 
     label: str
-    style: int
+    look: Look
     points: Sequence[tuple[float, float | None]]
     band: Sequence[tuple[float, float]] = ()
     floor: bool = False
@@ -113,7 +152,7 @@ class Bars:
 
     title: str
     name: str
-    style: int
+    look: Look
     bars: Sequence[tuple[str, float]]
     top: float
 
@@ -171,12 +210,10 @@ def _placed(curve: Curve, panel: Panel, across: Any, up: Any) -> dict[str, Any]:
     ]
     marked = [] if curve.floor else _marked(len(curve.points))
     return {
-        "label": curve.label,
-        "style": curve.style,
+        "look": curve.look,
         "floor": curve.floor,
         "line": "".join(line),
         "band": f"M{'L'.join(edge)}z" if edge else "",
-        "marker": MARKERS[STYLES[curve.style % len(STYLES)][1]],
         "marks": [
             {"x": across(x), "y": up(y), "tip": _tip(curve, panel, i)}
             for i in marked
@@ -214,8 +251,8 @@ def thinned(
     return found
 
 
-def draw_panels(panels: Sequence[Panel | Bars], path: Path, styles: Mapping[str, int]) -> None:
-    """The same charts as a PNG, three across; ``styles`` are the arms of the legend."""
+def draw_panels(panels: Sequence[Panel | Bars], path: Path, looks: Mapping[str, Look]) -> None:
+    """The same charts as a PNG, three across; ``looks`` are the arms of a legend."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -233,11 +270,11 @@ def draw_panels(panels: Sequence[Panel | Bars], path: Path, styles: Mapping[str,
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     handles = []
-    for name, style in styles.items():
-        colour, marker = STYLES[style % len(STYLES)]
-        dash = _DASHES[min(style // len(STYLES), 2)]
-        handles.append(Line2D([], [], color=colour, ls=dash, marker=marker, ms=5, label=name))
-    figure.legend(handles=handles, loc="outside upper left", ncols=8, fontsize=9, frameon=False)
+    for name, look in looks.items():
+        style = {"color": look.colour, "ls": look.dash, "marker": look.marker}
+        handles.append(Line2D([], [], **style, ms=5, label=name))
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=8, fontsize=9, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
     write_bytes(path, content.getvalue())
@@ -246,12 +283,12 @@ def draw_panels(panels: Sequence[Panel | Bars], path: Path, styles: Mapping[str,
 def _draw_curves(ax: Any, panel: Panel) -> None:
     times = 100 if panel.percent else 1
     for curve in panel.curves:
-        colour, marker = STYLES[curve.style % len(STYLES)]
+        look = curve.look
         xs = [x for x, _ in curve.points]
         ys = [math.nan if y is None else times * y for _, y in curve.points]
         marked = list(_marked(len(xs)))
-        dash = _DASHES[min(curve.style // len(STYLES), 2)]
-        ax.plot(xs, ys, color=colour, ls=dash, marker=marker, ms=5, lw=1.6, markevery=marked)
+        style = {"color": look.colour, "ls": look.dash, "marker": look.marker}
+        ax.plot(xs, ys, **style, ms=5, lw=1.6, markevery=marked)
     _, _, low, high = panel.limits()
     ax.set_ylim(times * low, times * high * 1.05)
     ax.set_xlabel(panel.x, fontsize=8)
@@ -259,6 +296,6 @@ def _draw_curves(ax: Any, panel: Panel) -> None:
 
 def _draw_bars(ax: Any, panel: Bars) -> None:
     labels, counts = zip(*panel.bars, strict=True)
-    ax.bar(range(len(counts)), counts, color=STYLES[panel.style % len(STYLES)][0], width=0.8)
+    ax.bar(range(len(counts)), counts, color=panel.look.colour, width=0.8)
     ax.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=6)
     ax.set_ylim(0, panel.top * 1.05)

@@ -2,28 +2,8 @@
 
 Writes ``runs/<run>/eval/report.html`` and ``report.files/training.png`` (and ``accuracy.png``). The
 page loads nothing, and a content security policy forbids it to: what a model wrote is shown as text
-and can do nothing. What a run does not have is left out.
-
-``eval/elicitation.json``, where it exists, becomes a section of its own. Keys that are read; any of
-them may be missing::
-
-    {"sentence": str,                        # the verdict, the page's first line
-     "overall": {...like a tier...},
-     "tiers": {tier: {
-        "verdict": str,
-        "because": str,                      # the deciding condition; "reason" is read too
-        "notes": [str],
-        "estimates": {name: Estimate},       # the quantities of the rule, shares of problems
-        "two_by_two": {"both", "only_base", "only_tuned", "neither", "p"},
-        "histogram": {arm: {bin label: problems}},
-        "coverage": {arm: {threshold: Estimate}},
-        "crossing": {"k", "low", "high", "n", "beyond"},
-        "entropy": {...}, "kl": {...}, "likelihood": {...}}},
-     "entropy": {...}, "kl": {...}, "likelihood": {...}}
-
-An Estimate is ``{"value", "low", "high", ...}``. ``two_by_two`` and ``crossing`` may also be
-mappings of several such, by the comparison's name. ``entropy``, ``kl`` and ``likelihood`` are
-numbers or Estimates in their own unit, by arm and by any names below it.
+and can do nothing. What a run does not have is left out; the verdict, where ``eval.elicitation``
+wrote one, is the page's first line and a section of its own (``eval.findings``).
 """
 
 from __future__ import annotations
@@ -33,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,19 +27,18 @@ from data.files import Stage, finished, read_jsonl, sha256, write_text
 from data.make import read_split, split_path
 from data.policies import GREEDY, GUESSABLE
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from eval.chart import HEIGHT, MARKERS, WIDTH, Bars, Curve, Panel, draw_panels, thinned
-from eval.plot import STYLES as STYLES
+from eval import elicitation, findings
+from eval.chart import HEIGHT, WIDTH, Curve, Look, Panel, draw_panels, thinned
 from eval.report import VERDICTS
 from eval.sample import samples_path
 from eval.showcase import CUT, choose, completions, drawn_answer, drawn_problem
-from eval.tables import cell, headline, label, sheets, tier_title
+from eval.tables import headline, label, sheets, tier_title
 from rewards.verify import Status
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
 #: A folder for the PNGs and the manifest; no arm can be called so.
 FILES = "report.files"
-ELICITATION = "elicitation.json"
 #: Signals of a training log: name in the log, title, whether a share in %.
 SIGNALS = (
     ("reward", "Reward", False),
@@ -73,7 +52,29 @@ SIGNALS = (
 )
 
 
-def report_panels(report: Mapping[str, Any]) -> list[tuple[Panel, list[str]]]:
+def looks_of(recipe: Recipe, arms: Sequence[str]) -> dict[str, Look]:
+    """How each arm is drawn, and each entry of the recipe that several seeds were trained of."""
+    entry = {member: name for name in recipe.arms for member in recipe.members(name)}
+    families = list(dict.fromkeys(entry.get(arm, arm) for arm in arms))
+    looks = {
+        arm: Look(families.index(entry.get(arm, arm)), place) for place, arm in enumerate(arms)
+    }
+    return {entry.get(arm, arm): look for arm, look in reversed(looks.items())} | looks
+
+
+def families(
+    arms: Iterable[str], looks: Mapping[str, Look]
+) -> list[tuple[int, list[tuple[str, Look]]]]:
+    """Arms of one colour together, for the legend: its number, and (label, look) of each arm."""
+    found: dict[int, list[tuple[str, Look]]] = {}
+    for arm in arms:
+        found.setdefault(looks[arm].family, []).append((label(arm), looks[arm]))
+    return list(found.items())
+
+
+def report_panels(
+    report: Mapping[str, Any], looks: Mapping[str, Look]
+) -> list[tuple[Panel, list[str]]]:
     """pass@k of every arm with its band and the random policies' floors, and notes, by tier."""
     found = []
     top = _highest(report)
@@ -82,7 +83,7 @@ def report_panels(report: Mapping[str, Any]) -> list[tuple[Panel, list[str]]]:
         curves = [
             Curve(
                 label(arm),
-                report["arms"].index(arm),
+                looks[arm],
                 [(k, of_arm["pass_at_k"][str(k)]["value"]) for k in ks],
                 [tuple(of_arm["pass_at_k"][str(k)][end] for end in ("low", "high")) for k in ks],
             )
@@ -93,7 +94,7 @@ def report_panels(report: Mapping[str, Any]) -> list[tuple[Panel, list[str]]]:
             shares = result["floors"][policy]
             points = [(k, s) for k in ks if (s := shares.get(str(k))) is not None]
             if points:
-                curves.append(Curve(policy.replace("_", " "), place, points, floor=True))
+                curves.append(Curve(policy.replace("_", " "), Look(0, place), points, floor=True))
         panel = Panel(
             tier_title(report, tier),
             f"pass@k on {tier} in %, " + "; ".join(map(_said, curves)),
@@ -144,7 +145,7 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def training_panels(
-    logs: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str]
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], looks: Mapping[str, Look]
 ) -> list[Panel]:
     """A panel for each of SIGNALS that some arm's log has."""
     panels = []
@@ -155,30 +156,11 @@ def training_panels(
                 continue  # GRPO's loss is near 0 whatever happens
             points = [(row["step"], row[key]) for row in rows if key in row]
             if any(y is not None for _, y in points):
-                curves.append(Curve(label(arm), arms.index(arm), thinned(points)))
+                curves.append(Curve(label(arm), looks[arm], thinned(points)))
         if curves:
             name = f"{title} by training step of {', '.join(c.label for c in curves)}"
             panels.append(Panel(title, name, "step", curves, percent=percent))
     return panels
-
-
-def histogram_panels(
-    histogram: Mapping[str, Mapping[str, float]], arms: Sequence[str], where: str = ""
-) -> list[Bars]:
-    """Each arm's accuracies, with a common scale; ``where`` begins their titles."""
-    top = max((count for bars in histogram.values() for count in bars.values()), default=0)
-    return [
-        Bars(
-            where + label(arm),
-            f"problems of {label(arm)} by accuracy: "
-            + ", ".join(f"{place}: {count:g}" for place, count in bars.items()),
-            arms.index(arm) if arm in arms else len(arms),
-            list(bars.items()),
-            top or 1,
-        )
-        for arm, bars in histogram.items()
-        if bars
-    ]
 
 
 def statuses(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -193,91 +175,6 @@ def statuses(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for tier, result in report["tiers"].items()
     ]
-
-
-def elicitation_view(found: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
-    """What the section shows of ``elicitation.json``; see the module's docstring."""
-    tiers = dict(found.get("tiers") or {})
-    return {
-        "sentence": found.get("sentence"),
-        "overall": _ruling(found["overall"], arms) if found.get("overall") else None,
-        "tiers": {tier: _ruling(ruling, arms) for tier, ruling in tiers.items()},
-        "measures": _measures(found),
-    }
-
-
-def _ruling(ruling: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
-    estimates = ruling.get("estimates") or {}
-    coverage = ruling.get("coverage") or {}
-    return {
-        "verdict": ruling.get("verdict"),
-        "because": (ruling.get("because") or ruling.get("reason") or "").rstrip("."),
-        "notes": [note.rstrip(".") for note in ruling.get("notes") or ()],
-        "estimates": [(name, cell(e, "+")) for name, e in estimates.items() if e],
-        "two_by_two": _several(ruling.get("two_by_two"), "both"),
-        "crossing": [(name, _crossing(one)) for name, one in _several(ruling.get("crossing"), "n")],
-        "histogram": histogram_panels(ruling.get("histogram") or {}, arms),
-        "coverage": _matrix(coverage, lambda e: cell(e) if isinstance(e, Mapping) else _share(e)),
-        "measures": _measures(ruling),
-    }
-
-
-def _several(value: Mapping[str, Any] | None, key: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """One record, which has ``key``, or several by name, as (name, record)."""
-    if not value:
-        return []
-    return [("", value)] if key in value else [(name, one) for name, one in value.items() if one]
-
-
-def _crossing(found: Mapping[str, Any]) -> str:
-    n, k = found["n"], found.get("k")
-    ends = [f"beyond {n}" if end is None else str(end) for end in (found["low"], found["high"])]
-    interval = f"interval {ends[0]} to {ends[1]}"
-    if k is None:
-        return f"the base stays below at every k up to {n} ({interval})"
-    return f"the base first meets or passes at k = {k} ({interval})"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def _quantity(value: Any) -> str:
-    """A number or an Estimate in its own unit."""
-    if isinstance(value, Mapping):
-        return f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
-    return f"{value:.3g}" if isinstance(value, float | int) else str(value)
-
-
-def _matrix(value: Mapping[str, Any], say: Any) -> dict[str, Any] | None:
-    """Quantities by name as a table: outer names across, the path within them down. Where the
-    outer values are quantities themselves, one column without a name."""
-    columns = {"": value} if all(map(_is_quantity, value.values())) else value
-    flat = {k: dict(_leaves(v)) for k, v in columns.items() if not _is_quantity(v)}
-    names = list(dict.fromkeys(name for column in flat.values() for name in column))
-    if not names:
-        return None
-    rows = [(n, [say(c[n]) if n in c else "" for c in flat.values()]) for n in names]
-    return {"columns": [label(name) for name in flat], "rows": rows}
-
-
-def _is_quantity(value: Any) -> bool:
-    return not isinstance(value, Mapping) or "value" in value
-
-
-def _leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        path = above + label(name).replace("_", " ")
-        if not _is_quantity(inner):
-            yield from _leaves(inner, f"{path}, ")
-        elif inner is not None:
-            yield path, inner
-
-
-def _measures(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    titles = {"entropy": "Entropy", "kl": "KL divergence", "likelihood": "Likelihood of answers"}
-    tables = ((title, _matrix(found.get(key) or {}, _quantity)) for key, title in titles.items())
-    return [(title, table) for title, table in tables if table]
 
 
 def showcase(
@@ -319,32 +216,33 @@ def build(
     recipe: Recipe,
     report: Mapping[str, Any],
     logs: Mapping[str, Sequence[Mapping[str, Any]]],
-    elicitation: Mapping[str, Any] | None,
+    verdict: Mapping[str, Any] | None,
     answers: Mapping[str, Any] | None,
 ) -> str:
     """The page's text, the same for the same input."""
     arms = report["arms"]
+    looks = looks_of(recipe, arms)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    training = training_panels(logs, arms)
+    training = training_panels(logs, looks)
+    trained = {curve.label for panel in training for curve in panel.curves}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment().get_template("page.html.j2").render(
         run=recipe.run,
         facts=_facts(recipe, report),
         report=report,
         headline=headline(report),
-        arms=[(label(arm), MARKERS[_marker(place)], place) for place, arm in enumerate(arms)],
+        arms=families(arms, looks),
         longest=max(len(label(arm)) for arm in arms),
-        panels=report_panels(report),
+        panels=report_panels(report, looks),
         statuses=statuses(report),
         training=training,
-        trained={curve.label for panel in training for curve in panel.curves},
-        elicitation=None if elicitation is None else elicitation_view(elicitation, arms),
+        trained=families((arm for arm in logs if label(arm) in trained), looks),
+        elicitation=None if verdict is None else findings.view(verdict, looks),
         sheets=list(sheets(report)),
         answers=answers,
         json=None if answers is None else htmlsafe_json_dumps(answers["data"], _dumps),
         cut=CUT,
         size=(WIDTH, HEIGHT),
-        colours=len(STYLES),
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         digest=digest,
@@ -358,10 +256,6 @@ def _facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, str]:
         "sampling": f"T = {recipe.eval.temperature:g}, top-p = {recipe.eval.top_p:g}",
         "success": f"a proven {report['success']} schedule",
     }
-
-
-def _marker(place: int) -> str:
-    return STYLES[place % len(STYLES)][1]
 
 
 def _dumps(value: Any, **_: Any) -> str:
@@ -409,7 +303,7 @@ def run(recipe: Recipe, force: bool) -> None:
     arms = report["arms"]
     log_paths = {arm: path for arm in arms if (path := recipe.folder / arm / "log.jsonl").is_file()}
     texts = [p for arm in arms for p in _with_verdicts(samples_path(recipe, arm)) if p.is_file()]
-    verdict = folder / ELICITATION
+    judged = folder / elicitation.FOLDER
     inputs = [source, split_path(recipe, "test"), *texts, *log_paths.values()]
     settings = {
         "run": recipe.run,
@@ -417,15 +311,15 @@ def run(recipe: Recipe, force: bool) -> None:
         "arms": arms,
         "templates": sha256(TEMPLATES),
     }
-    found = [verdict] if verdict.is_file() else []
+    found = [judged / elicitation.JSON] if finished(judged) else []
     stage = Stage(folder / FILES, "report", settings, [*inputs, *found])
     if stage.is_current(force):
         return
     logs = {arm: [row for _, row in read_jsonl(path)] for arm, path in log_paths.items()}
-    elicitation = _read(verdict, "the stage that judged") if found else None
+    verdict = _read(found[0], "FORCE=1 make eval") if found else None
     answers = showcase(read_split(recipe, "test"), folder, arms, recipe.seed)
-    page = build(recipe, report, logs, elicitation, answers)
-    outputs = [f"../{PAGE}", *_draw(folder / FILES, report, logs, elicitation)]
+    page = build(recipe, report, logs, verdict, answers)
+    outputs = [f"../{PAGE}", *_draw(folder / FILES, looks_of(recipe, arms), logs, verdict)]
     write_text(folder / PAGE, page)
     stage.finish(outputs)
     print(f"report: {folder / PAGE}, {len(page.encode(errors='replace')) / 1e6:.1f} MB", flush=True)
@@ -437,29 +331,25 @@ def _with_verdicts(samples: Path) -> tuple[Path, Path]:
 
 def _draw(
     folder: Path,
-    report: Mapping[str, Any],
+    looks: Mapping[str, Look],
     logs: Mapping[str, Sequence[Mapping[str, Any]]],
-    elicitation: Mapping[str, Any] | None,
+    verdict: Mapping[str, Any] | None,
 ) -> list[str]:
     """The PNGs beside ``passk.png``; returns their names."""
-    arms = report["arms"]
-    styles = {label(arm): place for place, arm in enumerate(arms)}
     drawn = []
     for old in folder.glob("*.png"):
         old.unlink()  # nothing of an earlier run that had more
-    if training := training_panels(logs, arms):
-        trained = {c.label for panel in training for c in panel.curves}
-        shown = {name: place for name, place in styles.items() if name in trained}
-        draw_panels(training, folder / "training.png", shown)
+    if training := training_panels(logs, looks):
+        draw_panels(training, folder / "training.png", {label(arm): looks[arm] for arm in logs})
         drawn.append("training.png")
-    tiers = (elicitation or {}).get("tiers") or {}
-    histograms = [
-        bars
-        for tier, ruling in tiers.items()
-        for bars in histogram_panels(ruling.get("histogram") or {}, arms, f"{tier}: ")
-    ]
-    if histograms:
-        draw_panels(histograms, folder / "accuracy.png", styles)
+    if verdict is not None:
+        histograms = {tier: found["histogram"] for tier, found in verdict["tiers"].items()}
+        panels = [
+            bars
+            for tier, histogram in histograms.items()
+            for bars in findings.histogram_panels(histogram, looks, f"{tier}: ")
+        ]
+        draw_panels(panels, folder / "accuracy.png", {})
         drawn.append("accuracy.png")
     return drawn
 

@@ -8,26 +8,29 @@ import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from conftest import day, random_problem, tier_problems
 
 from data.errors import UserError
 from data.files import MANIFEST, write_json, write_jsonl
-from data.make import record
+from data.make import read_split, record
 from data.policies import random_maximal
 from data.problem import Event
 from data.prompts import answer, schedule_xml
 from data.recipe import load_recipe
 from data.rules import BASE_RULES, MustInclude
-from eval import page
-from eval.chart import Bars, Curve, Panel, draw_panels, nice_ticks, thinned
-from eval.passk import Estimate
+from eval import elicitation, findings, likelihood, page
+from eval.chart import Bars, Curve, Look, Panel, draw_panels, nice_ticks, thinned
+from eval.elicitation import Asked
+from eval.roles import cases
+from eval.rule import Verdict
 from eval.score import score_rows
 from eval.showcase import CUT, MOST, PER_CELL, choose, drawn_answer, drawn_problem, lanes
-from eval.summary import summarise
+from eval.summary import summarise, tally
 from rewards.verify import Status, verify
 
-ARMS = ("base", "sft", "grpo")
+ARMS = ("base", "sft", "grpo.1", "grpo.2")
 SAMPLES = 8
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>",
@@ -41,27 +44,25 @@ model: some/model
 data:
   main: dense
   tiers: {dense: {train: 1, val: 1, test: 9}, trap: {train: 1, val: 1, test: 3}}
+arms:
+  sft: {trainer: sft}
+  grpo: {trainer: grpo, start: sft, seeds: [1, 2]}
+verdict: {arms: [grpo, sft], fresh: 16, margins: {resamples: 100}}
+eval: {samples: 8}
 sft: {}
 grpo: {}
 """
-ESTIMATE = {"value": 0.123, "low": 0.1, "high": 0.15, "n": 9}
-RULING = {
-    "verdict": "elicited",
-    "because": "GRPO gains +12.3 [+10.0, +15.0] points and <b>loses</b> nothing",
-    "notes": ["guessing is easy here"],
-    "estimates": {"gain over base": ESTIMATE},
-    "two_by_two": {"both": 41, "only_base": 13, "only_tuned": 7, "neither": 29, "p": 0.2632},
-    "histogram": {"base": {"0": 5, "(0, 0.5]": 3, "(0.5, 1]": 1}, "grpo": {"0": 7, "(0, 0.5]": 2}},
-    "coverage": {"base": {"0.5": ESTIMATE}, "grpo": {"0.5": ESTIMATE}},
-    "crossing": {"k": 5, "low": 3, "high": None, "n": 8, "beyond": 0.1},
-    "entropy": {"base": 0.41, "grpo": {"value": 0.0613, "low": 0.05, "high": 0.07}},
-    "kl": {"grpo": {"base": {"k3": {"per_token": 0.512}}}},
-}
-ELICITATION = {
-    "sentence": "Elicited: <i>nothing</i> new & GRPO gains +12.3 [+10.0, +15.0] points.",
-    "overall": {"verdict": "elicited", "reason": "of the whole"},
-    "tiers": {"dense": RULING, "trap": {"verdict": "inconclusive"}},
-}
+
+
+def recipe_of(folder, entries=None):
+    """The recipe of these tests; with other arms, ``{entry: seeds}``."""
+    path = folder / "recipe.yaml"
+    text = RECIPE
+    if entries:
+        arms = "".join(f"  {name}: {{trainer: sft, seeds: {s}}}\n" for name, s in entries.items())
+        text = RECIPE.partition("arms:")[0] + f"arms:\n{arms}sft: {{}}\ngrpo: {{}}\n"
+    path.write_text(text)
+    return load_recipe(path)
 
 
 def answers_of(arm, problem, rng):
@@ -79,13 +80,13 @@ def answers_of(arm, problem, rng):
         answer(problem.events[:1], HOSTILE[0]),
         "x" * (3 * CUT),
     ]
-    weights = [4 if arm == "grpo" else 1, 2, 1, 1, 1, 1, 1, 0.3]
+    weights = [4 if arm.startswith("grpo") else 1, 2, 1, 1, 1, 1, 1, 0.3]
     return rng.choices(options, weights, k=SAMPLES)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A run with every piece, but for the elicitation."""
+    """A run with every piece, but for the verdict."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "small.yaml").write_text(RECIPE)
     run = folder / "runs" / "small"
@@ -118,7 +119,7 @@ def built(tmp_path_factory):
     report = summarise(
         ["dense", "trap"], "dense", ARMS, floors, verdicts,
         {name: tier for name, (tier, _) in problems.items()}, 3,
-        [("grpo", "sft"), ("grpo", "base")], 200,
+        [("grpo.1", "sft"), ("grpo.1", "base")], 200,
     )  # fmt: skip
     write_json(run / "eval" / "report.json", report)
     write_json(run / "eval" / MANIFEST, {})
@@ -128,7 +129,7 @@ def built(tmp_path_factory):
 def log_of(arm):
     for step in range(5, 55, 5):
         row = {"step": step, "loss": 1 / step, "grad_norm": 0.1, "entropy": 0.3}
-        if arm == "grpo":
+        if arm.startswith("grpo"):
             row |= {
                 "reward": step / 100,
                 "rewards/optimal/mean": 0.1,
@@ -138,19 +139,82 @@ def log_of(arm):
     yield {"step": 50, "train_runtime": 1.0}
 
 
+@pytest.fixture(scope="module")
+def verdict_json(built):
+    """The verdict on that run, by the code that makes it but for the models' probabilities."""
+    rng = np.random.default_rng(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(built)
+        patch.setattr(elicitation, "likelihoods", lambda *_: {"dense": likelihoods(rng)})
+        recipe = load_recipe(built / "small.yaml")
+        asked = read_split(recipe, "test")
+        tiers = {row["id"]: row["tier"] for row in asked}
+        first = {}
+        for arm in ARMS:
+            path = recipe.folder / "eval" / arm / "verdicts.jsonl"
+            found = tally(arm, map(json.loads, path.open()), tiers)
+            first[arm] = (np.array(found.samples), np.array(found.optimal))
+        fresh = {arm: (np.full(12, 16), rng.binomial(16, c / n)) for arm, (n, c) in first.items()}
+        report = elicitation.report_on(
+            recipe, cases(recipe, ARMS), ARMS, Asked(asked, first, fresh)
+        )
+    write_json(built / "verdict.json", report)
+    return json.loads((built / "verdict.json").read_text())
+
+
+def likelihoods(rng):
+    """In the shape that ``eval.elicitation`` gives them, of answers with made-up probabilities."""
+
+    def scored():
+        return [
+            likelihood.Scored(np.log(rng.random(6)), rng.random(6), rng.random(6) < 0.1)
+            for _ in range(18)
+        ]
+
+    report = {"entropy": {}, "kl": {}, "likelihood": {}}
+    for arm in ARMS:
+        under = {name: scored() for name in dict.fromkeys(("base", "sft", arm))}
+        found = likelihood.summarise([i // 2 for i in range(18)], arm, under, rng, 100)
+        report["entropy"][arm] = found["entropy"]
+        report["kl"][arm] = {f"to {name}": kl for name, kl in found["kl"].items()}
+        report["likelihood"][arm] = {"tokens": found["tokens"], "tokens as drawn": 1.0} | {
+            f"under {name}": values for name, values in found["under"].items()
+        }
+    return report
+
+
+def make_page(folder, report=None, force=False):
+    """The text of the page of the run in ``folder``, with a verdict where one is given."""
+    found = folder / "runs" / "small" / "eval"
+    if report is not None:
+        write_json(found / "elicitation" / "elicitation.json", report)
+        write_json(found / "elicitation" / MANIFEST, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        page.run(load_recipe(folder / "small.yaml"), force)
+    return (found / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.fixture
-def run(built, tmp_path, monkeypatch):
+def run(built, tmp_path):
     """A copy of the run to work in; calling it makes the page and returns its text."""
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "runs" / "small"
 
-    def make(force=False):
-        page.run(load_recipe(tmp_path / "small.yaml"), force)
-        return (folder / "eval" / "report.html").read_text(encoding="utf-8")
+    def make(report=None, force=False):
+        return make_page(tmp_path, report, force)
 
-    make.folder = folder
+    make.folder = tmp_path / "runs" / "small"
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(built, verdict_json, tmp_path_factory):
+    """The page of the run with its verdict, to be read; ``pictures`` is the folder beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(built, folder, dirs_exist_ok=True)
+    found = Reader(make_page(folder, verdict_json))
+    found.pictures = folder / "runs" / "small" / "eval" / "report.files"
+    return found
 
 
 class Reader(HTMLParser):
@@ -197,17 +261,15 @@ class Reader(HTMLParser):
         return json.loads(text)
 
 
-def test_the_page_is_whole_html_with_every_section(run):
-    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
-    found = Reader(run())
+def test_the_page_is_whole_html_with_every_section(whole):
     sections = {"passk", "elicitation", "answers", "training", "samples", "tables"}
-    assert sections <= set(found.ids)
-    assert len(found.ids) == len(set(found.ids))
-    referred = [a["href"][1:] for a in found.all("a")]
-    referred += [name for _, a in found.elements for name in a.get("aria-labelledby", "").split()]
-    assert set(referred) <= set(found.ids)
-    assert all("aria-labelledby" in a for a in found.all("svg") if a.get("role") == "img")
-    assert found.all("html")[0]["lang"] == "en"
+    assert sections <= set(whole.ids)
+    assert len(whole.ids) == len(set(whole.ids))
+    referred = [a["href"][1:] for a in whole.all("a")]
+    referred += [name for _, a in whole.elements for name in a.get("aria-labelledby", "").split()]
+    assert set(referred) <= set(whole.ids)
+    assert all("aria-labelledby" in a for a in whole.all("svg") if a.get("role") == "img")
+    assert whole.all("html")[0]["lang"] == "en"
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script(run):
@@ -245,14 +307,19 @@ def test_hostile_completions_stay_text_and_come_back_whole(run):
         assert any(hostile in one["text"] for one in shown), "a test that tests nothing"
 
 
-def test_hostile_words_in_the_verdict_are_escaped(run):
-    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
-    found = Reader(run())
-    assert "i" not in {tag for tag, _ in found.elements}
+def test_hostile_words_in_the_verdict_are_escaped(run, verdict_json):
+    hostile = json.loads(json.dumps(verdict_json))
+    hostile["sentence"] = "Elicited: <i>nothing</i> new & GRPO gains +12.3 [+10.0, +15.0] points."
+    hostile["judged"]["grpo"]["overall"]["notes"] = ["it <em>lost</em> nothing"]
+    reflection = hostile["tiers"]["dense"]["reasoning"]["sft"]["reflection"]
+    reflection["keywords"] = {"<img src=x>": 3}
+    found = Reader(run(hostile))
+    assert not {"i", "em", "img"} & {tag for tag, _ in found.elements}
     assert "Elicited: <i>nothing</i> new & GRPO gains +12.3\u00a0[+10.0,\u00a0+15.0] points." in (
         found.text
     )
-    assert "and <b>loses</b> nothing." in found.text
+    assert "it <em>lost</em> nothing." in found.text
+    assert "<img src=x> 3" in found.text
 
 
 def test_every_arm_tier_and_status_that_is_shown_can_be_filtered_for(run):
@@ -303,10 +370,10 @@ def test_the_choice_is_balanced_and_the_same_for_any_order_of_problems():
     verdicts = {a: rows(tier_of, 4, random.Random(a)) for a in ARMS}
     choice = choose(verdicts, tier_of, 1)
     assert choice.each == PER_CELL
-    assert choice.total == 40 * 4 * 3
+    assert choice.total == 40 * 4 * len(ARMS)
     cells = Counter((r["arm"], tier_of[r["id"]], r["status"]) for r in choice.verdicts)
     assert set(cells.values()) == {PER_CELL}
-    assert len(cells) == 3 * 2 * 4
+    assert len(cells) == len(ARMS) * 2 * 4
     again = {
         a: sorted(found, key=lambda r: (r["id"], r["sample"])) for a, found in verdicts.items()
     }
@@ -408,74 +475,165 @@ def test_no_two_events_of_a_lane_overlap_and_no_lane_is_wasted():
 
 
 def test_without_logs_samples_or_verdict_their_sections_are_left_out(run):
-    shutil.rmtree(run.folder / "sft")
-    shutil.rmtree(run.folder / "grpo")
     for arm in ARMS:
+        shutil.rmtree(run.folder / arm, ignore_errors=True)
         (run.folder / "eval" / arm / "samples.jsonl").unlink()
     found = Reader(run())
     assert not {"training", "samples", "elicitation", "data"} & set(found.ids)
     assert found.all("script") == []
     assert "What training did" in found.text
-    assert "pass@1: GRPO - SFT = " in found.text
+    assert "pass@1: grpo.1 - SFT = " in found.text
     assert not (run.folder / "eval" / "report.files" / "training.png").exists()
 
 
 def test_an_arm_without_samples_is_left_out_of_the_browser_alone(run):
     (run.folder / "eval" / "sft" / "verdicts.jsonl").unlink()
     found = Reader(run())
-    assert {one["arm"] for one in found.island["answers"]} == {"base", "grpo"}
+    assert {one["arm"] for one in found.island["answers"]} == {"base", "grpo.1", "grpo.2"}
 
 
-def test_the_verdict_and_what_it_rests_on_are_shown(run):
-    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
-    found = Reader(run())
-    text = " ".join(found.text.split())
-    for expected in (
-        "dense: elicited",
-        "trap: inconclusive",
-        "of the whole.",
-        "guessing is easy here.",
-        "base solves 41 13 base does not 7 29",
-        "Exact McNemar test of 7 against 13: p = 0.263.",
-        "the base first meets or passes at k = 5 (interval 3 to beyond 8).",
-        "12.3 [10.0, 15.0] 12.3 [10.0, 15.0]",
-        "+12.3 [+10.0, +15.0]",
-        "0.0613 [0.05, 0.07]",
-        "base, k3, per token 0.512",
-        "accuracy (0, 0.5]: 3 problems",
-    ):
-        assert expected in text
-    assert (run.folder / "eval" / "report.files" / "accuracy.png").stat().st_size > 5000
+def words(text):
+    return " ".join(text.replace("\u00a0", " ").split())
 
 
-@pytest.mark.parametrize("key", sorted(RULING))
-def test_a_verdict_that_lacks_something_leaves_that_out(key):
-    less = {name: value for name, value in RULING.items() if name != key}
-    for tier in (less, {key: RULING[key]}, less | {key: None}):
-        view = page.elicitation_view({"tiers": {"dense": tier}}, ARMS)
-        render(elicitation=view)
+def shown(estimate, sign=""):
+    """An estimate in % or points, from its definition."""
+    value, low, high = (
+        f"{round(100 * estimate[key], 1) + 0.0:{sign}.1f}" for key in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
 
 
-def render(**changes):
-    environment = page._environment()
-    source = environment.loader.get_source(environment, "page.html.j2")[0]
-    macros = source[: source.index("<!doctype")]
-    body = source[source.index('<section id="elicitation"') :].partition("</section>")[0]
-    return environment.from_string(macros + body).render(size=(360, 232), colours=7, **changes)
+def test_the_verdict_stands_first_and_all_verdicts_right_below(whole, verdict_json):
+    text = words(whole.text)
+    judged = verdict_json["judged"]
+    verdicts = {
+        name: [one["overall"]["verdict"], *(t["verdict"] for t in one["tiers"].values())]
+        for name, one in judged.items()
+    }
+    assert f"The verdict {verdict_json['sentence']} overall dense trap" in text
+    assert f"GRPO {' '.join(verdicts['grpo'])} SFT {' '.join(verdicts['sft'])}" in text
+    assert {"judged-1", "judged-2"} <= set(whole.ids)
 
 
-def test_several_comparisons_are_shown_by_name():
-    two = RULING["two_by_two"]
-    tier = {"two_by_two": {"base and grpo": two, "sft and grpo": two},
-            "crossing": {"grpo": RULING["crossing"] | {"k": None}}}  # fmt: skip
-    text = render(elicitation=page.elicitation_view({"tiers": {"dense": tier}}, ARMS))
-    assert "Problems by who solves them: sft and grpo" in text
-    assert "the base stays below at every k up to 8" in text
+def test_a_single_judged_arm_needs_no_table_of_verdicts(run, verdict_json):
+    alone = {**verdict_json, "judged": {"grpo": verdict_json["judged"]["grpo"]}}
+    text = run(alone)
+    assert "The verdict" in text
+    assert "Verdicts by arm and tier" not in text
 
 
-def test_the_page_and_its_pictures_are_the_same_each_time(run):
-    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
-    first = run()
+def test_a_verdict_is_shown_with_all_that_it_rests_on(whole, verdict_json):
+    text = words(whole.text)
+    for arm, judged in verdict_json["judged"].items():
+        for ruling in (judged["overall"], *judged["tiers"].values()):
+            assert f"Decided by {ruling['reason']}." in text
+            for note in ruling["notes"]:
+                assert note in text
+            for estimate in ruling["estimates"].values():
+                assert shown(estimate, "+") in text
+        for tier in judged["tiers"].values():
+            assert shown(tier["pass_at_1"]["base"]) in text
+            assert shown(tier["pass_at_1"][arm]) in text
+            for member, table in tier["two_by_two"].items():
+                name = page.label(member)
+                assert (
+                    f"{name} solves does not base solves {table['both']} {table['only_base']} "
+                    f"base does not {table['only_tuned']} {table['neither']} Exact McNemar test of "
+                    f"{table['only_tuned']} against {table['only_base']}: p = {table['p']:.2g}."
+                ) in text
+                crossing, gap = tier["crossing"][member], tier["gap"][member]
+                k, low, high = (crossing[e] or "beyond 8" for e in ("k", "low", "high"))
+                assert (
+                    f"{name} {k} [{low}, {high}] {100 * crossing['beyond']:.0f} % {shown(gap, '+')}"
+                ) in text
+                grown, shrunk = tier["expansion"][member], tier["shrinkage"][member]
+                assert f"{name} where base failed {grown['unsolved']} of " in text
+                assert f"base where {name} failed {shrunk['unsolved']} of " in text
+                assert shown(grown["share"], "+") in text
+                assert shown(shrunk["share"], "+") in text
+
+
+def test_every_arm_is_shown_on_each_tier(whole, verdict_json):
+    text = words(whole.text)
+    for one in verdict_json["detectable"].values():
+        assert words(one["sentence"]) in text
+    for tier in verdict_json["tiers"].values():
+        for key in ("coverage", "floor_adjusted"):
+            for name, row in tier[key].items():
+                cells = ("no room" if e is None else shown(e) for e in row.values())
+                assert f"{page.label(name)} {' '.join(cells)}" in text
+        for arm, one in tier["reasoning"].items():
+            assert f"{page.label(arm)} {shown(one['reasoning'])}" in text
+    assert "problems of GRPO by accuracy: 0: " in text
+    assert "KL divergence to base, in nats" in text
+    under = verdict_json["tiers"]["dense"]["likelihood"]["grpo.1"]["under grpo.1"]
+    assert f"grpo.1 {findings._number(under['log_likelihood']['per_token'])}" in text
+    assert shown(under["answers_outside"]) in text
+    assert (whole.pictures / "accuracy.png").stat().st_size > 5000
+
+
+def test_a_tier_without_probabilities_has_no_tables_of_them(whole, verdict_json):
+    assert "entropy" not in verdict_json["tiers"]["trap"]
+    assert whole.text.count("Entropy, KL divergence and likelihood of the answers") == 1
+
+
+def test_second_thoughts_are_held_against_success(verdict_json, tmp_path):
+    looks = page.looks_of(recipe_of(tmp_path), ARMS)
+    quiet = findings.view(verdict_json, looks)["tiers"][0]
+    assert quiet["reflection"] == []
+    changed = json.loads(json.dumps(verdict_json))
+    estimate = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 9}
+    reflection = changed["tiers"]["dense"]["reasoning"]["grpo.2"]["reflection"]
+    reflection |= {
+        "keywords": {"wait": 31, "check again": 1},
+        "with": {"answers": 32, "share": estimate, "optimal": estimate},
+        "within_problem": estimate | {"value": -0.2, "low": -0.5},
+    }
+    [sheet] = findings.view(changed, looks)["tiers"][0]["reflection"]
+    [row] = sheet.rows
+    assert row[:3] == ["grpo.2", "32 (25.0 %)", "25.0 [10.0, 40.0]"]
+    assert row[-2:] == ["-20.0 [-50.0, +40.0]", "wait 31, check again 1"]
+
+
+def test_every_verdict_is_explained():
+    assert set(findings.MEANINGS) == set(Verdict)
+
+
+def test_quantities_keep_their_sign_and_unit():
+    assert findings._number({"value": -0.00001, "low": -0.25, "high": 21.4444}) == "0 [-0.25, 21.4]"
+    assert findings._number(None) == ""
+
+
+def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike(tmp_path):
+    entries = {f"arm{i}": [1, 2, 3] for i in range(6)}
+    recipe = recipe_of(tmp_path, entries)
+    arms = ["base", *(f"{name}.{seed}" for name, seeds in entries.items() for seed in seeds)]
+    looks = page.looks_of(recipe, arms)
+    assert len({(looks[arm].marker, looks[arm].turn) for arm in arms}) == len(arms) == 19
+    for name, seeds in entries.items():
+        assert {looks[f"{name}.{seed}"].colour for seed in seeds} == {looks[name].colour}
+    assert len({looks[name].colour for name in ("base", *entries)}) == 7
+    families = page.families(arms, looks)
+    assert [number for number, _ in families] == list(range(7))
+    assert [name for name, _ in families[1][1]] == ["arm0.1", "arm0.2", "arm0.3"]
+
+
+def test_each_family_of_arms_can_be_hidden(run):
+    text = run()
+    found = Reader(text)
+    boxes = {a["data-of"] for a in found.all("input")}
+    drawn = {
+        c for _, a in found.elements for c in a.get("class", "").split() if c.startswith("of-")
+    }
+    assert boxes == {"0", "1", "2"}
+    assert drawn == {f"of-{number}" for number in boxes}
+    for number in boxes:
+        assert f'[data-of="{number}"]:not(:checked)) .of-{number} {{ display: none; }}' in text
+
+
+def test_the_page_and_its_pictures_are_the_same_each_time(run, verdict_json):
+    first = run(verdict_json)
     pictures = run.folder / "eval" / "report.files"
     before = {p.name: p.read_bytes() for p in pictures.glob("*.png")}
     assert run(force=True) == first
@@ -483,14 +641,24 @@ def test_the_page_and_its_pictures_are_the_same_each_time(run):
     assert set(before) == {"training.png", "accuracy.png"}
 
 
-def test_the_page_is_made_again_only_when_something_changed(run, capsys):
+def test_the_page_is_made_again_only_when_something_changed(run, capsys, verdict_json):
     run()
     run()
     assert "up to date" in capsys.readouterr().out
-    write_json(run.folder / "eval" / "elicitation.json", ELICITATION)
-    assert "The verdict" in run()
+    assert "The verdict" in run(verdict_json)
     (run.folder / "eval" / "report.html").unlink()
     assert "The verdict" in run()
+
+
+def test_a_verdict_that_was_not_finished_is_not_shown(run, verdict_json):
+    run(verdict_json)
+    (run.folder / "eval" / "elicitation" / MANIFEST).unlink()
+    assert "The verdict" not in run()
+
+
+def test_a_broken_verdict_is_named(run):
+    with pytest.raises(UserError, match=r"elicitation\.json must be a JSON object; FORCE=1 make"):
+        run([])
 
 
 def test_without_a_report_the_way_out_is_said(run):
@@ -518,7 +686,9 @@ def test_a_verdict_of_a_problem_that_was_not_asked_is_refused():
 
 
 def test_curves_keep_their_numbers_bands_and_gaps():
-    curve = Curve("GRPO", 2, [(1, 0.1), (2, None), (4, 0.5)], [(0, 0.2), (0.1, 0.4), (0.3, 0.7)])
+    curve = Curve(
+        "GRPO", Look(2, 2), [(1, 0.1), (2, None), (4, 0.5)], [(0, 0.2), (0.1, 0.4), (0.3, 0.7)]
+    )
     found = Panel("dense", "name", "k", [curve], percent=True, log=True, ticks=[1, 2, 4]).place()
     assert [text for _, text in found["x_ticks"]] == ["1", "2", "4"]
     left, middle, right = (x for x, _ in found["x_ticks"])
@@ -534,9 +704,11 @@ def test_curves_keep_their_numbers_bands_and_gaps():
 
 @pytest.mark.parametrize("points", [[(1, 0.0)], [(1, -2.0), (2, -1.0)], [(5, 1e-9), (6, 0.0)]])
 def test_odd_curves_can_be_drawn(points, tmp_path):
-    panel = Panel("t", "n", "step", [Curve("a", 0, points)])
+    panel = Panel("t", "n", "step", [Curve("a", Look(0, 0), points)])
     assert "nan" not in str(panel.place())
-    draw_panels([panel, Bars("b", "n", 1, [("0", 3), ("1", 0)], 3)], tmp_path / "x.png", {"a": 0})
+    draw_panels(
+        [panel, Bars("b", "n", Look(1, 1), [("0", 3), ("1", 0)], 3)], tmp_path / "x.png", {}
+    )
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -557,18 +729,14 @@ def test_long_logs_are_averaged():
     assert thinned(points[:50], 100) == points[:50]
 
 
-def test_loss_is_shown_only_where_no_reward_is():
-    logs = {arm: list(log_of(arm)) for arm in ("sft", "grpo")}
-    panels = {panel.title: panel for panel in page.training_panels(logs, ARMS)}
+def test_loss_is_shown_only_where_no_reward_is(tmp_path):
+    logs = {arm: list(log_of(arm)) for arm in ("sft", "grpo.1")}
+    looks = page.looks_of(recipe_of(tmp_path), ARMS)
+    panels = {panel.title: panel for panel in page.training_panels(logs, looks)}
     assert [c.label for c in panels["Loss"].curves] == ["SFT"]
-    assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "GRPO"]
-    assert [c.style for c in panels["Reward"].curves] == [2]
+    assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "grpo.1"]
+    assert [c.look for c in panels["Reward"].curves] == [looks["grpo"]]
     assert (20, None) in panels["KL to the start"].curves[0].points
-
-
-def test_an_estimate_s_json_is_what_the_page_reads():
-    found = page._quantity(Estimate(0.5, 0.25, 0.75, 3).to_json())
-    assert found == "0.5 [0.25, 0.75]"
 
 
 def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(run):
@@ -588,9 +756,7 @@ def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(run):
     assert "<img" not in found.partition("<script")[0]
 
 
-def test_the_page_s_folder_cannot_be_an_arm_s(run):
+def test_the_page_s_folder_cannot_be_an_arm_s(tmp_path):
     for name in (page.FILES, page.PAGE):
-        recipe = f"{RECIPE}arms: {{'{name}': {{trainer: sft}}}}\n"
-        (run.folder / "other.yaml").write_text(recipe)
         with pytest.raises(UserError, match="cannot be an arm's name"):
-            load_recipe(run.folder / "other.yaml")
+            recipe_of(tmp_path, {name: []})
