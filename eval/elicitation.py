@@ -52,14 +52,15 @@ from eval.analyses import (
     two_by_two,
     unsolved_by,
 )
+from eval.findings import sheets, verdict_sheet
 from eval.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
 from eval.power import detectable
-from eval.reasoning import Claim, reasoning_report
+from eval.reasoning import reasoning_report
 from eval.report import VERDICTS, judge_arm
 from eval.roles import Case, cases, guesses
 from eval.sample import arms, ask_again, samples_path, way_of_asking
 from eval.summary import tally
-from eval.tables import Sheet, cell, label, markdown_of, plain_console, print_sheets
+from eval.tables import label, markdown_of, plain_console, print_sheets
 from eval.verdict import Arms, Judgement, judge
 from pipeline.train import model_folder
 
@@ -175,27 +176,25 @@ def _mean(values: NDArray[np.float64], indices: NDArray[np.int32], level: float)
     return crossed_interval(cube, indices, level, bounds=(0.0, 1.0))[0].to_json()
 
 
-def spread(entries: Mapping[str, Sequence[str]], tier: str, asked: Asked, recipe: Recipe) -> Any:
-    """How the problems of one tier fare in every entry of the recipe, the samples of its members
-    taken together: accuracies, coverage, and pass@k with guessing removed."""
+def spread(names: Sequence[str], tier: str, asked: Asked, recipe: Recipe) -> dict[str, Any]:
+    """How the problems of one tier fare in every arm: accuracies, coverage, and pass@k with
+    guessing removed."""
     guess = guesses(list(asked.problems(tier).values()))
     rng = np.random.default_rng(seed_of(recipe.seed, "spread", tier))
     level = recipe.verdict.margins.level
     indices = bootstrap_indices(len(guess), recipe.verdict.margins.resamples, rng)
     report: dict[str, Any] = {"histogram": {}, "coverage": {}, "floor_adjusted": {}}
-    for name, members in entries.items():
-        counts = asked.counts(members, tier)
-        each = np.atleast_2d(counts.c)
-        n, c = counts.n * len(each), each.sum(axis=0)
-        ks = ks_for(int(counts.n.min()))
-        curve = np.mean([pass_at_k(counts.n, one, ks) for one in each], axis=0)
-        adjusted = floor_adjusted(curve, floor_at(guess, ks), indices, level)
-        report["histogram"][name] = accuracy_histogram(n, c)
-        report["coverage"][name] = {
+    for arm in names:
+        counts = asked.counts([arm], tier)
+        n, c = counts.n, counts.c
+        ks = ks_for(int(n.min()))
+        adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), indices, level)
+        report["histogram"][arm] = accuracy_histogram(n, c)
+        report["coverage"][arm] = {
             str(threshold): estimate.to_json()
             for threshold, estimate in coverage(n, c, indices, level=level).items()
         }
-        report["floor_adjusted"][name] = {
+        report["floor_adjusted"][arm] = {
             str(k): None if estimate is None else estimate.to_json()
             for k, estimate in zip(ks, adjusted, strict=True)
         }
@@ -323,8 +322,6 @@ def report_on(
                 for tier, ruling in judgement.tiers.items()
             },
         }
-    entries = {"base": ("base",)} | {name: tuple(recipe.members(name)) for name in recipe.arms}
-    entries = {name: members for name, members in entries.items() if set(members) <= set(names)}
     tiers = list(dict.fromkeys(tier for case in found for tier in case.tiers))
     models = likelihoods(recipe, found, names, asked)
     return {
@@ -343,7 +340,7 @@ def report_on(
         "judged": judged,
         "tiers": {
             tier: {
-                **spread(entries, tier, asked, recipe),
+                **spread(names, tier, asked, recipe),
                 "reasoning": {
                     arm: reasoning_report(
                         problems := asked.problems(tier),
@@ -367,147 +364,6 @@ def _sentences(judged: Mapping[str, Any]) -> Iterator[str]:
         if name:
             yield f"On {name}: {ruling['verdict']}, {ruling['reason']}."
         yield from (f"Note{' on ' + name if name else ''}: {note}." for note in ruling["notes"])
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-def sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
-    """The tables of ``elicitation.md``."""
-    yield verdict_sheet(report)
-    yield _fresh_sheet(report)
-    for tier, found in report["tiers"].items():
-        if found.get("entropy"):
-            yield _likelihood_sheet(tier, found)
-        yield _reasoning_sheet(tier, found["reasoning"])
-
-
-def verdict_sheet(report: Mapping[str, Any]) -> Sheet:
-    """A line for each judged arm and tier."""
-    rows = []
-    for arm, judged in report["judged"].items():
-        for tier, ruling in judged["tiers"].items():
-            estimates = ruling["estimates"]
-            rows.append(
-                [
-                    f"{label(arm)} on {tier}",
-                    ruling["verdict"],
-                    cell(ruling["pass_at_1"]["base"]),
-                    cell(ruling["pass_at_1"][arm]),
-                    cell(estimates["gain over base"], "+"),
-                    cell(estimates["large k"], "+"),
-                    cell(estimates.get("beyond base"), "+"),
-                ]
-            )
-    first = next(iter(report["judged"].values()))["overall"]
-    n, reach = first["budget"]["n"], first["budget"]["reach"]
-    return Sheet(
-        "Elicited or learnt? in % and points",
-        ["arm", "verdict", "base @1", "arm @1", "gain", f"gain @{n}", "beyond"],
-        rows,
-        [
-            "Intervals are for other problems and, where an arm has several, other training seeds",
-            f"Beyond: problems not reachable for the base within {reach} samples that the arm "
-            "answers reliably, less those that a second look at the base finds.",
-        ],
-    )
-
-
-def _fresh_sheet(report: Mapping[str, Any]) -> Sheet:
-    """Expansion and shrinkage on confirmation samples."""
-    rows = []
-    for judged in report["judged"].values():
-        for tier, ruling in judged["tiers"].items():
-            for key, by in (("expansion", "the base"), ("shrinkage", "the arm")):
-                for member, found in ruling[key].items():
-                    rows.append(
-                        [
-                            f"{label(member)} on {tier}",
-                            f"{found['unsolved']} of {found['problems']}, by {by}",
-                            str(found["tries"]),
-                            cell(found["tuned"]),
-                            cell(found["reference"]),
-                            cell(found["share"], "+"),
-                        ]
-                    )
-    return Sheet(
-        "Problems left unsolved, asked again with new seeds",
-        ["arm", "unsolved", "fresh tries", "the other solves", "itself again", "net, of all"],
-        rows,
-        ["net: the difference as a share of all problems; two equal models have 0"],
-    )
-
-
-def _likelihood_sheet(tier: str, found: Mapping[str, Any]) -> Sheet:
-    def number(value: Mapping[str, Any] | None) -> str:
-        if value is None:
-            return ""
-        return f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
-
-    rows = []
-    for arm, entropy in found["entropy"].items():
-        under = found["likelihood"][arm].get("under base", {})
-        kl = found["kl"].get(arm, {})
-        rows.append(
-            [
-                label(arm),
-                number(entropy["per_token"]),
-                number(entropy["per_answer"]),
-                number(kl.get("to base", {}).get("k1", {}).get("per_answer")),
-                number(under.get("log_likelihood", {}).get("per_token")),
-                number(under.get("least_likely_token")),
-                cell(under.get("answers_outside")),
-            ]
-        )
-    return Sheet(
-        f"{tier}: how likely the answers are",
-        [
-            "arm",
-            "entropy a token",
-            "an answer",
-            "KL to base, an answer",
-            "log p under base, a token",
-            "least likely token",
-            f"outside the base's top-p {likelihood.TOP_P}, %",
-        ],
-        rows,
-        ["In nats. Outside: answers with a token that nucleus sampling from the base rules out"],
-    )
-
-
-def _reasoning_sheet(tier: str, found: Mapping[str, Any]) -> Sheet:
-    rows = []
-    for arm, one in found.items():
-        claims = one["claims"]
-        rows.append(
-            [
-                label(arm),
-                cell(one["reasoning"]),
-                *(cell(claims[kind]["true"]) for kind in (Claim.VALUE, Claim.OVERLAP, Claim.TOTAL)),
-                cell(one["follows"]),
-                cell(one["sound"]["optimal"]),
-                cell(one["unsound"]["optimal"]),
-                f"{one['reflection']['with']['answers']:,}",
-                cell(one["reflection"]["with"]["optimal"]),
-            ]
-        )
-    return Sheet(
-        f"{tier}: is the reasoning true? in %",
-        [
-            "arm",
-            "answers that reason",
-            "values true",
-            "overlaps true",
-            "totals true",
-            "answer follows",
-            "optimal if sound",
-            "if unsound",
-            "answers that reflect",
-            "optimal of them",
-        ],
-        rows,
-        ["Sound: every claim is true. To reflect: words such as 'wait' or 'check again'"],
-    )
 
 
 def main() -> None:

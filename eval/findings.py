@@ -1,4 +1,4 @@
-"""The page's section on elicitation: sentences, tables and histograms of ``elicitation.json``.
+"""The findings on elicitation in words and tables: for the terminal, Markdown and the page.
 
 The shape that is read is that of ``eval.elicitation``.
 """
@@ -6,10 +6,10 @@ The shape that is read is that of ``eval.elicitation``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from eval.chart import Bars, Look
-from eval.elicitation import verdict_sheet
 from eval.likelihood import TOP_P
 from eval.reasoning import Claim
 from eval.rule import Verdict
@@ -44,6 +44,49 @@ def view(report: Mapping[str, Any], looks: Mapping[str, Look]) -> dict[str, Any]
     }
 
 
+def sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
+    """Every table of ``elicitation.json``."""
+    yield verdict_sheet(report)
+    for arm, judged in report["judged"].items():
+        for tier, ruling in judged["tiers"].items():
+            for sheet in (_estimate_sheet(ruling), *_of_ruling(ruling)):
+                yield replace(sheet, title=f"{label(arm)} on {tier}: {sheet.title}")
+    for tier, found in report["tiers"].items():
+        for part in _of_tier(found).values():
+            yield from (replace(sheet, title=f"{tier}: {sheet.title}") for sheet in part)
+
+
+def verdict_sheet(report: Mapping[str, Any]) -> Sheet:
+    """A line for each judged arm and tier."""
+    rows = []
+    for arm, judged in report["judged"].items():
+        for tier, ruling in judged["tiers"].items():
+            estimates = ruling["estimates"]
+            rows.append(
+                [
+                    f"{label(arm)} on {tier}",
+                    ruling["verdict"],
+                    cell(ruling["pass_at_1"]["base"]),
+                    cell(ruling["pass_at_1"][arm]),
+                    cell(estimates["gain over base"], "+"),
+                    cell(estimates["large k"], "+"),
+                    cell(estimates.get("beyond base"), "+"),
+                ]
+            )
+    first = next(iter(report["judged"].values()))["overall"]
+    n, reach = first["budget"]["n"], first["budget"]["reach"]
+    return Sheet(
+        "Elicited or learnt? in % and points",
+        ["arm", "verdict", "base @1", "arm @1", "gain", f"gain @{n}", "beyond"],
+        rows,
+        [
+            "Intervals are for other problems and, where an arm has several, other training seeds",
+            f"Beyond: problems not reachable for the base within {reach} samples that the arm "
+            "answers reliably, less those that a second look at the base finds.",
+        ],
+    )
+
+
 # --- one judged arm --------------------------------------------------------------------------
 
 
@@ -56,11 +99,15 @@ def _judged(name: str, judged: Mapping[str, Any]) -> dict[str, Any]:
                 **_ruling(ruling),
                 "squares": [(label(m), one) for m, one in ruling["two_by_two"].items()],
                 "samples": ruling["budget"]["n"],
-                "sheets": _filled(_curve_sheet(ruling), _unsolved_sheet(ruling)),
+                "sheets": _of_ruling(ruling),
             }
             for tier, ruling in judged["tiers"].items()
         },
     }
+
+
+def _of_ruling(ruling: Mapping[str, Any]) -> list[Sheet]:
+    return _filled(_curve_sheet(ruling), _unsolved_sheet(ruling))
 
 
 def _ruling(ruling: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +240,12 @@ def _tier(name: str, found: Mapping[str, Any], looks: Mapping[str, Look]) -> dic
     return {
         "name": name,
         "histogram": histogram_panels(found["histogram"], looks),
+        **_of_tier(found),
+    }
+
+
+def _of_tier(found: Mapping[str, Any]) -> dict[str, list[Sheet]]:
+    return {
         "spread": _filled(
             _coverage_sheet(found["coverage"]), _floor_sheet(found["floor_adjusted"])
         ),
@@ -226,10 +279,7 @@ def _coverage_sheet(found: Mapping[str, Mapping[str, Any]]) -> Sheet:
         "Share of problems whose accuracy is at least …, in %",
         ["", *thresholds],
         _by_key(found),
-        [
-            "Accuracies as sampled. The answers of an arm's training seeds are taken together; "
-            "more answers to a problem show smaller accuracies."
-        ],
+        ["Accuracies as sampled."],
     )
 
 

@@ -113,7 +113,7 @@ def mean_interval(
     values: ArrayLike,
     indices: NDArray[np.int32],
     level: float = LEVEL,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
 ) -> list[Estimate]:
     """Mean of each column of ``values`` [problems, columns] with its bootstrap interval.
 
@@ -189,7 +189,7 @@ def crossed_interval(
     values: ArrayLike,
     indices: NDArray[np.int32],
     level: float = LEVEL,
-    bounds: tuple[float, float] = (-1.0, 1.0),
+    bounds: tuple[ArrayLike, ArrayLike] = (-1.0, 1.0),
 ) -> list[Estimate]:
     """Mean of ``values`` [training seeds, problems, columns] by column, with an interval for other
     problems and other training seeds at once. With one seed it is ``mean_interval``, which says
@@ -222,19 +222,20 @@ def widened_by_seeds(
     seeds: int,
     variance: NDArray[np.float64],
     level: float,
-    bounds: tuple[float, float],
+    bounds: tuple[ArrayLike, ArrayLike],
 ) -> list[Estimate]:
     """Intervals for other problems, widened for other training seeds; see ``crossed_interval``.
     ``variance`` [columns] is that between ``seeds`` training seeds."""
     reach = student.ppf((1 + level) / 2, seeds - 1) * np.sqrt(variance / seeds)
+    least, most = (np.broadcast_to(bound, len(found)) for bound in bounds)
     return [
         Estimate(
             e.value,
-            float(max(bounds[0], e.value - np.hypot(e.value - e.low, r))),
-            float(min(bounds[1], e.value + np.hypot(e.high - e.value, r))),
+            float(max(lowest, e.value - np.hypot(e.value - e.low, r))),
+            float(min(highest, e.value + np.hypot(e.high - e.value, r))),
             e.n,
         )
-        for e, r in zip(found, reach, strict=True)
+        for e, r, lowest, highest in zip(found, reach, least, most, strict=True)
     ]
 
 

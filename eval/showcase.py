@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.files import read_jsonl
 from data.problem import Event, Problem, Schedule
 from data.seeds import seed_of
-from rewards.parse import ParseFailure, parse
+from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Status
 
 #: Most answers of one arm, tier and status, and of all together.
@@ -149,9 +149,11 @@ def lanes(events: Sequence[Event]) -> list[tuple[int, int]]:
     return place
 
 
-def _schedule(text: str) -> Schedule:
-    """The schedule of a text, empty where none can be read."""
+def _schedule(text: str, status: str) -> Schedule:
+    """The schedule that was judged, empty where none could be read."""
     parsed = parse(text)
+    if isinstance(parsed, ParseFailure) and status != Status.UNPARSABLE:
+        parsed = parse_leniently(text)  # as its arm is read
     return () if isinstance(parsed, ParseFailure) else parsed
 
 
@@ -189,7 +191,7 @@ def drawn_answer(
     broken, lane, lanes beside each other]``.
     """
     text = sample["completion"]
-    answered = _schedule(text)
+    answered = _schedule(text, verdict["status"])
     # A hostile answer may list a hundred thousand events.
     schedule = answered[: 2 * len(problem.events)]
     violations = list(verdict["violations"])

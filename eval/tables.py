@@ -235,5 +235,5 @@ def _markdown_lines(sheet: Sheet) -> Iterator[str]:
     for row in sheet.rows:
         yield f"| {' | '.join(row)} |"
     yield ""
-    yield f"{sheet.notes[0]}. {' '.join(sheet.notes[1:])}".rstrip()
+    yield " ".join(note if note.endswith(".") else f"{note}." for note in sheet.notes)
     yield ""

@@ -24,6 +24,8 @@ from eval.analyses import (
 from eval.passk import Estimate, bootstrap_indices, crossed_interval
 from eval.rule import Budget, Verdict, decide, is_new, notes_on, tries_for
 
+#: Quantities that cannot be negative, unlike differences.
+_SHARES = ("certified", "control", "perhaps beyond base")
 #: What the pooled problems of all tiers are called.
 OVERALL = "overall"
 
@@ -214,7 +216,8 @@ def judge(
     def estimates(name: str, divisor: int = 1) -> dict[str, Estimate]:
         """Intervals whose every end is wrong ``divisor`` times more rarely than at the level."""
         level = 1 - (1 - margins.level) / divisor
-        intervals = crossed_interval(cubes[name], indices[name], level)
+        least = np.array([0.0 if quantity in _SHARES else -1.0 for quantity in found[name][0]])
+        intervals = crossed_interval(cubes[name], indices[name], level, bounds=(least, 1.0))
         return dict(zip(found[name][0], intervals, strict=True))
 
     most = len(found) if margins.correction == "holm" else 1
