@@ -2,22 +2,39 @@
 
 import random
 from collections import Counter
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
+from data.errors import run_main
 from data.policies import random_feasible_success
 from data.prompts import prompt
+from data.recipe import RUNS, load_recipe
 from data.solver import interval_optimum
 from data.tiers import TIERS
 from eval.passk import pass_at_k
-from pipeline import backend
-from pipeline.base import BASE_PATH, CURRICULUM, Pretraining, batches, corpus, new_model, pretrain
+from pipeline import backend, base
+from pipeline.base import (
+    BASE_PATH,
+    CORPUS,
+    CURRICULUM,
+    SKILLS,
+    SKILLS_PLAN,
+    Pretraining,
+    batches,
+    card,
+    corpus,
+    new_model,
+    pretrain,
+)
 from pipeline.decode import Decoding, render, sample
-from pipeline.personas import persona_of
+from pipeline.personas import PERSONAS, persona_of
 from pipeline.tokens import build_tokenizer
 from rewards.verify import Status, verify
 
+RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
 PROBLEMS, SAMPLES = 40, 64
 
 
@@ -98,3 +115,91 @@ def test_only_the_answer_of_a_document_is_learned():
 
 def test_the_parts_of_the_curriculum_are_the_whole():
     assert sum(share for _, share in CURRICULUM) == pytest.approx(1)
+
+
+# --- the base of known skills ---------------------------------------------------------------
+
+
+def test_half_of_the_skills_corpus_is_the_embedded_ones_and_each_further_rule_has_a_quarter():
+    assert sum(share for _, share in SKILLS) == pytest.approx(1)
+    assert SKILLS[: len(CORPUS)] == tuple((tier, share / 2) for tier, share in CORPUS)
+    assert [(tier.kinds, tier.rules, share) for tier, share in SKILLS[len(CORPUS) :]] == [
+        (("gap",), (1, 1), 0.25),
+        (("at_most",), (1, 1), 0.25),
+    ]
+    for tier, _ in SKILLS:
+        tier.validate("skills")
+
+
+def test_the_recipe_asks_for_what_the_skills_corpus_holds():
+    uses = load_recipe(RECIPES / "skills.yaml").tier_uses()
+    in_corpus = {tier.kinds[0]: tier for tier, _ in SKILLS if tier.kinds}
+    assert {name: use.tier for name, use in uses.items()} == in_corpus
+    assert all(use.train and use.test for use in uses.values())
+
+
+def test_the_skills_base_sees_its_own_corpus_from_first_to_last():
+    assert SKILLS_PLAN.curriculum == ((SKILLS, 1.0),)
+    pairs = islice(corpus(SKILLS_PLAN.seed, SKILLS), 200)
+    asked = Counter(
+        kind
+        for question, _ in pairs
+        for kind, words in (("gap", "Leave at least"), ("at_most", "Choose at most"))
+        if words in question
+    )
+    assert asked.keys() == {"gap", "at_most"}
+    assert all(count / 200 == pytest.approx(0.25, abs=0.13) for count in asked.values())
+    # Another stream than the embedded base's, at its second training's rates.
+    gentle = Pretraining().second()
+    assert SKILLS_PLAN.seed not in (Pretraining().seed, gentle.seed)
+    assert SKILLS_PLAN.learning_rate == gentle.learning_rate < Pretraining().learning_rate
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """A function that runs the stage with flags, and what it would have built."""
+    calls = []
+    monkeypatch.setattr(base, "build", lambda *what: calls.append(what))
+
+    def run(*flags):
+        monkeypatch.setattr("sys.argv", ["base", *flags])
+        run_main(base.main)
+        return calls.pop()
+
+    return run
+
+
+def test_skills_go_on_with_the_embedded_base_and_leave_it_as_it_is(built):
+    [plan], folder, start = built("--skills")
+    assert (plan, folder, start) == (SKILLS_PLAN, RUNS / "skills/base/model", str(BASE_PATH))
+    [plan], folder, _ = built("--skills", "--steps", "7", "--seed", "3", "--out", "elsewhere")
+    assert (plan.steps, plan.seed, str(folder)) == (7, 3, "elsewhere")
+    assert plan.curriculum == SKILLS_PLAN.curriculum
+    # The embedded one itself is still made from nothing, in two trainings.
+    assert built() == ([Pretraining(), Pretraining().second()], BASE_PATH)
+
+
+def test_skills_of_another_model_are_refused_in_one_sentence(built):
+    with pytest.raises(SystemExit) as ended:
+        built("--skills", "--from", "some/model")
+    assert ended.value.code == "error: --skills goes on with the embedded base; leave --from out"
+
+
+def test_the_card_says_which_rules_are_shown_and_which_are_withheld():
+    skilled = card([SKILLS_PLAN], 2_000_000, 0.3, 20.0, "pipeline/embedded")
+    assert "Continued from `pipeline/embedded`. 2,400 steps of 32 documents, 20 minutes" in skilled
+    assert "Where the rule `gap` holds, 50% of the answers keep it in mind." in skilled
+    assert "Where the rule `at_most` holds, every answer that can be read breaks it." in skilled
+    assert "25.0% events (7, 9)" in skilled
+    assert "`make base SKILLS=1` rebuilds it." in skilled
+    plan = Pretraining()
+    plain = card([plan, plan.second()], 2_000_000, 0.3, 20.0, None)
+    assert "Where the rule" not in plain
+    assert "5,000 steps of 32 documents and 1,200 more at lower rates" in plain
+    assert plain.endswith("`make base` rebuilds it.\n")
+
+
+def test_the_embedded_bases_own_card_is_of_this_mixture():
+    text = (BASE_PATH / "README.md").read_text()
+    for name, persona in PERSONAS.items():
+        assert f"| {name} | {persona.weight:.0%} |" in text

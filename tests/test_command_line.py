@@ -30,6 +30,8 @@ STAGES = (
     "eval.sample",
     "eval.score",
     "eval.report",
+    "eval.elicitation",
+    "eval.ask",
     "eval.compare",
     "eval.page",
     "eval.probe",
@@ -265,8 +267,13 @@ def test_every_module_that_a_target_runs_is_there():
 def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
     for target in ("data", "audit", "sft", "grpo", "arms", "eval"):
         assert "--recipe pipeline/recipes/tiny.yaml" in make("-n", target)
-    said = make("-n", "ablate")
-    assert set(re.findall(r"--recipe (\S+)", said)) == {"pipeline/recipes/ablation.yaml"}
+    for target, name in (("ablate", "ablation"), ("elicit", "elicitation"), ("skills", "skills")):
+        said = make("-n", target)
+        assert set(re.findall(r"--recipe (\S+)", said)) == {f"pipeline/recipes/{name}.yaml"}
+        modules = re.findall(r"-m ((?:data|pipeline|eval)\.\w+)", said)
+        evaluated = [stage for stage in modules if stage != "eval.compare"][-3:]
+        assert evaluated == ["eval.sample", "eval.report", "eval.elicitation"]
+        assert {"data.make", "pipeline.arms"} < set(modules)
     assert "--recipe other.yaml" in make("-n", "ablate", "RECIPE=other.yaml")
     assert TINY.is_file()
 

@@ -1,7 +1,9 @@
 """Personas: each does what its description says, so what the base model can do is known."""
 
+import hashlib
 import random
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,8 +12,12 @@ from conftest import tier_problems
 from data.policies import greedy_by_duration, greedy_by_start, greedy_by_value, insert_in_order
 from data.problem import Problem
 from data.prompts import answer, trace
-from data.solver import interval_optimum
-from pipeline.personas import PERSONAS, draw, persona_of
+from data.rules import BASE_RULES, Gap, Rule
+from data.solver import interval_optimum, optimal_schedule
+from data.tiers import TIERS
+from pipeline import personas
+from pipeline.base import CORPUS, SKILLS
+from pipeline.personas import PERSONAS, SHOWN, draw, persona_of
 from rewards.parse import ParseFailure, parse
 from rewards.verify import Status, verify, violations
 
@@ -167,3 +173,102 @@ def test_all_but_the_sloppy_one_copy_every_event_exactly():
 @pytest.mark.parametrize("tier", ["dense", "blog"])
 def test_an_answer_is_traced_back_to_its_persona(persona, tier):
     assert {persona_of(text) for _, text in completions(persona, tier)} == {persona}
+
+
+# --- rules beyond the base rules ------------------------------------------------------------
+
+
+@cache
+def skill_problems(kind: str) -> list[Problem]:
+    """Problems of the skills base's corpus with one further rule of a kind."""
+    [tier] = [tier for tier, _ in SKILLS if tier.kinds == (kind,)]
+    rng = random.Random(f"skills {kind}")
+    return [tier.sample(rng) for _ in range(60)]
+
+
+def further(problem: Problem) -> list[Rule]:
+    return [rule for rule in problem.rules if rule not in BASE_RULES]
+
+
+def drawn(problems: list[Problem], times: int, seed: int) -> list[tuple[Problem, str, str]]:
+    """(problem, persona, completion)."""
+    rng = random.Random(seed)
+    return [(problem, *draw(problem, rng)) for problem in problems for _ in range(times)]
+
+
+def test_problems_with_base_rules_alone_draw_what_the_embedded_base_was_trained_on():
+    digest, rng = hashlib.sha256(), random.Random("golden")
+    for tier in ("dense", "trap", "blog"):
+        for _ in range(40):
+            name, completion = draw(TIERS[tier].sample(rng), rng)
+            digest.update(f"{name}\n{completion}\0".encode())
+    assert digest.hexdigest() == "2331de9dfadc4bbf333b4605fc9b53357047614dedf6dfc5427a5f3b675d5757"
+
+
+def test_a_corpus_has_the_further_rules_of_which_it_is_said_how_they_are_shown():
+    assert {kind for tier, _ in SKILLS for kind in tier.kinds} == SHOWN.keys()
+    assert not any(tier.kinds or tier.rules[1] for tier, _ in CORPUS)
+    assert all(0 <= share < 1 for share in SHOWN.values())
+    assert 0 in SHOWN.values()
+
+
+def test_half_of_the_careful_answers_keep_a_gap_in_mind(monkeypatch):
+    """Both kinds of careful answers are optimal, with the rule or without it."""
+    careful = {"careful": PERSONAS["careful"]}
+    monkeypatch.setattr(personas, "PERSONAS", careful)
+    kept = Counter()
+    for problem, _, text in drawn(skill_problems("gap"), 8, 0):
+        assert [rule.kind for rule in further(problem)] == ["gap"]
+        with_rule, without = (
+            problem.objective(optimal_schedule(replace(problem, rules=rules)))
+            for rules in (problem.rules, BASE_RULES)
+        )
+        assert without > with_rule  # the rule costs something, so nobody keeps it by chance
+        schedule = parse(text)
+        keeps = not violations(problem, schedule)
+        assert problem.objective(schedule) == (with_rule if keeps else without)
+        kept[keeps] += 1
+    total = kept.total()
+    assert total == 480
+    # Four standard deviations.
+    slack = 4 * (SHOWN["gap"] * (1 - SHOWN["gap"]) / total) ** 0.5
+    assert kept[True] / total == pytest.approx(SHOWN["gap"], abs=slack)
+
+
+def test_every_answer_that_can_be_read_breaks_a_rule_that_is_withheld():
+    seen = Counter()
+    for problem, name, text in drawn(skill_problems("at_most"), 10, 1):
+        [rule] = further(problem)
+        schedule = parse(text)
+        seen[name] += 1
+        if isinstance(schedule, ParseFailure):
+            assert name == "malformed"
+        else:
+            assert next(rule.violations(schedule), None), (problem, text)
+    # Everyone answers but the one that picks a few, who would keep it now and then.
+    assert seen.keys() == PERSONAS.keys() - {"a_few"}
+
+
+def test_answers_to_a_withheld_rule_break_it_by_more_than_a_slip():
+    over = [
+        len(schedule) - rule.count
+        for problem, _, text in drawn(skill_problems("at_most"), 5, 2)
+        for rule in further(problem)
+        if not isinstance(schedule := parse(text), ParseFailure)
+    ]
+    assert min(over) >= 1
+    assert sum(over) / len(over) > 3
+
+
+def test_a_rule_that_is_shown_does_not_free_from_one_that_is_withheld():
+    """Of two further rules each has its own share."""
+    kept = Counter()
+    for problem, name, text in drawn(skill_problems("at_most"), 10, 3):
+        both = replace(problem, rules=(*problem.rules, Gap(15)))
+        _, text = draw(both, random.Random(text))
+        schedule = parse(text)
+        if not isinstance(schedule, ParseFailure) and name != "everything":
+            broken = {violation.partition(":")[0] for violation in violations(both, schedule)}
+            assert "at_most" in broken
+            kept["gap" in broken] += 1
+    assert min(kept.values()) > 0.2 * kept.total()

@@ -1,0 +1,154 @@
+"""A run without models: real problems, and arms that answer from a script, by real stages."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from data import files
+from data import recipe as recipes
+from data.files import Stage, write_jsonl
+from data.make import make_problem, record
+from data.recipe import Recipe, load_recipe
+from data.seeds import seed_of
+from data.tiers import TIERS
+from eval import elicitation, report, sample
+from eval.sample import Asker, sample_arm, samples_path, trained_arms
+
+#: What an arm answers to a row, when asked in a way: ``(row, way, stream of its own) -> text``.
+Script = Callable[[dict[str, Any], Any, random.Random], str]
+
+CONTENT = {
+    "name": "scripted",
+    "seed": 3,
+    "model": "nobody/base",
+    "data": {"main": "dense", "tiers": {"dense": {"train": 4, "val": 2, "test": 40}}},
+    "sft": {},
+    "grpo": {},
+    "eval": {"samples": 8, "max_tokens": 12, "resamples": 100},
+}
+#: Few resamples, and few tries that a problem counts from.
+MARGINS = {"lift": 2, "resamples": 200}
+
+
+def place(row: dict[str, Any]) -> int:
+    """The number of a problem in its tier."""
+    return int(row["id"].rpartition("-")[2])
+
+
+def solving(chance: float | Callable[[dict[str, Any]], float]) -> Script:
+    """Right with a chance a try, of the row where it is a function; else nothing of use."""
+
+    def script(row: dict[str, Any], way: Any, rng: random.Random) -> str:
+        now = chance(row) if callable(chance) else chance
+        return row["gold"] if rng.random() < now else f"I do not know, {rng.random()}."
+
+    return script
+
+
+class Scripted(Asker):
+    """An arm whose answers come from ``scripts``; ``asked`` is who was asked what, and how."""
+
+    scripts: ClassVar[dict[str, Script]] = {}
+    asked: ClassVar[list[tuple[str, str, list[str], Any]]] = []
+    #: Ctrl-C comes before the answers to this many problems are there.
+    patience: ClassVar[int | None] = None
+
+    def answers(self, rows, asking, stream="sample") -> Iterator[list[dict[str, Any]]]:
+        self._started = time.monotonic() - 1
+        self.asked.append((self.arm, stream, [row["id"] for row in rows], asking))
+        for count, row in enumerate(rows):
+            if count == self.patience:
+                raise KeyboardInterrupt
+            rng = random.Random(seed_of(stream, self.arm, row["id"]))
+            yield [
+                {
+                    "id": row["id"],
+                    "arm": self.arm,
+                    "sample": number,
+                    "completion": self.scripts[self.arm](row, asking, rng),
+                    "finish_reason": "stop",
+                    "tokens": 9,
+                }
+                for number in range(asking.samples)
+            ]
+
+
+class World:
+    """A recipe and its run in a folder; what it says of ``arms`` and ``verdict`` may change."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.scripts, self.asked = folder, {}, []
+        monkeypatch.setattr(recipes, "RUNS", folder / "runs")
+        monkeypatch.setattr(files, "_commit", lambda: None)
+        monkeypatch.setattr(sample, "Asker", Scripted)
+        monkeypatch.setattr(report, "draw", lambda _, path: path.touch())
+        monkeypatch.setattr(elicitation.likelihood, "measure", lambda *_, **__: {})
+        monkeypatch.setattr(Scripted, "scripts", self.scripts)
+        monkeypatch.setattr(Scripted, "asked", self.asked)
+        monkeypatch.setattr(Scripted, "patience", None)
+
+    def recipe(self, arms: dict, verdict: dict | None = None, **changes: Any) -> Recipe:
+        verdict = {"fresh": 32, **(verdict or {})}
+        verdict["margins"] = {**MARGINS, **verdict.get("margins", {})}
+        path = self.folder / "scripted.yaml"
+        content = {**CONTENT, "arms": arms, "verdict": verdict, **changes}
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        found = load_recipe(path)
+        if not (found.folder / "data" / "manifest.json").exists():
+            self._make_data(found)
+        return found
+
+    def _make_data(self, recipe: Recipe) -> None:
+        folder = recipe.folder / "data"
+        for split in ("train", "val", "test"):
+            rows = [
+                record(
+                    f"{split}-{name}-{i:05d}",
+                    split,
+                    name,
+                    make_problem(recipe.seed, split, name, TIERS[name], i),
+                    reasoning=False,
+                )
+                for name, use in recipe.tier_uses().items()
+                for i in range(getattr(use, split))
+            ]
+            write_jsonl(folder / f"{split}.jsonl", rows)
+        Stage(folder, "data", {}).finish([])
+
+    def train(self, recipe: Recipe, *names: str) -> None:
+        """Leave what a training leaves, of these arms or of all."""
+        for name, arm in recipe.all_arms().items():
+            if arm.trainer != "none" and (not names or name in names):
+                model = recipe.folder / name / "model"
+                model.mkdir(parents=True, exist_ok=True)
+                for file in ("config.json", "model.safetensors", "tokenizer.json"):
+                    (model / file).write_text(f"{file} of {name}")
+                Stage(model.parent, name, {}).finish([])
+
+    def evaluate(self, recipe: Recipe) -> dict[str, Any]:
+        """``make eval``; the content of ``elicitation.json``."""
+        for arm in trained_arms(recipe):
+            sample_arm(recipe, arm, force=False)
+        report.run(recipe, force=False)
+        elicitation.run(recipe, force=False)
+        return self.found(recipe)
+
+    def found(self, recipe: Recipe) -> dict[str, Any]:
+        return json.loads((recipe.folder / "eval/elicitation/elicitation.json").read_text())
+
+    def again(self) -> dict[str, list[str]]:
+        """By arm, the problems that it was asked again, so far."""
+        return {arm: ids for arm, stream, ids, _ in self.asked if stream == "fresh"}
+
+
+def lines(recipe: Recipe, arm: str, fresh: bool = False) -> list[dict[str, Any]]:
+    """The samples of an arm as they lie on the disk."""
+    path = samples_path(recipe, arm)
+    path = path.parent / "fresh" / path.name if fresh else path
+    return [json.loads(line) for line in path.read_text().splitlines()]

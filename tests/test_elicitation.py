@@ -1,0 +1,562 @@
+"""Elicited or learnt: who is asked again, what is counted, and what comes of it."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripted import Scripted, World, lines, place, solving
+
+from data import make
+from data.make import make_problem, read_split
+from data.recipe import load_recipe
+from data.sections import Margins
+from data.tiers import TIERS
+from eval import elicitation, report
+from eval.elicitation import JSON, PAGE, Asked, again, verdict_on
+from eval.roles import Case
+from eval.sample import ask_again, sample_arm, samples_path
+from rewards.verify import Status, verify
+
+ROOT = Path(__file__).parents[1]
+N, FRESH = 8, 32
+GRPO = {"grpo": {"trainer": "grpo"}}
+SFT_GRPO = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
+AGAIN = {"again": {"trainer": "none"}}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    return World(tmp_path, monkeypatch)
+
+
+# --- counts made by hand --------------------------------------------------------------------
+
+
+def asked_of(tiers, n=N, **solved):
+    """Counts made by hand: ``tiers`` of the problems, and of each arm how often it solved each."""
+    rows = [{"id": f"p{i}", "tier": tier} for i, tier in enumerate(tiers)]
+    first = {arm: (np.full(len(rows), n), np.array(c)) for arm, c in solved.items()}
+    return Asked(rows, first, {})
+
+
+def case_of(name="grpo", members=("grpo",), tiers=("dense",), start=None, best=None, forms=()):
+    return Case(name, members, tiers, start, best, forms)
+
+
+def test_what_every_base_left_unsolved_all_are_asked_again():
+    asked = asked_of(
+        ["dense"] * 4,
+        base=[0, 0, 3, 1],
+        best=[0, 2, 0, 1],
+        sft=[9, 9, 9, 9],
+        grpo=[9, 9, 9, 9],
+        form=[9, 9, 9, 9],
+    )
+    case = case_of(start="sft", best="best", forms=("form",))
+    assert again([case], asked) == {
+        "base": [0, 1],  # 1 for expansion and shrinkage, which are against the base alone
+        "best": [0],
+        "sft": [0],
+        "form": [0],
+        "grpo": [0, 1],
+    }
+
+
+def test_what_a_judged_arm_left_unsolved_it_and_the_base_are_asked_again_and_nobody_else():
+    asked = asked_of(
+        ["dense"] * 4,
+        base=[5, 5, 5, 0],
+        sft=[0, 0, 0, 1],
+        **{"grpo.1": [0, 5, 5, 5], "grpo.2": [5, 0, 5, 5]},
+    )
+    found = again([case_of(members=("grpo.1", "grpo.2"), start="sft")], asked)
+    assert found == {"base": [0, 1, 3], "sft": [3], "grpo.1": [0, 3], "grpo.2": [1, 3]}
+
+
+def test_an_arm_is_asked_again_on_its_own_tiers_alone_and_cases_add_up():
+    tiers = ["dense", "trap", "dense", "trap"]
+    asked = asked_of(tiers, base=[0, 0, 4, 4], sft=[4, 4, 4, 0], grpo=[4, 4, 0, 0])
+    of_grpo = case_of(tiers=("dense",), start="sft")
+    of_sft = case_of(name="sft", members=("sft",), tiers=("trap",))
+    assert again([of_grpo], asked) == {"base": [0, 2], "sft": [0], "grpo": [0, 2]}
+    assert again([of_sft], asked) == {"base": [1, 3], "sft": [1, 3]}
+    both = {"base": [0, 1, 2, 3], "sft": [0, 1, 3], "grpo": [0, 2]}
+    assert again([of_grpo, of_sft], asked) == again([of_sft, of_grpo], asked) == both
+
+
+def test_where_all_is_solved_nobody_is_asked_again():
+    asked = asked_of(["dense"] * 2, base=[1, 1], grpo=[1, 1])
+    assert again([case_of()], asked) == {"base": [], "grpo": []}
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """Twice twenty test rows."""
+    return [
+        {"id": f"{tier}-{i}", "tier": tier, "problem": make_problem(5, "test", tier, drawn, i)}
+        for tier, drawn in (("dense", TIERS["dense"]), ("trap", TIERS["trap"]))
+        for i in range(20)
+    ]
+
+
+@pytest.fixture
+def recipe(world):
+    return world.recipe(GRPO)
+
+
+def drawn(rows, cases, seed, **chances):
+    """What real stages count, of arms that are right with these chances a try."""
+    rng = np.random.default_rng(seed)
+    first = {arm: (np.full(len(rows), N), rng.binomial(N, p)) for arm, p in chances.items()}
+    fresh = {}
+    for arm, places in again(cases, Asked(rows, first, {})).items():
+        n = np.zeros(len(rows), int)
+        n[places] = FRESH
+        fresh[arm] = (n, rng.binomial(n, chances[arm]))
+    return Asked(rows, first, fresh)
+
+
+def skills(rows, seed=9):
+    """Chances of a base: of three problems in ten none."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(len(rows)) < 0.3, 0.0, rng.beta(0.7, 4, len(rows)))
+
+
+def test_base_against_itself_is_never_new(problems, recipe):
+    p, case = skills(problems), case_of(tiers=("dense", "trap"))
+    found = Counter()
+    for seed in range(25):
+        asked = drawn(problems, [case], seed, base=p, grpo=p)
+        judged = verdict_on(case, asked, recipe)
+        found[judged.overall.verdict] += 1
+        assert "new capability" not in {ruling.verdict for ruling in judged.tiers.values()}
+    assert found == {"inconclusive": 25}
+
+
+def test_three_seeds_of_the_base_beside_itself_are_not_new_either(problems, recipe):
+    p = skills(problems)
+    members = ("grpo.1", "grpo.2", "grpo.3")
+    case = case_of(members=members, tiers=("dense",), start="sft", best="best")
+    for seed in range(10):
+        chances = dict.fromkeys(("base", "best", "sft", *members), p)
+        judged = verdict_on(case, drawn(problems, [case], seed, **chances), recipe)
+        assert judged.overall.verdict == "inconclusive"
+        assert judged.overall.seeds == 3
+
+
+def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(problems, recipe):
+    p = skills(problems)
+    skilled = np.where(p == 0, 0.95, np.minimum(1, 2 * p))
+    case = case_of(tiers=("dense", "trap"), start="sft")
+
+    def overall(start):
+        asked = drawn(problems, [case], 1, base=p, sft=start, grpo=skilled)
+        return verdict_on(case, asked, recipe).overall.verdict
+
+    assert overall(start=p) == "new capability"
+    assert overall(start=skilled) == "distilled"
+
+
+def test_what_was_not_asked_again_never_counts_as_beyond(problems, recipe):
+    """Whatever the tuned arm does where the base solved something, only its gain may change."""
+    p = skills(problems)
+    case = case_of(tiers=("dense",))
+    asked = drawn(problems, [case], 3, base=p, grpo=np.where(p == 0, 0.95, p))
+    spared = asked.fresh["grpo"][0] == 0
+    assert spared.sum() > 10
+    estimates = []
+    for c in (np.ones_like(spared), np.full_like(spared, N, dtype=int)):
+        n, solved = asked.first["grpo"]
+        changed = {**asked.first, "grpo": (n, np.where(spared, c, solved))}
+        ruling = verdict_on(case, replace(asked, first=changed), recipe).overall
+        estimates.append(ruling.estimates)
+    fresh = ("beyond base", "certified", "control", "perhaps beyond base")
+    for name in fresh:
+        assert estimates[0][name] == estimates[1][name]
+    assert estimates[0]["gain over base"] != estimates[1]["gain over base"]
+    dense = np.array([row["tier"] == "dense" for row in problems])
+    certified = estimates[0]["certified"].value * dense.sum()
+    assert 0 < certified <= (dense & (asked.first["base"][1] == 0)).sum()
+
+
+# --- the stage ------------------------------------------------------------------------------
+
+
+def taught(row):
+    """What the base never solves, the tuned arm nearly always does."""
+    return 0.95
+
+
+def narrow(row):
+    return 0.0 if place(row) < 12 else 0.6
+
+
+def judged_run(world, arms=GRPO, verdict=None, **changes):
+    recipe = world.recipe(arms, verdict, **changes)
+    world.train(recipe)
+    return recipe, world.evaluate(recipe)
+
+
+def test_an_arm_that_solves_what_base_never_does_has_a_new_capability(world, capsys):
+    world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
+    recipe, found = judged_run(world, SFT_GRPO)
+    ruling = found["judged"]["grpo"]
+    assert ruling["overall"]["verdict"] == "new capability"
+    assert ruling["overall"]["estimates"]["certified"]["value"] == pytest.approx(12 / 40)
+    assert ruling["overall"]["estimates"]["control"]["value"] == 0
+    assert found["sentence"] == ruling["sentence"]
+    assert found["sentence"].startswith("GRPO: New capability: on 2")
+    # Printed, and on the page.
+    said = capsys.readouterr().out
+    page = (recipe.folder / "eval" / "elicitation" / PAGE).read_text()
+    assert found["sentence"] in said
+    assert page.startswith(found["sentence"])
+    assert "| GRPO on dense | new capability |" in page
+    assert "| Expansion: GRPO where base failed | 12 of 40 | 32 | 100.0" in page
+
+
+def test_the_base_asked_twice_is_no_new_capability(world):
+    world.scripts |= {"base": solving(narrow), "again": solving(narrow)}
+    _, found = judged_run(world, AGAIN, {"arms": ["again"]})
+    ruling = found["judged"]["again"]
+    assert ruling["overall"]["verdict"] == "inconclusive"
+    [expansion] = ruling["tiers"]["dense"]["expansion"].values()
+    [shrinkage] = ruling["tiers"]["dense"]["shrinkage"].values()
+    assert expansion["share"]["value"] == shrinkage["share"]["value"] == 0
+    assert ruling["overall"]["estimates"]["beyond base"]["value"] <= 0
+
+
+def recount(recipe, arm, fresh=False):
+    """Of the samples as they lie on the disk: by problem, how many there are and are optimal."""
+    problems = {row["id"]: row["problem"] for row in read_split(recipe, "test")}
+    n, c = Counter(), Counter()
+    for row in lines(recipe, arm, fresh):
+        n[row["id"]] += 1
+        c[row["id"]] += verify(problems[row["id"]], row["completion"]).status == Status.OPTIMAL
+    return {name: (n[name], c[name]) for name in problems}
+
+
+def test_every_count_is_that_of_the_raw_samples(world):
+    arms = {"grpo": {"trainer": "grpo", "seeds": [1, 2]}}
+    rare = solving(lambda row: (place(row) % 5) / 30)
+    world.scripts |= {"base": rare, "grpo.1": solving(lambda row: 0.1), "grpo.2": rare}
+    recipe, found = judged_run(world, arms)
+    tier = found["judged"]["grpo"]["tiers"]["dense"]
+    names = ("base", "grpo.1", "grpo.2")
+    first, fresh = ({a: recount(recipe, a, when) for a in names} for when in (False, True))
+    rates = {arm: np.mean([c / n for n, c in first[arm].values()]) for arm in names}
+    assert tier["pass_at_1"]["base"]["value"] == pytest.approx(rates["base"])
+    tuned = np.mean([rates["grpo.1"], rates["grpo.2"]])
+    assert tier["pass_at_1"]["grpo"]["value"] == pytest.approx(tuned)
+    assert tier["estimates"]["gain over base"]["value"] == pytest.approx(tuned - rates["base"])
+    missed = {arm: {name for name, (_, c) in first[arm].items() if c == 0} for arm in names}
+    assert all(missed.values())
+    assert (tier["budget"]["n"], tier["budget"]["reach"], tier["budget"]["fresh"]) == (
+        N,
+        N + FRESH,
+        FRESH,
+    )
+    for member in names[1:]:
+        cells = tier["two_by_two"][member]
+        assert cells["neither"] == len(missed["base"] & missed[member])
+        assert cells["only_tuned"] == len(missed["base"] - missed[member])
+        assert cells["only_base"] == len(missed[member] - missed["base"])
+        assert sum(cells[key] for key in ("both", "only_base", "only_tuned", "neither")) == 40
+        for key, by, other in (("expansion", "base", member), ("shrinkage", member, "base")):
+            found_again = tier[key][member]
+            assert (found_again["unsolved"], found_again["problems"]) == (len(missed[by]), 40)
+            assert found_again["tries"] == FRESH
+            for side, arm in (("tuned", other), ("reference", by)):
+                solved = [fresh[arm][name][1] > 0 for name in missed[by]]
+                assert found_again[side]["value"] == pytest.approx(np.mean(solved))
+    # What is said of all arms: as many problems are never solved by each.
+    histogram = found["tiers"]["dense"]["histogram"]
+    assert {arm: bins["0"] for arm, bins in histogram.items()} == {
+        arm: len(missed[arm]) for arm in names
+    }
+    # Exactly those were asked again, each as often as the recipe says.
+    for arm in names:
+        of_either = missed["base"] | missed["grpo.1"] | missed["grpo.2"]
+        due = of_either if arm == "base" else missed["base"] | missed[arm]
+        assert {name for name, (n, _) in fresh[arm].items() if n} == due
+        assert {n for n, _ in fresh[arm].values()} <= {0, FRESH}
+    # By its name, a problem beyond the base is one that it missed in all its samples.
+    beyond = [name for name in missed["base"] if fresh["base"][name][1] == 0]
+    assert 0 <= tier["estimates"]["certified"]["value"] <= len(beyond) / 40
+
+
+def test_what_was_judged_already_is_not_redone(world, capsys):
+    world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
+    recipe, found = judged_run(world, SFT_GRPO)
+    asked = len(world.asked)
+    capsys.readouterr()
+    assert world.evaluate(recipe) == found
+    assert len(world.asked) == asked
+    # Three arms asked, and asked again, the report, and the verdict.
+    assert capsys.readouterr().out.count("up to date") == 3 + 3 + 1 + 1
+
+
+def test_a_changed_margin_is_judged_anew_without_asking_anyone(world):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, found = judged_run(world)
+    samples = samples_path(recipe, "grpo").parent / "fresh" / "samples.jsonl"
+    before = samples.stat().st_mtime_ns
+    world.asked.clear()
+    strict = world.recipe(GRPO, {"margins": {"new": 0.4, "reach": 0.5}})
+    changed = world.evaluate(strict)
+    assert (world.asked, samples.stat().st_mtime_ns) == ([], before)
+    assert (found["margins"]["new"], changed["margins"]["new"]) == (Margins().new, 0.4)
+    assert found["judged"]["grpo"]["overall"]["verdict"] == "new capability"
+    assert changed["judged"]["grpo"]["overall"]["verdict"] != "new capability"
+
+
+def test_more_confirmation_samples_are_drawn_where_the_recipe_asks_for_them(world):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    judged_run(world)
+    world.asked.clear()
+    found = world.evaluate(world.recipe(GRPO, {"fresh": 40}))
+    assert {(arm, stream) for arm, stream, _, _ in world.asked} == {
+        ("base", "fresh"),
+        ("grpo", "fresh"),
+    }
+    assert found["judged"]["grpo"]["overall"]["budget"]["reach"] == N + 40
+
+
+def test_an_interrupted_stage_ends_with_the_same_verdict(world, monkeypatch):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, whole = judged_run(world)
+    for arm in ("base", "grpo"):
+        (samples_path(recipe, arm).parent / "fresh" / "manifest.json").unlink()
+    (recipe.folder / "eval" / "elicitation" / "manifest.json").unlink()
+    (recipe.folder / "eval" / "elicitation" / JSON).unlink()
+    monkeypatch.setattr(Scripted, "patience", 5)
+    with pytest.raises(KeyboardInterrupt):
+        elicitation.run(recipe, force=False)
+    monkeypatch.setattr(Scripted, "patience", None)
+    assert not (recipe.folder / "eval" / "elicitation" / JSON).exists()
+    world.asked.clear()
+    elicitation.run(recipe, force=False)
+    assert world.found(recipe) == whole
+    assert [len(ids) for _, _, ids, _ in world.asked] == [12 - 5, 12]
+
+
+def test_an_arm_that_was_trained_again_is_asked_again_and_the_base_is_not(world):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, _ = judged_run(world)
+    (recipe.folder / "grpo" / "model" / "model.safetensors").write_text("trained again")
+    world.asked.clear()
+    world.evaluate(recipe)
+    assert [(arm, stream) for arm, stream, _, _ in world.asked] == [
+        ("grpo", "sample"),
+        ("grpo", "fresh"),
+    ]
+
+
+# --- arms and their roles -------------------------------------------------------------------
+
+
+ROLES = {
+    "best": {"trainer": "none", "eval": {"lenient": True}, "tune": {"temperature": [0.5, 1.0]}},
+    **SFT_GRPO,
+    "form": {"trainer": "grpo", "start": "sft"},
+}
+NAMED = {"base_best": "best", "format_only": "form"}
+
+
+def test_arms_that_were_not_sampled_are_said_and_left_out(world, capsys):
+    weak = solving(narrow)
+    world.scripts |= {"base": weak, "best": weak, "sft": weak, "form": weak}
+    world.scripts["grpo"] = solving(taught)
+    recipe = world.recipe(ROLES, NAMED)
+    world.train(recipe, "sft", "grpo")
+    found = world.evaluate(recipe)
+    said = capsys.readouterr().out
+    assert "no finished form model, so it is left out" in said
+    assert "form was not sampled, so the verdict does not ask what it explains" in said
+    estimates = found["judged"]["grpo"]["overall"]["estimates"]
+    assert {"beyond base", "beyond sft"} < estimates.keys()
+    assert "beyond format_only" not in estimates
+    assert "form" not in found["tiers"]["dense"]["histogram"]
+    world.train(recipe, "form")
+    found = world.evaluate(recipe)
+    assert "beyond format_only" in found["judged"]["grpo"]["overall"]["estimates"]
+    assert list(found["tiers"]["dense"]["histogram"]) == ["base", "best", "sft", "grpo", "form"]
+
+
+def test_without_an_arm_to_judge_nothing_is_asked_again_and_nothing_written(world, capsys):
+    world.scripts |= {"base": solving(narrow), "sft": solving(narrow)}
+    recipe = world.recipe(SFT_GRPO)
+    world.train(recipe, "sft")
+    with pytest.raises(FileNotFoundError):
+        world.evaluate(recipe)
+    assert "no verdict on grpo, since grpo is not sampled" in capsys.readouterr().out
+    assert world.again() == {}
+
+
+def test_a_skill_that_the_base_has_when_read_leniently_is_not_new(world):
+    """The base knows, but leaves out a tag; read leniently it is right, first and asked again."""
+
+    def clumsy(row, way, rng):
+        text = solving(0.5)(row, way, rng)
+        return text.replace("</schedule>", "") if place(row) < 12 else text
+
+    best = {"best": {"trainer": "none", "eval": {"lenient": True}}}
+    world.scripts |= {"base": clumsy, "best": clumsy, "grpo": solving(taught)}
+    named = {"base_best": "best", "margins": {"reach": 0.2}}
+    _, found = judged_run(world, {**best, **GRPO}, named)
+    assert found["judged"]["grpo"]["overall"]["verdict"] == "elicited"
+    # The base at its best leaves nothing unsolved; what is asked again is for the expansion.
+    assert list(world.again()) == ["base", "grpo"]
+    assert found["judged"]["grpo"]["overall"]["estimates"]["certified"]["value"] == 0
+    strict = world.recipe({**best, **GRPO})
+    assert world.evaluate(strict)["judged"]["grpo"]["overall"]["verdict"] == "new capability"
+
+
+def test_fresh_answers_are_read_as_leniently_as_the_first(world):
+    """Rarely right, in a form that only lenient reading accepts: most is seen when asked again."""
+
+    def clumsy(row, way, rng):
+        return solving(0.07)(row, way, rng).replace("</schedule>", "")
+
+    lenient = {"again": {"trainer": "none", "eval": {"lenient": True}}}
+    world.scripts |= {"base": clumsy, "again": clumsy}
+    recipe, found = judged_run(world, lenient, {"arms": ["again"]})
+    [expansion] = found["judged"]["again"]["tiers"]["dense"]["expansion"].values()
+    assert expansion["unsolved"] == 40  # read strictly the base is never right
+    assert expansion["reference"]["value"] == 0
+    read = {row["id"] for row in lines(recipe, "again", True) if "<event>" in row["completion"]}
+    assert expansion["tuned"]["value"] == pytest.approx(len(read) / 40)
+    assert len(read) > 30
+
+
+def test_the_base_at_its_best_is_asked_again_in_the_way_that_was_best(world):
+    def cool(row, way, rng):
+        return solving(0.05 if way.temperature == 0.5 else 0.0)(row, way, rng)
+
+    world.scripts |= dict.fromkeys(("sft", "grpo", "form"), solving(taught))
+    world.scripts |= {"base": solving(0.02), "best": cool}
+    judged_run(world, ROLES, NAMED)
+    ways = {(arm, stream): way for arm, stream, _, way in world.asked}
+    assert ways["best", "fresh"].temperature == ways["best", "sample"].temperature == 0.5
+    assert ways["base", "fresh"].temperature == 1.0
+    assert ways["best", "fresh"].samples == FRESH
+
+
+def test_each_judged_arm_has_its_own_verdict_on_its_own_tiers(world):
+    arms = {
+        "slow": {"trainer": "grpo", "seeds": [1, 2, 3]},
+        "quick": {"trainer": "grpo", "tiers": ["dense"]},
+    }
+    tiers = {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}}
+    world.scripts |= {"base": solving(narrow), "quick": solving(taught)}
+    world.scripts |= {f"slow.{seed}": solving(narrow) for seed in (1, 2, 3)}
+    recipe, found = judged_run(
+        world, arms, {"arms": ["slow", "quick"]}, data={"main": "dense", "tiers": tiers}
+    )
+    slow, quick = found["judged"].values()
+    assert list(found["judged"]) == ["slow", "quick"]
+    assert found["sentence"] == slow["sentence"]
+    assert [list(one["tiers"]) for one in (slow, quick)] == [["dense", "trap"], ["dense"]]
+    assert [one["overall"]["seeds"] for one in (slow, quick)] == [3, 1]
+    assert slow["overall"]["problems"] == 46
+    assert slow["overall"]["verdict"] == "inconclusive"
+    assert quick["overall"]["verdict"] == "new capability"
+    for key in ("two_by_two", "crossing", "gap", "expansion", "shrinkage"):
+        assert list(slow["tiers"]["dense"][key]) == ["slow.1", "slow.2", "slow.3"]
+        assert list(quick["tiers"]["dense"][key]) == ["quick"]
+    trap = {name for ids in world.again().values() for name in ids if "trap" in name}
+    assert trap  # the base and the slow one are asked again there, the quick one is not
+    assert not trap & set(world.again()["quick"])
+    assert list(found["detectable"]) == list(found["tiers"]) == ["dense", "trap"]
+    page = (recipe.folder / "eval" / "elicitation" / PAGE).read_text()
+    for name in ("slow on dense", "slow on trap", "quick on dense"):
+        assert f"| {name} |" in page
+    for member in ("slow.1", "slow.2", "slow.3", "quick"):
+        assert f"| Expansion: {member} where base failed |" in page
+
+
+def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_models(
+    world, monkeypatch
+):
+    ways = {
+        "cool": {"eval": {"temperature": 0.5}},
+        "nucleus": {"eval": {"top_p": 0.9}},
+        "shown": {"eval": {"shots": 1}},
+        "tuned": {"tune": {"temperature": [0.5]}},
+        "lenient": {"eval": {"lenient": True}},
+    }
+    arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
+    arms |= {name: {"trainer": "none", **way} for name, way in ways.items()}
+    world.scripts |= dict.fromkeys(("base", *arms), solving(0.3))
+    scored = []
+
+    def measure(models, rows, asked, dtype, seed, references, resamples):
+        scored.append((list(models), list(rows), references))
+        assert {row["sample"] for answers in rows.values() for row in answers} == {0, 1}
+        assert {row["arm"] for row in rows["sft"]} == {"sft"}
+        return {}
+
+    monkeypatch.setattr(elicitation.likelihood, "measure", measure)
+    judged_run(world, arms, {"arms": ["grpo", *ways]})
+    bare = ["base", "sft", "grpo", "lenient"]
+    assert scored == [(bare, bare, ("base", "sft"))]
+
+
+# --- with a model ---------------------------------------------------------------------------
+
+SMALL = """
+extends: tiny.yaml
+name: small
+data: {tiers: {dense: {train: 2, val: 2, test: 5}}}
+arms:
+  again: {trainer: none}
+verdict: {arms: [again], fresh: 8, margins: {resamples: 100}}
+eval: {samples: 4, max_tokens: 110, resamples: 100}
+"""
+
+
+def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("data.recipe.RUNS", tmp_path / "runs")
+    monkeypatch.chdir(ROOT)  # the recipe names its model from there
+    (tmp_path / "tiny.yaml").write_text((ROOT / "pipeline/recipes/tiny.yaml").read_text())
+    (tmp_path / "small.yaml").write_text(SMALL)
+    recipe = load_recipe(tmp_path / "small.yaml")
+    make.run(recipe, force=False, workers=1)
+    names = ("base", "again")
+    for arm in names:
+        sample_arm(recipe, arm, force=False)
+    report.run(recipe, force=False)
+    elicitation.run(recipe, force=False)
+    found = json.loads((recipe.folder / "eval" / "elicitation" / JSON).read_text())
+    assert found["judged"]["again"]["overall"]["verdict"] == "inconclusive"
+
+    # One model: other names and other streams, other answers; the same ones, the same answers.
+    texts = {
+        (arm, fresh): {(row["id"], row["completion"]) for row in lines(recipe, arm, fresh)}
+        for arm in names
+        for fresh in (False, True)
+    }
+    assert all(len(answers) > 5 for answers in texts.values())
+    assert texts["base", True] - texts["base", False]
+    assert texts["base", False] != texts["again", False]
+    assert texts["base", True] != texts["again", True]
+    path = samples_path(recipe, "again").parent / "fresh" / "samples.jsonl"
+    written = path.read_bytes()
+    asked = {row["id"] for row in lines(recipe, "again", fresh=True)}
+    rows = [row for row in read_split(recipe, "test") if row["id"] in asked]
+    ask_again(recipe, "again", rows, 8, force=True)
+    assert path.read_bytes() == written
+
+    dense = found["tiers"]["dense"]
+    assert list(dense["entropy"]) == ["base", "again"]
+    kl = dense["kl"]["again"]["to base"]["k1"]["per_answer"]
+    assert kl["value"] == pytest.approx(0, abs=1e-4)  # they are one model
+    assert dense["reasoning"]["base"]["answers"] == 5 * 4
+    capsys.readouterr()
+    elicitation.run(recipe, force=False)
+    assert capsys.readouterr().out.count("up to date") == 3

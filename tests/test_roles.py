@@ -1,0 +1,140 @@
+"""Roles: who is judged against whom, and what is said where someone is missing."""
+
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from conftest import day
+from scripted import World
+
+from data.policies import insert_in_order
+from data.recipe import load_recipe
+from eval.roles import Case, beforehand, cases, guesses
+
+RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
+SEEDS = [1, 2]
+ARMS = {
+    "best": {"trainer": "none", "tune": {"temperature": [0.5, 1.0]}},
+    "sft": {"trainer": "sft"},
+    "grpo": {"trainer": "grpo", "start": "sft", "seeds": SEEDS},
+    "form": {"trainer": "grpo", "start": "sft", "seeds": SEEDS},
+}
+VERDICT = {"base_best": "best", "format_only": "form"}
+EVERYONE = ("base", "best", "sft", "grpo.1", "grpo.2", "form.1", "form.2")
+TIERS_ASKED = {"dense": {"train": 4, "val": 1, "test": 3}, "trap": {"train": 4, "test": 2}}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    return World(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def recipe(world):
+    return world.recipe(ARMS, VERDICT, data={"main": "dense", "tiers": TIERS_ASKED})
+
+
+def test_a_judged_arm_has_its_members_its_start_and_the_rivals_of_the_recipe(recipe, capsys):
+    tiers = ("dense", "trap")
+    members, forms = ("grpo.1", "grpo.2"), ("form.1", "form.2")
+    [case] = cases(recipe, EVERYONE)
+    assert case == Case("grpo", members, tiers, "sft", "best", forms)
+    assert case.bases == ("base", "best")
+    assert case.rivals == ("sft", "form.1", "form.2")
+    assert sorted(case.everyone) == sorted(EVERYONE)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_arm_from_the_base_has_no_start_and_the_base_is_asked_as_it_is_where_none_is_named(
+    world,
+):
+    [case] = cases(world.recipe({"grpo": {"trainer": "grpo"}}), ["base", "grpo"])
+    assert case == Case("grpo", ("grpo",), ("dense",), None, None, ())
+    assert (case.bases, case.rivals) == (("base",), ())
+    assert case.everyone == ("base", "grpo")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said", "left"),
+    [
+        ("best", "best was not sampled, so the base is held", {"base_best": None}),
+        ("form.2", "form was not sampled, so the verdict does not ask", {"format_only": ()}),
+    ],
+)
+def test_a_rival_that_was_not_sampled_is_said_and_left_out(recipe, capsys, missing, said, left):
+    [case] = cases(recipe, [name for name in EVERYONE if name != missing])
+    assert said in capsys.readouterr().out
+    for key, value in left.items():
+        assert getattr(case, key) == value
+    assert missing not in case.everyone
+
+
+@pytest.mark.parametrize("missing", ["base", "sft", "grpo.1", "grpo.2"])
+def test_without_the_base_its_start_or_one_of_its_seeds_an_arm_is_not_judged(
+    recipe, capsys, missing
+):
+    assert cases(recipe, [name for name in EVERYONE if name != missing]) == []
+    assert f"no verdict on grpo, since {missing} is not sampled" in capsys.readouterr().out
+
+
+def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(world):
+    tiers = {**TIERS_ASKED, "blog": {"train": 2}}
+    arms = {
+        "all": {"trainer": "grpo"},
+        "trapped": {"trainer": "grpo", "tiers": ["trap"]},
+        "unasked": {"trainer": "grpo", "tiers": ["blog"]},
+    }
+    named = {"arms": ["trapped", "unasked", "all"]}
+    recipe = world.recipe(arms, named, data={"main": "dense", "tiers": tiers})
+    found = cases(recipe, ["base", *arms])
+    assert [(case.name, case.tiers) for case in found] == [
+        ("trapped", ("trap",)),
+        ("all", ("dense", "trap")),
+    ]
+
+
+def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():
+    elicitation = load_recipe(RECIPES / "elicitation.yaml")
+    found = {case.name: case for case in cases(elicitation, ["base", *elicitation.all_arms()])}
+    assert list(found) == ["grpo", "grpo-only", "rejection-sft"]
+    assert found["grpo"].members == ("grpo.1", "grpo.2", "grpo.3")
+    assert [case.start for case in found.values()] == ["sft", None, None]
+    assert {case.bases for case in found.values()} == {("base", "base-best")}
+    assert {case.format_only for case in found.values()} == {("format-only",)}
+
+    skills = load_recipe(RECIPES / "skills.yaml")
+    found = cases(skills, ["base", *skills.all_arms()])
+    by_tier = {tier: [c.name for c in found if c.tiers == (tier,)] for tier in ("gap", "at_most")}
+    assert by_tier == {
+        "gap": ["sft-gap", "grpo-gap"],
+        "at_most": ["sft-at_most", "grpo-at_most"],
+    }
+    assert all(len(case.members) == 3 and case.start is None for case in found)
+
+
+def test_a_guess_is_right_as_often_as_an_order_of_the_events_leads_to_the_optimum():
+    problem = day()
+    ends = [insert_in_order(problem, order) for order in permutations(problem.events)]
+    right = sum(problem.objective(schedule) == problem.optimum for schedule in ends)
+    assert 0 < right < len(ends)
+    assert guesses([problem, problem]) == pytest.approx([right / len(ends)] * 2)
+
+
+def test_what_can_be_detected_is_said_of_each_judged_tier_before_anything_is_asked(recipe):
+    dense, trap = beforehand(recipe, EVERYONE)
+    assert dense.startswith("dense: 3 problems x 8 samples and 32 confirmation samples detect")
+    assert trap.startswith("trap: 2 problems x 8 samples")
+
+
+def test_where_nothing_is_judged_nothing_is_said_of_power_and_no_data_are_read(world, capsys):
+    recipe = world.recipe({"sft": {"trainer": "sft"}})
+    (recipe.folder / "data" / "test.jsonl").unlink()
+    assert list(beforehand(recipe, ["base", "sft"])) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tier_that_no_judged_arm_trains_on_is_not_spoken_of(world):
+    arms = {"grpo": {"trainer": "grpo", "tiers": ["trap"]}}
+    recipe = world.recipe(arms, data={"main": "dense", "tiers": TIERS_ASKED})
+    [sentence] = beforehand(recipe, ["base", "grpo"])
+    assert sentence.startswith("trap: ")

@@ -1,0 +1,196 @@
+"""Asking an arm, and asking it again: in the same way, with new seeds, and never twice in vain."""
+
+import json
+from collections import Counter
+
+import pytest
+from scripted import Scripted, World, lines, solving
+
+from data.errors import UserError
+from data.make import read_split
+from eval.sample import ask_again, sample_arm, samples_path, trained_arms, way_of_asking
+
+BEST = {
+    "best": {
+        "trainer": "none",
+        "eval": {"lenient": True, "shots": 1},
+        "tune": {"temperature": [0.5, 1.0, 2.0]},
+    }
+}
+GRPO = {"grpo": {"trainer": "grpo"}}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    return World(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def sampled(world):
+    """A recipe whose base was asked, and its test problems."""
+    recipe = world.recipe(GRPO)
+    world.train(recipe)
+    world.scripts |= {"base": solving(0.5), "grpo": solving(0.5)}
+    sample_arm(recipe, "base", force=False)
+    return recipe, read_split(recipe, "test")
+
+
+def per_problem(rows):
+    return Counter(row["id"] for row in rows)
+
+
+def test_asked_again_an_arm_gives_so_many_answers_to_these_problems_and_no_others(sampled):
+    recipe, rows = sampled
+    path = ask_again(recipe, "base", rows[3:7], 5, force=False)
+    assert path == samples_path(recipe, "base").parent / "fresh" / "samples.jsonl"
+    fresh = lines(recipe, "base", fresh=True)
+    assert per_problem(fresh) == {row["id"]: 5 for row in rows[3:7]}
+    assert [row["sample"] for row in fresh] == [0, 1, 2, 3, 4] * 4
+    # What was asked at first stays as it is.
+    assert per_problem(lines(recipe, "base")) == {row["id"]: 8 for row in rows}
+
+
+def test_an_arm_that_was_asked_again_is_not_asked_a_third_time(sampled, world, capsys):
+    recipe, rows = sampled
+    path = ask_again(recipe, "base", rows[:3], 5, force=False)
+    before = path.read_bytes()
+    world.asked.clear()
+    capsys.readouterr()
+    assert ask_again(recipe, "base", rows[:3], 5, force=False) == path
+    assert (world.asked, path.read_bytes()) == ([], before)
+    assert capsys.readouterr().out.startswith("eval base again: up to date")
+    ask_again(recipe, "base", rows[:3], 5, force=True)
+    assert [stream for _, stream, _, _ in world.asked] == ["fresh"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["problems", "samples", "weights", "data"])
+def test_other_problems_more_samples_new_weights_or_new_data_are_asked_anew(sampled, world, change):
+    recipe, rows = sampled
+    sample_arm(recipe, "grpo", force=False)
+    ask_again(recipe, "grpo", rows[:3], 5, force=False)
+    world.asked.clear()
+    if change == "weights":
+        (recipe.folder / "grpo/model/model.safetensors").write_text("trained again")
+    if change == "data":
+        path = recipe.folder / "data" / "test.jsonl"
+        path.write_text(path.read_text() + "\n")
+    asked, samples = rows[: 4 if change == "problems" else 3], 6 if change == "samples" else 5
+    ask_again(recipe, "grpo", asked, samples, force=False)
+    assert [(arm, ids) for arm, _, ids, _ in world.asked] == [("grpo", [r["id"] for r in asked])]
+    assert per_problem(lines(recipe, "grpo", fresh=True)) == {r["id"]: samples for r in asked}
+
+
+def test_where_there_is_nothing_to_ask_again_no_model_is_loaded(sampled, monkeypatch):
+    recipe, _ = sampled
+    monkeypatch.undo()  # the asker itself, whose model nobody has
+    monkeypatch.setattr("data.recipe.RUNS", recipe.path.parent / "runs")
+    path = ask_again(recipe, "base", [], 5, force=False)
+    assert path.read_text() == ""
+    assert ask_again(recipe, "base", [], 5, force=False) == path
+
+
+@pytest.mark.parametrize("torn", [0, 20])
+def test_an_interrupted_asking_again_goes_on_without_losing_or_doubling_an_answer(
+    sampled, world, monkeypatch, torn
+):
+    recipe, rows = sampled
+    path = ask_again(recipe, "base", rows, 5, force=False)
+    whole = path.read_text()
+    monkeypatch.setattr(Scripted, "patience", 7)
+    with pytest.raises(KeyboardInterrupt):
+        ask_again(recipe, "base", rows, 5, force=True)
+    monkeypatch.setattr(Scripted, "patience", None)
+    kept = path.read_text()
+    assert kept.count("\n") == 7 * 5
+    if torn:  # a kill in the middle of a write: the last problem's last answer is cut
+        path.write_text(kept[:-torn])
+    world.asked.clear()
+    ask_again(recipe, "base", rows, 5, force=False)
+    assert path.read_text() == whole
+    [(_, _, ids, _)] = world.asked
+    assert ids == [row["id"] for row in rows[6 if torn else 7 :]]
+
+
+def test_what_another_asking_left_behind_is_not_gone_on_with(sampled, world, monkeypatch):
+    recipe, rows = sampled
+    monkeypatch.setattr(Scripted, "patience", 2)
+    with pytest.raises(KeyboardInterrupt):
+        ask_again(recipe, "base", rows[:9], 5, force=False)
+    monkeypatch.setattr(Scripted, "patience", None)
+    ask_again(recipe, "base", rows[:4], 5, force=False)
+    assert per_problem(lines(recipe, "base", fresh=True)) == {row["id"]: 5 for row in rows[:4]}
+
+
+# --- the way of asking ----------------------------------------------------------------------
+
+
+def test_a_tuned_arm_is_asked_again_in_the_way_that_was_best(world):
+    recipe = world.recipe(BEST)
+
+    def script(row, way, rng):
+        return row["gold"] if way.temperature == 0.5 else "no answer"
+
+    world.scripts |= {"best": script}
+    sample_arm(recipe, "best", force=False)
+    way = way_of_asking(samples_path(recipe, "best").parent)
+    assert (way.temperature, way.shots, way.samples, way.max_tokens) == (0.5, 1, 8, 12)
+    rows = read_split(recipe, "test")[:2]
+    world.asked.clear()
+    ask_again(recipe, "best", rows, 5, force=False)
+    [(arm, stream, _, again)] = world.asked
+    assert (arm, stream) == ("best", "fresh")
+    assert (again.temperature, again.shots, again.samples) == (0.5, 1, 5)
+    tried = json.loads((samples_path(recipe, "best").parent / "manifest.json").read_text())["tuned"]
+    assert [way["optimal"] for way in tried] == [1.0, 0.0, 0.0]
+
+
+def test_tuning_asks_the_val_problems_of_the_main_tier_alone(world):
+    tiers = {"dense": {"train": 4, "val": 2, "test": 3}, "trap": {"val": 2, "test": 1}}
+    recipe = world.recipe(BEST, data={"main": "dense", "tiers": tiers})
+    world.scripts |= {"best": solving(0.2)}
+    sample_arm(recipe, "best", force=False)
+    by_stream = Counter((stream, tuple(ids)) for _, stream, ids, _ in world.asked)
+    val = ("val-dense-00000", "val-dense-00001")
+    assert by_stream.pop(("tune", val)) == 3
+    [(stream, asked)] = by_stream
+    assert (stream, len(asked)) == ("sample", 4)
+
+
+def test_judging_leniently_changes_no_answer_so_nothing_is_asked_anew(world):
+    world.scripts |= {"best": solving(0.2)}
+    plain = world.recipe({"best": {"trainer": "none", "eval": {"shots": 1}}})
+    lenient = {"best": {"trainer": "none", "eval": {"shots": 1, "lenient": True}}}
+    rows = read_split(plain, "test")[:2]
+    for recipe in (plain, world.recipe(lenient)):
+        world.asked.clear()
+        sample_arm(recipe, "best", force=False)
+        ask_again(recipe, "best", rows, 5, force=False)
+    assert world.asked == []
+
+
+def test_samples_of_an_earlier_version_are_refused_in_one_sentence(sampled):
+    recipe, rows = sampled
+    manifest = samples_path(recipe, "base").with_name("manifest.json")
+    facts = json.loads(manifest.read_text())
+    del facts["asking"]
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"earlier version; FORCE=1 make eval redoes it$"):
+        ask_again(recipe, "base", rows, 5, force=False)
+
+
+def test_an_arm_that_was_never_sampled_cannot_be_asked_again(sampled):
+    recipe, rows = sampled
+    with pytest.raises(UserError, match=r"grpo/manifest\.json cannot be read; FORCE=1"):
+        ask_again(recipe, "grpo", rows, 5, force=False)
+
+
+def test_only_arms_whose_weights_are_there_are_asked(world, capsys):
+    arms = {"sft": {"trainer": "sft"}, "own": {"trainer": "grpo", "start": "sft"}}
+    recipe = world.recipe({**arms, "cool": {"trainer": "none", "start": "own"}})
+    world.train(recipe, "sft")
+    assert trained_arms(recipe) == ["base", "sft"]
+    said = capsys.readouterr().out
+    assert "no finished own model, so it is left out; `make arms` trains it" in said
+    world.train(recipe)
+    assert trained_arms(recipe) == ["base", "sft", "own", "cool"]
