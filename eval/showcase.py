@@ -164,7 +164,7 @@ def drawn_problem(row: Mapping[str, Any]) -> dict[str, Any]:
     beside each other]``.
     """
     problem: Problem = row["problem"]
-    best = frozenset(_schedule(row["gold"]))
+    best = frozenset(_schedule(row["gold"], Status.OPTIMAL))
     return {
         "id": row["id"],
         "tier": row["tier"],
