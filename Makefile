@@ -16,6 +16,10 @@ ARM    ?=
 # of `make try`: DAY=calendar, JSON or lines; none asks for it  DATE=YYYY-MM-DD of a calendar
 DAY    ?=
 DATE   ?=
+# of `make plan`: GPU=GiB (default: this machine's)  BACKEND=trl or unsloth  BITS=4, 8 or 16
+GPU     ?=
+BACKEND ?=
+BITS    ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
@@ -24,7 +28,7 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills probe calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills probe plan calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -79,6 +83,9 @@ $(SKILLS_BASE)/README.md: | setup
 
 probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
 	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
+
+plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
+	$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU)) $(if $(BACKEND),--backend $(BACKEND)) $(if $(BITS),--bits $(BITS))
 
 calibrate: setup ## test the elicitation verdict on simulated arms whose truth is known
 	$(PY) -m eval.calibrate
