@@ -27,6 +27,7 @@ STAGES = (
     "pipeline.grpo",
     "pipeline.arms",
     "pipeline.base",
+    "pipeline.plan",
     "eval.sample",
     "eval.score",
     "eval.report",

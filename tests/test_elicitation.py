@@ -478,6 +478,34 @@ def test_each_judged_arm_has_its_own_verdict_on_its_own_tiers(world):
         assert f"| Expansion: {member} where base failed |" in page
 
 
+def test_an_arm_asked_in_another_way_is_compared_with_the_base_asked_in_that_way(world):
+    cool = {"temperature": 0.6, "top_p": 0.95}
+    recipe = world.recipe(
+        {
+            "base-cool": {"trainer": "none", "eval": cool},
+            "best": {"trainer": "none", "tune": {"shots": [0, 2]}},
+            **SFT_GRPO,
+            "sft-cool": {"trainer": "none", "start": "sft", "eval": cool},
+            "grpo-cool": {"trainer": "none", "start": "grpo", "eval": cool},
+            "sft-best": {"trainer": "none", "start": "sft", "tune": {"shots": [0, 2]}},
+            "grpo-other": {"trainer": "none", "start": "grpo", "eval": {"temperature": 0.5}},
+        }
+    )
+    pairs = report.comparisons(recipe)
+    assert len(pairs) == len(set(pairs))
+    beside = {arm: [other for tuned, other in pairs if tuned == arm] for arm, _ in pairs}
+    assert list(beside.items()) == [
+        ("grpo-other", ["grpo", "base"]),
+        ("sft-best", ["sft", "base", "best"]),
+        ("grpo-cool", ["grpo", "base", "base-cool"]),
+        ("sft-cool", ["sft", "base", "base-cool"]),
+        ("grpo", ["sft", "base"]),
+        ("sft", ["base"]),
+        ("best", ["base"]),
+        ("base-cool", ["base"]),
+    ]
+
+
 def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_models(
     world, monkeypatch
 ):
