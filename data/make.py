@@ -9,8 +9,9 @@ import hashlib
 import os
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -108,8 +109,7 @@ def generate(
     imported = {
         name: _imported(use, name, say) for name, use in recipe.tier_uses().items() if use.source
     }
-    with ProcessPoolExecutor(workers) as pool:
-        _start_deaf_to_interrupts(pool, workers)
+    with _pool(workers) as pool:
         for split in _DRAWING_ORDER:
             for name, use in recipe.tier_uses().items():
                 count = getattr(use, split)
@@ -118,7 +118,7 @@ def generate(
                     continue
                 make = partial(make_problem, recipe.seed, split, name, use.tier)
                 counted = partial(_make_problem, recipe.seed, split, name, use.tier)
-                drawn = list(pool.map(counted, range(count), chunksize=64))
+                drawn = _map(pool, counted, count)
                 problems = [problem for problem, _ in drawn]
                 if dropped := sum(count for _, count in drawn):
                     say.print(
@@ -136,12 +136,53 @@ def generate(
                 yield split, name, problems
 
 
-def _start_deaf_to_interrupts(pool: ProcessPoolExecutor, workers: int) -> None:
-    """Start the workers with Ctrl-C blocked, which they inherit. It reaches every process of a
+@contextmanager
+def _interrupts_held_back() -> Iterator[Callable[[], None]]:
+    """Ctrl-C is noted, and raised at the end, or where the function that is given is called.
+
+    Amid the pool's own work it would leave a lock locked, or a worker that nobody knows of. To mask
+    the signal would not do here: another thread takes it then, and the libraries have some.
+    """
+    noted: list[int] = []
+
+    def check() -> None:
+        if noted:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if callable(before):  # it is not ignored
+        signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that start with Ctrl-C blocked, which they inherit. It reaches every process of a
     terminal, and a worker that died of it would leave the pool broken, or waiting for ever."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    pool.map(abs, range(workers))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    pool = ProcessPoolExecutor(workers)
+    try:
+        with _interrupts_held_back():
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            pool.map(abs, range(workers))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield pool
+    finally:
+        with _interrupts_held_back():
+            pool.shutdown(cancel_futures=True)
+
+
+def _map(pool: ProcessPoolExecutor, make: Callable[[int], Any], count: int) -> list[Any]:
+    """``make`` of every number below ``count``; Ctrl-C comes between two results."""
+    found = []
+    with _interrupts_held_back() as check:
+        for result in pool.map(make, range(count), chunksize=64):
+            found.append(result)
+            check()
+    return found
 
 
 def _imported(use: TierUse, name: str, say: Console) -> dict[str, list[Problem]]:

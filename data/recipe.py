@@ -230,6 +230,12 @@ def _check_verdict(recipe: Recipe) -> None:
                 f"{recipe.path}: verdict.{key} names {name!r}, not an entry of arms "
                 f"({', '.join(recipe.arms)}){nearest(name, recipe.arms)}"
             )
+    best = recipe.arms.get(section.base_best or "")
+    if best and (best.trainer != "none" or best.start != "base" or best.seeds):
+        raise UserError(
+            f"{recipe.path}: verdict.base_best: {section.base_best!r} must be the base itself, "
+            "asked in another way (trainer none, start base, no seeds)"
+        )
     for name in recipe.judged():
         seeds = recipe.arms[name].seeds
         for key, rival in rivals:

@@ -55,6 +55,8 @@ class DayModel:
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 0
+        # It would leave Ctrl-C to end this process at once from here on, unheard by Python.
+        solver.parameters.catch_sigint_signal = False
         # These models are settled by presolve or a handful of conflicts; probing, symmetry
         # detection and a linear relaxation cost more than they save.
         solver.parameters.cp_model_probing_level = 0

@@ -32,8 +32,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import run_main
-from data.files import Stage, finished, read_jsonl, write_json, write_text
+from data.errors import UserError, run_main
+from data.files import (
+    Stage,
+    finished,
+    read_jsonl,
+    sha256,
+    stage_facts,
+    write_json,
+    write_text,
+)
 from data.make import read_split, split_path
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -209,7 +217,7 @@ def likelihoods(
     ways = {arm: way_of_asking(samples_path(recipe, arm).parent) for arm in names}
     bare = [a for a, way in ways.items() if (way.temperature, way.top_p, way.shots) == (1, 1, 0)]
     starts = dict.fromkeys(case.start for case in found if case.start)
-    print(f"elicitation: scoring answers of {', '.join(bare)} under {', '.join(bare)}", flush=True)
+    print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
     measured = likelihood.measure(
         {arm: model_folder(recipe, arm) for arm in bare},
         {arm: list(_first_answers(samples_path(recipe, arm))) for arm in bare},
@@ -261,6 +269,15 @@ def count_verdicts(
     return found.samples, found.optimal
 
 
+def _check_judged(recipe: Recipe, names: Sequence[str]) -> None:
+    """Raise UserError unless the verdict files are of the samples that lie beside them."""
+    folder = recipe.folder / "eval"
+    judged = stage_facts(folder)["inputs"] if finished(folder) else {}
+    for path in (samples_path(recipe, arm) for arm in names):
+        if judged.get(str(path)) != sha256(path):
+            raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")
+
+
 def run(recipe: Recipe, force: bool) -> None:
     """Ask again, judge and explain, unless that is up to date."""
     sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
@@ -269,6 +286,7 @@ def run(recipe: Recipe, force: bool) -> None:
         print("elicitation: no arm to judge; verdict.arms in the recipe names them", flush=True)
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
+    _check_judged(recipe, names)
     rows = read_split(recipe, "test")
     verdicts = {arm: samples_path(recipe, arm).with_name(VERDICTS) for arm in names}
     first = {arm: count_verdicts(arm, path, rows) for arm, path in verdicts.items()}

@@ -77,12 +77,17 @@ def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
     """Each arm with what it started from, with the base, and where it is asked in another way with
     the base asked in that way; the last trained first."""
     arms = recipe.all_arms()
-    asked = {str((arm.eval, arm.tune)): name for name, arm in arms.items() if _is_base(arm)}
+    asked = {_way(arm): name for name, arm in arms.items() if _is_base(arm)}
     pairs = []
     for name, arm in reversed(arms.items()):
-        alike = asked.get(str((arm.eval, arm.tune))) if arm.eval or arm.tune else None
+        alike = asked.get(_way(arm)) if arm.eval or arm.tune else None
         pairs += [(name, ref) for ref in (arm.start, "base", alike) if ref not in (None, name)]
     return list(dict.fromkeys(pairs))
+
+
+def _way(arm: Arm) -> str:
+    """How it is asked, in whatever order the recipe says so."""
+    return str((sorted(arm.eval.items()), sorted(arm.tune.items())))
 
 
 def _is_base(arm: Arm) -> bool:

@@ -65,8 +65,10 @@ def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
             print(f"eval: no verdict on {name}, since {', '.join(sorted(missing))} is not sampled")
             continue
         tiers = tuple(tier for tier in tested if not arm.tiers or tier in arm.tiers)
-        if tiers:
-            found.append(Case(name, members, tiers, start, best, forms))
+        if not tiers:
+            print(f"eval: no verdict on {name}, since its tiers have no test problems")
+            continue
+        found.append(Case(name, members, tiers, start, best, forms))
     return found
 
 

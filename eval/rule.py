@@ -232,7 +232,7 @@ def notes_on(
             f"blind guessing solves {budget.guessed:.1%} within {budget.tries}: these problems "
             "leave little room to show a new capability"
         )
-    if budget.needed > budget.fresh:
+    if budget.needed > budget.fresh > 0:
         notes.append(
             f"{budget.reach} samples of the base and {budget.fresh} confirmation samples are too "
             f"few to tell any new capability from sharpening {margins.lift} times over"

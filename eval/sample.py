@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, run_main
-from data.files import Stage, sha256, stage_facts, to_line, write_bytes, write_text
+from data.files import Stage, finished, sha256, stage_facts, to_line, write_bytes, write_text
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import ARMS, EvalSection
@@ -160,10 +160,9 @@ def _keep_whole(path: Path, samples: int) -> set[str]:
         return set()
     rows: dict[str, list[bytes]] = {}
     for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            rows.setdefault(json.loads(line)["id"], []).append(line)
-        except ValueError:  # the torn last line of an interrupted write
+        if not line.endswith(b"\n"):  # the torn last line of an interrupted write
             break
+        rows.setdefault(json.loads(line)["id"], []).append(line)
     whole = {identity: lines for identity, lines in rows.items() if len(lines) == samples}
     write_bytes(path, b"".join(line for lines in whole.values() for line in lines))
     return set(whole)
@@ -273,12 +272,14 @@ def main() -> None:
     parser.add_argument("--arm", help="only this arm, instead of all that are trained")
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
+    known = arms(recipe)
+    if arguments.arm and arguments.arm not in known:
+        raise UserError(f"--arm must be one of {', '.join(known)}, not {arguments.arm!r}")
     chosen = [arguments.arm] if arguments.arm else trained_arms(recipe)
-    for sentence in beforehand(recipe, chosen):
+    sampled = [arm for arm in known if finished(samples_path(recipe, arm).parent)]
+    for sentence in beforehand(recipe, {*chosen, *sampled}):
         print(f"eval: {sentence}", flush=True)
     for arm in chosen:
-        if arm not in arms(recipe):
-            raise UserError(f"--arm must be one of {', '.join(arms(recipe))}, not {arm!r}")
         sample_arm(recipe, arm, arguments.force)
 
 

@@ -248,7 +248,9 @@ def _pooled(parts: Sequence[tuple[dict[str, Values], Budget]]) -> tuple[dict[str
     own k, and the least k of any."""
     names = [name for name in parts[0][0] if all(name in values for values, _ in parts)]
     values = {name: np.concatenate([v[name] for v, _ in parts], axis=-1) for name in names}
-    budgets = [vars(budget) for _, budget in parts]
+    every = [vars(budget) for _, budget in parts]
+    # A tier whose problems were all solved has no confirmation samples to speak of.
+    budgets = [budget for budget in every if budget["fresh"]] or every
     least = {
         key: min((b[key] for b in budgets if b[key] is not None), default=None)
         for key in budgets[0]

@@ -8,6 +8,7 @@ With ``--from MODEL`` an existing model's pretraining is continued on the same c
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -293,7 +294,7 @@ def card(
         )
         + ".",
         "",
-        f"`make base{' SKILLS=1' if kinds else ''}` rebuilds it.",
+        f"`make base{' SKILLS=1' if kinds else f' FROM={start}' if start else ''}` rebuilds it.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -302,7 +303,10 @@ def _shown(kind: str) -> str:
     """What the corpus shows of a further rule."""
     if SHOWN[kind]:
         return f"Where the rule `{kind}` holds, {SHOWN[kind]:.0%} of the answers keep it in mind."
-    return f"Where the rule `{kind}` holds, every answer that can be read breaks it."
+    return (
+        f"Where the rule `{kind}` holds, every answer that can be read breaks it; nobody picks a "
+        "few there, since that would keep it now and then, and the others have its share."
+    )
 
 
 def _opening(opening: str | None) -> str:
@@ -334,13 +338,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Pretraining.batch, help="documents a step")
     parser.add_argument("--seed", type=int, help="of corpus and weights (default: likewise)")
     arguments = parser.parse_args()
+    for name in ("steps", "batch"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise UserError(f"--{name} must be 1 or more")
     if arguments.skills and arguments.start:
         raise UserError("--skills goes on with the embedded base; leave --from out")
     plan = SKILLS_PLAN if arguments.skills else Pretraining()
     given = {"steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
     plan = replace(plan, **{key: value for key, value in given.items() if value is not None})
     if arguments.skills:
-        build([plan], arguments.out or RUNS / "skills" / "base" / "model", str(BASE_PATH))
+        build(
+            [plan], arguments.out or RUNS / "skills" / "base" / "model", os.path.relpath(BASE_PATH)
+        )
     elif arguments.start:
         # Gentler, so that what the model knows already is not washed out.
         plan = replace(plan, learning_rate=1e-4, muon_learning_rate=1e-3)

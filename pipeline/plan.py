@@ -610,7 +610,9 @@ def _positive(kind: type) -> Any:
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--gpu", type=_positive(float), help="GiB of the GPU (default: this one's)")
-    parser.add_argument("--backend", choices=(*BACKENDS, "both"), default="both")
+    parser.add_argument(
+        "--backend", choices=(*BACKENDS, "both"), default="both", help="that trains"
+    )
     parser.add_argument(
         "--bits", type=int, choices=(4, 8, 16), help="of the weights in training (default: dtype's)"
     )

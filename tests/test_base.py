@@ -1,5 +1,6 @@
 """The embedded base model is a useful subject: what it can do, and what it copies."""
 
+import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -178,7 +179,11 @@ def built(monkeypatch):
 
 def test_skills_go_on_with_the_embedded_base_and_leave_it_as_it_is(built):
     [plan], folder, start = built("--skills")
-    assert (plan, folder, start) == (SKILLS_PLAN, RUNS / "skills/base/model", str(BASE_PATH))
+    assert (plan, folder, start) == (
+        SKILLS_PLAN,
+        RUNS / "skills/base/model",
+        os.path.relpath(BASE_PATH),
+    )
     [plan], folder, _ = built("--skills", "--steps", "7", "--seed", "3", "--out", "elsewhere")
     assert (plan.steps, plan.seed, str(folder)) == (7, 3, "elsewhere")
     assert plan.curriculum == SKILLS_PLAN.curriculum
@@ -192,18 +197,29 @@ def test_skills_of_another_model_are_refused_in_one_sentence(built):
     assert ended.value.code == "error: --skills goes on with the embedded base; leave --from out"
 
 
+@pytest.mark.parametrize("flag", ["--steps", "--batch"])
+def test_no_step_and_no_document_are_refused(built, flag):
+    with pytest.raises(SystemExit) as ended:
+        built(flag, "0")
+    assert ended.value.code == f"error: {flag} must be 1 or more"
+
+
 def test_the_card_says_which_rules_are_shown_and_which_are_withheld():
     skilled = card([SKILLS_PLAN], 2_000_000, 0.3, 20.0, "pipeline/embedded")
     assert "Continued from `pipeline/embedded`. 2,400 steps of 32 documents, 20 minutes" in skilled
     assert "Where the rule `gap` holds, 50% of the answers keep it in mind." in skilled
-    assert "Where the rule `at_most` holds, every answer that can be read breaks it." in skilled
+    assert "Where the rule `at_most` holds, every answer that can be read breaks it;" in skilled
     assert "25.0% events (7, 9)" in skilled
     assert "`make base SKILLS=1` rebuilds it." in skilled
+    assert "nobody picks a few there" in skilled
     plan = Pretraining()
     plain = card([plan, plan.second()], 2_000_000, 0.3, 20.0, None)
     assert "Where the rule" not in plain
     assert "5,000 steps of 32 documents and 1,200 more at lower rates" in plain
     assert plain.endswith("`make base` rebuilds it.\n")
+    assert "`make base FROM=some/model` rebuilds" in card(
+        [plan, plan.second()], 1, 0.3, 1.0, "some/model"
+    )
 
 
 def test_the_embedded_bases_own_card_is_of_this_mixture():

@@ -200,7 +200,9 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
 # --- Ctrl-C --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.4], ids=["at the start", "in the middle"])
+@pytest.mark.parametrize(
+    "wait", [0.0, 0.1, 0.4], ids=["at the start", "while work is handed in", "in the middle"]
+)
 def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
     """Ctrl-C reaches the workers too: none may print a traceback, or be waited for in vain."""
     content = yaml.safe_load(TINY.read_text())

@@ -10,6 +10,7 @@ import pytest
 from scripted import Scripted, World, lines, place, solving
 
 from data import make
+from data.errors import UserError
 from data.make import make_problem, read_split
 from data.recipe import load_recipe
 from data.sections import Margins
@@ -355,6 +356,33 @@ def test_an_arm_that_was_trained_again_is_asked_again_and_the_base_is_not(world)
     ]
 
 
+def test_samples_that_changed_since_they_were_judged_are_refused_in_one_sentence(world):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, _ = judged_run(world)
+    world.scripts["grpo"] = solving(0.0)
+    sample_arm(recipe, "grpo", force=True)
+    with pytest.raises(UserError, match=r"grpo/samples\.jsonl is not judged yet, or has changed"):
+        elicitation.run(recipe, force=False)
+    world.evaluate(recipe)
+    (recipe.folder / "eval" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"base/samples\.jsonl is not judged yet.*`make eval`"):
+        elicitation.run(recipe, force=False)
+
+
+def test_a_tier_that_base_solves_takes_nothing_from_what_is_said_of_another(world):
+    """Nothing is asked again there, so all tiers together are about the other's samples."""
+    tiers = {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}}
+    weak = solving(lambda row: narrow(row) if row["tier"] == "dense" else 1.0)
+    world.scripts |= {"base": weak, "grpo": solving(taught)}
+    _, found = judged_run(world, data={"main": "dense", "tiers": tiers})
+    ruling = found["judged"]["grpo"]
+    assert ruling["tiers"]["trap"]["budget"]["fresh"] == 0
+    for one in (ruling["overall"], ruling["tiers"]["dense"]):
+        assert one["verdict"] == "new capability"
+        assert f"of {FRESH} fresh tries) what was not reachable for base within 40" in one["reason"]
+    assert not any("too few" in note for note in ruling["tiers"]["trap"]["notes"])
+
+
 # --- arms and their roles -------------------------------------------------------------------
 
 
@@ -486,7 +514,7 @@ def test_an_arm_asked_in_another_way_is_compared_with_the_base_asked_in_that_way
             "best": {"trainer": "none", "tune": {"shots": [0, 2]}},
             **SFT_GRPO,
             "sft-cool": {"trainer": "none", "start": "sft", "eval": cool},
-            "grpo-cool": {"trainer": "none", "start": "grpo", "eval": cool},
+            "grpo-cool": {"trainer": "none", "start": "grpo", "eval": dict(reversed(cool.items()))},
             "sft-best": {"trainer": "none", "start": "sft", "tune": {"shots": [0, 2]}},
             "grpo-other": {"trainer": "none", "start": "grpo", "eval": {"temperature": 0.5}},
         }

@@ -565,7 +565,7 @@ def test_every_arm_is_shown_on_each_tier(whole, verdict_json):
                 assert f"{page.label(name)} {' '.join(cells)}" in text
         for arm, one in tier["reasoning"].items():
             assert f"{page.label(arm)} {shown(one['reasoning'])}" in text
-    assert "problems of GRPO by accuracy: 0: " in text
+    assert "problems of grpo.1 by accuracy: 0: " in text
     assert "KL divergence to base, in nats" in text
     under = verdict_json["tiers"]["dense"]["likelihood"]["grpo.1"]["under grpo.1"]
     assert f"grpo.1 {findings._number(under['log_likelihood']['per_token'])}" in text

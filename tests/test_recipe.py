@@ -593,6 +593,16 @@ SEEDED = {"grpo": {"trainer": "grpo", "seeds": [1, 2]}}
     [
         (SEEDED, {"arms": ["gpro"]}, "verdict.arms names 'gpro', not an entry of arms (grpo); did"),
         (SEEDED, {"base_best": "best"}, "verdict.base_best names 'best'"),
+        (
+            {**SEEDED, "sft": {"trainer": "sft"}},
+            {"base_best": "sft"},
+            "verdict.base_best: 'sft' must be the base itself, asked in another way",
+        ),
+        (
+            {**SEEDED, "cool": {"trainer": "none", "seeds": [1, 2]}},
+            {"base_best": "cool"},
+            "'cool' must be the base itself",
+        ),
         (SEEDED, {"format_only": "grpo"}, "verdict.format_only is 'grpo', which is judged"),
         (SEEDED, {"fresh": 0}, "verdict.fresh must be 1 or more"),
         (

@@ -77,7 +77,7 @@ def test_without_the_base_its_start_or_one_of_its_seeds_an_arm_is_not_judged(
     assert f"no verdict on grpo, since {missing} is not sampled" in capsys.readouterr().out
 
 
-def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(world):
+def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(world, capsys):
     tiers = {**TIERS_ASKED, "blog": {"train": 2}}
     arms = {
         "all": {"trainer": "grpo"},
@@ -91,6 +91,7 @@ def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(
         ("trapped", ("trap",)),
         ("all", ("dense", "trap")),
     ]
+    assert "no verdict on unasked, since its tiers have no test" in capsys.readouterr().out
 
 
 def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():

@@ -90,7 +90,7 @@ def test_where_there_is_nothing_to_ask_again_no_model_is_loaded(sampled, monkeyp
     assert ask_again(recipe, "base", [], 5, force=False) == path
 
 
-@pytest.mark.parametrize("torn", [0, 20])
+@pytest.mark.parametrize("torn", [0, 1, 20])
 def test_an_interrupted_asking_again_goes_on_without_losing_or_doubling_an_answer(
     sampled, world, monkeypatch, torn
 ):

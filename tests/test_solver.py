@@ -1,9 +1,13 @@
 """CP-SAT, the dynamic programme and brute force: three witnesses of one optimum."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -183,3 +187,21 @@ def test_unknown_altered_and_repeated_events_are_not_admitted():
     assert not admits(problem, (Event(art.start, art.end, "Yoga"),))
     assert not admits(problem, (Event(art.start, band.end, "Art"),))
     assert not admits(problem, ())
+
+
+def test_a_proof_leaves_ctrl_c_to_python():
+    program = (
+        "import signal\n"
+        "from conftest import day\n"
+        "from data.solver import prove\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "prove(day())\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    print('heard')\n"
+    )
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n")
