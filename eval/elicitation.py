@@ -332,8 +332,9 @@ def report_on(
     judged = {}
     for case in found:
         judgement = verdict_on(case, asked, recipe)
+        named = label(case.name) in judgement.overall.reason
         judged[case.name] = {
-            "sentence": f"{label(case.name)}: {judgement.sentence}",
+            "sentence": f"{'' if named else label(case.name) + ': '}{judgement.sentence}",
             "overall": judgement.overall.to_json(),
             "tiers": {
                 tier: {**ruling.to_json(), **compared(case, tier, asked, recipe)}

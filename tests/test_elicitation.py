@@ -209,7 +209,7 @@ def test_an_arm_that_solves_what_base_never_does_has_a_new_capability(world, cap
     assert ruling["overall"]["estimates"]["certified"]["value"] == pytest.approx(12 / 40)
     assert ruling["overall"]["estimates"]["control"]["value"] == 0
     assert found["sentence"] == ruling["sentence"]
-    assert found["sentence"].startswith("GRPO: New capability: on 2")
+    assert found["sentence"].startswith("New capability: on 2")
     # Printed, and on the page.
     said = capsys.readouterr().out
     page = (recipe.folder / "eval" / "elicitation" / PAGE).read_text()
