@@ -169,7 +169,7 @@ def decide(
     if perhaps.high >= margins.reach:
         return Verdict.INCONCLUSIVE, (
             f"{who} gains {_points(gain)} over base at k = 1; whether all of it was reachable for "
-            f"base is open: within {budget.tries} tries it solves {_share(perhaps)} of problems "
+            f"base is open: within {_tries(budget.tries)} it solves {_share(perhaps)} of problems "
             f"that base missed in all {budget.reach} samples"
         )
     within = (
@@ -238,6 +238,10 @@ def notes_on(
             f"few to tell any new capability from sharpening {margins.lift} times over"
         )
     return notes
+
+
+def _tries(count: int) -> str:
+    return "1 try" if count == 1 else f"{count} tries"
 
 
 def _points(estimate: Estimate) -> str:
