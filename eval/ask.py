@@ -8,28 +8,27 @@ as it is generated, then the day is drawn with the verdict and the proven optimu
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from data.console import plain_console
 from data.errors import UserError, run_main
-from data.make import read_split
-from data.problem import Problem, Schedule
-from data.prompts import answer, prompt, trace
-from data.recipe import ARMS, MOST_SEED, EvalSection, Recipe, nearest, recipe_arguments, recipe_from
-from data.seeds import seed_of
+from data.make import record
+from data.problem import Problem
+from data.recipe import MOST_SEED, Recipe, nearest, recipe_arguments, recipe_from
+from data.sections import EvalSection
 from eval.days import Day, Wanted, day_of, entry_of, prove_day, read_day
+from eval.sample import shots_for
+from eval.score import score_rows
 from eval.showcase import drawn_answer, drawn_problem
-from eval.tables import plain_console
 from eval.terminal import draw, write
-from pipeline.train import is_trained, model_folder
-from rewards.verify import verify
+from pipeline.train import check_trained, is_trained, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,9 +54,7 @@ def chosen_arm(recipe: Recipe, arm: str | None, model_given: bool) -> str:
         raise UserError(
             f"--arm must be one of base, {', '.join(known)}, not {arm!r}{nearest(arm, known)}"
         )
-    if not is_trained(recipe, arm):
-        stage = arm if arm in ARMS else "arms"
-        raise UserError(f"{model_folder(recipe, arm)} is not finished; `make {stage}` trains it")
+    check_trained(recipe, arm)
     return arm
 
 
@@ -107,11 +104,7 @@ def _typed(wanted: Wanted, console: Console) -> Day:
 
 def shots_of(recipe: Recipe, count: int) -> list[tuple[str, str]]:
     """``count`` solved training problems of the main tier, for an arm that is asked with some."""
-    if not count:
-        return []
-    rows = [row for row in read_split(recipe, "train") if row["tier"] == recipe.data.main]
-    rng = random.Random(seed_of(recipe.seed, "shots", "try"))
-    return [(row["prompt"], row["gold"]) for row in rng.sample(rows, min(count, len(rows)))]
+    return shots_for(recipe, [{"id": "try", "tier": recipe.data.main}], count)["try"]
 
 
 def room_for(
@@ -181,7 +174,6 @@ def ask(
     arm: str,
     asking: EvalSection,
     problem: Problem,
-    best: Schedule,
     seed: int,
     console: Console,
 ) -> None:
@@ -195,11 +187,10 @@ def ask(
 
     backend.quiet()
     model, tokenizer = backend.load(model_folder(recipe, arm), recipe.dtype)
-    gold = answer(best, trace(problem, best) if recipe.data.reasoning else None)
-    row = {"id": "day", "tier": "", "problem": problem, "gold": gold, "prompt": prompt(problem)}
+    row = {**record("day", "try", "", problem, recipe.data.reasoning), "problem": problem}
     rendered = render(tokenizer, row["prompt"], shots_of(recipe, asking.shots))
     limit = asking.max_tokens or answer_limit(tokenizer, [row])
-    limit = min(limit, room_for(model, tokenizer, rendered, gold) or limit)
+    limit = min(limit, room_for(model, tokenizer, rendered, row["gold"]) or limit)
     prefix = reasoning_prefix(tokenizer)
     write(console, prefix, end="")
     sample = stream(
@@ -211,13 +202,10 @@ def ask(
         lambda text: write(console, text, end=""),
     )
     write(console, "")
-    completion = prefix + sample.completion
-    verdict = verify(problem, completion)
-    drawn = drawn_answer(
-        problem,
-        {"arm": arm, "sample": 0, **verdict.to_json()},
-        {"completion": completion, "finish_reason": sample.finish_reason, "tokens": sample.tokens},
-    )
+    given = {"id": "day", "arm": arm, "sample": 0, **asdict(sample)}
+    given["completion"] = prefix + sample.completion
+    (verdict,) = score_rows({"day": problem}, [given], lenient=asking.lenient)
+    drawn = drawn_answer(problem, verdict, given)
     draw(console, drawn_problem(row), drawn)
 
 
@@ -259,11 +247,11 @@ def main() -> None:
         asking = replace(asking, temperature=arguments.temperature)
     console = plain_console()
     day, source = the_day(arguments, console)
-    problem, best = prove_day(day.problem, source)
+    problem, _ = prove_day(day.problem, source)
     for note in day.notes:
         write(console, note)
     write(console, f"Asking {arm} ({model_folder(recipe, arm)}), {len(problem.events)} events:\n")
-    ask(recipe, arm, asking, problem, best, seed, console)
+    ask(recipe, arm, asking, problem, seed, console)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from data.console import plain_console
 from data.errors import run_main
 from data.files import write_json, write_jsonl
 from data.make import gold_answer, make_problem, record
@@ -303,7 +303,7 @@ def main() -> None:
         shown.add_column(column)
     for row in table:
         shown.add_row(row.what, row.figure, row.beside, row.ratio, row.aim)
-    Console(width=None if Console().is_terminal else 140).print(shown)
+    plain_console(140).print(shown)
     if arguments.out:
         write_json(arguments.out, [vars(row) for row in table])
 

@@ -22,6 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import write_json
 from data.recipe import RUNS
@@ -406,8 +407,8 @@ def main() -> None:
     start = time.monotonic()
     cells = calibrate(options.repetitions, margins, options.seed)
     needed = least_problems(options.repetitions, margins, options.seed)
-    console = Console(highlight=False)
-    show(cells, needed, console if console.is_terminal else Console(highlight=False, width=140))
+    console = plain_console(140)
+    show(cells, needed, console)
     failures = [f"{c.scenario}, {c.strength}, {c.size}: {f}" for c in cells for f in c.failures]
     write_json(
         options.out / "report.json",

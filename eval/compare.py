@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import Stage, finished, read_jsonl, write_json, write_text
 from data.make import read_split, split_path
@@ -30,10 +31,10 @@ from eval.passk import (
 )
 from eval.report import VERDICTS
 from eval.sample import samples_path
-from eval.tables import Sheet, cell, label, markdown_of, plain_console, print_sheets
+from eval.tables import Sheet, cell, label, markdown_of, print_sheets
 from rewards.parse import ParseFailure, parse
 from rewards.reward import totals
-from rewards.verify import Status
+from rewards.verify import VALID, Status
 
 OUTPUTS = ("compare.json", "compare.md")
 #: Means over problems: shares of answers that are optimal, feasible, with overlaps, of a single
@@ -42,7 +43,6 @@ OUTPUTS = ("compare.json", "compare.md")
 RATES = ("optimal", "feasible", "overlaps", "single", "tokens", "solved")
 #: Columns of an arm's table: RATES, then five moments of reward and truth.
 COLUMNS = len(RATES) + 5
-_VALID = (Status.OPTIMAL, Status.FEASIBLE)
 
 #: Of one arm: per problem, RATES, and the means over its answers of reward x, truth y, xx, yy and
 #: xy, from which correlations follow.
@@ -68,7 +68,7 @@ def arm_table(
     truth = np.array([row["ratio"] for row in verdicts])
     columns = [
         [row["status"] == Status.OPTIMAL for row in verdicts],
-        [row["status"] in _VALID for row in verdicts],
+        [row["status"] in VALID for row in verdicts],
         [any(v.startswith("overlap:") for v in row["violations"]) for row in verdicts],
         [_is_single(row["completion"]) for row in samples],
         [row["tokens"] for row in samples],

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import (
     Stage,
@@ -68,7 +69,7 @@ from eval.report import VERDICTS, judge_arm
 from eval.roles import Case, cases, guesses
 from eval.sample import arms, ask_again, samples_path, way_of_asking
 from eval.summary import tally
-from eval.tables import label, markdown_of, plain_console, print_sheets
+from eval.tables import label, markdown_of, print_sheets
 from eval.verdict import Arms, Judgement, judge
 from pipeline.train import model_folder
 

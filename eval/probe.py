@@ -18,18 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import Stage, read_jsonl, sha256, write_json, write_text
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.sections import ARMS, LEVEL, EvalSection, RewardSection
+from data.sections import LEVEL, EvalSection, RewardSection
 from data.seeds import seed_of
 from eval.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
-from eval.sample import Asker, arms, ask
-from eval.tables import Sheet, cell, label, markdown_of, plain_console, print_sheets
-from pipeline.train import is_trained, model_folder, model_inputs
+from eval.sample import Asker, arms, write_answers
+from eval.tables import Sheet, cell, label, markdown_of, print_sheets
+from pipeline.train import check_trained, model_folder, model_inputs
 from rewards.reward import totals
-from rewards.verify import Status, verify_text
+from rewards.verify import VALID, Status, verify_text
 
 SAMPLES, REPORT, PAGE = "samples.jsonl", "probe.json", "probe.md"
 #: Decoding settings of GRPO that the sampler here does not have, and their neutral values.
@@ -53,7 +54,7 @@ def judge(
     status = np.array(statuses, dtype=object)
     return Outcomes(
         optimal=status == Status.OPTIMAL,
-        valid=(status == Status.OPTIMAL) | (status == Status.FEASIBLE),
+        valid=np.isin(status, VALID),
         readable=status != Status.UNPARSABLE,
         truncated=np.array(cut),
         reward=np.array(rewards),
@@ -123,10 +124,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     """
     if arm not in arms(recipe):
         raise UserError(f"--arm must be one of {', '.join(arms(recipe))}, not {arm!r}")
-    if not is_trained(recipe, arm):
-        raise UserError(
-            f"there is no finished {arm} model; `make {arm if arm in ARMS else 'arms'}` trains it"
-        )
+    check_trained(recipe, arm)
     plan = plan_for(recipe, problems, samples)
     model = model_folder(recipe, arm)
     settings = {
@@ -148,7 +146,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     asker = Asker(recipe, arm)
     limit = plan.asking.max_tokens or asker.limit(read_split(recipe, "train"))
     asking = replace(plan.asking, max_tokens=limit)
-    ask(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
+    write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
     outcomes = judge([row for _, row in read_jsonl(folder / SAMPLES)], texts, recipe.reward)
     report = {

@@ -20,11 +20,11 @@ from data.errors import UserError, run_main
 from data.files import Stage, finished, sha256, stage_facts, to_line, write_bytes, write_text
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.sections import ARMS, EvalSection
+from data.sections import EvalSection
 from data.seeds import seed_of
 from eval.roles import beforehand
 from eval.score import score_rows
-from pipeline.train import is_trained, model_folder, model_inputs
+from pipeline.train import is_trained, maker, model_folder, model_inputs
 from rewards.verify import Status
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def trained_arms(recipe: Recipe) -> list[str]:
         if is_trained(recipe, arm):
             found.append(arm)
         else:
-            stage = arm if arm in ARMS else "arms"
-            print(f"eval: no finished {arm} model, so it is left out; `make {stage}` trains it")
+            print(f"eval: no finished {arm} model, so it is left out; {maker(arm)} trains it")
     return found
 
 
@@ -76,7 +75,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     if tune:
         asking, facts["tuned"] = _tuned(recipe, asker, asking, tune)
     asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
-    ask(asker, test, asking, path, "sample", stage.goes_on)
+    write_answers(asker, test, asking, path, "sample", stage.goes_on)
     stage.finish(
         [path.name],
         samples=asking.samples,
@@ -100,7 +99,7 @@ def ask_again(
     inputs = [split_path(recipe, split) for split in splits]
     stage = Stage(path.parent, f"eval {arm} again", settings, [*inputs, *model_inputs(model)])
     if not stage.is_current(force):
-        ask(Asker(recipe, arm), rows, asking, path, "fresh", stage.goes_on)
+        write_answers(Asker(recipe, arm), rows, asking, path, "fresh", stage.goes_on)
         stage.finish([path.name], samples=samples, sha256=sha256(path))
     return path
 
@@ -124,7 +123,7 @@ def _settings(recipe: Recipe, arm: str, asking: EvalSection) -> dict[str, Any]:
     }
 
 
-def ask(
+def write_answers(
     asker: Asker,
     rows: Sequence[Mapping[str, Any]],
     asking: EvalSection,
@@ -208,7 +207,7 @@ class Asker:
             temperature=asking.temperature,
             top_p=asking.top_p,
         )
-        shots = self._shots(rows, asking.shots)
+        shots = shots_for(self.recipe, rows, asking.shots)
         prompts = [render(tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
         seeds = [seed_of(self.recipe.seed, stream, self.arm, row["id"]) for row in rows]
         self._started = time.monotonic()
@@ -226,26 +225,31 @@ class Asker:
                 for number, one in enumerate(found)
             ]
 
-    def _shots(
-        self, rows: Sequence[Mapping[str, Any]], count: int
-    ) -> dict[str, list[tuple[str, str]]]:
-        """For each problem, solved training problems of its tier."""
-        if not count:
-            return {row["id"]: [] for row in rows}
-        by_tier: dict[str, list[dict[str, Any]]] = {}
-        for row in read_split(self.recipe, "train"):
-            by_tier.setdefault(row["tier"], []).append(row)
-        found = {}
-        for row in rows:
-            known = by_tier.get(row["tier"], [])
-            if len(known) < count:
-                raise UserError(
-                    f"{self.recipe.path}: {count} shots need as many train problems of tier "
-                    f"{row['tier']!r}, which has {len(known)}"
-                )
-            rng = random.Random(seed_of(self.recipe.seed, "shots", row["id"]))
-            found[row["id"]] = [(one["prompt"], one["gold"]) for one in rng.sample(known, count)]
-        return found
+
+def shots_for(
+    recipe: Recipe, rows: Sequence[Mapping[str, Any]], count: int
+) -> dict[str, list[tuple[str, str]]]:
+    """By ``id``, ``count`` solved training problems of each problem's tier.
+
+    Raises:
+        UserError: when a tier has fewer.
+    """
+    if not count:
+        return {row["id"]: [] for row in rows}
+    by_tier: dict[str, list[dict[str, Any]]] = {}
+    for row in read_split(recipe, "train"):
+        by_tier.setdefault(row["tier"], []).append(row)
+    found = {}
+    for row in rows:
+        known = by_tier.get(row["tier"], [])
+        if len(known) < count:
+            raise UserError(
+                f"{recipe.path}: {count} shots need as many train problems of tier "
+                f"{row['tier']!r}, which has {len(known)}"
+            )
+        rng = random.Random(seed_of(recipe.seed, "shots", row["id"]))
+        found[row["id"]] = [(one["prompt"], one["gold"]) for one in rng.sample(known, count)]
+    return found
 
 
 def _tuned(

@@ -26,9 +26,7 @@ from eval.passk import (
     paired_difference,
     pass_at_k,
 )
-from rewards.verify import Status
-
-_VALID = (Status.OPTIMAL, Status.FEASIBLE)
+from rewards.verify import VALID, Status
 
 #: ``{tier: {policy: {k: share solved}}}``, as ``data.policies.floor`` gives it for a tier.
 Floors = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -79,7 +77,7 @@ def tally(arm: str, rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[s
                 raise UserError(f"arm {arm!r} has a verdict of unknown status {status!r:.80}")
             samples[i] += 1
             optimal[i] += status == Status.OPTIMAL
-            valid[i] += status in _VALID
+            valid[i] += status in VALID
             ratio[i] += row["ratio"]
             total.statuses[status] += 1
             total.violations.update({text.partition(":")[0] for text in row["violations"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data.console import WIDTH, plain_console
 from data.policies import GREEDY, GUESSABLE
 from eval.passk import Estimate
 
-#: Columns of plain text that a table may take.
-WIDTH = 100
 _LABELS = {"sft": "SFT", "grpo": "GRPO"}
 
 
@@ -177,14 +175,6 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     print_sheets(sheets(report), console)
     if sentence := headline(report):
         console.print(f"\n{sentence}", markup=False, soft_wrap=True)
-
-
-def plain_console() -> Console:
-    """A console that writes plain text of WIDTH columns where the output is not a terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=WIDTH)
-    return console
 
 
 def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:

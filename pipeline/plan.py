@@ -21,10 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import finished
-from data.make import gold_answer, make_problem, read_split, split_path
-from data.prompts import prompt
+from data.make import make_problem, read_split, record, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import backend
 from pipeline.memory import (
@@ -257,7 +257,8 @@ def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
     for name, use in recipe.tier_uses().items():
         for i in range(_DRAWN if use.source is None else 0):
             problem = make_problem(recipe.seed, "plan", name, use.tier, i)
-            pairs.append((prompt(problem), gold_answer(problem, recipe.data.reasoning)))
+            row = record(f"{name}-{i}", "plan", name, problem, recipe.data.reasoning)
+            pairs.append((row["prompt"], row["gold"]))
     if not pairs:
         raise UserError(
             f"{recipe.path}: all its tiers are imported, so the lengths of their texts are known "
@@ -633,8 +634,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(to_json(plan), indent=2))
     else:
-        console = Console(highlight=False)
-        print_plan(plan, console if console.is_terminal else Console(highlight=False, width=100))
+        print_plan(plan, plain_console())
 
 
 if __name__ == "__main__":

@@ -43,6 +43,17 @@ def is_trained(recipe: Recipe, arm: str) -> bool:
     return finished(recipe.folder / arm)
 
 
+def maker(arm: str) -> str:
+    """The command that trains an arm."""
+    return f"`make {arm if arm in ARMS else 'arms'}`"
+
+
+def check_trained(recipe: Recipe, arm: str) -> None:
+    """Raise UserError unless the weights of an arm are there."""
+    if not is_trained(recipe, arm):
+        raise UserError(f"{model_folder(recipe, arm)} is not finished; {maker(arm)} trains it")
+
+
 def start_of(recipe: Recipe, arm: str, trainer: str | None = None) -> str:
     """The model that an arm's training starts from.
 
@@ -60,9 +71,7 @@ def start_of(recipe: Recipe, arm: str, trainer: str | None = None) -> str:
             "`make arms` trains it"
         )
     before = arms[arm].start
-    if not is_trained(recipe, before):
-        stage = before if before in ARMS else "arms"
-        raise UserError(f"{model_folder(recipe, before)} is not finished; `make {stage}` trains it")
+    check_trained(recipe, before)
     return model_folder(recipe, before)
 
 

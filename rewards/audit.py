@@ -28,6 +28,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import Stage, write_json, write_text
 from data.make import make_problem
@@ -41,7 +42,7 @@ from data.tiers import TIERS
 from rewards.attacks import ATTACKS, EDITS, Case, references, scale
 from rewards.parse import parse
 from rewards.reward import SHAPES, check, order, totals
-from rewards.verify import Status, Verdict, confirm, verify_text
+from rewards.verify import VALID, Status, Verdict, confirm, verify_text
 
 CEILING = 0.5
 ERRORS = 3.0
@@ -321,7 +322,7 @@ def _rows(tier: str, tally: _Tally) -> list[Row]:
                 mean=math.fsum(rewards) / n,
                 p95=rewards[math.ceil(0.95 * n) - 1],
                 max=rewards[-1],
-                feasible=sum(s in (Status.FEASIBLE, Status.OPTIMAL) for s in share) / n,
+                feasible=sum(s in VALID for s in share) / n,
                 optimal=share.count(Status.OPTIMAL) / n,
                 of_gold=math.fsum(rewards) / golds if golds else 0.0,
                 above_feasible=math.fsum(differences) / n,
@@ -532,7 +533,7 @@ def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]], ceiling: floa
     write_json(folder / "audit.json", outcome.to_json())
     write_text(folder / "audit.md", to_markdown(outcome))
     stage.finish(["audit.json", "audit.md"], failures=len(outcome.failures))
-    say = Console(width=None if Console().is_terminal else _WIDTH)
+    say = plain_console(_WIDTH)
     _print(say, outcome)
     if not outcome.failures:
         say.print(f"{_in_short(outcome)}. {folder}", markup=False, highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from data.problem import problem_from_text
 from data.recipe import nearest
 from data.sections import RewardSection
 from rewards import blog
-from rewards.verify import Status, Verdict, verify_text
+from rewards.verify import VALID, Status, Verdict, verify_text
 
 #: None where a component does not apply to a verdict; TRL counts it 0 in the sum and leaves it out
 #: of the mean that it logs.
@@ -42,12 +42,12 @@ def format(verdict: Verdict) -> float | None:
 
 def validity(verdict: Verdict) -> float | None:
     """1 when there is a schedule and it breaks no rule."""
-    return float(verdict.status in (Status.FEASIBLE, Status.OPTIMAL))
+    return float(verdict.status in VALID)
 
 
 def ratio(verdict: Verdict) -> float | None:
     """Weighted minutes over the optimum; None unless the schedule breaks no rule."""
-    return verdict.ratio if verdict.status in (Status.FEASIBLE, Status.OPTIMAL) else None
+    return verdict.ratio if verdict.status in VALID else None
 
 
 def optimal(verdict: Verdict) -> float | None:

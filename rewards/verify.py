@@ -22,6 +22,10 @@ class Status(StrEnum):
     UNPARSABLE = "unparsable"
 
 
+#: What breaks no rule.
+VALID = (Status.OPTIMAL, Status.FEASIBLE)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The judgement of one answer.
@@ -120,7 +124,7 @@ def confirm(problem: Problem, schedule: Schedule) -> Verdict:
         DisagreementError: naming the problem and the schedule.
     """
     verdict = verify_schedule(problem, schedule)
-    feasible = verdict.status in (Status.OPTIMAL, Status.FEASIBLE)
+    feasible = verdict.status in VALID
     if admits(problem, schedule) != feasible:
         raise DisagreementError(
             f"the plain checks call {[e.to_json() for e in schedule]} {verdict.status} "

@@ -16,7 +16,7 @@ from data.errors import UserError, run_main
 from data.files import MANIFEST
 from data.prompts import prompt
 from data.recipe import load_recipe
-from eval import ask
+from eval import ask, sample
 from eval.days import Wanted, read_day
 from pipeline.backend import load
 from pipeline.decode import Decoding, render, sample_batch
@@ -119,7 +119,7 @@ def test_an_arm_is_asked_with_the_shots_of_its_recipe(monkeypatch, capsys, tmp_p
     with pytest.raises(UserError, match="`make data` writes it"):
         ask.shots_of(recipe, 2)
     rows = [{"tier": tier, "prompt": tier, "gold": "g"} for tier in ("dense", "trap", "dense")]
-    monkeypatch.setattr(ask, "read_split", lambda *_: rows)
+    monkeypatch.setattr(sample, "read_split", lambda *_: rows)
     assert ask.shots_of(recipe, 2) == [("dense", "g"), ("dense", "g")]
     assert ask.shots_of(recipe, 0) == []
 

@@ -315,7 +315,7 @@ def test_the_stage_asks_training_problems_reports_and_goes_on_where_it_stopped(r
 def test_what_cannot_be_probed_is_said_in_a_sentence(recipe):
     with pytest.raises(UserError, match="--arm must be one of base, sft, grpo, not 'rl'"):
         probe.run(recipe, "rl", 8, 6, force=False)
-    with pytest.raises(UserError, match="no finished sft model; `make sft` trains it"):
+    with pytest.raises(UserError, match="is not finished; `make sft` trains it"):
         probe.run(recipe, "sft", 8, 6, force=False)
     with pytest.raises(UserError, match=r"at least grpo\.num_generations, which is 4, not 3"):
         probe.run(recipe, "base", 8, 3, force=False)
