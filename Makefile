@@ -4,8 +4,11 @@
 # Some goals are experiments of their own.
 named   = $(if $(filter $(1),$(MAKECMDGOALS)),$(2))
 RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),tiny).yaml
-# Override what the recipe says: MODEL=folder-or-hub-id  RUN=name-below-runs  FORCE=1 (redo)
+# Override what the recipe says: MODEL=folder-or-hub-id  BACKEND=auto, unsloth or trl
+# BITS=4, 8 or 16 (of the weights in training)  RUN=name-below-runs  FORCE=1 (redo)
 MODEL  ?=
+BACKEND ?=
+BITS   ?=
 RUN    ?=
 FORCE  ?=
 # SKILLS=1 makes the base of `make skills`
@@ -16,14 +19,13 @@ ARM    ?=
 # of `make try`: DAY=calendar, JSON or lines; none asks for it  DATE=YYYY-MM-DD of a calendar
 DAY    ?=
 DATE   ?=
-# of `make plan`: GPU=GiB (default: this machine's)  BACKEND=trl or unsloth  BITS=4, 8 or 16
-GPU     ?=
-BACKEND ?=
-BITS    ?=
+# of `make plan`: GPU=GiB (default: this machine's)
+GPU    ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
-STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force)
+STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--backend $(BACKEND)) \
+          $(if $(BITS),--bits $(BITS)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force)
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -85,7 +87,7 @@ probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sf
 	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
-	$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU)) $(if $(BACKEND),--backend $(BACKEND)) $(if $(BITS),--bits $(BITS))
+	$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU))
 
 calibrate: setup ## test the elicitation verdict on simulated arms whose truth is known
 	$(PY) -m eval.calibrate

@@ -37,6 +37,8 @@ RUNS = Path("runs")
 SPLITS = ("train", "val", "test")
 TRAINERS = ("sft", "grpo", "rejection", "none")
 CURRICULA = ("mixture", "easy_to_hard")
+BACKENDS = ("auto", "unsloth", "trl")
+BITS = (4, 8, 16)
 #: Keys that an extending recipe replaces whole.
 _WHOLE = ("arms", "tiers", "reward")
 #: Folders of a run that are not arms.
@@ -68,8 +70,13 @@ class Recipe:
         name: of the run's folder, ``runs/<name>``, unless RUN says otherwise.
         seed: the master seed of everything.
         model: folder or hub id of the base model.
-        dtype: of the weights in training and sampling.
-        lora: arguments of peft's LoraConfig, or null for full fine-tuning.
+        dtype: of the weights in training and sampling; of computation where they are quantised.
+        backend: what trains: ``unsloth``, ``trl``, or ``auto``, see ``pipeline.backend.choose``.
+        bits: 4 or 8 to quantise the weights below a LoRA in training; null or 16 for none.
+        max_seq_length: tokens of a prompt with its answer; null for what the model can hold.
+        fast_inference: sample in GRPO with Unsloth's vLLM.
+        lora: arguments of peft's LoraConfig, or null for full fine-tuning; ``target_modules`` may
+            be ``attention``, ``mlp`` or ``all``.
         reward: what GRPO is paid for.
         sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
         arms: the models to train, in this order; ``all_arms`` has them by seed.
@@ -84,6 +91,10 @@ class Recipe:
     eval: EvalSection = field(default_factory=EvalSection)
     seed: int = 0
     dtype: str = "float32"
+    backend: str = "auto"
+    bits: int | None = None
+    max_seq_length: int | None = None
+    fast_inference: bool = False
     reward: RewardSection = field(default_factory=RewardSection)
     verdict: VerdictSection = field(default_factory=VerdictSection)
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
@@ -126,6 +137,7 @@ class Recipe:
         return dataclasses.replace(
             self,
             seed=arm.seeds[0] if arm.seeds else self.seed,
+            backend=arm.backend or self.backend,
             reward=arm.reward or self.reward,
             **changed,
         )
@@ -135,15 +147,27 @@ class Recipe:
         return {n: _tier_use(self.path, n, use) for n, use in self.data.tiers.items()}
 
 
-def load_recipe(path: Path, model: str | None = None, run: str | None = None) -> Recipe:
-    """Read and check a recipe; ``model`` and ``run`` override what it says.
+def load_recipe(
+    path: Path,
+    model: str | None = None,
+    run: str | None = None,
+    backend: str | None = None,
+    bits: int | None = None,
+) -> Recipe:
+    """Read and check a recipe; the other arguments override what it says.
 
     Raises:
         UserError: one sentence naming the file and the key that is wrong.
     """
     recipe: Recipe = build(Recipe, _content(path), str(path), "")
     recipe = dataclasses.replace(
-        recipe, path=path, model=model or recipe.model, run=run or recipe.name
+        recipe,
+        path=path,
+        model=model or recipe.model,
+        run=run or recipe.name,
+        backend=backend or recipe.backend,
+        bits=bits or recipe.bits,
+        dtype="bfloat16" if bits == 16 and recipe.dtype == "float32" else recipe.dtype,
     )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.run):
         raise UserError(f"run name {recipe.run!r} must be letters, digits, '.', '_' and '-'")
@@ -154,6 +178,7 @@ def load_recipe(path: Path, model: str | None = None, run: str | None = None) ->
             f"{path}: data.curriculum must be one of {', '.join(CURRICULA)}, not "
             f"{recipe.data.curriculum!r}"
         )
+    _check_loading(recipe)
     _check_eval(str(path), "eval", recipe.eval)
     uses = recipe.tier_uses()
     if recipe.data.main not in uses:
@@ -166,6 +191,23 @@ def load_recipe(path: Path, model: str | None = None, run: str | None = None) ->
     _check_arms(recipe, uses)
     _check_verdict(recipe)
     return recipe
+
+
+def _check_loading(recipe: Recipe) -> None:
+    """Raise UserError where no backend could load the model so."""
+    for key, known in (("backend", BACKENDS), ("bits", (*BITS, None))):
+        value = getattr(recipe, key)
+        if value not in known:
+            names = ", ".join("null" if one is None else str(one) for one in known)
+            raise UserError(f"{recipe.path}: {key} must be one of {names}, not {value!r}")
+    if recipe.bits in (4, 8) and recipe.lora is None:
+        raise UserError(
+            f"{recipe.path}: weights of {recipe.bits} bits cannot be trained; give a lora: section"
+        )
+    if recipe.bits == 16 and recipe.dtype == "float32":
+        raise UserError(f"{recipe.path}: weights of 16 bits need dtype: bfloat16 (or float16)")
+    if recipe.max_seq_length is not None and recipe.max_seq_length < 1:
+        raise UserError(f"{recipe.path}: max_seq_length must be 1 or more")
 
 
 def _check_eval(source: str, key: str, section: EvalSection) -> None:
@@ -188,6 +230,10 @@ def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:
             raise UserError(f"{where} cannot be an arm's name; take letters, digits, '_' and '-'")
         if arm.trainer not in TRAINERS:
             raise UserError(f"{where}.trainer must be {' or '.join(TRAINERS)}, not {arm.trainer!r}")
+        if arm.backend not in (*BACKENDS, None):
+            raise UserError(
+                f"{where}.backend must be one of {', '.join(BACKENDS)}, not {arm.backend!r}"
+            )
         if arm.start not in known:
             raise UserError(
                 f"{where}.start must be an arm before it ({', '.join(known)}), not {arm.start!r}"
@@ -390,13 +436,19 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file of the experiment")
     parser.add_argument("--model", help="folder or hub id of a base model, instead of the recipe's")
+    parser.add_argument("--backend", choices=BACKENDS, help="what trains, instead of the recipe's")
+    parser.add_argument(
+        "--bits", type=int, choices=BITS, help="of the weights in training, instead of the recipe's"
+    )
     parser.add_argument("--run", help="name of the folder below runs/, instead of the recipe's")
     parser.add_argument("--force", action="store_true", help="redo the stage though up to date")
     return parser
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    return load_recipe(arguments.recipe, arguments.model, arguments.run)
+    return load_recipe(
+        arguments.recipe, arguments.model, arguments.run, arguments.backend, arguments.bits
+    )
 
 
 class _Loader(yaml.SafeLoader):

@@ -69,7 +69,7 @@ class Arm:
         start: the arm whose merged model it starts from.
         seeds: train it once with each; the arms are then called ``name.seed``.
         tiers: train on the problems of these tiers alone.
-        reward: instead of the recipe's.
+        reward, backend: instead of the recipe's.
         settings: instead of single arguments in the recipe's ``sft`` or ``grpo`` section.
         eval: instead of single keys of the recipe's ``eval`` section.
         tune: keys of ``eval`` with the values to try on the val problems; the best is taken.
@@ -80,6 +80,7 @@ class Arm:
     seeds: tuple[int, ...] = ()
     tiers: tuple[str, ...] = ()
     reward: RewardSection | None = None
+    backend: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     eval: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -611,12 +611,6 @@ def _positive(kind: type) -> Any:
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--gpu", type=_positive(float), help="GiB of the GPU (default: this one's)")
-    parser.add_argument(
-        "--backend", choices=(*BACKENDS, "both"), default="both", help="that trains"
-    )
-    parser.add_argument(
-        "--bits", type=int, choices=(4, 8, 16), help="of the weights in training (default: dtype's)"
-    )
     parser.add_argument("--prompt-tokens", type=_positive(int), help="instead of counting them")
     parser.add_argument("--gold-tokens", type=_positive(int), help="instead of counting them")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, in bytes")
@@ -625,7 +619,7 @@ def main() -> None:
     backend.quiet()
     plan = plan_of(
         recipe,
-        BACKENDS if arguments.backend == "both" else (arguments.backend,),
+        BACKENDS if arguments.backend in (None, "auto") else (arguments.backend,),
         arguments.gpu or _gpu_here(),
         arguments.bits,
         arguments.prompt_tokens,

@@ -91,7 +91,7 @@ def test_without_overrides_the_run_is_the_recipes_name(tmp_path):
 def test_the_flags_of_a_stage_reach_the_recipe(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(GOOD))
-    given = argparse.Namespace(recipe=path, model="m", run="r")
+    given = argparse.Namespace(recipe=path, model="m", run="r", backend=None, bits=None)
     assert (recipe_from(given).model, recipe_from(given).run) == ("m", "r")
 
 
