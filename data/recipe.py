@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -219,6 +220,23 @@ def _check_eval(source: str, key: str, section: EvalSection) -> None:
         raise UserError(
             f"{source}: {key}.temperature and shots must be 0 or more, top_p above 0, at most 1"
         )
+    if section.server is not None and not _is_address(section.server):
+        raise UserError(
+            f"{source}: {key}.server must be an address such as http://host:8000/v1, without a "
+            f"name or password, not {section.server!r}"
+        )
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is an http(s) address that may be written into manifests."""
+    try:
+        found = urlsplit(text)
+        sound = found.port is None or found.port > 0
+    except ValueError:  # no port, or no IPv6 address
+        return False
+    plain = text.isprintable() and not any(map(str.isspace, text))
+    known = found.scheme in ("http", "https") and bool(found.hostname) and "@" not in found.netloc
+    return plain and sound and known and not (found.query or found.fragment)
 
 
 def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:

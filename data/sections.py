@@ -107,6 +107,8 @@ class EvalSection:
         max_tokens: of an answer; null allows twice the longest gold answer.
         rows: answers sampled at a time.
         resamples: of the problems, for intervals.
+        server: address of an OpenAI-compatible server that holds the model, such as vLLM's
+            ``http://host:8000/v1``; null samples here (``eval.server``).
     """
 
     samples: int = 64
@@ -117,6 +119,7 @@ class EvalSection:
     max_tokens: int | None = None
     rows: int = 256
     resamples: int = RESAMPLES
+    server: str | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Keys of the eval section that change nothing about the answers.
-_JUDGING = ("lenient", "resamples")
+_JUDGING = ("lenient", "resamples", "server")
 
 
 def arms(recipe: Recipe) -> list[str]:
