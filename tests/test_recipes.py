@@ -1,0 +1,57 @@
+"""Every recipe of the project: sound, named like its file, and those of known base models fit the
+GPU that they are made for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.recipe import load_recipe
+from pipeline.plan import plan_of
+from pipeline.settings import check
+from pipeline.shapes import config_of
+
+FOLDER = Path(__file__).parents[1] / "pipeline" / "recipes"
+RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+#: Those that start from what the project makes itself.
+EMBEDDED = {"tiny", "ablation", "elicitation", "skills", "blog-tiny"}
+LARGE = [name for name in RECIPES if name not in EMBEDDED]
+GPU = 24
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_sound_and_named_like_its_file(name):
+    recipe = load_recipe(RECIPES[name])
+    check(recipe)
+    assert recipe.name == name
+
+
+@pytest.mark.parametrize("name", [name for name in LARGE if name not in ("gpu", "blog-7b")])
+def test_a_recipe_named_after_a_model_starts_from_that_model(name):
+    model = load_recipe(RECIPES[name]).model.rpartition("/")[2].lower()
+    assert model.removesuffix("-instruct").removesuffix("-it") == name
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_recipe_of_a_large_model_fits_its_gpu_with_either_backend(name, tmp_path):
+    hub_id = load_recipe(RECIPES[name]).model
+    config_of(hub_id).save_pretrained(tmp_path)
+    recipe = load_recipe(RECIPES[name], model=str(tmp_path), run="no-such-run")
+    # An imported tier's texts are not to be had here; ours of that name are as long.
+    tiers = {
+        tier: {key: value for key, value in use.items() if key != "source"}
+        for tier, use in recipe.data.tiers.items()
+    }
+    recipe = replace(recipe, data=replace(recipe.data, tiers=tiers))
+    plan = plan_of(recipe, gpu=GPU)
+    for kind, stages in plan.estimates.items():
+        for stage in stages:
+            assert plan.fits(stage), f"{stage.settings.arm} with {kind}"
+            longest = recipe.max_seq_length
+            assert stage.settings.stage == "sft" or stage.settings.length <= longest
+
+
+def test_answers_are_as_long_in_training_as_in_the_evaluation_of_what_was_trained():
+    for name in LARGE:
+        recipe = load_recipe(RECIPES[name])
+        assert recipe.grpo["max_completion_length"] == recipe.eval.max_tokens, name
