@@ -24,13 +24,15 @@ GPU    ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+listed  = $(shell sed -n 's/^#$(1) //p' requirements.txt)
 STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--backend $(BACKEND)) \
           $(if $(BITS),--bits $(BITS)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force)
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills probe plan calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills probe plan backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -42,12 +44,15 @@ setup: .venv/ready ## create .venv and install the pinned requirements (the othe
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; PYTHON=python3.12 make setup names another one")'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps $(call listed,no-deps)
+	$(if $(shell command -v nvidia-smi),$(PIP) -c requirements.txt $(call listed,gpu))
 	@touch $@
 
 data: setup ## make the problems: proven optimum, prompt, gold answer, dataset card
 	$(PY) -m pipeline.settings $(STAGE)
 	$(PY) -m data.make $(STAGE)
+	$(PY) -m pipeline.lengths $(STAGE)
 
 audit: setup ## score policies that cheat under the recipe's reward; fails where one is paid
 	$(PY) -m rewards.audit $(STAGE)
@@ -88,6 +93,9 @@ probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sf
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
 	$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU))
+
+backends: data ## do Unsloth and plain TRL train the same thing? settings, log-probabilities, first update
+	$(PY) -m pipeline.parity $(STAGE)
 
 calibrate: setup ## test the elicitation verdict on simulated arms whose truth is known
 	$(PY) -m eval.calibrate

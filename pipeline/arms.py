@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from data.errors import run_main
 from data.recipe import recipe_arguments, recipe_from
 from pipeline import grpo, rejection, sft
@@ -13,8 +16,16 @@ _TRAINERS = {"sft": sft, "grpo": grpo, "rejection": rejection}
 def main() -> None:
     arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
     recipe = recipe_from(arguments)
-    for name, arm in recipe.all_arms().items():
-        if arm.trainer != "none":
+    arms = {name: arm for name, arm in recipe.all_arms().items() if arm.trainer != "none"}
+    # What Unsloth has patched stays so: arms of several backends need a process each.
+    several = len({recipe.for_arm(name).backend for name in arms}) > 1
+    for name, arm in arms.items():
+        if several:
+            module = _TRAINERS[arm.trainer].__name__
+            done = subprocess.run([sys.executable, "-m", module, *sys.argv[1:], "--arm", name])
+            if done.returncode:
+                sys.exit(done.returncode)
+        else:
             _TRAINERS[arm.trainer].run(recipe, arguments.force, name)
 
 

@@ -1,16 +1,154 @@
-"""Loading and saving models: the one place that reads and writes weights. Safetensors only."""
+"""The two backends, Unsloth and plain TRL, behind one small interface; and the one place that reads
+and writes weights. Safetensors only.
+
+Unsloth saves memory, but patches other libraries in passing; TRL is the stable fallback. Both load
+weights of 4, 8 or 16 bits (or 32), attach the same LoRA, train with TRL's trainers and are saved in
+the same way. Unsloth must be imported before what it patches, so ``start`` comes before anything
+that imports transformers, peft or TRL.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
+from data.recipe import Recipe
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
+#: Arguments of a LoraConfig that Unsloth takes too.
+UNSLOTH_LORA = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "bias",
+    "layers_to_transform",
+    "layers_pattern",
+    "use_rslora",
+    "modules_to_save",
+    "init_lora_weights",
+)
+# On a CPU it speaks of a kernel that it goes without, whenever peft is imported.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+#: What Unsloth patches where it is imported first.
+_PATCHED = ("transformers", "peft", "trl")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that trains, ``unsloth`` or ``trl``, and why."""
+
+    name: str
+    why: str
+
+
+#: Chosen once in a process: what Unsloth has patched stays so.
+_chosen: dict[str, Choice] = {}
+
+
+def choose(wanted: str) -> Choice:
+    """The backend for ``auto``, ``unsloth`` or ``trl``; Unsloth, if chosen, is imported.
+
+    ``auto`` takes Unsloth where there are CUDA and Unsloth. Where it cannot be imported, or cannot
+    patch what is installed, TRL takes its place.
+
+    Raises:
+        UserError: when Unsloth is asked for by name and cannot be had.
+    """
+    if wanted not in _chosen:
+        _chosen[wanted] = _choose(wanted)
+        names = {choice.name for choice in _chosen.values()}
+        assert len(names) == 1, f"{names}: one process trains with one backend"
+    return _chosen[wanted]
+
+
+def _choose(wanted: str) -> Choice:
+    import torch
+
+    if wanted == "trl":
+        return Choice("trl", "as asked for")
+    if wanted == "auto" and not torch.cuda.is_available():
+        return Choice("trl", "there is no CUDA GPU")
+    if find_spec("unsloth") is None:
+        if wanted == "auto":
+            return Choice("trl", "Unsloth is not installed")
+        raise UserError("backend: unsloth is not installed; `make setup` does that, or BACKEND=trl")
+    reason = _import_unsloth()
+    if reason is None:
+        return Choice("unsloth", "as asked for" if wanted == "unsloth" else "there is a CUDA GPU")
+    if wanted == "auto":
+        return Choice("trl", f"Unsloth cannot be used here: {reason}")
+    raise UserError(f"backend: unsloth cannot be used here: {reason}; BACKEND=trl goes without")
+
+
+def _import_unsloth() -> str | None:
+    """Import Unsloth; why not, in a line, where that fails."""
+    late = [name for name in _PATCHED if name in sys.modules]
+    if "unsloth" not in sys.modules and late:
+        return f"{', '.join(late)} had been imported before it"
+    try:
+        import unsloth  # noqa: F401
+    except Exception as error:  # whatever a library that patches five others may run into
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def start(recipe: Recipe) -> Choice:
+    """Choose the backend that trains a recipe or arm, and import it.
+
+    Raises:
+        UserError: see ``choose`` and ``check_installed``.
+    """
+    check_installed(recipe)
+    choice = choose(recipe.backend)
+    if recipe.fast_inference and choice.name != "unsloth":
+        raise UserError(
+            f"{recipe.path}: fast_inference is Unsloth's, and the backend is {choice.name} "
+            f"({choice.why}); take grpo.use_vllm with it, or neither"
+        )
+    return choice
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Raise UserError where a recipe asks for an option that is not installed on this machine, or
+    that works on a GPU only."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    wants: list[tuple[str, str, bool]] = [
+        ("fast_inference", "vllm", recipe.fast_inference),
+        ("grpo.use_vllm", "vllm", bool(recipe.grpo.get("use_vllm"))),
+        (f"bits: {recipe.bits}", "bitsandbytes", recipe.bits in (4, 8)),
+    ]
+    for section in ("sft", "grpo"):
+        settings = getattr(recipe, section)
+        optim = str(settings.get("optim", ""))
+        eight = "8bit" in optim or "bnb" in optim or optim.startswith("paged")
+        wants.append((f"{section}.optim: {optim}", "bitsandbytes", eight))
+        kernel = bool(settings.get("use_liger_kernel"))
+        wants.append((f"{section}.use_liger_kernel", "liger_kernel", kernel))
+    for key, package, wanted in wants:
+        if not wanted:
+            continue
+        if find_spec(package) is None:
+            raise UserError(
+                f"{recipe.path}: {key} needs {package}, which is not installed; "
+                f"`.venv/bin/pip install {package.replace('_', '-')}`, or leave the key out"
+            )
+        if not gpu and not key.startswith("bits"):
+            raise UserError(f"{recipe.path}: {key} needs a CUDA GPU; leave the key out without one")
 
 
 def quiet() -> None:
@@ -47,21 +185,31 @@ def check_model_folder(folder: Path) -> None:
 
 
 def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder or the hub, on the GPU where there is one.
+    """Load a model and its tokenizer from a folder or the hub, on the GPU where there is one, with
+    plain transformers: for sampling, and where nothing is quantised for training with TRL.
 
     Raises:
         UserError: when the folder is incomplete or corrupt, the hub cannot be reached or does not
             know the id, or model and tokenizer do not fit each other or this pipeline.
     """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
+
+    network, tokenizer = _from_pretrained(model, dtype)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return network, tokenizer
+
+
+def _from_pretrained(
+    model: str, dtype: str, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """``load`` before its weights are moved; ``options`` go to transformers' from_pretrained."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_dtype(dtype)
     if is_local(model):
         check_model_folder(Path(model))
-    try:
+    with explained(model):
         tokenizer = AutoTokenizer.from_pretrained(model)
         network, report = AutoModelForCausalLM.from_pretrained(
             model,
@@ -69,7 +217,27 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are refused below, in a sentence
             output_loading_info=True,
+            **options,
         )
+    # Transformers would go on with random weights in their place.
+    lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if lacking:
+        raise UserError(
+            f"the weights of {model} do not fit its config.json: {min(lacking)} and "
+            f"{len(lacking) - 1} others are missing or of another shape"
+        )
+    check_tokenizer(network, tokenizer, model)
+    return network, tokenizer
+
+
+@contextmanager
+def explained(model: str) -> Iterator[None]:
+    """Turn what transformers raises for a model that cannot be loaded into a UserError."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are corrupt ({error}); copy them again") from None
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -80,13 +248,13 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             f"model {model!r} is neither a local folder nor to be had from the hub just now (is "
             f"the id right, is there a network, is `hf auth login` needed?): {reason}"
         ) from None
-    # Transformers would go on with random weights in their place.
-    lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    if lacking:
-        raise UserError(
-            f"the weights of {model} do not fit its config.json: {min(lacking)} and "
-            f"{len(lacking) - 1} others are missing or of another shape"
-        )
+
+
+def check_tokenizer(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: str
+) -> None:
+    """Raise UserError where a tokenizer does not fit its model or this pipeline; give it a padding
+    token where it has none."""
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
     if len(tokenizer) > network.get_input_embeddings().num_embeddings:
@@ -96,16 +264,192 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_for_training(
+    recipe: Recipe, stage: str, model: str, length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model as the recipe trains it: by its backend, of its bits, below a LoRA adapter if
+    the recipe has one.
+
+    Args:
+        stage: the recipe's section, ``sft`` or ``grpo``.
+        length: tokens that a prompt with its answer may have; Unsloth asks for it.
+
+    Raises:
+        UserError: see ``load``; and when the backend cannot attach the adapter to this model.
+    """
+    from pipeline.settings import checkpointing, lora_config
+
+    adapter = lora_config(recipe)
+    recomputed = checkpointing(recipe, stage)
+    if choose(recipe.backend).name == "unsloth":
+        network, tokenizer = _load_with_unsloth(recipe, model, length, recomputed)
+    else:
+        network, tokenizer = _load_with_trl(recipe, model)
+    try:
+        if adapter is not None:
+            attach = _attach_with_unsloth if _is_unsloth(recipe) else _attach_with_trl
+            network = attach(network, adapter, recipe, recomputed)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{recipe.path}: lora does not fit {model}: {reason}") from None
+    if not any(weight.requires_grad for weight in network.parameters()):
+        raise UserError(f"{recipe.path}: {model} has no trainable weights; look at lora:")
     return network, tokenizer
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its LoRA adapter, if any, added into its weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def _is_unsloth(recipe: Recipe) -> bool:
+    return choose(recipe.backend).name == "unsloth"
+
+
+def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if recipe.bits not in (4, 8):
+        return load(model, recipe.dtype)
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # QLoRA's settings (arXiv 2305.14314), as Unsloth has them too.
+    quantised = (
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, recipe.dtype),
+        )
+        if recipe.bits == 4
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    where = {"": 0} if torch.cuda.is_available() else "cpu"
+    network, tokenizer = _from_pretrained(
+        model, recipe.dtype, quantization_config=quantised, device_map=where
+    )
+    for weight in network.parameters():
+        weight.requires_grad = False
+    return network, tokenizer
+
+
+def _load_with_unsloth(
+    recipe: Recipe, model: str, length: int, recomputed: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoTokenizer
+    from unsloth import FastLanguageModel
+
+    check_dtype(recipe.dtype)
+    if is_local(model):
+        check_model_folder(Path(model))
+    with explained(model):
+        network, _ = FastLanguageModel.from_pretrained(
+            model_name=model,
+            max_seq_length=length,
+            dtype=getattr(torch, recipe.dtype),
+            load_in_4bit=recipe.bits == 4,
+            load_in_8bit=recipe.bits == 8,
+            load_in_16bit=recipe.bits not in (4, 8) and recipe.dtype != "float32",
+            full_finetuning=recipe.lora is None,
+            trust_remote_code=False,
+            use_gradient_checkpointing="unsloth" if recomputed else False,
+            fast_inference=recipe.fast_inference,
+            max_lora_rank=(recipe.lora or {}).get("r", 64),
+            random_state=recipe.seed,
+            use_exact_model_name=True,  # not a copy of its own, quantised or mended
+        )
+        # Its own pads on the other side and has another limit; the model is saved with this one.
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    check_tokenizer(network, tokenizer, model)
+    return network, tokenizer
+
+
+def _attach_with_trl(
+    network: PreTrainedModel, adapter: LoraConfig, recipe: Recipe, recomputed: bool
+) -> PreTrainedModel:
+    import torch
+    from peft import get_peft_model
+
+    torch.manual_seed(recipe.seed)  # of the adapter's first weights
+    return get_peft_model(network, adapter)
+
+
+def _attach_with_unsloth(
+    network: PreTrainedModel, adapter: LoraConfig, recipe: Recipe, recomputed: bool
+) -> PreTrainedModel:
+    from unsloth import FastLanguageModel
+
+    foreign = sorted(set(recipe.lora or {}) - set(UNSLOTH_LORA))
+    if foreign:
+        raise UserError(
+            f"{recipe.path}: the Unsloth backend takes no lora.{foreign[0]}; backend: trl does"
+        )
+    targets = adapter.target_modules
+    return FastLanguageModel.get_peft_model(
+        network,
+        **{key: getattr(adapter, key) for key in UNSLOTH_LORA if key != "target_modules"},
+        target_modules=sorted(targets) if isinstance(targets, set) else targets,
+        use_gradient_checkpointing="unsloth" if recomputed else False,
+        random_state=recipe.seed,
+    )
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder that ``load`` and any Hugging Face tool can read, LoRA merged."""
-    merged(model).save_pretrained(folder)
+    """Write a model folder that ``load`` and any Hugging Face tool can read."""
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Write the LoRA adapter of a model that was trained, in PEFT's layout; not the copy that TRL
+    may hold beside it as the reference of its KL."""
+    model.save_pretrained(folder, selected_adapters=["default"])
+
+
+def merge(model: str, adapter: Path, dtype: str, folder: Path) -> dict[str, Any]:
+    """Write ``model`` with an adapter added into its weights of ``dtype``, whatever bits it was
+    trained above, and check that what is written is base + adapter and not the base.
+
+    Returns:
+        ``{modules, change, rounding}``: how many layers have an adapter, the norm of its change
+        over the norm of their weights, and the norm of what rounding to ``dtype`` made of the
+        change over the change's; the latter two over up to 64 rows of each layer.
+
+    Raises:
+        UserError: when all of the change is lost in rounding.
+        AssertionError: when the merged model is not base + adapter.
+    """
+    import torch
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    network, tokenizer = _from_pretrained(model, dtype)
+    adapted = PeftModel.from_pretrained(network, str(adapter))
+    before, wanted = {}, {}
+    for name, layer in adapted.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear):
+            rows = layer.get_base_layer().weight.detach()[:64].double()
+            change = layer.get_delta_weight("default").detach()[:64].double()
+            before[name], wanted[name] = rows, change
+    assert before, f"{adapter} is the adapter of no layer of {model}"
+    done = adapted.merge_and_unload()
+    exact = torch.finfo(getattr(torch, dtype)).eps
+    sizes = torch.zeros(3, dtype=torch.float64)
+    for name, rows in before.items():
+        change = wanted[name]
+        made = done.get_submodule(name).weight.detach()[:64].double() - rows
+        allowed = 4 * exact * (rows.abs() + change.abs()) + 1e-9
+        off = (made - change).abs()
+        assert bool((off <= allowed).all()), f"{name} is not base + adapter after merging"
+        parts = (rows, change, made - change)
+        sizes += torch.stack([part.square().sum() for part in parts])
+        wanted[name] = made
+    of_base, of_change, of_loss = sizes.sqrt().tolist()
+    if of_change and not any(bool(made.any()) for made in wanted.values()):
+        raise UserError(
+            f"merging {adapter} into {model} changes nothing: all of it is lost in rounding to "
+            f"{dtype}; train longer, at a higher learning rate, or with dtype: float32"
+        )
+    save(done, tokenizer, folder)
+    return {
+        "modules": len(before),
+        "change": of_change / of_base,
+        "rounding": of_loss / of_change if of_change else 0.0,
+    }

@@ -14,8 +14,8 @@ from data.errors import run_main
 from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from pipeline.decode import answer_limit, prepare, reasoning_prefix
-from pipeline.settings import check, grpo_config, lora_config
+from pipeline import backend
+from pipeline.settings import check, grpo_config
 from pipeline.train import run_trainer, start_of, training_rows
 from rewards.audit import gate
 from rewards.reward import reward_functions
@@ -27,6 +27,8 @@ def trainer_for(
     """TRL's GRPOTrainer on the prompts of ``rows``, with the recipe's reward."""
     from datasets import Dataset
     from trl import GRPOTrainer
+
+    from pipeline.decode import answer_limit, prepare, reasoning_prefix
 
     dataset = Dataset.from_list(
         [
@@ -41,7 +43,6 @@ def trainer_for(
         reward_funcs=reward_functions(recipe.reward, reasoning_prefix(tokenizer)),
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=lora_config(recipe),
     )
 
 
@@ -54,6 +55,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
     """
     start_of(recipe, arm, "grpo")
     recipe = recipe.for_arm(arm)
+    backend.start(recipe)
     rows = training_rows(recipe, arm)
     check(recipe)
 
@@ -66,8 +68,8 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
             problems.setdefault(row["tier"], []).append(row["problem"])
         gate(recipe, problems, unsound or recipe.reward.unsound)
 
-    section = {"grpo": recipe.grpo, "reward": [recipe.reward.shape, recipe.reward.weights]}
-    run_trainer(recipe, arm, section, force, make, audited)
+    paid = {"reward": [recipe.reward.shape, recipe.reward.weights]}
+    run_trainer(recipe, arm, "grpo", paid, force, make, audited)
 
 
 def main() -> None:

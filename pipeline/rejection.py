@@ -17,7 +17,7 @@ from data.files import Stage, read_jsonl, sha256, write_jsonl
 from data.make import split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
-from pipeline import sft
+from pipeline import backend, sft
 from pipeline.settings import check, grpo_config, sft_config
 from pipeline.train import model_inputs, run_trainer, start_of, training_rows
 from rewards.verify import Status, verify
@@ -46,7 +46,6 @@ def successes(
     Raises:
         UserError: when it gave none.
     """
-    from pipeline import backend
     from pipeline.decode import Decoding, answer_limit, prepare, reasoning_prefix, render, sample
 
     prompts, answers = budget(recipe)
@@ -106,6 +105,7 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
     start_of(recipe, arm, "rejection")
     settings = recipe.all_arms()[arm].settings
     recipe = recipe.for_arm(arm)
+    backend.start(recipe)
     if "max_steps" not in settings:
         prompts, answers = budget(recipe)
         config = sft_config(recipe, Path("unused"))
@@ -118,7 +118,7 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
         return sft.trainer_for(recipe, kept, model, tokenizer, output)
 
     picked = sha256(recipe.folder / arm / "successes" / "successes.jsonl")
-    run_trainer(recipe, arm, {"sft": recipe.sft, "successes": picked}, force, make)
+    run_trainer(recipe, arm, "sft", {"successes": picked}, force, make)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import fields
+from dataclasses import MISSING, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,11 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "warmup_steps": 5,
     "dataloader_pin_memory": False,
 }
-_SFT_DEFAULTS: dict[str, Any] = {**_TRAINER_DEFAULTS, "completion_only_loss": True}
+_SFT_DEFAULTS: dict[str, Any] = {
+    **_TRAINER_DEFAULTS,
+    "completion_only_loss": True,
+    "max_length": None,  # nothing is cut; pipeline.lengths finds what is too long
+}
 _GRPO_DEFAULTS: dict[str, Any] = {
     **_TRAINER_DEFAULTS,
     "beta": 0.0,
@@ -47,6 +51,12 @@ _GRPO_DEFAULTS: dict[str, Any] = {
     "scale_rewards": "group",
     "mask_truncated_completions": False,
 }
+#: Names for the layers that get LoRA, as most decoders call them.
+TARGETS = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+TARGETS["all"] = (*TARGETS["attention"], *TARGETS["mlp"])
 #: What the pipeline decides itself.
 _OURS = {
     "output_dir": "the run's folder is the output",
@@ -57,8 +67,13 @@ _OURS = {
 
 
 def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> Any:
-    known = {f.name for f in fields(cls) if f.init}
-    hints = typing.get_type_hints(cls)
+    library = next(one for one in cls.__mro__ if one.__module__.startswith(("trl.", "peft.")))
+    known = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for f in fields(library)
+        if f.init
+    }
+    hints = typing.get_type_hints(library)
     given = getattr(recipe, section)
     for key, value in given.items():
         if key in _OURS:
@@ -74,7 +89,8 @@ def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> 
             names = " or ".join(n for kind, n in TYPE_NAMES.items() if kind in kinds) or "left out"
             raise UserError(f"{recipe.path}: {section}.{key} must be {names}, not {value!r}")
     try:
-        return cls(**{**values, **given})
+        # All of them, since Unsloth gives its own version of a class other defaults.
+        return cls(**{**known, **values, **given})
     except (TypeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{recipe.path}: {cls.__name__} refuses {section}: {reason}") from None
@@ -120,6 +136,7 @@ def grpo_config(recipe: Recipe, output: Path, max_tokens: int | None = None) -> 
         "use_cpu": _no_gpu(),
         "reward_weights": reward_weights(recipe.reward),
         "shuffle_dataset": recipe.data.curriculum == "mixture",
+        "use_vllm": recipe.fast_inference,
         **({"max_completion_length": max_tokens} if max_tokens else {}),
     }
     return _config(GRPOConfig, recipe, "grpo", {**_GRPO_DEFAULTS, **ours})
@@ -131,7 +148,16 @@ def lora_config(recipe: Recipe) -> LoraConfig | None:
         return None
     from peft import LoraConfig
 
-    return _config(LoraConfig, recipe, "lora", {"task_type": "CAUSAL_LM"})
+    given = dict(recipe.lora)
+    targets = given.get("target_modules")
+    if isinstance(targets, str) and targets in TARGETS:
+        given["target_modules"] = list(TARGETS[targets])
+    return _config(LoraConfig, replace(recipe, lora=given), "lora", {"task_type": "CAUSAL_LM"})
+
+
+def checkpointing(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage's activations are recomputed to save memory."""
+    return bool(getattr(recipe, stage).get("gradient_checkpointing", False))
 
 
 def _no_gpu() -> bool:

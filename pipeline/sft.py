@@ -8,7 +8,8 @@ from typing import Any
 from data.errors import run_main
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from pipeline.settings import check, lora_config, sft_config
+from pipeline import backend
+from pipeline.settings import check, sft_config
 from pipeline.train import run_trainer, start_of, training_rows
 
 
@@ -33,7 +34,6 @@ def trainer_for(
         args=sft_config(recipe, output),
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=lora_config(recipe),
     )
 
 
@@ -41,13 +41,14 @@ def run(recipe: Recipe, force: bool, arm: str = "sft") -> None:
     """Train an arm on prompts and gold answers; the merged result is ``<arm>/model``."""
     start_of(recipe, arm, "sft")
     recipe = recipe.for_arm(arm)
+    backend.start(recipe)
     rows = training_rows(recipe, arm)
     check(recipe)
 
     def make(model: Any, tokenizer: Any, output: Path) -> Any:
         return trainer_for(recipe, rows, model, tokenizer, output)
 
-    run_trainer(recipe, arm, {"sft": recipe.sft}, force, make)
+    run_trainer(recipe, arm, "sft", {}, force, make)
 
 
 def main() -> None:

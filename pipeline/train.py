@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,17 @@ from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
 from data.sections import ARMS
 from pipeline import backend
+from pipeline.lengths import longest
+from pipeline.parity import settings_held
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-#: Below a stage's folder: the finished model, and what the trainer goes on from when interrupted.
-MODEL, CHECKPOINTS = "model", "checkpoints"
+#: Below a stage's folder: the finished model, the LoRA adapter that was merged into it, and what
+#: the trainer goes on from when interrupted.
+MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", "checkpoints"
+#: Of an adapter's change, lost in merging it, before it is spoken of.
+MOST_ROUNDING = 0.5
 
 
 def model_folder(recipe: Recipe, arm: str) -> str:
@@ -98,21 +104,44 @@ def last_whole(checkpoints: Path) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
+def _whole(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Have ``write`` fill a folder beside the old one, which is kept until then."""
+    fresh = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _speak_of(merge: dict[str, Any], name: str) -> None:
+    """Say what a merged adapter may make one think of."""
+    if not merge["change"]:
+        print(f"{name}: training changed nothing, so the model is the one that it started from")
+    elif merge["rounding"] > MOST_ROUNDING:
+        print(
+            f"{name}: merging lost {merge['rounding']:.0%} of the adapter's change in rounding; "
+            "dtype: float32 keeps it"
+        )
+
+
 def run_trainer(
     recipe: Recipe,
     name: str,
-    section: dict[str, Any],
+    stage_name: str,
+    more: dict[str, Any],
     force: bool,
     make: Callable[[Any, Any, Path], Trainer],
     gate: Callable[[], None] = lambda: None,
 ) -> None:
     """Train arm ``name`` unless up to date: pass the ``gate``, load the model that it starts from,
-    let ``make`` build the trainer, train, save merged.
+    let ``make`` build the trainer, train, save; a LoRA adapter by itself and merged.
 
-    ``recipe`` is as it stands for the arm. An interrupted training goes on from its last checkpoint
-    when settings and inputs are the same.
+    ``recipe`` is as it stands for the arm; ``stage_name`` is its section, ``sft`` or ``grpo``, and
+    ``more`` is what the training depends on beside it. An interrupted training goes on from its
+    last checkpoint when settings and inputs are the same.
     """
     start = start_of(recipe, name)
+    choice = backend.start(recipe)
     settings = {
         "model": start,
         "dtype": recipe.dtype,
@@ -120,7 +149,10 @@ def run_trainer(
         "lora": recipe.lora,
         "curriculum": recipe.data.curriculum,
         "tiers": recipe.all_arms()[name].tiers,
-        **section,
+        "backend": choice.name,
+        "bits": recipe.bits,
+        stage_name: getattr(recipe, stage_name),
+        **more,
     }
     folder = recipe.folder / name
     stage = Stage(folder, name, settings, [split_path(recipe, "train"), *model_inputs(start)])
@@ -130,7 +162,9 @@ def run_trainer(
     if not stage.goes_on:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     backend.quiet()
-    model, tokenizer = backend.load(start, recipe.dtype)
+    print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
+    length = recipe.max_seq_length or longest(recipe)
+    model, tokenizer = backend.load_for_training(recipe, stage_name, start, length)
     try:
         trainer = make(model, tokenizer, folder / CHECKPOINTS)
     except ValueError as error:  # a setting that only the trainer itself can judge
@@ -144,17 +178,27 @@ def run_trainer(
     if last:
         print(f"{name}: going on from {last}", flush=True)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    # Written whole beside the old one, which is kept until then.
-    fresh = folder / f"{MODEL}.tmp"
-    shutil.rmtree(fresh, ignore_errors=True)
-    backend.save(trainer.model, tokenizer, fresh)
-    shutil.rmtree(folder / MODEL, ignore_errors=True)
-    fresh.rename(folder / MODEL)
+    made = {}
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    if recipe.lora is None:
+        _whole(folder / MODEL, lambda fresh: backend.save(trainer.model, tokenizer, fresh))
+    else:
+        _whole(folder / ADAPTER, lambda fresh: backend.save_adapter(trainer.model, fresh))
+        _whole(
+            folder / MODEL,
+            lambda fresh: made.update(backend.merge(start, folder / ADAPTER, recipe.dtype, fresh)),
+        )
+        _speak_of(made, name)
+    held = settings_held(trainer)
     shutil.rmtree(checkpoints, ignore_errors=True)
+    outputs = [MODEL, "log.jsonl", *([ADAPTER] if recipe.lora else [])]
     stage.finish(
-        [MODEL, "log.jsonl"],
+        outputs,
         seed=recipe.seed,
-        trained_with=trainer.args.to_sanitized_dict(),
-        trainable_parameters=trainer.get_num_trainable_parameters(),
+        backend=asdict(choice),
+        trainable_parameters=held["trainable_parameters"],
+        trained_with=held.pop("args"),
+        held=held,
+        merge=made,
     )
     print(f"{name}: {folder / MODEL}", flush=True)

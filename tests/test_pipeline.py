@@ -23,7 +23,7 @@ from data.policies import random_maximal_success
 from data.recipe import load_recipe
 from data.tiers import TIERS
 from eval import elicitation, report
-from eval.sample import Asker, sample_arm, samples_path, trained_arms
+from eval.sample import sample_arm, samples_path, shots_for, trained_arms
 from pipeline import arms, backend, grpo, rejection, sft
 from pipeline.tokens import build_tokenizer
 from pipeline.train import model_folder, training_rows
@@ -388,9 +388,9 @@ def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
     recipe = recipe_of()
     make.run(recipe, force=False, workers=1)
     asked, train = make.read_split(recipe, "test"), make.read_split(recipe, "train")
-    shots = Asker(recipe, "base")._shots(asked, 2)
+    shots = shots_for(recipe, asked, 2)
     tier_of = {(row["prompt"], row["gold"]): row["tier"] for row in train}
     for row in asked:
         assert [tier_of[shot] for shot in shots[row["id"]]] == [row["tier"]] * 2
     with pytest.raises(UserError, match="9 shots need as many train problems of tier 'dense'"):
-        Asker(recipe, "base")._shots(asked, 9)
+        shots_for(recipe, asked, 9)
