@@ -139,7 +139,7 @@ class Settings:
         rows: sequences trained on, or answers sampled, at a time.
         adapters: the layers with LoRA; none for full fine-tuning.
         extra: parameters trained beside adapters (``modules_to_save``, biases).
-        offload: saved activations wait in the host's memory.
+        offload: saved activations, or the checkpoints instead of them, wait in the host's memory.
         autocast: ``bf16`` or ``fp16`` of the trainer, above float32 weights.
         loss: ``chunked``, ``full`` or ``liger``.
         generated, group: GRPO's answers generated at a time by transformers, and to each prompt.
@@ -282,10 +282,14 @@ def optimizer_bytes(optim: str, parameters: int, width: int) -> int:
 
 
 def reference_bytes(shape: ModelShape, s: Settings) -> int:
-    """The reference model, where beta > 0. With LoRA there is none: adapters are switched off
-    instead. For full fine-tuning trl's GRPOTrainer loads it anew by ``create_model_from_path``,
-    in float32 whatever the dtype of the model."""
-    return 4 * shape.parameters if s.stage == "grpo" and s.beta and s.full else 0
+    """The reference model, where beta > 0. For full fine-tuning trl's GRPOTrainer loads it anew by
+    ``create_model_from_path``, in float32 whatever the dtype of the model. To an adapter that is
+    there before the trainer trl adds a frozen copy, "ref", which peft keeps in float32
+    (grpo_trainer.py, ``model.add_adapter``); Unsloth takes that away and switches the adapter off
+    instead."""
+    if s.stage != "grpo" or not s.beta or (s.backend == "unsloth" and not s.full):
+        return 0
+    return 4 * trained(shape, s)
 
 
 def kv_bytes(shape: ModelShape, sequences: int, tokens: int, width: int) -> int:
@@ -438,6 +442,8 @@ def _lasting(shape: ModelShape, s: Settings) -> dict[str, int]:
 def _training(shape: ModelShape, s: Settings) -> Iterator[Phase]:
     lasting = _lasting(shape, s)
     share = int(s.vllm * s.gpu * GIB)
+    if s.backend == "unsloth":  # trainer and vLLM have one copy of the weights
+        share = max(share - lasting["weights"], 0)
     if share:
         yield Phase("vLLM generating", {**lasting, "vLLM": share})
         if not s.sleeps:

@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from data.files import finished
 from data.make import make_problem, read_split, record, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import backend
+from pipeline.lengths import ALL, TEXTS, known, read_config, read_tokenizer, sizes
 from pipeline.memory import (
     CONTEXT,
     FRAGMENTATION,
@@ -42,8 +44,10 @@ from pipeline.memory import (
     trained,
 )
 from pipeline.settings import check, grpo_config, lora_config, sft_config
+from pipeline.shapes import config_of
 
-BACKENDS = ("trl", "unsloth")
+#: What may train; a recipe's ``auto`` takes one of them.
+KINDS = ("trl", "unsloth")
 #: Problems drawn from each tier where the run has no data yet, and rows that are tokenized.
 _DRAWN, _TOKENIZED = 12, 64
 #: Without a tokenizer at hand: characters a token. Prompts are full of times, and many tokenizers
@@ -53,31 +57,6 @@ _BLOCK = re.compile(r"\.(layers|h|blocks)\.\d+\.")
 
 
 # --- the model -------------------------------------------------------------------------------
-
-
-def read_config(model: str) -> Any:
-    """A model's config, from its folder or the hub.
-
-    Raises:
-        UserError: when there is none, or transformers does not know the architecture.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from huggingface_hub.utils import logging
-    from transformers import AutoConfig
-
-    logging.set_verbosity_error()  # its retries
-    if backend.is_local(model) and not (Path(model) / "config.json").is_file():
-        raise UserError(f"model folder {model} does not exist or has no config.json")
-    try:
-        return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if backend.is_local(model):
-            raise UserError(f"{model}/config.json cannot be read: {reason}") from None
-        raise UserError(
-            f"model {model!r} is neither a local folder nor to be had from the hub just now (is "
-            f"the id right, is there a network, is `hf auth login` needed?): {reason}"
-        ) from None
 
 
 def skeleton(config: Any) -> Any:
@@ -231,21 +210,38 @@ class Lengths:
 def lengths_of(recipe: Recipe, prompt_tokens: int | None, gold_tokens: int | None) -> Lengths:
     """Lengths of the run's own texts, or where there are none yet of problems drawn from its tiers,
     counted with the model's tokenizer where that is at hand."""
+    found = _counted_of(recipe) or _drawn_of(recipe)
+    if not (prompt_tokens or gold_tokens):
+        return found
+    asked, gold = prompt_tokens or found.prompt, gold_tokens or found.gold
+    return Lengths(asked, gold, asked + gold, "as given")
+
+
+def _counted_of(recipe: Recipe) -> Lengths | None:
+    """What ``make data`` counted, if it did."""
+    facts = known(recipe)
+    if facts is None:
+        return None
+    tiers = [parts[ALL] for parts in facts["tiers"].values()]
+    most = {text: max(summary[text]["longest"] for summary in tiers) for text in TEXTS}
+    problems = sum(summary["problems"] for summary in tiers)
+    return Lengths(
+        **most, source=f"longest of {problems:,} problems, counted with the model's tokenizer"
+    )
+
+
+def _drawn_of(recipe: Recipe) -> Lengths:
     pairs, source = _texts(recipe)
     tokenizer = _tokenizer(recipe.model)
     longest = sorted(pairs, key=lambda pair: -len(pair[0]) - len(pair[1]))[:_TOKENIZED]
     if tokenizer is None:
-        sizes = [(len(p) // _CHARACTERS + _TEMPLATE, len(g) // _CHARACTERS) for p, g in longest]
+        found = [(len(p) // _CHARACTERS + _TEMPLATE, len(g) // _CHARACTERS) for p, g in longest]
+        counted = [(prompt, gold, prompt + gold) for prompt, gold in found]
         source += f", {_CHARACTERS} characters taken for a token (no tokenizer at hand)"
     else:
-        sizes = _sizes(tokenizer, longest)
+        counted = list(sizes(tokenizer, longest))
         source += ", counted with the model's tokenizer"
-    asked, gold = (max(column) for column in zip(*sizes, strict=True))
-    both = max(p + g for p, g in sizes)
-    if prompt_tokens or gold_tokens:
-        asked, gold, source = prompt_tokens or asked, gold_tokens or gold, "as given"
-        both = asked + gold
-    return Lengths(asked, gold, both, source)
+    return Lengths(*(max(column) for column in zip(*counted, strict=True)), source)
 
 
 def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
@@ -269,27 +265,10 @@ def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
 
 def _tokenizer(model: str) -> Any:
     """The model's tokenizer if it is on this machine; None otherwise."""
-    from transformers import AutoTokenizer
-
-    files = ("tokenizer.json", "tokenizer_config.json")
-    if backend.is_local(model) and not any((Path(model) / name).is_file() for name in files):
-        return None
     try:
-        return AutoTokenizer.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError):
+        return read_tokenizer(model, offline=True)
+    except UserError:
         return None
-
-
-def _sizes(tokenizer: Any, pairs: list[tuple[str, str]]) -> list[tuple[int, int]]:
-    from pipeline.decode import render
-
-    plain = tokenizer.chat_template is None
-    asked = [p if plain else render(tokenizer, p) for p, _ in pairs]
-
-    def count(texts: list[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-    return list(zip(count(asked), count([gold + "\n" for _, gold in pairs]), strict=True))
 
 
 # --- the settings ----------------------------------------------------------------------------
@@ -300,15 +279,13 @@ def settings_of(
     kind: str,
     lengths: Lengths,
     lora: tuple[tuple[Linear, ...], int, int] = ((), 0, 0),
-    bits: int | None = None,
     gpu: float = 0.0,
 ) -> list[Settings]:
-    """Every training of the recipe and the sampling after it, those of equal size once.
+    """Every training of the recipe that ``kind`` may do and the sampling after it, those of equal
+    size once.
 
     Args:
-        kind: ``trl`` or ``unsloth``. Unsloth checkpoints with offload unless the recipe says not
-            to, its own default (``use_gradient_checkpointing="unsloth"``).
-        bits: of the weights in training, instead of the recipe's dtype.
+        kind: ``trl`` or ``unsloth``.
         gpu: GiB of the GPU, which vLLM takes a share of.
 
     Raises:
@@ -316,6 +293,7 @@ def settings_of(
     """
     own = 32 if recipe.dtype == "float32" else 16
     adapters, rank, extra = lora
+    bits = recipe.bits
     if bits in (4, 8) and not adapters:
         raise UserError(
             f"{recipe.path}: weights of {bits} bits cannot be trained; give a lora: section"
@@ -338,6 +316,8 @@ def settings_of(
     found: dict[Settings, str] = {}
     for name, arm in recipe.all_arms().items():
         each = recipe.for_arm(name)
+        if each.backend not in ("auto", kind):
+            continue
         if arm.section == "sft":
             found.setdefault(_sft(each, common, lengths), name)
         elif arm.section == "grpo":
@@ -349,16 +329,17 @@ def settings_of(
     return [replace(settings, arm=name) for settings, name in found.items()]
 
 
-def _trainer(common: Settings, config: Any, given: Mapping[str, Any]) -> Settings:
-    """What SFT and GRPO have in common."""
+def _trainer(common: Settings, config: Any) -> Settings:
+    """What SFT and GRPO have in common. Where the recipe says to checkpoint, Unsloth has what it
+    saves wait in the host's memory (``use_gradient_checkpointing="unsloth"``)."""
     unsloth = common.backend == "unsloth"
     half = bool(config.bf16 or config.fp16)
     return replace(
         common,
         rows=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
-        checkpointing=bool(given.get("gradient_checkpointing", unsloth)),
-        offload=unsloth,
+        checkpointing=config.gradient_checkpointing,
+        offload=unsloth and config.gradient_checkpointing,
         autocast=half and common.bits == 32,
         optim=str(getattr(config.optim, "value", config.optim)),
     )
@@ -369,7 +350,7 @@ def _sft(recipe: Recipe, common: Settings, lengths: Lengths) -> Settings:
     most = config.max_length or math.inf
     both = most if config.packing and config.max_length else min(lengths.both, most)
     gold = min(lengths.gold, both)
-    found = _trainer(common, config, recipe.sft)
+    found = _trainer(common, config)
     loss = {"chunked_nll": "chunked"}.get(config.loss_type, "full")
     return replace(
         found,
@@ -385,9 +366,9 @@ def _grpo(recipe: Recipe, common: Settings, lengths: Lengths) -> Settings:
     config = grpo_config(recipe, Path("unused"), 2 * lengths.gold)
     beside = config.use_vllm and config.vllm_mode == "colocate"
     if beside and not common.gpu:
-        raise UserError("grpo.use_vllm takes a share of the GPU; --gpu says how large that is")
+        raise UserError("vLLM takes a share of the GPU; --gpu says how large that is")
     return replace(
-        _trainer(common, config, recipe.grpo),
+        _trainer(common, config),
         stage="grpo",
         completion=config.max_completion_length,
         loss="liger" if config.use_liger_kernel else "full",
@@ -418,9 +399,11 @@ def _sampling(recipe: Recipe, common: Settings, lengths: Lengths) -> Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that ``make plan`` says."""
+    """Everything that ``make plan`` says. ``sizes_from`` says where the model's are known
+    from."""
 
     recipe: Recipe
+    sizes_from: str
     shape: ModelShape
     lengths: Lengths
     gpu: float | None
@@ -433,24 +416,47 @@ class Plan:
         return advise(self.shape, found.settings, int((self.gpu or math.inf) * GIB))
 
 
+def _config(model: str) -> tuple[Any, str]:
+    """A model's config and where it is from: where the hub is not to be had, from our own table of
+    well-known models."""
+    try:
+        return read_config(model), "its config.json"
+    except UserError as error:
+        if backend.is_local(model):
+            raise
+        with suppress(UserError):
+            return config_of(model), "pipeline.shapes, the hub not being at hand"
+        raise error from None
+
+
+def kinds_of(recipe: Recipe) -> list[str]:
+    """What the arms of a recipe may be trained by."""
+    if recipe.fast_inference:
+        return ["unsloth"]
+    arms = [name for name, arm in recipe.all_arms().items() if arm.section]
+    named = {recipe.for_arm(name).backend for name in arms} or {recipe.backend}
+    return [kind for kind in KINDS if named & {"auto", kind}]
+
+
 def plan_of(
     recipe: Recipe,
-    kinds: Iterable[str] = BACKENDS,
+    kinds: Iterable[str] | None = None,
     gpu: float | None = None,
-    bits: int | None = None,
     prompt_tokens: int | None = None,
     gold_tokens: int | None = None,
 ) -> Plan:
-    """The plan of a recipe. No weights are read.
+    """The plan of a recipe, for each of ``kinds``, or for what its backends may be. No weights are
+    read. Weights that are quantised in the model's own folder are so in training too.
 
     Raises:
         UserError: when the recipe is not sound, or its model's config is not to be had.
     """
     check(recipe)
-    config = read_config(recipe.model)
-    if bits is None and (quantised := getattr(config, "quantization_config", None)):
+    config, source = _config(recipe.model)
+    if recipe.bits is None and (quantised := getattr(config, "quantization_config", None)):
         held = quantised if isinstance(quantised, dict) else quantised.to_dict()
         bits = 4 if held.get("load_in_4bit") else 8 if held.get("load_in_8bit") else None
+        recipe = replace(recipe, bits=bits)
     network = skeleton(config)
     shape = shape_of(config, network, recipe.model)
     lora = adapters_of(recipe, network)
@@ -458,11 +464,11 @@ def plan_of(
     estimates = {
         kind: [
             estimate(shape, settings)
-            for settings in settings_of(recipe, kind, lengths, lora, bits, gpu or 0.0)
+            for settings in settings_of(recipe, kind, lengths, lora, gpu or 0.0)
         ]
-        for kind in kinds
+        for kind in kinds or kinds_of(recipe)
     }
-    return Plan(recipe, shape, lengths, gpu, estimates)
+    return Plan(recipe, source, shape, lengths, gpu, estimates)
 
 
 def _gib(size: float) -> str:
@@ -520,7 +526,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     )
     said = [
         f"{recipe.model}: {shape.parameters:,} parameters, {shape.layers} layers; {how}; weights "
-        f"of {settings.bits} bits.",
+        f"of {settings.bits} bits. Sizes are from {plan.sizes_from}.",
         f"Prompts up to {plan.lengths.prompt:,} tokens, gold answers up to {plan.lengths.gold:,} "
         f"({plan.lengths.source}).",
     ]
@@ -578,6 +584,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             )
     return {
         "model": plan.recipe.model,
+        "sizes_from": plan.sizes_from,
         "dtype": plan.recipe.dtype,
         "gpu_gib": plan.gpu,
         "shape": asdict(plan.shape),
@@ -619,9 +626,8 @@ def main() -> None:
     backend.quiet()
     plan = plan_of(
         recipe,
-        BACKENDS if arguments.backend in (None, "auto") else (arguments.backend,),
+        None,
         arguments.gpu or _gpu_here(),
-        arguments.bits,
         arguments.prompt_tokens,
         arguments.gold_tokens,
     )

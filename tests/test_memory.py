@@ -27,6 +27,7 @@ from pipeline.memory import (
     logit_bytes,
     lora_parameters,
     optimizer_bytes,
+    reference_bytes,
     trained,
     weight_bytes,
 )
@@ -249,6 +250,32 @@ MIDDLE = dict(
 )
 
 
+def test_the_copy_of_an_adapter_that_grpo_refers_to_is_trls(tmp_path):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    network = AutoModelForCausalLM.from_config(
+        config_of("qwen2", vocab_size=1200), dtype=torch.bfloat16
+    )
+    network = get_peft_model(network, LoraConfig(r=8, target_modules="all-linear"))
+    trainer = GRPOTrainer(
+        model=network,
+        args=GRPOConfig(
+            output_dir=str(tmp_path), beta=0.1, num_generations=2, use_cpu=True, bf16=False
+        ),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        train_dataset=Dataset.from_list([{"prompt": "07:05"}]),
+        processing_class=AutoTokenizer.from_pretrained("pipeline/embedded"),
+    )
+    assert trainer.ref_model is None
+    copied = [p for name, p in trainer.model.named_parameters() if ".ref." in name]
+    shape = small(vocab_size=1200)
+    s = training(shape, beta=0.1, rank=8)
+    real = sum(p.numel() * p.element_size() for p in copied)
+    assert real == reference_bytes(shape, s) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_of_a_real_sft_is_as_estimated(checkpointing, tmp_path):
@@ -371,11 +398,15 @@ def test_torchs_adamw_keeps_its_moments_in_the_parameters_dtype():
         assert optimizer_bytes("adamw_torch_fused", 1000, width) == real
 
 
-def test_a_reference_model_is_float32_and_only_where_everything_is_trained():
+def test_what_is_referred_to_is_a_float32_copy_of_what_is_trained():
     shape = large()
+    adapter = 4 * lora_parameters(shape.linears, 32)
     for changes, expected in (
         ({"beta": 0.1, "adapters": ()}, 4 * shape.parameters),
-        ({"beta": 0.1}, 0),
+        ({"beta": 0.1}, adapter),
+        ({"beta": 0.1, "bits": 4}, adapter),
+        ({"beta": 0.1, "extra": 1000}, adapter + 4000),
+        ({"beta": 0.1, "backend": "unsloth"}, 0),
         ({"beta": 0.0, "adapters": ()}, 0),
     ):
         peak = estimate(shape, training(shape, **changes)).peak
@@ -429,6 +460,14 @@ def test_vllm_takes_its_share_all_the_time_unless_it_sleeps():
     asleep = estimate(shape, replace(s, sleeps=True))
     assert [phase.parts.get("vLLM") for phase in asleep.phases].count(share) == 1
     assert not any("KV cache" in phase.parts for phase in awake.phases)
+
+
+def test_unsloths_vllm_has_the_trainers_weights():
+    shape = large()
+    s = training(shape, vllm=0.8, gpu=80.0, generated=0, backend="unsloth")
+    for phase in estimate(shape, s).phases:
+        assert phase.parts["vLLM"] + phase.parts["weights"] == int(0.8 * 80 * GIB)
+    assert not any("vLLM" in p.parts for p in estimate(shape, replace(s, vllm=0.01)).phases)
 
 
 def test_every_part_has_a_name_of_the_list_and_none_is_negative():

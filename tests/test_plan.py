@@ -14,10 +14,13 @@ from data.errors import UserError
 from data.make import make_problem
 from data.prompts import prompt
 from data.recipe import Recipe, load_recipe
+from pipeline import plan
+from pipeline.lengths import TEXTS
 from pipeline.memory import GIB, Settings, lora_parameters, trained
 from pipeline.plan import (
     Lengths,
     adapters_of,
+    kinds_of,
     lengths_of,
     plan_of,
     print_plan,
@@ -200,6 +203,22 @@ def test_lora_goes_where_peft_puts_it(tmp_path):
     assert lora_parameters(adapters, 8) == 3 * 8 * (896 + 896 + 896 + 128)
 
 
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("mlp", {"gate_proj", "up_proj", "down_proj"}),
+        ("all", None),
+    ],
+)
+def test_layers_named_together_are_planned_as_they_are_trained(targets, expected, tmp_path):
+    config = read_config(folder(tmp_path, "Qwen2.5-0.5B"))
+    every = set(shape_of(config, skeleton(config)).linears)
+    adapters, _, extra = adapters_of(recipe(lora={"target_modules": targets}), skeleton(config))
+    assert set(adapters) == {one for one in every if not expected or one.name in expected}
+    assert extra == 0
+
+
 def test_a_target_that_the_model_lacks_is_one_sentence(tmp_path):
     config = read_config(folder(tmp_path, "Qwen2.5-0.5B"))
     with pytest.raises(UserError, match="peft refuses lora for this model"):
@@ -251,6 +270,18 @@ def test_lengths_are_counted_with_the_tokenizer_at_hand():
         assert len(ids) <= found.prompt
 
 
+def test_where_make_data_counted_its_lengths_are_taken(monkeypatch):
+    def tier(prompt: int, gold: int, both: int) -> dict:
+        longest = zip(TEXTS, (prompt, gold, both), strict=True)
+        return {"all": {"problems": 1500, **{text: {"longest": n} for text, n in longest}}}
+
+    facts = {"tiers": {"dense": tier(300, 100, 390), "trap": tier(200, 150, 340)}}
+    monkeypatch.setattr(plan, "known", lambda recipe: facts)
+    source = "longest of 3,000 problems, counted with the model's tokenizer"
+    assert lengths_of(recipe(), None, None) == Lengths(300, 150, 390, source)
+    assert lengths_of(recipe(), 900, None) == Lengths(900, 150, 1050, "as given")
+
+
 def test_without_a_tokenizer_the_assumption_is_said(tmp_path):
     found = lengths_of(recipe(run="no-such-run", model=folder(tmp_path)), None, None)
     assert "characters taken for a token" in found.source
@@ -294,11 +325,12 @@ def test_where_the_recipe_is_silent_answers_may_be_twice_the_longest_gold():
     assert found["sft"].length == 480
 
 
-def test_unsloth_checkpoints_with_offload_unless_the_recipe_says_not_to():
-    said = {**recipe().grpo, "gradient_checkpointing": False}
-    for grpo, expected in ((recipe().grpo, True), (said, False)):
-        found = by_arm(settings_of(recipe(grpo=grpo), "unsloth", LENGTHS))["grpo"]
-        assert (found.checkpointing, found.offload) == (expected, True)
+def test_what_is_checkpointed_is_the_recipes_word_and_unsloth_offloads_it():
+    said = {**recipe().grpo, "gradient_checkpointing": True}
+    for grpo, checkpointing in ((recipe().grpo, False), (said, True)):
+        for kind, offload in (("trl", False), ("unsloth", checkpointing)):
+            found = by_arm(settings_of(recipe(grpo=grpo), kind, LENGTHS))["grpo"]
+            assert (found.checkpointing, found.offload) == (checkpointing, offload)
 
 
 def test_arms_of_the_same_size_are_one_and_others_are_not():
@@ -312,9 +344,25 @@ def test_arms_of_the_same_size_are_one_and_others_are_not():
     assert names == ["sft", "grpo", "wide", "eval"]
 
 
+def test_a_backend_is_planned_where_the_recipe_may_train_with_it():
+    arms = recipe().arms
+    mixed = {"sft": replace(arms["sft"], backend="trl"), "grpo": arms["grpo"]}
+    for sections, expected in (
+        ({}, ["trl", "unsloth"]),
+        ({"backend": "unsloth"}, ["unsloth"]),
+        ({"backend": "unsloth", "arms": mixed}, ["trl", "unsloth"]),
+        ({"backend": "trl", "arms": mixed}, ["trl"]),
+        ({"fast_inference": True}, ["unsloth"]),
+    ):
+        assert kinds_of(recipe(**sections)) == expected
+    given = recipe(backend="unsloth", arms=mixed)
+    assert [s.arm for s in settings_of(given, "trl", LENGTHS)] == ["sft", "eval"]
+    assert [s.arm for s in settings_of(given, "unsloth", LENGTHS)] == ["grpo", "eval"]
+
+
 def test_weights_that_are_trained_are_not_quantised():
     with pytest.raises(UserError, match="give a lora: section"):
-        settings_of(recipe(), "trl", LENGTHS, bits=4)
+        settings_of(recipe(bits=4), "trl", LENGTHS)
 
 
 def test_vllm_needs_to_know_the_gpu():
@@ -323,6 +371,15 @@ def test_vllm_needs_to_know_the_gpu():
         settings_of(given, "trl", LENGTHS)
     found = by_arm(settings_of(given, "trl", LENGTHS, gpu=24.0))["grpo"]
     assert (found.vllm, found.generated) == (0.4, 0)
+
+
+def test_fast_inference_is_vllm_beside_the_trainer():
+    given = recipe(fast_inference=True)
+    with pytest.raises(UserError, match="--gpu"):
+        settings_of(given, "unsloth", LENGTHS)
+    found = by_arm(settings_of(given, "unsloth", LENGTHS, gpu=24.0))["grpo"]
+    assert found.vllm > 0
+    assert found.generated == 0
 
 
 # --- what is said ----------------------------------------------------------------------------
@@ -370,6 +427,16 @@ def test_advice_that_is_followed_fits(tmp_path):
     assert grpo.peak.total == after.peak.total
 
 
+def test_a_well_known_model_is_planned_where_the_hub_is_not_at_hand(capsys):
+    given = recipe(model="Qwen/Qwen2.5-7B-Instruct", lora=LORA, run="no-such-run")
+    found = plan_of(given, ["trl"], 24.0)
+    assert found.shape.parameters == 7_615_616_512
+    print_plan(found, Console(width=100))
+    assert "pipeline.shapes, the hub not being at hand" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nor to be had from the hub"):
+        plan_of(recipe(model="Qwen/Qwen2.5-8B"), ["trl"], 24.0)
+
+
 def test_what_cannot_fit_is_said(tmp_path, capsys):
     print_plan(plan_of(seven(tmp_path), ["trl"], gpu=2.0), Console(width=100))
     assert "take a smaller model or a larger GPU" in capsys.readouterr().out
@@ -386,7 +453,7 @@ def test_without_a_gpu_there_is_no_verdict(tmp_path, capsys):
 
 def test_four_bits_need_less_and_a_quantised_config_says_them_itself(tmp_path):
     plain = plan_of(seven(tmp_path), ["unsloth"], 24.0)
-    four = plan_of(seven(tmp_path), ["unsloth"], 24.0, bits=4)
+    four = plan_of(seven(tmp_path, bits=4), ["unsloth"], 24.0)
     held = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (quantised := tmp_path / "quantised").mkdir()
     model = folder(quantised, quantization_config=held)
