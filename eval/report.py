@@ -7,6 +7,7 @@ interval), ``report.md`` (the tables) and ``passk.png``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,26 @@ def write_report(
 
 
 def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
-    """Each arm with what it started from, with the base, and where it is asked in another way with
-    the base asked in that way; the last trained first."""
+    """Each arm with what it started from, with the base, where it is asked in another way with the
+    base asked in that way, and with its twin by another backend; the last trained first."""
     arms = recipe.all_arms()
     asked = {_way(arm): name for name, arm in arms.items() if _is_base(arm)}
+    first: dict[str, str] = {}
+    twins = {name: first.setdefault(_made(arms, name), name) for name in arms}
     pairs = []
     for name, arm in reversed(arms.items()):
         alike = asked.get(_way(arm)) if arm.eval or arm.tune else None
-        pairs += [(name, ref) for ref in (arm.start, "base", alike) if ref not in (None, name)]
+        references = (arm.start, "base", alike, twins[name])
+        pairs += [(name, ref) for ref in references if ref not in (None, name)]
     return list(dict.fromkeys(pairs))
+
+
+def _made(arms: Mapping[str, Arm], name: str) -> str:
+    """How an arm is made, whatever backend trains it and whatever arms are called."""
+    if name == "base":
+        return name
+    arm = arms[name]
+    return str(replace(arm, backend=None, start=_made(arms, arm.start)))
 
 
 def _way(arm: Arm) -> str:

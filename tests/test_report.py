@@ -290,3 +290,12 @@ def test_a_plot_is_the_same_bytes_each_time_and_manages_with_one_arm_and_no_floo
     draw(report, tmp_path / "one.png")
     draw(report, tmp_path / "two.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_an_arm_is_compared_with_its_twin_by_another_backend():
+    recipe = load_recipe(TINY.with_name("backends.yaml"))
+    pairs = comparisons(recipe)
+    assert ("grpo-unsloth", "grpo") in pairs
+    assert ("sft-unsloth", "sft") in pairs
+    assert ("grpo", "grpo-unsloth") not in pairs
+    assert ("grpo-unsloth", "sft") not in pairs
