@@ -9,13 +9,16 @@ import pytest
 from data.recipe import load_recipe
 from pipeline.plan import plan_of
 from pipeline.settings import check
-from pipeline.shapes import config_of
+from pipeline.shapes import SHAPES, config_of
 
 FOLDER = Path(__file__).parents[1] / "pipeline" / "recipes"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-#: Those that start from what the project makes itself.
-EMBEDDED = {"tiny", "ablation", "elicitation", "skills", "blog-tiny"}
-LARGE = [name for name in RECIPES if name not in EMBEDDED]
+#: Those that start from a model of the hub, the others from what the project makes itself.
+LARGE = [
+    name
+    for name, path in RECIPES.items()
+    if not load_recipe(path).model.startswith(("pipeline/", "runs/"))
+]
 GPU = 24
 
 
@@ -30,6 +33,10 @@ def test_a_recipe_is_sound_and_named_like_its_file(name):
 def test_a_recipe_named_after_a_model_starts_from_that_model(name):
     model = load_recipe(RECIPES[name]).model.rpartition("/")[2].lower()
     assert model.removesuffix("-instruct").removesuffix("-it") == name
+
+
+def test_every_model_whose_architecture_is_known_has_a_recipe():
+    assert set(SHAPES) <= set(LARGE)
 
 
 @pytest.mark.parametrize("name", LARGE)
