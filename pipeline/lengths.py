@@ -103,10 +103,7 @@ def sizes(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) 
     answer; and of the whole conversation, which is what SFT trains on."""
     from pipeline.decode import render
 
-    def count(texts: list[str]) -> list[int]:
-        return list(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-
-    plain = tokenizer.chat_template is None
+    count, plain = _counter(tokenizer), tokenizer.chat_template is None
     for start in range(0, len(pairs), _BATCH):
         asked = [prompt for prompt, _ in pairs[start : start + _BATCH]]
         golds = [gold for _, gold in pairs[start : start + _BATCH]]
@@ -117,6 +114,21 @@ def sizes(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) 
             both = tokenizer.apply_chat_template(turns, tokenize=False)
             asked = [render(tokenizer, prompt) for prompt in asked]
         yield from zip(count(asked), count(golds), count(both), strict=True)
+
+
+def _counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[int]]:
+    """What counts the tokens of texts. Asked past transformers, the tokenizers library is twice as
+    fast: no offsets, masks and lists of ids."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return lambda texts: [
+            len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ]
+    fast.no_truncation()
+    fast.no_padding()
+    return lambda texts: [
+        len(found) for found in fast.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
 
 def _summary(found: Mapping[str, Sizes]) -> dict[str, Any]:

@@ -154,6 +154,25 @@ def test_a_batch_is_counted_like_its_texts_alone(recipe_of, monkeypatch):
     assert alone[0][0] == len(tokenizer(render(tokenizer, pairs[0][0]))["input_ids"])
 
 
+def test_a_tokenizer_that_cuts_or_pads_is_kept_from_it_and_a_slow_one_counts_alike(recipe_of):
+    recipe_of()
+    pairs = [(row["prompt"], row["gold"]) for row in rows_of("train")]
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    expected = list(lengths.sizes(tokenizer, pairs))
+    tokenizer.backend_tokenizer.enable_truncation(7)
+    tokenizer.backend_tokenizer.enable_padding(length=200)
+    assert list(lengths.sizes(tokenizer, pairs)) == expected
+
+    class Slow:
+        chat_template = tokenizer.chat_template
+        apply_chat_template = tokenizer.apply_chat_template
+
+        def __call__(self, texts, add_special_tokens):
+            return tokenizer(texts, add_special_tokens=add_special_tokens)
+
+    assert list(lengths.sizes(Slow(), pairs)) == expected
+
+
 # --- once ------------------------------------------------------------------------------------
 
 
