@@ -19,7 +19,7 @@ counts to a verdict by the rule of ``eval.rule``, and says what the arms' answer
      "tiers": {tier: {
         "histogram": {arm: {bin: problems}}, "coverage": {arm: {threshold: Estimate}},
         "floor_adjusted": {arm: {k: Estimate}}, "reasoning": {arm: {…}},
-        "entropy": {arm: {…}}, "kl": {arm: {…}}, "likelihood": {arm: {…}}}}}
+        "likelihood": {arm: {…}}}}}           # see eval.likelihood.measure
 """
 
 from __future__ import annotations
@@ -63,10 +63,9 @@ from eval.analyses import (
 )
 from eval.findings import sheets, verdict_sheet
 from eval.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
-from eval.power import detectable
 from eval.reasoning import reasoning_report
 from eval.report import VERDICTS, judge_arm
-from eval.roles import Case, cases, guesses
+from eval.roles import Case, cases, guesses, planned
 from eval.sample import arms, ask_again, samples_path, way_of_asking
 from eval.summary import tally
 from eval.tables import label, markdown_of, print_sheets
@@ -93,6 +92,10 @@ class Asked:
 
     def problems(self, tier: str) -> dict[str, Problem]:
         return {row["id"]: row["problem"] for row in self.rows if row["tier"] == tier}
+
+    def guesses(self, tier: str) -> list[float]:
+        """The chance of a blind guess at each of its problems."""
+        return guesses(list(self.problems(tier).values()))
 
     def counts(self, members: Sequence[str], tier: str) -> Counts:
         """Of arms that differ in nothing but the training seed; of one arm without that axis."""
@@ -140,7 +143,7 @@ def verdict_on(case: Case, asked: Asked, recipe: Recipe) -> Judgement:
                 base_best=asked.counts([case.base_best], tier) if case.base_best else None,
                 sft=asked.counts([case.start], tier) if case.start else None,
                 format_only=asked.counts(case.format_only, tier) if case.format_only else None,
-                guess=guesses(list(asked.problems(tier).values())),
+                guess=asked.guesses(tier),
             )
             for tier in case.tiers
         },
@@ -188,7 +191,7 @@ def _mean(values: NDArray[np.float64], indices: NDArray[np.int32], level: float)
 def spread(names: Sequence[str], tier: str, asked: Asked, recipe: Recipe) -> dict[str, Any]:
     """How the problems of one tier fare in every arm: accuracies, coverage, and pass@k with
     guessing removed."""
-    guess = guesses(list(asked.problems(tier).values()))
+    guess = asked.guesses(tier)
     rng = np.random.default_rng(seed_of(recipe.seed, "spread", tier))
     level = recipe.verdict.margins.level
     indices = bootstrap_indices(len(guess), recipe.verdict.margins.resamples, rng)
@@ -219,7 +222,7 @@ def likelihoods(
     bare = [a for a, way in ways.items() if (way.temperature, way.top_p, way.shots) == (1, 1, 0)]
     starts = dict.fromkeys(case.start for case in found if case.start)
     print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
-    measured = likelihood.measure(
+    return likelihood.measure(
         {arm: model_folder(recipe, arm) for arm in bare},
         {arm: list(_first_answers(samples_path(recipe, arm))) for arm in bare},
         asked.rows,
@@ -228,25 +231,6 @@ def likelihoods(
         references=("base", *starts),
         resamples=recipe.verdict.margins.resamples,
     )
-    report: dict[str, dict[str, Any]] = {}
-    for tier, by_arm in measured.items():
-        report[tier] = {
-            "entropy": {arm: m["entropy"] for arm, m in by_arm.items()},
-            "kl": {
-                arm: {f"to {name}": kl for name, kl in m["kl"].items()}
-                for arm, m in by_arm.items()
-                if "kl" in m
-            },
-            "likelihood": {
-                arm: {
-                    "tokens": m["tokens"],
-                    "tokens as drawn": m["tokens_as_drawn"],
-                    **{f"under {name}": values for name, values in m["under"].items()},
-                }
-                for arm, m in by_arm.items()
-            },
-        }
-    return report
 
 
 def _first_answers(path: Path) -> Iterator[dict[str, Any]]:
@@ -348,14 +332,7 @@ def report_on(
         "sentence": next(iter(judged.values()))["sentence"],
         "margins": asdict(recipe.verdict.margins),
         "detectable": {
-            tier: detectable(
-                len(asked.problems(tier)),
-                recipe.eval.samples,
-                recipe.verdict.fresh,
-                recipe.verdict.margins,
-                guesses(list(asked.problems(tier).values())),
-            ).to_json()
-            for tier in tiers
+            tier: planned(recipe, list(asked.problems(tier).values())).to_json() for tier in tiers
         },
         "judged": judged,
         "tiers": {
@@ -370,7 +347,7 @@ def report_on(
                     )
                     for arm in names
                 },
-                **models.get(tier, {}),
+                "likelihood": models.get(tier, {}),
             }
             for tier in tiers
         },

@@ -249,7 +249,9 @@ def _of_tier(found: Mapping[str, Any]) -> dict[str, list[Sheet]]:
         "spread": _filled(
             _coverage_sheet(found["coverage"]), _floor_sheet(found["floor_adjusted"])
         ),
-        "likelihood": _filled(*_likelihood_sheets(found)) if found.get("entropy") else [],
+        "likelihood": _filled(*_likelihood_sheets(found["likelihood"]))
+        if found["likelihood"]
+        else [],
         "reasoning": _filled(*_reasoning_sheets(found["reasoning"])),
         "reflection": _filled(_reflection_sheet(found["reasoning"])),
     }
@@ -304,41 +306,39 @@ def _number(estimate: Mapping[str, float] | None) -> str:
 
 
 def _likelihood_sheets(found: Mapping[str, Any]) -> Iterator[Sheet]:
-    of_arm = found["likelihood"]
     yield Sheet(
         "Entropy, in nats",
         ["", "a token", "an answer", "tokens an answer", "tokens as drawn, %"],
         [
             [
                 label(arm),
-                _number(entropy["per_token"]),
-                _number(entropy["per_answer"]),
-                _number(of_arm[arm]["tokens"]),
-                f"{100 * of_arm[arm]['tokens as drawn']:.1f}",
+                *(_number(one["entropy"][per]) for per in _PER),
+                _number(one["tokens"]),
+                f"{100 * one['tokens_as_drawn']:.1f}",
             ]
-            for arm, entropy in found["entropy"].items()
+            for arm, one in found.items()
         ],
         ["Of the arms that are asked at temperature 1 from the bare prompt."],
     )
-    references = dict.fromkeys(to for kl in found["kl"].values() for to in kl)
+    references = list(dict.fromkeys(to for one in found.values() for to in one.get("kl", {})))
     for to in references:
         yield Sheet(
-            f"KL divergence {_renamed(to)}, in nats",
+            f"KL divergence to {label(to)}, in nats",
             ["", "k1 a token", "k1 an answer", "k3 a token", "k3 an answer"],
             [
                 [
                     label(arm),
-                    *(_number(kl[to][k][per]) for k in ("k1", "k3") for per in _PER),
+                    *(_number(one["kl"][to][k][per]) for k in ("k1", "k3") for per in _PER),
                 ]
-                for arm, kl in found["kl"].items()
-                if to in kl
+                for arm, one in found.items()
+                if to in one.get("kl", {})
             ],
             ["Two estimates of the same: k1 is to be quoted; k3 varies less where it is small."],
         )
-    for under in ("under itself", *(to.replace("to ", "under ", 1) for to in references)):
+    for under in (None, *references):
         rows = []
-        for arm, one in of_arm.items():
-            under_it = one.get(f"under {arm}" if under == "under itself" else under)
+        for arm, one in found.items():
+            under_it = one["under"].get(under or arm)
             if under_it is not None:
                 rows.append(
                     [
@@ -349,8 +349,9 @@ def _likelihood_sheets(found: Mapping[str, Any]) -> Iterator[Sheet]:
                         cell(under_it["answers_outside"]),
                     ]
                 )
+        model = label(under) if under else "itself"
         yield Sheet(
-            f"How likely an arm's answers are {_renamed(under)}, in nats and %",
+            f"How likely an arm's answers are under {model}, in nats and %",
             ["", "log p a token", "an answer", "its least likely token",
              f"tokens outside top-p {TOP_P}", "answers with such a token"],
             rows,
@@ -359,12 +360,6 @@ def _likelihood_sheets(found: Mapping[str, Any]) -> Iterator[Sheet]:
 
 
 _PER = ("per_token", "per_answer")
-
-
-def _renamed(words: str) -> str:
-    """``under sft`` with the arm as readers know it."""
-    relation, _, arm = words.partition(" ")
-    return f"{relation} {label(arm)}"
 
 
 def _reasoning_sheets(found: Mapping[str, Any]) -> Iterator[Sheet]:

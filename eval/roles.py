@@ -9,7 +9,7 @@ from data.make import read_split
 from data.policies import random_maximal_success
 from data.problem import Problem
 from data.recipe import Recipe
-from eval.power import detectable
+from eval.power import Detectable, detectable
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,21 @@ def guesses(problems: list[Problem]) -> list[float]:
     return [float(random_maximal_success(problem)) for problem in problems]
 
 
+def planned(recipe: Recipe, problems: list[Problem]) -> Detectable:
+    """What the recipe's samples of one tier's problems can detect."""
+    return detectable(
+        len(problems),
+        recipe.eval.samples,
+        recipe.verdict.fresh,
+        recipe.verdict.margins,
+        guesses(problems),
+    )
+
+
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     """What the planned samples can detect, a sentence for each tier that is judged."""
     found = cases(recipe, sampled)
     rows = read_split(recipe, "test") if found else []
     for tier in dict.fromkeys(tier for case in found for tier in case.tiers):
         here = [row["problem"] for row in rows if row["tier"] == tier]
-        plan = detectable(
-            len(here),
-            recipe.eval.samples,
-            recipe.verdict.fresh,
-            recipe.verdict.margins,
-            guesses(here),
-        )
-        yield f"{tier}: {plan.sentence}"
+        yield f"{tier}: {planned(recipe, here).sentence}"

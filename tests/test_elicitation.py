@@ -609,8 +609,8 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
     assert path.read_bytes() == written
 
     dense = found["tiers"]["dense"]
-    assert list(dense["entropy"]) == ["base", "again"]
-    kl = dense["kl"]["again"]["to base"]["k1"]["per_answer"]
+    assert list(dense["likelihood"]) == ["base", "again"]
+    kl = dense["likelihood"]["again"]["kl"]["base"]["k1"]["per_answer"]
     assert kl["value"] == pytest.approx(0, abs=1e-4)  # they are one model
     assert dense["reasoning"]["base"]["answers"] == 5 * 4
     capsys.readouterr()

@@ -171,15 +171,11 @@ def likelihoods(rng):
             for _ in range(18)
         ]
 
-    report = {"entropy": {}, "kl": {}, "likelihood": {}}
+    report = {}
     for arm in ARMS:
         under = {name: scored() for name in dict.fromkeys(("base", "sft", arm))}
         found = likelihood.summarise([i // 2 for i in range(18)], arm, under, rng, 100)
-        report["entropy"][arm] = found["entropy"]
-        report["kl"][arm] = {f"to {name}": kl for name, kl in found["kl"].items()}
-        report["likelihood"][arm] = {"tokens": found["tokens"], "tokens as drawn": 1.0} | {
-            f"under {name}": values for name, values in found["under"].items()
-        }
+        report[arm] = {"tokens_as_drawn": 1.0, **found}
     return report
 
 
@@ -567,14 +563,14 @@ def test_every_arm_is_shown_on_each_tier(whole, verdict_json):
             assert f"{page.label(arm)} {shown(one['reasoning'])}" in text
     assert "problems of grpo.1 by accuracy: 0: " in text
     assert "KL divergence to base, in nats" in text
-    under = verdict_json["tiers"]["dense"]["likelihood"]["grpo.1"]["under grpo.1"]
+    under = verdict_json["tiers"]["dense"]["likelihood"]["grpo.1"]["under"]["grpo.1"]
     assert f"grpo.1 {findings._number(under['log_likelihood']['per_token'])}" in text
     assert shown(under["answers_outside"]) in text
     assert (whole.pictures / "accuracy.png").stat().st_size > 5000
 
 
 def test_a_tier_without_probabilities_has_no_tables_of_them(whole, verdict_json):
-    assert "entropy" not in verdict_json["tiers"]["trap"]
+    assert not verdict_json["tiers"]["trap"]["likelihood"]
     assert whole.text.count("Entropy, KL divergence and likelihood of the answers") == 1
 
 
