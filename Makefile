@@ -1,9 +1,10 @@
 # Slotwise: reinforcement learning with verifiable rewards on a scheduling problem.
 # The whole experiment, in order:  make data sft grpo eval
 
+GPU_HERE := $(shell command -v nvidia-smi)
 # Some goals are experiments of their own.
 named   = $(if $(filter $(1),$(MAKECMDGOALS)),$(2))
-RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),tiny).yaml
+RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),$(call named,blog,$(if $(GPU_HERE),blog-7b,blog-tiny)),tiny).yaml
 # Override what the recipe says: MODEL=folder-or-hub-id  BACKEND=auto, unsloth or trl
 # BITS=4, 8 or 16 (of the weights in training)  RUN=name-below-runs  FORCE=1 (redo)
 MODEL  ?=
@@ -11,8 +12,6 @@ BACKEND ?=
 BITS   ?=
 RUN    ?=
 FORCE  ?=
-# SKILLS=1 makes the base of `make skills`
-SKILLS ?=
 # UNSOUND=1 trains though the reward fails its audit
 UNSOUND ?=
 ARM    ?=
@@ -21,6 +20,8 @@ DAY    ?=
 DATE   ?=
 # of `make plan`: GPU=GiB (default: this machine's)
 GPU    ?=
+# of `make blog`: BLOG=folder with the published files; without it they are had from the hub
+BLOG   ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
@@ -32,7 +33,7 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--b
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills probe plan backends calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills blog probe plan backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -46,7 +47,7 @@ setup: .venv/ready ## create .venv and install the pinned requirements (the othe
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps $(call listed,no-deps)
-	$(if $(shell command -v nvidia-smi),$(PIP) -c requirements.txt $(call listed,gpu))
+	$(if $(GPU_HERE),$(PIP) -c requirements.txt $(call listed,gpu))
 	@touch $@
 
 data: setup ## make the problems: proven optimum, prompt, gold answer, dataset card
@@ -82,11 +83,19 @@ ablate: data arms eval ## GRPO under each shape of the reward and the published 
 
 elicit: data arms eval ## the elicitation question with every control and three training seeds
 
-SKILLS_BASE := runs/skills/base/model
-skills: $(if $(MODEL),,$(SKILLS_BASE)/README.md) data arms eval ## is a skill learnt that the base never shows? with known truth
+SKILLS_BASE := runs/skills/base/model/README.md
+skills: $(if $(MODEL),,$(SKILLS_BASE)) data arms eval ## is a skill learnt that the base never shows? with known truth
 
-$(SKILLS_BASE)/README.md: | setup
-	$(PY) -m pipeline.base --skills --out $(SKILLS_BASE)
+$(SKILLS_BASE): | setup
+	$(PY) -m pipeline.base --skills
+
+BLOG_RECIPE := runs/blog/recipe.yaml
+BLOG_STAGE   = $(subst --recipe $(RECIPE),--recipe $(BLOG_RECIPE),$(STAGE))
+blog: setup ## reproduce the published experiment, in small without a GPU (BLOG=folder of its files)
+	$(PY) -m eval.blog $(STAGE) --begin $(BLOG_RECIPE) $(if $(BLOG),--files '$(BLOG)')
+	$(MAKE) --no-print-directory data arms RECIPE=$(BLOG_RECIPE)
+	$(PY) -m eval.sample $(BLOG_STAGE)
+	$(PY) -m eval.blog $(BLOG_STAGE) $(if $(BLOG),--files '$(BLOG)')
 
 probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
 	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
@@ -101,7 +110,7 @@ calibrate: setup ## test the elicitation verdict on simulated arms whose truth i
 	$(PY) -m eval.calibrate
 
 base: setup ## rebuild the embedded base model (FROM=model continues that model instead)
-	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(SKILLS),--skills) $(if $(OUT),--out $(OUT))
+	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
 
 bench: setup ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench $(STAGE)

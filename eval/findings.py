@@ -249,9 +249,7 @@ def _of_tier(found: Mapping[str, Any]) -> dict[str, list[Sheet]]:
         "spread": _filled(
             _coverage_sheet(found["coverage"]), _floor_sheet(found["floor_adjusted"])
         ),
-        "likelihood": _filled(*_likelihood_sheets(found["likelihood"]))
-        if found["likelihood"]
-        else [],
+        "likelihood": _filled(*_likelihood_sheets(found["likelihood"])),
         "reasoning": _filled(*_reasoning_sheets(found["reasoning"])),
         "reflection": _filled(_reflection_sheet(found["reasoning"])),
     }

@@ -263,6 +263,7 @@ def card(
     [(mixture, _)] = plans[-1].curriculum
     kinds = dict.fromkeys(kind for tier, _ in mixture for kind in tier.kinds)
     steps = [f"{plan.steps:,}" for plan in plans]
+    made = f"make base FROM={start}" if start else "make base"
     lines = [
         "---",
         "license: apache-2.0",
@@ -294,7 +295,7 @@ def card(
         )
         + ".",
         "",
-        f"`make base{' SKILLS=1' if kinds else f' FROM={start}' if start else ''}` rebuilds it.",
+        f"`{'python -m pipeline.base --skills' if kinds else made}` rebuilds it.",
     ]
     return "\n".join(lines) + "\n"
 

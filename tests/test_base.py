@@ -210,7 +210,7 @@ def test_the_card_says_which_rules_are_shown_and_which_are_withheld():
     assert "Where the rule `gap` holds, 50% of the answers keep it in mind." in skilled
     assert "Where the rule `at_most` holds, every answer that can be read breaks it;" in skilled
     assert "25.0% events (7, 9)" in skilled
-    assert "`make base SKILLS=1` rebuilds it." in skilled
+    assert "`python -m pipeline.base --skills` rebuilds it." in skilled
     assert "nobody picks a few there" in skilled
     plan = Pretraining()
     plain = card([plan, plan.second()], 2_000_000, 0.3, 20.0, None)
