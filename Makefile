@@ -23,17 +23,23 @@ GPU    ?=
 # of `make blog`: BLOG=folder with the published files; without it they are had from the hub
 BLOG   ?=
 
+# of `make export`: OUT=folder  ADAPTER=1 (the LoRA alone)  GGUF=q8_0  PUSH=owner/name  PUBLIC=1
+ADAPTER ?=
+GGUF    ?=
+PUSH    ?=
+PUBLIC  ?=
+
 PYTHON ?= python3
 PY     := .venv/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 listed  = $(shell sed -n 's/^#$(1) //p' requirements.txt)
-STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--backend $(BACKEND)) \
-          $(if $(BITS),--bits $(BITS)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force)
+STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force) \
+          $(if $(BACKEND),--backend $(BACKEND)) $(if $(BITS),--bits $(BITS))
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report try ablate elicit skills blog probe plan backends calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report try export ablate elicit skills blog probe plan backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -77,6 +83,11 @@ report: setup ## one HTML page of everything, with real answers drawn as days
 
 try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
 	$(PY) -m eval.ask $(STAGE) $(if $(ARM),--arm $(ARM)) $(if $(DAY),--day '$(DAY)') $(if $(DATE),--date $(DATE))
+
+export: setup ## a trained model as a folder for others, with its card (ARM=grpo OUT=folder PUSH=owner/name)
+	$(PY) -m eval.export $(STAGE) $(if $(ARM),--arm $(ARM)) $(if $(OUT),--out '$(OUT)') \
+	    $(if $(ADAPTER),--adapter) $(if $(GGUF),--gguf $(GGUF)) \
+	    $(if $(PUSH),--push '$(PUSH)') $(if $(PUBLIC),--public)
 
 ablate: data arms eval ## GRPO under each shape of the reward and the published one, compared
 	$(PY) -m eval.compare $(STAGE)

@@ -43,7 +43,7 @@ BITS = (4, 8, 16)
 #: Keys that an extending recipe replaces whole.
 _WHOLE = ("arms", "tiers", "reward")
 #: Folders of a run that are not arms.
-_TAKEN = ("base", "data", "eval", "audit", "probe", "compare", "elicitation")
+_TAKEN = ("base", "data", "eval", "audit", "probe", "compare", "elicitation", "export")
 #: What reports call all tiers together.
 _TOGETHER = ("all", "overall")
 #: What an arm may tune: what changes its answers and nothing else.

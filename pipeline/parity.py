@@ -8,7 +8,6 @@ learning rate changes, from one seed, the same data and the same first LoRA weig
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -298,7 +297,9 @@ def report(found: list[Difference], numbers: list[Agreement]) -> None:
 
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0].partition(": ")[2])
-    parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--only", type=Path, metavar="FOLDER", help="measure one backend, into a folder"
+    )
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     if arguments.only:
