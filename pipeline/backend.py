@@ -39,6 +39,10 @@ UNSLOTH_LORA = (
     "modules_to_save",
     "init_lora_weights",
 )
+#: A change of which more than this is lost in rounding is none; the rest is of weights near 0.
+_ALL = 0.99
+#: Arguments of a LoraConfig whose adapter cannot be merged into the layers it was trained on.
+_NOT_MERGED = ("lora_bias", "trainable_token_indices", "layer_replication")
 # On a CPU it speaks of a kernel that it goes without, whenever peft is imported.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -277,7 +281,8 @@ def load_for_training(
         length: tokens that a prompt with its answer may have; Unsloth asks for it.
 
     Raises:
-        UserError: see ``load``; and when the backend cannot attach the adapter to this model.
+        UserError: see ``load``; when the backend cannot attach the adapter to this model, or would
+            attach another one; and when it cannot quantise here.
     """
     from pipeline.settings import checkpointing, lora_config
 
@@ -287,13 +292,22 @@ def load_for_training(
         network, tokenizer = _load_with_unsloth(recipe, model, length, recomputed)
     else:
         network, tokenizer = _load_with_trl(recipe, model)
-    try:
-        if adapter is not None:
-            attach = _attach_with_unsloth if _is_unsloth(recipe) else _attach_with_trl
-            network = attach(network, adapter, recipe, recomputed)
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{recipe.path}: lora does not fit {model}: {reason}") from None
+    # Where it cannot quantise, Unsloth goes on with whole weights.
+    if recipe.bits in (4, 8) and all(each.is_floating_point() for each in network.parameters()):
+        raise UserError(
+            f"{recipe.path}: {choose(recipe.backend).name} cannot load {model} in {recipe.bits} "
+            f"bits on this machine; {'BITS=4 or ' if recipe.bits == 8 else ''}BACKEND=trl"
+        )
+    if adapter is not None:
+        _check_names(network, adapter, recipe, model)
+        attach = _attach_with_unsloth if _is_unsloth(recipe) else _attach_with_trl
+        try:
+            adapted = attach(network, adapter, recipe, recomputed)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{recipe.path}: lora does not fit {model}: {reason}") from None
+        _check_ends(adapted, recipe)
+        network = adapted
     if not any(weight.requires_grad for weight in network.parameters()):
         raise UserError(f"{recipe.path}: {model} has no trainable weights; look at lora:")
     return network, tokenizer
@@ -301,6 +315,49 @@ def load_for_training(
 
 def _is_unsloth(recipe: Recipe) -> bool:
     return choose(recipe.backend).name == "unsloth"
+
+
+def _check_names(network: PreTrainedModel, adapter: LoraConfig, recipe: Recipe, model: str) -> None:
+    """Raise UserError where ``lora`` names a layer that the model does not have, which PEFT passes
+    over as long as it has another one, or asks for what cannot be merged."""
+    from torch.nn import Linear
+
+    for key in _NOT_MERGED:
+        if getattr(adapter, key):
+            raise UserError(f"{recipe.path}: lora.{key} cannot be merged into a model; drop it")
+    modules = {f".{name}": module for name, module in network.named_modules()}
+    for key in ("target_modules", "modules_to_save"):
+        names = getattr(adapter, key)
+        for wanted in () if names is None or isinstance(names, str) else sorted(names):
+            if not any(name.endswith(f".{wanted}") for name in modules):
+                layers = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, Linear)}
+                raise UserError(
+                    f"{recipe.path}: lora.{key} has {wanted!r}, which {model} has not; its "
+                    f"linear layers are {', '.join(sorted(layers))}"
+                )
+
+
+def _check_ends(adapted: PreTrainedModel, recipe: Recipe) -> None:
+    """Raise UserError where there is an adapter on the embedding, or on a head that shares its
+    weights: merging it into one changes the other, which was trained without."""
+    from peft.tuners.lora import LoraLayer
+
+    inner = adapted.get_base_model()
+    entry, head = (
+        getattr(end, "base_layer", end)
+        for end in (inner.get_input_embeddings(), inner.get_output_embeddings())
+    )
+    tied = head is not None and head.weight is entry.weight
+    for name, layer in inner.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if layer.get_base_layer() is entry or (tied and layer.get_base_layer() is head):
+            leaf = name.rpartition(".")[2]
+            raise UserError(
+                f"{recipe.path}: an adapter of {leaf} cannot be merged into a model whose "
+                f"embedding it is; leave it out of lora.target_modules (lora.modules_to_save: "
+                f"[{leaf}] trains it whole)"
+            )
 
 
 def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -403,6 +460,15 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder, selected_adapters=["default"])
 
 
+def _change(layer: Any) -> Any:
+    """What merging adds to the weights of a layer with an adapter, before it is rounded."""
+    variant = layer.lora_variant.get("default")  # such as DoRA
+    if variant is None:
+        return layer.get_delta_weight("default").detach()
+    weight = layer.get_base_layer().weight.detach()
+    return variant.merge_safe(layer, "default", weight).detach() - weight
+
+
 def merge(model: str, adapter: Path, dtype: str, folder: Path) -> dict[str, Any]:
     """Write ``model`` with an adapter added into its weights of ``dtype``, whatever bits it was
     trained above, and check that what is written is base + adapter and not the base.
@@ -413,7 +479,7 @@ def merge(model: str, adapter: Path, dtype: str, folder: Path) -> dict[str, Any]
         change over the change's; the latter two over up to 64 rows of each layer.
 
     Raises:
-        UserError: when all of the change is lost in rounding.
+        UserError: when (all but) all of the change is lost in rounding.
         AssertionError: when the merged model is not base + adapter.
     """
     import torch
@@ -426,8 +492,7 @@ def merge(model: str, adapter: Path, dtype: str, folder: Path) -> dict[str, Any]
     for name, layer in adapted.base_model.model.named_modules():
         if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear):
             rows = layer.get_base_layer().weight.detach()[:64].double()
-            change = layer.get_delta_weight("default").detach()[:64].double()
-            before[name], wanted[name] = rows, change
+            before[name], wanted[name] = rows, _change(layer)[:64].double()
     assert before, f"{adapter} is the adapter of no layer of {model}"
     done = adapted.merge_and_unload()
     exact = torch.finfo(getattr(torch, dtype)).eps
@@ -440,16 +505,16 @@ def merge(model: str, adapter: Path, dtype: str, folder: Path) -> dict[str, Any]
         assert bool((off <= allowed).all()), f"{name} is not base + adapter after merging"
         parts = (rows, change, made - change)
         sizes += torch.stack([part.square().sum() for part in parts])
-        wanted[name] = made
     of_base, of_change, of_loss = sizes.sqrt().tolist()
-    if of_change and not any(bool(made.any()) for made in wanted.values()):
+    lost = of_loss / of_change if of_change else 0.0
+    if lost > _ALL:
         raise UserError(
-            f"merging {adapter} into {model} changes nothing: all of it is lost in rounding to "
-            f"{dtype}; train longer, at a higher learning rate, or with dtype: float32"
+            f"merging {adapter} into {model} changes nothing: {lost:.0%} of it is lost in rounding "
+            f"to {dtype}; train longer, at a higher learning rate, or with dtype: float32"
         )
     save(done, tokenizer, folder)
     return {
         "modules": len(before),
         "change": of_change / of_base,
-        "rounding": of_loss / of_change if of_change else 0.0,
+        "rounding": lost,
     }

@@ -6,43 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from tiny import ARCHITECTURES, random_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.errors import UserError
 from data.prompts import messages
 from pipeline import backend
 from pipeline.tokens import build_tokenizer
-
-ARCHITECTURES = {
-    "qwen3": lambda size: Qwen3ForCausalLM(Qwen3Config(head_dim=16, **size)),
-    "llama": lambda size: LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **size)),
-}
-
-
-def random_model(architecture: str):
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    size = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-    }
-    return ARCHITECTURES[architecture](size).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -101,29 +72,6 @@ def test_any_hugging_face_tool_can_read_what_is_saved(saved):
 def test_the_weights_have_the_dtype_asked_for(saved, dtype):
     network, _ = backend.load(str(saved), dtype)
     assert {p.dtype for p in network.parameters()} == {getattr(torch, dtype)}
-
-
-def test_an_adapter_is_merged_into_the_model_that_it_was_trained_on(saved, tmp_path):
-    network, _ = random_model("qwen3")
-    before = network.model.layers[0].self_attn.q_proj.weight.detach().clone()
-    adapted = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"]))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    ids = torch.arange(10)[None]
-    with torch.no_grad():
-        expected = adapted(ids).logits
-    backend.save_adapter(adapted, tmp_path / "adapter")
-    facts = backend.merge(str(saved), tmp_path / "adapter", "float32", tmp_path / "m")
-    assert facts["modules"] == 1
-    assert facts["change"] > 0.01
-    assert facts["rounding"] < 1e-5
-    assert not (tmp_path / "m" / "adapter_config.json").exists()
-    again, _ = backend.load(str(tmp_path / "m"), "float32")
-    again = again.cpu().eval()
-    with torch.no_grad():
-        torch.testing.assert_close(again(ids).logits, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(again.model.layers[0].self_attn.q_proj.weight, before)
 
 
 def test_padding_falls_back_on_the_end_token(model):

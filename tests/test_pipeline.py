@@ -6,69 +6,20 @@ from itertools import combinations
 
 import pytest
 import torch
-import yaml
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from tiny import RECIPE, TIED, save_model, write_recipe
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from data import make
 from data.errors import UserError
 from data.files import read_jsonl
 from data.make import read_split
 from data.policies import random_maximal_success
-from data.recipe import load_recipe
 from data.tiers import TIERS
 from eval import elicitation, report
 from eval.sample import sample_arm, samples_path, shots_for, trained_arms
 from pipeline import arms, backend, grpo, rejection, sft
-from pipeline.tokens import build_tokenizer
 from pipeline.train import model_folder, training_rows
 from rewards.verify import verify
-
-RECIPE = {
-    "name": "small",
-    "seed": 3,
-    "model": "filled in",
-    "data": {
-        "main": "dense",
-        "tiers": {
-            "dense": {"train": 8, "val": 1, "test": 3, "events": [3, 4]},
-            "blog": {"train": 2, "test": 2, "grid": 5},
-        },
-    },
-    "reward": {"weights": {"format": 0.1, "optimal": 0.9}},
-    "sft": {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01},
-    "grpo": {
-        "max_steps": 2,
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 12,
-        "learning_rate": 0.01,
-        "logging_steps": 1,
-    },
-    "eval": {"samples": 4, "max_tokens": 12, "resamples": 200},
-    "verdict": {"fresh": 8, "margins": {"resamples": 200}},
-}
-
-
-def _save_model(folder, architecture):
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    size = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-    )  # fmt: skip
-    if architecture == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(head_dim=8, tie_word_embeddings=True, **size))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **size))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture
@@ -77,13 +28,7 @@ def recipe_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(architecture="qwen3", **changes):
-        folder = tmp_path / architecture
-        if not folder.is_dir():
-            _save_model(folder, architecture)
-        path = tmp_path / "small.yaml"
-        content = {**RECIPE, "model": str(folder), **changes}
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return load_recipe(path)
+        return write_recipe(tmp_path, save_model(tmp_path / architecture, architecture), **changes)
 
     return write
 
@@ -96,11 +41,12 @@ def _differ(one, other):
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3", "smollm3"])
 def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     recipe_of, architecture, capsys
 ):
     recipe = recipe_of(architecture)
+    kind = AutoConfig.from_pretrained(recipe.model).model_type
     make.run(recipe, force=False, workers=1)
     sft.run(recipe, force=False)
     grpo.run(recipe, force=False)
@@ -128,6 +74,9 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     )
     assert _differ(base, tuned)
     assert base.keys() == tuned.keys() == final.keys()
+    for folder in (recipe.model, recipe.folder / "sft/model", recipe.folder / "grpo/model"):
+        config = AutoConfig.from_pretrained(folder)
+        assert (config.model_type, config.tie_word_embeddings) == (kind, TIED[architecture])
     steps = [row for _, row in read_jsonl(recipe.folder / "grpo" / "log.jsonl") if "reward" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert {"rewards/format/mean", "rewards/optimal/mean", "entropy", "grad_norm"} <= steps[
