@@ -1,15 +1,26 @@
 """Samples answers to the test problems from every arm, under identical decoding, to disk.
 
-Writes ``runs/<run>/eval/<arm>/samples.jsonl``, one row a completion. All samples of a problem are
-written together, so an interrupted run goes on with the problems that are missing.
+Writes ``runs/<run>/eval/<arm>/samples.jsonl``, one row a completion, in the order of the problems.
+All samples of a problem are written together, so an interrupted run goes on with the problems that
+are missing.
+
+With ``--shard i/n`` n processes, each with a GPU or a machine of its own, draw a part each
+(``eval.parts``). Every problem has its own random stream, and the parts are whole batches of those
+that one process would draw, so that not even rounding differs: on the same kind of machine the
+file is the same, byte for byte, as one process would have written. (Problems dealt out singly are
+drawn in other batches. That changes nothing but rounding, and yet one answer in twenty of a
+bfloat16 model.) The same holds for a run that was interrupted between two batches.
+
+With ``eval.server`` in the recipe the answers come from a server instead (``eval.server``), and
+none of this is promised: it batches and rounds as its load has it.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain, product
@@ -17,21 +28,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, run_main
-from data.files import Stage, finished, sha256, stage_facts, to_line, write_bytes, write_text
+from data.files import Stage, finished, sha256, stage_facts, to_line, write_bytes
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import EvalSection
 from data.seeds import seed_of
+from eval.parts import (
+    Shard,
+    begin,
+    claimed,
+    gathered,
+    in_turn,
+    kept,
+    put_together,
+    read_shard,
+)
 from eval.roles import beforehand
 from eval.score import score_rows
+from eval.server import NotServedError, Server
 from pipeline.train import is_trained, maker, model_folder, model_inputs
 from rewards.verify import Status
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from pipeline.decode import Decoding, Sample
+
 #: Keys of the eval section that change nothing about the answers.
-_JUDGING = ("lenient", "resamples", "server")
+_JUDGING = ("lenient", "resamples")
 
 
 def arms(recipe: Recipe) -> list[str]:
@@ -54,12 +78,23 @@ def samples_path(recipe: Recipe, arm: str) -> Path:
     return recipe.folder / "eval" / arm / "samples.jsonl"
 
 
-def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
-    """Sample one arm, in its own way of asking, unless it is up to date."""
+def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None) -> None:
+    """Sample one arm, in its own way of asking, unless it is up to date; of its problems only those
+    of ``shard``, and who finishes last puts all together.
+
+    Raises:
+        UserError: when another process does the same work, or parts of another number lie there;
+            NotServedError when the arm's server holds another model.
+    """
     model = model_folder(recipe, arm)
     test = read_split(recipe, "test")
     asking = recipe.for_arm(arm).eval
     tune = {} if arm == "base" else recipe.all_arms()[arm].tune
+    if tune and shard:
+        if shard.number > 1:
+            print(f"eval {arm}: tuned and sampled by one process, --shard 1/{shard.of}", flush=True)
+            return
+        shard = None
     settings = {
         **_settings(recipe, arm, asking),
         **({"tune": tune, "main": recipe.data.main} if tune else {}),
@@ -68,20 +103,57 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]
     inputs = [split_path(recipe, split) for split in splits]
     stage = Stage(path.parent, f"eval {arm}", settings, [*inputs, *model_inputs(model)])
-    if stage.is_current(force):
-        return
-    asker = Asker(recipe, arm)
-    facts: dict[str, Any] = {}
+    with ExitStack() as held:
+        with in_turn(path.parent):
+            alone = held.enter_context(claimed(path, shard))
+            if not begin(stage, path, shard, force, alone):
+                return
+        asker = Asker(recipe, arm, asking.server)
+        asking, facts = _resolved(recipe, asker, asking, tune)
+        shares = asker.shares(test, asking, shard.of) if shard else [test]
+        mine, own = (shares[shard.number - 1], shard.path(path)) if shard else (test, path)
+        elsewhere = gathered(path, asking.samples, but=own) if stage.goes_on else {}
+        rest = [row for row in mine if row["id"] not in elsewhere]
+        write_answers(asker, rest, asking, own, "sample", stage.goes_on)
+        with in_turn(path.parent):
+            if finished(path.parent):  # another process put all together
+                return
+            lacking = put_together(path, test, asking.samples)
+            if lacking:
+                _say_waiting(arm, shares, lacking)
+                return
+            stage.finish([path.name], samples=asking.samples, sha256=sha256(path), **facts)
+
+
+def _resolved(
+    recipe: Recipe, asker: Asker, asking: EvalSection, tune: Mapping[str, Sequence[Any]]
+) -> tuple[EvalSection, dict[str, Any]]:
+    """The way of asking with all that is tuned or left open resolved, and what the manifest says
+    of it.
+
+    Raises:
+        NotServedError: when the arm's server holds another model.
+    """
+    facts: dict[str, Any] = {"served": asker.served} if asker.server else {}
     if tune:
         asking, facts["tuned"] = _tuned(recipe, asker, asking, tune)
-    asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
-    write_answers(asker, test, asking, path, "sample", stage.goes_on)
-    stage.finish(
-        [path.name],
-        samples=asking.samples,
-        asking=asdict(asking),
-        sha256=sha256(path),
-        **facts,
+    limit = asking.max_tokens or asker.limit(read_split(recipe, "test"))
+    asking = replace(asking, max_tokens=limit)
+    return asking, {"asking": asdict(asking), **facts}
+
+
+def _say_waiting(
+    arm: str, shares: Sequence[Sequence[Mapping[str, Any]]], lacking: set[str]
+) -> None:
+    waiting = [
+        str(number)
+        for number, rows in enumerate(shares, 1)
+        if not lacking.isdisjoint(row["id"] for row in rows)
+    ]
+    print(
+        f"eval {arm}: part {', '.join(waiting)} of {len(shares)} not whole yet; who finishes last "
+        "puts them together",
+        flush=True,
     )
 
 
@@ -89,18 +161,24 @@ def ask_again(
     recipe: Recipe, arm: str, rows: Sequence[Mapping[str, Any]], samples: int, force: bool
 ) -> Path:
     """Draw ``samples`` fresh answers of a sampled arm to each of ``rows``, in the way in which it
-    was asked the first time, unless that is up to date; returns their file."""
+    was asked the first time, unless that is up to date; returns their file. A server may have moved
+    since, to where the recipe says."""
     first = samples_path(recipe, arm)
     asking = replace(way_of_asking(first.parent), samples=samples)
+    if asking.server:
+        asking = replace(asking, server=recipe.for_arm(arm).eval.server or asking.server)
     model = model_folder(recipe, arm)
     path = first.parent / "fresh" / first.name
     settings = {**_settings(recipe, arm, asking), "problems": [row["id"] for row in rows]}
     splits = ["test", *(["train"] if asking.shots else [])]
     inputs = [split_path(recipe, split) for split in splits]
     stage = Stage(path.parent, f"eval {arm} again", settings, [*inputs, *model_inputs(model)])
-    if not stage.is_current(force):
-        write_answers(Asker(recipe, arm), rows, asking, path, "fresh", stage.goes_on)
-        stage.finish([path.name], samples=samples, sha256=sha256(path))
+    with claimed(path):
+        if not stage.is_current(force):
+            asker = Asker(recipe, arm, asking.server)
+            write_answers(asker, rows, asking, path, "fresh", stage.goes_on)
+            put_together(path, rows, samples)
+            stage.finish([path.name], samples=samples, sha256=sha256(path))
     return path
 
 
@@ -113,13 +191,16 @@ def way_of_asking(folder: Path) -> EvalSection:
 
 
 def _settings(recipe: Recipe, arm: str, asking: EvalSection) -> dict[str, Any]:
-    """What an arm's answers depend on, its weights aside."""
+    """What an arm's answers depend on, its weights aside. Of a server, that it is one: its address
+    may change, and how much is asked of it at a time."""
+    aside = (*_JUDGING, "server", *(["rows"] if asking.server else []))
     return {
         "arm": arm,
         "model": model_folder(recipe, arm),
         "dtype": recipe.dtype,
         "seed": recipe.seed,
-        **{key: value for key, value in asdict(asking).items() if key not in _JUDGING},
+        **{key: value for key, value in asdict(asking).items() if key not in aside},
+        **({"engine": "server"} if asking.server else {}),
     }
 
 
@@ -132,14 +213,14 @@ def write_answers(
     goes_on: bool,
 ) -> None:
     """Write the answers to ``rows`` that ``path`` does not have yet, as they come."""
-    done = _keep_whole(path, asking.samples) if goes_on else set()
-    if not done:
-        write_text(path, "")
+    done = kept(path, asking.samples) if goes_on else {}
+    write_bytes(path, b"".join(line for lines in done.values() for line in lines))
     missing = [row for row in rows if row["id"] not in done]
     if not missing:
         return
     said = time.monotonic()
-    with path.open("a", encoding="utf-8") as file:
+    # A server may send lone surrogates, which UTF-8 cannot hold; in JSON their escape can.
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         for count, found in enumerate(asker.answers(missing, asking, stream), 1):
             file.write("".join(map(to_line, found)))
             file.flush()
@@ -153,25 +234,13 @@ def write_answers(
                 )
 
 
-def _keep_whole(path: Path, samples: int) -> set[str]:
-    """Drop the rows of a problem that was cut short; the ids of the problems that are complete."""
-    if not path.is_file():
-        return set()
-    rows: dict[str, list[bytes]] = {}
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):  # the torn last line of an interrupted write
-            break
-        rows.setdefault(json.loads(line)["id"], []).append(line)
-    whole = {identity: lines for identity, lines in rows.items() if len(lines) == samples}
-    write_bytes(path, b"".join(line for lines in whole.values() for line in lines))
-    return set(whole)
-
-
 class Asker:
-    """An arm's model, loaded when it is asked. ``seconds`` counts from the first question."""
+    """An arm's model, loaded when it is asked, or held by ``server``. ``seconds`` counts from the
+    first question."""
 
-    def __init__(self, recipe: Recipe, arm: str) -> None:
+    def __init__(self, recipe: Recipe, arm: str, server: str | None = None) -> None:
         self.recipe, self.arm, self._started = recipe, arm, 0.0
+        self.server = Server(server) if server else None
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -183,36 +252,74 @@ class Asker:
         prepare(model)
         return model, tokenizer
 
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from pipeline.lengths import read_tokenizer
+
+        model = model_folder(self.recipe, self.arm)
+        tokenizer = read_tokenizer(model)
+        if tokenizer.chat_template is None:
+            raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
+        return tokenizer
+
+    @cached_property
+    def served(self) -> dict[str, str]:
+        """What the arm's server calls the arm's model, and where it has it from.
+
+        Raises:
+            NotServedError: when it holds another one.
+        """
+        names = [self.arm]
+        while names[-1] != "base" and self.recipe.all_arms()[names[-1]].trainer == "none":
+            names.append(self.recipe.all_arms()[names[-1]].start)
+        model = model_folder(self.recipe, self.arm)
+        return self.server.model_of(names, model, self.recipe.dtype)
+
     def limit(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Tokens that an answer to ``rows`` may have where the recipe does not say."""
         from pipeline.decode import answer_limit
 
-        return answer_limit(self._loaded[1], rows)
+        return answer_limit(self._tokenizer, rows)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
+
+    def _prompts(self, rows: Sequence[Mapping[str, Any]], asking: EvalSection) -> list[str]:
+        """The rows' prompts as the model reads them."""
+        from pipeline.decode import render
+
+        shots = shots_for(self.recipe, rows, asking.shots)
+        return [render(self._tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
+
+    def shares(
+        self, rows: Sequence[Mapping[str, Any]], asking: EvalSection, count: int
+    ) -> list[list[Mapping[str, Any]]]:
+        """``rows`` in ``count`` parts, each in the order of ``rows``: whole batches of those that
+        ``answers`` would draw of all, dealt out in turn. The last, which may be smaller, is the
+        last of its part too, so a part falls into the same batches."""
+        batches = _batches(self._prompts(rows, asking), asking)
+        return [
+            [rows[i] for i in sorted(chain.from_iterable(batches[k::count]))] for k in range(count)
+        ]
 
     def answers(
         self, rows: Sequence[Mapping[str, Any]], asking: EvalSection, stream: str = "sample"
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the sample rows of each problem. ``stream`` names the random stream: with another
         one the answers are fresh."""
-        from pipeline.decode import Decoding, reasoning_prefix, render, sample
+        from pipeline.decode import Decoding, reasoning_prefix
 
-        model, tokenizer = self._loaded
-        prefix = reasoning_prefix(tokenizer)
+        prefix = reasoning_prefix(self._tokenizer)
         decoding = Decoding(
             max_tokens=asking.max_tokens or self.limit(rows),
             temperature=asking.temperature,
             top_p=asking.top_p,
         )
-        shots = shots_for(self.recipe, rows, asking.shots)
-        prompts = [render(tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
+        prompts = self._prompts(rows, asking)
         seeds = [seed_of(self.recipe.seed, stream, self.arm, row["id"]) for row in rows]
         self._started = time.monotonic()
-        drawn = sample(model, tokenizer, prompts, asking.samples, decoding, seeds, asking.rows)
-        for i, found in drawn:
+        for i, found in self._drawn(prompts, asking, decoding, seeds):
             yield [
                 {
                     "id": rows[i]["id"],
@@ -224,6 +331,42 @@ class Asker:
                 }
                 for number, one in enumerate(found)
             ]
+
+    def _drawn(
+        self, prompts: list[str], asking: EvalSection, decoding: Decoding, seeds: list[int]
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """Yield (prompt index, its samples), from the server or drawn here."""
+        from pipeline.decode import sample_batch
+
+        if self.server:
+            held = self.served["id"]
+            at_once = _together(asking)
+            yield from self.server.sample(
+                held, self._tokenizer, prompts, asking.samples, decoding, seeds, at_once
+            )
+            return
+        model, tokenizer = self._loaded
+        for batch in _batches(prompts, asking):
+            found = sample_batch(
+                model,
+                tokenizer,
+                [prompts[i] for i in batch],
+                asking.samples,
+                decoding,
+                [seeds[i] for i in batch],
+            )
+            yield from zip(batch, found, strict=True)
+
+
+def _together(asking: EvalSection) -> int:
+    """Prompts whose answers are drawn at a time."""
+    return max(1, asking.rows // asking.samples)
+
+
+def _batches(prompts: Sequence[str], asking: EvalSection) -> list[list[int]]:
+    """Prompts, by index, that are drawn together: those of like length, so little is padded."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    return [order[i : i + _together(asking)] for i in range(0, len(order), _together(asking))]
 
 
 def shots_for(
@@ -274,7 +417,11 @@ def _tuned(
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--arm", help="only this arm, instead of all that are trained")
+    parser.add_argument(
+        "--shard", help="i/n: only the i-th of n parts, one for each of n processes at a time"
+    )
     arguments = parser.parse_args()
+    shard = read_shard(arguments.shard) if arguments.shard is not None else None
     recipe = recipe_from(arguments)
     known = arms(recipe)
     if arguments.arm and arguments.arm not in known:
@@ -283,8 +430,15 @@ def main() -> None:
     sampled = [arm for arm in known if finished(samples_path(recipe, arm).parent)]
     for sentence in beforehand(recipe, {*chosen, *sampled}):
         print(f"eval: {sentence}", flush=True)
+    left_out = []
     for arm in chosen:
-        sample_arm(recipe, arm, arguments.force)
+        try:
+            sample_arm(recipe, arm, arguments.force, shard)
+        except NotServedError as error:
+            left_out.append(error)
+            print(f"eval: {arm} is left out: {error}", flush=True)
+    if left_out and len(left_out) == len(chosen):
+        raise left_out[0]
 
 
 if __name__ == "__main__":
