@@ -39,12 +39,12 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report try export ablate elicit skills blog probe plan backends calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report try export ablate elicit skills blog probe plan backends gpu-check calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: .venv/ready ## create .venv and install the pinned requirements (the others call it)
 
@@ -113,6 +113,12 @@ probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sf
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
 	$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU))
+
+# of `make gpu-check`: SHAPES="qwen2.5-0.5b qwen2.5-7b"  MINUTES=9 (then stop; the same command goes on)
+SHAPES  ?=
+MINUTES ?=
+gpu-check: setup ## measure step time and memory of both backends on this GPU, and how far `make plan` is off
+	$(PY) -m pipeline.gpu_check $(if $(SHAPES),--shapes $(SHAPES)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FORCE),--force)
 
 backends: data ## do Unsloth and plain TRL train the same thing? settings, log-probabilities, first update
 	$(PY) -m pipeline.parity $(STAGE)

@@ -39,6 +39,7 @@ TOLERANCES = {"float32": (1e-4, 0.02), "bfloat16": (0.15, 0.5), "float16": (0.05
 #: Settings that may differ, and why the training is the same all the same.
 EXPLAINED = {
     "trainer": "Unsloth puts its own subclass in place of TRL's",
+    "max_length": "Unsloth sets it to the length that no text exceeds, so nothing is cut",
     "model": "Unsloth puts its own subclass in place of the model's",
     "attention": "Unsloth has its own attention kernels",
     "use_cache": "of the config; Unsloth switches it while generating",

@@ -31,6 +31,7 @@ STAGES = (
     "pipeline.plan",
     "pipeline.lengths",
     "pipeline.parity",
+    "pipeline.gpu_check",
     "eval.sample",
     "eval.score",
     "eval.report",
@@ -46,7 +47,9 @@ STAGES = (
 )
 #: Stages of a recipe, with the flags that all of them take.
 OF_A_RECIPE = tuple(
-    stage for stage in STAGES if stage not in ("pipeline.base", "eval.score", "eval.calibrate")
+    stage
+    for stage in STAGES
+    if stage not in ("pipeline.base", "pipeline.gpu_check", "eval.score", "eval.calibrate")
 )
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
 
@@ -257,7 +260,7 @@ PHONY = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
 
 def test_make_help_lists_every_target_with_one_line():
     lines = make("help").splitlines()
-    found = [re.fullmatch(r"  make ([a-z]+) +\S.*", line) for line in lines]
+    found = [re.fullmatch(r"  make ([a-z-]+) +\S.*", line) for line in lines]
     assert [match and match[1] for match in found] == PHONY
     assert {"data", "sft", "grpo", "eval", "base", "bench", "test", "setup"} <= set(PHONY)
 
