@@ -39,7 +39,7 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report try export ablate elicit skills blog probe plan backends gpu-check calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval report try export ablate elicit skills blog probe plan gpu-check backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
