@@ -1,0 +1,191 @@
+"""Traps that others fell into: adapters that do not learn, the wrong reference of the KL, answers
+cut in training, and an end of the answer that is never learnt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from tiny import LORA, save_model, write_recipe
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from data import make
+from pipeline import backend, grpo, sft
+from pipeline.train import training_rows
+from rewards.reward import reward_weights
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A recipe with its data and an SFT model that differs from its base."""
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(backend, "_chosen", {})
+        model = save_model(folder / "model", "qwen3", hidden=64)
+        recipe = replace(write_recipe(folder, model), backend="trl")
+        make.run(recipe, force=False, workers=1)
+        sft.run(recipe, force=False)
+        yield recipe
+
+
+def by_spelling(prompts, completions, **_):
+    """Differs between the answers of a model that knows nothing."""
+    return [sum(map(ord, completion[0]["content"])) % 7 / 7 for completion in completions]
+
+
+@pytest.fixture
+def trainer_of(small, tmp_path, monkeypatch):
+    """A function that builds a stage's trainer, with changes to the recipe; GRPO's pays."""
+    monkeypatch.setattr(backend, "_chosen", {})
+    functions = [by_spelling] * len(reward_weights(small.reward))
+    monkeypatch.setattr(grpo, "reward_functions", lambda *_: functions)
+
+    def build(stage, model=None, settings=(), **changes):
+        # Warming up, the first step would be at a learning rate of 0.
+        section = {**getattr(small, stage), "logging_steps": 1, "warmup_steps": 0}
+        recipe = replace(small, **{stage: {**section, **dict(settings)}, **changes})
+        network, tokenizer = backend.load_for_training(recipe, stage, model or small.model, 256)
+        module = {"sft": sft, "grpo": grpo}[stage]
+        return module.trainer_for(
+            recipe, training_rows(recipe, stage), network, tokenizer, tmp_path
+        )
+
+    return build
+
+
+# --- adapters that do not learn ------------------------------------------------------------
+
+
+class Gradients(TrainerCallback):
+    """The norm of every trainable weight's gradient, by step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
+        assert all(weight.grad is not None for weight in trained.values())
+        self.steps.append({name: float(weight.grad.norm()) for name, weight in trained.items()})
+
+
+@pytest.mark.parametrize(
+    ("stage", "named", "bits"),
+    [
+        ("sft", "attention", None),
+        ("sft", "mlp", None),
+        ("sft", "all", None),
+        ("sft", "all", 4),
+        ("sft", "all", 8),
+        ("grpo", "attention", None),
+        ("grpo", "mlp", None),
+        ("grpo", "all", None),
+        ("grpo", "all", 4),
+        ("grpo", "all", 8),
+    ],
+)
+def test_every_adapter_learns_and_nothing_else_does(trainer_of, stage, named, bits):
+    trainer = trainer_of(stage, lora={**LORA, "target_modules": named}, bits=bits)
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    seen = Gradients()
+    trainer.add_callback(seen)
+    trainer.train()
+    assert len(seen.steps) == 2
+    # B begins at 0, so A has no gradient in the first step.
+    assert all(norm > 0 for name, norm in seen.steps[0].items() if "lora_B" in name)
+    assert all(norm > 0 for norm in seen.steps[1].values())
+    assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
+    layers = [layer for layer in trainer.model.modules() if isinstance(layer, LoraLayer)]
+    changed = {
+        name
+        for name, weight in trainer.model.named_parameters()
+        if not torch.equal(weight.detach(), before[name])
+    }
+    assert len(changed) == 2 * len(layers) > 0
+    assert all("lora_" in name and ".default." in name for name in changed)
+
+
+# --- the reference of the KL -----------------------------------------------------------------
+
+#: The KL in nats a token that the SFT model of these tests has from its base is more than this.
+APART = 1e-3
+
+
+def first_kl(trainer):
+    trainer.train()
+    return next(row["kl"] for row in trainer.state.log_history if "kl" in row)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_grpo_begins_at_its_reference_which_is_the_sft_model(small, trainer_of, lora):
+    tuned = str(small.folder / "sft" / "model")
+    one = {"beta": 0.1, "max_steps": 1}
+    assert abs(first_kl(trainer_of("grpo", tuned, one, lora=lora))) < 1e-6
+    # So it is the reference that the KL is to, and not the model of itself: it grows in training.
+    moved = trainer_of("grpo", tuned, {**one, "max_steps": 3}, lora=lora)
+    moved.train()
+    found = [row["kl"] for row in moved.state.log_history if "kl" in row]
+    assert found[2] > 1e-5 > found[0]
+
+
+def test_the_base_as_the_reference_would_be_seen(small, trainer_of):
+    trainer = trainer_of("grpo", str(small.folder / "sft" / "model"), {"beta": 0.1, "max_steps": 1})
+    base = AutoModelForCausalLM.from_pretrained(small.model, dtype=torch.float32)
+    trainer.ref_model.load_state_dict(base.state_dict())
+    assert first_kl(trainer) > APART
+
+
+# --- answers cut, and the end of an answer ---------------------------------------------------
+
+
+def batch_of(trainer):
+    """The first batch that a trainer sees: (tokens, labels), each as lists of rows."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    return batch["input_ids"].tolist(), batch["labels"].tolist()
+
+
+def learnt(labels):
+    return [label for label in labels if label != -100]
+
+
+def test_a_long_gold_answer_is_not_cut(small, trainer_of, monkeypatch):
+    rows = training_rows(small, "sft")[:2]
+    rows = [{**row, "gold": row["gold"] + " x" * 1500} for row in rows]
+    monkeypatch.setattr("test_traps.training_rows", lambda *_: rows)
+    trainer = trainer_of("sft", settings={"per_device_train_batch_size": 2})
+    tokenizer = trainer.processing_class
+    _, labels = batch_of(trainer)
+    golds = sorted(tokenizer.decode(learnt(row)) for row in labels)
+    assert golds == sorted(row["gold"] + tokenizer.eos_token for row in rows)
+    assert min(len(learnt(row)) for row in labels) > 1500
+    # TRL's own default would cut at 1,024 tokens, and the answer is what comes last.
+    cut = trainer_of("sft", settings={"per_device_train_batch_size": 2, "max_length": 1024})
+    assert {len(row) for row in batch_of(cut)[0]} == {1024}
+
+
+@pytest.mark.parametrize("padding", ["<|pad|>", "<|end|>"], ids=["pad", "pad is eos"])
+def test_the_end_of_an_answer_is_learnt_and_padding_is_not(small, trainer_of, padding, monkeypatch):
+    load = backend.load_for_training
+
+    def padded(*arguments):
+        network, tokenizer = load(*arguments)
+        tokenizer.pad_token = padding
+        return network, tokenizer
+
+    monkeypatch.setattr(backend, "load_for_training", padded)
+    trainer = trainer_of("sft", settings={"per_device_train_batch_size": 10})
+    tokenizer = trainer.processing_class
+    assert tokenizer.pad_token == padding
+    ids, labels = batch_of(trainer)
+    assert len(ids) == 10
+    answers = sorted(tokenizer.decode(learnt(row)) for row in labels)
+    golds = sorted(row["gold"] + "<|end|>" for row in training_rows(small, "sft"))
+    assert answers == golds
+    for row, labelled in zip(ids, labels, strict=True):
+        assert learnt(labelled).count(tokenizer.eos_token_id) == 1
+        assert learnt(labelled)[-1] == tokenizer.eos_token_id
+        assert all(label in (token, -100) for token, label in zip(row, labelled, strict=True))
+    assert any(row.count(tokenizer.pad_token_id) > 2 for row in ids)
