@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
 from data.recipe import Recipe
+from pipeline import processes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -85,6 +86,14 @@ def _choose(wanted: str) -> Choice:
         return Choice("trl", "as asked for")
     if wanted == "auto" and not torch.cuda.is_available():
         return Choice("trl", "there is no CUDA GPU")
+    if processes.count() > 1:
+        # Unsloth documents DDP for SFT; its GRPO is reported to hang there, and neither is tried.
+        if wanted == "auto":
+            return Choice("trl", f"there are {processes.count()} processes")
+        raise UserError(
+            f"backend: unsloth trains in one process here, not in {processes.count()}; BACKEND=trl "
+            "(--backend trl) does in several"
+        )
     if find_spec("unsloth") is None:
         if wanted == "auto":
             return Choice("trl", "Unsloth is not installed")
@@ -116,6 +125,7 @@ def start(recipe: Recipe) -> Choice:
         UserError: see ``choose`` and ``check_installed``.
     """
     check_installed(recipe)
+    processes.start()
     choice = choose(recipe.backend)
     if recipe.fast_inference and choice.name != "unsloth":
         raise UserError(
@@ -130,6 +140,11 @@ def check_installed(recipe: Recipe) -> None:
     that works on a GPU only."""
     import torch
 
+    if recipe.bits in (4, 8) and processes.cuts_weights():
+        raise UserError(
+            f"{recipe.path}: weights of {recipe.bits} bits are not cut up among processes; "
+            "pipeline/accelerate/ddp.yaml or zero2.yaml leaves them whole, or bits: 16"
+        )
     gpu = torch.cuda.is_available()
     wants: list[tuple[str, str, bool]] = [
         ("fast_inference", "vllm", recipe.fast_inference),
@@ -199,7 +214,8 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     import torch
 
     network, tokenizer = _from_pretrained(model, dtype)
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    if not processes.cuts_weights():  # what cuts a model up moves its parts itself
+        network.to(f"cuda:{processes.local()}" if torch.cuda.is_available() else "cpu")
     return network, tokenizer
 
 
@@ -377,7 +393,7 @@ def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrai
         if recipe.bits == 4
         else BitsAndBytesConfig(load_in_8bit=True)
     )
-    where = {"": 0} if torch.cuda.is_available() else "cpu"
+    where = {"": processes.local()} if torch.cuda.is_available() else "cpu"
     network, tokenizer = _from_pretrained(
         model, recipe.dtype, quantization_config=quantised, device_map=where
     )
@@ -448,16 +464,24 @@ def _attach_with_unsloth(
     )
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder that ``load`` and any Hugging Face tool can read."""
-    model.save_pretrained(folder)
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Any] | None = None,
+) -> None:
+    """Write a model folder that ``load`` and any Hugging Face tool can read; with ``weights`` in
+    place of its own where it has only a part of them."""
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+def save_adapter(
+    model: PreTrainedModel, folder: Path, weights: dict[str, Any] | None = None
+) -> None:
     """Write the LoRA adapter of a model that was trained, in PEFT's layout; not the copy that TRL
-    may hold beside it as the reference of its KL."""
-    model.save_pretrained(folder, selected_adapters=["default"])
+    may hold beside it as the reference of its KL. ``weights``: see ``save``."""
+    model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
 
 
 def _change(layer: Any) -> Any:

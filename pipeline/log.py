@@ -35,6 +35,8 @@ class Log(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._first, self._started = state.global_step, time.monotonic()
+        if not state.is_world_process_zero:
+            return
         # Of an interrupted training, what lies before its checkpoint; a torn last line lies after.
         kept = []
         if state.global_step and self.path.is_file():

@@ -14,9 +14,10 @@ from data.make import read_split, split_path
 from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
 from data.sections import ARMS
-from pipeline import backend
+from pipeline import backend, processes
 from pipeline.lengths import longest
 from pipeline.parity import settings_held
+from rewards.reward import SHAPES
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -124,6 +125,20 @@ def _speak_of(merge: dict[str, Any], name: str) -> None:
         )
 
 
+def check_groups(recipe: Recipe, trainer: Trainer) -> None:
+    """Raise UserError where a reward that compares the answers to a prompt would see only some of
+    them: each process rewards what it sampled."""
+    args = trainer.args
+    here = args.per_device_train_batch_size * args.steps_per_generation
+    if SHAPES[recipe.reward.shape].in_group and here % args.num_generations:
+        raise UserError(
+            f"{recipe.path}: the reward {recipe.reward.shape!r} compares the answers to a prompt, "
+            f"so each of the {processes.count()} processes must sample whole groups of "
+            f"{args.num_generations}, but it samples {here} answers at a time; change "
+            "grpo.per_device_train_batch_size or grpo.gradient_accumulation_steps"
+        )
+
+
 def run_trainer(
     recipe: Recipe,
     name: str,
@@ -134,7 +149,8 @@ def run_trainer(
     gate: Callable[[], None] = lambda: None,
 ) -> None:
     """Train arm ``name`` unless up to date: pass the ``gate``, load the model that it starts from,
-    let ``make`` build the trainer, train, save; a LoRA adapter by itself and merged.
+    let ``make`` build the trainer, train, save; a LoRA adapter by itself and merged. With several
+    processes all of them train, and the main one does the rest.
 
     ``recipe`` is as it stands for the arm; ``stage_name`` is its section, ``sft`` or ``grpo``, and
     ``more`` is what the training depends on beside it. An interrupted training goes on from its
@@ -152,50 +168,68 @@ def run_trainer(
         "backend": choice.name,
         "bits": recipe.bits,
         stage_name: getattr(recipe, stage_name),
+        **processes.layout(),
         **more,
     }
-    folder = recipe.folder / name
-    stage = Stage(folder, name, settings, [split_path(recipe, "train"), *model_inputs(start)])
-    if stage.is_current(force):
+
+    def begin() -> Stage | None:
+        inputs = [split_path(recipe, "train"), *model_inputs(start)]
+        stage = Stage(recipe.folder / name, name, settings, inputs)
+        if stage.is_current(force):
+            return None
+        gate()
+        if not stage.goes_on:
+            shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)
+        print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
+        return stage
+
+    stage = processes.by_main(begin)
+    if stage is None:
         return
-    gate()
-    if not stage.goes_on:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     backend.quiet()
-    print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
     length = recipe.max_seq_length or longest(recipe)
     model, tokenizer = backend.load_for_training(recipe, stage_name, start, length)
+    checkpoints = stage.folder / CHECKPOINTS
     try:
-        trainer = make(model, tokenizer, folder / CHECKPOINTS)
+        trainer = make(model, tokenizer, checkpoints)
     except ValueError as error:  # a setting that only the trainer itself can judge
         reason = " ".join(str(error).split())
         raise UserError(f"{recipe.path}: the {name} trainer refuses the recipe: {reason}") from None
+    if stage_name == "grpo":
+        check_groups(recipe, trainer)
     from pipeline.log import attach
 
-    attach(trainer, folder)
-    checkpoints = folder / CHECKPOINTS
-    last = last_whole(checkpoints)
-    if last:
+    attach(trainer, stage.folder)
+    last = processes.by_main(lambda: last_whole(checkpoints))
+    if last and processes.is_main():
         print(f"{name}: going on from {last}", flush=True)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    made = {}
+    weights = processes.whole_weights(trainer, recipe.dtype)
+    processes.by_main(lambda: _finish(recipe, stage, start, trainer, tokenizer, weights))
+
+
+def _finish(
+    recipe: Recipe, stage: Stage, start: str, trainer: Trainer, tokenizer: Any, weights: Any
+) -> None:
+    """Save what was trained and say so; ``weights`` are of ``processes.whole_weights``."""
+    name, folder = stage.name, stage.folder
+    held = settings_held(trainer)
+    made: dict[str, Any] = {}
     shutil.rmtree(folder / ADAPTER, ignore_errors=True)
     if recipe.lora is None:
-        _whole(folder / MODEL, lambda fresh: backend.save(trainer.model, tokenizer, fresh))
+        _whole(folder / MODEL, lambda fresh: backend.save(trainer.model, tokenizer, fresh, weights))
     else:
-        _whole(folder / ADAPTER, lambda fresh: backend.save_adapter(trainer.model, fresh))
+        _whole(folder / ADAPTER, lambda fresh: backend.save_adapter(trainer.model, fresh, weights))
         _whole(
             folder / MODEL,
             lambda fresh: made.update(backend.merge(start, folder / ADAPTER, recipe.dtype, fresh)),
         )
         _speak_of(made, name)
-    held = settings_held(trainer)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    outputs = [MODEL, "log.jsonl", *([ADAPTER] if recipe.lora else [])]
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     stage.finish(
-        outputs,
+        [MODEL, "log.jsonl", *([ADAPTER] if recipe.lora else [])],
         seed=recipe.seed,
-        backend=asdict(choice),
+        backend=asdict(backend.choose(recipe.backend)),
         trainable_parameters=held["trainable_parameters"],
         trained_with=held.pop("args"),
         held=held,
