@@ -1,7 +1,6 @@
 """The arithmetic of memory: against what torch, peft and transformers really hold, on small models,
 and by its own laws. No GPU: what autograd saves and the profiler counts is the same on a CPU."""
 
-import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from pipeline.measure import Case, measured, planned
 from pipeline.memory import (
     CHANGES,
     CONTEXT,
@@ -216,40 +215,6 @@ def test_the_kv_cache_is_a_real_ones(family, changes, tokens):
     assert kv_bytes(shape_of(config, skeleton(config)), 3, tokens, 2) == real
 
 
-def allocated(work) -> int:
-    """The most bytes that ``work`` held at once, by the profiler's record of each allocation."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work()
-    events = []
-    nodes = list(record.profiler.kineto_results.experimental_event_tree())
-    while nodes:
-        node = nodes.pop()
-        nodes.extend(node.children)
-        if node.tag.name == "Allocation":
-            fields = node.extra_fields
-            events.append((node.start_time_ns, fields.ptr, fields.alloc_size))
-    live: dict[int, int] = {}
-    now = most = 0
-    for _, place, size in sorted(events, key=lambda event: event[0]):
-        if size > 0:
-            live[place] = size
-            now += size
-        else:  # what was there before is no part of it
-            now -= live.pop(place, 0)
-        most = max(most, now)
-    return most
-
-
-MIDDLE = dict(
-    vocab_size=4000,
-    hidden_size=192,
-    intermediate_size=512,
-    num_hidden_layers=4,
-    num_attention_heads=6,
-    eos_token_id=None,
-)
-
-
 def test_the_copy_of_an_adapter_that_grpo_refers_to_is_trls(tmp_path):
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -277,80 +242,16 @@ def test_the_copy_of_an_adapter_that_grpo_refers_to_is_trls(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_peak_of_a_real_sft_is_as_estimated(checkpointing, tmp_path):
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    asked, gold, rows = 64, 128, 8
-    config = config_of("qwen2", **MIDDLE)
-    tokenizer = AutoTokenizer.from_pretrained("pipeline/embedded")
-    rng = random.Random(0)
-    dataset = Dataset.from_list(
-        [
-            {"input_ids": ids, "completion_mask": [0] * asked + [1] * (len(ids) - asked)}
-            for i in range(4 * rows)
-            for ids in [[rng.randrange(5, 1000) for _ in range(asked + gold - i % 2)]]
-        ]
-    )
-    arguments = SFTConfig(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=2,
-        gradient_checkpointing=checkpointing,
-        completion_only_loss=True,
-        max_steps=2,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-
-    def work():
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        SFTTrainer(
-            model=network, args=arguments, train_dataset=dataset, processing_class=tokenizer
-        ).train()
-
-    shape = shape_of(config, skeleton(config))
-    s = training(
-        shape,
-        "sft",
-        prompt=asked,
-        completion=gold,
-        rows=rows,
-        adapters=(),
-        accumulation=2,
-        checkpointing=checkpointing,
-    )
-    found = max(phase.allocated for phase in estimate(shape, s).phases)
-    assert found == pytest.approx(allocated(work), rel=0.08)
-
-
-@pytest.mark.slow
-def test_the_peak_of_real_sampling_is_as_estimated():
-    from transformers import AutoTokenizer
-
-    from pipeline.decode import Decoding, sample_batch
-
-    tokenizer = AutoTokenizer.from_pretrained("pipeline/embedded")
-    prompts = ["07:05 " * (15 + i % 2) for i in range(4)]
-    longest = max(len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"])
-    config = config_of("qwen2", **MIDDLE)
-
-    def work():
-        torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-        network.generation_config.eos_token_id = None
-        sample_batch(network, tokenizer, prompts, 16, Decoding(max_tokens=48), [0, 1, 2, 3])
-
-    shape = shape_of(config, skeleton(config))
-    s = Settings("eval", "sampling", "trl", 16, longest, 48, rows=64, prompts=4)
-    found = max(phase.allocated for phase in estimate(shape, s).phases)
-    assert found == pytest.approx(allocated(work), rel=0.15)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("sft", "bfloat16"),
+        Case("sft", "bfloat16", checkpointing=True),
+        Case("sampling", "bfloat16"),
+    ],
+)
+def test_the_peak_of_real_work_is_as_planned(case):
+    assert planned(case) == pytest.approx(measured(case), rel=0.08)
 
 
 # --- by its own laws -------------------------------------------------------------------------
