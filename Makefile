@@ -39,7 +39,7 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval report try export ablate elicit skills blog probe plan gpu-check backends calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval sample report try export ablate elicit skills blog probe plan gpu-check backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -77,6 +77,11 @@ eval: setup ## sample every arm, judge the answers, report pass@k: elicited or l
 	$(PY) -m eval.sample $(STAGE)
 	$(PY) -m eval.report $(STAGE)
 	$(PY) -m eval.elicitation $(STAGE)
+
+# of `make sample`: SHARD=i/n draws one of n parts, one for each of n processes
+SHARD  ?=
+sample: setup ## draw every arm's answers and no more (SHARD=2/4: a part, one for each GPU)
+	$(PY) -m eval.sample $(STAGE) $(if $(SHARD),--shard $(SHARD))
 
 report: setup ## one HTML page of everything, with real answers drawn as days
 	$(PY) -m eval.page $(STAGE)

@@ -25,6 +25,7 @@ from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, EvalSection, RewardSection
 from data.seeds import seed_of
+from eval.parts import claimed
 from eval.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
 from eval.sample import Asker, arms, write_answers
 from eval.tables import Sheet, cell, label, markdown_of, print_sheets
@@ -146,7 +147,8 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     asker = Asker(recipe, arm)
     limit = plan.asking.max_tokens or asker.limit(read_split(recipe, "train"))
     asking = replace(plan.asking, max_tokens=limit)
-    write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
+    with claimed(folder / SAMPLES):
+        write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
     outcomes = judge([row for _, row in read_jsonl(folder / SAMPLES)], texts, recipe.reward)
     report = {

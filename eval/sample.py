@@ -46,6 +46,7 @@ from eval.parts import (
 from eval.roles import beforehand
 from eval.score import score_rows
 from eval.server import NotServedError, Server
+from pipeline import backend
 from pipeline.train import is_trained, maker, model_folder, model_inputs
 from rewards.verify import Status
 
@@ -244,7 +245,6 @@ class Asker:
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from pipeline import backend
         from pipeline.decode import prepare
 
         backend.quiet()
@@ -258,8 +258,7 @@ class Asker:
 
         model = model_folder(self.recipe, self.arm)
         tokenizer = read_tokenizer(model)
-        if tokenizer.chat_template is None:
-            raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
+        backend.check_template(tokenizer, model)
         return tokenizer
 
     @cached_property
@@ -298,9 +297,11 @@ class Asker:
         """``rows`` in ``count`` parts, each in the order of ``rows``: whole batches of those that
         ``answers`` would draw of all, dealt out in turn. The last, which may be smaller, is the
         last of its part too, so a part falls into the same batches."""
-        batches = _batches(self._prompts(rows, asking), asking)
+        from pipeline.decode import batches
+
+        dealt = batches(self._prompts(rows, asking), asking.samples, asking.rows)
         return [
-            [rows[i] for i in sorted(chain.from_iterable(batches[k::count]))] for k in range(count)
+            [rows[i] for i in sorted(chain.from_iterable(dealt[k::count]))] for k in range(count)
         ]
 
     def answers(
@@ -336,37 +337,17 @@ class Asker:
         self, prompts: list[str], asking: EvalSection, decoding: Decoding, seeds: list[int]
     ) -> Iterator[tuple[int, list[Sample]]]:
         """Yield (prompt index, its samples), from the server or drawn here."""
-        from pipeline.decode import sample_batch
+        from pipeline.decode import sample
 
         if self.server:
             held = self.served["id"]
-            at_once = _together(asking)
+            at_once = max(1, asking.rows // asking.samples)
             yield from self.server.sample(
                 held, self._tokenizer, prompts, asking.samples, decoding, seeds, at_once
             )
             return
         model, tokenizer = self._loaded
-        for batch in _batches(prompts, asking):
-            found = sample_batch(
-                model,
-                tokenizer,
-                [prompts[i] for i in batch],
-                asking.samples,
-                decoding,
-                [seeds[i] for i in batch],
-            )
-            yield from zip(batch, found, strict=True)
-
-
-def _together(asking: EvalSection) -> int:
-    """Prompts whose answers are drawn at a time."""
-    return max(1, asking.rows // asking.samples)
-
-
-def _batches(prompts: Sequence[str], asking: EvalSection) -> list[list[int]]:
-    """Prompts, by index, that are drawn together: those of like length, so little is padded."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    return [order[i : i + _together(asking)] for i in range(0, len(order), _together(asking))]
+        yield from sample(model, tokenizer, prompts, asking.samples, decoding, seeds, asking.rows)
 
 
 def shots_for(

@@ -10,6 +10,7 @@ that imports transformers, peft or TRL.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,8 @@ def _import_unsloth() -> str | None:
     late = [name for name in _PATCHED if name in sys.modules]
     if "unsloth" not in sys.modules and late:
         return f"{', '.join(late)} had been imported before it"
+    # It counts its users over the network at every load, and gives up where that is slow.
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # whatever a library that patches five others may run into
@@ -270,13 +273,18 @@ def explained(model: str) -> Iterator[None]:
         ) from None
 
 
+def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Raise UserError where a tokenizer cannot render a conversation."""
+    if tokenizer.chat_template is None:
+        raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
+
+
 def check_tokenizer(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: str
 ) -> None:
     """Raise UserError where a tokenizer does not fit its model or this pipeline; give it a padding
     token where it has none."""
-    if tokenizer.chat_template is None:
-        raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
+    check_template(tokenizer, model)
     if len(tokenizer) > network.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only "
@@ -324,6 +332,9 @@ def load_for_training(
             raise UserError(f"{recipe.path}: lora does not fit {model}: {reason}") from None
         _check_ends(adapted, recipe)
         network = adapted
+    if _is_unsloth(recipe) and not any(getattr(recipe, stage).get(k) for k in ("bf16", "fp16")):
+        # Its trainers would turn bfloat16 autocast on where neither is asked for.
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
     if not any(weight.requires_grad for weight in network.parameters()):
         raise UserError(f"{recipe.path}: {model} has no trainable weights; look at lora:")
     return network, tokenizer
@@ -413,7 +424,7 @@ def _load_with_unsloth(
     if is_local(model):
         check_model_folder(Path(model))
     with explained(model):
-        network, _ = FastLanguageModel.from_pretrained(
+        network, theirs = FastLanguageModel.from_pretrained(
             model_name=model,
             max_seq_length=length,
             dtype=getattr(torch, recipe.dtype),
@@ -426,10 +437,15 @@ def _load_with_unsloth(
             fast_inference=recipe.fast_inference,
             max_lora_rank=(recipe.lora or {}).get("r", 64),
             random_state=recipe.seed,
+            offload_embedding=False,  # or memory would depend on what is free
             use_exact_model_name=True,  # not a copy of its own, quantised or mended
         )
         # Its own pads on the other side and has another limit; the model is saved with this one.
         tokenizer = AutoTokenizer.from_pretrained(model)
+    # Its GRPO masks padding by its id, so the end of a turn must not be the same token.
+    its = theirs.pad_token
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id) and its in tokenizer.get_vocab():
+        tokenizer.pad_token = its
     check_tokenizer(network, tokenizer, model)
     return network, tokenizer
 

@@ -258,6 +258,14 @@ def sample_batch(
     return [flat[i : i + samples] for i in range(0, rows, samples)]
 
 
+def batches(prompts: Sequence[str], samples: int, rows: int) -> list[list[int]]:
+    """Prompts, by index, that are drawn together, at most about ``rows`` completions at a time:
+    those of like length, so little is padded."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    size = max(1, rows // samples)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -267,14 +275,8 @@ def sample(
     seeds: Sequence[int],
     rows: int,
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """Yield (prompt index, its samples), batch by batch of at most about ``rows`` completions.
-
-    Prompts are taken in order of length, so little is padded.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    size = max(1, rows // samples)
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
+    """Yield (prompt index, its samples), batch by batch."""
+    for batch in batches(prompts, samples, rows):
         found = sample_batch(
             model, tokenizer, [prompts[i] for i in batch], samples, decoding,
             [seeds[i] for i in batch],

@@ -152,10 +152,7 @@ def count(recipe: Recipe) -> dict[str, Any]:
     """
     rows = {split: read_split(recipe, split) for split in SPLITS}
     tokenizer = read_tokenizer(recipe.model)
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"the tokenizer of {recipe.model} has no chat template; use an instruct model"
-        )
+    backend.check_template(tokenizer, recipe.model)
     text = read_config(recipe.model).get_text_config(decoder=True)
     found: dict[str, dict[str, dict[str, Sizes]]] = {}
     for split in SPLITS:
