@@ -1,0 +1,242 @@
+"""The Unsloth backend, for real. It patches its process, so it is never imported by a test itself:
+every one looks at what other processes left."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import LORA, RECIPE, save_model, write_recipe
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data import make
+from data.files import read_jsonl
+
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "pipeline" / "embedded"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("unsloth") is None, reason="Unsloth is not installed"),
+]
+STEPS = {
+    "sft": {**RECIPE["sft"], "learning_rate": 1e-3, "warmup_steps": 0, "logging_steps": 1},
+    "grpo": {
+        "max_steps": 2,
+        "per_device_train_batch_size": 32,
+        "num_generations": 8,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "beta": 0.05,
+    },
+}
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another process's run of python, in ``folder``."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the runs are; with recipes and data for full fine-tuning and for LoRA."""
+    place = tmp_path_factory.mktemp("unsloth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for kind, lora in (("full", None), ("lora", LORA)):
+            recipe = write_recipe(place, EMBEDDED, name=kind, lora=lora, backend="unsloth", **STEPS)
+            recipe.path.rename(place / f"{kind}.yaml")
+            make.run(replace(recipe, path=place / f"{kind}.yaml"), force=False, workers=1)
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> dict[str, Path]:
+    """The runs in which SFT and GRPO were trained: LoRA by a stage at a time, full fine-tuning by
+    both in one process."""
+    for arguments in (
+        ("pipeline.sft", "--recipe", "lora.yaml"),
+        ("pipeline.grpo", "--recipe", "lora.yaml"),
+        ("pipeline.arms", "--recipe", "full.yaml"),
+    ):
+        done = python(folder, "-m", *arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "trained by unsloth (as asked for)" in done.stdout
+    return {kind: folder / "runs" / kind for kind in ("lora", "full")}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_unsloth_trains_a_model_that_any_tool_loads(trained, kind, stage):
+    run = trained[kind]
+    manifest = json.loads((run / stage / "manifest.json").read_text())
+    assert manifest["backend"] == {"name": "unsloth", "why": "as asked for"}
+    assert manifest["versions"]["unsloth"] == version("unsloth")
+    before = weights(EMBEDDED if stage == "sft" else run / "sft" / "model")
+    after = weights(run / stage / "model")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    if kind == "lora":
+        assert {name.split(".")[-2] for name in changed} == {
+            *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        }
+        assert manifest["merge"]["modules"] == len(changed) == 7 * 6
+        assert manifest["merge"]["change"] > 1e-4
+        assert (run / stage / "adapter" / "adapter_model.safetensors").is_file()
+    else:
+        assert len(changed) > 0.9 * len(before)
+    assert all(bool(weight.isfinite().all()) for weight in after.values())
+    ours, theirs = (
+        AutoTokenizer.from_pretrained(each) for each in (EMBEDDED, run / stage / "model")
+    )
+    text = "- Zoo visit (09:05 - 10:15)\n"
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    assert ours.padding_side == theirs.padding_side
+    assert ours.model_max_length == theirs.model_max_length
+    assert ours.chat_template == theirs.chat_template
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_unsloth_trains_with_the_recipes_settings_and_not_its_own(trained, kind, stage):
+    manifest = json.loads((trained[kind] / stage / "manifest.json").read_text())
+    used = manifest["trained_with"]
+    assert {key: used[key] for key in STEPS[stage]} == STEPS[stage]
+    # Its own defaults would be adamw_8bit, 0.001, 3407 and others.
+    assert (used["optim"], used["weight_decay"], used["seed"]) == ("adamw_torch_fused", 0.0, 3)
+    assert (used["bf16"], used["fp16"], used["gradient_checkpointing"]) == (False, False, False)
+    assert manifest["held"]["trainable_dtype"] == ["float32"]
+    rows = [row for _, row in read_jsonl(trained[kind] / stage / "log.jsonl") if "loss" in row]
+    assert len(rows) == 2
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_unsloths_kl_is_to_the_sft_model(trained, kind):
+    rows = [row for _, row in read_jsonl(trained[kind] / "grpo" / "log.jsonl") if "kl" in row]
+    assert abs(rows[0]["kl"]) < 1e-6 < rows[1]["kl"]
+
+
+# --- what its loader does ----------------------------------------------------------------------
+
+#: Run by another process: a model is loaded in several ways, and what came of each is written.
+CHILD = """
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from data.errors import UserError
+from data.recipe import load_recipe
+from pipeline import backend
+
+recipe = load_recipe(Path("small.yaml"))
+backend.start(recipe)
+backend.quiet()
+
+from peft.tuners.lora import LoraLayer
+
+from pipeline import sft
+from pipeline.train import training_rows
+
+
+def load(**changes):
+    each = replace(recipe, **changes)
+    return backend.load_for_training(each, "sft", each.model, 2048)
+
+
+found = {}
+lora = recipe.lora
+for name, changes in {
+    "8 bits": {"bits": 8},
+    "dora": {"lora": {**lora, "use_dora": True}},
+    "typing error": {"lora": {**lora, "target_modules": ["q_proj", "v_porj"]}},
+}.items():
+    try:
+        load(**changes)
+        found[name] = "loaded"
+    except UserError as error:
+        found[name] = str(error)
+for named in ("attention", "mlp", "all"):
+    network, _ = load(lora={**lora, "target_modules": named})
+    layers = [n for n, m in network.named_modules() if isinstance(m, LoraLayer)]
+    trained = [n for n, w in network.named_parameters() if w.requires_grad]
+    found[named] = [sorted({n.split(".")[-1] for n in layers}), len(layers), len(trained)]
+    assert all("lora_" in name for name in trained)
+network, tokenizer = load(bits=4)
+found["4 bits"] = sorted({str(w.dtype) for n, w in network.named_parameters() if "base_layer" in n})
+rows = [{**row, "gold": row["gold"] + " x" * 1500} for row in training_rows(recipe, "sft")[:2]]
+trainer = sft.trainer_for(recipe, rows, network, tokenizer, Path("unused"))
+batch = next(iter(trainer.get_train_dataloader()))
+labels = [[token for token in row if token != -100] for row in batch["labels"].tolist()]
+found["learnt"] = sorted(map(tokenizer.decode, labels))
+found["wanted"] = sorted(row["gold"] + tokenizer.eos_token for row in rows)
+before = {n: w.detach().clone() for n, w in network.named_parameters()}
+trainer.train()
+changed = [n for n, w in network.named_parameters() if not w.detach().equal(before[n])]
+found["changed"] = [len(changed), all("lora_" in name for name in changed)]
+found["losses"] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+Path("found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    place = tmp_path_factory.mktemp("loader")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        model = save_model(place / "model", "qwen3", hidden=64)
+        recipe = write_recipe(place, model, lora=LORA, backend="unsloth", sft=STEPS["sft"])
+        make.run(recipe, force=False, workers=1)
+    done = python(place, "-c", CHILD)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((place / "found.json").read_text())
+
+
+def test_unsloth_attaches_exactly_the_layers_of_a_name(found):
+    attention, mlp = ["k_proj", "o_proj", "q_proj", "v_proj"], ["down_proj", "gate_proj", "up_proj"]
+    assert found["attention"] == [attention, 4 * 2, 4 * 2 * 2]
+    assert found["mlp"] == [mlp, 3 * 2, 3 * 2 * 2]
+    assert found["all"] == [sorted(attention + mlp), 7 * 2, 7 * 2 * 2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="8 bits work there")
+def test_unsloth_without_a_gpu_does_not_pretend_to_have_8_bits(found):
+    assert found["8 bits"].startswith("small.yaml: unsloth cannot load ")
+    assert found["8 bits"].endswith(" in 8 bits on this machine; BITS=4 or BACKEND=trl")
+
+
+def test_what_unsloth_cannot_attach_is_one_sentence(found):
+    assert found["dora"] == (
+        "small.yaml: the Unsloth backend takes no lora.use_dora; backend: trl does"
+    )
+    assert found["typing error"].startswith("small.yaml: lora.target_modules has 'v_porj', which ")
+
+
+def test_unsloth_trains_adapters_above_4_bits(found):
+    assert found["4 bits"] == ["torch.uint8"]
+    assert found["changed"] == [7 * 2 * 2, True]
+    assert len(found["losses"]) == 2
+    assert all(map(math.isfinite, found["losses"]))
+
+
+def test_unsloth_cuts_no_answer_and_learns_its_end(found):
+    assert found["learnt"] == found["wanted"]
