@@ -8,9 +8,11 @@ count (``torch.cuda.max_memory_allocated``), else by the profiler's record of ea
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -100,7 +102,8 @@ def planned(case: Case) -> int:
 def measured(case: Case) -> int:
     """Bytes that are."""
     work = {"sft": _sft, "grpo": _grpo, "sampling": _sampling}[case.stage]
-    with tempfile.TemporaryDirectory() as folder:
+    # The trainers' own words are of no interest here.
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         return allocated(lambda: work(case, Path(folder)))
 
 
