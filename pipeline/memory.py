@@ -283,13 +283,13 @@ def optimizer_bytes(optim: str, parameters: int, width: int) -> int:
 
 def reference_bytes(shape: ModelShape, s: Settings) -> int:
     """The reference model, where beta > 0. For full fine-tuning trl's GRPOTrainer loads it anew by
-    ``create_model_from_path``, in float32 whatever the dtype of the model. To an adapter that is
-    there before the trainer trl adds a frozen copy, "ref", which peft keeps in float32
-    (grpo_trainer.py, ``model.add_adapter``); Unsloth takes that away and switches the adapter off
-    instead."""
+    ``create_model_from_path``, in the dtype that ``pipeline.settings`` names, the model's own. To
+    an adapter that is there before the trainer trl adds a frozen copy, "ref", which peft keeps in
+    float32 (grpo_trainer.py, ``model.add_adapter``); Unsloth takes that away and switches the
+    adapter off instead."""
     if s.stage != "grpo" or not s.beta or (s.backend == "unsloth" and not s.full):
         return 0
-    return 4 * trained(shape, s)
+    return (s.bits // 8 if s.full else 4) * trained(shape, s)
 
 
 def kv_bytes(shape: ModelShape, sequences: int, tokens: int, width: int) -> int:

@@ -299,11 +299,12 @@ def test_torchs_adamw_keeps_its_moments_in_the_parameters_dtype():
         assert optimizer_bytes("adamw_torch_fused", 1000, width) == real
 
 
-def test_what_is_referred_to_is_a_float32_copy_of_what_is_trained():
+def test_what_is_referred_to_is_a_copy_of_what_is_trained():
     shape = large()
     adapter = 4 * lora_parameters(shape.linears, 32)
     for changes, expected in (
-        ({"beta": 0.1, "adapters": ()}, 4 * shape.parameters),
+        ({"beta": 0.1, "adapters": (), "bits": 32}, 4 * shape.parameters),
+        ({"beta": 0.1, "adapters": (), "bits": 16}, 2 * shape.parameters),
         ({"beta": 0.1}, adapter),
         ({"beta": 0.1, "bits": 4}, adapter),
         ({"beta": 0.1, "extra": 1000}, adapter + 4000),
