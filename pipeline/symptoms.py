@@ -1,0 +1,745 @@
+"""The table of what can be wrong with an SFT or GRPO training, as far as its log tells.
+
+RULES has one entry a symptom: who has it, what it is called, what causes it, what to change, and
+who says so. ``THRESHOLDS`` holds every number; they were set on logs of this project, healthy and
+sick, and on synthetic ones. A rule looks at signals by the names of SIGNALS and is
+silent where one is missing. ``pipeline.health`` runs the rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from statistics import median
+
+from data.errors import UserError
+from pipeline.trends import RECENT, Series, both, constant, falls, most_gained, rises, thirds
+
+#: Every signal that a rule looks at, and what logs call it: TRL's names, older ones of it, those of
+#: its example rewards, and our own. The first that a log has is taken throughout.
+SIGNALS: Mapping[str, tuple[str, ...]] = {
+    "loss": ("loss",),
+    "gradient norm": ("grad_norm",),
+    "learning rate": ("learning_rate",),
+    "reward": ("reward",),
+    "reward spread": ("reward_std",),
+    "truth": (
+        "truth/optimal",
+        "rewards/optimal/mean",
+        "rewards/accuracy_reward/mean",
+        "rewards/accuracy_reward",
+    ),
+    "form": (
+        "truth/feasible",
+        "rewards/validity/mean",
+        "rewards/think_format_reward/mean",
+        "rewards/format_reward/mean",
+        "rewards/format_reward",
+        "rewards/format/mean",
+    ),
+    "KL": ("kl_start", "kl"),
+    "entropy": ("entropy",),
+    "answers cut off": ("completions/clipped_ratio",),
+    "flat groups": ("frac_reward_zero_std",),
+    "duplicates": ("completions/duplicates",),
+    "answer length": ("completions/mean_length", "completion_length"),
+    "val truth": ("val/optimal", "eval_rewards/optimal/mean", "eval_rewards/accuracy_reward/mean"),
+    "val loss": ("val/loss", "eval_loss"),
+}
+
+SFT, GRPO = "sft", "grpo"
+
+
+class Level(StrEnum):
+    """How bad: end the run, look at it, or nothing but good to know."""
+
+    STOP = "stop"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Every number of the rules. A row is a logging step; shares are fractions of 1.
+
+    Attributes:
+        rows: fewest rows for a trend or a level.
+        many: fewest rows to say that something stayed as it was.
+        steps: fewest training steps to say so.
+        now: rows whose median is the level of now.
+        start: rows whose median is the level at the start.
+        sure: p of a trend that counts, one-sided.
+        joint: p of two opposite trends together (Fisher).
+        solved: share of right answers from which on there is little left to learn.
+        level: of the Theil-Sen interval.
+        bad_rows: rows in a row without a finite gradient norm; one alone is what mixed precision
+            skips.
+        spike: times the usual gradient norm.
+        spikes: of them, within twice ``rows`` rows.
+        kl_flat, kl_slow: nats a token, up to which the policy stands still or creeps.
+        kl_slow_steps: training steps after which it should do more than creep.
+        kl_far: nats a token beyond which the answers are another model's.
+        kl_jump: times the KL of ``rows`` rows before.
+        kl_least: nats a token below which no jump matters.
+        plateau: gain in reward over all rows, as a share of its spread, that would be some.
+        gained: gain since the start, as a share of its spread, after which a plateau is not early.
+        paid: gain in reward, as a share of its spread, that is some.
+        fallen: loss in the share of right answers, as a share of it, that is some.
+        form: gain in the share of well-formed answers that is some.
+        little: gain in truth, as a share of that in form or reward, that is as good as none.
+        flat_groups, dead_groups: share of groups that teach nothing: too large, hopeless.
+        entropy_left: share of the entropy at the start below which it has collapsed.
+        entropy_halved, entropy_steps: the same within so many training steps.
+        entropy_same: change of the entropy, as a share, that is none.
+        entropy_none: nats a token with which nothing is explored.
+        cut_off: share of answers cut off that is too large.
+        gap: growth of training truth beyond that on val.
+        val_points: fewest measurements on val.
+        val_loss: growth of the loss on val beyond its lowest, as a share.
+        loss_up: times its lowest, where an SFT loss diverges.
+        loss_down: change of an SFT loss, as a share, that is some.
+        loss_zero: loss of GRPO that users ask about.
+    """
+
+    rows: int = 10
+    many: int = 20
+    steps: int = 80
+    now: int = 5
+    start: int = 3
+    sure: float = 0.1
+    joint: float = 0.02
+    solved: float = 0.9
+    level: float = 0.95
+    bad_rows: int = 2
+    spike: float = 5.0
+    spikes: int = 3
+    kl_flat: float = 1e-4
+    kl_slow: float = 1e-3
+    kl_slow_steps: int = 150
+    kl_far: float = 1.0
+    kl_jump: float = 10.0
+    kl_least: float = 0.1
+    plateau: float = 0.15
+    gained: float = 0.3
+    paid: float = 0.2
+    fallen: float = 0.25
+    form: float = 0.05
+    little: float = 0.25
+    flat_groups: float = 0.8
+    dead_groups: float = 0.95
+    entropy_left: float = 0.35
+    entropy_halved: float = 0.55
+    entropy_steps: int = 40
+    entropy_same: float = 0.05
+    entropy_none: float = 0.02
+    cut_off: float = 0.2
+    gap: float = 0.2
+    val_points: int = 6
+    val_loss: float = 0.05
+    loss_up: float = 1.5
+    loss_down: float = 0.02
+    loss_zero: float = 0.05
+
+    def validate(self, source: str = "thresholds") -> None:
+        """Raise UserError naming ``source`` and the key whose value makes no sense."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not math.isfinite(value) or value <= 0:
+                raise UserError(f"{source}.{field.name} must be above 0, not {value!r}")
+            if field.name in _SHARES and value >= 1:
+                raise UserError(f"{source}.{field.name} must be below 1, not {value!r}")
+            if field.name in _TIMES and value <= 1:
+                raise UserError(f"{source}.{field.name} must be above 1, not {value!r}")
+        if self.rows < 4:
+            raise UserError(f"{source}.rows must be 4 or more for a trend, not {self.rows}")
+        if 2 * self.rows > RECENT:
+            raise UserError(f"{source}.rows must be at most {RECENT // 2}, not {self.rows}")
+        for low, high in (
+            ("rows", "many"),
+            ("kl_flat", "kl_slow"),
+            ("kl_least", "kl_far"),
+            ("flat_groups", "dead_groups"),
+            ("entropy_left", "entropy_halved"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise UserError(
+                    f"{source}.{low} ({getattr(self, low)}) must not be above "
+                    f"{source}.{high} ({getattr(self, high)})"
+                )
+
+
+THRESHOLDS = Thresholds()
+_SHARES = (
+    "sure", "joint", "solved", "level", "form", "little", "fallen", "flat_groups", "dead_groups",
+    "entropy_left", "entropy_halved", "entropy_same", "cut_off", "gap", "loss_down",
+)  # fmt: skip
+_TIMES = ("spike", "kl_jump", "loss_up")
+
+#: What a rule saw: how bad it is and the numbers in words.
+Seen = tuple[Level, str]
+
+
+class Signals:
+    """The signals of a training so far, as the rules see them."""
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self.thresholds = thresholds
+        self.series: dict[str, Series] = {name: Series() for name in SIGNALS}
+        self.row = 0
+        self.steps: tuple[int, int] = (0, 0)
+        #: Rows without a finite number, up to the last row: of the loss, of the gradient norm.
+        self.lost_loss = 0
+        self.lost_norm = 0
+
+    def __getitem__(self, name: str) -> Series:
+        return self.series[name]
+
+    def long(self, name: str) -> bool:
+        """Whether a signal was watched for long enough to say that it stayed as it was."""
+        t, series = self.thresholds, self[name]
+        return series.count >= t.many and series.steps[1] - series.steps[0] >= t.steps
+
+    def learns(self) -> bool:
+        """Whether reward or truth rises."""
+        for name in ("reward", "truth"):
+            values = self[name].whole()
+            if len(values) >= self.thresholds.rows:
+                early, late = thirds(values)
+                if late > early and rises(values) <= self.thresholds.sure:
+                    return True
+        return False
+
+    def solved(self) -> bool:
+        """Whether there is little left to learn."""
+        t = self.thresholds
+        return self["truth"].count >= t.now and self["truth"].now(t.now) >= t.solved
+
+    def dead(self) -> bool:
+        """Whether most groups teach nothing, which would explain all else that does not move."""
+        return zero_variance(self) is not None
+
+
+def lost(s: Signals) -> Seen | None:
+    """A loss is lost at once; a gradient norm when it stays so."""
+    if s.lost_loss:
+        return Level.STOP, "the loss is not a finite number"
+    if s.lost_norm >= s.thresholds.bad_rows:
+        return Level.STOP, f"no finite gradient norm in {s.lost_norm} rows in a row"
+    return None
+
+
+def spikes(s: Signals) -> Seen | None:
+    t = s.thresholds
+    # Steps in which no group taught anything have a norm of 0 and say nothing of the usual one.
+    norms = [norm for norm in s["gradient norm"].last(RECENT) if norm > 0]
+    if len(norms) < 2 * t.rows:
+        return None
+    usual, last = median(norms), norms[-2 * t.rows :]
+    high = [norm for norm in last if norm > t.spike * usual]
+    if len(high) < t.spikes:
+        return None
+    return Level.WARNING, (
+        f"{len(high)} of the last {len(last)} rows have a gradient norm above {t.spike:g} times "
+        f"the usual {usual:.3g}, up to {max(high):.3g}"
+    )
+
+
+def kl_flat(s: Signals) -> Seen | None:
+    t = s.thresholds
+    if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_flat or s.learns() or s.dead():
+        return None
+    rate = s["learning rate"]
+    paid = f" at a learning rate of {rate.now(1):.2g}" if rate.count else ""
+    return Level.WARNING, (
+        f"after {s['KL'].steps[1]} steps the KL is {kl:.1e} nats a token (up to {t.kl_flat:g} is "
+        f"none){paid}, and the reward does not rise"
+    )
+
+
+def kl_slow(s: Signals) -> Seen | None:
+    t, series = s.thresholds, s["KL"]
+    if not s.long("KL") or series.steps[1] - series.steps[0] < t.kl_slow_steps:
+        return None
+    kl = series.now(t.rows)
+    if not t.kl_flat < kl <= t.kl_slow or s.learns() or s.dead():
+        return None
+    return Level.WARNING, (
+        f"after {series.steps[1]} steps the KL is {kl:.1e} nats a token (up to {t.kl_slow:g} is "
+        "little), and the reward does not rise"
+    )
+
+
+def kl_runaway(s: Signals) -> Seen | None:
+    t, series = s.thresholds, s["KL"]
+    if series.count < t.now or (kl := series.now(t.now)) < t.kl_least:
+        return None
+    if kl >= t.kl_far:
+        return Level.STOP, f"the KL is {kl:.3g} nats a token (far is {t.kl_far:g})"
+    before = series.last(t.now + t.rows)[: -t.now]
+    if len(before) < t.rows or kl < t.kl_jump * median(before):
+        return None
+    return Level.WARNING, (
+        f"the KL went from {median(before):.3g} to {kl:.3g} nats a token within "
+        f"{t.now + t.rows} rows"
+    )
+
+
+def plateau(s: Signals) -> Seen | None:
+    """In units of the spread of single rewards, whatever their scale."""
+    t = s.thresholds
+    if not s.long("reward") or s.solved():
+        return None
+    name, unit = _progress(s)
+    values = s[name].whole()
+    if len(values) < t.many or unit <= 0:
+        return None
+    early, late = thirds(values)
+    if max(late - early, 0) >= t.plateau * unit:
+        return None
+    start = s[name].start(t.start)
+    most = max(0.0, most_gained(values, t.level))
+    if late - start >= t.gained * unit or most >= t.plateau * unit or s.learns() or s.dead():
+        return None
+    return Level.WARNING, (
+        f"{name} {start:.3g} in the first rows, {late:.3g} in the last third of {s[name].count} "
+        f"(step {s[name].steps[1]}); that it gained {most / unit:.2f} of its spread of {unit:.2g} "
+        "can be ruled out"
+    )
+
+
+def _progress(s: Signals) -> tuple[str, float]:
+    """The signal that shows progress, and the spread of single answers. Where answers are paid by
+    comparison with their group the mean reward never moves, and the truth is looked at."""
+    t, name, truth = s.thresholds, "reward", s["truth"]
+    if not constant(s["reward"].whole()):
+        return name, s["reward spread"].now(t.now) if s["reward spread"].count else 0.0
+    if not truth.count:
+        return name, 0.0
+    return "truth", math.sqrt(max(0.0, truth.now(t.now) * (1 - truth.now(t.now))))
+
+
+def hacking(s: Signals) -> Seen | None:
+    """The reward rises while the share of right answers falls, or surely stands still."""
+    t = s.thresholds
+    if min(s["reward"].count, s["truth"].count) < t.rows or s.solved():
+        return None
+    spread = s["reward spread"].now(t.now) if s["reward spread"].count else 0.0
+    for paid, true in (
+        (s["reward"].whole(), s["truth"].whole()),
+        (s["reward"].last(RECENT), s["truth"].last(RECENT)),
+    ):
+        (reward, more), (truth, less) = thirds(paid), thirds(true)
+        gain, loss = more - reward, truth - less
+        if loss < 0 or gain <= t.paid * spread or constant(paid):
+            continue
+        words = (
+            f"from the first to the last third of {len(paid)} points, reward {reward:.3g} → "
+            f"{more:.3g}, right answers {truth:.1%} → {less:.1%}"
+        )
+        if loss >= t.fallen * truth > 0:
+            up, down = rises(paid), falls(true)
+            if max(up, down) <= t.sure and (p := both(up, down)) <= t.joint:
+                return Level.STOP, f"{words}; by chance with p = {p:.1g}"
+        elif s.long("reward") and spread > 0 and rises(paid) <= t.joint:
+            unit = math.sqrt(max(truth * (1 - truth), 1e-6))
+            little = most_gained(true, t.level) / unit <= t.little * gain / spread
+            if little and form_alone(s) is None:
+                return Level.WARNING, f"{words}: no sure fall, but surely no rise"
+    return None
+
+
+def form_alone(s: Signals) -> Seen | None:
+    t = s.thresholds
+    if min(s["form"].count, s["truth"].count) < t.many or s.solved():
+        return None
+    formed, true = s["form"].whole(), s["truth"].whole()
+    (form, more), (truth, late) = thirds(formed), thirds(true)
+    if more - form < t.form or late - truth > t.little * (more - form):
+        return None
+    if rises(formed) > t.joint or most_gained(true, t.level) > t.little * (more - form):
+        return None
+    return Level.WARNING, (
+        f"from the first to the last third of {s['form'].count} rows, well-formed answers "
+        f"{form:.1%} → {more:.1%}, right ones {truth:.1%} → {late:.1%}"
+    )
+
+
+def zero_variance(s: Signals) -> Seen | None:
+    t = s.thresholds
+    flat = s["flat groups"]
+    if flat.count >= t.rows:
+        share = flat.now(t.rows)
+    elif not flat.count and s["reward spread"].count >= t.rows:  # TRL of before that signal
+        share = float(s["reward spread"].now(t.rows) <= 1e-6)
+    else:
+        return None
+    if share < t.flat_groups:
+        return None
+    truth = f"; right answers: {s['truth'].now(t.rows):.1%}" if s["truth"].count else ""
+    hopeless = share >= t.dead_groups and not s.solved()
+    return Level.STOP if hopeless else Level.WARNING, (
+        f"{share:.0%} of the groups have equal rewards (median of the last {t.rows} rows), so they "
+        f"teach nothing{truth}"
+    )
+
+
+def entropy_collapse(s: Signals) -> Seen | None:
+    t, series = s.thresholds, s["entropy"]
+    if series.count < 2 * t.start:
+        return None
+    now, start = series.now(t.start), series.start(t.start)
+    before = series.ago(t.entropy_steps, t.start)
+    words = ""
+    if 0 < now <= t.entropy_left * start:
+        words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"
+    elif before and 0 < now <= t.entropy_halved * before:
+        words = f"entropy {before:.3g} → {now:.3g} nats a token within {t.entropy_steps} steps"
+    if not words:
+        return None
+    if s["answer length"].count > t.start:
+        length = s["answer length"]
+        words += f"; answers {length.start(t.start):.0f} → {length.now(t.start):.0f} tokens"
+    if s["duplicates"].count >= t.start:
+        words += f"; {s['duplicates'].now(t.start):.0%} of the answers equal another of their group"
+    return Level.WARNING, words
+
+
+def entropy_flat(s: Signals) -> Seen | None:
+    t, series = s.thresholds, s["entropy"]
+    if series.count < t.rows or s.solved():
+        return None
+    start, now = series.start(t.start), series.now(t.now)
+    if 0 <= max(start, now) <= t.entropy_none:
+        if s.learns():
+            return None
+        return Level.WARNING, (
+            f"entropy {now:.2g} nats a token from the start (up to {t.entropy_none:g} is none): "
+            "all answers to a prompt are nearly the same"
+        )
+    if not s.long("entropy") or not s["reward"].count or start <= 0:
+        return None
+    if abs(now / start - 1) > t.entropy_same:
+        return None
+    values = series.whole()
+    if min(rises(values), falls(values)) <= t.sure or s.learns() or s.dead():
+        return None
+    return Level.WARNING, (
+        f"entropy {start:.3g} → {now:.3g} nats a token in {series.steps[1]} steps, no trend, and "
+        "the reward does not rise"
+    )
+
+
+def truncation(s: Signals) -> Seen | None:
+    t = s.thresholds
+    cut = s["answers cut off"]
+    if cut.count < t.now or (share := cut.now(t.now)) < t.cut_off:
+        return None
+    return Level.WARNING, f"{share:.0%} of the answers are cut off (median of {t.now} rows)"
+
+
+def train_val_gap(s: Signals) -> Seen | None:
+    t, val = s.thresholds, s["val truth"]
+    if val.count < t.val_points or s["truth"].count < t.rows:
+        return None
+    # Over the same steps: val is measured seldom, and first when much may have been learnt.
+    train = s["truth"].between(*val.at_end(t.start)) - s["truth"].between(*val.at_start(t.start))
+    held = val.now(t.start) - val.start(t.start)
+    if train <= 0 or train - held < t.gap:
+        return None
+    return Level.WARNING, (
+        f"since val was first measured, right answers {100 * train:+.1f} points on training "
+        f"problems, {100 * held:+.1f} on val"
+    )
+
+
+def overfitting(s: Signals) -> Seen | None:
+    t, val = s.thresholds, s["val loss"]
+    if val.count < t.val_points or s["loss"].count < t.start:
+        return None
+    points, now = val.last(RECENT), val.now(t.start)
+    lowest = _lowest(points[: -t.start])
+    if lowest <= 0 or now < (1 + t.val_loss) * lowest:
+        return None
+    if s["loss"].now(t.start) >= s["loss"].start(t.start):
+        return None
+    return Level.WARNING, (
+        f"loss on val {lowest:.3g} at its lowest, {now:.3g} now; in training "
+        f"{s['loss'].start(t.start):.3g} → {s['loss'].now(t.start):.3g}"
+    )
+
+
+def _lowest(values: list[float]) -> float:
+    """The lowest median of three neighbours."""
+    return min(map(median, zip(values, values[1:], values[2:], strict=False)))
+
+
+def diverged(s: Signals) -> Seen | None:
+    t, loss = s.thresholds, s["loss"]
+    if loss.count < t.rows:
+        return None
+    lowest, now = _lowest(loss.whole()), loss.now(t.now)
+    if lowest <= 0 or now < t.loss_up * lowest:
+        return None
+    return Level.STOP, f"loss {lowest:.3g} at its lowest, {now:.3g} now"
+
+
+def loss_stands(s: Signals) -> Seen | None:
+    t = s.thresholds
+    if not s.long("loss"):
+        return None
+    early, late = thirds(s["loss"].whole())
+    if early <= 0 or abs(1 - late / early) >= t.loss_down or falls(s["loss"].whole()) <= t.sure:
+        return None
+    return Level.WARNING, (
+        f"loss {early:.4g} in the first third of {s['loss'].steps[1]} steps, {late:.4g} in the last"
+    )
+
+
+def loss_near_zero(s: Signals) -> Seen | None:
+    t = s.thresholds
+    if min(s["loss"].count, s["gradient norm"].count) < t.rows:
+        return None
+    loss, norm = median(map(abs, s["loss"].last(t.rows))), s["gradient norm"].now(t.rows)
+    if loss > t.loss_zero or norm <= 0:
+        return None
+    return Level.NOTE, f"|loss| {loss:.2g}, gradient norm {norm:.2g} (medians of {t.rows} rows)"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One symptom.
+
+    Attributes:
+        name: in JSON and for a program.
+        kinds: the trainers that may have it.
+        title: what users call it.
+        cause: why it happens.
+        advice: what to change.
+        source: who says so, or where it was measured.
+        needs: signals without which it is silent; "a or b" is either.
+        test: what it sees in the signals, or None.
+        worst: the level beyond which it does not get worse.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    title: str
+    cause: str
+    advice: str
+    source: str
+    needs: tuple[str, ...]
+    test: Callable[[Signals], Seen | None]
+    worst: Level = Level.WARNING
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "nonfinite",
+        (SFT, GRPO),
+        "Loss or gradient is not a number",
+        "Numbers overflowed, mostly in float16 or at too long a step; weights that took in a NaN "
+        "stay so, and all that is sampled from them is noise.",
+        "Stop, go back to the last checkpoint, halve the learning rate, train in bfloat16 or "
+        "float32, keep max_grad_norm at 1 or below.",
+        "TRL issue 4040 (beta 0 reports no KL at all, so a NaN is a fault); ms-swift issues 3136 "
+        "and 3930 (NaN to the end; gone at a lower learning rate)",
+        ("loss",),
+        lost,
+        Level.STOP,
+    ),
+    Rule(
+        "grad-spikes",
+        (SFT, GRPO),
+        "The gradient norm spikes, again and again",
+        "Single batches pull far harder than the others: too high a learning rate, too few "
+        "answers or documents a step, or stale samples (num_iterations above 1).",
+        "Lower the learning rate, enlarge the batch, set max_grad_norm to 0.1 to 1, and "
+        "num_iterations to 1.",
+        "TRL issue 2980 (spikes under num_iterations 4 after a long training)",
+        ("gradient norm",),
+        spikes,
+    ),
+    Rule(
+        "kl-flat",
+        (GRPO,),
+        "The KL is flat: the policy does not move",
+        "The learning rate is too low for the number of steps, beta holds the model to its start, "
+        "or the adapter is not trained.",
+        "Raise the learning rate 3 to 10 times (LoRA wants a higher one than full fine-tuning), "
+        "lower beta or set it to 0.",
+        "TRL issue 3452 (KL of 5e-4 at learning rate 3e-6, reports of no gain); TRL's GRPO page: "
+        "beta is 0 by default, as in arXiv 2503.14476 and 2503.20783",
+        ("KL",),
+        kl_flat,
+    ),
+    Rule(
+        "kl-slow",
+        (GRPO,),
+        "The KL creeps: the policy hardly moves",
+        "Steps are too short: the learning rate, or what beta leaves of it.",
+        "Raise the learning rate 2 to 3 times, lower beta, or train longer.",
+        "TRL issue 3452; arXiv 2402.03300 (beta 0.04, which holds the policy)",
+        ("KL",),
+        kl_slow,
+    ),
+    Rule(
+        "kl-runaway",
+        (GRPO,),
+        "The KL runs away",
+        "The policy leaves what it knew faster than the reward can guide it: too high a learning "
+        "rate, too small a beta, or a reward with a hole that it found.",
+        "Go back to the checkpoint before, lower the learning rate 2 to 5 times, set beta to 0.01 "
+        "to 0.04, and read a few answers.",
+        "ms-swift issue 6550 (all rewards fall as the KL jumps); arXiv 2210.10760 (true reward "
+        "falls with KL beyond a peak)",
+        ("KL",),
+        kl_runaway,
+        Level.STOP,
+    ),
+    Rule(
+        "plateau",
+        (GRPO,),
+        "The reward plateaus early",
+        "Nothing that GRPO sees points upwards: right answers are too rare in a group, the reward "
+        "cannot tell better from worse, or the steps are too short.",
+        "Look at the share of flat groups (`make probe` foretells it), enlarge the group, start "
+        "from more SFT or an easier tier, use a graded reward; then raise the learning rate.",
+        "open-r1 issues 436 and 474 (reports of it); arXiv 2503.14476 (groups without a gradient)",
+        ("reward", "reward spread"),
+        plateau,
+    ),
+    Rule(
+        "hacking",
+        (GRPO,),
+        "The reward rises, the truth does not: reward hacking",
+        "The reward pays for something other than right answers, and the policy found it.",
+        "Stop and read the best-paid answers; run `make audit`, pay for the verdict (shape "
+        "graded, binary or ranked), and keep an earlier checkpoint.",
+        "arXiv 2210.10760 (a proxy goes on rising while the true reward falls); here: the "
+        "published reward from 58 to 67 of 100, optimal answers below where they began (README)",
+        ("reward", "truth"),
+        hacking,
+        Level.STOP,
+    ),
+    Rule(
+        "form-alone",
+        (GRPO,),
+        "The form improves, the answers do not",
+        "Form is easier to learn and is paid on its own, so the policy learns it first, and here "
+        "nothing else.",
+        "Shift weight from format and validity to optimality, start from more SFT so that the "
+        "form is there, and check that groups hold any right answer at all.",
+        "here: with the graded reward the share of valid answers rose from 0.3 to 65 % with under "
+        "1 % optimal (README, four cells)",
+        ("form", "truth"),
+        form_alone,
+    ),
+    Rule(
+        "zero-variance",
+        (GRPO,),
+        "Groups are rewarded alike: nothing to learn from",
+        "The advantage is the reward less the group's mean, so a group whose answers are all paid "
+        "alike has no gradient: the problems are far too hard, or solved.",
+        "All wrong: easier problems, more SFT, larger groups, a graded reward. All right: harder "
+        "problems. `make probe` tells before training.",
+        "arXiv 2503.14476, dynamic sampling; arXiv 2402.03300 (the advantage)",
+        ("flat groups or reward spread",),
+        zero_variance,
+        Level.STOP,
+    ),
+    Rule(
+        "entropy-collapse",
+        (GRPO,),
+        "The entropy collapses",
+        "The policy became sure of few answers and stops to explore; pass@1 may still rise while "
+        "pass@k falls.",
+        "Lower the learning rate, raise epsilon_high to 0.28, keep the temperature at 1, set beta "
+        "to 0.01 or so, or stop earlier.",
+        "arXiv 2505.22617 (performance is traded from entropy and ends with it); arXiv 2503.14476, "
+        "clip-higher; here: at learning rate 1e-3, solved in 32 fell by 27 points (README)",
+        ("entropy",),
+        entropy_collapse,
+    ),
+    Rule(
+        "entropy-flat",
+        (GRPO,),
+        "The entropy is flat from the start",
+        "Either the model is so sure that all answers to a prompt are the same, or training does "
+        "not change it.",
+        "Near 0: raise the temperature, do less SFT. Otherwise: raise the learning rate, lower "
+        "beta, see that the trained weights are those that are sampled.",
+        "arXiv 2505.22617 (left alone, entropy falls early in every run that learns)",
+        ("entropy",),
+        entropy_flat,
+    ),
+    Rule(
+        "truncation",
+        (GRPO,),
+        "Answers are cut off",
+        "They reach max_completion_length before their end, so right ones are judged wrong and the "
+        "reward teaches brevity.",
+        "Raise max_completion_length, or set mask_truncated_completions; where answers ramble, "
+        "more SFT.",
+        "arXiv 2503.14476, overlong filtering; TRL's GRPOConfig.mask_truncated_completions",
+        ("answers cut off",),
+        truncation,
+    ),
+    Rule(
+        "train-val-gap",
+        (GRPO,),
+        "Training answers improve, val answers do not",
+        "The policy memorises the training problems: too few of them, seen too often.",
+        "More training problems, fewer epochs, beta 0.01 to 0.04; keep the checkpoint that is "
+        "best on val.",
+        "the usual reading of a gap that grows; nothing here is tuned to it",
+        ("truth", "val truth"),
+        train_val_gap,
+    ),
+    Rule(
+        "overfitting",
+        (SFT,),
+        "The loss on val rises while that in training falls",
+        "The model memorises its documents.",
+        "Keep the checkpoint with the lowest loss on val, fewer epochs, more documents, a lower "
+        "learning rate or LoRA rank.",
+        "the usual reading of a gap that grows; nothing here is tuned to it",
+        ("loss", "val loss"),
+        overfitting,
+    ),
+    Rule(
+        "diverged",
+        (SFT,),
+        "The loss rises far above where it was",
+        "The learning rate is too high, or documents of another kind come late in the order.",
+        "Stop, lower the learning rate 3 to 10 times, lengthen the warm-up, shuffle.",
+        "the usual reading of a rising loss; nothing here is tuned to it",
+        ("loss",),
+        diverged,
+        Level.STOP,
+    ),
+    Rule(
+        "loss-stands",
+        (SFT,),
+        "The loss does not fall",
+        "The learning rate is too low, the weights are not trained, or the model knows it all.",
+        "Raise the learning rate 3 to 10 times; with LoRA, see that its layers exist; where "
+        "mean_token_accuracy is near 1, skip SFT.",
+        "the usual reading of a flat loss; nothing here is tuned to it",
+        ("loss",),
+        loss_stands,
+    ),
+    Rule(
+        "loss-near-zero",
+        (GRPO,),
+        "A loss near 0 is no fault",
+        "Advantages have mean 0 in their group and the probability ratio is 1 at the first update, "
+        "so the loss is near beta times the KL by construction; its gradient is not.",
+        "Nothing: watch reward, truth, KL and gradient norm instead.",
+        "TRL issues 2703 and 3452; open-r1 issue 239",
+        ("loss", "gradient norm"),
+        loss_near_zero,
+        Level.NOTE,
+    ),
+)

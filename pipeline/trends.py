@@ -1,0 +1,148 @@
+"""One signal of a training over its logging steps, in bounded memory, and its trends.
+
+Single points of a training log are noise, so nothing here looks at one: levels are medians of a few
+rows, and trends are ranks. Whether a signal rises is a Mann-Kendall test, which is Kendall's tau
+against time (Mann, Econometrica 13, 1945); by how much, the Theil-Sen slope with its interval (Sen,
+JASA 63, 1968), both from scipy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from statistics import fmean, median
+
+from scipy.stats import kendalltau, theilslopes
+
+#: Values of a signal that are kept as they are: the first ones and the last ones.
+FIRST, RECENT = 5, 40
+#: Points that a whole signal is kept in, at most; neighbours are averaged when there are more.
+BINS = 64
+
+
+class Series:
+    """The values of one signal in the order of their steps."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.steps: tuple[int, int] = (0, 0)  # of the first and the last value
+        self._first: list[tuple[int, float]] = []
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self._bins: list[tuple[int, float]] = []
+        self._rows = 1  # of a bin
+        self._open: list[float] = []
+
+    def add(self, step: int, value: float) -> None:
+        """Take in the next value; at the step of the last one, instead of it."""
+        if self._recent and step <= self._recent[-1][0]:
+            self.rewind(step)
+        self.steps = (self._first[0][0] if self._first else step, step)
+        self.count += 1
+        if len(self._first) < FIRST:
+            self._first.append((step, value))
+        self._recent.append((step, value))
+        self._open.append(value)
+        if len(self._open) < self._rows:
+            return
+        self._bins.append((step, fmean(self._open)))
+        self._open = []
+        if len(self._bins) == BINS:
+            pairs = zip(self._bins[::2], self._bins[1::2], strict=True)
+            self._bins = [(later, (a + b) / 2) for (_, a), (later, b) in pairs]
+            self._rows *= 2
+
+    def rewind(self, step: int) -> None:
+        """Forget what was seen at ``step`` and after it: an interrupted training goes on from
+        before it."""
+        for kept in (self._first, self._bins, self._recent):
+            gone = 0
+            while kept and kept[-1][0] >= step:
+                kept.pop()
+                gone += 1
+        if self._recent:
+            self.count -= gone
+        else:  # of what lies further back, averages are left
+            self.count = max(len(self._first), len(self._bins) * self._rows)
+            self._recent.extend(self._bins[-RECENT:] or self._first)
+        self._open = []
+
+    def start(self, rows: int) -> float:
+        """Median of the first values."""
+        return median(value for _, value in self._first[:rows])
+
+    def now(self, rows: int) -> float:
+        """Median of the last values."""
+        return median(self.last(rows))
+
+    def last(self, rows: int) -> list[float]:
+        """The last values, oldest first; at most RECENT."""
+        found = [value for _, value in islice(reversed(self._recent), rows)]
+        return found[::-1]
+
+    def ago(self, steps: int, rows: int) -> float | None:
+        """Median of the first values that are at most ``steps`` older than the last one."""
+        since = self.steps[1] - steps
+        found = [value for step, value in self._recent if step >= since][:rows]
+        return median(found) if len(found) == rows else None
+
+    def at_start(self, rows: int) -> tuple[int, int]:
+        """Steps between which the first values lie."""
+        steps = [step for step, _ in self._first[:rows]]
+        return steps[0], steps[-1]
+
+    def at_end(self, rows: int) -> tuple[int, int]:
+        """Steps between which the last values lie."""
+        steps = [step for step, _ in islice(reversed(self._recent), rows)]
+        return steps[-1], steps[0]
+
+    def between(self, first: int, last: int) -> float:
+        """Median of the values between two steps, or the one nearest to them."""
+        found = [value for step, value in self._bins if first <= step <= last]
+        if found:
+            return median(found)
+        middle = (first + last) / 2
+        return min(self._bins or self._recent, key=lambda point: abs(point[0] - middle))[1]
+
+    def whole(self) -> list[float]:
+        """All values, in at most BINS averages of equally many neighbours."""
+        return [value for _, value in self._bins]
+
+
+def rises(values: Sequence[float]) -> float:
+    """p of the one-sided Mann-Kendall test that values rise; 1 where all are equal."""
+    return _kendall(values, "greater")
+
+
+def falls(values: Sequence[float]) -> float:
+    """p of the one-sided Mann-Kendall test that values fall; 1 where all are equal."""
+    return _kendall(values, "less")
+
+
+def _kendall(values: Sequence[float], alternative: str) -> float:
+    p = float(kendalltau(range(len(values)), values, alternative=alternative).pvalue)
+    return 1.0 if math.isnan(p) else p
+
+
+def thirds(values: Sequence[float]) -> tuple[float, float]:
+    """Medians of the first and of the last third."""
+    rows = max(1, len(values) // 3)
+    return median(values[:rows]), median(values[-rows:])
+
+
+def most_gained(values: Sequence[float], level: float) -> float:
+    """Upper end of the Theil-Sen interval of what was gained from the first to the last value."""
+    return float(theilslopes(values, alpha=level).high_slope) * (len(values) - 1)
+
+
+def constant(values: Sequence[float]) -> bool:
+    """Whether values are the same but for rounding."""
+    return max(values) - min(values) <= 1e-6 * (1 + abs(values[0]))
+
+
+def both(one: float, other: float) -> float:
+    """p of two independent tests together, by Fisher's method: ``q (1 - ln q)``, q their product
+    (Statistical Methods for Research Workers, 1932)."""
+    q = one * other
+    return q * (1 - math.log(q)) if q > 0 else 0.0

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from scipy.stats import combine_pvalues
+
+from pipeline.trends import (
+    BINS,
+    FIRST,
+    RECENT,
+    Series,
+    both,
+    constant,
+    falls,
+    most_gained,
+    rises,
+    thirds,
+)
+
+
+def series(values, each=1):
+    made = Series()
+    for place, value in enumerate(values):
+        made.add(place * each, value)
+    return made
+
+
+def test_levels_are_medians_of_the_first_and_last_values():
+    made = series([9, 1, 2, 3, 4, 5, 6, 7, 100])
+    assert made.start(3) == 2
+    assert made.now(3) == 7
+    assert made.last(2) == [7, 100]
+    assert made.steps == (0, 8)
+
+
+def test_a_long_signal_is_kept_whole_in_few_points():
+    made = series(range(100_000))
+    whole = made.whole()
+    assert BINS // 2 <= len(whole) < BINS
+    steps = np.diff(whole)
+    assert np.allclose(steps, steps[0])
+    assert made.count == 100_000
+    assert len(made.last(10**6)) == RECENT
+    assert made.start(FIRST) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 5, 30, 63, 64, 65, 200, 5000])
+@pytest.mark.parametrize("back", [0, 3, 40, 64, 4999])
+def test_going_back_forgets_what_came_after_and_still_has_levels(rows, back):
+    made = series(range(rows))
+    made.rewind(back)
+    left = min(rows, back)
+    if left == 0:
+        assert (made.count, made.whole(), made.last(5)) == (0, [], [])
+        return
+    width = max(1, rows // (BINS // 2))
+    assert abs(made.count - left) <= width
+    assert max(made.whole(), default=0) < left
+    assert made.now(3) < left
+    assert made.start(3) <= 2
+    made.add(left, -1.0)
+    assert made.last(1) == [-1.0]
+
+
+def test_a_value_at_the_same_step_takes_the_place_of_the_last():
+    made = series([1, 2, 3])
+    made.add(2, 7)
+    assert made.last(5) == [1, 2, 7]
+    assert made.count == 3
+
+
+def test_values_of_some_steps_ago_and_between_steps():
+    made = series(range(100), each=10)
+    assert made.ago(100, 3) == 90
+    assert made.ago(10, 3) is None
+    assert made.at_start(3) == (0, 20)
+    assert made.at_end(3) == (970, 990)
+    few = series([1, 2, 3, 4], each=10)
+    assert few.between(5, 25) == 2.5
+    assert few.between(21, 24) == 3
+
+
+def test_trends_are_told_from_noise():
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 1, 40)
+    up = noise + np.linspace(0, 4, 40)
+    assert rises(up) < 0.001 < 0.999 < falls(up)
+    assert rises([1.0] * 9) == falls([1.0] * 9) == 1
+    assert thirds([1, 2, 3, 4, 5, 60]) == (1.5, 32.5)
+
+
+def test_a_single_wild_value_changes_no_trend():
+    up = [float(i) for i in range(30)]
+    up[29] = -1e9
+    assert rises(up) < 0.001
+    assert 25 < most_gained(up, 0.95) < 35
+
+
+def test_the_most_gained_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    covered = [
+        most_gained(rng.normal(0, 1, 30) + np.linspace(0, 1, 30), 0.95) >= 1 for _ in range(200)
+    ]
+    assert 0.93 <= np.mean(covered) <= 1
+
+
+def test_two_tests_together_are_those_of_fisher():
+    assert both(0.03, 0.2) == pytest.approx(combine_pvalues([0.03, 0.2]).pvalue)
+    assert both(0.0, 0.5) == 0
+
+
+def test_rounding_is_no_change():
+    assert constant([0.5, 0.5 + 1e-9])
+    assert not constant([0.5, 0.501])
