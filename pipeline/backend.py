@@ -254,19 +254,23 @@ def _from_pretrained(
 
 
 @contextmanager
-def explained(model: str) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be loaded into a UserError."""
+def explained(model: str, file: str = "") -> Iterator[None]:
+    """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
+    a UserError."""
     from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.utils import logging
     from safetensors import SafetensorError
 
+    logging.set_verbosity_error()  # its retries
     try:
         yield
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are corrupt ({error}); copy them again") from None
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         if is_local(model):
-            raise UserError(f"model folder {model} cannot be loaded: {reason}") from None
+            what = f"{file} of {model}" if file else f"model folder {model}"
+            raise UserError(f"{what} cannot be loaded: {reason}") from None
         raise UserError(
             f"model {model!r} is neither a local folder nor to be had from the hub just now (is "
             f"the id right, is there a network, is `hf auth login` needed?): {reason}"
@@ -410,6 +414,11 @@ def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrai
     )
     for weight in network.parameters():
         weight.requires_grad = False
+    for module in network.modules():
+        # On a CPU bitsandbytes 0.50 repacks weights of 4 bits when first used in eval mode, and the
+        # backward pass through what it packed is wrong.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return network, tokenizer
 
 
@@ -436,6 +445,7 @@ def _load_with_unsloth(
             use_gradient_checkpointing="unsloth" if recomputed else False,
             fast_inference=recipe.fast_inference,
             max_lora_rank=(recipe.lora or {}).get("r", 64),
+            **_share_of_vllm(recipe),
             random_state=recipe.seed,
             offload_embedding=False,  # or memory would depend on what is free
             use_exact_model_name=True,  # not a copy of its own, quantised or mended
@@ -448,6 +458,12 @@ def _load_with_unsloth(
         tokenizer.pad_token = its
     check_tokenizer(network, tokenizer, model)
     return network, tokenizer
+
+
+def _share_of_vllm(recipe: Recipe) -> dict[str, float]:
+    """The share of the GPU that TRL's config gives to vLLM, as Unsloth calls it, where given."""
+    share = recipe.grpo.get("vllm_gpu_memory_utilization")
+    return {} if share is None else {"gpu_memory_utilization": share}
 
 
 def _attach_with_trl(

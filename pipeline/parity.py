@@ -25,6 +25,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import backend
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Trainer
 
 #: The backends compared.
@@ -86,8 +87,8 @@ def settings_held(trainer: Trainer) -> dict[str, Any]:
         "model": type(inner).__name__,
         "attention": model.config._attn_implementation,
         "use_cache": getattr(model.config, "use_cache", None),
-        "parameters": sum(weight.numel() for weight in weights),
-        "trainable_parameters": sum(weight.numel() for weight in trained),
+        "parameters": sum(map(_size, weights)),
+        "trainable_parameters": sum(map(_size, trained)),
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}),
         "trainable_dtype": sorted({str(w.dtype).removeprefix("torch.") for w in trained}),
         "gradient_checkpointing": any(
@@ -106,7 +107,7 @@ def settings_held(trainer: Trainer) -> dict[str, Any]:
         held["optimizer"] = type(inner).__name__
         held["optimizer.groups"] = [
             {key: _plain(value) for key, value in group.items() if key not in ("params", "lr")}
-            | {"weights": sum(weight.numel() for weight in group["params"])}
+            | {"weights": sum(map(_size, group["params"]))}
             for group in inner.param_groups
         ]
         held["scheduler"] = type(getattr(trainer.lr_scheduler, "scheduler", None)).__name__
@@ -117,6 +118,11 @@ def settings_held(trainer: Trainer) -> dict[str, Any]:
     if generation is not None:
         held |= {f"generation.{k}": _plain(v) for k, v in generation.to_diff_dict().items()}
     return dict(sorted(held.items())) | {"args": _plain(trainer.args.to_sanitized_dict())}
+
+
+def _size(weight: torch.Tensor) -> int:
+    """Numbers in a weight, also where ZeRO-3 keeps them elsewhere."""
+    return getattr(weight, "ds_numel", weight.numel())
 
 
 def _plain(value: Any) -> Any:
@@ -230,7 +236,11 @@ def differences(
 
 
 def agreements(stage: str, dtype: str, one: Path, other: Path) -> Iterator[Agreement]:
-    """The comparisons of a stage between two folders that ``measure`` wrote."""
+    """The comparisons of a stage between two folders that ``measure`` wrote.
+
+    Raises:
+        UserError: when there is nothing to compare: other weights, or no update at all.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -244,7 +254,12 @@ def agreements(stage: str, dtype: str, one: Path, other: Path) -> Iterator[Agree
     if steps[0].keys() != steps[1].keys():
         raise UserError(f"{stage}: the backends train different weights")
     flat = [torch.cat([step[name].flatten() for name in sorted(step)]) for step in steps]
-    norm = max(float(flat[0].norm()), 1e-12)
+    norm = float(flat[0].norm())
+    if not norm:
+        raise UserError(
+            f"{stage}: the first step changes nothing, so there is nothing to compare; give it a "
+            "learning rate, and in GRPO a base and a batch with some right answers and some wrong"
+        )
     yield Agreement(stage, "first update", float((flat[0] - flat[1]).norm()) / norm, share)
     norms = [each["grad_norm"] for each in found]
     apart = abs(norms[0] - norms[1]) / max(norms[0], 1e-12)

@@ -459,6 +459,25 @@ def test_quantised_weights_stay_frozen_below_their_adapters(training, bits):
     assert all("lora_" in name for name in trained)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_looking_at_quantised_weights_does_not_spoil_their_gradients(training):
+    """bitsandbytes 0.50 repacks weights on a CPU for a forward pass in eval mode; the backward pass
+    through what it packed was wrong by more than the gradient itself."""
+    network = training(bits=4)
+    ids = torch.arange(5, 40)[None]
+
+    def gradient():
+        network.zero_grad()
+        network.train()(input_ids=ids, labels=ids).loss.backward()
+        return torch.cat([w.grad.flatten() for w in network.parameters() if w.requires_grad])
+
+    before = gradient()
+    with torch.no_grad():
+        network.eval()(input_ids=ids)
+    torch.testing.assert_close(gradient(), before)
+    assert before.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("lora", "says"),
     [
