@@ -18,8 +18,11 @@ ARM    ?=
 # of `make try`: DAY=calendar, JSON or lines; none asks for it  DATE=YYYY-MM-DD of a calendar
 DAY    ?=
 DATE   ?=
-# of `make plan`: GPU=GiB (default: this machine's)
-GPU    ?=
+# of sft, grpo and arms, in several processes: LAUNCH='--config_file pipeline/accelerate/ddp.yaml --num_processes 4'
+LAUNCH ?=
+# of `make plan`: GPU=GiB (default: this machine's)  MEASURE=1 holds it against real trainers
+GPU     ?=
+MEASURE ?=
 # of `make blog`: BLOG=folder with the published files; without it they are had from the hub
 BLOG   ?=
 
@@ -31,6 +34,7 @@ PUBLIC  ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
+TRAIN  := $(if $(LAUNCH),.venv/bin/accelerate launch $(LAUNCH),$(PY)) -m
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 listed  = $(shell sed -n 's/^#$(1) //p' requirements.txt)
 STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force) \
@@ -59,19 +63,19 @@ setup: .venv/ready ## create .venv and install the pinned requirements (the othe
 data: setup ## make the problems: proven optimum, prompt, gold answer, dataset card
 	$(PY) -m pipeline.settings $(STAGE)
 	$(PY) -m data.make $(STAGE)
-	$(PY) -m pipeline.lengths $(STAGE)
+	TOKENIZERS_PARALLELISM=true $(PY) -m pipeline.lengths $(STAGE)
 
 audit: setup ## score policies that cheat under the recipe's reward; fails where one is paid
 	$(PY) -m rewards.audit $(STAGE)
 
 sft: setup ## supervised fine-tuning on gold answers
-	$(PY) -m pipeline.sft $(STAGE)
+	$(TRAIN) pipeline.sft $(STAGE)
 
 grpo: setup ## reinforcement learning with verifiable rewards, once the reward passed its audit
-	$(PY) -m pipeline.grpo $(STAGE) $(if $(UNSOUND),--unsound)
+	$(TRAIN) pipeline.grpo $(STAGE) $(if $(UNSOUND),--unsound)
 
 arms: setup ## train every arm of the recipe, sft and grpo among them
-	$(PY) -m pipeline.arms $(STAGE)
+	$(TRAIN) pipeline.arms $(STAGE)
 
 eval: setup ## sample every arm, judge the answers, report pass@k: elicited or learnt?
 	$(PY) -m eval.sample $(STAGE)
@@ -117,7 +121,7 @@ probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sf
 	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
-	$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU))
+	$(if $(MEASURE),$(PY) -m pipeline.measure,$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU)))
 
 # of `make gpu-check`: SHAPES="qwen2.5-0.5b qwen2.5-7b"  MINUTES=9 (then stop; the same command goes on)
 SHAPES  ?=

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -29,7 +29,6 @@ from pipeline import backend
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
 #: Prompt, gold answer, and the conversation of both, in tokens.
 Sizes = tuple[int, int, int]
 TEXTS = ("prompt", "gold", "both")
@@ -56,7 +55,8 @@ def read_config(model: str) -> Any:
 
     if backend.is_local(model) and not (Path(model) / "config.json").is_file():
         raise UserError(f"model folder {model} does not exist or has no config.json")
-    return _had(model, "config.json", lambda: AutoConfig.from_pretrained(model))
+    with backend.explained(model, "config.json"):
+        return AutoConfig.from_pretrained(model)
 
 
 def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase:
@@ -70,29 +70,8 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     files = ("tokenizer.json", "tokenizer_config.json")
     if backend.is_local(model) and not any((Path(model) / name).is_file() for name in files):
         raise UserError(f"model folder {model} has no tokenizer (tokenizer.json)")
-    return _had(
-        model,
-        "tokenizer.json",
-        lambda: AutoTokenizer.from_pretrained(model, local_files_only=offline),
-    )
-
-
-def _had(model: str, file: str, read: Callable[[], T]) -> T:
-    """What ``read`` gives, or UserError."""
-    from huggingface_hub.errors import StrictDataclassError
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # its retries
-    try:
-        return read()
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if backend.is_local(model):
-            raise UserError(f"{model}/{file} cannot be read: {reason}") from None
-        raise UserError(
-            f"model {model!r} is neither a local folder nor to be had from the hub just now (is "
-            f"the id right, is there a network, is `hf auth login` needed?): {reason}"
-        ) from None
+    with backend.explained(model, "tokenizer.json"):
+        return AutoTokenizer.from_pretrained(model, local_files_only=offline)
 
 
 # --- counting --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from data.make import split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
 from pipeline import backend, sft
+from pipeline.processes import by_main
 from pipeline.settings import check, grpo_config, sft_config
 from pipeline.train import model_inputs, run_trainer, start_of, training_rows
 from rewards.verify import Status, verify
@@ -112,7 +113,7 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
         batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
         recipe = replace(recipe, sft={**recipe.sft, "max_steps": prompts * answers // batch})
     check(recipe)
-    kept = successes(recipe, arm, training_rows(recipe, arm), force)
+    kept = by_main(lambda: successes(recipe, arm, training_rows(recipe, arm), force))
 
     def make(model: Any, tokenizer: Any, output: Path) -> Any:
         return sft.trainer_for(recipe, kept, model, tokenizer, output)

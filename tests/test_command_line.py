@@ -32,6 +32,7 @@ STAGES = (
     "pipeline.lengths",
     "pipeline.parity",
     "pipeline.gpu_check",
+    "pipeline.measure",
     "eval.sample",
     "eval.score",
     "eval.report",
@@ -45,12 +46,15 @@ STAGES = (
     "eval.calibrate",
     "eval.bench",
 )
-#: Stages of a recipe, with the flags that all of them take.
-OF_A_RECIPE = tuple(
-    stage
-    for stage in STAGES
-    if stage not in ("pipeline.base", "pipeline.gpu_check", "eval.score", "eval.calibrate")
+OWN_FLAGS = (
+    "pipeline.base",
+    "pipeline.gpu_check",
+    "pipeline.measure",
+    "eval.score",
+    "eval.calibrate",
 )
+#: Stages of a recipe, with the flags that all of them take.
+OF_A_RECIPE = tuple(stage for stage in STAGES if stage not in OWN_FLAGS)
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
 
 
@@ -270,7 +274,7 @@ def test_make_alone_is_make_help():
 
 
 def test_every_module_that_a_target_runs_is_there():
-    modules = re.findall(r"-m ((?:data|pipeline|eval|rewards)\.\w+)", MAKEFILE)
+    modules = re.findall(r"(?:-m|\$\(TRAIN\)) ((?:data|pipeline|eval|rewards)\.\w+)", MAKEFILE)
     assert set(modules) <= set(STAGES)
     assert set(STAGES) - {"eval.score"} == set(modules)
 
@@ -281,7 +285,7 @@ def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
     for target, name in (("ablate", "ablation"), ("elicit", "elicitation"), ("skills", "skills")):
         said = make("-n", target)
         assert set(re.findall(r"--recipe (\S+)", said)) == {f"pipeline/recipes/{name}.yaml"}
-        modules = re.findall(r"-m ((?:data|pipeline|eval)\.\w+)", said)
+        modules = re.findall(r"(?:-m|\$\(TRAIN\)) ((?:data|pipeline|eval)\.\w+)", said)
         evaluated = [stage for stage in modules if stage != "eval.compare"][-3:]
         assert evaluated == ["eval.sample", "eval.report", "eval.elicitation"]
         assert {"data.make", "pipeline.arms"} < set(modules)
