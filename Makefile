@@ -43,7 +43,7 @@ STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval sample report try export ablate elicit skills blog probe plan gpu-check backends calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval sample report try export ablate elicit skills blog probe doctor plan gpu-check backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -119,6 +119,11 @@ blog: setup ## reproduce the published experiment, in small without a GPU (BLOG=
 
 probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
 	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
+
+# of `make doctor`: LOG=file or folder of any TRL training
+LOG    ?=
+doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any TRL run)
+	$(PY) -m pipeline.doctor $(if $(LOG),--log '$(LOG)',$(if $(RUN),--run $(RUN)))
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
 	$(if $(MEASURE),$(PY) -m pipeline.measure,$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU)))

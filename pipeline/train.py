@@ -101,8 +101,12 @@ def model_inputs(model: str) -> list[Path]:
 
 def last_whole(checkpoints: Path) -> Path | None:
     """The newest checkpoint that was written to its end: ``trainer_state.json`` is written last."""
-    whole = [state.parent for state in checkpoints.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    whole = {
+        int(state.parent.name.removeprefix("checkpoint-")): state.parent
+        for state in checkpoints.glob("checkpoint-*/trainer_state.json")
+        if state.parent.name.removeprefix("checkpoint-").isdecimal()
+    }
+    return whole[max(whole)] if whole else None
 
 
 def _whole(folder: Path, write: Callable[[Path], Any]) -> None:

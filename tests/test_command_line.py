@@ -33,6 +33,7 @@ STAGES = (
     "pipeline.parity",
     "pipeline.gpu_check",
     "pipeline.measure",
+    "pipeline.doctor",
     "eval.sample",
     "eval.score",
     "eval.report",
@@ -47,6 +48,7 @@ STAGES = (
     "eval.bench",
 )
 OWN_FLAGS = (
+    "pipeline.doctor",
     "pipeline.base",
     "pipeline.gpu_check",
     "pipeline.measure",
