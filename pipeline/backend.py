@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ class Choice:
     why: str
 
 
+#: Unsloth counts its users over the network at every load, and gives up where that is slow.
+_QUIET = {"UNSLOTH_DISABLE_STATISTICS": "1"}
 #: Chosen once in a process: what Unsloth has patched stays so.
 _chosen: dict[str, Choice] = {}
 
@@ -99,7 +102,8 @@ def _choose(wanted: str) -> Choice:
         if wanted == "auto":
             return Choice("trl", "Unsloth is not installed")
         raise UserError("backend: unsloth is not installed; `make setup` does that, or BACKEND=trl")
-    reason = _import_unsloth()
+    # What fails half-way has patched half, so a process that can do without it lets another try.
+    reason = (_try_unsloth() if wanted == "auto" else None) or _import_unsloth()
     if reason is None:
         return Choice("unsloth", "as asked for" if wanted == "unsloth" else "there is a CUDA GPU")
     if wanted == "auto":
@@ -107,13 +111,28 @@ def _choose(wanted: str) -> Choice:
     raise UserError(f"backend: unsloth cannot be used here: {reason}; BACKEND=trl goes without")
 
 
+def _try_unsloth() -> str | None:
+    """Import Unsloth in a process of its own; why not, in a line, where that fails."""
+    trial = (
+        "import sys\ntry:\n    import unsloth\nexcept Exception as error:\n"
+        "    sys.exit(f\"{type(error).__name__}: {' '.join(str(error).split())[:200]}\")"
+    )
+    environment = {**_QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", trial], capture_output=True, text=True, env=environment
+    )
+    if not done.returncode:
+        return None
+    return (done.stderr.strip().splitlines() or [f"its import ends with {done.returncode}"])[-1]
+
+
 def _import_unsloth() -> str | None:
     """Import Unsloth; why not, in a line, where that fails."""
     late = [name for name in _PATCHED if name in sys.modules]
     if "unsloth" not in sys.modules and late:
         return f"{', '.join(late)} had been imported before it"
-    # It counts its users over the network at every load, and gives up where that is slow.
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # whatever a library that patches five others may run into

@@ -293,6 +293,12 @@ SOUND, BROKEN = "name = 'sound'", "raise RuntimeError('no kernel for\\n  this ch
         ),
         (
             "auto",
+            {"cuda": True, "unsloth": "import os; os._exit(3)"},
+            "trl",
+            "Unsloth cannot be used here: its import ends with 3",
+        ),
+        (
+            "auto",
             {"cuda": True, "unsloth": SOUND, "late": True},
             "trl",
             "Unsloth cannot be used here: transformers, peft, trl had been imported before it",
