@@ -31,6 +31,7 @@ from data.sections import (
     RewardSection,
     TierUse,
     VerdictSection,
+    WatchSection,
 )
 from data.tiers import TIERS, Tier
 
@@ -82,6 +83,7 @@ class Recipe:
         sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
         arms: the models to train, in this order; ``all_arms`` has them by seed.
         verdict: which of them are judged, and by what margins.
+        watch: how a training is watched, and what ends it.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Recipe:
     fast_inference: bool = False
     reward: RewardSection = field(default_factory=RewardSection)
     verdict: VerdictSection = field(default_factory=VerdictSection)
+    watch: WatchSection = field(default_factory=WatchSection)
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
     lora: dict[str, Any] | None = None
     path: Path = field(default=Path(), metadata={"internal": True})
@@ -181,6 +184,7 @@ def load_recipe(
         )
     _check_loading(recipe)
     _check_eval(str(path), "eval", recipe.eval)
+    recipe.watch.validate(f"{path}: watch")
     uses = recipe.tier_uses()
     if recipe.data.main not in uses:
         raise UserError(f"{path}: data.main is {recipe.data.main!r}, not one of {', '.join(uses)}")

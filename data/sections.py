@@ -123,6 +123,33 @@ class EvalSection:
 
 
 @dataclass(frozen=True)
+class WatchSection:
+    """``watch:`` how a training is watched; what it ends with does not depend on it.
+
+    Attributes:
+        every: steps from one measurement on val problems to the next, at logging steps; 0 for none.
+        problems, samples: how many of val, the same every time, and answers to each.
+        kl_every: steps from one measurement of ``kl_start`` to the next, in GRPO; 0 for none.
+        stop: findings that end a training, by the names of ``make doctor``, such as ``hacking``;
+            all others are only said. A loss that is not a number always ends it.
+    """
+
+    every: int = 25
+    problems: int = 32
+    samples: int = 2
+    kl_every: int = 5
+    stop: tuple[str, ...] = ()
+
+    def validate(self, source: str = "watch") -> None:
+        """Raise UserError naming ``source`` and the key whose value makes no sense."""
+        for key, least in (("every", 0), ("kl_every", 0), ("problems", 1), ("samples", 1)):
+            if getattr(self, key) < least:
+                raise UserError(
+                    f"{source}.{key} must be {least} or more, not {getattr(self, key)!r}"
+                )
+
+
+@dataclass(frozen=True)
 class Margins:
     """What counts as much, as little, and as sure; shares of problems as fractions of 1.
 

@@ -1,40 +1,40 @@
-"""What a trainer reports: every signal to ``log.jsonl``, the main ones on the terminal."""
+"""What a trainer reports: every signal to ``log.jsonl``, what is wrong to ``findings.jsonl``, the
+main ones and what is wrong on the terminal."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from data.files import to_line, write_jsonl
+from pipeline.health import Finding, Watch
+from pipeline.live import Lines
+from pipeline.symptoms import Level
 
-#: Signals on the terminal: name in the log, heading, format.
-_SHOWN = (
-    ("loss", "loss", ".4f"),
-    ("reward", "reward", ".3f"),
-    ("rewards/optimal/mean", "optimal", ".1%"),
-    ("rewards/validity/mean", "valid", ".1%"),
-    ("kl", "kl", ".4f"),
-    ("entropy", "entropy", ".3f"),
-    ("grad_norm", "grad norm", ".2f"),
-    ("completions/mean_length", "tokens", ".0f"),
-    ("completions/clipped_ratio", "cut off", ".1%"),
-    ("frac_reward_zero_std", "flat groups", ".0%"),
-)
+LOG, FINDINGS = "log.jsonl", "findings.jsonl"
 
 
 class Log(TrainerCallback):
-    """Writes ``log.jsonl``, one line a logging step, and prints progress with the time left."""
+    """Writes ``log.jsonl``, one line a logging step, shows it, and says what is wrong, once.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.jsonl"
+    Args:
+        folder: of the arm.
+        kind: ``sft`` or ``grpo``.
+        view: where it is shown.
+        stop: rules whose finding ends the training.
+    """
+
+    def __init__(self, folder: Path, kind: str, view: Lines, stop: Sequence[str] = ()) -> None:
+        self.path, self.findings = folder / LOG, folder / FINDINGS
+        self.view, self.stop, self.watch = view, stop, Watch(kind)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._first, self._started = state.global_step, time.monotonic()
         if not state.is_world_process_zero:
             return
         # Of an interrupted training, what lies before its checkpoint; a torn last line lies after.
@@ -46,35 +46,55 @@ class Log(TrainerCallback):
                     break
                 kept.append(row)
         write_jsonl(self.path, kept)
+        self.view.open(state.global_step, state.max_steps)
+        self.view.past(kept)
+        for row in kept:  # what was found in them was said then
+            self.watch.update(row)
+        write_jsonl(self.findings, map(asdict, self.watch.findings))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        if not logs or not state.is_world_process_zero:
-            return
+        if logs and state.is_world_process_zero:
+            self.record(state.global_step, logs)
+
+    def record(self, step: int, logs: dict[str, Any]) -> None:
+        """Write, show and judge a row.
+
+        Raises:
+            Stopped: when it shows what is to end the training.
+        """
         # JSON has no NaN: a signal that is not a number is written as null.
         signals = {
             key: value if not isinstance(value, float) or math.isfinite(value) else None
             for key, value in logs.items()
         }
+        row = {"step": step, **signals}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_line({"step": state.global_step, **signals}))
-        shown = [
-            f"{heading} {signals[name]:{form}}"
-            for name, heading, form in _SHOWN
-            if isinstance(signals.get(name), float | int)
-        ]
-        if shown and "train_runtime" not in logs:
-            each = (time.monotonic() - self._started) / max(1, state.global_step - self._first)
-            left = each * (state.max_steps - state.global_step)
-            print(
-                f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown)
-                + f"  {int(left // 60)}:{int(left % 60):02d} left",
-                flush=True,
-            )  # fmt: skip
+            file.write(to_line(row))
+        if "train_runtime" not in logs:
+            self.view.show(step, signals)
+        fresh = self.watch.update(row)
+        for finding in fresh:
+            with self.findings.open("a", encoding="utf-8") as file:
+                file.write(to_line(asdict(finding)))
+            self.view.say(sentence(finding))
+        for finding in fresh:
+            if finding.rule in self.stop and finding.level != Level.NOTE:
+                raise Stopped(finding)
 
 
-def attach(trainer: Trainer, folder: Path) -> None:
-    """Have ``trainer`` report through Log, and not through the default printer."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Log(folder))
+class Stopped(Exception):  # noqa: N818 - it is none of ours
+    """A finding that the recipe ends a training for."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.rule)
+        self.finding = finding
+
+
+def sentence(finding: Finding) -> str:
+    """A finding in one or two lines."""
+    said = f"{finding.level} ({finding.rule}, step {finding.step}): {finding.title}: "
+    if finding.level == Level.NOTE:
+        return f"{said}{finding.evidence}"
+    return f"{said}{finding.evidence}\n  {finding.advice}"

@@ -162,6 +162,9 @@ def run_trainer(
     """
     start = start_of(recipe, name)
     choice = backend.start(recipe)
+    from pipeline import monitor  # imports what Unsloth patches
+
+    monitor.check(recipe)
     settings = {
         "model": start,
         "dtype": recipe.dtype,
@@ -201,13 +204,13 @@ def run_trainer(
         raise UserError(f"{recipe.path}: the {name} trainer refuses the recipe: {reason}") from None
     if stage_name == "grpo":
         check_groups(recipe, trainer)
-    from pipeline.log import attach
-
-    attach(trainer, stage.folder)
     last = processes.by_main(lambda: last_whole(checkpoints))
     if last and processes.is_main():
         print(f"{name}: going on from {last}", flush=True)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with monitor.monitored(
+        trainer, tokenizer, recipe, name, stage_name, stage.folder, lambda: last_whole(checkpoints)
+    ):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     weights = processes.whole_weights(trainer, recipe.dtype)
     processes.by_main(lambda: _finish(recipe, stage, start, trainer, tokenizer, weights))
 

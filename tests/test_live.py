@@ -1,0 +1,102 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.live import Lines, View, clock, sparkline, view
+
+ROW = {"loss": 0.1234, "reward": 0.5, "truth/optimal": 0.25, "memory": 3.0, "kl": None}
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([5.0], "▁"),
+        ([2, 2, 2], "▁▁▁"),
+        ([-1, 1, -1], "▁█▁"),
+        ([9] * 5 + [0, 1, 0], "▁█▁"),
+    ],
+)
+def test_a_sparkline_goes_from_the_least_of_what_it_shows_to_the_most(values, bars):
+    assert sparkline(values, 8 if len(values) < 9 and values[0] != 9 else 3) == bars
+
+
+def test_times_are_read_at_a_glance():
+    assert [clock(s) for s in (-3, 0, 61.9, 3600, 36_061)] == [
+        *("0:00", "0:00", "1:01", "1:00:00", "10:01:01")
+    ]
+
+
+def test_without_a_terminal_each_step_is_a_line(capsys):
+    shown = view("grpo")
+    assert type(shown) is Lines
+    shown.open(10, 40)
+    shown.show(10, {"val/optimal": 0.5})
+    shown.started -= 20
+    shown.show(20, ROW)
+    shown.show(30, {"memory": 1.0})
+    shown.say("warning: so it is")
+    shown.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "step 10/40  val optimal 50.0%",
+        "step 20/40  loss 0.1234  reward 0.500  optimal 25.0%  0:40 left",
+        "warning: so it is",
+    ]
+
+
+@pytest.fixture
+def terminal():
+    """A view in a terminal, and what it wrote."""
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=100, color_system=None)
+    return View("grpo (grpo)", console), written
+
+
+def test_in_a_terminal_signals_are_drawn_with_progress_and_time_left(terminal):
+    shown, written = terminal
+    shown.past([{"step": 5, "reward": 0.1}])
+    shown.open(5, 40)
+    shown.show(10, {"reward": 0.3, "val/optimal": 0.5})
+    shown.show(15, {"reward": 0.2, "truth/optimal": None})
+    shown.started -= 20
+    shown.say("warning: [red]so it is[/red]")
+    shown.close()
+    said = written.getvalue()
+    assert "warning: [red]so it is[/red]" in said
+    last = said.rpartition("grpo (grpo)")[2]
+    assert "15/40" in last
+    assert "0:20 so far" in last
+    assert "0:50 left" in last
+    reward = next(line for line in last.splitlines() if "reward" in line)
+    assert reward.split() == ["reward", "0.200", "▁█▅"]
+    assert "50.0%" in last
+    assert "optimal" not in last.replace("val optimal", "")
+
+
+def test_a_view_gives_the_terminal_back_and_may_be_closed_again(terminal):
+    shown, written = terminal
+    shown.open(0, 10)
+    assert "\x1b[?25l" in written.getvalue(), "it hides the cursor"
+    shown.close()
+    shown.close()
+    assert written.getvalue().count("\x1b[?25h") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "kind"),
+    [({"TERM": "xterm"}, View), ({"TERM": "dumb"}, Lines), ({"TTY_COMPATIBLE": "0"}, Lines)],
+)
+def test_only_a_terminal_that_can_draw_it_gets_the_view(environment, kind, monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self):
+            return True
+
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", Terminal())
+    assert type(view("sft")) is kind

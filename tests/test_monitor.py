@@ -1,0 +1,376 @@
+"""A training that is watched ends with the same weights, says what goes wrong, and ends where it
+must."""
+
+import json
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import LORA, RECIPE, save_model, write_recipe
+from transformers import TrainerCallback
+from transformers.integrations import is_tensorboard_available
+from trl import SFTTrainer
+
+from data import make
+from data.errors import UserError, run_main
+from data.files import read_jsonl
+from pipeline import backend, grpo, monitor, sft
+from pipeline.health import Finding
+from pipeline.log import Log
+from pipeline.monitor import Lost, Monitor, duplicates, monitored
+from pipeline.symptoms import Level
+from pipeline.train import last_whole, training_rows
+from pipeline.yardsticks import Yardsticks
+from rewards.reward import _FUNCTIONS
+
+STAGES = {"sft": sft, "grpo": grpo}
+ALWAYS = {"every": 1, "kl_every": 1, "problems": 2, "samples": 2}
+STEPS = {"max_steps": 3, "logging_steps": 1, "warmup_steps": 0, "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the data of a run, made once."""
+    place = tmp_path_factory.mktemp("watched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        recipe = write_recipe(place, save_model(place / "qwen3", "qwen3"))
+        make.run(recipe, force=False, workers=1)
+    return place
+
+
+@pytest.fixture
+def recipe_of(folder, monkeypatch):
+    """A function that writes a recipe, with changes, over that data."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(grpo, "gate", lambda *_: None)
+
+    def write(**changes):
+        sections = {name: {**RECIPE[name], **STEPS} for name in STAGES}
+        arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo"}}
+        return write_recipe(
+            folder, folder / "qwen3", **{"watch": ALWAYS, "arms": arms, **sections, **changes}
+        )
+
+    return write
+
+
+def trainer_of(recipe, kind, output):
+    """A trainer as a stage has it, and its tokenizer."""
+    backend.start(recipe)
+    model, tokenizer = backend.load_for_training(recipe, kind, recipe.model, 512)
+    rows = training_rows(recipe, kind)
+    return STAGES[kind].trainer_for(recipe, rows, model, tokenizer, output / "ck"), tokenizer
+
+
+def watched(recipe, kind, trainer, tokenizer, output):
+    output.mkdir(exist_ok=True)
+    return monitored(
+        trainer, tokenizer, recipe, kind, kind, output, lambda: last_whole(output / "ck")
+    )
+
+
+def trained(recipe, kind, output, how):
+    """The weights after a training that was watched, or not."""
+    trainer, tokenizer = trainer_of(recipe, kind, output)
+    with watched(recipe, kind, trainer, tokenizer, output) if how else nullcontext():
+        trainer.train()
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def log_of(output):
+    return [row for _, row in read_jsonl(output / "log.jsonl")]
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("lora", [None, {**LORA, "lora_dropout": 0.2}], ids=["full", "lora"])
+def test_what_is_trained_is_the_same_bits_whether_it_is_watched_or_not(
+    recipe_of, kind, lora, tmp_path, monkeypatch
+):
+    # Random weights earn nothing, and a gradient of 0 would be the same in any case.
+    def paid(problems, texts):
+        return [len(text) % 7 / 7 for text in texts]
+
+    monkeypatch.setitem(_FUNCTIONS, "optimal", paid)
+    recipe = recipe_of(lora=lora)
+    alone, beside = (trained(recipe, kind, tmp_path / str(how), how) for how in (False, True))
+    assert alone.keys() == beside.keys()
+    assert all(torch.equal(alone[name], beside[name]) for name in alone)
+    rows = log_of(tmp_path / "True")
+    assert any(row.get("kl_start") for row in rows), "training changed nothing"
+    start = trainer_of(recipe, kind, tmp_path)[0].model
+    assert any(not torch.equal(w, alone[name]) for name, w in start.named_parameters())
+
+
+def test_every_signal_of_grpo_is_in_the_log(recipe_of, tmp_path):
+    trained(recipe_of(), "grpo", tmp_path / "out", True)
+    first, *rows, last = log_of(tmp_path / "out")
+    assert first["step"] == 0
+    assert {"val/optimal", "val/feasible", "val/reward", "time/watch"} < first.keys()
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert "train_runtime" in last
+    for row in rows:
+        assert row["truth/optimal"] == row["rewards/optimal/mean"]
+        assert row["truth/feasible"] == row["rewards/validity/mean"]
+        parts = sum(row[f"time/{part}"] for part in ("generate", "reward", "train"))
+        assert row["step_time"] < parts < row["step_time"] + 1
+        assert 0.1 < row["memory"] < 100
+        tokens = row["num_tokens"] - (rows[row["step"] - 2]["num_tokens"] if row["step"] > 1 else 0)
+        assert row["tokens_per_second"] == pytest.approx(tokens / parts)
+        assert 0 <= row["completions/duplicates"] <= 1
+        assert {
+            *("reward", "reward_std", "rewards/format/mean", "rewards/format/std", "entropy"),
+            *("grad_norm", "learning_rate", "clip_ratio/region_mean", "frac_reward_zero_std"),
+            *("completions/mean_length", "completions/clipped_ratio", "kl_start", "val/optimal"),
+        } < row.keys()
+
+
+def test_sft_is_measured_on_gold_answers_too(recipe_of, tmp_path):
+    trained(recipe_of(), "sft", tmp_path / "out", True)
+    first, *rows, _ = log_of(tmp_path / "out")
+    assert first["val/loss"] == pytest.approx(math.log(1180), rel=0.1)  # of random weights
+    assert rows[-1]["val/loss"] < first["val/loss"]
+    assert rows[-1]["kl_start"] > 0
+    assert {"time/train", "tokens_per_second", "memory", "val/reward"} < rows[-1].keys()
+    assert not {"time/generate", "time/reward"} & rows[-1].keys()
+
+
+def test_val_and_kl_are_measured_when_due_and_not_when_off(recipe_of, tmp_path):
+    steps = {**RECIPE["grpo"], **STEPS, "max_steps": 5}
+    counts = {}
+    for every, kl_every in ((2, 3), (0, 2), (0, 0)):
+        recipe = recipe_of(grpo=steps, watch={**ALWAYS, "every": every, "kl_every": kl_every})
+        output = tmp_path / f"{every} {kl_every}"
+        trained(recipe, "grpo", output, True)
+        rows = log_of(output)
+        counts[every, kl_every] = [
+            [row["step"] for row in rows if key in row] for key in ("val/optimal", "kl_start")
+        ]
+    assert counts == {
+        (2, 3): [[0, 2, 4], [3]],
+        (0, 2): [[], [2, 4]],
+        (0, 0): [[], []],
+    }
+
+
+def test_reporters_are_handed_our_signals_too(recipe_of, tmp_path):
+    seen = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            seen.append((state.global_step, dict(logs)))
+
+    recipe = recipe_of()
+    trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
+    trainer.add_callback(Reporter)  # as TRL adds its own, before ours
+    with watched(recipe, "grpo", trainer, tokenizer, tmp_path / "out"):
+        trainer.train()
+    written = log_of(tmp_path / "out")
+    assert [{"step": step, **logs}.keys() for step, logs in seen] == [row.keys() for row in written]
+
+
+@pytest.mark.skipif(not is_tensorboard_available(), reason="tensorboard is not installed")
+def test_tensorboard_has_our_signals(recipe_of, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = {**RECIPE["grpo"], **STEPS, "report_to": "tensorboard"}
+    trained(recipe_of(grpo=steps), "grpo", tmp_path / "out", True)
+    written = EventAccumulator(str(next((tmp_path / "out").rglob("events.*")).parent)).Reload()
+    names = {"train/truth/optimal", "train/kl_start", "train/val/optimal", "train/time/generate"}
+    assert names < set(written.Tags()["scalars"])
+
+
+@pytest.mark.skipif(is_tensorboard_available(), reason="tensorboard is installed")
+def test_a_reporter_that_is_not_installed_is_refused_in_a_sentence(recipe_of):
+    recipe = recipe_of(grpo={**RECIPE["grpo"], "report_to": "tensorboard"})
+    with pytest.raises(UserError, match=r"grpo\.report_to: tensorboard is not installed; `\.venv"):
+        grpo.run(recipe, force=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"watch": {"stop": ["hackng"]}}, r"watch\.stop has 'hackng', .*did you mean 'hacking'"),
+        ({"sft": {"report_to": ["none", "paper"]}}, r"sft\.report_to: paper is not supported"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_training(recipe_of, changes, said):
+    with pytest.raises(UserError, match=said):
+        monitor.check(recipe_of(**changes))
+
+
+@pytest.mark.parametrize(
+    ("watch", "said"),
+    [
+        ({"every": -1}, r"watch\.every must be 0 or more, not -1"),
+        ({"problems": 0}, r"watch\.problems must be 1 or more, not 0"),
+        ({"samples": "two"}, r"watch\.samples must be a whole number, not 'two'"),
+        ({"stop": "hacking"}, r"watch\.stop must be a list, not 'hacking'"),
+        ({"evry": 5}, r"unknown key 'watch\.evry'; did you mean 'every'"),
+    ],
+)
+def test_a_watch_section_that_makes_no_sense_is_refused(recipe_of, watch, said):
+    with pytest.raises(UserError, match=said):
+        recipe_of(watch=watch)
+
+
+# --- where it ends -----------------------------------------------------------------------------
+
+
+def spoil(monkeypatch, kind, at):
+    """Have the loss, or the gradient behind a sound loss, be NaN at a step."""
+    compute_loss = SFTTrainer.compute_loss
+
+    def spoilt(self, model, *args, **kwargs):
+        found = compute_loss(self, model, *args, **kwargs)
+        if self.state.global_step + 1 < at:
+            return found
+        if kind == "the loss":
+            return found * math.nan
+        weight = next(model.parameters()).sum() * 0
+        return found + weight.sqrt()  # 0, of infinite slope
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", spoilt)
+
+
+@pytest.mark.parametrize("what", ["the loss", "the gradient norm"])
+def test_a_lost_training_ends_with_its_last_good_checkpoint_and_one_sentence(
+    recipe_of, what, monkeypatch, capsys
+):
+    spoil(monkeypatch, what, at=3)
+    recipe = recipe_of(name=what.split()[-1])
+    make.run(recipe, force=False, workers=1)
+    monkeypatch.setattr("sys.argv", ["sft", "--recipe", str(recipe.path)])
+    with pytest.raises(SystemExit) as ended:
+        run_main(sft.main)
+    arm = recipe.folder / "sft"
+    assert ended.value.code == (  # text is printed to stderr, and the exit code is 1
+        f"error: {recipe.path}: sft: {what} is not a finite number at step 3, and training ended "
+        f"before it reached the weights; the weights of step 2 are in {arm}/checkpoints/"
+        "checkpoint-2; lower sft.learning_rate (0.01), and the same command begins anew"
+    )
+    weights = torch.load(arm / "checkpoints/checkpoint-2/optimizer.pt")["state"]
+    assert all(torch.isfinite(each["exp_avg"]).all() for each in weights.values())
+    assert not (arm / "manifest.json").exists()
+    rows = log_of(arm)
+    assert (rows[-1]["step"], rows[-1]["loss"]) == (3, None)
+    (finding,) = (row for _, row in read_jsonl(arm / "findings.jsonl"))
+    assert (finding["rule"], finding["level"], finding["step"]) == ("nonfinite", "stop", 3)
+    assert "stop (nonfinite, step 3): Loss or gradient is not a number" in capsys.readouterr().out
+
+
+def test_a_lost_training_before_the_first_checkpoint_says_so(recipe_of, tmp_path, monkeypatch):
+    spoil(monkeypatch, "the loss", at=1)
+    with pytest.raises(UserError, match=r"at step 1, .* nothing was saved yet \(a smaller sft\.sa"):
+        trained(recipe_of(), "sft", tmp_path / "out", True)
+
+
+def test_steps_that_float16_leaves_out_itself_end_nothing():
+    lost = torch.tensor(math.inf)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(fp16=True),
+        state=SimpleNamespace(global_step=0),
+        _get_learning_rate=lambda: 1.0,
+    )
+    held = SimpleNamespace(trainer=trainer)
+    held._lost = lambda what: Monitor._lost(held, what)
+    assert Monitor._clip(held, lambda: lost) is lost
+    trainer.args.fp16 = False
+    with pytest.raises(Lost, match="the gradient norm is not a finite number"):
+        Monitor._clip(held, lambda: lost)
+
+
+FOUND = Finding("hacking", Level.WARNING, 2, "Reward hacking", "up, down", "why", "Stop.", "who")
+
+
+def test_a_finding_ends_the_training_where_the_recipe_says_so(
+    recipe_of, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        "pipeline.health.Watch.update", lambda self, row: [FOUND] if row["step"] == 2 else []
+    )
+    trained(recipe_of(), "sft", tmp_path / "goes on", True)
+    assert (
+        "warning (hacking, step 2): Reward hacking: up, down\n  Stop.\n" in capsys.readouterr().out
+    )
+    recipe = recipe_of(watch={**ALWAYS, "stop": ["hacking"]})
+    says = r"ended by watch\.stop at step 2 \(hacking\); nothing was saved yet .* without hack"
+    with pytest.raises(UserError, match=says):
+        trained(recipe, "sft", tmp_path / "ends", True)
+    assert [row["step"] for row in log_of(tmp_path / "ends")] == [0, 1, 2]
+
+
+def test_a_trainer_has_its_own_methods_back_afterwards(recipe_of, tmp_path):
+    recipe = recipe_of()
+    trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
+    before = {**vars(trainer), **vars(trainer.accelerator)}.keys()
+    with watched(recipe, "grpo", trainer, tokenizer, tmp_path / "out"):
+        assert {"log", "_generate"} <= vars(trainer).keys()
+    assert {**vars(trainer), **vars(trainer.accelerator)}.keys() == before
+
+
+def test_ctrl_c_closes_the_view_and_is_passed_on(recipe_of, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr("pipeline.live.Lines.close", lambda self: closed.append(self))
+
+    def stop(self, args, state, control, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Log, "on_step_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe_of(), "sft", tmp_path / "out", True)
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "share"),
+    [
+        ([["a", "a", "b", "c"], ["d", "d", "d", "d"]], 6 / 8),
+        ([["a", "b"], ["a", "b"]], 0.0),  # another group's
+        ([], 0.0),
+    ],
+)
+def test_duplicates_are_counted_within_their_group(groups, share):
+    assert duplicates(groups) == share
+
+
+# --- after an interruption ---------------------------------------------------------------------
+
+
+def test_a_training_that_goes_on_knows_what_it_started_from(recipe_of, monkeypatch):
+    steps = {**RECIPE["sft"], **STEPS, "max_steps": 4}
+    recipe = recipe_of(sft=steps, name="whole")
+    make.run(recipe, force=False, workers=1)
+    sft.run(recipe, force=False)
+    whole = log_of(recipe.folder / "sft")
+    recipe = recipe_of(sft=steps, name="parts")
+    make.run(recipe, force=False, workers=1)
+
+    def stop(self, args, state, control, **_):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sft.run(recipe, force=False)
+    sft.run(recipe, force=False)
+    parts = log_of(recipe.folder / "sft")
+    assert [row["step"] for row in parts] == [row["step"] for row in whole] == [0, 1, 2, 3, 4, 4]
+    for one, other in zip(whole[:-1], parts[:-1], strict=True):
+        for key in ("loss", "kl_start", "val/loss", "val/optimal", "val/reward"):
+            assert one.get(key) == other.get(key), key
+
+
+def test_unsloths_way_of_drawing_is_the_trainers_own(recipe_of, tmp_path):
+    recipe = recipe_of()
+    trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
+    rows = monitor.val_rows(recipe, "grpo")
+    sticks = Yardsticks(recipe, "grpo", trainer, tokenizer, rows, tmp_path, generates=True)
+    first, again = sticks.begin(fresh=True), sticks.val()
+    assert first == again
+    assert sticks.kl() == {"kl_start": 0.0}
+    assert json.loads((tmp_path / "start.jsonl").read_text().splitlines()[0])["answer"]
+    assert sorted(first) == ["val/feasible", "val/optimal", "val/reward"]
