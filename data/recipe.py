@@ -28,10 +28,10 @@ from data.sections import (
     Arm,
     DataSection,
     EvalSection,
+    MonitorSection,
     RewardSection,
     TierUse,
     VerdictSection,
-    WatchSection,
 )
 from data.tiers import TIERS, Tier
 
@@ -83,7 +83,7 @@ class Recipe:
         sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
         arms: the models to train, in this order; ``all_arms`` has them by seed.
         verdict: which of them are judged, and by what margins.
-        watch: how a training is watched, and what ends it.
+        monitor: how a training is watched, and what ends it.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Recipe:
     fast_inference: bool = False
     reward: RewardSection = field(default_factory=RewardSection)
     verdict: VerdictSection = field(default_factory=VerdictSection)
-    watch: WatchSection = field(default_factory=WatchSection)
+    monitor: MonitorSection = field(default_factory=MonitorSection)
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
     lora: dict[str, Any] | None = None
     path: Path = field(default=Path(), metadata={"internal": True})
@@ -184,7 +184,7 @@ def load_recipe(
         )
     _check_loading(recipe)
     _check_eval(str(path), "eval", recipe.eval)
-    recipe.watch.validate(f"{path}: watch")
+    recipe.monitor.validate(f"{path}: monitor")
     uses = recipe.tier_uses()
     if recipe.data.main not in uses:
         raise UserError(f"{path}: data.main is {recipe.data.main!r}, not one of {', '.join(uses)}")

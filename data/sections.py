@@ -123,8 +123,8 @@ class EvalSection:
 
 
 @dataclass(frozen=True)
-class WatchSection:
-    """``watch:`` how a training is watched; what it ends with does not depend on it.
+class MonitorSection:
+    """``monitor:`` how a training is watched; what it ends with does not depend on it.
 
     Attributes:
         every: steps from one measurement on val problems to the next, at logging steps; 0 for none.
@@ -140,7 +140,7 @@ class WatchSection:
     kl_every: int = 5
     stop: tuple[str, ...] = ()
 
-    def validate(self, source: str = "watch") -> None:
+    def validate(self, source: str = "monitor") -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
         for key, least in (("every", 0), ("kl_every", 0), ("problems", 1), ("samples", 1)):
             if getattr(self, key) < least:

@@ -11,12 +11,12 @@ truth/optimal, /feasible    share of the training answers that are optimal, that
                             verdicts that the reward was made from, whatever the reward
 completions/duplicates      share of the answers that equal another one of their group, in tokens
 kl_start                    KL(now ‖ start) in nats a token, whatever ``beta``:
-                            ``yardsticks.kl_from``; every ``watch.kl_every`` steps
-val/optimal, /feasible,     on fixed val problems, every ``watch.every`` steps and before the
+                            ``yardsticks.kl_from``; every ``monitor.kl_every`` steps
+val/optimal, /feasible,     on fixed val problems, every ``monitor.every`` steps and before the
 /reward, /loss              first: ``yardsticks.Yardsticks.val``
 time/generate, /reward,     seconds a step: drawing the answers; judging them; all the rest of it
 /train
-time/watch                  seconds since the last row, spent on val and kl_start
+time/monitor                seconds since the last row, spent on val and kl_start
 tokens_per_second           of prompts and answers, per second of the steps themselves
 memory                      GiB: most that torch held on the GPU since the start
                             (``max_memory_allocated``), without a GPU the process's peak
@@ -63,10 +63,10 @@ def check(recipe: Recipe) -> None:
     """Raise UserError where a recipe names a reporter that is not there, or a rule to stop at that
     does not exist."""
     rules = [rule.name for rule in RULES]
-    for name in recipe.watch.stop:
+    for name in recipe.monitor.stop:
         if name not in rules:
             raise UserError(
-                f"{recipe.path}: watch.stop has {name!r}, not one of {', '.join(rules)}"
+                f"{recipe.path}: monitor.stop has {name!r}, not one of {', '.join(rules)}"
                 f"{nearest(name, rules)}"
             )
     for section in ("sft", "grpo"):
@@ -111,7 +111,7 @@ def monitored(
     """
     trainer.remove_callback(PrinterCallback)
     shown = view(f"{arm} ({kind})")
-    log = Log(folder, kind, shown, recipe.watch.stop)
+    log = Log(folder, kind, shown, recipe.monitor.stop)
     trainer.add_callback(log)
     sticks = None
     # Where several processes hold a model's weights in parts, one alone cannot use it.
@@ -135,9 +135,9 @@ def monitored(
         ) from None
     except Stopped as stopped:
         raise UserError(
-            f"{where}: ended by watch.stop at step {trainer.state.global_step} "
+            f"{where}: ended by monitor.stop at step {trainer.state.global_step} "
             f"({stopped.finding.rule}); {_kept(saved(), kind)}; without {stopped.finding.rule} in "
-            "watch.stop the same command goes on"
+            "monitor.stop the same command goes on"
         ) from None
     finally:
         shown.close()
@@ -168,9 +168,9 @@ class Monitor(TrainerCallback):
         self, trainer: Trainer, recipe: Recipe, kind: str, sticks: Yardsticks | None
     ) -> None:
         self.trainer, self.sticks = trainer, sticks
-        self.every = recipe.watch.every
+        self.every = recipe.monitor.every
         # A step of SFT costs little, and KL is not what it is watched for.
-        self.kl_every = recipe.watch.kl_every if kind == "grpo" else recipe.watch.every
+        self.kl_every = recipe.monitor.kl_every if kind == "grpo" else recipe.monitor.every
         self.spent: Counter[str] = Counter()
         self.steps = 0
         self._held: list[tuple[Any, str]] = []
@@ -208,7 +208,7 @@ class Monitor(TrainerCallback):
             began = time.perf_counter()
             found = self.sticks.begin(fresh=state.global_step == 0)
             if found and self.every:
-                self.trainer.log({**found, "time/watch": time.perf_counter() - began})
+                self.trainer.log({**found, "time/monitor": time.perf_counter() - began})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
@@ -299,7 +299,7 @@ class Monitor(TrainerCallback):
                 logs.update(self.sticks.kl())
             if self._due(self.every, step):
                 logs.update(self.sticks.val())
-            logs["time/watch"] = time.perf_counter() - began
+            logs["time/monitor"] = time.perf_counter() - began
         self.logged = step
 
 

@@ -44,12 +44,12 @@ class Encoded:
 
 
 def val_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
-    """The val problems that a training is measured by, always the same ones: ``watch.problems`` of
-    them, evenly from the arm's tiers, or from all where those have none."""
+    """The ``monitor.problems`` of val that a training is measured by, always the same ones: evenly
+    from the arm's tiers, or from all where those have none."""
     tiers = recipe.all_arms()[arm].tiers
     rows = read_split(recipe, "val")
     rows = [row for row in rows if not tiers or row["tier"] in tiers] or rows
-    count = min(recipe.watch.problems, len(rows))
+    count = min(recipe.monitor.problems, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
@@ -123,7 +123,7 @@ class Yardsticks:
 
     def val(self) -> dict[str, float]:
         """``val/optimal``, ``val/feasible`` (shares of the answers) and ``val/reward`` (their mean
-        under the recipe's reward) of ``watch.samples`` answers to each problem, at temperature 1,
+        under the recipe's reward) of ``monitor.samples`` answers to each problem, at temperature 1,
         always with the same random numbers; in SFT also ``val/loss``, the mean negative
         log-probability of a token of the gold answers, their end included, in nats."""
         with undisturbed(self.trainer) as model:
@@ -169,11 +169,11 @@ class Yardsticks:
         return Encoded(self._ids(prompt), [*self._ids(sample.completion), *end])
 
     def _draw(self, model: Any) -> list[list[Sample]]:
-        """``watch.samples`` answers to each problem, at temperature 1."""
+        """``monitor.samples`` answers to each problem, at temperature 1."""
         from pipeline.decode import Decoding, sample
 
-        count, decoding = self.recipe.watch.samples, Decoding(self.limit)
-        seeds = [seed_of(self.recipe.seed, "watch", row["id"]) for row in self.rows]
+        count, decoding = self.recipe.monitor.samples, Decoding(self.limit)
+        seeds = [seed_of(self.recipe.seed, "monitor", row["id"]) for row in self.rows]
         if self.generates:
             return generated(self.trainer, self.tokenizer, self.prompts, count, decoding, seeds[0])
         rows = self.recipe.eval.rows

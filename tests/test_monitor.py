@@ -51,7 +51,7 @@ def recipe_of(folder, monkeypatch):
         sections = {name: {**RECIPE[name], **STEPS} for name in STAGES}
         arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo"}}
         return write_recipe(
-            folder, folder / "qwen3", **{"watch": ALWAYS, "arms": arms, **sections, **changes}
+            folder, folder / "qwen3", **{"monitor": ALWAYS, "arms": arms, **sections, **changes}
         )
 
     return write
@@ -108,7 +108,7 @@ def test_every_signal_of_grpo_is_in_the_log(recipe_of, tmp_path):
     trained(recipe_of(), "grpo", tmp_path / "out", True)
     first, *rows, last = log_of(tmp_path / "out")
     assert first["step"] == 0
-    assert {"val/optimal", "val/feasible", "val/reward", "time/watch"} < first.keys()
+    assert {"val/optimal", "val/feasible", "val/reward", "time/monitor"} < first.keys()
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "train_runtime" in last
     for row in rows:
@@ -141,7 +141,7 @@ def test_val_and_kl_are_measured_when_due_and_not_when_off(recipe_of, tmp_path):
     steps = {**RECIPE["grpo"], **STEPS, "max_steps": 5}
     counts = {}
     for every, kl_every in ((2, 3), (0, 2), (0, 0)):
-        recipe = recipe_of(grpo=steps, watch={**ALWAYS, "every": every, "kl_every": kl_every})
+        recipe = recipe_of(grpo=steps, monitor={**ALWAYS, "every": every, "kl_every": kl_every})
         output = tmp_path / f"{every} {kl_every}"
         trained(recipe, "grpo", output, True)
         rows = log_of(output)
@@ -192,7 +192,10 @@ def test_a_reporter_that_is_not_installed_is_refused_in_a_sentence(recipe_of):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"watch": {"stop": ["hackng"]}}, r"watch\.stop has 'hackng', .*did you mean 'hacking'"),
+        (
+            {"monitor": {"stop": ["hackng"]}},
+            r"monitor\.stop has 'hackng', .*mean 'hacking'",
+        ),
         ({"sft": {"report_to": ["none", "paper"]}}, r"sft\.report_to: paper is not supported"),
     ],
 )
@@ -202,18 +205,18 @@ def test_what_does_not_exist_is_refused_before_training(recipe_of, changes, said
 
 
 @pytest.mark.parametrize(
-    ("watch", "said"),
+    ("section", "said"),
     [
-        ({"every": -1}, r"watch\.every must be 0 or more, not -1"),
-        ({"problems": 0}, r"watch\.problems must be 1 or more, not 0"),
-        ({"samples": "two"}, r"watch\.samples must be a whole number, not 'two'"),
-        ({"stop": "hacking"}, r"watch\.stop must be a list, not 'hacking'"),
-        ({"evry": 5}, r"unknown key 'watch\.evry'; did you mean 'every'"),
+        ({"every": -1}, r"monitor\.every must be 0 or more, not -1"),
+        ({"problems": 0}, r"monitor\.problems must be 1 or more, not 0"),
+        ({"samples": "two"}, r"monitor\.samples must be a whole number, not 'two'"),
+        ({"stop": "hacking"}, r"monitor\.stop must be a list, not 'hacking'"),
+        ({"evry": 5}, r"unknown key 'monitor\.evry'; did you mean 'every'"),
     ],
 )
-def test_a_watch_section_that_makes_no_sense_is_refused(recipe_of, watch, said):
+def test_a_monitor_section_that_makes_no_sense_is_refused(recipe_of, section, said):
     with pytest.raises(UserError, match=said):
-        recipe_of(watch=watch)
+        recipe_of(monitor=section)
 
 
 # --- where it ends -----------------------------------------------------------------------------
@@ -295,8 +298,8 @@ def test_a_finding_ends_the_training_where_the_recipe_says_so(
     assert (
         "warning (hacking, step 2): Reward hacking: up, down\n  Stop.\n" in capsys.readouterr().out
     )
-    recipe = recipe_of(watch={**ALWAYS, "stop": ["hacking"]})
-    says = r"ended by watch\.stop at step 2 \(hacking\); nothing was saved yet .* without hack"
+    recipe = recipe_of(monitor={**ALWAYS, "stop": ["hacking"]})
+    says = r"ended by monitor\.stop at step 2 \(hacking\); nothing was saved yet .* without hack"
     with pytest.raises(UserError, match=says):
         trained(recipe, "sft", tmp_path / "ends", True)
     assert [row["step"] for row in log_of(tmp_path / "ends")] == [0, 1, 2]

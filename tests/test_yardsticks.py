@@ -34,7 +34,7 @@ def recipe(tmp_path_factory):
             place,
             save_model(place / "qwen3", "qwen3"),
             data={"main": "dense", "tiers": tiers},
-            watch={"problems": 4, "samples": 2},
+            monitor={"problems": 4, "samples": 2},
             arms={"sft": {"trainer": "sft"}, "trapped": {"trainer": "sft", "tiers": ["trap"]}},
         )
         make.run(found, force=False, workers=1)
@@ -64,7 +64,7 @@ def test_the_val_problems_are_always_the_same_and_of_every_tier(recipe, monkeypa
     assert [row["id"] for row in rows] == [row["id"] for row in val_rows(recipe, "sft")]
     assert {row["tier"] for row in val_rows(recipe, "trapped")} == {"trap"}
     many = load_recipe(recipe.path)
-    object.__setattr__(many.watch, "problems", 100)
+    object.__setattr__(many.monitor, "problems", 100)
     assert len({row["id"] for row in val_rows(many, "sft")}) == 12
 
 
