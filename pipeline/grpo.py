@@ -37,13 +37,14 @@ def trainer_for(
         ]
     )
     prepare(model)
-    return GRPOTrainer(
+    trainer = GRPOTrainer(
         model=model,
         args=grpo_config(recipe, output, answer_limit(tokenizer, rows)),
         reward_funcs=reward_functions(recipe.reward, reasoning_prefix(tokenizer)),
         train_dataset=dataset,
         processing_class=tokenizer,
     )
+    return backend.hold_adapters_whole(recipe, trainer)
 
 
 def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -> None:

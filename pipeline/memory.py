@@ -70,6 +70,12 @@ _READERS = {
 }
 
 
+#: Bytes of an adapter's weight: peft raises half precision to float32
+#: (peft.tuners.tuners_utils.cast_adapter_dtype), as Unsloth does, and ``pipeline.backend`` keeps it
+#: so above quantised weights too.
+ADAPTER_WIDTH = 4
+
+
 @dataclass(frozen=True)
 class Linear:
     """``count`` linear layers of one name and size."""
@@ -198,13 +204,6 @@ class Settings:
         """Bytes of an activation."""
         return 2 if self.autocast else self.kept
 
-    @property
-    def adapter_width(self) -> int:
-        """Bytes of an adapter's weight: peft raises half precision to float32
-        (peft.tuners.tuners_utils.cast_adapter_dtype), as Unsloth does; above quantised weights
-        trl's trainers turn it into bfloat16."""
-        return 2 if self.bits <= 8 and self.backend == "trl" else 4
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -267,7 +266,7 @@ def trained(shape: ModelShape, s: Settings) -> int:
 
 def trained_width(s: Settings) -> int:
     """Bytes of a trained parameter, and of its gradient."""
-    return s.kept if s.full else s.adapter_width
+    return s.kept if s.full else ADAPTER_WIDTH
 
 
 def optimizer_bytes(optim: str, parameters: int, width: int) -> int:
@@ -340,7 +339,7 @@ def layer_bytes(shape: ModelShape, s: Settings) -> int:
 
 def _adapter_inputs(shape: ModelShape, s: Settings) -> int:
     """What the adapters of one layer save: their inputs, and the rank values between A and B."""
-    own, a = s.width != s.adapter_width and not s.autocast, s.adapter_width
+    own, a = s.width != ADAPTER_WIDTH and not s.autocast, ADAPTER_WIDTH
     found, seen = 0.0, {"attended"}
     for one in s.adapters:
         share = one.count / shape.layers
@@ -377,7 +376,7 @@ def working_bytes(shape: ModelShape, s: Settings, tokens: int, wide: int = 2) ->
     where weights are quantised (bitsandbytes.functional.dequantize_4bit)."""
     b = s.width
     held = wide * b * shape.mlp
-    if s.adapters and s.backend == "trl" and s.adapter_width > b:
+    if s.adapters and s.backend == "trl" and b < ADAPTER_WIDTH:
         held = max(held, (2 * b + 4) * shape.mlp)
     whole = max((one.inputs * one.outputs for one in shape.linears), default=0)
     return tokens * (held + 2 * b * shape.hidden) + (2 * whole if s.bits <= 8 else 0)

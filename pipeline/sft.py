@@ -29,12 +29,13 @@ def trainer_for(
             for row in rows
         ]
     )
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=sft_config(recipe, output),
         train_dataset=dataset,
         processing_class=tokenizer,
     )
+    return backend.hold_adapters_whole(recipe, trainer)
 
 
 def run(recipe: Recipe, force: bool, arm: str = "sft") -> None:

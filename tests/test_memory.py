@@ -422,7 +422,7 @@ def test_the_savings_add_up_and_stop_where_it_fits(gib, stage, backend):
 
 def test_what_costs_only_time_comes_before_what_changes_the_model_or_the_task():
     shape = large()
-    steps, after = advise(shape, training(shape, adapters=(), bits=32), 12 * GIB)
+    steps, after = advise(shape, training(shape, adapters=(), bits=32), 13 * GIB)
     keys = [step.change for step in steps]
 
     def place(word: str) -> int:
@@ -431,7 +431,7 @@ def test_what_costs_only_time_comes_before_what_changes_the_model_or_the_task():
     assert place("gradient_checkpointing") < place("bfloat16") < place("lora:") < place("4 bits")
     assert place("per_device") < place("4 bits")
     assert not any("optim" in key for key in keys), "LoRA made it needless"
-    assert after.peak.total <= 12 * GIB
+    assert after.peak.total <= 13 * GIB
     assert not any("max_completion_length" in key for key in keys)
 
 
