@@ -199,9 +199,9 @@ def run_trainer(
     checkpoints = stage.folder / CHECKPOINTS
     try:
         trainer = make(model, tokenizer, checkpoints)
-    except ValueError as error:  # a setting that only the trainer itself can judge
-        reason = " ".join(str(error).split())
-        raise UserError(f"{recipe.path}: the {name} trainer refuses the recipe: {reason}") from None
+    # A setting that only the trainer itself can judge, or a package that it would need.
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise _refusal(recipe, name, error) from None
     if stage_name == "grpo":
         check_groups(recipe, trainer)
     last = processes.by_main(lambda: last_whole(checkpoints))
@@ -210,9 +210,18 @@ def run_trainer(
     with monitor.monitored(
         trainer, tokenizer, recipe, name, stage_name, stage.folder, lambda: last_whole(checkpoints)
     ):
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except ImportError as error:  # of an optimizer, which is made here
+            raise _refusal(recipe, name, error) from None
     weights = processes.whole_weights(trainer, recipe.dtype)
     processes.by_main(lambda: _finish(recipe, stage, start, trainer, tokenizer, weights))
+
+
+def _refusal(recipe: Recipe, name: str, error: Exception) -> UserError:
+    """What a trainer said, as one sentence."""
+    reason = " ".join(str(error).split())
+    return UserError(f"{recipe.path}: the {name} trainer refuses the recipe: {reason}")
 
 
 def _finish(
