@@ -129,7 +129,9 @@ class MonitorSection:
     Attributes:
         every: steps from one measurement on val problems to the next, at logging steps; 0 for none.
         problems, samples: how many of val, the same every time, and answers to each.
-        kl_every: steps from one measurement of ``kl_start`` to the next, in GRPO; 0 for none.
+        kl_every: steps from one measurement of ``kl_start`` to the next; 0 for none.
+        sampled: the stages, ``sft`` or ``grpo``, in which answers are drawn for this; elsewhere
+            there is ``val/loss`` alone. A step of SFT takes no longer than a few answers.
         stop: findings that end a training, by the names of ``make doctor``, such as ``hacking``;
             all others are only said. A loss that is not a number always ends it.
     """
@@ -138,6 +140,7 @@ class MonitorSection:
     problems: int = 32
     samples: int = 2
     kl_every: int = 5
+    sampled: tuple[str, ...] = ("grpo",)
     stop: tuple[str, ...] = ()
 
     def validate(self, source: str = "monitor") -> None:
@@ -147,6 +150,9 @@ class MonitorSection:
                 raise UserError(
                     f"{source}.{key} must be {least} or more, not {getattr(self, key)!r}"
                 )
+        for stage in self.sampled:
+            if stage not in ("sft", "grpo"):
+                raise UserError(f"{source}.sampled takes sft and grpo, not {stage!r}")
 
 
 @dataclass(frozen=True)

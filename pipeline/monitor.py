@@ -169,8 +169,7 @@ class Monitor(TrainerCallback):
     ) -> None:
         self.trainer, self.sticks = trainer, sticks
         self.every = recipe.monitor.every
-        # A step of SFT costs little, and KL is not what it is watched for.
-        self.kl_every = recipe.monitor.kl_every if kind == "grpo" else recipe.monitor.every
+        self.kl_every = recipe.monitor.kl_every
         self.spent: Counter[str] = Counter()
         self.steps = 0
         self._held: list[tuple[Any, str]] = []

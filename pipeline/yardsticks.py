@@ -86,13 +86,21 @@ class Yardsticks:
             or recipe.eval.max_tokens
             or answer_limit(tokenizer, rows)
         )
-        self.golds = kind == "sft"
+        self.golds, self.sampled = kind == "sft", kind in recipe.monitor.sampled
+        args = trainer.args
+        # As many at a time as the training draws, which there is memory for.
+        together = args.per_device_train_batch_size * (
+            getattr(args, "steps_per_generation", 0) or 0
+        )
+        self.together = min(recipe.eval.rows, together or recipe.eval.rows)
         self.path = folder / START
         self.start: list[tuple[Encoded, list[float]]] = []
 
     def begin(self, fresh: bool) -> dict[str, float]:
         """Before the first step: val of the start, and its answers, scored by itself. A training
         that goes on takes the answers that were kept; without them there is no KL."""
+        if fresh and not self.sampled:
+            return self.val()
         if not fresh:
             if self.path.is_file():
                 rows = [row for _, row in read_jsonl(self.path)]
@@ -124,25 +132,14 @@ class Yardsticks:
     def val(self) -> dict[str, float]:
         """``val/optimal``, ``val/feasible`` (shares of the answers) and ``val/reward`` (their mean
         under the recipe's reward) of ``monitor.samples`` answers to each problem, at temperature 1,
-        always with the same random numbers; in SFT also ``val/loss``, the mean negative
+        always with the same random numbers, in the stages of ``monitor.sampled``; in SFT
+        ``val/loss``, the mean negative
         log-probability of a token of the gold answers, their end included, in nats."""
         with undisturbed(self.trainer) as model:
-            return self._val(model, self._draw(model))
+            return self._val(model, self._draw(model) if self.sampled else None)
 
-    def _val(self, model: Any, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
-        asked, texts, verdicts = [], [], []
-        for row, group in zip(self.rows, drawn, strict=True):
-            problem = json.dumps(row["problem"].to_json())
-            for one in group:
-                asked.append(problem)
-                texts.append(self.prefix + one.completion)
-                verdicts.append(verify(row["problem"], texts[-1]).status)
-        paid = totals(self.recipe.reward, asked, texts)
-        found = {
-            "val/optimal": verdicts.count(Status.OPTIMAL) / len(verdicts),
-            "val/feasible": sum(status in VALID for status in verdicts) / len(verdicts),
-            "val/reward": sum(paid) / len(paid),
-        }
+    def _val(self, model: Any, drawn: Sequence[Sequence[Sample]] | None) -> dict[str, float]:
+        found = {} if drawn is None else self._judged(drawn)
         if self.golds:
             golds = [
                 Encoded(self._ids(prompt), [*self._ids(row["gold"]), self.tokenizer.eos_token_id])
@@ -151,6 +148,21 @@ class Yardsticks:
             each = [score for text in scores(model, golds) for score in text.tolist()]
             found["val/loss"] = -sum(each) / len(each)
         return found
+
+    def _judged(self, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
+        asked, texts, verdicts = [], [], []
+        for row, group in zip(self.rows, drawn, strict=True):
+            problem = json.dumps(row["problem"].to_json())
+            for one in group:
+                asked.append(problem)
+                texts.append(self.prefix + one.completion)
+                verdicts.append(verify(row["problem"], texts[-1]).status)
+        paid = totals(self.recipe.reward, asked, texts)
+        return {
+            "val/optimal": verdicts.count(Status.OPTIMAL) / len(verdicts),
+            "val/feasible": sum(status in VALID for status in verdicts) / len(verdicts),
+            "val/reward": sum(paid) / len(paid),
+        }
 
     def kl(self) -> dict[str, float]:
         """``kl_start``, see ``kl_from``; nothing where the start is not known any more."""
@@ -176,8 +188,7 @@ class Yardsticks:
         seeds = [seed_of(self.recipe.seed, "monitor", row["id"]) for row in self.rows]
         if self.generates:
             return generated(self.trainer, self.tokenizer, self.prompts, count, decoding, seeds[0])
-        rows = self.recipe.eval.rows
-        drawn = sample(model, self.tokenizer, self.prompts, count, decoding, seeds, rows)
+        drawn = sample(model, self.tokenizer, self.prompts, count, decoding, seeds, self.together)
         return [group for _, group in sorted(drawn, key=lambda each: each[0])]
 
 

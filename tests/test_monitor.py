@@ -26,7 +26,7 @@ from pipeline.yardsticks import Yardsticks
 from rewards.reward import _FUNCTIONS
 
 STAGES = {"sft": sft, "grpo": grpo}
-ALWAYS = {"every": 1, "kl_every": 1, "problems": 2, "samples": 2}
+ALWAYS = {"every": 1, "kl_every": 1, "problems": 2, "samples": 2, "sampled": ["sft", "grpo"]}
 STEPS = {"max_steps": 3, "logging_steps": 1, "warmup_steps": 0, "save_steps": 2}
 
 
@@ -137,6 +137,12 @@ def test_sft_is_measured_on_gold_answers_too(recipe_of, tmp_path):
     assert not {"time/generate", "time/reward"} & rows[-1].keys()
 
 
+def test_answers_are_drawn_in_the_stages_that_are_named(recipe_of, tmp_path):
+    trained(recipe_of(monitor={**ALWAYS, "sampled": ["grpo"]}), "sft", tmp_path / "out", True)
+    for row in log_of(tmp_path / "out")[:-1]:
+        assert [key for key in row if key.startswith(("val/", "kl"))] == ["val/loss"]
+
+
 def test_val_and_kl_are_measured_when_due_and_not_when_off(recipe_of, tmp_path):
     steps = {**RECIPE["grpo"], **STEPS, "max_steps": 5}
     counts = {}
@@ -210,6 +216,7 @@ def test_what_does_not_exist_is_refused_before_training(recipe_of, changes, said
         ({"every": -1}, r"monitor\.every must be 0 or more, not -1"),
         ({"problems": 0}, r"monitor\.problems must be 1 or more, not 0"),
         ({"samples": "two"}, r"monitor\.samples must be a whole number, not 'two'"),
+        ({"sampled": ["eval"]}, r"monitor\.sampled takes sft and grpo, not 'eval'"),
         ({"stop": "hacking"}, r"monitor\.stop must be a list, not 'hacking'"),
         ({"evry": 5}, r"unknown key 'monitor\.evry'; did you mean 'every'"),
     ],

@@ -20,7 +20,9 @@ from pipeline.yardsticks import Encoded, Yardsticks, kl_from, scores, undisturbe
 def held(model):
     """As much of a trainer as is asked for."""
     return SimpleNamespace(
-        model=model, accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped)
+        model=model,
+        args=SimpleNamespace(per_device_train_batch_size=4),
+        accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
     )
 
 
@@ -34,7 +36,7 @@ def recipe(tmp_path_factory):
             place,
             save_model(place / "qwen3", "qwen3"),
             data={"main": "dense", "tiers": tiers},
-            monitor={"problems": 4, "samples": 2},
+            monitor={"problems": 4, "samples": 2, "sampled": ["sft", "grpo"]},
             arms={"sft": {"trainer": "sft"}, "trapped": {"trainer": "sft", "tiers": ["trap"]}},
         )
         make.run(found, force=False, workers=1)
