@@ -5,8 +5,8 @@ GPU_HERE := $(shell command -v nvidia-smi)
 # Some goals are experiments of their own.
 named   = $(if $(filter $(1),$(MAKECMDGOALS)),$(2))
 RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),$(call named,blog,$(if $(GPU_HERE),blog-7b,blog-tiny)),tiny).yaml
-# Override what the recipe says: MODEL=folder-or-hub-id  BACKEND=auto, unsloth or trl
-# BITS=4, 8 or 16 (of the weights in training)  RUN=name-below-runs  FORCE=1 (redo)
+# Override what the recipe says: MODEL=folder-or-hub-id  BACKEND=auto, unsloth or trl (but for
+# arms that name their own)  BITS=4 or 8 (of the weights in training), 16 (everywhere)  RUN=name-below-runs  FORCE=1 (redo)
 MODEL  ?=
 BACKEND ?=
 BITS   ?=
@@ -109,7 +109,7 @@ skills: $(if $(MODEL),,$(SKILLS_BASE)) data arms eval ## is a skill learnt that 
 $(SKILLS_BASE): | setup
 	$(PY) -m pipeline.base --skills
 
-BLOG_RECIPE := runs/blog/recipe.yaml
+BLOG_RECIPE = runs/$(or $(RUN),blog)/recipe.yaml
 BLOG_STAGE   = $(subst --recipe $(RECIPE),--recipe $(BLOG_RECIPE),$(STAGE))
 blog: setup ## reproduce the published experiment, in small without a GPU (BLOG=folder of its files)
 	$(PY) -m eval.blog $(STAGE) --begin $(BLOG_RECIPE) $(if $(BLOG),--files '$(BLOG)')
@@ -123,7 +123,7 @@ probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sf
 # of `make doctor`: LOG=file or folder of any TRL training
 LOG    ?=
 doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any TRL run)
-	$(PY) -m pipeline.doctor $(if $(LOG),--log '$(LOG)',$(if $(RUN),--run $(RUN)))
+	$(PY) -m pipeline.doctor $(if $(LOG),--log '$(LOG)',$(if $(RUN),--run $(RUN),--recipe $(RECIPE)))
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
 	$(if $(MEASURE),$(PY) -m pipeline.measure,$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU)))

@@ -135,18 +135,26 @@ class Stage:
 
     def is_current(self, force: bool = False) -> bool:
         """Whether the work is done already; says so. Otherwise marks it as begun."""
-        manifest = self.folder / MANIFEST
-        if not force:
-            found = _read_object(manifest)
-            done = {key: found.get(key) for key in self.key} == self.key
-            if done and all((self.folder / output).exists() for output in found.get("outputs", ())):
-                print(f"{self.name}: up to date ({self.folder}); FORCE=1 redoes it", flush=True)
-                return True
-        manifest.unlink(missing_ok=True)
+        if self.is_done(force):
+            return True
+        self.begin(force)
+        return False
+
+    def is_done(self, force: bool = False) -> bool:
+        """Whether the work is done already; says so, and touches nothing."""
+        found = {} if force else _read_object(self.folder / MANIFEST)
+        done = {key: found.get(key) for key in self.key} == self.key
+        if done and all((self.folder / output).exists() for output in found.get("outputs", ())):
+            print(f"{self.name}: up to date ({self.folder}); FORCE=1 redoes it", flush=True)
+            return True
+        return False
+
+    def begin(self, force: bool = False) -> None:
+        """Mark the work as begun: what was finished before is so no longer."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
         begun = self.folder / BEGUN
         self.goes_on = not force and _read_object(begun) == self.key
         write_json(begun, self.key)
-        return False
 
     def finish(self, outputs: Sequence[str], **facts: Any) -> None:
         """Write the manifest: key, outputs, versions, commit, wall time and any further facts."""

@@ -235,7 +235,7 @@ def card(
     body = _environment().get_template("card.md.j2").render(
         run=recipe.run,
         arm=arm,
-        ways=[_way(recipe, link) for link in links if link.arm != "base"],
+        ways=[_way(recipe, link) for link in links[1:]],
         base=_shown(links[0]),
         start=_shown(start) if adapter else None,
         start_id=called(start),
@@ -264,7 +264,7 @@ def _metadata(
     # The hub takes its own ids alone; and what it calls an adapter's base is what that belongs on.
     base = links[-2] if adapter else links[0]
     known = base.arm == "base" and on_hub(base.model)
-    trained = [link for link in links if link.arm != "base"]
+    trained = links[1:]
     backends = {_backend(link.facts) for link in trained if link.facts}
     sources = [use.source.partition(":")[0] for use in recipe.tier_uses().values() if use.source]
     name = f"{recipe.run}-{links[-1].arm}"

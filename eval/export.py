@@ -97,7 +97,9 @@ def write_decoding(
     """
     from transformers import AutoConfig, GenerationConfig
 
-    kept = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
+    kept = GenerationConfig.from_model_config(
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
+    )
     if (model / "generation_config.json").is_file():
         kept = GenerationConfig.from_pretrained(model)
     ends = kept.eos_token_id if isinstance(kept.eos_token_id, list) else [kept.eos_token_id]
@@ -128,6 +130,8 @@ def check_out(recipe: Recipe, out: Path) -> None:
     inside, run = out.resolve(), recipe.folder.resolve()
     if inside.is_relative_to(run) and not inside.is_relative_to(run / FOLDER):
         raise UserError(f"{out} belongs to the run itself; give OUT a folder elsewhere")
+    if out.is_symlink():
+        raise UserError(f"{out} is a link; give OUT the folder itself")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give OUT a folder")
     if out.is_dir() and any(out.iterdir()) and not _is_export(out):
@@ -182,7 +186,7 @@ def run(
 
     links = lineage(recipe, arm)
     found = evaluation(recipe, links)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(recipe, arm))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(recipe, arm), trust_remote_code=False)
     asking = decoding_of(recipe, arm, found, tokenizer)
     extra = f"{recipe.run}-{arm}.{gguf}.gguf" if gguf else None
     text = card(recipe, links, found, asking, adapter, extra)

@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -252,11 +253,12 @@ def _from_pretrained(
     if is_local(model):
         check_model_folder(Path(model))
     with explained(model):
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         network, report = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, in a sentence
             output_loading_info=True,
             **options,
@@ -286,7 +288,7 @@ def explained(model: str, file: str = "") -> Iterator[None]:
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are corrupt ({error}); copy them again") from None
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 240)
         if is_local(model):
             what = f"{file} of {model}" if file else f"model folder {model}"
             raise UserError(f"{what} cannot be loaded: {reason}") from None
@@ -318,14 +320,15 @@ def check_tokenizer(
 
 
 def load_for_training(
-    recipe: Recipe, stage: str, model: str, length: int
+    recipe: Recipe, stage: str, model: str, length: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model as the recipe trains it: by its backend, of its bits, below a LoRA adapter if
     the recipe has one.
 
     Args:
         stage: the recipe's section, ``sft`` or ``grpo``.
-        length: tokens that a prompt with its answer may have; Unsloth asks for it.
+        length: tokens that a prompt with its answer may have, which Unsloth asks for; None for
+            the recipe's ``max_seq_length``, or what its texts take.
 
     Raises:
         UserError: see ``load``; when the backend cannot attach the adapter to this model, or would
@@ -442,11 +445,13 @@ def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrai
 
 
 def _load_with_unsloth(
-    recipe: Recipe, model: str, length: int, recomputed: bool
+    recipe: Recipe, model: str, length: int | None, recomputed: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoTokenizer
     from unsloth import FastLanguageModel
+
+    from pipeline.lengths import longest
 
     check_dtype(recipe.dtype)
     if is_local(model):
@@ -454,7 +459,7 @@ def _load_with_unsloth(
     with explained(model):
         network, theirs = FastLanguageModel.from_pretrained(
             model_name=model,
-            max_seq_length=length,
+            max_seq_length=length or recipe.max_seq_length or longest(recipe),
             dtype=getattr(torch, recipe.dtype),
             load_in_4bit=recipe.bits == 4,
             load_in_8bit=recipe.bits == 8,
@@ -470,7 +475,7 @@ def _load_with_unsloth(
             use_exact_model_name=True,  # not a copy of its own, quantised or mended
         )
         # Its own pads on the other side and has another limit; the model is saved with this one.
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     # Its GRPO masks padding by its id, so the end of a turn must not be the same token.
     its = theirs.pad_token
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id) and its in tokenizer.get_vocab():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -249,14 +250,23 @@ def as_json(patients: Iterable[Patient]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", help="name of a run below runs/ (default: tiny)")
+    parser.add_argument("--run", help="name of a run below runs/ (default: the recipe's)")
+    parser.add_argument("--recipe", type=Path, help="recipe of the run (default: tiny's)")
     parser.add_argument("--log", type=Path, help="a log or a folder with one, instead of a run")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     if arguments.run and arguments.log:
         raise UserError("--run and --log exclude each other")
-    path = arguments.log or run_folder(arguments.run or "tiny")
-    patients = [examine(arm, log) for arm, log in logs_in(path).items()]
+    of_recipe = recipe.load_recipe(arguments.recipe).run if arguments.recipe else "tiny"
+    path = arguments.log or run_folder(arguments.run or of_recipe)
+    patients = []
+    for arm, log in logs_in(path).items():
+        try:
+            patients.append(examine(arm, log))
+        except UserError as error:
+            if arguments.log:
+                raise
+            print(f"{arm} is left out: {error}", file=sys.stderr)  # the other arms matter no less
     if arguments.json:
         print(as_json(patients))
     else:

@@ -56,7 +56,7 @@ def read_config(model: str) -> Any:
     if backend.is_local(model) and not (Path(model) / "config.json").is_file():
         raise UserError(f"model folder {model} does not exist or has no config.json")
     with backend.explained(model, "config.json"):
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 
 def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase:
@@ -71,7 +71,9 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     if backend.is_local(model) and not any((Path(model) / name).is_file() for name in files):
         raise UserError(f"model folder {model} has no tokenizer (tokenizer.json)")
     with backend.explained(model, "tokenizer.json"):
-        return AutoTokenizer.from_pretrained(model, local_files_only=offline)
+        return AutoTokenizer.from_pretrained(
+            model, local_files_only=offline, trust_remote_code=False
+        )
 
 
 # --- counting --------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import write_json
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.sections import ARMS
 from pipeline import backend
 
 if TYPE_CHECKING:
@@ -147,15 +148,13 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from pipeline import grpo, sft
-    from pipeline.lengths import longest
     from pipeline.train import training_rows
 
     # The first step at the full learning rate, and of few rows: it is to be compared, not to teach.
     first = {"max_steps": 1, "warmup_steps": 0, "logging_steps": 1, "save_strategy": "no"}
     recipe = replace(recipe, **{stage: {**getattr(recipe, stage), **first}})
     rows = training_rows(recipe, stage)
-    length = recipe.max_seq_length or longest(recipe)
-    model, tokenizer = backend.load_for_training(recipe, stage, recipe.model, length)
+    model, tokenizer = backend.load_for_training(recipe, stage, recipe.model)
     texts = logprobs(model, tokenizer, rows[:TEXTS])
     module = {"sft": sft, "grpo": grpo}[stage]
     trainer = module.trainer_for(recipe, rows, model, tokenizer, folder / stage)
@@ -317,7 +316,8 @@ def main() -> None:
         "--only", type=Path, metavar="FOLDER", help="measure one backend, into a folder"
     )
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments)
+    # A recipe may call its arms as it likes; what is compared is SFT and GRPO from its base.
+    recipe = replace(recipe_from(arguments), arms=dict(ARMS))
     if arguments.only:
         backend.start(recipe)
         backend.quiet()

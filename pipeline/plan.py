@@ -27,6 +27,7 @@ from data.errors import UserError, run_main
 from data.files import finished
 from data.make import make_problem, read_split, record, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.tiers import TIERS
 from pipeline import backend
 from pipeline.lengths import ALL, TEXTS, known, read_config, read_tokenizer, sizes
 from pipeline.memory import (
@@ -70,7 +71,7 @@ def skeleton(config: Any) -> Any:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"no language model can be made of this config: {reason}") from None
@@ -250,9 +251,11 @@ def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
         rows = [row for split in ("train", "test") for row in read_split(recipe, split)]
         return [(row["prompt"], row["gold"]) for row in rows], f"longest of {len(rows):,} problems"
     pairs = []
-    for name, use in recipe.tier_uses().items():
-        for i in range(_DRAWN if use.source is None else 0):
-            problem = make_problem(recipe.seed, "plan", name, use.tier, i)
+    # Of an imported tier, ours of that name stands in.
+    tiers = {n: TIERS.get(n) if use.source else use.tier for n, use in recipe.tier_uses().items()}
+    for name, tier in tiers.items():
+        for i in range(_DRAWN if tier else 0):
+            problem = make_problem(recipe.seed, "plan", name, tier, i)
             row = record(f"{name}-{i}", "plan", name, problem, recipe.data.reasoning)
             pairs.append((row["prompt"], row["gold"]))
     if not pairs:

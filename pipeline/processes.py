@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def layout() -> dict[str, Any]:
     return {"processes": {"count": count(), "strategy": strategy()}} if count() > 1 else {}
 
 
+#: How long the others wait for the main process, which may draw many answers meanwhile.
+_PATIENCE = timedelta(days=1)
+
+
 def by_main(find: Callable[[], T]) -> T:
     """What ``find`` returns in the main process, in every process; the others wait for it. Where it
     raises, they end without a word."""
@@ -70,7 +75,7 @@ def by_main(find: Callable[[], T]) -> T:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     outcome: list[Any] = [None, False]
     try:
         if state.is_main_process:

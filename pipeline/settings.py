@@ -37,6 +37,8 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "warmup_steps": 5,
     "dataloader_pin_memory": False,
+    "ddp_find_unused_parameters": False,
+    "ddp_timeout": 86_400,  # the main process may be busy for long
 }
 _SFT_DEFAULTS: dict[str, Any] = {
     **_TRAINER_DEFAULTS,
@@ -176,6 +178,9 @@ def check(recipe: Recipe) -> None:
         sft_config(each, Path("unused"))
         grpo_config(each, Path("unused"))
     lora_config(recipe)
+    from pipeline import monitor
+
+    monitor.check(recipe)
 
 
 def main() -> None:

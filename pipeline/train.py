@@ -15,7 +15,8 @@ from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
 from data.sections import ARMS
 from pipeline import backend, processes
-from pipeline.lengths import longest
+from pipeline.lengths import check as check_lengths
+from pipeline.lengths import count, known
 from pipeline.parity import settings_held
 from rewards.reward import SHAPES
 
@@ -174,28 +175,36 @@ def run_trainer(
         "tiers": recipe.all_arms()[name].tiers,
         "backend": choice.name,
         "bits": recipe.bits,
+        "max_seq_length": recipe.max_seq_length,
+        "fast_inference": recipe.fast_inference,
         stage_name: getattr(recipe, stage_name),
         **processes.layout(),
         **more,
     }
 
-    def begin() -> Stage | None:
+    def look() -> Stage | None:
         inputs = [split_path(recipe, "train"), *model_inputs(start)]
         stage = Stage(recipe.folder / name, name, settings, inputs)
-        if stage.is_current(force):
+        if stage.is_done(force):
             return None
+        check_lengths(recipe, known(recipe) or count(recipe))
         gate()
-        if not stage.goes_on:
-            shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)
-        print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
         return stage
 
-    stage = processes.by_main(begin)
+    stage = processes.by_main(look)
     if stage is None:
         return
     backend.quiet()
-    length = recipe.max_seq_length or longest(recipe)
-    model, tokenizer = backend.load_for_training(recipe, stage_name, start, length)
+    model, tokenizer = backend.load_for_training(recipe, stage_name, start)
+
+    def begin() -> None:
+        # Not before all that a mistake may stop: what was finished is kept until then.
+        stage.begin(force)
+        if not stage.goes_on:
+            shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)
+        print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
+
+    processes.by_main(begin)
     checkpoints = stage.folder / CHECKPOINTS
     try:
         trainer = make(model, tokenizer, checkpoints)
