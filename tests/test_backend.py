@@ -1,5 +1,6 @@
 """Loading and saving models: a good one comes back as it was, a bad one is one sentence."""
 
+import io
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.errors import UserError
 from data.prompts import messages
-from pipeline import backend
+from pipeline import backend, lengths
 from pipeline.tokens import build_tokenizer
 
 
@@ -552,3 +553,22 @@ def test_what_a_backend_did_not_quantise_is_not_taken_for_quantised(training, mo
     says = r"cannot load .* in 8 bits on this machine; BITS=4 or BACKEND=trl"
     with pytest.raises(UserError, match=says):
         training(bits=8)
+
+
+# --- a model's own code ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reads", [backend.load, lambda m, _: lengths.read_tokenizer(m)])
+def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
+    marked = model / "ran"
+    (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
+    own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    set_config(model, model_type="evil", architectures=["Evil"], auto_map=own)
+    path = model / "tokenizer_config.json"
+    tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **tokenizer}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(UserError) as refused:
+        reads(str(model), "float32")
+    assert "\n" not in str(refused.value)
+    assert not marked.exists()
