@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.locks import hold, release
 
 MANIFEST, BEGUN = "manifest.json", "begun.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "ortools", "unsloth")
@@ -48,9 +50,10 @@ def to_line(record: dict[str, Any]) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: a temporary name beside it, flushed to disk, then renamed."""
+    """Write a file whole: a temporary name beside it, flushed to disk, then renamed. What a killed
+    process left under that name the next one writes over."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -73,6 +76,35 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
+    """Have ``fill`` write a folder beside the old one, flush it to disk, and put it in its place.
+
+    The old one is whole until then, or lies aside until the next call puts it back.
+    """
+    fresh, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    remove(fresh)
+    remove(aside)
+    fill(fresh)
+    for path in fresh.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():
+        folder.rename(aside)
+    fresh.rename(folder)
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -118,13 +150,15 @@ class Stage:
     A stage is current when its manifest names the same settings and the same input contents, and
     its outputs still exist. The manifest is removed before the stage's work and written after it,
     so an interrupted stage is never taken for a finished one. What it had begun is noted, so that
-    the same stage may go on with what it finds (``goes_on``) and another one does not.
+    the same stage may go on with what it finds (``goes_on``) and another one does not. One process
+    at a time does the work of a folder.
     """
 
     def __init__(
         self, folder: Path, name: str, settings: dict[str, Any], inputs: Sequence[Path] = ()
     ) -> None:
-        self.folder, self.name = folder, name
+        # Work may be finished in another folder than its own, which is then put there.
+        self.folder, self.name, self._own = folder, name, folder
         self.key = {
             "stage": name,
             "settings": json.loads(json.dumps(settings)),
@@ -133,11 +167,15 @@ class Stage:
         self.goes_on = False
         self._started = time.monotonic()
 
-    def is_current(self, force: bool = False) -> bool:
-        """Whether the work is done already; says so. Otherwise marks it as begun."""
-        if self.is_done(force):
+    def is_current(
+        self, force: bool = False, partial: Iterable[Path] = (), alone: bool = True
+    ) -> bool:
+        """Whether the work is done already; says so. Otherwise marks it as begun (``begin``) and
+        keeps other processes out (``claim``); unless several share the work, not ``alone``, and
+        have locks of their own."""
+        if self.is_done(force) or (alone and not self.claim(force)):
             return True
-        self.begin(force)
+        self.begin(force, partial)
         return False
 
     def is_done(self, force: bool = False) -> bool:
@@ -149,12 +187,34 @@ class Stage:
             return True
         return False
 
-    def begin(self, force: bool = False) -> None:
-        """Mark the work as begun: what was finished before is so no longer."""
+    def claim(self, force: bool = False) -> bool:
+        """Keep other processes from the folder until it is finished or this process ends. Returns
+        whether there is still something to do: one of them may just have done it.
+
+        Raises:
+            UserError: when another process is at it.
+        """
+        hold(self._own)
+        if self.is_done(force):
+            release(self._own)
+            return False
+        return True
+
+    def begin(self, force: bool = False, partial: Iterable[Path] = ()) -> None:
+        """Mark the work as begun: what was finished before is so no longer.
+
+        ``partial`` is what it leaves half done, to go on with. Unless it goes on, these files and
+        folders are removed, and before it is noted as begun: killed between the two, it would take
+        another's for its own.
+        """
         (self.folder / MANIFEST).unlink(missing_ok=True)
         begun = self.folder / BEGUN
         self.goes_on = not force and _read_object(begun) == self.key
-        write_json(begun, self.key)
+        if not self.goes_on:
+            begun.unlink(missing_ok=True)
+            for path in partial:
+                remove(path)
+            write_json(begun, self.key)
 
     def finish(self, outputs: Sequence[str], **facts: Any) -> None:
         """Write the manifest: key, outputs, versions, commit, wall time and any further facts."""
@@ -170,6 +230,7 @@ class Stage:
             },
         )
         (self.folder / BEGUN).unlink(missing_ok=True)
+        release(self._own)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

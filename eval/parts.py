@@ -15,24 +15,17 @@ together:
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from data.errors import UserError
 from data.files import BEGUN, Stage, finished, write_bytes
-
-#: What a file system without locks says.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+from data.locks import AT_ONCE, EXCLUSIVE, SHARED, holder, lock_of, opened, sign, take
 
 
 @dataclass(frozen=True, order=True)
@@ -121,8 +114,8 @@ def _remove(paths: Iterable[Path]) -> None:
 def in_turn(folder: Path) -> Iterator[None]:
     """Wait for the other processes at this folder, and keep them waiting."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _opened(folder / ".turn.lock") as file:
-        _lock(file, fcntl.LOCK_EX)
+    with opened(folder / ".turn.lock") as file:
+        take(file, EXCLUSIVE)
         yield
 
 
@@ -138,23 +131,23 @@ def claimed(whole: Path, shard: Shard | None = None) -> Iterator[bool]:
     whole.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         if shard:
-            part = held.enter_context(_opened(_lock_of(shard.path(whole))))
-            if not _lock(part, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                raise UserError(f"{shard.path(whole)} is being written by {_holder(part)}")
-            _sign(part)
+            part = held.enter_context(opened(lock_of(shard.path(whole))))
+            if not take(part, EXCLUSIVE | AT_ONCE):
+                raise UserError(f"{shard.path(whole)} is being written by {holder(part)}")
+            sign(part)
         # Held by one process that writes the whole, or by all that write parts.
-        file = held.enter_context(_opened(_lock_of(whole)))
-        alone = _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not alone and not _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB):
-            raise UserError(f"{whole} is being written by {_holder(file)}")
+        file = held.enter_context(opened(lock_of(whole)))
+        alone = take(file, EXCLUSIVE | AT_ONCE)
+        if not alone and not take(file, SHARED | AT_ONCE):
+            raise UserError(f"{whole} is being written by {holder(file)}")
         if not alone and not shard:
             raise UserError(
                 f"{whole} cannot be written: other processes are drawing parts of it (--shard)"
             )
         if not shard:
-            _sign(file)
+            sign(file)
         elif alone:
-            _lock(file, fcntl.LOCK_SH)
+            take(file, SHARED)
         yield alone
 
 
@@ -173,11 +166,10 @@ def begin(stage: Stage, whole: Path, shard: Shard | None, force: bool, alone: bo
             f"{stage.folder} is being sampled by other processes with other settings; stop them, "
             "or let them finish"
         )
-    if stage.is_current(force and (shard is None or finished(stage.folder))):
+    begun = [whole, *parts(whole).values()]
+    if stage.is_current(force and (shard is None or finished(stage.folder)), begun, alone=False):
         return False
-    if not stage.goes_on:
-        _remove([whole, *parts(whole).values()])
-    elif shard:
+    if stage.goes_on and shard:
         if force:
             _remove([shard.path(whole)])
         others = sorted({str(one.of) for one in parts(whole)} - {str(shard.of)})
@@ -193,52 +185,3 @@ def _begun(folder: Path) -> Any:
     """What a stage noted that it had begun; None where there is none."""
     path = folder / BEGUN
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _lock_of(path: Path) -> Path:
-    """The lock file of ``path``, which itself is replaced when it is mended, lock and all."""
-    return path.with_name(f".{path.name}.lock")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """A lock file, unlocked in the end. It stays: were it removed, another process might lock a
-    file that nobody else sees."""
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            yield file
-        finally:
-            _lock(file, fcntl.LOCK_UN)  # closing alone leaves it to a child that was forked
-
-
-def _lock(file: TextIO, kind: int) -> bool:
-    """Take a lock, or say that it cannot be had. Where there are no locks, all may be had."""
-    try:
-        fcntl.flock(file, kind)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        _say_no_locks(Path(file.name).parent)
-    return True
-
-
-@cache
-def _say_no_locks(folder: Path) -> None:
-    print(
-        f"eval: the file system of {folder} has no locks, so nothing keeps two processes from "
-        "writing one file",
-        flush=True,
-    )
-
-
-def _sign(file: TextIO) -> None:
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    return file.read() or "another process"

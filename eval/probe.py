@@ -141,7 +141,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     stage = Stage(
         folder, f"probe {arm}", settings, [split_path(recipe, "train"), *model_inputs(model)]
     )
-    if stage.is_current(force):
+    if stage.is_current(force, [folder / SAMPLES]):
         return
     asked = chosen_rows(recipe, plan.problems)
     asker = Asker(recipe, arm)

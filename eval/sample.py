@@ -9,7 +9,8 @@ With ``--shard i/n`` n processes, each with a GPU or a machine of its own, draw 
 that one process would draw, so that not even rounding differs: on the same kind of machine the
 file is the same, byte for byte, as one process would have written. (Problems dealt out singly are
 drawn in other batches. That changes nothing but rounding, and yet one answer in twenty of a
-bfloat16 model.) The same holds for a run that was interrupted between two batches.
+bfloat16 model.) The same holds for a run that was interrupted: a batch that was not written to its
+end is drawn again, whole.
 
 With ``eval.server`` in the recipe the answers come from a server instead (``eval.server``), and
 none of this is promised: it batches and rounds as its load has it.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -114,8 +115,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
         shares = asker.shares(test, asking, shard.of) if shard else [test]
         mine, own = (shares[shard.number - 1], shard.path(path)) if shard else (test, path)
         elsewhere = gathered(path, asking.samples, but=own) if stage.goes_on else {}
-        rest = [row for row in mine if row["id"] not in elsewhere]
-        write_answers(asker, rest, asking, own, "sample", stage.goes_on)
+        write_answers(asker, mine, asking, own, "sample", stage.goes_on, elsewhere.keys())
         with in_turn(path.parent):
             if finished(path.parent):  # another process put all together
                 return
@@ -175,7 +175,7 @@ def ask_again(
     inputs = [split_path(recipe, split) for split in splits]
     stage = Stage(path.parent, f"eval {arm} again", settings, [*inputs, *model_inputs(model)])
     with claimed(path):
-        if not stage.is_current(force):
+        if not stage.is_current(force, [path]):
             asker = Asker(recipe, arm, asking.server)
             write_answers(asker, rows, asking, path, "fresh", stage.goes_on)
             put_together(path, rows, samples)
@@ -212,11 +212,24 @@ def write_answers(
     path: Path,
     stream: str,
     goes_on: bool,
+    elsewhere: Collection[str] = (),
 ) -> None:
-    """Write the answers to ``rows`` that ``path`` does not have yet, as they come."""
+    """Write the answers to ``rows`` that neither ``path`` has yet nor other files, which have those
+    to the problems ``elsewhere``, as they come.
+
+    Rows are drawn in batches, and rounded as their neighbours have it. So a batch that lacks one is
+    drawn again whole, and the answers are those that would have come without an interruption.
+    """
     done = kept(path, asking.samples) if goes_on else {}
-    write_bytes(path, b"".join(line for lines in done.values() for line in lines))
-    missing = [row for row in rows if row["id"] not in done]
+    answered = done.keys() | set(elsewhere)
+    lacking: set[str] = set()
+    if answered and not all(row["id"] in answered for row in rows):
+        batches = asker.batches(rows, asking)
+        ids = [[rows[i]["id"] for i in batch] for batch in batches]
+        lacking = {one for batch in ids if not answered.issuperset(batch) for one in batch}
+    missing = [row for row in rows if not answered or row["id"] in lacking]
+    lines = (line for one, found in done.items() if one not in lacking for line in found)
+    write_bytes(path, b"".join(lines))
     if not missing:
         return
     said = time.monotonic()
@@ -290,6 +303,14 @@ class Asker:
 
         shots = shots_for(self.recipe, rows, asking.shots)
         return [render(self._tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
+
+    def batches(self, rows: Sequence[Mapping[str, Any]], asking: EvalSection) -> list[list[int]]:
+        """The rows, by index, that ``answers`` draws together; a server has its own mind."""
+        from pipeline.decode import batches
+
+        if self.server:
+            return [[i] for i in range(len(rows))]
+        return batches(self._prompts(rows, asking), asking.samples, asking.rows)
 
     def shares(
         self, rows: Sequence[Mapping[str, Any]], asking: EvalSection, count: int

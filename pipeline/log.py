@@ -37,12 +37,12 @@ class Log(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        # Of an interrupted training, what lies before its checkpoint; a torn last line lies after.
+        # Of an interrupted training, what lies before its checkpoint; not its end, nor a torn line.
         kept = []
         if state.global_step and self.path.is_file():
-            for line in self.path.read_bytes().splitlines():
-                row = json.loads(line)
-                if row["step"] > state.global_step:
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                row = json.loads(line) if line.endswith(b"\n") else {"step": math.inf}
+                if row["step"] > state.global_step or "train_runtime" in row:
                     break
                 kept.append(row)
         write_jsonl(self.path, kept)

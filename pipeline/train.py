@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
-from data.files import Stage, finished
+from data.files import Stage, finished, remove, write_folder
 from data.make import read_split, split_path
 from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
@@ -105,18 +106,30 @@ def last_whole(checkpoints: Path) -> Path | None:
     whole = {
         int(state.parent.name.removeprefix("checkpoint-")): state.parent
         for state in checkpoints.glob("checkpoint-*/trainer_state.json")
-        if state.parent.name.removeprefix("checkpoint-").isdecimal()
+        if state.parent.name.removeprefix("checkpoint-").isdecimal() and _is_whole(state)
     }
     return whole[max(whole)] if whole else None
 
 
-def _whole(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Have ``write`` fill a folder beside the old one, which is kept until then."""
-    fresh = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    write(fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+def _is_whole(state: Path) -> bool:
+    """Whether a checkpoint's last file was written to its end, and each process left its random
+    state, which the main one does not wait for."""
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    several = range(processes.count() if processes.count() > 1 else 0)
+    return all(state.with_name(f"rng_state_{number}.pth").is_file() for number in several)
+
+
+def _go_on(checkpoints: Path) -> Path | None:
+    """The checkpoint to go on from. The others are removed, half ones above all: they take room,
+    and would be written over."""
+    last = last_whole(checkpoints)
+    for path in checkpoints.glob("checkpoint-*"):
+        if path != last:
+            remove(path)
+    return last
 
 
 def _speak_of(merge: dict[str, Any], name: str) -> None:
@@ -185,7 +198,8 @@ def run_trainer(
     def look() -> Stage | None:
         inputs = [split_path(recipe, "train"), *model_inputs(start)]
         stage = Stage(recipe.folder / name, name, settings, inputs)
-        if stage.is_done(force):
+        if stage.is_done(force) or not stage.claim(force):
+            shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)  # killed at the very end
             return None
         check_lengths(recipe, known(recipe) or count(recipe))
         gate()
@@ -199,9 +213,7 @@ def run_trainer(
 
     def begin() -> None:
         # Not before all that a mistake may stop: what was finished is kept until then.
-        stage.begin(force)
-        if not stage.goes_on:
-            shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)
+        stage.begin(force, [stage.folder / CHECKPOINTS])
         print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
 
     processes.by_main(begin)
@@ -213,7 +225,10 @@ def run_trainer(
         raise _refusal(recipe, name, error) from None
     if stage_name == "grpo":
         check_groups(recipe, trainer)
-    last = processes.by_main(lambda: last_whole(checkpoints))
+    from pipeline.resume import Resumable
+
+    trainer.add_callback(Resumable(trainer))
+    last = processes.by_main(lambda: _go_on(checkpoints))
     if last and processes.is_main():
         print(f"{name}: going on from {last}", flush=True)
     with monitor.monitored(
@@ -240,17 +255,20 @@ def _finish(
     name, folder = stage.name, stage.folder
     held = settings_held(trainer)
     made: dict[str, Any] = {}
-    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
     if recipe.lora is None:
-        _whole(folder / MODEL, lambda fresh: backend.save(trainer.model, tokenizer, fresh, weights))
+        remove(folder / ADAPTER)
+        write_folder(
+            folder / MODEL, lambda fresh: backend.save(trainer.model, tokenizer, fresh, weights)
+        )
     else:
-        _whole(folder / ADAPTER, lambda fresh: backend.save_adapter(trainer.model, fresh, weights))
-        _whole(
+        write_folder(
+            folder / ADAPTER, lambda fresh: backend.save_adapter(trainer.model, fresh, weights)
+        )
+        write_folder(
             folder / MODEL,
             lambda fresh: made.update(backend.merge(start, folder / ADAPTER, recipe.dtype, fresh)),
         )
         _speak_of(made, name)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     stage.finish(
         [MODEL, "log.jsonl", *([ADAPTER] if recipe.lora else [])],
         seed=recipe.seed,
@@ -260,4 +278,6 @@ def _finish(
         held=held,
         merge=made,
     )
+    # Not before: until then this is all that a killed process would go on from.
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     print(f"{name}: {folder / MODEL}", flush=True)

@@ -59,6 +59,9 @@ class Scripted(Asker):
     #: Ctrl-C comes before the answers to this many problems are there.
     patience: ClassVar[int | None] = None
 
+    def batches(self, rows, asking) -> list[list[int]]:
+        return [[i] for i in range(len(rows))]
+
     def answers(self, rows, asking, stream="sample") -> Iterator[list[dict[str, Any]]]:
         self._started = time.monotonic() - 1
         self.asked.append((self.arm, stream, [row["id"] for row in rows], asking))

@@ -119,7 +119,7 @@ def test_the_folder_holds_the_weights_as_they_were_evaluated(evaluated):
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
     backend.check_model_folder(folder)
-    assert not list(folder.parent.glob(".*"))
+    assert not list(folder.parent.glob(".*.tmp"))
 
 
 def test_its_decoding_is_that_of_the_evaluation(world, recipe, weights):
@@ -204,7 +204,7 @@ def test_what_fails_in_the_middle_leaves_the_older_export_whole(world, recipe, m
         run_main(lambda: export.run(recipe, "grpo"))
     monkeypatch.setattr(export, "write_decoding", write_decoding)
     assert {name: (folder / name).read_bytes() for name in files} == files
-    assert not list(folder.parent.glob(".*"))
+    assert not list(folder.parent.glob(".*.tmp"))
     assert "**Verdict:**" in told(export.run(recipe, "grpo"))
 
 

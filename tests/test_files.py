@@ -1,10 +1,14 @@
 """Files are whole or as they were; stages know when they are done; mistakes are one sentence."""
 
 import errno
+import fcntl
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +21,15 @@ from data.files import (
     read_jsonl,
     sha256,
     to_line,
+    write_folder,
     write_json,
     write_jsonl,
     write_text,
 )
+from data.locks import hold, lock_of, release
 
 ROOT = Path(__file__).parents[1]
+FORK = multiprocessing.get_context("fork")
 
 
 def full_disk(*_arguments):
@@ -303,6 +310,189 @@ def test_a_change_is_seen_though_two_inputs_have_one_name(tmp_path):
     work.finish([])
     write_text(inputs[0], "changed")
     assert not Stage(tmp_path / "out", "eval", {}, inputs).is_current()
+
+
+def test_what_is_half_done_is_removed_before_other_work_is_noted_as_begun(source, monkeypatch):
+    begun = source.parents[1] / "out" / BEGUN
+    half = begun.with_name("checkpoints")
+    stage(source).is_current()
+    write_text(half / "checkpoint-2" / "weights", "of seed 1")
+    mine = stage(source)
+    mine.is_current(partial=[half])
+    assert mine.goes_on
+    assert half.is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr("data.files.write_json", interrupted)  # killed before it is noted
+        with pytest.raises(KeyboardInterrupt):
+            stage(source, seed=2).is_current(partial=[half])
+    assert not half.exists()
+    assert not begun.exists()
+    other = stage(source, seed=2)
+    other.is_current(partial=[half, begun.with_name("no such file")])
+    assert not other.goes_on
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def filled(word):
+    def fill(folder):
+        write_text(folder / "config.json", word)
+        write_text(folder / "deep" / "weights", word)
+
+    return fill
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    folder = tmp_path / "model"
+    for word in ("old", "new"):
+        write_folder(folder, filled(word))
+        assert (folder / "deep" / "weights").read_text() == word
+        assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_between_two_folders_there_is_always_a_whole_one(tmp_path, monkeypatch, fails):
+    folder, renamed = tmp_path / "model", []
+    write_folder(folder, filled("old"))
+    rename = Path.rename
+
+    def killed(self, target):
+        renamed.append(target)
+        if len(renamed) == fails:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(folder, filled("new"))
+    whole = [path for path in tmp_path.iterdir() if (path / "deep" / "weights").is_file()]
+    assert len(whole) == 2
+    with pytest.raises(OSError, match="No space"):
+        write_folder(folder, full_disk)
+    assert (folder / "config.json").read_text() == "old"
+    write_folder(folder, filled("newer"))
+    assert (folder / "config.json").read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+# --- one at a time ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other():
+    """Starts a process that does a work and then waits; all are killed in the end."""
+    started = []
+
+    def start(work):
+        ready = FORK.Event()
+
+        def run():
+            work()
+            ready.set()
+            signal.pause()
+
+        process = FORK.Process(target=run)
+        process.start()
+        started.append(process)
+        assert ready.wait(30)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join(30)
+
+
+def test_two_processes_do_not_do_the_work_of_one_folder(source, other):
+    process = other(lambda: stage(source).is_current())
+    says = f"out is being written by process {process.pid} on .*; let it finish, or stop it"
+    for force, seed in ((False, 1), (True, 1), (False, 2)):
+        with pytest.raises(UserError, match=says):
+            stage(source, seed=seed).is_current(force)
+    assert Stage(source.parents[1] / "elsewhere", "data", {}).is_current() is False
+
+
+def test_a_killed_process_keeps_nobody_from_its_folder(source, other):
+    process = other(lambda: stage(source).is_current())
+    process.kill()
+    process.join(30)
+    work = stage(source)
+    assert not work.is_current()
+    assert work.goes_on
+
+
+def test_what_was_forked_by_a_killed_process_keeps_nobody_from_its_folder(source, other, tmp_path):
+    def work():
+        stage(source).is_current()
+        worker = FORK.Process(target=time.sleep, args=(60,))
+        worker.start()
+        write_text(tmp_path / "worker", str(worker.pid))
+
+    process = other(work)
+    process.kill()
+    process.join()  # with a time limit it would wait for the worker, too
+    worker = int((tmp_path / "worker").read_text())
+    try:
+        os.kill(worker, 0)
+        assert not stage(source).is_current()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_finished_stage_lets_others_at_its_folder(source, other):
+    other(lambda: run_stage(source))
+    assert stage(source).is_current()
+    assert not stage(source).is_current(force=True)
+
+
+def test_what_another_process_has_just_finished_is_not_done_again(source, monkeypatch):
+    def late(folder):
+        run_stage_of_another(source)
+        hold(folder)
+
+    def run_stage_of_another(source):
+        with monkeypatch.context() as patch:
+            patch.setattr("data.files.hold", lambda folder: None)
+            run_stage(source)
+
+    monkeypatch.setattr("data.files.hold", late)
+    work = stage(source)
+    assert work.is_current()
+    assert not lock_of(work.folder).exists()
+
+
+def test_one_process_may_come_back_to_its_folder(source):
+    assert not stage(source).is_current()
+    assert not stage(source).is_current()
+
+
+def test_a_lock_that_its_holder_removes_meanwhile_is_none(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    flock, seen = fcntl.flock, []
+
+    def removed_first(file, kind):
+        if not seen:
+            lock_of(folder).unlink()
+        seen.append(file)
+        return flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    hold(folder)
+    assert len(seen) == 2
+    assert lock_of(folder).read_text().startswith(f"process {os.getpid()} on ")
+    release(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_a_stage_runs_all_the_same(source, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run_stage(source)
+    assert stage(source).is_current()
 
 
 # --- errors ----------------------------------------------------------------------------------

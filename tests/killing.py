@@ -1,0 +1,429 @@
+"""Kills stages at chosen and at random moments, with SIGKILL, and lets the same command go on.
+
+``python -m tests.killing --kills 24`` kills every case so often, compares what it ends with to a
+run that nothing happened to, and prints where it was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from data import make
+from data.errors import run_main
+from data.files import BEGUN, MANIFEST
+from data.recipe import Recipe, load_recipe
+
+if __package__:  # or below pytest, where the folder itself is searched
+    sys.path.insert(0, str(Path(__file__).parent))
+
+#: Of a logged row and of a manifest, what a clock says.
+CLOCK = {
+    "seconds", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second",
+    "time/generate", "time/reward", "time/train", "time/monitor", "tokens_per_second", "memory",
+}  # fmt: skip
+#: What Python reports of changes to files; what torch and safetensors write is not among it.
+EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+EMBEDDED = Path(__file__).parent.parent / "pipeline" / "embedded"
+
+STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
+DROPPING = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all"}
+GRPO = {
+    **STEPS, "max_steps": 7, "per_device_train_batch_size": 8, "num_generations": 4,
+    "max_completion_length": 48, "learning_rate": 1e-3,
+}  # fmt: skip
+#: Answers of a generation are used for four steps, and a generation is not saved.
+REUSED = {
+    **GRPO, "max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage to be killed: the changes to ``tiny.RECIPE``, and what is run in its folder."""
+
+    name: str
+    work: Callable[[Recipe], None]
+    changes: dict[str, Any]
+    before: Callable[[Recipe], None] = lambda recipe: make.run(recipe, False, workers=1)
+
+
+def _sft(recipe: Recipe) -> None:
+    from pipeline import sft
+
+    sft.run(recipe, force=False)
+
+
+def _grpo(recipe: Recipe) -> None:
+    from pipeline import grpo
+
+    grpo.run(recipe, force=False)
+
+
+def _sample(recipe: Recipe) -> None:
+    from eval.sample import sample_arm
+
+    sample_arm(recipe, "base", force=False)
+
+
+def _judge(recipe: Recipe) -> None:
+    from eval import elicitation, report
+    from eval.sample import sample_arm
+
+    for arm in ("base", "sft"):
+        sample_arm(recipe, arm, force=False)
+    report.run(recipe, force=False)
+    elicitation.run(recipe, force=False)
+
+
+def _made_and_tuned(recipe: Recipe) -> None:
+    make.run(recipe, force=False, workers=1)
+    _sft(recipe)
+
+
+def _sft_settings(**more: Any) -> dict[str, Any]:
+    from tiny import RECIPE
+
+    return {"sft": {**RECIPE["sft"], **STEPS, "max_steps": 7, **more}}
+
+
+def _easy_first() -> dict[str, Any]:
+    from tiny import RECIPE
+
+    return {"data": {**RECIPE["data"], "curriculum": "easy_to_hard"}}
+
+
+def cases() -> dict[str, Case]:
+    """By name; three epochs of SFT, two of GRPO."""
+    real = {
+        "model": str(EMBEDDED), "dtype": "float32", "arms": {"grpo": {"trainer": "grpo"}},
+        "monitor": {"every": 3, "kl_every": 2, "problems": 1},
+    }  # fmt: skip
+    tuned = {
+        "arms": {"sft": {"trainer": "sft"}},
+        "verdict": {"arms": ["sft"], "fresh": 8, "margins": {"resamples": 200}},
+    }
+    tiers = {"dense": {"train": 8, "val": 1, "test": 20, "events": [3, 4]}}
+    four = {"dense": {**tiers["dense"], "train": 4, "test": 1}}
+    asking = {
+        "eval": {"samples": 4, "rows": 8, "max_tokens": 24, "resamples": 200},
+        "data": {"main": "dense", "tiers": tiers},
+    }
+    found = [
+        Case("sft", _sft, _sft_settings()),
+        Case(
+            "sft, LoRA, easy to hard", _sft, {**_sft_settings(), **_easy_first(), "lora": DROPPING}
+        ),
+        Case("grpo", _grpo, {**real, "grpo": GRPO}),
+        Case(
+            "grpo, LoRA, answers used again",
+            _grpo,
+            {**real, "grpo": REUSED, "lora": DROPPING, "data": {"main": "dense", "tiers": four}},
+        ),
+        Case("sampling", _sample, asking),
+        Case("data", lambda recipe: make.run(recipe, False, workers=1), {}, lambda recipe: None),
+        Case("sampling, report, verdict", _judge, {**asking, **tuned}, _made_and_tuned),
+    ]
+    return {case.name: case for case in found}
+
+
+# --- a run in a process of its own -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What befalls a run, at a change to a file that is not made any more.
+
+    Attributes:
+        words: the first change whose line has all of them.
+        event: or the how-manieth it is, from 1.
+        seconds: or so long after that.
+        kind: a signal; none: the disk is full from then on.
+    """
+
+    words: tuple[str, ...] = ()
+    event: int = 0
+    seconds: float = 0.0
+    kind: signal.Signals | None = signal.SIGKILL
+
+    def falls(self, count: int, line: str) -> bool:
+        return count == self.event or bool(self.words and all(word in line for word in self.words))
+
+
+@dataclass
+class Life:
+    """What became of a run: its changes to files with their times, and how it ended."""
+
+    events: list[tuple[float, str]]
+    code: int
+    said: str
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+
+def live(folder: Path, work: Callable[[Recipe], None], blow: Blow | None = None) -> Life:
+    """Run ``work`` on the recipe of ``folder`` in a child of this process, to its end or the blow.
+
+    Of this process only one thread must have computed anything: the child has no other.
+    """
+    read, write = os.pipe()
+    started = time.monotonic()
+    child = os.fork()
+    if not child:
+        _child(folder, work, blow, write)
+    os.close(write)
+    events: list[tuple[float, str]] = []
+    struck = blow is None or blow.kind is None
+    with os.fdopen(read, encoding="utf-8") as lines:
+        for line in lines:
+            events.append((time.monotonic() - started, line.strip()))
+            if not struck and blow.falls(len(events), line):
+                struck = True
+                time.sleep(blow.seconds)
+                os.kill(child, blow.kind)
+    _, status = os.waitpid(child, 0)
+    said = (folder / "said.txt").read_text(encoding="utf-8", errors="replace")
+    return Life(events, os.waitstatus_to_exitcode(status), said)
+
+
+def _child(folder: Path, work: Callable[[Recipe], None], blow: Blow | None, report: int) -> None:
+    """Do the work and end; every change to a file is reported before it is made."""
+    code = 1
+    try:
+        os.chdir(folder)
+        with open("said.txt", "w", encoding="utf-8") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest has replaced it
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        recipe = load_recipe(Path("small.yaml"))
+        count, full = 0, False
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count, full
+            if event not in EVENTS or (event == "open" and not _writes(arguments)):
+                return
+            path = os.fspath(arguments[0]) if isinstance(arguments[0], str | Path) else ""
+            if not path.startswith("runs"):
+                return
+            count += 1
+            to = f" to {Path(arguments[1]).name}" if event == "os.rename" else ""
+            line = f"{event.removeprefix('os.')} {'/'.join(Path(path).parts[2:])}{to}\n"
+            os.write(report, line.encode())
+            if blow and not full and blow.falls(count, line) and not blow.seconds:
+                full = blow.kind is None
+                while not full:
+                    signal.pause()
+            if full and event in ("open", "os.mkdir"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+        sys.addaudithook(watch)
+        run_main(lambda: work(recipe))
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    _, mode, flags = arguments
+    if isinstance(mode, str):
+        return bool(set("wax+") & set(mode))
+    return bool(isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
+# --- what it leaves --------------------------------------------------------------------------
+
+
+def left_in(folder: Path) -> dict[str, Any]:
+    """Every file below ``runs`` as its hash; of logs and manifests the content, clocks aside. But
+    neither locks nor, beside a manifest, the note that the stage was begun."""
+    return {
+        path.relative_to(folder).as_posix(): _content(path)
+        for path in sorted((folder / "runs").rglob("*"))
+        if path.is_file()
+        and path.suffix != ".lock"
+        and not (path.name == BEGUN and path.with_name(MANIFEST).is_file())
+    }
+
+
+def _content(path: Path) -> Any:
+    if path.name == MANIFEST:
+        return _without_clock(json.loads(path.read_text()))
+    if path.name == "log.jsonl":
+        return [_without_clock(json.loads(line)) for line in path.read_text().splitlines()]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_clock(found: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in found.items() if key not in CLOCK}
+    if "train_loss" in kept:  # a sum that is taken in another order
+        kept["train_loss"] = round(kept["train_loss"], 6)
+    return kept
+
+
+def lies_in(folder: Path) -> str:
+    """What a killed run could go on from."""
+    checkpoints = [int(p.name.rpartition("-")[2]) for p in folder.glob("runs/*/*/checkpoints/c*-*")]
+    answers = sum(p.read_bytes().count(b"\n") for p in folder.glob("runs/*/eval/*/samples.jsonl"))
+    if checkpoints:
+        return f"checkpoint-{max(checkpoints)}, whole or not"
+    return f"{answers} answers" if answers else "nothing"
+
+
+def differences(whole: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return sorted(
+        name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name)
+    )
+
+
+# --- a case ----------------------------------------------------------------------------------
+
+
+class Trial:
+    """A case in a folder: once whole, and as often as wanted killed."""
+
+    def __init__(self, folder: Path, case: Case) -> None:
+        self.case, self._start, self._count = case, folder / "start", 0
+        self._start.mkdir(parents=True)
+        _write(self._start, case.changes)
+        life = live(self._start, case.before)
+        assert life.code == 0, life.said
+        self.whole_folder = self.fresh()
+        self.whole = live(self.whole_folder, case.work)
+        assert self.whole.code == 0, self.whole.said
+        self.left = left_in(self.whole_folder)
+
+    def fresh(self) -> Path:
+        """A folder in which the case has not begun."""
+        self._count += 1
+        folder = self._start.with_name(f"try-{self._count}")
+        shutil.copytree(self._start, folder)
+        return folder
+
+    def random_kill(self, rng: random.Random) -> Blow:
+        """At a change or at a time of the whole run."""
+        times = [when for when, _ in self.whole.events]
+        if rng.random() < 0.5:
+            return Blow(event=rng.randint(1, len(times)))
+        when = rng.uniform(times[0], times[-1])
+        event = max(i for i, one in enumerate(times, 1) if one <= when)
+        return Blow(event=event, seconds=max(1e-4, when - times[event - 1]))
+
+    def survive(self, folder: Path, blows: Iterable[Blow]) -> Iterator[Life]:
+        """Yield the lives of the case in ``folder``: one for each blow, and then to the end."""
+        for blow in blows:
+            life = live(folder, self.case.work, blow)
+            yield life
+            if life.code == 0:
+                return
+            assert life.killed or blow.kind != signal.SIGKILL, life.said
+        life = live(folder, self.case.work)
+        assert life.code == 0, life.said
+        yield life
+
+
+@cache
+def trial_of(place: Path, name: str) -> Trial:
+    return Trial(place / name, cases()[name])
+
+
+def ends_with(place: Path, name: str, blows: Sequence[Blow]) -> tuple[list[Life], list[str]]:
+    """The lives of a case that all these befall, and which files differ in the end from a run that
+    nothing happened to."""
+    trial = trial_of(place, name)
+    folder = trial.fresh()
+    lives = list(trial.survive(folder, blows))
+    return lives, differences(trial.left, left_in(folder))
+
+
+def _write(folder: Path, changes: dict[str, Any]) -> None:
+    from tiny import save_model, write_recipe
+
+    changes = dict(changes)
+    model = changes.pop("model", None)
+    with contextlib.chdir(folder):
+        write_recipe(Path(), model or save_model(Path("model"), "qwen3"), **changes)
+
+
+def preload() -> None:
+    """Import what the stages import, so that a child has it at once; in one thread, which alone
+    survives a fork."""
+    import torch
+
+    torch.set_num_threads(1)
+    import peft
+    import transformers
+    import trl  # noqa: F401
+    from trl import GRPOTrainer, SFTTrainer  # noqa: F401
+
+    from eval import elicitation, report  # noqa: F401
+    from pipeline import grpo, sft  # noqa: F401
+
+    transformers.utils.logging.set_verbosity_error()
+    del peft
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=4, help="of each case")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cases", nargs="+", default=list(cases()), help="or only these")
+    arguments = parser.parse_args()
+    preload()
+    wrong = 0
+    for name in arguments.cases:
+        rng = random.Random(f"{arguments.seed} {name}")
+        with tempfile.TemporaryDirectory() as place:
+            trial = Trial(Path(place), cases()[name])
+            kills, rounds, where, bad = 0, 0, Counter(), []
+            while kills < arguments.kills:
+                rounds += 1
+                folder = trial.fresh()
+                count = min(rng.randint(1, 4), arguments.kills - kills)
+                for life in trial.survive(folder, [trial.random_kill(rng) for _ in range(count)]):
+                    kills += life.killed
+                    if life.killed:
+                        where[f"{life.events[-1][1]}; there was {lies_in(folder)}"] += 1
+                bad += differences(trial.left, left_in(folder))
+                shutil.rmtree(folder)
+            wrong += len(bad)
+            print(
+                f"{name}: {kills} kills in {rounds} runs of {trial.whole.events[-1][0]:.1f} s; "
+                f"different: {', '.join(bad) or 'nothing'}",
+                flush=True,
+            )
+            for line, times in sorted(where.items()):
+                print(f"    {times} x at: {line}", flush=True)
+    sys.exit(min(wrong, 1))
+
+
+if __name__ == "__main__":
+    main()

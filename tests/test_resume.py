@@ -1,0 +1,229 @@
+"""A stage that was killed, interrupted or left without room goes on with the same command, and ends
+as if nothing had happened: weights bit by bit, logs, samples and verdicts.
+
+`python -m tests.killing` does the same at random moments, for as long as you like.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from killing import Blow, ends_with, live, preload, trial_of
+
+from data.locks import hold
+from data.make import read_split
+from data.recipe import load_recipe
+from eval.sample import Asker
+from pipeline import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clean():
+    """Calls a function in a process in which only one thread ever computed, as forking asks for."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=preload) as pool:
+        yield lambda work, *arguments: pool.submit(work, *arguments).result(300)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("killed")
+
+
+def at(*words: str, kind: signal.Signals | None = signal.SIGKILL) -> Blow:
+    return Blow(words=words, kind=kind)
+
+
+def began_at(lives) -> list[str | None]:
+    """The checkpoint that each life went on from."""
+    words = [life.said.partition("going on from ")[2].split() for life in lives]
+    return [Path(found[0]).name if found else None for found in words]
+
+
+# --- killed ----------------------------------------------------------------------------------
+
+
+def test_training_ends_with_the_same_weights_wherever_it_was_killed(clean, place):
+    blows = [
+        at("open", "checkpoint-4/trainer_state.json"),
+        at("rmdir", "checkpoint-2"),  # half of it is left, and 4 is whole
+        at("mkdir", "checkpoint-7"),
+        at("rename", ".model.tmp to model"),
+        at("rename", ".manifest.json.tmp"),
+        at("rmdir", "sft/checkpoints\n"),  # finished
+    ]
+    lives, differ = clean(ends_with, place, "sft", blows)
+    assert [life.killed for life in lives] == [True] * 6 + [False]
+    assert [one and int(one[11:]) for one in began_at(lives)] == [None, 2, 4, 6, 7, 7, None]
+    assert "up to date" in lives[-1].said
+    assert differ == []
+
+
+def test_an_adapter_is_merged_as_if_nothing_had_happened(clean, place):
+    blows = [at("mkdir", "checkpoint-4"), at("rename", ".adapter.tmp"), at("mkdir", ".model.tmp")]
+    lives, differ = clean(ends_with, place, "sft, LoRA, easy to hard", blows)
+    assert began_at(lives) == [None, "checkpoint-2", "checkpoint-7", "checkpoint-7"]
+    assert differ == []
+
+
+def test_grpo_goes_on_in_a_second_epoch_with_answers_that_are_used_again(clean, place):
+    # To be saved every three steps, but a generation of four steps, here an epoch, is not cut.
+    name = "grpo, LoRA, answers used again"
+    lives, differ = clean(ends_with, place, name, [at("mkdir", "checkpoint-6")])
+    assert began_at(lives) == [None, "checkpoint-4"]
+    assert differ == []
+    rows = clean(left_of, place, name)["runs/small/grpo/log.jsonl"]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [3, 4, 6]
+    assert any(row["reward_std"] > 0 and row["grad_norm"] > 0 for row in steps)
+
+
+def left_of(place, name):
+    return trial_of(place, name).left
+
+
+def test_samples_are_the_same_bytes_however_much_of_them_there_was(clean, place):
+    lives, whole, found = clean(_torn_samples, place)
+    assert [life.code for life in lives] == [0] * 4
+    assert found == [whole] * 4
+    drawn = [life.said.partition("sample base: ")[2].split("/")[0] for life in lives]
+    # Of 20 problems, two a batch: a batch that is half there is drawn again.
+    assert drawn == ["20", "16", "18", ""]
+
+
+def _torn_samples(place):
+    """What is drawn where nothing, three batches but for some bytes, one and a half, or all is."""
+    trial = trial_of(place, "sampling")
+    path = Path("runs/small/eval/base/samples.jsonl")
+    whole = (trial.whole_folder / path).read_text()
+    rows = whole.splitlines(keepends=True)
+    folder = trial.fresh()
+    begun = live(folder, trial.case.work, at("open", "base/samples.jsonl"))
+    assert begun.killed
+    lives, found = [], []
+    batches = in_batches(trial.whole_folder, rows)
+    for kept in (
+        "",
+        "".join(batches[0] + batches[1] + batches[2])[:-9],
+        "".join(batches[3][:4] + batches[1]),
+        whole,
+    ):
+        again = trial.fresh()
+        shutil.copytree(folder / "runs", again / "runs", dirs_exist_ok=True)
+        (again / path).write_text(kept)
+        lives.append(live(again, trial.case.work))
+        found.append((again / path).read_text())
+    return lives, whole, found
+
+
+def in_batches(folder, rows):
+    """The rows of samples by the batches in which they are drawn: two prompts of like length."""
+    with contextlib.chdir(folder):
+        recipe = load_recipe(Path("small.yaml"))
+        asked = read_split(recipe, "test")
+        batches = Asker(recipe, "base").batches(asked, recipe.eval)
+    return [[row for i in batch for row in rows[4 * i : 4 * i + 4]] for batch in batches]
+
+
+def test_verdicts_and_reports_are_the_same_wherever_they_were_killed(clean, place):
+    blows = [
+        at("rename", "sft/.manifest.json.tmp"),
+        at("open", "sft/.verdicts.jsonl"),
+        at("rename", ".report.md.tmp"),
+        at("rename", "sft/fresh/.manifest.json.tmp"),
+        at("rename", "elicitation/.manifest.json.tmp"),
+    ]
+    lives, differ = clean(ends_with, place, "sampling, report, verdict", blows)
+    assert [life.killed for life in lives] == [True] * 5 + [False]
+    assert differ == []
+
+
+# --- two at once -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("data", "data"), ("sft", "sft"), ("grpo, LoRA, answers used again", "grpo")],
+)
+def test_a_second_process_at_the_same_stage_is_refused_in_one_sentence(clean, place, name, stage):
+    pid, code, said = clean(_second, place, name, stage)
+    assert code == 1
+    assert said.startswith(f"error: runs/small/{stage} is being written by process {pid} on ")
+    assert said.endswith("; let it finish, or stop it")
+
+
+def _second(place, name, stage):
+    """A process that is at the stage; exit code and last line of the case beside it."""
+    trial = trial_of(place, name)
+    folder = trial.fresh()
+    read, write = os.pipe()
+    first = os.fork()
+    if not first:
+        hold(folder / "runs" / "small" / stage)
+        os.write(write, b".")
+        signal.pause()
+    os.read(read, 1)
+    life = live(folder, trial.case.work)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    return first, life.code, life.said.splitlines()[-1]
+
+
+# --- interrupted, full -----------------------------------------------------------------------
+
+
+def test_ctrl_c_and_a_full_disk_are_one_sentence_and_nothing_is_lost(clean, place):
+    blows = [
+        at("mkdir", "checkpoint-4", kind=signal.SIGINT),
+        at("open", "checkpoint-6/", kind=None),
+        at("mkdir", ".model.tmp", kind=None),
+        at("open", ".manifest.json", kind=None),
+    ]
+    lives, differ = clean(ends_with, place, "sft", blows)
+    assert [life.code for life in lives] == [130, 1, 1, 1, 0]
+    assert "the same command goes on" in lives[0].said
+    assert began_at(lives)[:3] == [None, "checkpoint-2", "checkpoint-4"]
+    for life in lives[1:4]:
+        assert life.said.splitlines()[-1] == (
+            "error: the disk is full; make room, then the same command goes on"
+        )
+    for life in lives:
+        assert "Traceback" not in life.said
+    assert differ == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"global_step": 4'])
+def test_a_checkpoint_whose_last_file_is_torn_is_no_checkpoint(tmp_path, content):
+    for step, state in ((2, "{}"), (4, content)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state)
+    assert train.last_whole(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for step, ranks in ((2, (0, 1)), (4, (0,))):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+        for rank in ranks:
+            (folder / f"rng_state_{rank}.pth").touch()
+    assert train.last_whole(tmp_path) == tmp_path / "checkpoint-2"
+
+
+# --- the same again --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["data", "sft", "sampling"])
+def test_equal_recipes_give_equal_problems_weights_and_samples(clean, place, name):
+    lives, differ = clean(ends_with, place, name, [])
+    assert [life.code for life in lives] == [0]
+    assert differ == []
