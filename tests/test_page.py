@@ -732,7 +732,7 @@ def test_loss_is_shown_only_where_no_reward_is(tmp_path):
     assert [c.label for c in panels["Loss"].curves] == ["SFT"]
     assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "grpo.1"]
     assert [c.look for c in panels["Reward"].curves] == [looks["grpo"]]
-    assert (20, None) in panels["KL to the start"].curves[0].points
+    assert (20, None) in panels["KL to the reference"].curves[0].points
 
 
 def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(run):
