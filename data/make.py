@@ -9,6 +9,8 @@ import hashlib
 import os
 import random
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -159,11 +161,23 @@ def _interrupts_held_back() -> Iterator[Callable[[], None]]:
     check()
 
 
+def _end_with(parent: int) -> None:
+    """End this worker when the process that started it has ended, however it did. A killed one
+    tells it nothing, and it would wait for work for ever, with the terminal's output still open."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that start with Ctrl-C blocked, which they inherit. It reaches every process of a
     terminal, and a worker that died of it would leave the pool broken, or waiting for ever."""
-    pool = ProcessPoolExecutor(workers)
+    pool = ProcessPoolExecutor(workers, initializer=_end_with, initargs=(os.getpid(),))
     try:
         with _interrupts_held_back():
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -34,10 +34,11 @@ from data.recipe import Recipe, load_recipe
 if __package__:  # or below pytest, where the folder itself is searched
     sys.path.insert(0, str(Path(__file__).parent))
 
-#: Of a logged row and of a manifest, what a clock says.
+#: Of a logged row and of a manifest, what a clock says; and the commit, which may come meanwhile.
 CLOCK = {
-    "seconds", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second",
-    "time/generate", "time/reward", "time/train", "time/monitor", "tokens_per_second", "memory",
+    "seconds", "commit", "step_time", "train_runtime", "train_samples_per_second",
+    "train_steps_per_second", "time/generate", "time/reward", "time/train", "time/monitor",
+    "tokens_per_second", "memory",
 }  # fmt: skip
 #: What Python reports of changes to files; what torch and safetensors write is not among it.
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
@@ -187,10 +188,11 @@ def live(folder: Path, work: Callable[[Recipe], None], blow: Blow | None = None)
     Of this process only one thread must have computed anything: the child has no other.
     """
     read, write = os.pipe()
+    said = os.memfd_create("said")
     started = time.monotonic()
     child = os.fork()
     if not child:
-        _child(folder, work, blow, write)
+        _child(folder, work, blow, write, said)
     os.close(write)
     events: list[tuple[float, str]] = []
     struck = blow is None or blow.kind is None
@@ -202,18 +204,20 @@ def live(folder: Path, work: Callable[[Recipe], None], blow: Blow | None = None)
                 time.sleep(blow.seconds)
                 os.kill(child, blow.kind)
     _, status = os.waitpid(child, 0)
-    said = (folder / "said.txt").read_text(encoding="utf-8", errors="replace")
-    return Life(events, os.waitstatus_to_exitcode(status), said)
+    with os.fdopen(said, encoding="utf-8", errors="replace") as file:
+        file.seek(0)
+        return Life(events, os.waitstatus_to_exitcode(status), file.read())
 
 
-def _child(folder: Path, work: Callable[[Recipe], None], blow: Blow | None, report: int) -> None:
+def _child(
+    folder: Path, work: Callable[[Recipe], None], blow: Blow | None, report: int, said: int
+) -> None:
     """Do the work and end; every change to a file is reported before it is made."""
     code = 1
     try:
         os.chdir(folder)
-        with open("said.txt", "w", encoding="utf-8") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest has replaced it
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         recipe = load_recipe(Path("small.yaml"))

@@ -119,7 +119,7 @@ def test_the_folder_holds_the_weights_as_they_were_evaluated(evaluated):
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
     backend.check_model_folder(folder)
-    assert not list(folder.parent.glob(".*.tmp"))
+    assert not list(folder.parent.glob(".*"))
 
 
 def test_its_decoding_is_that_of_the_evaluation(world, recipe, weights):
