@@ -13,6 +13,11 @@ class UserError(Exception):
     """A mistake in what the user gave us; its text names the file, line or key and the way out."""
 
 
+def reason_of(error: Exception, most: int | None = 200) -> str:
+    """What a library's error says, on one line of at most ``most`` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a stage's ``main`` and turn what a user can mend into one sentence and an exit code.
 

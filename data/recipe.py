@@ -110,6 +110,11 @@ class Recipe:
     def folder(self) -> Path:
         return RUNS / self.run
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights are quantised in training."""
+        return self.bits in (4, 8)
+
     def all_arms(self) -> dict[str, Arm]:
         """The arms that are trained, those with ``seeds`` once for each."""
         found = {}
@@ -205,7 +210,7 @@ def _check_loading(recipe: Recipe) -> None:
         if value not in known:
             names = ", ".join("null" if one is None else str(one) for one in known)
             raise UserError(f"{recipe.path}: {key} must be one of {names}, not {value!r}")
-    if recipe.bits in (4, 8) and recipe.lora is None:
+    if recipe.quantised and recipe.lora is None:
         raise UserError(
             f"{recipe.path}: weights of {recipe.bits} bits cannot be trained; give a lora: section"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError, run_main
+from data.errors import UserError, reason_of, run_main
 from data.files import (
     BEGUN,
     MANIFEST,
@@ -533,6 +533,12 @@ def test_an_interrupt_ends_with_130_and_a_sentence(capsys):
 def test_our_own_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         run_main(raising(error))
+
+
+def test_a_librarys_reason_is_one_line_and_not_longer_than_wanted():
+    assert reason_of(ValueError("no\n  such   layer")) == "no such layer"
+    assert len(reason_of(ValueError("x" * 300))) == 200
+    assert len(reason_of(ValueError("x" * 300), None)) == 300
 
 
 def test_data_and_rewards_import_nothing_heavy():
