@@ -5,12 +5,13 @@ Absolute figures belong to the machine they were taken on; the ratios are what t
 
 from __future__ import annotations
 
+import io
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,13 @@ def _temporary_run(recipe: Recipe, steps: int) -> Iterator[tuple[Recipe, Path]]:
         yield replace(recipe, grpo=grpo), Path(folder)
 
 
+def _training_rows(recipe: Recipe, problems: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {**record(f"bench-{i}", "train", recipe.data.main, p, False), "problem": p}
+        for i, p in enumerate(problems)
+    ]
+
+
 def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) -> list[Row]:
     """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, alternating, and the
     share of a step that the reward takes."""
@@ -222,10 +230,7 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
     from pipeline.grpo import trainer_for
     from pipeline.settings import grpo_config
 
-    rows = [
-        {**record(f"bench-{i}", "train", recipe.data.main, p, False), "problem": p}
-        for i, p in enumerate(problems)
-    ]
+    rows = _training_rows(recipe, problems)
     spent = [0.0]
 
     def timed(reward: Callable[..., list[float]]) -> Callable[..., list[float]]:
@@ -279,6 +284,55 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
     ]
 
 
+def bench_monitor(recipe: Recipe, problems: list[Any], steps: int, repeats: int) -> list[Row]:
+    """What watching adds to GRPO: the stage's trainer with ``pipeline.monitor`` and without it,
+    alternating, from the same weights. Needs the val problems of ``make data``.
+
+    The start is measured too, before the first step; a longer training has that once as well, so
+    few steps overstate the share.
+    """
+    from transformers import PrinterCallback
+
+    from pipeline.grpo import trainer_for
+    from pipeline.monitor import monitored
+
+    rows = _training_rows(recipe, problems)
+    arm = next(name for name, one in recipe.all_arms().items() if one.trainer == "grpo")
+    spent: list[float] = []
+
+    def bare(short: Recipe, folder: Path) -> float:
+        model, tokenizer = backend.load(short.model, short.dtype)
+        trainer = trainer_for(short, rows, model, tokenizer, folder)
+        trainer.remove_callback(PrinterCallback)
+        return seconds(trainer.train)
+
+    def watched(short: Recipe, folder: Path) -> float:
+        model, tokenizer = backend.load(short.model, short.dtype)
+        trainer = trainer_for(short, rows, model, tokenizer, folder)
+        with (
+            redirect_stdout(io.StringIO()),
+            monitored(trainer, tokenizer, short, arm, "grpo", folder, lambda: None),
+        ):
+            took = seconds(trainer.train)
+        parts = sum(row.get("time/monitor", 0.0) for row in trainer.state.log_history)
+        spent.append(parts / (took - parts))
+        return took
+
+    with _temporary_run(recipe, steps) as (short, folder):
+        pairs = [(watched(short, folder), bare(short, folder)) for _ in range(repeats)]
+    with_it, without = (statistics.median(column) / steps for column in zip(*pairs, strict=True))
+    return [
+        Row(
+            f"seconds a watched GRPO step, of {steps}",
+            f"{with_it:.2f}",
+            f"unwatched {without:.2f}",
+            f"{statistics.median(a / b for a, b in pairs) - 1:+.1%}",
+            "under +3 %",
+        ),
+        Row("watching's own share of it", f"{statistics.median(spent):.1%}", "", "", "under 3 %"),
+    ]
+
+
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--problems", type=int, default=1000, help="to draw, prove and judge")
@@ -286,6 +340,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16, help="to sample from")
     parser.add_argument("--samples", type=int, default=64, help="a prompt")
     parser.add_argument("--steps", type=int, default=5, help="GRPO steps a run")
+    parser.add_argument("--watched", type=int, default=50, help="GRPO steps a watched run")
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs, median taken")
     parser.add_argument("--out", type=Path, help="write the table here as JSON too")
     arguments = parser.parse_args()
@@ -298,6 +353,7 @@ def main() -> None:
         recipe, problems[: arguments.prompts], arguments.samples, arguments.repeats
     )
     table += bench_grpo(recipe, problems[:200], arguments.steps, arguments.repeats)
+    table += bench_monitor(recipe, problems[:200], arguments.watched, arguments.repeats)
     shown = Table(title=f"speed of {recipe.path}")
     for column in ("what", "here", "beside it", "ratio", "aim"):
         shown.add_column(column)
