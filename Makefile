@@ -27,6 +27,7 @@ MEASURE ?=
 BLOG   ?=
 
 # of `make export`: OUT=folder  ADAPTER=1 (the LoRA alone)  GGUF=q8_0  PUSH=owner/name  PUBLIC=1
+OUT     ?=
 ADAPTER ?=
 GGUF    ?=
 PUSH    ?=
@@ -34,11 +35,23 @@ PUBLIC  ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
-TRAIN  := $(if $(LAUNCH),.venv/bin/accelerate launch $(LAUNCH),$(PY)) -m
+TRAIN  := $(PY) -m$(if $(LAUNCH), pipeline.processes $(LAUNCH) -m)
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 listed  = $(shell sed -n 's/^#$(1) //p' requirements.txt)
-STAGE  := --recipe $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(if $(RUN),--run $(RUN)) $(if $(FORCE),--force) \
-          $(if $(BACKEND),--backend $(BACKEND)) $(if $(BITS),--bits $(BITS))
+# What users name may hold blanks and quotes: $(call flag,model,$(MODEL)) is " --model 'what they gave'", or nothing.
+quoted  = '$(subst ','\'',$(1))'
+flag    = $(if $(2), --$(1) $(call quoted,$(2)))
+on      = $(if $(2), --$(1))
+loading = $(call flag,backend,$(BACKEND))$(call flag,bits,$(BITS))
+stage   = --recipe $(call quoted,$(1))$(call flag,model,$(MODEL))$(call flag,run,$(RUN))$(call on,force,$(FORCE))$(loading)
+STAGE  := $(call stage,$(RECIPE))
+# What would be passed over in silence is a mistake: $(call without,goal,VARIABLES,why), and any name not known here.
+given   = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
+without = $(foreach name,$(2),$(if $(call given,$(name)),$(error $(1) takes no $(name): $(3))))
+named_here := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+settings    = $(shell sed -n 's/^\([A-Z]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+$(if $(named_here),$(foreach name,$(filter-out $(settings) PY SHELL MAKE%,$(named_here)),$\
+    $(error there is no $(name)= here; there are $(settings))))
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -72,7 +85,7 @@ sft: setup ## supervised fine-tuning on gold answers
 	$(TRAIN) pipeline.sft $(STAGE)
 
 grpo: setup ## reinforcement learning with verifiable rewards, once the reward passed its audit
-	$(TRAIN) pipeline.grpo $(STAGE) $(if $(UNSOUND),--unsound)
+	$(TRAIN) pipeline.grpo $(STAGE)$(call on,unsound,$(UNSOUND))
 
 arms: setup ## train every arm of the recipe, sft and grpo among them
 	$(TRAIN) pipeline.arms $(STAGE)
@@ -85,18 +98,17 @@ eval: setup ## sample every arm, judge the answers, report pass@k: elicited or l
 # of `make sample`: SHARD=i/n draws one of n parts, one for each of n processes
 SHARD  ?=
 sample: setup ## draw every arm's answers and no more (SHARD=2/4: a part, one for each GPU)
-	$(PY) -m eval.sample $(STAGE) $(if $(SHARD),--shard $(SHARD))
+	$(PY) -m eval.sample $(STAGE)$(call flag,shard,$(SHARD))
 
 report: setup ## one HTML page of everything, with real answers drawn as days
 	$(PY) -m eval.page $(STAGE)
 
 try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
-	$(PY) -m eval.ask $(STAGE) $(if $(ARM),--arm $(ARM)) $(if $(DAY),--day '$(DAY)') $(if $(DATE),--date $(DATE))
+	$(PY) -m eval.ask $(STAGE)$(call flag,arm,$(ARM))$(call flag,day,$(DAY))$(call flag,date,$(DATE))
 
+AS_EXPORTED = $(call on,adapter,$(ADAPTER))$(call flag,gguf,$(GGUF))$(call flag,push,$(PUSH))$(call on,public,$(PUBLIC))
 export: setup ## a trained model as a folder for others, with its card (ARM=grpo OUT=folder PUSH=owner/name)
-	$(PY) -m eval.export $(STAGE) $(if $(ARM),--arm $(ARM)) $(if $(OUT),--out '$(OUT)') \
-	    $(if $(ADAPTER),--adapter) $(if $(GGUF),--gguf $(GGUF)) \
-	    $(if $(PUSH),--push '$(PUSH)') $(if $(PUBLIC),--public)
+	$(PY) -m eval.export $(STAGE)$(call flag,arm,$(ARM))$(call flag,out,$(OUT))$(AS_EXPORTED)
 
 ablate: data arms eval ## GRPO under each shape of the reward and the published one, compared
 	$(PY) -m eval.compare $(STAGE)
@@ -110,29 +122,31 @@ $(SKILLS_BASE): | setup
 	$(PY) -m pipeline.base --skills
 
 BLOG_RECIPE = runs/$(or $(RUN),blog)/recipe.yaml
-BLOG_STAGE   = $(subst --recipe $(RECIPE),--recipe $(BLOG_RECIPE),$(STAGE))
+BLOG_STAGE   = $(call stage,$(BLOG_RECIPE))
 blog: setup ## reproduce the published experiment, in small without a GPU (BLOG=folder of its files)
-	$(PY) -m eval.blog $(STAGE) --begin $(BLOG_RECIPE) $(if $(BLOG),--files '$(BLOG)')
-	$(MAKE) --no-print-directory data arms RECIPE=$(BLOG_RECIPE)
+	$(PY) -m eval.blog $(STAGE) --begin $(call quoted,$(BLOG_RECIPE))$(call flag,files,$(BLOG))
+	$(MAKE) --no-print-directory data arms RECIPE=$(call quoted,$(BLOG_RECIPE))
 	$(PY) -m eval.sample $(BLOG_STAGE)
-	$(PY) -m eval.blog $(BLOG_STAGE) $(if $(BLOG),--files '$(BLOG)')
+	$(PY) -m eval.blog $(BLOG_STAGE)$(call flag,files,$(BLOG))
 
 probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
-	$(PY) -m eval.probe $(STAGE) $(if $(ARM),--arm $(ARM))
+	$(PY) -m eval.probe $(STAGE)$(call flag,arm,$(ARM))
 
 # of `make doctor`: LOG=file or folder of any TRL training
 LOG    ?=
 doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any TRL run)
-	$(PY) -m pipeline.doctor $(if $(LOG),--log '$(LOG)',$(if $(RUN),--run $(RUN),--recipe $(RECIPE)))
+	$(PY) -m pipeline.doctor$(or $(call flag,log,$(LOG)),$(call flag,run,$(RUN)),$(call flag,recipe,$(RECIPE)))
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
-	$(if $(MEASURE),$(PY) -m pipeline.measure,$(PY) -m pipeline.plan $(STAGE) $(if $(GPU),--gpu $(GPU)))
+	$(if $(MEASURE),$(call without,make plan MEASURE=1,RECIPE MODEL RUN BACKEND BITS GPU,it measures a small model of its own)$(PY) -m pipeline.measure,$(PY) -m pipeline.plan $(STAGE)$(call flag,gpu,$(GPU)))
 
 # of `make gpu-check`: SHAPES="qwen2.5-0.5b qwen2.5-7b"  MINUTES=9 (then stop; the same command goes on)
 SHAPES  ?=
 MINUTES ?=
+CHECKED  = $(call flag,minutes,$(MINUTES))$(call flag,backends,$(BACKEND))$(call flag,bits,$(BITS))$(call flag,recipe,$(call given,RECIPE))$(call on,force,$(FORCE))
 gpu-check: setup ## measure step time and memory of both backends on this GPU, and how far `make plan` is off
-	$(PY) -m pipeline.gpu_check $(if $(SHAPES),--shapes $(SHAPES)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FORCE),--force)
+	$(call without,make gpu-check,MODEL RUN,it makes models of its own; SHAPES= names their sizes)$\
+	$(PY) -m pipeline.gpu_check$(if $(SHAPES), --shapes $(SHAPES))$(CHECKED)
 
 backends: data ## do Unsloth and plain TRL train the same thing? settings, log-probabilities, first update
 	$(PY) -m pipeline.parity $(STAGE)
@@ -140,8 +154,10 @@ backends: data ## do Unsloth and plain TRL train the same thing? settings, log-p
 calibrate: setup ## test the elicitation verdict on simulated arms whose truth is known
 	$(PY) -m eval.calibrate
 
+# of `make base`: FROM=folder  OUT=folder
+FROM   ?=
 base: setup ## rebuild the embedded base model (FROM=model continues that model instead)
-	$(PY) -m pipeline.base $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
+	$(PY) -m pipeline.base$(call flag,from,$(FROM))$(call flag,out,$(OUT))
 
 bench: setup ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench $(STAGE)

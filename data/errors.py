@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 
+#: Seconds that the other processes of a training leave the main one to say what is wrong.
+_PATIENCE = 30
 _FULL_DISK = ("No space left on device", "inline_container.cc", "PytorchStreamWriter")
 
 
@@ -23,11 +28,16 @@ def run_main(main: Callable[[], None]) -> None:
 
     Our own bugs are not caught: they keep their traceback.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while modules were imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:
+        _leave_to_main()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        if _is_another():
+            sys.exit(130)
         print("\ninterrupted; what was finished is kept, the same command goes on", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
@@ -41,3 +51,15 @@ def run_main(main: Callable[[], None]) -> None:
         if any(sign in str(error) for sign in _FULL_DISK):
             sys.exit("error: the disk is full; make room, then the same command goes on")
         raise
+
+
+def _is_another() -> bool:
+    """Whether this process trains beside a main one (``pipeline.processes``)."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def _leave_to_main() -> None:
+    """Processes that train together meet a mistake together. The main one says it, and what
+    launched them then ends the others. One that is left has met a mistake of its own."""
+    if _is_another():
+        time.sleep(_PATIENCE)

@@ -1,16 +1,21 @@
 """Training with several processes, as ``accelerate launch`` starts them: one a device, all running
 the same stage. Only the main one writes below ``runs/``, decides what is done already and speaks.
 
-Several machines must share the folder ``runs/``.
+Several machines must share the folder ``runs/``. ``python -m pipeline.processes`` is ``accelerate
+launch`` without its tracebacks: what ended a process, that process has said.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from data.errors import UserError, run_main
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -105,3 +110,34 @@ def whole_weights(trainer: Trainer, dtype: str) -> dict[str, Any] | None:
     tied = getattr(model, "all_tied_weights_keys", {})
     kept = {name: one for name, one in found.items() if name not in tied}
     return {name: one.to(getattr(torch, dtype)) for name, one in kept.items()}
+
+
+def main() -> None:
+    """Launch, and end as the first process did that failed.
+
+    Raises:
+        UserError: when it was killed, and so could not say why itself.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # It tells, with a stack, of a failure that has been told.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        launch_command(launch_command_parser().parse_args())
+    except SignalException as ended:
+        sys.exit(128 + ended.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            killed = signal.Signals(-failure.exitcode).name
+            raise UserError(
+                f"process {rank} was killed ({killed}"
+                f"{', as when memory runs out' if killed == 'SIGKILL' else ''})"
+            ) from None
+        sys.exit(failure.exitcode)
+
+
+if __name__ == "__main__":
+    run_main(main)

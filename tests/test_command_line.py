@@ -5,18 +5,22 @@ import errno
 import importlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data import recipe
-from data.errors import run_main
+from data.errors import UserError, run_main
+from pipeline import processes
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -248,17 +252,102 @@ def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
     assert not (folder / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("stage", ["data.make", "rewards.audit", "pipeline.sft", "eval.sample"])
+def test_an_interrupt_while_modules_are_imported_ends_a_stage_without_a_traceback(stage, tmp_path):
+    """That is most of a stage's first seconds; the module stands for all that is imported."""
+    program = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "yaml.py").write_text(program)
+    done = python(stage, "--recipe", TINY, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_imported_as_a_library_it_leaves_interrupts_alone():
+    program = "import signal, data, pipeline, eval, rewards; print(signal.getsignal(2).__name__)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "default_int_handler\n"
+
+
+# --- several processes ---------------------------------------------------------------------
+
+
+def raising(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.fixture
+def another(monkeypatch):
+    """This process is the third of a training; how long it waits for the main one."""
+    waits: list[float] = []
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setattr("time.sleep", waits.append)
+    return waits
+
+
+def test_of_several_processes_the_main_one_has_the_first_word(another, monkeypatch):
+    """It says the mistake of all, and the others are ended; who is left says its own."""
+    with pytest.raises(SystemExit, match="error: too long") as ended:
+        run_main(raising(UserError("too long")))
+    assert ended.value.code == "error: too long"
+    assert len(another) == 1
+    assert another[0] >= 10
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit, match="error: too long"):
+        run_main(raising(UserError("too long")))
+    assert len(another) == 1
+
+
+def test_of_several_processes_the_main_one_alone_speaks_of_an_interrupt(another, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(raising(KeyboardInterrupt()))
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""
+    assert another == []
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "code"),
+    [
+        (1, 1),
+        (130, 130),
+        (-9, "error: process 1 was killed (SIGKILL, as when memory runs out)"),
+        (-15, "error: process 1 was killed (SIGTERM)"),
+    ],
+)
+def test_a_launch_ends_as_the_first_process_did_that_failed(exitcode, code, monkeypatch):
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file="none")
+    failed = raising(ChildFailedError("pipeline.sft", {1: failure}))
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda _: failed())
+    monkeypatch.setattr(sys, "argv", ["processes", "--num_processes", "2", "-m", "pipeline.sft"])
+    with pytest.raises(SystemExit) as ended:
+        run_main(processes.main)
+    assert ended.value.code == code
+
+
 # --- make ----------------------------------------------------------------------------------
 
 
-def make(*arguments: str) -> str:
+def run_make(*arguments: str) -> subprocess.CompletedProcess:
     # Not with what an outer make, which runs the tests, was given.
     given = ("MAKEFLAGS", "MAKEOVERRIDES", "RECIPE", "MODEL", "RUN", "FORCE", "FROM", "UNSOUND")
     environment = {key: value for key, value in os.environ.items() if key not in given}
     command = ["make", "--no-print-directory", "-C", str(ROOT), *arguments]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def make(*arguments: str) -> str:
+    done = run_make(*arguments)
+    done.check_returncode()
+    return done.stdout
+
+
+def flags(line: str) -> dict[str, str]:
+    """The flags of a command, as the shell that make starts hands them on."""
+    words = shlex.split(line)
+    return {word: after for word, after in pairwise([*words, ""]) if word.startswith("--")}
 
 
 PHONY = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
@@ -283,15 +372,15 @@ def test_every_module_that_a_target_runs_is_there():
 
 def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
     for target in ("data", "audit", "sft", "grpo", "arms", "eval"):
-        assert "--recipe pipeline/recipes/tiny.yaml" in make("-n", target)
+        assert "--recipe 'pipeline/recipes/tiny.yaml'" in make("-n", target)
     for target, name in (("ablate", "ablation"), ("elicit", "elicitation"), ("skills", "skills")):
         said = make("-n", target)
-        assert set(re.findall(r"--recipe (\S+)", said)) == {f"pipeline/recipes/{name}.yaml"}
+        assert set(re.findall(r"--recipe '(\S+)'", said)) == {f"pipeline/recipes/{name}.yaml"}
         modules = re.findall(r"(?:-m|\$\(TRAIN\)) ((?:data|pipeline|eval)\.\w+)", said)
         evaluated = [stage for stage in modules if stage != "eval.compare"][-3:]
         assert evaluated == ["eval.sample", "eval.report", "eval.elicitation"]
         assert {"data.make", "pipeline.arms"} < set(modules)
-    assert "--recipe other.yaml" in make("-n", "ablate", "RECIPE=other.yaml")
+    assert "--recipe 'other.yaml'" in make("-n", "ablate", "RECIPE=other.yaml")
     assert TINY.is_file()
 
 
@@ -303,10 +392,85 @@ def test_unsound_reaches_grpo_alone():
 
 @pytest.mark.parametrize("target", ["data", "audit", "sft", "grpo", "arms", "eval"])
 def test_model_run_and_force_reach_every_stage(target):
-    for line in make("-n", target, "MODEL=m", "RUN=r", "FORCE=1").splitlines():
+    lines = make("-n", target, "MODEL=m", "RUN=r", "FORCE=1").splitlines()
+    for line in lines:
         if "recipe" in line:
-            assert line.rstrip().endswith("--model m --run r --force")
-    assert "--model m" in make("-n", target, "MODEL=m")
+            assert line.endswith("--model 'm' --run 'r' --force")
+    assert any("recipe" in line for line in lines)
     plain = make("-n", target)
     assert not any(flag in plain for flag in ("--model", "--run", "--force"))
-    assert "--recipe other.yaml" in make("-n", target, "RECIPE=other.yaml")
+    assert "--recipe 'other.yaml'" in make("-n", target, "RECIPE=other.yaml")
+
+
+ODD = "my models, Anna's  (1)/x"
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["data", "audit", "sft", "grpo", "arms", "eval", "report", "plan", "probe", "try", "ablate"],
+)
+@pytest.mark.parametrize("launch", ["", "--num_processes 2"])
+def test_names_with_blanks_and_quotes_arrive_as_they_were_given(target, launch):
+    given = [f"{name}={ODD}" for name in ("MODEL", "RECIPE", "RUN")]
+    commands = [c for c in make("-n", target, *given, f"LAUNCH={launch}").splitlines() if c]
+    assert commands
+    for command in commands:
+        found = flags(command)
+        assert [found[f"--{name}"] for name in ("model", "recipe", "run")] == [ODD] * 3, command
+
+
+def test_other_names_with_blanks_and_quotes_arrive_too():
+    for target, name, flag in (
+        ("try", "DAY", "--day"),
+        ("export", "OUT", "--out"),
+        ("doctor", "LOG", "--log"),
+        ("doctor", "RUN", "--run"),
+        ("doctor", "RECIPE", "--recipe"),
+        ("base", "FROM", "--from"),
+        ("gpu-check", "RECIPE", "--recipe"),
+    ):
+        assert flags(make("-n", target, f"{name}={ODD}"))[flag] == ODD, (target, name)
+
+
+def test_the_published_experiment_has_a_recipe_of_its_own_after_the_first_command():
+    first, *rest = make("-n", "blog", f"BLOG={ODD}", f"MODEL={ODD}").splitlines()
+    assert flags(first)["--begin"] == "runs/blog/recipe.yaml"
+    stages = [line for line in rest if " -m " in line]
+    assert {flags(line)["--recipe"] for line in stages} == {"runs/blog/recipe.yaml"}
+    assert {flags(line)["--model"] for line in (first, *stages)} == {ODD}
+    assert flags(first)["--files"] == flags(stages[-1])["--files"] == ODD
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "MEASURE=1", "MODEL=m"], "make plan MEASURE=1 takes no MODEL: it measures a"),
+        (["plan", "MEASURE=1", "GPU=24"], "make plan MEASURE=1 takes no GPU: "),
+        (["plan", "MEASURE=1", "RECIPE=r"], "make plan MEASURE=1 takes no RECIPE: "),
+        (["gpu-check", "MODEL=m"], "make gpu-check takes no MODEL: it makes models of its own"),
+        (["data", "MODLE=m"], "there is no MODLE= here; there are RECIPE MODEL "),
+        (["help", "recipe=r"], "there is no recipe= here; there are RECIPE MODEL "),
+    ],
+)
+def test_what_make_would_pass_over_is_one_sentence(arguments, says):
+    done = run_make("-n", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"*** {says}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_measurements_on_a_gpu_take_what_they_can():
+    assert not flags(make("-n", "gpu-check")).keys() - {"-m"}
+    given = ["BACKEND=trl", "BITS=4", "RECIPE=r.yaml", "FORCE=1", "SHAPES=a b", "MINUTES=9"]
+    command = shlex.split(make("-n", "gpu-check", *given))
+    assert (
+        " ".join(command[command.index("pipeline.gpu_check") + 1 :])
+        == "--shapes a b --minutes 9 --backends trl --bits 4 --recipe r.yaml --force"
+    )
+
+
+def test_every_setting_of_make_is_known_to_it():
+    """One that the Makefile reads, and does not name, would be refused."""
+    named = set(re.findall(r"^([A-Z]+) *\?=", MAKEFILE, re.MULTILINE))
+    read = set(re.findall(r"(?:flag|on),\w+,\$\(([A-Z]+)\)", MAKEFILE))
+    assert {"MODEL", "DAY", "OUT", "FROM", "UNSOUND"} <= read <= named
