@@ -8,6 +8,7 @@ counts to a verdict by the rule of ``eval.rule``, and says what the arms' answer
 ``elicitation.json``; an Estimate is ``{"value", "low", "high", "n"}``::
 
     {"sentence": str,                        # of the first judged arm
+     "notes": [str],                         # where there are any: see eval.report.strange_starts
      "margins": {…}, "detectable": {tier: {…}},
      "judged": {arm: {
         "sentence": str,
@@ -64,7 +65,7 @@ from eval.analyses import (
 from eval.findings import sheets, verdict_sheet
 from eval.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
 from eval.reasoning import reasoning_report
-from eval.report import VERDICTS, judge_arm
+from eval.report import VERDICTS, judge_arm, strange_starts
 from eval.roles import Case, cases, guesses, planned
 from eval.sample import arms, ask_again, samples_path, way_of_asking
 from eval.summary import tally
@@ -286,6 +287,9 @@ def run(recipe: Recipe, force: bool) -> None:
         "margins": asdict(recipe.verdict.margins),
         "lenient": {arm: recipe.for_arm(arm).eval.lenient for arm in names},
     }
+    notes = strange_starts(recipe, names)
+    if notes:
+        settings["notes"] = notes
     folder = recipe.folder / "eval" / FOLDER
     inputs = [split_path(recipe, "test"), *verdicts.values(), *paths.values()]
     stage = Stage(folder, "elicitation", settings, inputs)
@@ -299,8 +303,10 @@ def run(recipe: Recipe, force: bool) -> None:
         arm: count_verdicts(arm, path.with_name(VERDICTS), rows) for arm, path in paths.items()
     }
     report = report_on(recipe, found, names, Asked(rows, first, fresh))
+    if notes:
+        report["notes"] = notes
     write_json(folder / JSON, report)
-    sentences = [line for one in report["judged"].values() for line in _sentences(one)]
+    sentences = [line for one in report["judged"].values() for line in _sentences(one)] + notes
     write_text(folder / PAGE, "\n\n".join(sentences) + "\n\n" + markdown_of(list(sheets(report))))
     console = plain_console()
     print_sheets([verdict_sheet(report)], console)

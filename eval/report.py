@@ -13,8 +13,18 @@ from typing import Any
 
 from rich.console import Console
 
+from data.console import plain_console
 from data.errors import UserError, run_main
-from data.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
+from data.files import (
+    Stage,
+    finished,
+    read_jsonl,
+    sha256,
+    stage_facts,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from data.make import read_split, split_path
 from data.policies import floor
 from data.problem import Problem
@@ -25,7 +35,8 @@ from eval.plot import draw
 from eval.sample import arms, samples_path
 from eval.score import score_rows
 from eval.summary import Floors, summarise
-from eval.tables import markdown, print_report
+from eval.tables import label, markdown, print_report
+from pipeline.train import maker, model_folder
 
 #: What the report consists of.
 OUTPUTS = ("report.json", "report.md", "passk.png")
@@ -45,6 +56,7 @@ def write_report(
     comparisons: Sequence[tuple[str, str]],
     resamples: int = RESAMPLES,
     console: Console | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Summarise every arm's verdicts, print the tables and write the report into ``folder``.
 
@@ -57,6 +69,7 @@ def write_report(
         problems_by_id: the tier of each problem asked.
         seed: the recipe's; the resampling of each tier is hashed from it.
         comparisons: which arms are compared, tuned first; a pair is shown where both are there.
+        notes: sentences on what is compared.
 
     Returns:
         The content of ``report.json``.
@@ -67,11 +80,47 @@ def write_report(
     report = summarise(
         tiers, main, arms, floors, verdict_rows, problems_by_id, seed, comparisons, resamples
     )
+    if notes:
+        report["notes"] = list(notes)
     write_json(folder / "report.json", report)
-    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "report.md", "".join(f"{note}\n\n" for note in notes) + markdown(report))
     draw(report, folder / "passk.png")
+    console = console or plain_console()
     print_report(report, console)
+    for note in notes:
+        console.print(f"\n{note}", markup=False, soft_wrap=True)
     return report
+
+
+def strange_starts(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """A sentence for each of these arms that did not start from the model that its start is now.
+
+    What the two differ in is then more than what the arm's training did.
+    """
+    found, arms = [], recipe.all_arms()
+    for name in names:
+        if name == "base" or arms[name].trainer == "none":
+            continue
+        if not finished(recipe.folder / name):
+            found.append(
+                f"Note: the answers of {label(name)} are of a model that is there no more; "
+                f"{maker(name)} trains it again."
+            )
+            continue
+        facts, start = stage_facts(recipe.folder / name), arms[name].start
+        model = model_folder(recipe, start)
+        before, known = facts["settings"].get("model", model), facts["inputs"].get(model)
+        if before != model:
+            other = f"from {before}, and {label(start)} is {model} here"
+        elif known and Path(model).exists() and sha256(Path(model)) != known:
+            other = f"from another {label(start)} model than the one that is in {model} now"
+        else:
+            continue
+        found.append(
+            f"Note: {label(name)} was trained {other}, so they differ in more than this training; "
+            f"{maker(name)} trains it again."
+        )
+    return found
 
 
 def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
@@ -133,6 +182,9 @@ def run(recipe: Recipe, force: bool) -> None:
         "lenient": {arm: recipe.for_arm(arm).eval.lenient for arm in sampled},
         "comparisons": comparisons(recipe),
     }
+    notes = strange_starts(recipe, sampled)
+    if notes:
+        settings["notes"] = notes
     inputs = [split_path(recipe, "test"), *(samples_path(recipe, arm) for arm in sampled)]
     stage = Stage(recipe.folder / "eval", "eval", settings, inputs)
     if stage.is_current(force):
@@ -160,6 +212,7 @@ def run(recipe: Recipe, force: bool) -> None:
         seed=recipe.seed,
         comparisons=comparisons(recipe),
         resamples=recipe.eval.resamples,
+        notes=notes,
     )
     stage.finish([*OUTPUTS, *(f"{arm}/{VERDICTS}" for arm in sampled)])
     print(f"eval: {recipe.folder / 'eval'} has {', '.join(OUTPUTS)}", flush=True)

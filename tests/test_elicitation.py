@@ -11,6 +11,7 @@ from scripted import Scripted, World, lines, place, solving
 
 from data import make
 from data.errors import UserError
+from data.files import Stage
 from data.make import make_problem, read_split
 from data.recipe import load_recipe
 from data.sections import Margins
@@ -559,6 +560,49 @@ def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_mode
     judged_run(world, arms, {"arms": ["grpo", *ways]})
     bare = ["base", "sft", "grpo", "lenient"]
     assert scored == [(bare, bare, ("base", "sft"))]
+
+
+def test_an_arm_trained_from_another_model_than_the_one_beside_it_is_named(world, capsys):
+    world.scripts |= {"base": solving(0.1), "sft": solving(0.2), "grpo": solving(0.3)}
+    recipe = world.recipe(SFT_GRPO)
+    world.train(recipe)
+    models = {name: recipe.folder / name / "model" for name in SFT_GRPO}
+    stage = Stage(models["grpo"].parent, "grpo", {"model": str(models["sft"])}, [models["sft"]])
+    stage.finish([])
+    folder = recipe.folder / "eval"
+    pages = [folder / "report.md", folder / "elicitation" / PAGE]
+    contents = [folder / "report.json", folder / "elicitation" / JSON]
+    world.evaluate(recipe)
+    assert "Note: GRPO" not in capsys.readouterr().out + "".join(p.read_text() for p in pages)
+    assert all("notes" not in json.loads(path.read_text()) for path in contents)
+
+    (models["sft"] / "model.safetensors").write_text("of another training")
+    world.evaluate(recipe)
+    note = (
+        f"Note: GRPO was trained from another SFT model than the one that is in {models['sft']} "
+        "now, so they differ in more than this training; `make grpo` trains it again."
+    )
+    assert capsys.readouterr().out.count(f"\n{note}\n") == 2
+    assert all(f"{note}\n\n" in page.read_text() for page in pages)
+    assert all(json.loads(path.read_text())["notes"] == [note] for path in contents)
+
+    stage = Stage(models["grpo"].parent, "grpo", {"model": str(models["sft"])}, [models["sft"]])
+    stage.finish([])
+    world.evaluate(recipe)
+    assert "Note: GRPO" not in capsys.readouterr().out + "".join(p.read_text() for p in pages)
+
+
+def test_an_arm_trained_from_another_base_or_trained_no_more_is_named(world):
+    recipe = world.recipe(SFT_GRPO)
+    world.train(recipe)
+    Stage(recipe.folder / "sft", "sft", {"model": "old/base"}).finish([])
+    (recipe.folder / "grpo" / "manifest.json").unlink()
+    assert report.strange_starts(recipe, ["base", "sft", "grpo"]) == [
+        f"Note: SFT was trained from old/base, and base is {recipe.model} here, so they differ in "
+        "more than this training; `make sft` trains it again.",
+        "Note: the answers of GRPO are of a model that is there no more; `make grpo` trains it "
+        "again.",
+    ]
 
 
 # --- with a model ---------------------------------------------------------------------------
