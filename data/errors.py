@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import errno
 import os
+import reprlib
 import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 #: Seconds that the other processes of a training leave the main one to say what is wrong.
 _PATIENCE = 30
 _FULL_DISK = ("No space left on device", "inline_container.cc", "PytorchStreamWriter")
 
 
+#: Characters of a sentence, of which the end is kept too: it has the way out.
+_SENTENCE, _END = 1200, 400
+
+
 class UserError(Exception):
-    """A mistake in what the user gave us; its text names the file, line or key and the way out."""
+    """A mistake in what the user gave us; its text names the file, line or key and the way out.
+
+    It may quote a hostile file: what is no printable character is escaped, and it is cut in the
+    middle where it is long.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _SENTENCE:
+            text = f"{text[: _SENTENCE - _END]} … {text[-_END:]}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def reason_of(error: Exception, most: int | None = 200) -> str:
     """What a library's error says, on one line of at most ``most`` characters."""
     return " ".join(str(error).split())[:most]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
+_SHORT.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value of any size as a sentence names it: its representation, cut where it is long."""
+    return _SHORT.repr(value)
 
 
 def run_main(main: Callable[[], None]) -> None:

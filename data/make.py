@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,13 +26,20 @@ from rich.table import Table
 from data.errors import UserError, run_main
 from data.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
 from data.policies import FLOOR_KS, GUESSABLE, floor
-from data.problem import Problem
+from data.problem import Problem, is_text
 from data.prompts import answer, prompt, trace
 from data.published import read_published
 from data.recipe import SPLITS, Recipe, recipe_arguments, recipe_from
+from data.rules import BASE_RULES
 from data.sections import TierUse
 from data.seeds import seed_of
-from data.solver import UnprovenError, optimal_schedule, prove
+from data.solver import (
+    UnprovenError,
+    interval_optimum,
+    is_interval_problem,
+    optimal_schedule,
+    prove,
+)
 from data.tiers import EFFORT, Tier
 
 #: Test problems are drawn first, so they are the same however many train problems are asked for.
@@ -252,18 +259,38 @@ def read_problems(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: naming the line that is broken.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    first: dict[str, int] = {}
     for number, row in read_jsonl(path):
         missing = {"id", "tier", "problem", "prompt", "gold"} - row.keys()
         if missing:
             raise UserError(f"{path}:{number} has no {sorted(missing)[0]!r}; make data writes it")
+        for key in ("id", "tier", "prompt", "gold"):
+            if not is_text(row[key]):
+                raise UserError(f"{path}:{number}: {key!r} must be text, not {row[key]!r:.80}")
+        if first.setdefault(row["id"], number) != number:
+            raise UserError(
+                f"{path}:{number} has id {row['id']!r} again, as line {first[row['id']]}"
+            )
         try:
-            rows.append({**row, "problem": Problem.from_json(row["problem"])})
+            problem = Problem.from_json(row["problem"])
+            _check_optimum(problem)
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
+        rows.append({**row, "problem": problem})
     if not rows:
         raise UserError(f"{path} has no problems; FORCE=1 make data writes them again")
     return rows
+
+
+def _check_optimum(problem: Problem) -> None:
+    """Raise UserError where an optimum is surely not the proven one, so that no answer can beat it
+    later. What further rules cost is not proven again: that takes CP-SAT."""
+    relaxed = replace(problem, rules=BASE_RULES)
+    best = relaxed.objective(interval_optimum(relaxed))
+    assert problem.optimum is not None
+    if problem.optimum > best or (is_interval_problem(problem) and problem.optimum < best):
+        raise UserError(f'"optimum" is {problem.optimum}, the proven one {best}')
 
 
 def read_split(recipe: Recipe, split: str) -> list[dict[str, Any]]:

@@ -143,6 +143,12 @@ class Problem:
                     raise UserError(f"rule {rule.kind!r} names {name!r}, not one of the events")
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written and tokenized: JSON may also escape half of a
+    character that UTF-16 has in two."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def event_from_json(item: Any) -> Event:
     """``[name, "HH:MM", "HH:MM"]`` to an Event; UserError says what is wrong with it."""
     if not (isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item)):
@@ -153,6 +159,8 @@ def event_from_json(item: Any) -> Event:
             raise UserError(f"{text!r} is not a time between 00:00 and 23:59 (event {name!r})")
     if not name.strip() or name != name.strip() or set(name) & set("<>\n\r"):
         raise UserError(f"event name {name!r} is blank, or has <, >, a line break or outer blanks")
+    if not is_text(name):
+        raise UserError(f"event name {name!r} has half a character, which no UTF-8 text can hold")
     if MINUTE[start] >= MINUTE[end]:
         raise UserError(f"event {name!r} ends at {end}, not after its start at {start}")
     return Event(MINUTE[start], MINUTE[end], name)
@@ -161,5 +169,13 @@ def event_from_json(item: Any) -> Event:
 @lru_cache(maxsize=4096)
 def problem_from_text(text: str) -> Problem:
     """A Problem from its JSON string, the form in which it travels through a dataset column
-    (Arrow would pad ragged structs with nulls). Cached: a group of completions shares one."""
-    return Problem.from_json(json.loads(text))
+    (Arrow would pad ragged structs with nulls). Cached: a group of completions shares one.
+
+    Raises:
+        UserError: when it is no JSON, or no problem.
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"a problem is not valid JSON ({error})") from None
+    return Problem.from_json(record)

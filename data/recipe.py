@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from data.errors import UserError
+from data.errors import UserError, shown
+from data.problem import is_text
 from data.sections import (
     ARMS,
     Arm,
@@ -41,6 +42,7 @@ TRAINERS = ("sft", "grpo", "rejection", "none")
 CURRICULA = ("mixture", "easy_to_hard")
 BACKENDS = ("auto", "unsloth", "trl")
 BITS = (4, 8, 16)
+DTYPES = ("float32", "bfloat16", "float16")
 #: Keys that an extending recipe replaces whole.
 _WHOLE = ("arms", "tiers", "reward")
 #: Folders of a run that are not arms.
@@ -179,7 +181,8 @@ def load_recipe(
         dtype="bfloat16" if bits == 16 and recipe.dtype == "float32" else recipe.dtype,
     )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.run):
-        raise UserError(f"run name {recipe.run!r} must be letters, digits, '.', '_' and '-'")
+        where = "run name" if run else f"{path}: name"
+        raise UserError(f"{where} {recipe.run!r:.80} must be letters, digits, '.', '_' and '-'")
     if not 0 <= recipe.seed <= MOST_SEED:
         raise UserError(f"{path}: seed must be 0 to {MOST_SEED}, not {recipe.seed}")
     if recipe.data.curriculum not in CURRICULA:
@@ -205,11 +208,11 @@ def load_recipe(
 
 def _check_loading(recipe: Recipe) -> None:
     """Raise UserError where no backend could load the model so."""
-    for key, known in (("backend", BACKENDS), ("bits", (*BITS, None))):
+    for key, known in (("backend", BACKENDS), ("bits", (*BITS, None)), ("dtype", DTYPES)):
         value = getattr(recipe, key)
         if value not in known:
             names = ", ".join("null" if one is None else str(one) for one in known)
-            raise UserError(f"{recipe.path}: {key} must be one of {names}, not {value!r}")
+            raise UserError(f"{recipe.path}: {key} must be one of {names}, not {shown(value)}")
     if recipe.quantised and recipe.lora is None:
         raise UserError(
             f"{recipe.path}: weights of {recipe.bits} bits cannot be trained; give a lora: section"
@@ -337,12 +340,21 @@ def _content(path: Path, extended: tuple[Path, ...] = ()) -> Any:
         raise UserError(f"{path}{line} is not valid YAML ({problem})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a UTF-8 text file") from None
+    except (ValueError, RecursionError) as error:  # of a number or a nesting beyond all measure
+        raise UserError(f"{path} cannot be read as YAML ({error})") from None
     if not isinstance(content, dict) or "extends" not in content:
         return content
     below = content.pop("extends")
     if not isinstance(below, str):
-        raise UserError(f"{path}: extends must be the name of a recipe beside it, not {below!r}")
+        raise UserError(
+            f"{path}: extends must be the name of a recipe beside it, not {shown(below)}"
+        )
+    if not _is_plain(below):
+        raise UserError(f"{path}: extends {shown(below)} is no file's name")
     parent = path.parent / below
+    if not parent.is_file():
+        near = nearest(parent.stem, sorted(p.stem for p in parent.parent.glob("*.yaml")))
+        raise UserError(f"{path}: extends {below}, but recipe {parent} does not exist{near}")
     extended = (*extended, path.resolve())
     if parent.resolve() in extended:
         raise UserError(f"{path}: extends goes in a circle")
@@ -357,6 +369,11 @@ def _merged(below: Any, above: Any) -> Any:
         key: value if key in _WHOLE else _merged(below.get(key), value)
         for key, value in above.items()
     }
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text can name a file, and be written into a manifest."""
+    return is_text(text) and "\0" not in text and len(text) < 1024
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -402,21 +419,25 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     if origin is tuple and options[1:] == (Ellipsis,):
         if isinstance(value, list):
             return tuple(_convert(options[0], v, source, key) for v in value)
-        raise UserError(f"{source}: {key} must be a list, not {value!r}")
+        raise UserError(f"{source}: {key} must be a list, not {shown(value)}")
     if origin is tuple:
         if isinstance(value, list) and len(value) == len(options):
             return tuple(_convert(o, v, source, key) for o, v in zip(options, value, strict=True))
-        raise UserError(f"{source}: {key} must be a list of {len(options)} values, not {value!r}")
+        raise UserError(
+            f"{source}: {key} must be a list of {len(options)} values, not {shown(value)}"
+        )
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{source}: {key} must be a mapping of keys, not {value!r}")
+            raise UserError(f"{source}: {key} must be a mapping of keys, not {shown(value)}")
         return {str(k): _convert(options[1], v, source, f"{key}.{k}") for k, v in value.items()}
     if hint is Any:
         return value
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 1 << 1000:
         return float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise UserError(f"{source}: {key} must be {TYPE_NAMES[hint]}, not {value!r}")
+        raise UserError(f"{source}: {key} must be {TYPE_NAMES[hint]}, not {shown(value)}")
+    if isinstance(value, str) and not _is_plain(value):
+        raise UserError(f"{source}: {key} is no plain text, or too long: {shown(value)}")
     return value
 
 

@@ -68,6 +68,7 @@ from eval.reasoning import reasoning_report
 from eval.report import VERDICTS, judge_arm, strange_starts
 from eval.roles import Case, cases, guesses, planned
 from eval.sample import arms, ask_again, samples_path, way_of_asking
+from eval.score import read_verdicts
 from eval.summary import tally
 from eval.tables import label, markdown_of, print_sheets
 from eval.verdict import Arms, Judgement, judge
@@ -250,8 +251,8 @@ def count_verdicts(
     arm: str, path: Path, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(n, c) of an arm's verdict file, [problems] each, in the order of ``rows``."""
-    verdicts = (row for _, row in read_jsonl(path))
-    found = tally(arm, verdicts, {row["id"]: row["tier"] for row in rows})
+    tiers = {row["id"]: row["tier"] for row in rows}
+    found = tally(arm, read_verdicts(path, tiers), tiers)
     return found.samples, found.optimal
 
 
@@ -276,6 +277,12 @@ def run(recipe: Recipe, force: bool) -> None:
     rows = read_split(recipe, "test")
     verdicts = {arm: samples_path(recipe, arm).with_name(VERDICTS) for arm in names}
     first = {arm: count_verdicts(arm, path, rows) for arm, path in verdicts.items()}
+    for arm, (n, _) in first.items():
+        if n.min() < n.max():
+            raise UserError(
+                f"{verdicts[arm]} has verdicts on {n.min()} answers to one problem and {n.max()} "
+                "to another; delete it, and `make eval` judges again"
+            )
     wanted = again(found, Asked(rows, first, {}))
     paths = {
         arm: ask_again(recipe, arm, [rows[i] for i in wanted[arm]], recipe.verdict.fresh, force)

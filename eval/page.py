@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from data.errors import UserError, run_main
+from data.errors import UserError, run_main, shown
 from data.files import Stage, finished, read_jsonl, sha256, write_text
 from data.make import read_split, split_path
 from data.policies import GREEDY, GUESSABLE
@@ -31,6 +31,7 @@ from eval import elicitation, findings
 from eval.chart import HEIGHT, WIDTH, Curve, Look, Panel, draw_panels, thinned
 from eval.report import VERDICTS
 from eval.sample import samples_path
+from eval.score import read_verdicts
 from eval.showcase import CUT, choose, completions, drawn_answer, drawn_problem
 from eval.tables import headline, label, sheets, tier_title
 from rewards.verify import Status
@@ -189,7 +190,7 @@ def showcase(
         return None
     asked = {row["id"]: row for row in rows}
     choice = choose(
-        {arm: (row for _, row in read_jsonl(p.with_name(VERDICTS))) for arm, p in paths.items()},
+        {arm: read_verdicts(p.with_name(VERDICTS), asked) for arm, p in paths.items()},
         {name: row["tier"] for name, row in asked.items()},
         seed,
     )
@@ -317,7 +318,7 @@ def run(recipe: Recipe, force: bool) -> None:
     stage = Stage(folder / FILES, "report", settings, [*inputs, *found])
     if stage.is_current(force):
         return
-    logs = {arm: [row for _, row in read_jsonl(path)] for arm, path in log_paths.items()}
+    logs = {arm: list(_logged(path)) for arm, path in log_paths.items()}
     verdict = _read(found[0], "FORCE=1 make eval") if found else None
     answers = showcase(read_split(recipe, "test"), folder, arms, recipe.seed)
     page = build(recipe, report, logs, verdict, answers)
@@ -325,6 +326,23 @@ def run(recipe: Recipe, force: bool) -> None:
     write_text(folder / PAGE, page)
     stage.finish(outputs)
     print(f"report: {folder / PAGE}, {len(page.encode(errors='replace')) / 1e6:.1f} MB", flush=True)
+
+
+def _logged(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a training's log.
+
+    Raises:
+        UserError: naming the line that cannot be drawn.
+    """
+    for number, row in read_jsonl(path):
+        for key in ("step", *(signal for signal, *_ in SIGNALS if row.get(signal) is not None)):
+            value = row.get(key)
+            if type(value) not in (int, float) or not abs(value) < 1e100:
+                raise UserError(
+                    f'{path}:{number}: "{key}" must be a number, not {shown(value)}; delete the '
+                    "line, or the file to leave the training out"
+                )
+        yield row
 
 
 def _with_verdicts(samples: Path) -> tuple[Path, Path]:

@@ -18,7 +18,6 @@ from data.errors import UserError, run_main
 from data.files import (
     Stage,
     finished,
-    read_jsonl,
     sha256,
     stage_facts,
     write_json,
@@ -33,7 +32,7 @@ from data.sections import RESAMPLES, Arm
 from eval.passk import ks_for
 from eval.plot import draw
 from eval.sample import arms, samples_path
-from eval.score import score_rows
+from eval.score import read_answers, score_rows
 from eval.summary import Floors, summarise
 from eval.tables import label, markdown, print_report
 from pipeline.train import maker, model_folder
@@ -159,8 +158,12 @@ def _is_base(arm: Arm) -> bool:
 def judge_arm(
     problems: Mapping[str, Problem], samples: Path, lenient: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows."""
-    answers = [row for _, row in read_jsonl(samples)]
+    """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows.
+
+    Raises:
+        UserError: naming the line of a sample that is not as it was written.
+    """
+    answers = list(read_answers(samples, problems))
     rows = list(score_rows(problems, answers, lenient=lenient))
     write_jsonl(samples.with_name(VERDICTS), rows)
     for row, answer in zip(rows, answers, strict=True):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data.errors import UserError, run_main
+from data.errors import UserError, run_main, shown
 from data.files import read_jsonl, write_jsonl
 from data.problem import Problem
 from data.published import check_row, prove_rows, read_rows
@@ -34,6 +34,72 @@ Key = str | int
 _KEY_TYPES: dict[str, type] = {"id": str, "index": int}
 #: What a verdict takes over from its sample, where the sample has it.
 _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+#: Keys of rows that ``make eval`` writes: in words and as a check.
+_SAMPLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "completion": ("a text", lambda value: isinstance(value, str)),
+}
+_VERDICT: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "status": (f"one of {', '.join(Status)}", lambda value: value in list(Status)),
+    "violations": ("a list of texts", _is_texts),
+    "objective": ("a whole number", lambda value: type(value) is int),
+    "ratio": ("a number from 0 to 1", _is_share),
+}
+
+
+def read_answers(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a ``samples.jsonl`` of answers to the problems ``ids``.
+
+    Raises:
+        UserError: naming the line that is not as ``make eval`` writes it, and the way out.
+    """
+    return _read_ours(path, ids, _SAMPLE, "draws")
+
+
+def read_verdicts(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
+    return _read_ours(path, ids, _VERDICT, "judges")
+
+
+def _read_ours(
+    path: Path,
+    ids: Container[str],
+    keys: Mapping[str, tuple[str, Callable[[Any], bool]]],
+    does: str,
+) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; `make eval` {does} it")
+    way_out = f"delete {path.name}, and `make eval` {does} it again"
+    count: Counter[str] = Counter()
+    try:
+        for number, row in read_jsonl(path):
+            where, name = f"{path}:{number}", row.get("id")
+            if not isinstance(name, str) or name not in ids:
+                raise UserError(f'{where}: "id" is {shown(name)}, no problem that was asked')
+            # So are lines found that are there twice, or no more.
+            if type(row.get("sample")) is not int or row["sample"] != count[name]:
+                raise UserError(
+                    f'{where}: "sample" is {shown(row.get("sample"))} where the one to be expected '
+                    f"of {name} is {count[name]}"
+                )
+            count[name] += 1
+            for key, (what, good) in keys.items():
+                if not good(row.get(key)):
+                    raise UserError(f'{where}: "{key}" must be {what}, not {shown(row.get(key))}')
+            if not isinstance(row.get("finish_reason", ""), str | None):
+                raise UserError(f'{where}: "finish_reason" must be a text or null')
+            yield row
+    except UserError as error:
+        raise UserError(f"{error}; {way_out}") from None
 
 
 def score_rows(

@@ -9,6 +9,7 @@ that imports transformers, peft or TRL.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -21,15 +22,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError
-from data.recipe import Recipe
+from data.errors import UserError, reason_of
+from data.prompts import messages
+from data.recipe import DTYPES, Recipe
 from pipeline import processes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("float32", "bfloat16", "float16")
 #: Arguments of a LoraConfig that Unsloth takes too.
 UNSLOTH_LORA = (
     "r",
@@ -278,7 +279,6 @@ def _from_pretrained(
 def explained(model: str, file: str = "") -> Iterator[None]:
     """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
     a UserError."""
-    from huggingface_hub.errors import StrictDataclassError
     from huggingface_hub.utils import logging
     from safetensors import SafetensorError
 
@@ -287,8 +287,10 @@ def explained(model: str, file: str = "") -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are corrupt ({error}); copy them again") from None
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = textwrap.shorten(str(error), 240)
+    except Exception as error:  # whatever transformers and tokenizers run into in a spoilt file
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
         if is_local(model):
             what = f"{file} of {model}" if file else f"model folder {model}"
             raise UserError(f"{what} cannot be loaded: {reason}") from None
@@ -299,9 +301,27 @@ def explained(model: str, file: str = "") -> Iterator[None]:
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raise UserError where a tokenizer cannot render a conversation."""
+    """Raise UserError where a tokenizer cannot render or read a conversation, or leaves out what is
+    said in it."""
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
+    asked, answered = "Plan the day.", "Nothing fits."
+    try:
+        question = tokenizer.apply_chat_template(
+            messages(asked), tokenize=False, add_generation_prompt=True
+        )
+        whole = tokenizer.apply_chat_template(messages(asked, answered), tokenize=False)
+        tokenizer(whole, add_special_tokens=False)
+    except Exception as error:  # a template is a programme, and may run into anything
+        raise UserError(
+            f"the chat template of {model} cannot render a conversation, or its tokenizer not read "
+            f"it ({reason_of(error)}); copy them again, or use another model"
+        ) from None
+    if asked not in question or asked not in whole or answered not in whole:
+        raise UserError(
+            f"the chat template of {model} leaves out what the user or the assistant says; copy it "
+            "again, or use another model"
+        )
 
 
 def check_tokenizer(
@@ -310,10 +330,17 @@ def check_tokenizer(
     """Raise UserError where a tokenizer does not fit its model or this pipeline; give it a padding
     token where it has none."""
     check_template(tokenizer, model)
-    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
+    # Ids may have gaps, so there may be a greater one than there are tokens.
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    if size > network.get_input_embeddings().num_embeddings:
         raise UserError(
-            f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only "
+            f"the tokenizer of {model} has {size} tokens, its model only "
             f"{network.get_input_embeddings().num_embeddings}: they do not belong together"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {model} has no token that ends an answer; set eos_token in its "
+            "tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -182,7 +182,9 @@ def _read(recipe: Recipe) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path} cannot be read; FORCE=1 make data writes it again") from None
+        facts = {}
+    if not (isinstance(facts, dict) and {"context", "tiers"} <= facts.keys()):
+        raise UserError(f"{path} cannot be read; FORCE=1 make data writes it again")
     return facts
 
 

@@ -41,8 +41,8 @@ class Log(TrainerCallback):
         kept = []
         if state.global_step and self.path.is_file():
             for line in self.path.read_bytes().splitlines(keepends=True):
-                row = json.loads(line) if line.endswith(b"\n") else {"step": math.inf}
-                if row["step"] > state.global_step or "train_runtime" in row:
+                row = _row(line)
+                if row is None or row["step"] > state.global_step or "train_runtime" in row:
                     break
                 kept.append(row)
         write_jsonl(self.path, kept)
@@ -82,6 +82,17 @@ class Log(TrainerCallback):
         for finding in fresh:
             if finding.rule in self.stop and finding.level != Level.NOTE:
                 raise Stopped(finding)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row as it was written; None of a line that is torn or spoilt."""
+    try:
+        row = json.loads(line)
+        to_line(row)  # a number that is none cannot be written again
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(row, dict) and type(row.get("step")) is int and line.endswith(b"\n")
+    return row if sound else None
 
 
 class Stopped(Exception):  # noqa: N818 - it is none of ours
