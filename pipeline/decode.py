@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from data.errors import UserError
 from data.prompts import messages
 
 #: Room in the KV cache grows by this many tokens at a time.
@@ -140,6 +141,17 @@ def _draw(logits: torch.Tensor, decoding: Decoding, uniforms: torch.Tensor) -> t
     return tokens.gather(-1, place)[:, 0]
 
 
+def _check(model: PreTrainedModel, logits: torch.Tensor) -> None:
+    """Raise UserError where the model says no number: drawing would go on with nonsense. What a
+    token left in the cache spoils all that follow it, so the first and the last are looked at."""
+    if not torch.isfinite(logits.float().logsumexp(-1)).all():
+        raise UserError(
+            f"{model.name_or_path or 'the model'}: the probabilities of its next token are not "
+            f"numbers; its weights are broken, or what it computes is too large for {model.dtype} "
+            "(dtype: float32 has more room)"
+        )
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase, prompt: str, shots: Sequence[tuple[str, str]] = ()
 ) -> str:
@@ -212,6 +224,7 @@ def sample_batch(
         use_cache=True,
         logits_to_keep=1,
     )
+    _check(model, step.logits[:, -1])
     logits = step.logits[:, -1].repeat_interleave(samples, 0)
     cache.batch_repeat_interleave(samples)
     mask = mask.repeat_interleave(samples, 0)
@@ -248,6 +261,7 @@ def sample_batch(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
+    _check(model, logits)
     ends = lengths - stopped.long()
     ids = [row[:end].tolist() for row, end in zip(drawn, ends.tolist(), strict=True)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)

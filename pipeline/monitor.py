@@ -22,7 +22,8 @@ memory                      GiB: most that torch held on the GPU since the start
                             (``max_memory_allocated``), without a GPU the process's peak
 ==========================  ======================================================================
 
-A loss or gradient norm that is not a finite number ends the training before it reaches a weight.
+A loss or gradient norm that is not a finite number ends the training before it reaches a weight, a
+weight that is none before it is saved.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.nn.utils import get_total_norm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import (
     get_available_reporting_integrations,
@@ -129,8 +131,8 @@ def monitored(
             log.stop = ()
             log.record(lost.step, {"loss": math.nan, "learning_rate": lost.rate})
         raise UserError(
-            f"{where}: {lost} at step {lost.step}, and training ended before it reached the "
-            f"weights; {_kept(saved(), kind)}; lower {kind}.learning_rate "
+            f"{where}: {lost} at step {lost.step}, and training ended before it reached "
+            f"{lost.next}; {_kept(saved(), kind)}; lower {kind}.learning_rate "
             f"({trainer.args.learning_rate:g}), and the same command begins anew"
         ) from None
     except Stopped as stopped:
@@ -151,11 +153,11 @@ def _kept(checkpoint: Path | None, kind: str) -> str:
 
 
 class Lost(Exception):  # noqa: N818 - it is none of ours
-    """A loss or gradient norm that is not a finite number."""
+    """What must be a finite number is none; ``next`` is what it has not spoiled."""
 
-    def __init__(self, what: str, step: int, rate: float) -> None:
+    def __init__(self, what: str, step: int, rate: float, next: str = "the weights") -> None:
         super().__init__(f"{what} is not a finite number")
-        self.step, self.rate = step, rate
+        self.step, self.rate, self.next = step, rate, next
 
 
 class Monitor(TrainerCallback):
@@ -177,7 +179,7 @@ class Monitor(TrainerCallback):
         self._wrap(trainer, "training_step", self._training_step)
         self._wrap(trainer.accelerator, "clip_grad_norm_", self._clip)
         if kind == "grpo":
-            self._wrap(trainer, "_generate", self._timed("generate"))
+            self._wrap(trainer, "_generate", self._generate)
             self._wrap(trainer, "_calculate_rewards", self._rewards)
 
     def _wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -215,10 +217,19 @@ class Monitor(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.spent["step"] += time.perf_counter() - self._began
         self.steps += 1
+        if not self._weights_are_finite():
+            raise self._lost("a weight", state.global_step, "a checkpoint")
 
     def _due(self, every: int, step: int) -> bool:
         """Whether a multiple of ``every`` was passed since the row before."""
         return bool(every) and step // every > self.logged // every
+
+    def _weights_are_finite(self) -> bool:
+        """Of those that are trained; not asked where several processes hold them in parts."""
+        if processes.cuts_weights():
+            return True
+        trained = [w for w in self.trainer.model.parameters() if w.requires_grad]
+        return math.isfinite(get_total_norm(trained).item())
 
     # --- what ------------------------------------------------------------------------------------
 
@@ -230,6 +241,14 @@ class Monitor(TrainerCallback):
             return found
 
         return timed
+
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._timed("generate")(original, *args, **kwargs)
+        except RuntimeError as error:  # of torch.multinomial
+            if "probability tensor" not in str(error):
+                raise
+            raise self._lost("the probability of a next token") from None
 
     def _rewards(
         self,
@@ -262,9 +281,9 @@ class Monitor(TrainerCallback):
                 raise self._lost("the gradient norm")
         return norm
 
-    def _lost(self, what: str) -> Lost:
+    def _lost(self, what: str, step: int | None = None, next: str = "the weights") -> Lost:
         rate = float(self.trainer._get_learning_rate())
-        return Lost(what, self.trainer.state.global_step + 1, rate)
+        return Lost(what, step or self.trainer.state.global_step + 1, rate, next)
 
     def _log(
         self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any

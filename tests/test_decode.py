@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from data.errors import UserError
 from pipeline.decode import Decoding, _draw, reasoning_prefix, render, sample, sample_batch
 from pipeline.tokens import build_tokenizer
 
@@ -109,6 +112,26 @@ def test_an_answer_that_does_not_end_is_cut_off_and_says_so(tokenizer):
     for one in found:
         assert one.tokens <= 5
         assert one.finish_reason == "stop" or one.tokens == 5
+
+
+@pytest.mark.parametrize("spoilt", ["embed_tokens", "layers.1.mlp", "lm_head"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_one_sentence_and_no_answers(tokenizer, spoilt, value):
+    model = _model(tokenizer)
+    next(p for name, p in model.named_parameters() if spoilt in name).data.fill_(value)
+    with pytest.raises(UserError, match="the probabilities of its next token are not numbers"):
+        sample_batch(model, tokenizer, PROMPTS, 2, Decoding(max_tokens=4), [1, 2, 3])
+
+
+def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed(tokenizer):
+    model = _model(tokenizer)
+    model.model.rotary_emb.register_forward_hook(
+        lambda module, inputs, found: tuple(
+            f * (math.nan if inputs[1].min() > 20 else 1.0) for f in found
+        )
+    )
+    with pytest.raises(UserError, match="are not numbers"):
+        sample_batch(model, tokenizer, PROMPTS, 2, Decoding(max_tokens=60), [1, 2, 3])
 
 
 def test_a_template_that_opens_the_reasoning_is_recognised(tokenizer):

@@ -11,7 +11,7 @@ import torch
 from tiny import LORA, RECIPE, save_model, write_recipe
 from transformers import TrainerCallback
 from transformers.integrations import is_tensorboard_available
-from trl import SFTTrainer
+from trl import GRPOTrainer, SFTTrainer
 
 from data import make
 from data.errors import UserError, run_main
@@ -275,6 +275,30 @@ def test_a_lost_training_before_the_first_checkpoint_says_so(recipe_of, tmp_path
     spoil(monkeypatch, "the loss", at=1)
     with pytest.raises(UserError, match=r"at step 1, .* nothing was saved yet \(a smaller sft\.sa"):
         trained(recipe_of(), "sft", tmp_path / "out", True)
+
+
+@pytest.mark.parametrize("kind", list(STAGES))
+def test_weights_that_a_step_has_spoiled_are_not_saved(recipe_of, tmp_path, kind):
+    # The gradient is a number, the step is not.
+    spoilt = {"learning_rate": 1e39, "max_grad_norm": 0.0, "save_steps": 1}
+    recipe = recipe_of(**{kind: {**RECIPE[kind], **STEPS, **spoilt}})
+    with pytest.raises(UserError, match=r"a weight is not a .* before it reached a checkpoint"):
+        trained(recipe, kind, tmp_path / "out", True)
+    assert last_whole(tmp_path / "out" / "ck") is None
+
+
+def test_a_next_token_without_a_probability_ends_the_training_in_one_sentence(
+    recipe_of, tmp_path, monkeypatch
+):
+    def spoil_the_second(self, *args, **kwargs):
+        if self.state.global_step == 1:  # as when activations overflow
+            next(p for p in self.model.parameters() if p.requires_grad).data.fill_(math.nan)
+        return generate(self, *args, **kwargs)
+
+    generate = GRPOTrainer._generate
+    monkeypatch.setattr(GRPOTrainer, "_generate", spoil_the_second)
+    with pytest.raises(UserError, match=r"of a next token is not a finite .* step 2"):
+        trained(recipe_of(), "grpo", tmp_path / "out", True)
 
 
 def test_steps_that_float16_leaves_out_itself_end_nothing():
