@@ -9,13 +9,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 #: Seconds that the other processes of a training leave the main one to say what is wrong.
 _PATIENCE = 30
-_FULL_DISK = ("No space left on device", "inline_container.cc", "PytorchStreamWriter")
-
-
+#: What safetensors, tokenizers and torch, in types of their own, say of a write that failed.
+_FULL_DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "inline_container.cc",
+    "PytorchStreamWriter",
+)
+_TOO_LARGE = "File too large"
 #: Characters of a sentence, of which the end is kept too: it has the way out.
 _SENTENCE, _END = 1200, 400
 
@@ -67,16 +72,25 @@ def run_main(main: Callable[[], None]) -> None:
         print("\ninterrupted; what was finished is kept, the same command goes on", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit("error: the disk is full; make room, then the same command goes on")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _end_without_room(error.errno == errno.EFBIG)
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             sys.exit(f"error: {error.filename} cannot be used ({error.strerror})")
         raise
     except Exception as error:
-        # safetensors, tokenizers and torch report a full disk in types and words of their own.
-        if any(sign in str(error) for sign in _FULL_DISK):
-            sys.exit("error: the disk is full; make room, then the same command goes on")
+        if any(sign in str(error) for sign in (*_FULL_DISK, _TOO_LARGE)):
+            _end_without_room(_TOO_LARGE in str(error))
         raise
+
+
+def _end_without_room(too_large: bool) -> NoReturn:
+    """End as a write that failed asks for; ``too_large``: a file, not the disk's contents."""
+    if too_large:
+        sys.exit(
+            "error: a file would be larger than `ulimit -f` or the file system allows; raise the "
+            "limit, then the same command goes on"
+        )
+    sys.exit("error: the disk is full; make room, then the same command goes on")
 
 
 def _is_another() -> bool:

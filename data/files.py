@@ -88,11 +88,15 @@ def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
         aside.rename(folder)
     remove(fresh)
     remove(aside)
-    fill(fresh)
-    for path in fresh.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    try:
+        fill(fresh)
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)  # half of it, where room may be lacking
+        raise
     if folder.exists():
         folder.rename(aside)
     fresh.rename(folder)

@@ -32,6 +32,11 @@ ROOT = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
 
 
+def half_full(folder):
+    filled("half")(folder)
+    full_disk()
+
+
 def full_disk(*_arguments):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -370,8 +375,9 @@ def test_between_two_folders_there_is_always_a_whole_one(tmp_path, monkeypatch, 
     whole = [path for path in tmp_path.iterdir() if (path / "deep" / "weights").is_file()]
     assert len(whole) == 2
     with pytest.raises(OSError, match="No space"):
-        write_folder(folder, full_disk)
+        write_folder(folder, half_full)
     assert (folder / "config.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]  # half a model takes no room that is lacking
     write_folder(folder, filled("newer"))
     assert (folder / "config.json").read_text() == "newer"
     assert list(tmp_path.iterdir()) == [folder]
@@ -511,6 +517,9 @@ def raising(error: BaseException):
         (UserError("p.jsonl:3 is not valid JSON"), "error: p.jsonl:3 is not valid JSON"),
         (OSError(errno.ENOSPC, "x"), "error: the disk is full; make room, then"),
         (OSError(errno.EDQUOT, "x"), "error: the disk is full; make room, then"),
+        (OSError(errno.EFBIG, "x"), "error: a file would be larger than `ulimit -f`"),
+        (RuntimeError("I/O error: Disk quota exceeded (os error 122)"), "error: the disk is full"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "error: a file would be larger"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), "error: runs cannot be"),
         (OSError(errno.EROFS, "Read-only file system", "runs"), "error: runs cannot be used"),
     ],
