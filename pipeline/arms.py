@@ -10,7 +10,7 @@ from data.recipe import recipe_arguments, recipe_from
 from pipeline import grpo, rejection, sft
 
 #: The module of each trainer.
-_TRAINERS = {"sft": sft, "grpo": grpo, "rejection": rejection}
+TRAINERS = {"sft": sft, "grpo": grpo, "rejection": rejection}
 
 
 def main() -> None:
@@ -21,12 +21,12 @@ def main() -> None:
     several = len({recipe.for_arm(name).backend for name in arms}) > 1
     for name, arm in arms.items():
         if several:
-            module = _TRAINERS[arm.trainer].__name__
+            module = TRAINERS[arm.trainer].__name__
             done = subprocess.run([sys.executable, "-m", module, *sys.argv[1:], "--arm", name])
             if done.returncode:
                 sys.exit(done.returncode)
         else:
-            _TRAINERS[arm.trainer].run(recipe, arguments.force, name)
+            TRAINERS[arm.trainer].run(recipe, arguments.force, name)
 
 
 if __name__ == "__main__":

@@ -40,14 +40,21 @@ from rich.table import Table
 from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import write_json, write_text
-from data.make import make_problem, record
 from data.recipe import BITS, RUNS, Recipe, load_recipe
 from data.sections import ARMS
 from pipeline import backend
 from pipeline.lengths import sizes
 from pipeline.memory import GIB, Estimate, ModelShape, estimate
 from pipeline.parity import BOTH, STAGES
-from pipeline.plan import Lengths, adapters_of, settings_of, shape_of, skeleton
+from pipeline.plan import (
+    Lengths,
+    adapters_of,
+    drawn_rows,
+    positive,
+    settings_of,
+    shape_of,
+    skeleton,
+)
 from pipeline.settings import check
 from pipeline.shapes import SHAPES, config_of
 
@@ -214,12 +221,8 @@ def make_model(shape: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def rows_of(recipe: Recipe) -> list[dict[str, Any]]:
     """Training rows of the recipe's tiers, the same on every machine, the longest first."""
-    rows = []
-    for name, use in recipe.tier_uses().items():
-        for i in range(_DRAWN if use.source is None else 0):
-            problem = make_problem(recipe.seed, RUN, name, use.tier, i)
-            row = record(f"{name}-{i}", "train", name, problem, recipe.data.reasoning)
-            rows.append({**row, "problem": problem})
+    tiers = {name: use.tier for name, use in recipe.tier_uses().items() if not use.source}
+    rows = drawn_rows(recipe, RUN, tiers, _DRAWN)
     if not rows:
         raise UserError(f"{recipe.path}: all its tiers are imported; gpu-check draws its problems")
     return sorted(rows, key=lambda row: (-len(row["prompt"]) - len(row["gold"]), row["id"]))
@@ -294,7 +297,7 @@ def measure(cell: Cell, terms: Terms, seconds: float) -> dict[str, Any]:
     import torch
     from transformers import PrinterCallback, TrainerCallback
 
-    from pipeline import grpo, sft
+    from pipeline.arms import TRAINERS
 
     backend.quiet()
     rows = Texts(recipe).rows * _REPEATED
@@ -320,8 +323,7 @@ def measure(cell: Cell, terms: Terms, seconds: float) -> dict[str, Any]:
                 control.should_training_stop = True
 
     with tempfile.TemporaryDirectory() as folder:
-        module = {"sft": sft, "grpo": grpo}[cell.stage]
-        trainer = module.trainer_for(recipe, rows, model, tokenizer, Path(folder))
+        trainer = TRAINERS[cell.stage].trainer_for(recipe, rows, model, tokenizer, Path(folder))
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Clock())
         if gpu:
@@ -517,7 +519,7 @@ def run(
                 break
             found = {"failed": f"no result within {min(limit, over) / 60:.1f} minutes"}
         estimated = planner.estimate(cell)
-        found["planned"] = max(phase.allocated for phase in estimated.phases)
+        found["planned"] = estimated.allocated
         found["planned_total"] = estimated.peak.total
         found["lengths"] = asdict(planner.texts[cell.shape].lengths)
         results[cell] = {"key": keys[cell], **found}
@@ -666,16 +668,6 @@ def report(
     console.print(f"{folder / 'gpu_check.md'} and .json", markup=False)
 
 
-def _above_0(kind: type) -> Any:
-    def read(text: str) -> Any:
-        with suppress(ValueError):
-            if kind(text) > 0:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-
-    return read
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0].partition(" (")[0],
@@ -691,16 +683,16 @@ def _arguments() -> argparse.Namespace:
         "--bits", type=int, choices=BITS, default=(4, 16), help="of the weights", nargs="+"
     )
     parser.add_argument("--recipe", type=Path, help="YAML file, instead of each shape's own")
-    parser.add_argument("--steps", type=_above_0(int), default=3, help="measured, after warm-up")
+    parser.add_argument("--steps", type=positive(int), default=3, help="measured, after warm-up")
     parser.add_argument(
-        "--tokens", type=_above_0(int), help="of GRPO's answers, instead of the recipe's"
+        "--tokens", type=positive(int), help="of GRPO's answers, instead of the recipe's"
     )
     parser.add_argument(
         "--merge", action="store_true", help="merge, save and load again after SFT, too"
     )
-    parser.add_argument("--limit", type=_above_0(float), default=20, help="minutes of a cell")
+    parser.add_argument("--limit", type=positive(float), default=20, help="minutes of a cell")
     parser.add_argument(
-        "--minutes", type=_above_0(float), help="of all; what is left is for the next call"
+        "--minutes", type=positive(float), help="of all; what is left is for the next call"
     )
     parser.add_argument("--keep", action="store_true", help="keep the models")
     parser.add_argument("--retry", action="store_true", help="redo the cells that failed")
@@ -722,7 +714,7 @@ def main() -> None:
         return
     backend.quiet()
     planner = Planner(terms)
-    planned = {c: max(p.allocated for p in planner.estimate(c).phases) for c in cells}
+    planned = {cell: planner.estimate(cell).allocated for cell in cells}
     import torch
 
     if given.device == "cuda" and not torch.cuda.is_available():

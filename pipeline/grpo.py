@@ -7,6 +7,7 @@ answers to a prompt, has each rewarded, and reinforces those above their group's
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,6 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
     rows = training_rows(recipe, arm)
     check(recipe)
 
-    def make(model: Any, tokenizer: Any, output: Path) -> Any:
-        return trainer_for(recipe, rows, model, tokenizer, output)
-
     def audited() -> None:
         problems: dict[str, list[Problem]] = {}
         for row in rows:
@@ -70,7 +68,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
         gate(recipe, problems, unsound or recipe.reward.unsound)
 
     paid = {"reward": [recipe.reward.shape, recipe.reward.weights]}
-    run_trainer(recipe, arm, "grpo", paid, force, make, audited)
+    run_trainer(recipe, arm, "grpo", paid, force, partial(trainer_for, recipe, rows), audited)
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def planned(case: Case) -> int:
     lengths = Lengths(PROMPT, GOLD, PROMPT + GOLD, "given")
     found = settings_of(case.recipe, "trl", lengths, adapters_of(case.recipe, network))
     settings = next(one for one in found if one.stage == case.stage)
-    return max(phase.allocated for phase in estimate(shape, settings).phases)
+    return estimate(shape, settings).allocated
 
 
 def measured(case: Case) -> int:

@@ -238,6 +238,11 @@ class Estimate:
     def peak(self) -> Phase:
         return max(self.phases, key=lambda phase: phase.total)
 
+    @property
+    def allocated(self) -> int:
+        """The most that ``torch.cuda.max_memory_allocated`` would say."""
+        return max(phase.allocated for phase in self.phases)
+
 
 # --- what lasts ------------------------------------------------------------------------------
 

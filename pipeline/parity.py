@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-#: The backends compared.
+#: The backends that there are; a recipe's ``auto`` takes one of them.
 BOTH = ("trl", "unsloth")
 STAGES = ("sft", "grpo")
 #: Gold answers that log-probabilities are taken of.
@@ -147,7 +147,7 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from pipeline import grpo, sft
+    from pipeline.arms import TRAINERS
     from pipeline.train import training_rows
 
     # The first step at the full learning rate, and of few rows: it is to be compared, not to teach.
@@ -156,8 +156,7 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
     rows = training_rows(recipe, stage)
     model, tokenizer = backend.load_for_training(recipe, stage, recipe.model)
     texts = logprobs(model, tokenizer, rows[:TEXTS])
-    module = {"sft": sft, "grpo": grpo}[stage]
-    trainer = module.trainer_for(recipe, rows, model, tokenizer, folder / stage)
+    trainer = TRAINERS[stage].trainer_for(recipe, rows, model, tokenizer, folder / stage)
     weights = {k: w for k, w in trainer.model.named_parameters() if w.requires_grad}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     trainer.train()

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data.console import plain_console
-from data.errors import UserError, run_main
+from data.errors import UserError, reason_of, run_main
 from data.files import finished
 from data.make import make_problem, read_split, record, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.tiers import TIERS
+from data.tiers import TIERS, Tier
 from pipeline import backend
 from pipeline.lengths import ALL, TEXTS, known, read_config, read_tokenizer, sizes
 from pipeline.memory import (
@@ -44,11 +44,10 @@ from pipeline.memory import (
     estimate,
     trained,
 )
+from pipeline.parity import BOTH
 from pipeline.settings import check, grpo_config, lora_config, sft_config
 from pipeline.shapes import config_of
 
-#: What may train; a recipe's ``auto`` takes one of them.
-KINDS = ("trl", "unsloth")
 #: Problems drawn from each tier where the run has no data yet, and rows that are tokenized.
 _DRAWN, _TOKENIZED = 12, 64
 #: Without a tokenizer at hand: characters a token. Prompts are full of times, and many tokenizers
@@ -73,7 +72,7 @@ def skeleton(config: Any) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise UserError(f"no language model can be made of this config: {reason}") from None
 
 
@@ -182,7 +181,7 @@ def adapters_of(recipe: Recipe, network: Any) -> tuple[tuple[Linear, ...], int, 
     try:
         network = get_peft_model(network, config)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise UserError(f"{recipe.path}: peft refuses lora for this model: {reason}") from None
     found = []
     for name, module in network.named_modules():
@@ -250,20 +249,30 @@ def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
     if finished(split_path(recipe, "train").parent):
         rows = [row for split in ("train", "test") for row in read_split(recipe, split)]
         return [(row["prompt"], row["gold"]) for row in rows], f"longest of {len(rows):,} problems"
-    pairs = []
     # Of an imported tier, ours of that name stands in.
     tiers = {n: TIERS.get(n) if use.source else use.tier for n, use in recipe.tier_uses().items()}
-    for name, tier in tiers.items():
-        for i in range(_DRAWN if tier else 0):
-            problem = make_problem(recipe.seed, "plan", name, tier, i)
-            row = record(f"{name}-{i}", "plan", name, problem, recipe.data.reasoning)
-            pairs.append((row["prompt"], row["gold"]))
-    if not pairs:
+    rows = drawn_rows(recipe, "plan", tiers, _DRAWN)
+    if not rows:
         raise UserError(
             f"{recipe.path}: all its tiers are imported, so the lengths of their texts are known "
             "after `make data`; or give --prompt-tokens and --gold-tokens"
         )
+    pairs = [(row["prompt"], row["gold"]) for row in rows]
     return pairs, f"longest of {len(pairs)} problems drawn from the tiers"
+
+
+def drawn_rows(
+    recipe: Recipe, purpose: str, tiers: Mapping[str, Tier | None], count: int
+) -> list[dict[str, Any]]:
+    """Rows of ``count`` problems of each tier that is known, as ``read_split`` gives those of a
+    split; ``purpose`` takes the split's place, so they are other problems than a run's."""
+    rows = []
+    for name, tier in tiers.items():
+        for i in range(count if tier else 0):
+            problem = make_problem(recipe.seed, purpose, name, tier, i)
+            row = record(f"{name}-{i}", purpose, name, problem, recipe.data.reasoning)
+            rows.append({**row, "problem": problem})
+    return rows
 
 
 def _tokenizer(model: str) -> Any:
@@ -296,16 +305,15 @@ def settings_of(
     """
     own = 32 if recipe.dtype == "float32" else 16
     adapters, rank, extra = lora
-    bits = recipe.bits
-    if bits in (4, 8) and not adapters:
+    if recipe.quantised and not adapters:
         raise UserError(
-            f"{recipe.path}: weights of {bits} bits cannot be trained; give a lora: section"
+            f"{recipe.path}: weights of {recipe.bits} bits cannot be trained; give a lora: section"
         )
     common = Settings(
         arm="",
         stage="",
         backend=kind,
-        bits=bits or own,
+        bits=recipe.bits or own,
         prompt=lengths.prompt,
         completion=lengths.gold,
         rows=1,
@@ -327,7 +335,8 @@ def settings_of(
             found.setdefault(_grpo(each, common, lengths), name)
     for name in ("base", *recipe.all_arms()):
         each = recipe.for_arm(name)
-        sampling = replace(common, bits=16 if bits == 16 else own, adapters=(), rank=0, extra=0)
+        bits = 16 if recipe.bits == 16 else own
+        sampling = replace(common, bits=bits, adapters=(), rank=0, extra=0)
         found.setdefault(_sampling(each, sampling, lengths), "eval")
     return [replace(settings, arm=name) for settings, name in found.items()]
 
@@ -438,18 +447,17 @@ def kinds_of(recipe: Recipe) -> list[str]:
         return ["unsloth"]
     arms = [name for name, arm in recipe.all_arms().items() if arm.section]
     named = {recipe.for_arm(name).backend for name in arms} or {recipe.backend}
-    return [kind for kind in KINDS if named & {"auto", kind}]
+    return [kind for kind in BOTH if named & {"auto", kind}]
 
 
 def plan_of(
     recipe: Recipe,
-    kinds: Iterable[str] | None = None,
     gpu: float | None = None,
     prompt_tokens: int | None = None,
     gold_tokens: int | None = None,
 ) -> Plan:
-    """The plan of a recipe, for each of ``kinds``, or for what its backends may be. No weights are
-    read. Weights that are quantised in the model's own folder are so in training too.
+    """The plan of a recipe, by everything that may train it. No weights are read. Weights that are
+    quantised in the model's own folder are so in training too.
 
     Raises:
         UserError: when the recipe is not sound, or its model's config is not to be had.
@@ -469,7 +477,7 @@ def plan_of(
             estimate(shape, settings)
             for settings in settings_of(recipe, kind, lengths, lora, gpu or 0.0)
         ]
-        for kind in kinds or kinds_of(recipe)
+        for kind in kinds_of(recipe)
     }
     return Plan(recipe, source, shape, lengths, gpu, estimates)
 
@@ -578,7 +586,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                         for phase in one.phases
                     ],
                     "peak": one.peak.name,
-                    "allocated": max(phase.allocated for phase in one.phases),
+                    "allocated": one.allocated,
                     "total": one.peak.total,
                     "fits": plan.fits(one),
                     "changes": [asdict(step) for step in steps],
@@ -605,7 +613,9 @@ def _gpu_here() -> float | None:
     return torch.cuda.get_device_properties(0).total_memory / GIB
 
 
-def _positive(kind: type) -> Any:
+def positive(kind: type) -> Callable[[str], Any]:
+    """For argparse: a finite number above 0, an int or a float."""
+
     def read(text: str) -> Any:
         try:
             value = kind(text)
@@ -620,19 +630,15 @@ def _positive(kind: type) -> Any:
 
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
-    parser.add_argument("--gpu", type=_positive(float), help="GiB of the GPU (default: this one's)")
-    parser.add_argument("--prompt-tokens", type=_positive(int), help="instead of counting them")
-    parser.add_argument("--gold-tokens", type=_positive(int), help="instead of counting them")
+    parser.add_argument("--gpu", type=positive(float), help="GiB of the GPU (default: this one's)")
+    parser.add_argument("--prompt-tokens", type=positive(int), help="instead of counting them")
+    parser.add_argument("--gold-tokens", type=positive(int), help="instead of counting them")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, in bytes")
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     backend.quiet()
     plan = plan_of(
-        recipe,
-        None,
-        arguments.gpu or _gpu_here(),
-        arguments.prompt_tokens,
-        arguments.gold_tokens,
+        recipe, arguments.gpu or _gpu_here(), arguments.prompt_tokens, arguments.gold_tokens
     )
     if arguments.json:
         print(json.dumps(to_json(plan), indent=2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,8 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
         recipe = replace(recipe, sft={**recipe.sft, "max_steps": prompts * answers // batch})
     check(recipe)
     kept = by_main(lambda: successes(recipe, arm, training_rows(recipe, arm), force))
-
-    def make(model: Any, tokenizer: Any, output: Path) -> Any:
-        return sft.trainer_for(recipe, kept, model, tokenizer, output)
-
     picked = sha256(recipe.folder / arm / "successes" / "successes.jsonl")
+    make = partial(sft.trainer_for, recipe, kept)
     run_trainer(recipe, arm, "sft", {"successes": picked}, force, make)
 
 

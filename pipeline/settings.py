@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError, run_main
+from data.errors import UserError, reason_of, run_main
 from data.recipe import TYPE_NAMES, Recipe, nearest, recipe_arguments, recipe_from
 from pipeline.backend import check_dtype
 from rewards.reward import check as check_reward
@@ -94,7 +94,7 @@ def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> 
         # All of them, since Unsloth gives its own version of a class other defaults.
         return cls(**{**known, **values, **given})
     except (TypeError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error, None)
         raise UserError(f"{recipe.path}: {cls.__name__} refuses {section}: {reason}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,7 @@ def run(recipe: Recipe, force: bool, arm: str = "sft") -> None:
     backend.start(recipe)
     rows = training_rows(recipe, arm)
     check(recipe)
-
-    def make(model: Any, tokenizer: Any, output: Path) -> Any:
-        return trainer_for(recipe, rows, model, tokenizer, output)
-
-    run_trainer(recipe, arm, "sft", {}, force, make)
+    run_trainer(recipe, arm, "sft", {}, force, partial(trainer_for, recipe, rows))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from test_shapes import PARAMETERS
 from transformers import AutoConfig
 
 from data.errors import UserError
@@ -30,112 +31,21 @@ from pipeline.plan import (
     skeleton,
     to_json,
 )
+from pipeline.shapes import SHAPES, config_of
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
 LENGTHS = Lengths(prompt=300, gold=200, both=480, source="given")
-
-QWEN2 = dict(model_type="qwen2", vocab_size=151936, tie_word_embeddings=True)
-#: Published configs, and how many parameters their weights on the hub have.
-KNOWN = {
-    "Qwen2.5-0.5B": (
-        {
-            **QWEN2,
-            **dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24),
-            **dict(num_attention_heads=14, num_key_value_heads=2),
-        },
-        494_032_768,
-    ),
-    "Qwen2.5-1.5B": (
-        {
-            **QWEN2,
-            **dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28),
-            **dict(num_attention_heads=12, num_key_value_heads=2),
-        },
-        1_543_714_304,
-    ),
-    "Qwen2.5-3B": (
-        {
-            **QWEN2,
-            **dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36),
-            **dict(num_attention_heads=16, num_key_value_heads=2),
-        },
-        3_085_938_688,
-    ),
-    "Qwen2.5-7B": (
-        {
-            **QWEN2,
-            **dict(vocab_size=152064, tie_word_embeddings=False),
-            **dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28),
-            **dict(num_attention_heads=28, num_key_value_heads=4),
-        },
-        7_615_616_512,
-    ),
-    "Qwen3-0.6B": (
-        dict(
-            model_type="qwen3",
-            vocab_size=151936,
-            tie_word_embeddings=True,
-            hidden_size=1024,
-            intermediate_size=3072,
-            num_hidden_layers=28,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            head_dim=128,
-        ),
-        596_049_920,
-    ),
-    "Llama-3.2-1B": (
-        dict(
-            model_type="llama",
-            vocab_size=128256,
-            tie_word_embeddings=True,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=16,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=64,
-        ),
-        1_235_814_400,
-    ),
-    "Gemma-3-1B": (
-        dict(
-            model_type="gemma3_text",
-            vocab_size=262144,
-            hidden_size=1152,
-            intermediate_size=6912,
-            num_hidden_layers=26,
-            num_attention_heads=4,
-            num_key_value_heads=1,
-            head_dim=256,
-            sliding_window=512,
-        ),
-        999_885_952,
-    ),
-    "SmolLM3-3B": (
-        dict(
-            model_type="smollm3",
-            vocab_size=128256,
-            tie_word_embeddings=True,
-            hidden_size=2048,
-            intermediate_size=11008,
-            num_hidden_layers=36,
-            num_attention_heads=16,
-            num_key_value_heads=4,
-        ),
-        3_075_098_624,
-    ),
-}
 
 
 def recipe(**sections: object) -> Recipe:
     return replace(load_recipe(TINY), **sections)
 
 
-def folder(tmp_path: Path, name: str = "Qwen2.5-7B", **changes: object) -> str:
+def folder(tmp_path: Path, name: str = "qwen2.5-7b", **changes: object) -> str:
     """A model folder that holds a config and no weights."""
-    (tmp_path / "config.json").write_text(json.dumps({**KNOWN[name][0], **changes}))
+    config = {**config_of(name).to_diff_dict(), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     return str(tmp_path)
 
 
@@ -146,28 +56,25 @@ def by_arm(found: list[Settings]) -> dict[str, Settings]:
 # --- the model -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", SHAPES)
 def test_parameters_are_counted_right_without_weights(name, tmp_path):
     config = read_config(folder(tmp_path, name))
-    given, expected = KNOWN[name]
+    (hidden, mlp, layers, heads, key_heads), rest = SHAPES[name]
     shape = shape_of(config, skeleton(config), name)
-    assert shape.parameters == expected
-    assert (shape.hidden, shape.mlp) == (given["hidden_size"], given["intermediate_size"])
-    assert len(shape.windows) == shape.layers == given["num_hidden_layers"]
-    head = given.get("head_dim") or given["hidden_size"] // given["num_attention_heads"]
-    assert (shape.query, shape.key) == (
-        head * given["num_attention_heads"],
-        head * given["num_key_value_heads"],
-    )
+    assert shape.parameters == PARAMETERS[name]
+    assert (shape.hidden, shape.mlp) == (hidden, mlp)
+    assert len(shape.windows) == shape.layers == layers
+    head = rest.get("head_dim") or hidden // heads
+    assert (shape.query, shape.key) == (head * heads, head * key_heads)
     # Embedding, head, norms and biases aside, these models are their linear layers.
-    assert shape.quantisable < expected - shape.embedding < shape.quantisable * 1.2
+    assert shape.quantisable < shape.parameters - shape.embedding < shape.quantisable * 1.2
 
 
 def test_a_sliding_window_is_seen_where_the_config_has_one(tmp_path):
-    config = read_config(folder(tmp_path, "Gemma-3-1B"))
+    config = read_config(folder(tmp_path, "gemma-3-1b"))
     windows = shape_of(config, skeleton(config)).windows
     assert (windows.count(512), windows.count(None)) == (22, 4)
-    config = read_config(folder(tmp_path, "Qwen2.5-0.5B", sliding_window=4096))
+    config = read_config(folder(tmp_path, "qwen2.5-0.5b", sliding_window=4096))
     assert set(shape_of(config, skeleton(config)).windows) == {None}
 
 
@@ -192,7 +99,7 @@ def test_experts_count_all_in_weights_and_the_active_ones_in_width():
 
 
 def test_lora_goes_where_peft_puts_it(tmp_path):
-    config = read_config(folder(tmp_path, "Qwen2.5-0.5B"))
+    config = read_config(folder(tmp_path, "qwen2.5-0.5b"))
     lora = {"r": 8, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0, 1, 2]}
     adapters, rank, extra = adapters_of(recipe(lora=lora), skeleton(config))
     assert {(one.name, one.count) for one in adapters} == {("q_proj", 3), ("v_proj", 3)}
@@ -212,7 +119,7 @@ def test_lora_goes_where_peft_puts_it(tmp_path):
     ],
 )
 def test_layers_named_together_are_planned_as_they_are_trained(targets, expected, tmp_path):
-    config = read_config(folder(tmp_path, "Qwen2.5-0.5B"))
+    config = read_config(folder(tmp_path, "qwen2.5-0.5b"))
     every = set(shape_of(config, skeleton(config)).linears)
     adapters, _, extra = adapters_of(recipe(lora={"target_modules": targets}), skeleton(config))
     assert set(adapters) == {one for one in every if not expected or one.name in expected}
@@ -220,7 +127,7 @@ def test_layers_named_together_are_planned_as_they_are_trained(targets, expected
 
 
 def test_a_target_that_the_model_lacks_is_one_sentence(tmp_path):
-    config = read_config(folder(tmp_path, "Qwen2.5-0.5B"))
+    config = read_config(folder(tmp_path, "qwen2.5-0.5b"))
     with pytest.raises(UserError, match="peft refuses lora for this model"):
         adapters_of(recipe(lora={"target_modules": ["nowhere"]}), skeleton(config))
 
@@ -405,8 +312,8 @@ def test_a_config_alone_is_enough_and_the_page_says_what_to_change(tmp_path, cap
 
 
 def test_advice_that_is_followed_fits(tmp_path):
-    given = seven(tmp_path)
-    plan = plan_of(given, ["trl"], gpu=24.0, prompt_tokens=500, gold_tokens=300)
+    given = seven(tmp_path, backend="trl")
+    plan = plan_of(given, gpu=24.0, prompt_tokens=500, gold_tokens=300)
     grpo = next(one for one in plan.estimates["trl"] if one.settings.stage == "grpo")
     steps, after = plan.advice(grpo)
     assert plan.fits(after)
@@ -417,7 +324,6 @@ def test_advice_that_is_followed_fits(tmp_path):
             changes[key.removeprefix("grpo.")] = json.loads(value)
     again = plan_of(
         replace(given, grpo={**given.grpo, **changes}),
-        ["trl"],
         gpu=24.0,
         prompt_tokens=500,
         gold_tokens=300,
@@ -429,21 +335,21 @@ def test_advice_that_is_followed_fits(tmp_path):
 
 def test_a_well_known_model_is_planned_where_the_hub_is_not_at_hand(capsys):
     given = recipe(model="Qwen/Qwen2.5-7B-Instruct", lora=LORA, run="no-such-run")
-    found = plan_of(given, ["trl"], 24.0)
+    found = plan_of(given, 24.0)
     assert found.shape.parameters == 7_615_616_512
     print_plan(found, Console(width=100))
     assert "pipeline.shapes, the hub not being at hand" in capsys.readouterr().out
     with pytest.raises(UserError, match="nor to be had from the hub"):
-        plan_of(recipe(model="Qwen/Qwen2.5-8B"), ["trl"], 24.0)
+        plan_of(recipe(model="Qwen/Qwen2.5-8B"), 24.0)
 
 
 def test_what_cannot_fit_is_said(tmp_path, capsys):
-    print_plan(plan_of(seven(tmp_path), ["trl"], gpu=2.0), Console(width=100))
+    print_plan(plan_of(seven(tmp_path, backend="trl"), gpu=2.0), Console(width=100))
     assert "take a smaller model or a larger GPU" in capsys.readouterr().out
 
 
 def test_without_a_gpu_there_is_no_verdict(tmp_path, capsys):
-    plan = plan_of(seven(tmp_path), ["unsloth"])
+    plan = plan_of(seven(tmp_path))
     print_plan(plan, Console(width=100))
     said = capsys.readouterr().out
     assert "GPU=24 says whether it fits" in said
@@ -452,12 +358,12 @@ def test_without_a_gpu_there_is_no_verdict(tmp_path, capsys):
 
 
 def test_four_bits_need_less_and_a_quantised_config_says_them_itself(tmp_path):
-    plain = plan_of(seven(tmp_path), ["unsloth"], 24.0)
-    four = plan_of(seven(tmp_path, bits=4), ["unsloth"], 24.0)
+    plain = plan_of(seven(tmp_path), 24.0)
+    four = plan_of(seven(tmp_path, bits=4), 24.0)
     held = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (quantised := tmp_path / "quantised").mkdir()
     model = folder(quantised, quantization_config=held)
-    own = plan_of(seven(tmp_path, model=model), ["unsloth"], 24.0)
+    own = plan_of(seven(tmp_path, model=model), 24.0)
     weights = [p.estimates["unsloth"][0].peak.parts["weights"] for p in (plain, four, own)]
     assert weights[1] == weights[2] < 0.4 * weights[0]
 
@@ -486,7 +392,7 @@ def test_a_gpu_without_memory_is_refused(value):
 
 
 def test_trained_parameters_are_all_or_the_adapters(tmp_path):
-    full = plan_of(seven(tmp_path, lora=None), ["trl"]).estimates["trl"][0].settings
-    plan = plan_of(seven(tmp_path), ["trl"])
+    full = plan_of(seven(tmp_path, lora=None)).estimates["trl"][0].settings
+    plan = plan_of(seven(tmp_path))
     assert trained(plan.shape, full) == plan.shape.parameters
     assert trained(plan.shape, plan.estimates["trl"][0].settings) == 80_740_352
