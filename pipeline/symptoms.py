@@ -94,6 +94,8 @@ class Thresholds:
         entropy_halved, entropy_steps: the same within so many training steps.
         entropy_same: change of the entropy, as a share, that is none.
         entropy_none: nats a token with which nothing is explored.
+        entropy_risen: times the entropy at the start beyond which answers become noise.
+        entropy_more: nats a token by which it must have risen for that.
         cut_off: share of answers cut off that is too large.
         gap: growth of training truth beyond that on val.
         val_points: fewest measurements on val.
@@ -134,6 +136,8 @@ class Thresholds:
     entropy_steps: int = 40
     entropy_same: float = 0.05
     entropy_none: float = 0.02
+    entropy_risen: float = 3.0
+    entropy_more: float = 0.5
     cut_off: float = 0.2
     gap: float = 0.2
     val_points: int = 6
@@ -175,7 +179,7 @@ _SHARES = (
     "sure", "joint", "solved", "level", "form", "little", "fallen", "flat_groups", "dead_groups",
     "entropy_left", "entropy_halved", "entropy_same", "cut_off", "gap", "loss_down",
 )  # fmt: skip
-_TIMES = ("spike", "kl_jump", "loss_up")
+_TIMES = ("spike", "kl_jump", "loss_up", "entropy_risen")
 
 #: What a rule saw: how bad it is and the numbers in words.
 Seen = tuple[Level, str]
@@ -273,10 +277,11 @@ def kl_slow(s: Signals) -> Seen | None:
 
 def kl_runaway(s: Signals) -> Seen | None:
     t, series = s.thresholds, s["KL"]
+    # So far no sample strays twice: measured every few steps, more would come late.
+    if series.count > 1 and (kl := min(series.last(2))) >= t.kl_far:
+        return Level.STOP, f"the KL is {kl:.3g} nats a token and more (far is {t.kl_far:g})"
     if series.count < t.now or (kl := series.now(t.now)) < t.kl_least:
         return None
-    if kl >= t.kl_far:
-        return Level.STOP, f"the KL is {kl:.3g} nats a token (far is {t.kl_far:g})"
     before = series.last(t.now + t.rows)[: -t.now]
     if len(before) < t.rows or kl < t.kl_jump * median(before):
         return None
@@ -403,6 +408,19 @@ def entropy_collapse(s: Signals) -> Seen | None:
         words += f"; answers {length.start(t.start):.0f} → {length.now(t.start):.0f} tokens"
     if s["duplicates"].count >= t.start:
         words += f"; {s['duplicates'].now(t.start):.0%} of the answers equal another of their group"
+    return Level.WARNING, words
+
+
+def entropy_rises(s: Signals) -> Seen | None:
+    t, series = s.thresholds, s["entropy"]
+    if series.count < 2 * t.start:
+        return None
+    now, start = series.now(t.start), series.start(t.start)
+    if now < max(t.entropy_risen * start, start + t.entropy_more):
+        return None
+    words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"
+    if s["reward"].count >= t.start:
+        words += f"; reward {s['reward'].start(t.start):.3g} → {s['reward'].now(t.start):.3g}"
     return Level.WARNING, words
 
 
@@ -661,6 +679,19 @@ RULES: tuple[Rule, ...] = (
         "clip-higher; here: at learning rate 1e-3, solved in 32 fell by 27 points (README)",
         ("entropy",),
         entropy_collapse,
+    ),
+    Rule(
+        "entropy-rises",
+        (GRPO,),
+        "The entropy runs up: answers become noise",
+        "Steps are so long that the policy loses what it knew, a large epsilon_high rewards chance "
+        "itself, or long answers that ramble weigh too little (loss_type grpo).",
+        "Go back to the checkpoint before, lower the learning rate 3 to 10 times, lower "
+        "epsilon_high, keep the loss_type dapo.",
+        "arXiv 2503.14476, section 3.3 (an unhealthy rise of entropy, with gibberish); here: at "
+        "100 times the learning rate (README, sick on purpose)",
+        ("entropy",),
+        entropy_rises,
     ),
     Rule(
         "entropy-flat",

@@ -202,6 +202,9 @@ SICK = {
         grpo_log(seed, start=0.001, end=0.002), "frac_reward_zero_std", lambda row: 0.97
     ),
     "entropy-collapse": collapsed,
+    "entropy-rises": lambda seed: changed(
+        grpo_log(seed), "entropy", lambda row: 0.3 * 1.1 ** min(row, 30)
+    ),
     "entropy-flat": lambda seed: stuck(seed),
     "truncation": lambda seed: changed(
         grpo_log(seed), "completions/clipped_ratio", lambda row: 0.4 + 0.01 * (row % 5)
