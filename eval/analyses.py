@@ -106,22 +106,6 @@ def floor_adjusted(
     return ratio_interval(curve - floor, 1 - floor, indices, level, (least, 1.0))
 
 
-def floor_adjusted_difference(
-    tuned: ArrayLike,
-    reference: ArrayLike,
-    floor: ArrayLike,
-    indices: NDArray[np.int32],
-    level: float = LEVEL,
-) -> list[Estimate | None]:
-    """Difference of two arms' ``floor_adjusted`` by k, paired. It has the sign of the plain
-    difference, since both arms have the same floor, and more weight where guessing leaves little
-    room. All three [problems, ks]."""
-    room = 1 - np.asarray(floor, float)
-    most = 1 / np.maximum(room.mean(axis=0), _TIE)
-    difference = np.asarray(tuned, float) - np.asarray(reference, float)
-    return ratio_interval(difference, room, indices, level, (-most, most))
-
-
 @dataclass(frozen=True)
 class Crossing:
     """Where the reference's curve meets or passes the tuned one's.
@@ -164,12 +148,13 @@ def crossing(
     return Crossing(k, low, high, n, float((ks > n).mean()))
 
 
-def accuracy_histogram(n: ArrayLike, c: ArrayLike, bins: int = 10) -> dict[str, int]:
-    """How many problems have an accuracy c / n of exactly 0, and in each of ``bins`` equal parts of
+def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
+    """How many problems have an accuracy c / n of exactly 0, and in each of ten equal parts of
     (0, 1], upper edge included: ``{"0": 12, "(0, 0.1]": 30, …}`` (arXiv 2504.13837, figure 5).
 
     Whole numbers decide the bin, so that 3 of 10 is never 0.30000000000000004.
     """
+    bins = 10
     n, c = np.broadcast_arrays(n, c)
     place = -(-c.astype(np.int64) * bins // n)  # rounded up: 0 only where c is 0
     counts = np.bincount(place, minlength=bins + 1)
@@ -181,16 +166,15 @@ def coverage(
     n: ArrayLike,
     c: ArrayLike,
     indices: NDArray[np.int32],
-    thresholds: Sequence[float] = THRESHOLDS,
     level: float = LEVEL,
 ) -> dict[float, Estimate]:
-    """Share of problems with an accuracy c / n of at least each threshold.
+    """Share of problems with an accuracy c / n of at least each of ``THRESHOLDS``.
 
     It is of accuracies as observed: sampling noise spreads them, so compare arms only at equal n.
     """
     accuracy = np.divide(c, n)[:, None]
-    at_least = (accuracy >= np.asarray(thresholds) - _TIE).astype(np.float64)
-    return dict(zip(thresholds, mean_interval(at_least, indices, level), strict=True))
+    at_least = (accuracy >= np.asarray(THRESHOLDS) - _TIE).astype(np.float64)
+    return dict(zip(THRESHOLDS, mean_interval(at_least, indices, level), strict=True))
 
 
 @dataclass(frozen=True)
@@ -234,18 +218,6 @@ def sampling_efficiency_gap(
     """
     reach, at_1 = pass_at_k(base.n, base.c, k), pass_at_k(tuned.n, tuned.c, 1)
     return paired_difference(reach[:, None], at_1[:, None], indices, level)[0]
-
-
-def split_half(
-    n: ArrayLike, c: ArrayLike, rng: np.random.Generator
-) -> tuple[tuple[NDArray[np.int64], Any], tuple[NDArray[np.int64], Any]]:
-    """One arm's samples as two arms of half as many, ``((n, c), (n, c))``: the A/A control where no
-    second set of samples was drawn. Samples are exchangeable, so the successes in a random half are
-    hypergeometric. Of an odd number of samples the second half has one more."""
-    n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
-    half = n // 2
-    first = rng.hypergeometric(c, n - c, half)
-    return (half, first), (n - half, c - first)
 
 
 def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
@@ -339,11 +311,10 @@ def expansion(
     tuned: Counts,
     indices: NDArray[np.int32],
     rng: np.random.Generator,
-    tries: int | None = None,
     level: float = LEVEL,
 ) -> Expansion:
     """What the tuned arm solves of what the reference did not, on confirmation samples; for
-    shrinkage swap the arms. Both get equally many ``tries``: all their fresh samples when None.
+    shrinkage swap the arms. Both get equally many tries, as many as both have fresh samples for.
 
     Selecting unsolved problems and then counting the same samples would let luck choose. Fresh
     samples undo that, and the reference's own are the A/A control, base against base: with p its
@@ -354,10 +325,7 @@ def expansion(
     hence ``rng``.
     """
     unsolved = unsolved_by([reference])
-    most = min(fresh_tries([arm], unsolved) for arm in (reference, tuned))
-    tries = most if tries is None else tries
-    if tries > most and unsolved.any():
-        raise ValueError(f"there are {most} confirmation samples, {tries} are needed")
+    tries = fresh_tries([reference, tuned], unsolved)
     ours, theirs = (solved_fresh(arm, unsolved, tries) for arm in (tuned, reference))
     [share] = mean_interval((ours - theirs)[:, None], indices, level, (-1.0, 1.0))
     found: list[Estimate | None] = [None, None, None]

@@ -8,7 +8,6 @@ shown, which the card says.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from data.sections import EvalSection
 from eval import elicitation
 from eval.report import VERDICTS
 from eval.sample import samples_path, way_of_asking
-from eval.tables import markdown_of, sheets
+from eval.tables import markdown_of, read_result, sheets
 from pipeline.backend import is_local
 from pipeline.train import maker, model_folder
 from rewards.verify import VALID
@@ -146,7 +145,7 @@ def evaluation(recipe: Recipe, links: Sequence[Link]) -> Evaluation | str:
     folder, arm = recipe.folder / "eval", links[-1].arm
     if not finished(samples_path(recipe, arm).parent) or not finished(folder):
         return "The run has no finished evaluation of this model; `make eval` makes one."
-    report, judged = _read(folder / "report.json"), stage_facts(folder)["inputs"]
+    report, judged = read_result(folder / "report.json"), stage_facts(folder)["inputs"]
     shown = [x.arm for x in links if x.arm in report["arms"] and _is_counted(recipe, x, judged)]
     if arm not in shown:
         return "The run's evaluation is of other weights than these; `make eval` evaluates these."
@@ -195,14 +194,7 @@ def _verdict(recipe: Recipe, arm: str, entry: str) -> str | None:
     verdicts = samples_path(recipe, arm).with_name(VERDICTS)
     if not finished(folder) or stage_facts(folder)["inputs"].get(str(verdicts)) != sha256(verdicts):
         return None
-    return _read(folder / elicitation.JSON)["judged"].get(entry, {}).get("sentence")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{path} cannot be read; FORCE=1 make eval writes it again") from None
+    return read_result(folder / elicitation.JSON)["judged"].get(entry, {}).get("sentence")
 
 
 # --- the card ------------------------------------------------------------------------------------
@@ -413,14 +405,14 @@ def code(text: object) -> str:
     """A name as a code span, in which nothing is markup (CommonMark 0.31, 6.1). Not for cells of a
     table, whose pipes divide it all the same."""
     text = plain(text)
-    ticks = "`" * (_longest_run("`", text) + 1)
+    ticks = "`" * (_longest_ticks(text) + 1)
     space = " " if "`" in text else ""
     return f"{ticks}{space}{text}{space}{ticks}"
 
 
 def fenced(text: str, language: str = "") -> str:
     """A text as a code block, in which nothing is markup (CommonMark 0.31, 4.5)."""
-    fence = "`" * max(3, _longest_run("`", text) + 1)
+    fence = "`" * max(3, _longest_ticks(text) + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
@@ -429,8 +421,8 @@ def prose(text: str) -> str:
     return re.sub(r"([\\`*_<>#|~&]|(?<=\])[(\[])", r"\\\1", plain(text))
 
 
-def _longest_run(character: str, text: str) -> int:
-    return max(map(len, re.findall(f"{character}+", text)), default=0)
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _lines_of_python(text: str) -> list[str]:

@@ -72,6 +72,11 @@ class Look:
         return _DASHES[self.turn]
 
     @property
+    def line(self) -> dict[str, str]:
+        """What matplotlib draws its line with."""
+        return {"color": self.colour, "ls": self.dash, "marker": self.marker}
+
+    @property
     def tint(self) -> str:
         """The class that page.css gives the colour of."""
         return f"a{self.family % len(STYLES)}"
@@ -236,11 +241,9 @@ def _tip(curve: Curve, panel: Panel, i: int) -> str:
     return f"{curve.label}, {panel.x} {x:g}: {say(y)}{ends}{' %' if panel.percent else ''}"
 
 
-def thinned(
-    points: Sequence[tuple[float, float | None]], most: int = MOST_POINTS
-) -> list[tuple[float, float | None]]:
-    """At most ``most`` points: means over stretches of equally many, gaps left out of them."""
-    each = -(-len(points) // most)
+def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    """At most ``MOST_POINTS``: means over stretches of equally many, gaps left out of them."""
+    each = -(-len(points) // MOST_POINTS)
     if each <= 1:
         return list(points)
     found: list[tuple[float, float | None]] = []
@@ -271,8 +274,7 @@ def draw_panels(panels: Sequence[Panel | Bars], path: Path, looks: Mapping[str, 
         ax.set_visible(False)
     handles = []
     for name, look in looks.items():
-        style = {"color": look.colour, "ls": look.dash, "marker": look.marker}
-        handles.append(Line2D([], [], **style, ms=5, label=name))
+        handles.append(Line2D([], [], **look.line, ms=5, label=name))
     if handles:
         figure.legend(handles=handles, loc="outside upper left", ncols=8, fontsize=9, frameon=False)
     content = io.BytesIO()
@@ -283,12 +285,10 @@ def draw_panels(panels: Sequence[Panel | Bars], path: Path, looks: Mapping[str, 
 def _draw_curves(ax: Any, panel: Panel) -> None:
     times = 100 if panel.percent else 1
     for curve in panel.curves:
-        look = curve.look
         xs = [x for x, _ in curve.points]
         ys = [math.nan if y is None else times * y for _, y in curve.points]
         marked = list(_marked(len(xs)))
-        style = {"color": look.colour, "ls": look.dash, "marker": look.marker}
-        ax.plot(xs, ys, **style, ms=5, lw=1.6, markevery=marked)
+        ax.plot(xs, ys, **curve.look.line, ms=5, lw=1.6, markevery=marked)
     _, _, low, high = panel.limits()
     ax.set_ylim(times * low, times * high * 1.05)
     ax.set_xlabel(panel.x, fontsize=8)

@@ -31,7 +31,7 @@ from eval.passk import (
 )
 from eval.report import VERDICTS
 from eval.sample import samples_path
-from eval.tables import Sheet, cell, label, markdown_of, print_sheets
+from eval.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
 from rewards.parse import ParseFailure, parse
 from rewards.reward import totals
 from rewards.verify import VALID, Status
@@ -164,13 +164,10 @@ def sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
     ]  # fmt: skip
 
     def tokens(estimate: Mapping[str, float], sign: str = "") -> str:
-        value, low, high = (f"{estimate[key]:{sign}.0f}" for key in ("value", "low", "high"))
-        return f"{value} [{low}, {high}]"
+        return with_interval(estimate, f"{{:{sign}.0f}}".format)
 
     def correlated(estimate: Mapping[str, float] | None) -> str:
-        if estimate is None:
-            return ""
-        return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+        return with_interval(estimate, "{:.2f}".format)
 
     for tier, found in summary["tiers"].items():
         basis = (

@@ -13,7 +13,7 @@ from eval.chart import Bars, Look
 from eval.likelihood import TOP_P
 from eval.reasoning import Claim
 from eval.rule import Verdict
-from eval.tables import Sheet, cell, label
+from eval.tables import Sheet, cell, label, with_interval
 
 #: The verdicts of ``eval.rule`` in a sentence each.
 MEANINGS = {
@@ -297,10 +297,7 @@ def _floor_sheet(found: Mapping[str, Mapping[str, Any]]) -> Sheet:
 
 def _number(estimate: Mapping[str, float] | None) -> str:
     """``0.06 [0.05, 0.07]`` in its own unit."""
-    if estimate is None:
-        return ""
-    value, low, high = (f"{round(estimate[k], 4) + 0.0:.3g}" for k in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return with_interval(estimate, lambda number: f"{round(number, 4) + 0.0:.3g}")
 
 
 def _likelihood_sheets(found: Mapping[str, Any]) -> Iterator[Sheet]:

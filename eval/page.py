@@ -25,7 +25,7 @@ from markupsafe import Markup
 from data.errors import UserError, run_main, shown
 from data.files import Stage, finished, read_jsonl, sha256, write_text
 from data.make import read_split, split_path
-from data.policies import GREEDY, GUESSABLE
+from data.policies import GREEDY
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from eval import elicitation, findings
 from eval.chart import HEIGHT, WIDTH, Curve, Look, Panel, draw_panels, thinned
@@ -33,7 +33,7 @@ from eval.report import VERDICTS
 from eval.sample import samples_path
 from eval.score import read_verdicts
 from eval.showcase import CUT, choose, completions, drawn_answer, drawn_problem
-from eval.tables import headline, label, sheets, tier_title
+from eval.tables import guessable, headline, label, read_result, sheets, tier_title
 from rewards.verify import Status
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -133,18 +133,13 @@ def _said(curve: Curve) -> str:
 
 
 def _notes(result: Mapping[str, Any]) -> Iterator[str]:
-    n = result["samples"]
-    yield f"{result['problems']:,} problems × {n} samples."
+    yield f"{result['problems']:,} problems × {result['samples']} samples."
     greedy = {p: shares["1"] for p, shares in result["floors"].items() if p in GREEDY}
     if greedy:
         best = max(greedy, key=lambda policy: greedy[policy])
         yield f"Best greedy rule: {best.replace('_', ' ')}, {100 * greedy[best]:.1f} % at any k."
-    guessed = result["floors"].get("random_maximal", {}).get(str(n))
-    if guessed is not None and guessed > GUESSABLE:
-        yield (
-            f"Guessable: a random maximal schedule solves {100 * guessed:.1f} % within {n} tries, "
-            f"so pass@{n} says little about a model here."
-        )
+    if sentence := guessable(result):
+        yield sentence
 
 
 def training_panels(
@@ -286,23 +281,13 @@ def _environment() -> Environment:
     return environment
 
 
-def _read(path: Path, way_out: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {way_out} writes it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must be a JSON object; {way_out} writes it again")
-    return found
-
-
 def run(recipe: Recipe, force: bool) -> None:
     """Write the page and the PNGs of a run that was evaluated, unless they are up to date."""
     folder = recipe.folder / "eval"
     source = folder / "report.json"
     if not (finished(folder) and source.is_file()):
         raise UserError(f"{source} does not exist or is not finished; `make eval` writes it")
-    report = _read(source, "FORCE=1 make eval")
+    report = read_result(source)
     arms = report["arms"]
     log_paths = {arm: path for arm in arms if (path := recipe.folder / arm / "log.jsonl").is_file()}
     texts = [p for arm in arms for p in _with_verdicts(samples_path(recipe, arm)) if p.is_file()]
@@ -319,7 +304,7 @@ def run(recipe: Recipe, force: bool) -> None:
     if stage.is_current(force):
         return
     logs = {arm: list(_logged(path)) for arm, path in log_paths.items()}
-    verdict = _read(found[0], "FORCE=1 make eval") if found else None
+    verdict = read_result(found[0]) if found else None
     answers = showcase(read_split(recipe, "test"), folder, arms, recipe.seed)
     page = build(recipe, report, logs, verdict, answers)
     outputs = [f"../{PAGE}", *_draw(folder / FILES, looks_of(recipe, arms), logs, verdict)]

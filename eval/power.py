@@ -16,11 +16,18 @@ from eval.rule import Margins
 
 #: A problem that a model can solve is found with this chance.
 FOUND = 0.95
+#: And an effect of the size that is stated with this one.
+POWER = 0.8
+#: Assumed: the standard deviation over problems of the difference in pass@1 (0.35 was seen between
+#: GRPO and SFT on 8 to 10 events); the share of problems that one arm solves within n and the other
+#: does not, by chance; and the share that the base misses in all its samples, of those that no new
+#: skill is about.
+SPREAD, CHURN, MISSED = 0.35, 0.1, 0.5
 
 
 @dataclass(frozen=True)
 class Detectable:
-    """The least effects found with the stated power; None where even all problems are too few.
+    """The least effects found with a chance of ``POWER``; None where even all problems are too few.
 
     Attributes:
         gain: in pass@1 over the base, a share.
@@ -69,25 +76,17 @@ def detectable(
     fresh: int,
     margins: Margins,
     guess: ArrayLike | None = None,
-    power: float = 0.8,
-    spread: float = 0.35,
-    churn: float = 0.1,
     skill: float = 0.3,
-    missed: float = 0.5,
 ) -> Detectable:
-    """The least effects that these numbers find with ``power``, by the normal approximation: a mean
-    over problems is found to exceed a margin by ``(z(level) + z(power)) sd / sqrt(problems)``.
+    """The least effects that these numbers find with ``POWER``, by the normal approximation: a mean
+    over problems is found to exceed a margin by ``(z(level) + z(POWER)) sd / sqrt(problems)``.
 
     Args:
         samples, fresh: of every problem, and of every unsolved one again.
         guess: chance of a blind guess at each problem, [problems]; of any number of problems.
-        spread: standard deviation over problems of the difference in pass@1 (0.35 was seen between
-            GRPO and SFT on 8 to 10 events).
-        churn: share of problems that one arm solves within n and the other does not, by chance.
         skill: chance of success a try where a skill is new.
-        missed: share of the other problems that the base misses in all its samples.
     """
-    z = ndtri((1 + margins.level) / 2) + ndtri(power)
+    z = ndtri((1 + margins.level) / 2) + ndtri(POWER)
     guess = np.zeros(1) if guess is None else np.asarray(guess, dtype=np.float64)
     needed = certificate(samples + fresh, fresh, margins.lift, margins.luck, guess)
     hit = float(binom.sf(needed - 1, fresh, skill).mean())
@@ -97,20 +96,20 @@ def detectable(
         margin; ``noise`` is added to the variance, and a guess taken off where base missed."""
 
         def lacking(s: float) -> float:
-            found = s * hit - chance * (s + (1 - s) * missed)
+            found = s * hit - chance * (s + (1 - s) * MISSED)
             variance = s * hit * (1 - s * hit) + noise
             return found - margin - z * np.sqrt(variance / problems)
 
         return float(brentq(lacking, 0, 1)) if lacking(1.0) > 0 else None
 
-    gain = max(margins.gain, z * spread / np.sqrt(problems))
-    narrowed = least(0.0, churn, 1.0)
+    gain = max(margins.gain, z * SPREAD / np.sqrt(problems))
+    narrowed = least(0.0, CHURN, 1.0)
     return Detectable(
         problems,
         samples,
         fresh,
         samples + fresh,
-        power,
+        POWER,
         float(gain) if gain < 1 else None,
         least(margins.new, 0.0, hit, float(guess.mean())) if fresh else None,
         skill,

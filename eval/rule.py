@@ -63,6 +63,7 @@ from numpy.typing import ArrayLike
 from data.sections import Margins
 from eval.analyses import floor_at
 from eval.passk import Estimate
+from eval.tables import cell
 
 
 class Verdict(StrEnum):
@@ -245,14 +246,8 @@ def _tries(count: int) -> str:
 
 
 def _points(estimate: Estimate) -> str:
-    value, low, high = (
-        f"{round(100 * x, 1) + 0.0:+.1f}" for x in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} [{low}, {high}] points"
+    return f"{cell(estimate.to_json(), '+')} points"
 
 
 def _share(estimate: Estimate) -> str:
-    value, low, high = (
-        f"{round(100 * x, 1) + 0.0:.1f}" for x in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} [{low}, {high}] %"
+    return f"{cell(estimate.to_json())} %"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.console import WIDTH, plain_console
+from data.errors import UserError
 from data.policies import GREEDY, GUESSABLE
 from eval.passk import Estimate
 
@@ -29,6 +32,24 @@ class Sheet:
     notes: list[str]
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """The object of a JSON file that ``make eval`` wrote.
+
+    Raises:
+        UserError: when it is not there, or no such object.
+    """
+    again = "FORCE=1 make eval writes it again"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {again}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {again}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must be a JSON object; {again}")
+    return found
+
+
 def label(arm: str) -> str:
     """An arm as readers know it."""
     return _LABELS.get(arm, arm)
@@ -40,14 +61,28 @@ def _percent(value: float | None) -> str:
 
 def cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
     """``27.1 [24.0, 30.2]`` in per cent, or points with ``sign='+'``."""
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    return with_interval(estimate, lambda share: f"{round(100 * share, 1) + 0.0:{sign}.1f}")
+
+
+def with_interval(estimate: Mapping[str, float] | None, written: Callable[[float], str]) -> str:
+    """``value [low, high]``, each number as ``written``; empty where there is no estimate."""
     if estimate is None:
         return ""
-    value, low, high = (
-        # Adding 0.0 turns a rounded -0.0 into 0.0.
-        f"{round(100 * estimate[key], 1) + 0.0:{sign}.1f}"
-        for key in ("value", "low", "high")
-    )
+    value, low, high = (written(estimate[key]) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def guessable(found: Mapping[str, Any]) -> str | None:
+    """What to say of a tier that blind guessing mostly solves within its samples."""
+    k = found["samples"]
+    guessed = found["floors"].get("random_maximal", {}).get(str(k))
+    if guessed is None or guessed <= GUESSABLE:
+        return None
+    return (
+        f"Guessable: a random maximal schedule solves {_percent(guessed)} % within {k} tries, so "
+        f"pass@{k} says little about a model here."
+    )
 
 
 def _basis(report: Mapping[str, Any], tier: str) -> str:
@@ -78,13 +113,8 @@ def _pass_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
             for policy in constant
         )
         notes.append(f"Floors at any k: {', '.join(shares)}.")
-    k = found["samples"]
-    guessed = found["floors"].get("random_maximal", {}).get(str(k))
-    if guessed is not None and guessed > GUESSABLE:
-        notes.append(
-            f"Guessable: a random maximal schedule solves {_percent(guessed)} % within {k} tries, "
-            f"so pass@{k} says little about a model here."
-        )
+    if sentence := guessable(found):
+        notes.append(sentence)
     return Sheet(
         f"{tier_title(report, tier)}: pass@k in %, success = {report['success']}",
         ["k", *map(label, found["arms"]), *(policy.replace("_", " ") for policy in by_k)],
@@ -220,10 +250,15 @@ def markdown_of(sheets: Iterable[Sheet]) -> str:
 def _markdown_lines(sheet: Sheet) -> Iterator[str]:
     yield f"**{sheet.title}**"
     yield ""
-    yield f"| {' | '.join(sheet.columns)} |"
+    yield _markdown_row(sheet.columns)
     yield f"|---{'|---:' * (len(sheet.columns) - 1)}|"
-    for row in sheet.rows:
-        yield f"| {' | '.join(row)} |"
+    yield from map(_markdown_row, sheet.rows)
     yield ""
     yield " ".join(note if note.endswith(".") else f"{note}." for note in sheet.notes)
     yield ""
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    # A pipe in a tier's name would begin another cell.
+    escaped = (text.replace("|", r"\|") for text in cells)
+    return f"| {' | '.join(escaped)} |"

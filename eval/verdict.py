@@ -109,7 +109,7 @@ def evidence(arms: Arms, margins: Margins) -> tuple[dict[str, Values], Budget]:
     asked = np.broadcast_to(grpo.fresh_n, np.broadcast_shapes(unsolved.shape, grpo.c.shape))
     if (asked[np.broadcast_to(unsolved, asked.shape)] != fresh).any():
         raise ValueError("GRPO needs equally many confirmation samples of every unsolved problem")
-    m = min(fresh_tries([arm], unsolved) for arm in (*arms.bases, *arms.rivals.values()))
+    m = fresh_tries([*arms.bases, *arms.rivals.values()], unsolved)
     needed = certificate(n + m, fresh, margins.lift, margins.luck, guess)
     control = unsolved & np.logical_or.reduce([arm.fresh_c >= needed for arm in arms.bases])
     for name, rival in {"base": [], **{k: [v] for k, v in arms.rivals.items()}}.items():
@@ -167,18 +167,14 @@ class Ruling:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Rulings by tier, the overall one, and the margins they were made with."""
+    """Rulings by tier, and the overall one."""
 
     overall: Ruling
     tiers: dict[str, Ruling]
-    margins: Margins
 
     @property
     def sentence(self) -> str:
         return f"{self.overall.verdict.capitalize()}: {self.overall.reason}."
-
-    def to_json(self) -> dict[str, Any]:
-        return {"sentence": self.sentence, **asdict(self)}
 
 
 def judge(
@@ -240,7 +236,7 @@ def judge(
             tested_at=(1 - margins.level) / 2 / divisor,
         )
     pool = rulings.pop(OVERALL, None)
-    return Judgement(_overall(rulings, pool), rulings, margins)
+    return Judgement(_overall(rulings, pool), rulings)
 
 
 def _pooled(parts: Sequence[tuple[dict[str, Values], Budget]]) -> tuple[dict[str, Values], Budget]:

@@ -49,18 +49,18 @@ ROOM = 64
 #: Bytes of optimizer state for each byte of a parameter. Torch keeps AdamW's two moments in the
 #: parameter's own dtype: 8 bytes in float32 (arXiv 1910.02054, section 3.1), 4 in bfloat16.
 _STATES = {"sgd": 0.0, "adafactor": 0.01, "adagrad": 1.0, "rmsprop": 1.0}
-#: Bytes a parameter of the optimizers with states of their own. 8-bit states have one float32
-#: constant for each block of 256 (arXiv 2110.02861; bitsandbytes 0.44 on).
+#: Bytes of a state of 8 bits: one float32 constant for each block of 256 (arXiv 2110.02861;
+#: bitsandbytes 0.44 on).
+_EIGHT = 1 + 4 / 256
+#: Bytes a parameter of the optimizers with states of their own.
 _OWN_STATES = {
-    "adamw_8bit": 2 * (1 + 4 / 256),
-    "adamw_bnb_8bit": 2 * (1 + 4 / 256),
-    "adamw_torch_8bit": 2 * (1 + 4 / 256),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit"), 2 * _EIGHT),
     "adamw_torch_4bit": 2 * (0.5 + 4 / 128),
     "ademamix": 12.0,
-    "ademamix_8bit": 3 * (1 + 4 / 256),
+    "ademamix_8bit": 3 * _EIGHT,
     "lion_32bit": 4.0,
-    "lion_8bit": 1 + 4 / 256,
-    "rmsprop_bnb_8bit": 1 + 4 / 256,
+    "lion_8bit": _EIGHT,
+    "rmsprop_bnb_8bit": _EIGHT,
 }
 #: Linear layers that read one and the same tensor, so that it is saved once for them.
 _READERS = {

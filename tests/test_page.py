@@ -21,7 +21,7 @@ from data.prompts import answer, schedule_xml
 from data.recipe import load_recipe
 from data.rules import BASE_RULES, MustInclude
 from eval import elicitation, findings, likelihood, page
-from eval.chart import Bars, Curve, Look, Panel, draw_panels, nice_ticks, thinned
+from eval.chart import MOST_POINTS, Bars, Curve, Look, Panel, draw_panels, nice_ticks, thinned
 from eval.elicitation import Asked
 from eval.roles import cases
 from eval.rule import Verdict
@@ -717,12 +717,12 @@ def test_ticks_hold_the_range():
 
 
 def test_long_logs_are_averaged():
-    points = [(i, None if i == 7 else float(i % 2)) for i in range(1000)]
-    found = thinned(points, 100)
-    assert len(found) == 100
+    points = [(i, None if i == 7 else float(i % 2)) for i in range(1200)]
+    found = thinned(points)
+    assert len(found) == MOST_POINTS
     assert found[1] == (19, 0.5)
     assert found[0] == (9, pytest.approx(4 / 9))
-    assert thinned(points[:50], 100) == points[:50]
+    assert thinned(points[:50]) == points[:50]
 
 
 def test_loss_is_shown_only_where_no_reward_is(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binom
 
 from eval.calibrate import GUESS, STRENGTHS, Scenario, Size, _new, cell
-from eval.power import detectable
+from eval.power import SPREAD, detectable
 from eval.rule import Margins, Verdict
 
 
@@ -40,8 +40,8 @@ def test_the_rate_is_what_the_base_shows_at_least_once_with_95_percent():
 
 def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated():
     rng = np.random.default_rng(1)
-    gain = detectable(200, 64, 256, Margins(), spread=0.35).gain
-    drawn = rng.normal(gain, 0.35, size=(2000, 200))
+    gain = detectable(200, 64, 256, Margins()).gain
+    drawn = rng.normal(gain, SPREAD, size=(2000, 200))
     low = drawn.mean(axis=1) - 1.96 * drawn.std(axis=1, ddof=1) / np.sqrt(200)
     assert 0.77 <= (low > 0).mean() <= 0.83
 

@@ -14,7 +14,7 @@ from eval.passk import ks_for
 from eval.plot import draw
 from eval.report import comparisons, write_report
 from eval.summary import summarise
-from eval.tables import markdown, print_report
+from eval.tables import Sheet, markdown, markdown_of, print_report
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 ARMS = ["base", "sft", "grpo"]
@@ -210,6 +210,12 @@ def test_the_markdown_holds_the_same_tables():
     assert f"| 1 | {100 * base['value']:.1f} [{100 * base['low']:.1f}, " in text
     assert "| k | base | SFT | GRPO | random maximal |" in text
     assert "| k | GRPO - SFT | GRPO - base | SFT - base |" in text
+
+
+def test_a_pipe_in_a_name_divides_no_cell_of_the_markdown():
+    text = markdown_of([Sheet("a|b", ["arm", "a|b"], [["base on a|b", "1"]], [])])
+    assert "| arm | a\\|b |" in text
+    assert "| base on a\\|b | 1 |" in text
 
 
 def test_a_lone_base_is_reported_without_comparisons():
