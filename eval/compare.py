@@ -164,7 +164,7 @@ def sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
     ]  # fmt: skip
 
     def tokens(estimate: Mapping[str, float], sign: str = "") -> str:
-        return with_interval(estimate, f"{{:{sign}.0f}}".format)
+        return with_interval(estimate, lambda count: f"{count:{sign}.0f}")
 
     def correlated(estimate: Mapping[str, float] | None) -> str:
         return with_interval(estimate, "{:.2f}".format)
