@@ -1,19 +1,20 @@
 """Going on after an interruption as if there had been none: what a checkpoint lacks for that.
 
-A stage that was killed goes on with the same command, and on the same machine it ends with the
-same weights, bit for bit, as one that ran through. A checkpoint of transformers has the weights,
-the optimizer, the schedule and the state of every random generator. Added here are the order of
-GRPO's prompts from the second epoch on, GRPO's answers that are used for several steps (they are
-not kept, so no checkpoint is written between two of them), the sums that a logged mean is taken of
-(so a checkpoint is logged, too) and an end: TRL's and transformers' trainers take a step too many
-when they go on from the last one.
+A stage that was killed goes on with the same command, and on the same machine it ends with the same
+weights, bit for bit, as one that ran through (``python -m tests.killing`` shows it). A checkpoint
+of transformers has the weights, the optimizer, the schedule and the state of every random
+generator. Added here are the order of GRPO's prompts from the second epoch on, GRPO's answers that
+are used for several steps (they are not kept, so no checkpoint is written between two of them), the
+sums that a logged mean is taken of (so a checkpoint is logged, too) and an end: TRL's and
+transformers' trainers take a step too many when they go on from the last one.
 
 Equal recipes give equal runs, interrupted or not: the problems on any machine; samples and weights
 on the same machine with the same number of threads and of processes, and the same package versions.
 What cannot be made so:
 
-- Another kind of processor, or another number of threads, adds floating-point numbers up in
-  another order. The last bits differ, and soon a sampled token.
+- Another kind of processor, another number of threads, or other batches (``eval.rows``,
+  ``per_device_train_batch_size``) add floating-point numbers up in another order. The last bits
+  differ, and soon a sampled token.
 - On a GPU some kernels add up in an order of their own each time (atomics in backward passes, in
   scattered sums, in some attention kernels): weights agree to rounding. With
   ``full_determinism: true`` under ``sft`` or ``grpo`` torch takes slower kernels that do not, or

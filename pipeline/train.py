@@ -1,4 +1,8 @@
-"""What SFT and GRPO share: the stage around a TRL trainer."""
+"""What SFT and GRPO share: the stage around a TRL trainer.
+
+What a killed training goes on from, and which runs are equal and which cannot be, says
+``pipeline.resume``.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """Kills stages at chosen and at random moments, with SIGKILL, and lets the same command go on.
 
 ``python -m tests.killing --kills 24`` kills every case so often, compares what it ends with to a
-run that nothing happened to, and prints where it was killed.
+run that nothing happened to, and prints a table in Markdown: where it was killed, from what it went
+on, and which files differ in the end. ``--where`` prints every change to a file that was not
+survived, too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -21,14 +24,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data import make
 from data.errors import run_main
-from data.files import BEGUN, MANIFEST
+from data.files import BEGUN, MANIFEST, finished
 from data.recipe import Recipe, load_recipe
 
 if __package__:  # or below pytest, where the folder itself is searched
@@ -42,10 +45,12 @@ CLOCK = {
 }  # fmt: skip
 #: What Python reports of changes to files; what torch and safetensors write is not among it.
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+RUN = Path("runs", "small")
 EMBEDDED = Path(__file__).parent.parent / "pipeline" / "embedded"
 
 STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
 DROPPING = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all"}
+PROBLEMS, SAMPLES = 20, 4
 GRPO = {
     **STEPS, "max_steps": 7, "per_device_train_batch_size": 8, "num_generations": 4,
     "max_completion_length": 48, "learning_rate": 1e-3,
@@ -57,14 +62,27 @@ REUSED = {
 }  # fmt: skip
 
 
+def _data(recipe: Recipe) -> None:
+    make.run(recipe, force=False, workers=1)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A stage to be killed: the changes to ``tiny.RECIPE``, and what is run in its folder."""
+    """A stage to be killed.
+
+    Attributes:
+        work: what is run in the folder of its recipe.
+        changes: to ``tiny.RECIPE``.
+        fell: of that folder and the last change to a file, where a kill fell, and from what the
+            same command goes on.
+        before: what is run there before.
+    """
 
     name: str
     work: Callable[[Recipe], None]
     changes: dict[str, Any]
-    before: Callable[[Recipe], None] = lambda recipe: make.run(recipe, False, workers=1)
+    fell: Callable[[Path, str], tuple[str, str]]
+    before: Callable[[Recipe], None] = _data
 
 
 def _sft(recipe: Recipe) -> None:
@@ -122,26 +140,22 @@ def cases() -> dict[str, Case]:
         "arms": {"sft": {"trainer": "sft"}},
         "verdict": {"arms": ["sft"], "fresh": 8, "margins": {"resamples": 200}},
     }
-    tiers = {"dense": {"train": 8, "val": 1, "test": 20, "events": [3, 4]}}
+    tiers = {"dense": {"train": 8, "val": 1, "test": PROBLEMS, "events": [3, 4]}}
     four = {"dense": {**tiers["dense"], "train": 4, "test": 1}}
     asking = {
-        "eval": {"samples": 4, "rows": 8, "max_tokens": 24, "resamples": 200},
+        "eval": {"samples": SAMPLES, "rows": 8, "max_tokens": 24, "resamples": 200},
         "data": {"main": "dense", "tiers": tiers},
     }
+    light = {**_sft_settings(), **_easy_first(), "lora": DROPPING}
+    again = {**real, "grpo": REUSED, "lora": DROPPING, "data": {"main": "dense", "tiers": four}}
     found = [
-        Case("sft", _sft, _sft_settings()),
-        Case(
-            "sft, LoRA, easy to hard", _sft, {**_sft_settings(), **_easy_first(), "lora": DROPPING}
-        ),
-        Case("grpo", _grpo, {**real, "grpo": GRPO}),
-        Case(
-            "grpo, LoRA, answers used again",
-            _grpo,
-            {**real, "grpo": REUSED, "lora": DROPPING, "data": {"main": "dense", "tiers": four}},
-        ),
-        Case("sampling", _sample, asking),
-        Case("data", lambda recipe: make.run(recipe, False, workers=1), {}, lambda recipe: None),
-        Case("sampling, report, verdict", _judge, {**asking, **tuned}, _made_and_tuned),
+        Case("sft", _sft, _sft_settings(), in_training),
+        Case("sft, LoRA, easy to hard", _sft, light, in_training),
+        Case("grpo", _grpo, {**real, "grpo": GRPO}, in_training),
+        Case("grpo, LoRA, answers used again", _grpo, again, in_training),
+        Case("sampling", _sample, asking, in_sampling),
+        Case("data", _data, {}, in_data, before=lambda recipe: None),
+        Case("sampling, report, verdict", _judge, {**asking, **tuned}, in_judging, _made_and_tuned),
     ]
     return {case.name: case for case in found}
 
@@ -157,13 +171,17 @@ class Blow:
         words: the first change whose line has all of them.
         event: or the how-manieth it is, from 1.
         seconds: or so long after that.
-        kind: a signal; none: the disk is full from then on.
+        kind: a signal; none: the disk is full from then on, and Python is told so at every file
+            that it begins.
+        most: or files may have so many bytes from then on, whoever writes them: a write beyond
+            fails in the middle, as on a full disk.
     """
 
     words: tuple[str, ...] = ()
     event: int = 0
     seconds: float = 0.0
     kind: signal.Signals | None = signal.SIGKILL
+    most: int = 0
 
     def falls(self, count: int, line: str) -> bool:
         return count == self.event or bool(self.words and all(word in line for word in self.words))
@@ -180,6 +198,12 @@ class Life:
     @property
     def killed(self) -> bool:
         return self.code == -signal.SIGKILL
+
+    @property
+    def began_at(self) -> str | None:
+        """The checkpoint that it said it went on from."""
+        words = self.said.partition("going on from ")[2].split()
+        return Path(words[0]).name if words else None
 
 
 def live(folder: Path, work: Callable[[Recipe], None], blow: Blow | None = None) -> Life:
@@ -236,9 +260,11 @@ def _child(
             os.write(report, line.encode())
             if blow and not full and blow.falls(count, line) and not blow.seconds:
                 full = blow.kind is None
+                if full and blow.most:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (blow.most, blow.most))
                 while not full:
                     signal.pause()
-            if full and event in ("open", "os.mkdir"):
+            if full and not blow.most and event in ("open", "os.mkdir"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
         sys.addaudithook(watch)
@@ -293,19 +319,87 @@ def _without_clock(found: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def lies_in(folder: Path) -> str:
-    """What a killed run could go on from."""
-    checkpoints = [int(p.name.rpartition("-")[2]) for p in folder.glob("runs/*/*/checkpoints/c*-*")]
-    answers = sum(p.read_bytes().count(b"\n") for p in folder.glob("runs/*/eval/*/samples.jsonl"))
-    if checkpoints:
-        return f"checkpoint-{max(checkpoints)}, whole or not"
-    return f"{answers} answers" if answers else "nothing"
-
-
 def differences(whole: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    return sorted(
+    """The files that differ; of a manifest, by which keys."""
+    differ = sorted(
         name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name)
     )
+    return [name + _keys(whole.get(name), found.get(name)) for name in differ]
+
+
+def _keys(one: Any, other: Any) -> str:
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return ""
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return f" ({', '.join(keys)})"
+
+
+# --- where a kill fell -----------------------------------------------------------------------
+
+START, DONE = "the start", "nothing left to do"
+
+
+def in_training(folder: Path, change: str) -> tuple[str, str]:
+    from pipeline.train import CHECKPOINTS, last_whole
+
+    name, part, *_ = [*change.split()[1].split("/"), ""]
+    stage = folder / RUN / name
+    if finished(stage):
+        return "after the end", DONE
+    last = last_whole(stage / CHECKPOINTS)
+    whole = _step(last) if last else 0
+    steps = [_step(path) for path in (stage / CHECKPOINTS).glob("checkpoint-*")]
+    if part.startswith((".adapter", ".model", f".{MANIFEST}")):
+        where = "while the model or its manifest was written"
+    elif max(steps, default=0) > whole:
+        where = "while a checkpoint was written"
+    elif len(steps) > 1:
+        where = "while an old checkpoint was removed"
+    else:
+        where = "between checkpoints" if whole else "before the first checkpoint"
+    return where, last.name if last else START
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def in_sampling(folder: Path, change: str) -> tuple[str, str]:
+    stage = folder / RUN / "eval" / "base"
+    if finished(stage):
+        return "after the end", DONE
+    samples = stage / "samples.jsonl"
+    answers = samples.read_bytes().count(b"\n") if samples.is_file() else 0
+    if answers == PROBLEMS * SAMPLES:
+        return "while they were put together", "all answers"
+    if answers:
+        return "while answers were drawn", "some of the answers"
+    return "before the first answer", START
+
+
+def in_data(folder: Path, change: str) -> tuple[str, str]:
+    stage = folder / RUN / "data"
+    if finished(stage):
+        return "after the end", DONE
+    some = (stage / "train.jsonl").exists()
+    return "while files were written" if some else "while problems were drawn", START
+
+
+def in_judging(folder: Path, change: str) -> tuple[str, str]:
+    stages = ("base", "sft", ".", "base/fresh", "sft/fresh", "elicitation")
+    done = sum(finished(folder / RUN / "eval" / stage) for stage in stages)
+    where = (
+        "while answers were drawn",
+        "while answers were drawn",
+        "while they were judged and reported",
+        "while fresh answers were drawn",
+        "while fresh answers were drawn",
+        "while the verdict was reached",
+        "after the end",
+    )[done]
+    if done == len(stages):
+        return where, DONE
+    return where, f"{done} of {len(stages)} stages" if done else START
 
 
 # --- a case ----------------------------------------------------------------------------------
@@ -380,6 +474,7 @@ def _write(folder: Path, changes: dict[str, Any]) -> None:
 def preload() -> None:
     """Import what the stages import, so that a child has it at once; in one thread, which alone
     survives a fork."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, for the threads that load weights, too
     import torch
 
     torch.set_num_threads(1)
@@ -395,37 +490,68 @@ def preload() -> None:
     del peft
 
 
+@dataclass
+class Tally:
+    """What befell a case."""
+
+    kills: int = 0
+    fell: Counter[str] = field(default_factory=Counter)
+    began: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def row(self, name: str) -> str:
+        cells = (_counted(self.fell), _counted(self.began), ", ".join(self.wrong) or "nothing")
+        return f"| {name} | {self.kills} | {' | '.join(cells)} |"
+
+
+def _counted(found: Counter[str]) -> str:
+    return ", ".join(f"{times} {what}" for what, times in found.most_common())
+
+
+def killed_at_random(trial: Trial, kills: int, rng: random.Random) -> Tally:
+    """Kill a case so often, up to four times a run, and let it go on to its end each time."""
+    tally = Tally()
+    while tally.kills < kills:
+        folder = trial.fresh()
+        count = min(rng.randint(1, 4), kills - tally.kills)
+        lies = None
+        for life in trial.survive(folder, [trial.random_kill(rng) for _ in range(count)]):
+            if life.began_at not in (None, lies):
+                tally.wrong.append(f"went on from {life.began_at}, not from {lies}")
+            if life.killed:
+                where, lies = trial.case.fell(folder, life.events[-1][1])
+                tally.kills += 1
+                tally.fell[where] += 1
+                tally.began[lies] += 1
+                tally.changes[life.events[-1][1]] += 1
+        tally.wrong += differences(trial.left, left_in(folder))
+        shutil.rmtree(folder)
+    return tally
+
+
 def main() -> None:
+    preload()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=4, help="of each case")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cases", nargs="+", default=list(cases()), help="or only these")
+    parser.add_argument("--where", action="store_true", help="print the last changes to files")
     arguments = parser.parse_args()
-    preload()
-    wrong = 0
+    rows, wrong = [], 0
     for name in arguments.cases:
-        rng = random.Random(f"{arguments.seed} {name}")
         with tempfile.TemporaryDirectory() as place:
             trial = Trial(Path(place), cases()[name])
-            kills, rounds, where, bad = 0, 0, Counter(), []
-            while kills < arguments.kills:
-                rounds += 1
-                folder = trial.fresh()
-                count = min(rng.randint(1, 4), arguments.kills - kills)
-                for life in trial.survive(folder, [trial.random_kill(rng) for _ in range(count)]):
-                    kills += life.killed
-                    if life.killed:
-                        where[f"{life.events[-1][1]}; there was {lies_in(folder)}"] += 1
-                bad += differences(trial.left, left_in(folder))
-                shutil.rmtree(folder)
-            wrong += len(bad)
-            print(
-                f"{name}: {kills} kills in {rounds} runs of {trial.whole.events[-1][0]:.1f} s; "
-                f"different: {', '.join(bad) or 'nothing'}",
-                flush=True,
-            )
-            for line, times in sorted(where.items()):
-                print(f"    {times} x at: {line}", flush=True)
+            rng = random.Random(f"{arguments.seed} {name}")
+            tally = killed_at_random(trial, arguments.kills, rng)
+            seconds = trial.whole.events[-1][0]
+        print(f"{name}: {tally.kills} kills of a run of {seconds:.1f} s", flush=True)
+        for change, times in sorted(tally.changes.items()) if arguments.where else ():
+            print(f"    {times} x at: {change}", flush=True)
+        rows.append(tally.row(name))
+        wrong += len(tally.wrong)
+    print("\n| case | kills | where they fell | what it went on from | different in the end |")
+    print("|---|--:|---|---|---|", *rows, sep="\n")
     sys.exit(min(wrong, 1))
 
 
