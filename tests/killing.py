@@ -501,7 +501,11 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
     def row(self, name: str) -> str:
-        cells = (_counted(self.fell), _counted(self.began), ", ".join(self.wrong) or "nothing")
+        cells = (
+            _counted(self.fell),
+            _counted(self.began),
+            ", ".join(dict.fromkeys(self.wrong)) or "nothing",
+        )
         return f"| {name} | {self.kills} | {' | '.join(cells)} |"
 
 
