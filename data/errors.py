@@ -46,7 +46,7 @@ def reason_of(error: Exception, most: int | None = 200) -> str:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
-_SHORT.maxlevel = 3
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 3, 4, 4
 
 
 def shown(value: Any) -> str:

@@ -75,7 +75,9 @@ def read_rows(source: str) -> Iterator[Row]:
 def _load_from_hub(source: str, name: str, split: str | None) -> list[tuple[str, Any]]:
     """(split, rows) of a hub dataset."""
     import datasets
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries
     try:
         found = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, reason_of
+from data.files import finished
 from data.prompts import messages
 from data.recipe import DTYPES, Recipe
+from data.sections import ARMS
 from pipeline import processes
 
 if TYPE_CHECKING:
@@ -215,16 +218,25 @@ def check_dtype(dtype: str) -> None:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
 
 
+def _way_out(folder: str | Path) -> str:
+    """How to have a spoilt model again, as a sentence ends: nothing of one that is not ours."""
+    arm = Path(folder).parent
+    if not finished(arm):
+        return ""
+    return f"; FORCE=1 make {arm.name if arm.name in ARMS else 'arms'} trains it again"
+
+
 def check_model_folder(folder: Path) -> None:
     """Raise UserError where a local model lacks what a Hugging Face model folder has."""
+    way_out = _way_out(folder)
     if not folder.is_dir():
-        raise UserError(f"model folder {folder} does not exist")
+        raise UserError(f"model folder {folder} does not exist{way_out}")
     if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder} has no config.json")
+        raise UserError(f"model folder {folder} has no config.json{way_out}")
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"model folder {folder} has no weights (*.safetensors)")
+        raise UserError(f"model folder {folder} has no weights (*.safetensors){way_out}")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise UserError(f"model folder {folder} has no tokenizer (tokenizer.json)")
+        raise UserError(f"model folder {folder} has no tokenizer (tokenizer.json){way_out}")
 
 
 def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -254,6 +266,8 @@ def _from_pretrained(
     if is_local(model):
         check_model_folder(Path(model))
     with explained(model):
+        if is_local(model):
+            _check_size(Path(model))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         network, report = AutoModelForCausalLM.from_pretrained(
             model,
@@ -269,10 +283,45 @@ def _from_pretrained(
     if lacking:
         raise UserError(
             f"the weights of {model} do not fit its config.json: {min(lacking)} and "
-            f"{len(lacking) - 1} others are missing or of another shape"
+            f"{len(lacking) - 1} others are missing or of another shape{_way_out(model)}"
         )
     check_tokenizer(network, tokenizer, model)
     return network, tokenizer
+
+
+def _check_size(folder: Path) -> None:
+    """Raise UserError where a config asks for more weights than its files hold. Transformers would
+    make up the others, and the system end this process where they take more memory than there is.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config, "quantization_config", None):
+        return  # several weights in a number
+    held, tensors = 0, 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it is no dict
+                tensors += 1
+                held += math.prod(file.get_slice(key).get_shape())
+    text = config.get_text_config(decoder=True)
+    layers = getattr(text, "num_hidden_layers", None) or 0
+    if layers <= tensors:
+        # Without weights, and without a trace in the random state.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        ends = (network.get_input_embeddings(), network.get_output_embeddings())
+        shared = max((end.weight.numel() for end in ends if end is not None), default=0)
+        wanted = sum(weight.numel() for weight in network.parameters())
+        if shared <= held and wanted <= held + shared:
+            return
+    asks = f"{layers:,} layers" if layers > tensors else f"{wanted:,} weights"
+    raise UserError(
+        f"the weights of {folder} do not fit its config.json: it asks for {asks}, and there are "
+        f"{held:,} weights in {tensors:,} tensors{_way_out(folder) or '; copy both again'}"
+    )
 
 
 @contextmanager
@@ -284,20 +333,34 @@ def explained(model: str, file: str = "") -> Iterator[None]:
 
     logging.set_verbosity_error()  # its retries
     try:
+        if not is_local(model):
+            _reach(model)
         yield
+    except UserError:
+        raise
     except SafetensorError as error:
-        raise UserError(f"the weights of {model} are corrupt ({error}); copy them again") from None
+        way_out = _way_out(model) or "; copy them again"
+        raise UserError(f"the weights of {model} are corrupt ({error}){way_out}") from None
     except Exception as error:  # whatever transformers and tokenizers run into in a spoilt file
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
         if is_local(model):
             what = f"{file} of {model}" if file else f"model folder {model}"
-            raise UserError(f"{what} cannot be loaded: {reason}") from None
+            raise UserError(f"{what} cannot be loaded: {reason}{_way_out(model)}") from None
         raise UserError(
             f"model {model!r} is neither a local folder nor to be had from the hub just now (is "
             f"the id right, is there a network, is `hf auth login` needed?): {reason}"
         ) from None
+
+
+def _reach(model: str) -> None:
+    """Raise at once where a model of the hub is neither on this machine nor to be had: each of its
+    files would be tried for half a minute."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(model, "config.json"), str):
+        HfApi().model_info(model, timeout=30)
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:

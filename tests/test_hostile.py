@@ -1,0 +1,503 @@
+"""The hostile world: whatever file is broken, the command line answers in one sentence.
+
+What stands elsewhere stays there: recipes in ``test_recipe``, the flags of every stage in
+``test_command_line``, models in ``test_backend``, contexts in ``test_lengths`` and ``test_ask``,
+kills and full disks in ``test_resume``. Here broken files meet the stages that read them, and a
+share of ``tests.fuzzing``.
+"""
+
+import contextlib
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import day, tier_problems
+from fuzzing import TARGETS, accept_sound, try_one
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from test_command_line import ending
+from test_parse import MEGABYTE, fastest
+from tiny import RECIPE, random_model, save_model, write_recipe
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from data import make
+from data.errors import UserError, shown
+from data.files import MANIFEST
+from data.prompts import answer
+from data.sections import RewardSection
+from data.solver import optimal_schedule
+from eval import report
+from eval.sample import sample_arm
+from pipeline import backend, sft
+from pipeline.tokens import CHAT_TEMPLATE
+from rewards import blog
+from rewards.reward import SHAPES, totals
+from rewards.verify import Status, verify
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a model, its recipe, data, an SFT arm, the base's answers and their report."""
+    folder = tmp_path_factory.mktemp("world")
+    with contextlib.chdir(folder):
+        write_recipe(Path(), save_model(Path("model"), "qwen3"), arms={"sft": {"trainer": "sft"}})
+        recipe = write_recipe(Path(), Path("model"), verdict={**RECIPE["verdict"], "arms": ["sft"]})
+        make.run(recipe, force=False, workers=1)
+        sft.run(recipe, force=False)
+        for arm in ("base", "sft"):
+            sample_arm(recipe, arm, force=False)
+        report.run(recipe, force=False)
+    return folder
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch) -> Path:
+    """A copy of it that a test may spoil, as the working folder."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """A function that runs a stage on the recipe of the working folder and returns its sentence."""
+
+    def run(stage: str, *arguments: object) -> str:
+        said = ending(stage, monkeypatch, "--recipe", "small.yaml", *arguments)
+        assert 20 < len(said) < 1_250
+        assert said.isprintable()
+        return said
+
+    return run
+
+
+# --- models ----------------------------------------------------------------------------------
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def another_config(folder: Path) -> None:
+    random_model("llama", hidden=48)[0].config.save_pretrained(folder)
+
+
+def another_shape(folder: Path) -> None:
+    network, _ = random_model("qwen3", hidden=16)
+    weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
+    weights.pop("lm_head.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_template(folder: Path) -> None:
+    half(folder / "chat_template.jinja")
+
+
+def empty_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ '<|user|>' }}")
+
+
+def set_tokenizer(**changes: object):
+    def spoil(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return spoil
+
+
+MODELS = {
+    "truncated weights": (lambda f: half(f / "model.safetensors"), "are corrupt ("),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "are corrupt ("),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights (*.safetensors)"),
+    "other shapes": (another_shape, "do not fit its config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "another's config": (another_config, "do not fit its config.json"),
+    "no tokenizer": (
+        lambda f: [path.unlink() for path in f.glob("token*")],
+        "has no tokenizer (tokenizer.json)",
+    ),
+    "truncated tokenizer": (lambda f: half(f / "tokenizer.json"), "cannot be loaded: "),
+    "truncated template": (spoil_template, "cannot render a conversation"),
+    "a template without the question": (empty_template, "leaves out what the user"),
+    "no end": (set_tokenizer(eos_token=None), "has no token that ends an answer"),
+    "a length in words": (set_tokenizer(model_max_length="long"), "its tokenizer not read it"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_a_broken_base_model_is_one_sentence_where_training_starts_from_it(here, says, case):
+    spoil, words = MODELS[case]
+    spoil(here / "model")
+    said = says("pipeline.sft", "--force", "--model", "model")
+    assert words in said
+    assert "model" in said
+    # Nothing that was there is lost to a training that cannot begin.
+    assert (here / "runs/small/sft" / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize("stage", [("pipeline.grpo", "--unsound"), ("eval.sample", "--arm", "sft")])
+@pytest.mark.parametrize("case", ["truncated weights", "no config", "other shapes"])
+def test_a_broken_trained_model_is_one_sentence_with_the_way_to_train_it_again(
+    here, says, stage, case
+):
+    spoil, words = MODELS[case]
+    spoil(here / "runs/small/sft/model")
+    write_recipe(here, Path("model"))  # with GRPO
+    said = says(*stage)
+    assert words in said
+    assert "runs/small/sft/model" in said
+    assert said.endswith("; FORCE=1 make sft trains it again")
+
+
+def test_a_config_that_asks_for_more_than_there_is_is_refused_before_it_takes_the_memory(tmp_path):
+    folder = save_model(tmp_path / "m", "qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in (("vocab_size", 10**10), ("intermediate_size", 10**10), ("head_dim", 10**9)):
+        (folder / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(UserError, match=r"config\.json: it asks for [\d,]+ weights, and"):
+            backend.load(str(folder), "float32")
+    layers = {"num_hidden_layers": 5000, "layer_types": ["full_attention"] * 5000}
+    (folder / "config.json").write_text(json.dumps({**config, **layers}))
+    with pytest.raises(UserError, match=r"it asks for 5,000 layers, and there"):
+        backend.load(str(folder), "float32")
+
+
+def test_an_id_beyond_the_embeddings_is_found_though_there_are_few_tokens():
+    words = Tokenizer(WordLevel({"<|unknown|>": 0, "a": 1, "b": 5000}, unk_token="<|unknown|>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b", unk_token="a")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    network, _ = random_model("qwen3")
+    with pytest.raises(UserError, match=r"of x has 5001 tokens, its model only \d+: they do not"):
+        backend.check_tokenizer(network, tokenizer, "x")
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+def row_with(**changes: object):
+    return lambda line: json.dumps({**json.loads(line), **changes})
+
+
+def problem_with(**changes: object):
+    def spoil(line: str) -> str:
+        row = json.loads(line)
+        return json.dumps({**row, "problem": {**row["problem"], **changes}})
+
+    return spoil
+
+
+LINES = {
+    "half a line": (lambda line: line[:40], "is not valid JSON"),
+    "no gold": (
+        lambda line: json.dumps({k: v for k, v in json.loads(line).items() if k != "gold"}),
+        "has no 'gold'; make data writes it",
+    ),
+    "a prompt that is a list": (row_with(prompt=["a"]), "'prompt' must be text, not ['a']"),
+    "no number for a number": (problem_with(optimum=math.nan), '"optimum", a whole number'),
+    "a huge number": (problem_with(optimum=10**400), '"optimum" is 1000'),
+    "a number of too many digits": (lambda line: '{"id": ' + "9" * 5000 + "}", "is not valid JSON"),
+    "another optimum": (problem_with(optimum=5), '"optimum" is 5, the proven one '),
+    "half a character": (row_with(gold="\ud83d"), "'gold' must be text"),
+    "half a character in a name": (
+        problem_with(events=[["\ud83d", "09:00", "10:00"]]),
+        "has half a character",
+    ),
+    "rules as text": (problem_with(rules="none"), '"rules", a JSON list'),
+    "nesting": (lambda line: "[" * 100_000, "is not valid JSON"),
+    "bytes of no text": (lambda line: "\udcff", "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_an_edited_line_of_the_training_data_is_named_before_anything_is_trained(here, says, case):
+    spoil, words = LINES[case]
+    path = here / "runs/small/data/train.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = spoil(lines[1])
+    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    said = says("pipeline.sft")
+    assert said.startswith("runs/small/data/train.jsonl:2")
+    assert words in said
+    assert (here / "runs/small/sft/model/model.safetensors").is_file()
+
+
+def test_a_line_that_is_there_twice_is_named_with_the_first(here, says):
+    path = here / "runs/small/data/train.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[2]]))
+    said = says("pipeline.sft")
+    assert said.startswith(
+        f"runs/small/data/train.jsonl:{len(lines) + 1} has id 'train-dense-00002'"
+    )
+    assert said.endswith("again, as line 3")
+
+
+# --- answers and verdicts --------------------------------------------------------------------
+
+ROWS = {
+    "half a line": (lambda line: line[:20], "is not valid JSON"),
+    "no object": (lambda line: "7", "must be a JSON object"),
+    "another's problem": (row_with(id="test-dense-99999"), "no problem that was asked"),
+    "no text for an id": (row_with(id=["a"]), "\"id\" is ['a'], no problem that was asked"),
+    "another sample": (row_with(sample=3), '"sample" is 3 where the one to be expected of'),
+    "a reason that is none": (row_with(finish_reason=["x"]), '"finish_reason" must be a text'),
+}
+SAMPLES = ROWS | {
+    "no completion": (row_with(completion=None), '"completion" must be a text, not None'),
+    "a number for a completion": (row_with(completion=3), '"completion" must be a text, not 3'),
+}
+VERDICTS = ROWS | {
+    "no status": (row_with(status="splendid"), '"status" must be one of optimal, feasible'),
+    "one violation": (row_with(violations="overlap"), '"violations" must be a list of texts'),
+    "no number for a ratio": (row_with(ratio=math.nan), '"ratio" must be a number from 0 to 1'),
+    "a ratio in words": (row_with(ratio="1"), "\"ratio\" must be a number from 0 to 1, not '1'"),
+}
+
+
+def spoil_row(path: Path, spoil) -> None:
+    lines = path.read_text().splitlines()
+    lines[1] = spoil(lines[1])
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("case", SAMPLES)
+def test_a_broken_answer_is_named_with_the_way_to_have_it_drawn_again(here, says, case):
+    spoil, words = SAMPLES[case]
+    spoil_row(here / "runs/small/eval/base/samples.jsonl", spoil)
+    said = says("eval.report")
+    assert said.startswith("runs/small/eval/base/samples.jsonl:2")
+    assert words in said
+    assert said.endswith("; delete samples.jsonl, and `make eval` draws it again")
+
+
+@pytest.mark.parametrize("stage", ["eval.elicitation", "eval.page"])
+@pytest.mark.parametrize("case", VERDICTS)
+def test_a_broken_verdict_is_named_with_the_way_to_have_it_judged_again(here, says, stage, case):
+    spoil, words = VERDICTS[case]
+    spoil_row(here / "runs/small/eval/base/verdicts.jsonl", spoil)
+    said = says(stage)
+    assert said.startswith("runs/small/eval/base/verdicts.jsonl:2")
+    assert words in said
+    assert said.endswith("; delete verdicts.jsonl, and `make eval` judges it again")
+
+
+def test_verdicts_that_end_early_are_not_counted(here, says):
+    path = here / "runs/small/eval/base/verdicts.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    said = says("eval.elicitation")
+    assert "verdicts.jsonl has verdicts on 3 answers to one problem and 4 to another" in said
+    assert said.endswith("delete it, and `make eval` judges again")
+
+
+def test_what_a_sentence_says_to_do_mends_it(here):
+    path = here / "runs/small/eval/base/verdicts.jsonl"
+    whole = path.read_bytes()
+    path.unlink()
+    report.run(write_recipe(here, Path("model")), force=False)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"loss": 1.0}, '"step" must be a number, not None'),
+        ({"step": 9, "loss": "low"}, "\"loss\" must be a number, not 'low'"),
+        ({"step": 9, "grad_norm": math.inf}, '"grad_norm" must be a number, not inf'),
+    ],
+)
+def test_a_spoilt_log_is_named_by_its_line_where_it_is_to_be_drawn(here, says, row, words):
+    path = here / "runs/small/sft/log.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps(row)]) + "\n")
+    said = says("eval.page")
+    assert said.startswith(f"runs/small/sft/log.jsonl:{len(lines) + 1}: {words}; delete the line")
+
+
+# --- recipes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "../x"}, "small.yaml: name '../x' must be letters"),
+        ({"model": "a\0b"}, "small.yaml: model is no plain text"),
+        ({"model": "x" * 5000}, "small.yaml: model is no plain text, or too long: 'xxx"),
+        ({"dtype": "float8"}, "small.yaml: dtype must be one of float32, bfloat16, float16, not"),
+        ({"extends": "nope.yaml"}, "small.yaml: extends nope.yaml, but recipe nope.yaml does not"),
+        ({"extends": "a\0b"}, "small.yaml: extends 'a\\x00b' is no file's name"),
+        ({"eval": {"temperature": 10**400}}, "small.yaml: eval.temperature must be a number, not"),
+        (
+            {"seed": [[[[[[[[["deep"]]]]]]]]]},
+            "small.yaml: seed must be a whole number, not [[[[...]]]]",
+        ),
+    ],
+)
+def test_a_hostile_value_of_a_recipe_is_named(tmp_path, monkeypatch, says, changes, words):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+    assert words in says("data.make")
+
+
+@pytest.mark.parametrize("text", ["seed: " + "9" * 5000, "a: " + "[" * 2000, "a: {b: " * 2000])
+def test_numbers_and_nesting_beyond_all_measure_are_refused(tmp_path, monkeypatch, says, text):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(text)
+    assert "small.yaml" in says("data.make")
+
+
+def test_aliases_that_unfold_without_end_are_shown_in_a_few_words(tmp_path, monkeypatch, says):
+    monkeypatch.chdir(tmp_path)
+    lines = ["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30)]
+    aliases = "\n".join(lines) + "\n"
+    content = {key: value for key, value in RECIPE.items() if key != "seed"}
+    Path("small.yaml").write_text(aliases + yaml.safe_dump(content) + "seed: *x29\n")
+    assert "unknown key 'x0'" in says("data.make")
+    assert len(shown(yaml.safe_load(aliases)["x29"])) < 1000
+
+
+def test_a_sentence_is_short_and_printable_whatever_it_quotes():
+    said = str(UserError("a\x1b[31m\n\u202e" + "b" * 10_000 + "; the way out"))
+    assert said.startswith("a\\x1b[31m\\n\\u202ebbb")
+    assert said.endswith("bbb; the way out")
+    assert said.isprintable()
+    assert len(said) < 1_250
+
+
+# --- the hub ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "words"),
+    [
+        ("data.make", {"source": "nobody/events"}, "as a dataset of the hub it cannot be had ("),
+        ("pipeline.lengths", {}, "model 'nobody/none' is neither a local folder nor to be had"),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, changes, words):
+    """Behind a proxy that refuses, in a process of its own: the libraries look when imported."""
+    shutil.copytree(world / "runs", tmp_path / "runs")
+    tiers = {"dense": {"train": 8, "val": 1, "test": 3, "events": [3, 4], **changes}}
+    if changes:
+        del tiers["dense"]["events"]
+    data = {"main": "dense", "tiers": tiers} if changes else RECIPE["data"]
+    write_recipe(tmp_path, "nobody/none", data=data)
+    # The libraries try again, and wait longer each time.
+    code = "import runpy, sys, time; time.sleep = lambda _: None; module = sys.argv.pop(1)\n"
+    code += "runpy.run_module(module, run_name='__main__', alter_sys=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, stage, "--recipe", "small.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **{key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+            "HTTP_PROXY": "http://127.0.0.1:9",
+        },
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+# --- completions -----------------------------------------------------------------------------
+
+_EVENT = "<event>\n<name>Art</name>\n<start>09:00</start>\n<end>10:00</end>\n</event>\n"
+COMPLETIONS = {
+    "nul bytes": "<schedule>" + "\0" * MEGABYTE + "</schedule>",
+    "lone surrogates": f"<schedule>{_EVENT.replace('Art', chr(0xD800) * MEGABYTE)}</schedule>",
+    "right to left": "\u202e" * MEGABYTE + f"<schedule>{_EVENT}</schedule>",
+    "combining characters": f"<schedule>{_EVENT.replace('Art', 'a' + chr(0x301) * MEGABYTE)}",
+    "digits": f"<schedule>{_EVENT.replace('09:00', '9' * MEGABYTE)}</schedule>",
+    "digits of another script": f"<schedule>{_EVENT.replace('09', chr(0x663) * MEGABYTE)}",
+    "a million lines": "\n" * MEGABYTE + f"<schedule>{_EVENT}</schedule>" + "\r\n" * MEGABYTE,
+    "nested events": "<schedule>" + "<event>" * (MEGABYTE // 7) + "</schedule>",
+    "nested reasoning": "<think>" * (MEGABYTE // 7) + f"</think><schedule>{_EVENT}</schedule>",
+    "ends of reasoning": "</think>" * (MEGABYTE // 8) + f"<schedule>{_EVENT}</schedule>",
+    "one event again and again": f"<schedule>{_EVENT * (MEGABYTE // len(_EVENT))}</schedule>",
+    "open tags of all kinds": "<schedule><event><name><start><end>" * (MEGABYTE // 35),
+    "ends without openings": "</name></start></end></event></schedule>" * (MEGABYTE // 40),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("case", COMPLETIONS)
+def test_a_million_hostile_characters_are_paid_within_a_second(case, shape):
+    text = COMPLETIONS[case]
+    column = json.dumps(day().to_json())
+    # With a mark, or the second time would be that of a cache.
+    marks = iter(range(10))
+    took = fastest(lambda: totals(RewardSection(shape), [column], [f"{next(marks)}{text}"]))
+    assert took < 1
+    (paid,) = totals(RewardSection(shape), [column], [text])
+    assert 0 <= paid <= sum(SHAPES[shape].weights.values()) * (100 if shape == "blog" else 1)
+
+
+@pytest.mark.parametrize("case", COMPLETIONS)
+def test_hostile_characters_survive_their_way_to_the_verdicts(case, tmp_path):
+    text = COMPLETIONS[case][:2000]
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps({"id": "a", "sample": 0, "completion": text}) + "\n")
+    (row,) = report.judge_arm({"a": day()}, path)
+    assert row["answer"] == text
+    assert row["status"] == verify(day(), text).status
+
+
+def test_gold_is_paid_in_full_so_the_bounds_above_are_reached():
+    for problem in tier_problems("dense", 3):
+        column, gold = json.dumps(problem.to_json()), answer(optimal_schedule(problem), "x")
+        assert verify(problem, gold).status is Status.OPTIMAL
+        assert totals(RewardSection("graded"), [column], [gold]) == [pytest.approx(1)]
+        assert sum(blog.rewards(blog.row_of(problem), gold).values()) <= 100
+
+
+# --- a share of the fuzzing ------------------------------------------------------------------
+
+EXAMPLES = {name: 40 if name.startswith("model") else 200 for name in TARGETS}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fuzzing")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_spoilt_input_is_taken_or_refused_in_a_sentence(name, place):
+    accept_sound(name, place)
+    met = set()
+
+    @settings(max_examples=EXAMPLES[name])
+    @given(st.integers(0, 2**32 - 1))
+    def feed(seed: int) -> None:
+        outcome = try_one(name, seed, 0, place)
+        assert not outcome.wrong, f"--target {name!r} --seed {seed} --only 0: {outcome.wrong}"
+        met.add(outcome.accepted)
+
+    feed()
+    assert met == ({True} if name == "completion" else {True, False})
+
+
+def test_an_input_is_the_same_one_always(place):
+    rng = random.Random(5)
+    for name in rng.sample(sorted(TARGETS), 3):
+        first, again = (try_one(name, 7, 3, place) for _ in range(2))
+        assert (first.accepted, first.wrong) == (again.accepted, again.wrong)
