@@ -69,8 +69,8 @@ class Lines:
         """The rows of a training that goes on, which were shown then."""
 
     def left(self) -> float | None:
-        """Seconds to the end, at the speed so far; None before the first step."""
-        if self.last == self.first:
+        """Seconds to the end, at the speed so far; None before the first step, and at the end."""
+        if self.last in (self.first, self.steps):
             return None
         each = (time.monotonic() - self.started) / (self.last - self.first)
         return each * (self.steps - self.last)

@@ -119,11 +119,13 @@ def main() -> None:
         UserError: when it was killed, and so could not say why itself.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.agent.server import api  # noqa: F401  (sets its own log level)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # It tells, with a stack, of a failure that has been told.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # They tell of a failure that has been told, or of the Ctrl-C that the user has just pressed.
+    for name in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args())
     except SignalException as ended:

@@ -36,11 +36,13 @@ def test_without_a_terminal_each_step_is_a_line(capsys):
     shown.started -= 20
     shown.show(20, ROW)
     shown.show(30, {"memory": 1.0})
+    shown.show(40, {"loss": 0.5})
     shown.say("warning: so it is")
     shown.close()
     assert capsys.readouterr().out.splitlines() == [
         "step 10/40  val optimal 50.0%",
         "step 20/40  loss 0.1234  reward 0.500  optimal 25.0%  0:40 left",
+        "step 40/40  loss 0.5000",
         "warning: so it is",
     ]
 
