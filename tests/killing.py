@@ -510,7 +510,7 @@ class Tally:
 
 
 def _counted(found: Counter[str]) -> str:
-    return ", ".join(f"{times} {what}" for what, times in found.most_common())
+    return ", ".join(f"{what} ({times})" for what, times in found.most_common())
 
 
 def killed_at_random(trial: Trial, kills: int, rng: random.Random) -> Tally:
