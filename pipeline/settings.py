@@ -141,8 +141,9 @@ def grpo_config(recipe: Recipe, output: Path, max_tokens: int | None = None) -> 
         "use_vllm": recipe.fast_inference,
         **({"max_completion_length": max_tokens} if max_tokens else {}),
     }
-    if recipe.lora is None and recipe.grpo.get("beta"):
-        # Of the reference of the KL, which TRL loads itself, in float32 unless told.
+    if recipe.lora is None and recipe.grpo.get("beta") and recipe.dtype != "float32":
+        # Of the reference of the KL, which TRL loads itself, in float32 unless told; it then warns
+        # that they are of no use to the model, which it is given.
         ours["model_init_kwargs"] = {"dtype": recipe.dtype}
     return _config(GRPOConfig, recipe, "grpo", {**_GRPO_DEFAULTS, **ours})
 

@@ -357,7 +357,7 @@ def hacking(s: Signals) -> Seen | None:
 
 def form_alone(s: Signals) -> Seen | None:
     t = s.thresholds
-    if min(s["form"].count, s["truth"].count) < t.many or s.solved():
+    if not s.long("form") or not s.long("truth") or s.solved():
         return None
     formed, true = s["form"].whole(), s["truth"].whole()
     (form, more), (truth, late) = thirds(formed), thirds(true)
