@@ -527,16 +527,26 @@ class Outcome:
 
 
 def try_one(name: str, seed: int, index: int, folder: Path) -> Outcome:
-    """Feed input ``index`` of a target, the same one always; one below 0 has no limit of time."""
-    target = TARGETS[name]
+    """Feed input ``index`` of a target, the same one always."""
     rng = random.Random(f"{seed} {name} {index}")
-    content = spoilt(rng, target.texts(), target.form)
+    content = spoilt(rng, TARGETS[name].texts(), TARGETS[name].form)
+    return _fed(TARGETS[name], content, folder, TARGETS[name].seconds)
+
+
+def accept_sound(name: str, folder: Path) -> None:
+    """Feed what was not spoilt; it must be accepted. What reads it is imported then."""
+    for text in TARGETS[name].texts():
+        outcome = _fed(TARGETS[name], text, folder, 0)
+        assert outcome.accepted, f"{name}: {outcome}"
+
+
+def _fed(target: Target, content: bytes, folder: Path, seconds: float) -> Outcome:
     place = Path(tempfile.mkdtemp(dir=folder))
     accepted, said, wrong = False, "", ""
     before = signal.signal(signal.SIGALRM, _late)
     started = time.perf_counter()
     try:
-        signal.setitimer(signal.ITIMER_REAL, target.seconds if index >= 0 else 0)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         target.feed(content, place)
         accepted = True
     except UserError as error:
@@ -544,7 +554,7 @@ def try_one(name: str, seed: int, index: int, folder: Path) -> Outcome:
         if "\n" in said or not said.strip() or len(said) > SENTENCE:
             wrong = f"no sentence: {said[:200]!r} ({len(said)} characters)"
     except TooSlow:
-        wrong = f"longer than {target.seconds:g} s"
+        wrong = f"longer than {seconds:g} s"
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
@@ -607,8 +617,7 @@ def main() -> None:
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as place:
         for name in arguments.target:
-            TARGETS[name].texts()
-            try_one(name, arguments.seed, -1, Path(place))  # its imports take time
+            accept_sound(name, Path(place))
             tallies[name] = Tally()
             until = time.monotonic() + arguments.seconds * TARGETS[name].share / shares
             index = arguments.only or 0
