@@ -4,7 +4,7 @@
 GPU_HERE := $(shell command -v nvidia-smi)
 # Some goals are experiments of their own.
 named   = $(if $(filter $(1),$(MAKECMDGOALS)),$(2))
-RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),$(call named,blog,$(if $(GPU_HERE),blog-7b,blog-tiny)),tiny).yaml
+RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),$(call named,sick,sick),$(call named,blog,$(if $(GPU_HERE),blog-7b,blog-tiny)),tiny).yaml
 # Override what the recipe says: MODEL=folder-or-hub-id  BACKEND=auto, unsloth or trl (but for
 # arms that name their own)  BITS=4 or 8 (of the weights in training), 16 (everywhere)  RUN=name-below-runs  FORCE=1 (redo)
 MODEL  ?=
@@ -56,7 +56,7 @@ $(if $(named_here),$(foreach name,$(filter-out $(settings) PY SHELL MAKE%,$(name
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval sample report try export ablate elicit skills blog probe doctor plan gpu-check backends calibrate base bench test lint clean
+.PHONY: help setup data audit sft grpo arms eval sample report try export ablate elicit skills blog probe doctor sick plan gpu-check backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -136,6 +136,8 @@ probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sf
 LOG    ?=
 doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any TRL run)
 	$(PY) -m pipeline.doctor$(or $(call flag,log,$(LOG)),$(call flag,run,$(RUN)),$(call flag,recipe,$(RECIPE)))
+
+sick: data arms doctor ## trainings made sick on purpose, and what the doctor says of each
 
 plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
 	$(if $(MEASURE),$(call without,make plan MEASURE=1,RECIPE MODEL RUN BACKEND BITS GPU,it measures a small model of its own)$(PY) -m pipeline.measure,$(PY) -m pipeline.plan $(STAGE)$(call flag,gpu,$(GPU)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Patient:
     @property
     def well(self) -> bool:
         """Whether nothing but notes was found."""
-        return all(finding.level == Level.NOTE for finding in self.findings)
+        return not _serious(self)
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -180,15 +180,36 @@ def run_folder(name: str) -> Path:
     raise UserError(f"{folder} does not exist; {there}{recipe.nearest(name, known)}")
 
 
-def print_patients(patients: Iterable[Patient], console: Console) -> None:
-    """What was found, arm by arm; of a healthy one, what was looked at."""
+def print_patients(patients: Sequence[Patient], console: Console) -> None:
+    """What was found, arm by arm; of a healthy one, what was looked at. Of several, all at a glance
+    in the end."""
     for patient in patients:
         console.print()
         console.print(_heading(patient), soft_wrap=True)
-        if found := [finding for finding in patient.findings if finding.level != Level.NOTE]:
+        if found := _serious(patient):
             console.print(_table(found))
         for line in _notes(patient):
             console.print(Text(line), soft_wrap=True)
+    if len(patients) > 1:
+        console.print()
+        console.print(_overview(patients))
+
+
+def _serious(patient: Patient) -> list[Finding]:
+    return [finding for finding in patient.findings if finding.level != Level.NOTE]
+
+
+def _overview(patients: Iterable[Patient]) -> Table:
+    table = Table("arm", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("what was found (since step)")
+    for patient in patients:
+        words = [
+            Text(f"{finding.rule} ({finding.step})", style=_STYLES[finding.level])
+            for finding in sorted(_serious(patient), key=lambda finding: finding.step)
+        ]
+        nothing = Text("nothing logged yet" if patient.kind is None else "nothing", style="dim")
+        table.add_row(Text(patient.arm), Text(", ").join(words) if words else nothing)
+    return table
 
 
 def _heading(patient: Patient) -> Text:

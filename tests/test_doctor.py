@@ -59,6 +59,12 @@ def test_a_run_is_told_arm_by_arm_with_evidence_and_advice(runs, call):
     assert "Looked for: nonfinite, grad-spikes, overfitting, diverged, loss-stands." in text
     assert "kl-slow (needs KL)" in text
     assert "late nothing logged yet" in text
+    # Of several logs, all at a glance in the end.
+    assert [line.split() for line in said.splitlines()[-3:]] == [
+        ["grpo", "hacking", "(50)"],
+        ["late", "nothing", "logged", "yet"],
+        ["sft", "nothing"],
+    ]
 
 
 def test_json_has_the_same(runs, call):
