@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ def kept(path: Path, samples: int) -> dict[str, list[bytes]]:
     for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):  # the torn last line of an interrupted write
             break
-        rows.setdefault(json.loads(line)["id"], []).append(line)
+        # A spoilt line is left out: then its problem lacks an answer, and is asked again.
+        with suppress(ValueError, RecursionError, KeyError, TypeError):
+            rows.setdefault(json.loads(line)["id"], []).append(line)
     return {identity: lines for identity, lines in rows.items() if len(lines) == samples}
 
 
@@ -183,5 +185,7 @@ def begin(stage: Stage, whole: Path, shard: Shard | None, force: bool, alone: bo
 
 def _begun(folder: Path) -> Any:
     """What a stage noted that it had begun; None where there is none."""
-    path = folder / BEGUN
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads((folder / BEGUN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -167,7 +167,7 @@ def check_installed(recipe: Recipe) -> None:
     that works on a GPU only."""
     import torch
 
-    if recipe.bits in (4, 8) and processes.cuts_weights():
+    if recipe.quantised and processes.cuts_weights():
         raise UserError(
             f"{recipe.path}: weights of {recipe.bits} bits are not cut up among processes; "
             "pipeline/accelerate/ddp.yaml or zero2.yaml leaves them whole, or bits: 16"
@@ -176,7 +176,7 @@ def check_installed(recipe: Recipe) -> None:
     wants: list[tuple[str, str, bool]] = [
         ("fast_inference", "vllm", recipe.fast_inference),
         ("grpo.use_vllm", "vllm", bool(recipe.grpo.get("use_vllm"))),
-        (f"bits: {recipe.bits}", "bitsandbytes", recipe.bits in (4, 8)),
+        (f"bits: {recipe.bits}", "bitsandbytes", recipe.quantised),
     ]
     for section in ("sft", "grpo"):
         settings = getattr(recipe, section)
@@ -433,7 +433,7 @@ def load_for_training(
     else:
         network, tokenizer = _load_with_trl(recipe, model)
     # Where it cannot quantise, Unsloth goes on with whole weights.
-    if recipe.bits in (4, 8) and all(each.is_floating_point() for each in network.parameters()):
+    if recipe.quantised and all(each.is_floating_point() for each in network.parameters()):
         raise UserError(
             f"{recipe.path}: {choose(recipe.backend).name} cannot load {model} in {recipe.bits} "
             f"bits on this machine; {'BITS=4 or ' if recipe.bits == 8 else ''}BACKEND=trl"
@@ -444,7 +444,7 @@ def load_for_training(
         try:
             adapted = attach(network, adapter, recipe, recomputed)
         except (ValueError, TypeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise UserError(f"{recipe.path}: lora does not fit {model}: {reason}") from None
         _check_ends(adapted, recipe)
         network = adapted
@@ -504,7 +504,7 @@ def _check_ends(adapted: PreTrainedModel, recipe: Recipe) -> None:
 
 
 def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if recipe.bits not in (4, 8):
+    if not recipe.quantised:
         return load(model, recipe.dtype)
     import torch
     from transformers import BitsAndBytesConfig
@@ -553,7 +553,7 @@ def _load_with_unsloth(
             dtype=getattr(torch, recipe.dtype),
             load_in_4bit=recipe.bits == 4,
             load_in_8bit=recipe.bits == 8,
-            load_in_16bit=recipe.bits not in (4, 8) and recipe.dtype != "float32",
+            load_in_16bit=not recipe.quantised and recipe.dtype != "float32",
             full_finetuning=recipe.lora is None,
             trust_remote_code=False,
             use_gradient_checkpointing="unsloth" if recomputed else False,
@@ -613,7 +613,7 @@ def _attach_with_unsloth(
 def hold_adapters_whole(recipe: Recipe, trainer: Any) -> Any:
     """``trainer``, with adapters of quantised weights in float32. TRL makes them bfloat16, in which
     small steps are lost: at a learning rate of 2e-5, 46 % of their numbers have not moved in 10."""
-    if recipe.bits in (4, 8):
+    if recipe.quantised:
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()

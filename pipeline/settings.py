@@ -65,6 +65,7 @@ _OURS = {
     "reward_weights": "give weights under reward:",
     "multi_objective_aggregation": "a component that does not apply must count 0, not as average",
     "model_init_kwargs": "give model: and dtype: at the top",
+    "save_only_model": "a training that is interrupted could not go on",
 }
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
-from data.errors import UserError
+from data.errors import UserError, reason_of
 from data.files import Stage, finished, remove, write_folder
 from data.make import read_split, split_path
 from data.policies import random_maximal_success
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 #: Below a stage's folder: the finished model, the LoRA adapter that was merged into it, and what
 #: the trainer goes on from when interrupted.
 MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", "checkpoints"
+#: Of a checkpoint, written last.
+STATE = "trainer_state.json"
 #: Of an adapter's change, lost in merging it, before it is spoken of.
 MOST_ROUNDING = 0.5
 
@@ -106,33 +109,48 @@ def model_inputs(model: str) -> list[Path]:
 
 
 def last_whole(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: ``trainer_state.json`` is written last."""
+    """The newest checkpoint that was written to its end and is all there."""
     whole = {
         int(state.parent.name.removeprefix("checkpoint-")): state.parent
-        for state in checkpoints.glob("checkpoint-*/trainer_state.json")
+        for state in checkpoints.glob(f"checkpoint-*/{STATE}")
         if state.parent.name.removeprefix("checkpoint-").isdecimal() and _is_whole(state)
     }
     return whole[max(whole)] if whole else None
 
 
 def _is_whole(state: Path) -> bool:
-    """Whether a checkpoint's last file was written to its end, and each process left its random
-    state, which the main one does not wait for."""
+    """Whether a checkpoint's last file was written to its end, none of its weights or archives is
+    cut off or missing, and each process left its random state, which the main one does not wait
+    for."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         json.loads(state.read_text(encoding="utf-8"))
-    except ValueError:
+        for path in state.parent.glob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass  # its header is read, and compared with the size of the file
+    except (ValueError, SafetensorError):
         return False
-    several = range(processes.count() if processes.count() > 1 else 0)
-    return all(state.with_name(f"rng_state_{number}.pth").is_file() for number in several)
+    archives = [path for end in ("pt", "pth", "bin") for path in state.parent.glob(f"*.{end}")]
+    if not all(map(is_zipfile, archives)):
+        return False
+    needed = [f"rng_state_{number}.pth" for number in range(processes.count())]
+    if processes.count() == 1:  # several may keep theirs in parts
+        needed = ["rng_state.pth", "optimizer.pt", "scheduler.pt"]
+    return all(state.with_name(name).is_file() for name in needed)
 
 
-def _go_on(checkpoints: Path) -> Path | None:
+def _go_on(checkpoints: Path, name: str) -> Path | None:
     """The checkpoint to go on from. The others are removed, half ones above all: they take room,
     and would be written over."""
     last = last_whole(checkpoints)
     for path in checkpoints.glob("checkpoint-*"):
         if path != last:
+            if (path / STATE).is_file() and not _is_whole(path / STATE):
+                print(f"{name}: {path} is spoilt, and left out", flush=True)
             remove(path)
+    if last:
+        print(f"{name}: going on from {last}", flush=True)
     return last
 
 
@@ -232,9 +250,7 @@ def run_trainer(
     from pipeline.resume import Resumable
 
     trainer.add_callback(Resumable(trainer))
-    last = processes.by_main(lambda: _go_on(checkpoints))
-    if last and processes.is_main():
-        print(f"{name}: going on from {last}", flush=True)
+    last = processes.by_main(lambda: _go_on(checkpoints, name))
     with monitor.monitored(
         trainer, tokenizer, recipe, name, stage_name, stage.folder, lambda: last_whole(checkpoints)
     ):
@@ -248,8 +264,8 @@ def run_trainer(
 
 def _refusal(recipe: Recipe, name: str, error: Exception) -> UserError:
     """What a trainer said, as one sentence."""
-    reason = " ".join(str(error).split())
-    return UserError(f"{recipe.path}: the {name} trainer refuses the recipe: {reason}")
+    said = reason_of(error, None)
+    return UserError(f"{recipe.path}: the {name} trainer refuses the recipe: {said}")
 
 
 def _finish(

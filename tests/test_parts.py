@@ -304,6 +304,13 @@ def test_answers_asked_for_again_are_not_written_by_two_processes(recipe):
     assert kept(path, 5).keys() == {row["id"] for row in rows}
 
 
+@pytest.mark.parametrize("spoilt", [b"{", b"7", b"{}", b'{"id": []}', b"[" * 9999, b"\xff"])
+def test_of_a_problem_with_a_spoilt_answer_none_is_kept(tmp_path, spoilt):
+    lines = [b'{"id": "a"}', b'{"id": "a"}', b'{"id": "b"}', spoilt]
+    (tmp_path / "samples.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert kept(tmp_path / "samples.jsonl", 2).keys() == {"a"}
+
+
 def test_while_others_draw_nobody_begins_with_other_settings(recipe, world):
     sample_arm(recipe, "base", False, Shard(1, 3))
     before = part(recipe, 1, 3).read_bytes()

@@ -5,6 +5,7 @@ as if nothing had happened: weights bit by bit, logs, samples and verdicts.
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -16,7 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from killing import Blow, ends_with, live, preload, trial_of
+import torch
+from killing import Blow, differences, ends_with, left_in, live, preload, trial_of
+from safetensors.torch import save_file
 from tiny import write_recipe
 
 from data.locks import hold
@@ -281,24 +284,62 @@ def _check_no_room(lives, differ, says):
     assert differ == []
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"global_step": 4'])
-def test_a_checkpoint_whose_last_file_is_torn_is_no_checkpoint(tmp_path, content):
-    for step, state in ((2, "{}"), (4, content)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text(state)
-    assert train.last_whole(tmp_path) == tmp_path / "checkpoint-2"
+# --- spoilt ----------------------------------------------------------------------------------
+
+
+def checkpoint_in(folder: Path, step: int, ranks=("",)) -> Path:
+    """A checkpoint with all that a training goes on from, as transformers names it."""
+    found = folder / f"checkpoint-{step}"
+    found.mkdir()
+    for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state{rank}.pth" for rank in ranks)):
+        torch.save({"a": torch.zeros(9)}, found / name)
+    save_file({"a": torch.zeros(9)}, found / "model.safetensors")
+    (found / train.STATE).write_text(json.dumps({"global_step": step}))
+    return found
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", train.STATE]
+)
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_a_checkpoint_with_a_torn_file_is_no_checkpoint(tmp_path, file, kept):
+    whole, torn = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
+    assert train.last_whole(tmp_path) == torn
+    content = (torn / file).read_bytes()
+    (torn / file).write_bytes(content[: int(kept * len(content))])
+    assert train.last_whole(tmp_path) == whole
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_lacks_a_file_is_no_checkpoint(tmp_path, file):
+    (checkpoint_in(tmp_path, 4) / file).unlink()
+    assert train.last_whole(tmp_path) is None
 
 
 def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for step, ranks in ((2, (0, 1)), (4, (0,))):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text("{}")
-        for rank in ranks:
-            (folder / f"rng_state_{rank}.pth").touch()
-    assert train.last_whole(tmp_path) == tmp_path / "checkpoint-2"
+    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"))
+    checkpoint_in(tmp_path, 4, ("_0",))
+    assert train.last_whole(tmp_path) == whole
+
+
+def test_a_spoilt_checkpoint_is_spoken_of_and_training_ends_as_if_it_had_not_been(clean, place):
+    lives, differ = clean(_spoilt, place)
+    assert "sft: runs/small/sft/checkpoints/checkpoint-4 is spoilt, and left out" in lives[1].said
+    assert began_at(lives) == [None, None]
+    assert lives[1].code == 0
+    assert differ == []
+
+
+def _spoilt(place):
+    """SFT killed after its second checkpoint, whose optimizer is then cut off; and again."""
+    trial = trial_of(place, "sft")
+    folder = trial.fresh()
+    first = live(folder, trial.case.work, at("mkdir", "checkpoint-6"))
+    path = folder / "runs/small/sft/checkpoints/checkpoint-4/optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    lives = [first, live(folder, trial.case.work)]
+    return lives, differences(trial.left, left_in(folder))
 
 
 # --- the same again --------------------------------------------------------------------------
