@@ -25,6 +25,7 @@ from pipeline.symptoms import (
     Signals,
     Thresholds,
 )
+from pipeline.trends import Series
 
 #: Steps of a log are counted in whole numbers below this.
 _MOST_STEPS = 2**53
@@ -135,11 +136,12 @@ class Watch:
         values = {}
         for name, keys in SIGNALS.items():
             known = self._keys.get(name)
-            key = known if known in row else next((key for key in keys if key in row), None)
-            value = None if key is None else number(row[key])
-            if value is not None and known in (None, key):
-                self._keys[name] = key
-                values[name] = value
+            for key in keys[: keys.index(known) + 1] if known else keys:
+                if key in row and (value := number(row[key])) is not None:
+                    if key != known:  # a better one than before, measured less often
+                        self._keys[name], s.series[name] = key, Series()
+                    values[name] = value
+                    break
         lost_loss, lost_norm = self._lost(row, values)
         if not values and not lost_loss and not lost_norm:
             return False

@@ -18,7 +18,8 @@ from data.errors import UserError
 from pipeline.trends import RECENT, Series, both, constant, falls, most_gained, rises, thirds
 
 #: Every signal that a rule looks at, and what logs call it: TRL's names, older ones of it, those of
-#: its example rewards, and our own. The first that a log has is taken throughout.
+#: its example rewards, and our own. The first that a log has is taken; what another one said before
+#: that appeared is forgotten.
 SIGNALS: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss",),
     "gradient norm": ("grad_norm",),
@@ -78,7 +79,7 @@ class Thresholds:
             skips.
         spike: times the usual gradient norm.
         spikes: of them, within twice ``rows`` rows.
-        kl_flat, kl_slow: nats a token, up to which the policy stands still or creeps.
+        kl_flat, kl_slow: nats a token, up to which the policy stands still, or creeps.
         kl_slow_steps: training steps after which it should do more than creep.
         kl_far: nats a token beyond which the answers are another model's.
         kl_jump: times the KL of ``rows`` rows before.
@@ -88,7 +89,8 @@ class Thresholds:
         paid: gain in reward, as a share of its spread, that is some.
         fallen: loss in the share of right answers, as a share of it, that is some.
         form: gain in the share of well-formed answers that is some.
-        little: gain in truth, as a share of that in form or reward, that is as good as none.
+        little: gain in truth, as a share of that in form or reward, that is as good as none; and
+            of a KL in the second half, as a share of it.
         flat_groups, dead_groups: share of groups that teach nothing: too large, hopeless.
         entropy_left: share of the entropy at the start below which it has collapsed.
         entropy_halved, entropy_steps: the same within so many training steps.
@@ -251,14 +253,19 @@ def spikes(s: Signals) -> Seen | None:
 
 
 def kl_flat(s: Signals) -> Seen | None:
+    """None at all, or little that has stopped to grow."""
     t = s.thresholds
-    if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_flat or s.learns() or s.dead():
+    if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_slow or s.learns() or s.dead():
+        return None
+    values = s["KL"].whole()
+    if kl > t.kl_flat and most_gained(values[len(values) // 2 :], t.level) > t.little * kl:
         return None
     rate = s["learning rate"]
     paid = f" at a learning rate of {rate.now(1):.2g}" if rate.count else ""
+    little = f"up to {t.kl_flat:g} is none" if kl <= t.kl_flat else "little, and it stands still"
     return Level.WARNING, (
-        f"after {s['KL'].steps[1]} steps the KL is {kl:.1e} nats a token (up to {t.kl_flat:g} is "
-        f"none){paid}, and the reward does not rise"
+        f"after {s['KL'].steps[1]} steps the KL is {kl:.1e} nats a token ({little}){paid}, and the "
+        "reward does not rise"
     )
 
 

@@ -236,6 +236,17 @@ def test_a_sick_sft_run_raises_its_symptom(rule):
     assert sum(found) >= 18, found
 
 
+def test_a_little_kl_is_flat_where_it_no_longer_grows():
+    def kl(seed, grown):
+        rng = np.random.default_rng(seed)
+        return changed(
+            stuck(seed), "kl", lambda row: 2e-4 * (1 + grown * row) * rng.lognormal(0, 0.1)
+        )
+
+    assert sum("kl-flat" in raised(kl(seed, 0.0)) for seed in range(20)) >= 18
+    assert sum("kl-flat" in raised(kl(seed, 0.06)) for seed in range(20)) <= 2
+
+
 def test_what_is_found_is_said_with_its_numbers_and_what_to_change():
     found = diagnose(hacked(3), GRPO)[0]
     assert (found.rule, found.level) == ("hacking", Level.STOP)
