@@ -229,6 +229,7 @@ def build(
         facts=_facts(recipe, report),
         report=report,
         headline=headline(report),
+        notes=dict.fromkeys([*report.get("notes", []), *(verdict or {}).get("notes", [])]),
         arms=families(arms, looks),
         longest=max(len(label(arm)) for arm in arms),
         panels=report_panels(report, looks),

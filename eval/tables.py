@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich import box
 from rich.console import Console
@@ -24,23 +24,33 @@ _LABELS = {"sft": "SFT", "grpo": "GRPO"}
 
 @dataclass
 class Sheet:
-    """One table, before it is rich text or Markdown; ``notes`` are sentences below it."""
+    """One table, before it is rich text or Markdown; ``notes`` are sentences below it, which get
+    their full stop here."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
 
+    def __post_init__(self) -> None:
+        self.notes = [note if note.endswith(".") else f"{note}." for note in self.notes]
+
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The object of a JSON file that ``make eval`` wrote.
+    """The object of a JSON file that ``make eval`` wrote. Whoever asks it, or an object within it,
+    for a key that it lacks gets a UserError.
 
     Raises:
         UserError: when it is not there, or no such object.
     """
     again = "FORCE=1 make eval writes it again"
+
+    class Object(dict[str, Any]):
+        def __missing__(self, key: str) -> NoReturn:
+            raise UserError(f'{path} lacks "{key}"; {again}')
+
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=Object)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {again}") from None
     except ValueError as error:
@@ -192,7 +202,8 @@ def headline(report: Mapping[str, Any]) -> str | None:
     if not pairs:
         return None
     pair, at_1 = pairs[0], pairs[0]["at_k"]["1"]
-    excludes = "excludes" if Estimate(**at_1).excludes_zero else "includes"
+    estimate = Estimate(*(at_1[key] for key in ("value", "low", "high", "n")))
+    excludes = "excludes" if estimate.excludes_zero else "includes"
     return (
         f"{report['main']} (main tier), pass@1: {label(pair['tuned'])} - "
         f"{label(pair['reference'])} = {cell(at_1, '+')} points; the interval {excludes} 0."
@@ -254,7 +265,7 @@ def _markdown_lines(sheet: Sheet) -> Iterator[str]:
     yield f"|---{'|---:' * (len(sheet.columns) - 1)}|"
     yield from map(_markdown_row, sheet.rows)
     yield ""
-    yield " ".join(note if note.endswith(".") else f"{note}." for note in sheet.notes)
+    yield " ".join(sheet.notes)
     yield ""
 
 

@@ -28,6 +28,7 @@ from eval.rule import Verdict
 from eval.score import score_rows
 from eval.showcase import CUT, MOST, PER_CELL, choose, drawn_answer, drawn_problem, lanes
 from eval.summary import summarise, tally
+from eval.tables import read_result
 from rewards.verify import Status, verify
 
 ARMS = ("base", "sft", "grpo.1", "grpo.2")
@@ -667,6 +668,50 @@ def test_a_broken_report_is_named(run):
     (run.folder / "eval" / "report.json").write_text("{")
     with pytest.raises(UserError, match=r"report\.json is not valid JSON .* FORCE=1 make eval"):
         run()
+
+
+def keys(value, at=()):
+    """The way to every key of nested JSON, of what is alike (arms, tiers, list items) to one."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value[:1])
+    for key, part in parts:
+        if isinstance(value, dict):
+            yield (*at, key)
+        if isinstance(part, dict | list) and key not in (*ARMS[1:], "trap"):
+            yield from keys(part, (*at, key))
+
+
+@pytest.mark.parametrize(("which", "every"), [("report", 1), ("elicitation", 8)])
+def test_a_result_that_lacks_a_key_is_one_sentence(which, every, run, verdict_json, tmp_path):
+    """Whichever key it is: the page is made without it, or it is named."""
+    run(verdict_json)
+    recipe, folder = load_recipe(tmp_path / "small.yaml"), run.folder / "eval"
+    report, judged = folder / "report.json", folder / "elicitation" / "elicitation.json"
+    path = {"report": report, "elicitation": judged}[which]
+    text, says = path.read_text(), []
+    for *way, key in list(keys(json.loads(text)))[::every]:
+        content = json.loads(text)
+        within = content
+        for step in way:
+            within = within[step]
+        del within[key]
+        write_json(path, content)
+        try:
+            page.build(recipe, read_result(report), {}, read_result(judged), None)
+        except UserError as error:
+            says.append((key, str(error)))
+    assert len(says) > 20
+    for key, said in says:
+        assert said == f'{path} lacks "{key}"; FORCE=1 make eval writes it again'
+
+
+def test_where_an_arm_did_not_start_from_is_said_once_on_the_page(run, verdict_json):
+    notes = ["Note: GRPO <b> was trained otherwise.", "Note: SFT is there no more."]
+    path = run.folder / "eval" / "report.json"
+    write_json(path, {**json.loads(path.read_text()), "notes": notes})
+    page_text = run({**verdict_json, "notes": notes[1:]})
+    assert page_text.count("GRPO &lt;b&gt; was trained otherwise.") == 1
+    assert page_text.count("SFT is there no more.") == 1
+    assert notes[0] in Reader(page_text).text
 
 
 def test_a_verdict_whose_sample_is_missing_is_named(run):

@@ -14,7 +14,7 @@ from eval.passk import ks_for
 from eval.plot import draw
 from eval.report import comparisons, write_report
 from eval.summary import summarise
-from eval.tables import Sheet, markdown, markdown_of, print_report
+from eval.tables import Sheet, markdown, markdown_of, print_report, print_sheets
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 ARMS = ["base", "sft", "grpo"]
@@ -76,6 +76,14 @@ def printed(report, width=100):
     console = Console(file=io.StringIO(), width=width)
     print_report(report, console)
     return console.file.getvalue()
+
+
+def test_every_note_below_a_table_ends_in_a_full_stop_wherever_it_is_shown():
+    sheet = Sheet("title", ["", "arm"], [["a", "1"]], ["Intervals are for other problems", "n."])
+    console = Console(file=io.StringIO(), width=100)
+    print_sheets([sheet], console)
+    assert console.file.getvalue().endswith("Intervals are for other problems.\nn.\n")
+    assert "Intervals are for other problems. n.\n" in markdown_of([sheet])
 
 
 def test_pass_at_k_holds_the_exact_values_with_n_and_an_interval():
