@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import Stage, finished, read_jsonl, write_json, write_text
+from data.errors import UserError, run_main, shown
+from data.files import Stage, finished, write_json, write_text
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RewardSection
@@ -31,6 +31,7 @@ from eval.passk import (
 )
 from eval.report import VERDICTS
 from eval.sample import samples_path
+from eval.score import read_answers, read_verdicts
 from eval.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
 from rewards.parse import ParseFailure, parse
 from rewards.reward import totals
@@ -47,6 +48,8 @@ COLUMNS = len(RATES) + 5
 #: Of one arm: per problem, RATES, and the means over its answers of reward x, truth y, xx, yy and
 #: xy, from which correlations follow.
 Table = NDArray[np.float64]
+#: Of one arm: its answers, and the verdict on each.
+Answered = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def arm_table(
@@ -250,31 +253,56 @@ def run(recipe: Recipe, force: bool) -> None:
         "samples": recipe.eval.samples,
         "tiers": {},
     }
+    answered = {name: _answered(recipe, name, asked) for name in ["base", *recipe.all_arms()]}
     for tier in dict.fromkeys(row["tier"] for row in asked):
         here = [row for row in asked if row["tier"] == tier]
         rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))
         indices = bootstrap_indices(len(here), recipe.eval.resamples, rng)
-        arms, start = _tables(recipe, here)
+        arms, start = _tables(recipe, here, answered)
         summary["tiers"][tier] = compare_tier(arms, start, pairs(recipe, tier), indices)
-    found = list(sheets(summary))
+    tables = list(sheets(summary))
     write_json(stage.folder / OUTPUTS[0], summary)
-    write_text(stage.folder / OUTPUTS[1], markdown_of(found))
-    print_sheets(found, plain_console())
+    write_text(stage.folder / OUTPUTS[1], markdown_of(tables))
+    print_sheets(tables, plain_console())
     stage.finish(OUTPUTS)
     print(f"compare: {stage.folder} has {', '.join(OUTPUTS)}", flush=True)
 
 
+def _answered(recipe: Recipe, name: str, asked: Sequence[Mapping[str, Any]]) -> Answered:
+    """One arm's answers to ``asked``, all of them, and the verdict on each.
+
+    Raises:
+        UserError: naming the file, and its line, that is not as ``make eval`` wrote it.
+    """
+    path, ids = samples_path(recipe, name), {row["id"] for row in asked}
+    samples = list(read_answers(path, ids))
+    verdicts = list(read_verdicts(path.with_name(VERDICTS), ids))
+    for number, row in enumerate(samples, 1):
+        if type(row.get("tokens")) is not int:
+            raise UserError(
+                f'{path}: "tokens" of answer {number} must be a whole number, not '
+                f"{shown(row.get('tokens'))}; delete {path.name}, and `make eval` draws it again"
+            )
+    drawn, judged = ([(row["id"], row["sample"]) for row in rows] for rows in (samples, verdicts))
+    if drawn != judged:
+        raise UserError(
+            f"{path.with_name(VERDICTS)} is not of the answers beside it; delete it, and `make "
+            "eval` judges them again"
+        )
+    if ids - {row["id"] for row in samples}:
+        raise UserError(f"{path} lacks problems; delete it, and `make eval` draws it again")
+    return samples, verdicts
+
+
 def _tables(
-    recipe: Recipe, asked: Sequence[Mapping[str, Any]]
+    recipe: Recipe, asked: Sequence[Mapping[str, Any]], answered: Mapping[str, Answered]
 ) -> tuple[dict[str, Table], dict[str, Table]]:
     """Per arm, the tables of its seeds; and for GRPO arms that of the start under their reward."""
     wanted = {row["id"] for row in asked}
 
     def table(name: str, reward: RewardSection) -> Table:
-        path = samples_path(recipe, name)
         samples, verdicts = (
-            [row for _, row in read_jsonl(file) if row["id"] in wanted]
-            for file in (path, path.with_name(VERDICTS))
+            [row for row in rows if row["id"] in wanted] for rows in answered[name]
         )
         return arm_table(asked, samples, verdicts, reward)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from data.console import plain_console
 from data.errors import UserError, run_main
-from data.files import Stage, read_jsonl, sha256, write_json, write_text
+from data.files import Stage, sha256, write_json, write_text
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, EvalSection, RewardSection
@@ -28,6 +28,7 @@ from data.seeds import seed_of
 from eval.parts import claimed
 from eval.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
 from eval.sample import Asker, arms, write_answers
+from eval.score import read_answers
 from eval.tables import Sheet, cell, label, markdown_of, print_sheets
 from pipeline.train import check_trained, model_folder, model_inputs
 from rewards.reward import totals
@@ -51,7 +52,7 @@ def judge(
         texts = [row["completion"] for row in answers[name]]
         statuses.append([verify_text(problem, text).status for text in texts])
         rewards.append(totals(reward, [problem] * len(texts), texts))
-        cut.append([row["finish_reason"] == "length" for row in answers[name]])
+        cut.append([row.get("finish_reason") == "length" for row in answers[name]])
     status = np.array(statuses, dtype=object)
     return Outcomes(
         optimal=status == Status.OPTIMAL,
@@ -150,7 +151,8 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     with claimed(folder / SAMPLES):
         write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
-    outcomes = judge([row for _, row in read_jsonl(folder / SAMPLES)], texts, recipe.reward)
+    answers = read_answers(folder / SAMPLES, texts, f"make probe ARM={arm}")
+    outcomes = judge(list(answers), texts, recipe.reward)
     report = {
         "arm": arm,
         "model": model,

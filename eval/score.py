@@ -56,18 +56,20 @@ _VERDICT: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def read_answers(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a ``samples.jsonl`` of answers to the problems ``ids``.
+def read_answers(
+    path: Path, ids: Container[str], by: str = "make eval"
+) -> Iterator[dict[str, Any]]:
+    """The rows of a ``samples.jsonl`` of answers to the problems ``ids``, drawn ``by`` a command.
 
     Raises:
-        UserError: naming the line that is not as ``make eval`` writes it, and the way out.
+        UserError: naming the line that is not as the command writes it, and the way out.
     """
-    return _read_ours(path, ids, _SAMPLE, "draws")
+    return _read_ours(path, ids, _SAMPLE, f"`{by}` draws")
 
 
 def read_verdicts(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
-    return _read_ours(path, ids, _VERDICT, "judges")
+    return _read_ours(path, ids, _VERDICT, "`make eval` judges")
 
 
 def _read_ours(
@@ -77,8 +79,8 @@ def _read_ours(
     does: str,
 ) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; `make eval` {does} it")
-    way_out = f"delete {path.name}, and `make eval` {does} it again"
+        raise UserError(f"{path} does not exist; {does} it")
+    way_out = f"delete {path.name}, and {does} it again"
     count: Counter[str] = Counter()
     try:
         for number, row in read_jsonl(path):

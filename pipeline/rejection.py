@@ -8,6 +8,7 @@ does and trains on as many: each success as often as that takes.
 from __future__ import annotations
 
 import random
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,11 +96,27 @@ def successes(
                         found.append({"id": here[i]["id"], "completion": text})
         write_jsonl(path, {(row["id"], row["completion"]): row for row in found}.values())
         stage.finish([path.name], drawn=prompts * answers)
-    kept = [row for _, row in read_jsonl(path)]
+    kept = list(_read(path, asked))
     print(f"{arm}: {len(kept)} different successes of {prompts * answers} answers", flush=True)
     if not kept:
         raise UserError(f"{start} gave no optimal answer in {prompts * answers}; run SFT first")
     return [{**asked[row["id"]], "gold": row["completion"]} for row in kept]
+
+
+def _read(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a ``successes.jsonl``.
+
+    Raises:
+        UserError: naming the line that is not as it was written, and the way out.
+    """
+    try:
+        for number, row in read_jsonl(path):
+            texts = [row.get("id"), row.get("completion")]
+            if not all(isinstance(text, str) for text in texts) or row["id"] not in ids:
+                raise UserError(f"{path}:{number} is no answer to a training problem of this arm")
+            yield row
+    except UserError as error:
+        raise UserError(f"{error}; delete {path.name}, and `make arms` draws it again") from None
 
 
 def run(recipe: Recipe, force: bool, arm: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.errors import UserError
 from data.files import read_jsonl, write_jsonl
 from data.make import read_split
 from data.recipe import Recipe
@@ -98,15 +99,18 @@ class Yardsticks:
 
     def begin(self, fresh: bool) -> dict[str, float]:
         """Before the first step: val of the start, and its answers, scored by itself. A training
-        that goes on takes the answers that were kept; without them there is no KL."""
+        that goes on takes the answers that were kept; without them, or where they are spoilt,
+        there is no KL."""
         if fresh and not self.sampled:
             return self.val()
         if not fresh:
             if self.path.is_file():
-                rows = [row for _, row in read_jsonl(self.path)]
-                self.start = [
-                    (Encoded(row["prompt"], row["answer"]), row["scores"]) for row in rows
-                ]
+                model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+                try:
+                    found = _read_start(self.path, model.config.get_text_config().vocab_size)
+                    self.start = list(found)
+                except UserError as error:
+                    print(f"{error}: kl_start is not measured from here on", flush=True)
             return {}
         with undisturbed(self.trainer) as model:
             drawn = self._draw(model)
@@ -190,6 +194,32 @@ class Yardsticks:
             return generated(self.trainer, self.tokenizer, self.prompts, count, decoding, seeds[0])
         drawn = sample(model, self.tokenizer, self.prompts, count, decoding, seeds, self.together)
         return [group for _, group in sorted(drawn, key=lambda each: each[0])]
+
+
+def _read_start(path: Path, vocabulary: int) -> Iterator[tuple[Encoded, list[float]]]:
+    """The answers of the start that were kept, each with the log-probabilities of its tokens.
+
+    Raises:
+        UserError: naming the line that is not as it was written.
+    """
+
+    def are_tokens(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            type(token) is int and 0 <= token < vocabulary for token in value
+        )
+
+    for number, row in read_jsonl(path):
+        prompt, answer, known = (row.get(key) for key in ("prompt", "answer", "scores"))
+        if not (
+            are_tokens(prompt)
+            and prompt
+            and are_tokens(answer)
+            and isinstance(known, list)
+            and len(known) == len(answer)
+            and all(type(score) is float and math.isfinite(score) for score in known)
+        ):
+            raise UserError(f"{path}:{number} is not as it was written")
+        yield Encoded(prompt, answer), known
 
 
 def kl_from(before: Sequence[float], now: Sequence[float]) -> float:

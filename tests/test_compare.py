@@ -6,16 +6,28 @@ import numpy as np
 import pytest
 from conftest import tier_problems
 
+from data.errors import UserError
+from data.files import write_jsonl
 from data.policies import random_maximal
 from data.prompts import answer
+from data.recipe import load_recipe
 from data.sections import RewardSection
+from eval import compare
 from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
 from eval.passk import bootstrap_indices
+from eval.sample import samples_path
 from eval.score import score_rows
 from rewards.reward import totals
 
 GRADED, BLOG = RewardSection(), RewardSection("blog")
 ANSWERS = 6
+RECIPE = """
+name: r
+model: some/model
+data: {main: dense, tiers: {dense: {train: 1, val: 1, test: 20}}}
+sft: {}
+grpo: {}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +78,46 @@ def test_a_reward_that_never_varies_has_no_correlation():
     table = np.zeros((4, COLUMNS))
     table[:, len(RATES)], table[:, len(RATES) + 2] = 0.5, 0.25  # x and xx
     assert np.isnan(correlation(table.mean(axis=0)))
+
+
+def spoilt(content, number, **changes):
+    """The text of a JSONL file with a row that has other values, or lacks those that are None."""
+    lines = content.splitlines(keepends=True)
+    row = {**json.loads(lines[number]), **changes}
+    row = {key: value for key, value in row.items() if value is not None}
+    return "".join([*lines[:number], json.dumps(row) + "\n", *lines[number + 1 :]])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "says"),
+    [
+        ("samples", lambda t: spoilt(t, 3, completion=7), 'samples.jsonl:4: "completion" must be'),
+        ("samples", lambda t: spoilt(t, 3, id="p999"), "samples.jsonl:4: \"id\" is 'p999', no"),
+        ("samples", lambda t: spoilt(t, 3, tokens=None), '"tokens" of answer 4 must be a whole'),
+        ("samples", lambda t: t[: len(t) // 2], "samples.jsonl:"),
+        ("verdicts", lambda t: spoilt(t, 3, ratio=2), 'verdicts.jsonl:4: "ratio" must be a number'),
+        ("verdicts", lambda t: spoilt(t, 3, status=None), 'verdicts.jsonl:4: "status" must be one'),
+        ("verdicts", lambda t: "", "verdicts.jsonl is not of the answers beside it; delete it"),
+        ("both", lambda t: t[: t.index('{"id": "p1"')], "samples.jsonl lacks problems; delete it"),
+    ],
+)
+def test_spoilt_answers_and_verdicts_are_one_sentence(name, changed, says, answered, tmp_path):
+    asked, samples, verdicts = answered
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "r.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        path = samples_path(recipe, "base")
+        for rows, target in ((samples, path), (verdicts, path.with_name("verdicts.jsonl"))):
+            write_jsonl(target, [{**row, "sample": i % ANSWERS} for i, row in enumerate(rows)])
+        assert compare._answered(recipe, "base", asked)[0][0]["id"] == "p0"
+        for target in (path, path.with_name("verdicts.jsonl")):
+            if name in (target.stem, "both"):
+                target.write_text(changed(target.read_text()))
+        with pytest.raises(UserError) as raised:
+            compare._answered(recipe, "base", asked)
+    assert says in str(raised.value)
+    assert "`make eval`" in str(raised.value)
 
 
 def tables(*optimal):

@@ -289,6 +289,14 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
     rejection.run(recipe, force=False, arm="picked")
     assert capsys.readouterr().out.count("up to date") == 2
 
+    path = recipe.folder / "picked/successes/successes.jsonl"
+    whole = path.read_text()
+    for line in ('{"id": "train-x-0", "completion": ""}', '{"id": [], "completion": ""}', "{"):
+        path.write_text(f"{whole}{line}\n")
+        says = rf"successes\.jsonl:{len(kept) + 1} is .*; delete successes\.jsonl, and `make arms`"
+        with pytest.raises(UserError, match=says):
+            rejection.run(recipe, force=False, arm="picked")
+
 
 def test_rejection_draws_as_many_answers_as_grpo_and_needs_to_know_how_many(recipe_of):
     assert rejection.budget(recipe_of()) == (4, 4)

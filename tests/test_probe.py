@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data import make
 from data.errors import UserError
-from data.files import read_jsonl
+from data.files import read_jsonl, write_jsonl
 from data.prompts import schedule_xml
 from data.recipe import load_recipe
 from data.sections import RewardSection
@@ -309,6 +309,13 @@ def test_the_stage_asks_training_problems_reports_and_goes_on_where_it_stopped(r
     order = lambda row: (row["id"], row["sample"])  # noqa: E731
     assert sorted(again, key=order) == sorted(rows, key=order)
     assert json.loads((folder / "probe.json").read_text()) == report
+
+    (folder / "manifest.json").unlink()
+    (folder / "begun.json").write_text(json.dumps(key))
+    del rows[0]["completion"]
+    write_jsonl(folder / "samples.jsonl", rows)
+    with pytest.raises(UserError, match=r"samples\.jsonl:1: .*and `make probe ARM=base` draws it"):
+        probe.run(recipe, "base", 8, 6, force=False)
 
 
 @pytest.mark.slow

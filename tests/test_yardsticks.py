@@ -156,6 +156,36 @@ def test_the_kl_is_zero_at_the_start_grows_with_the_distance_and_survives_a_rest
     assert (again.begin(fresh=False), sticks().kl()) == ({}, {})
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"prompt": [1], "answer": [2]}',
+        '{"prompt": [1], "answer": [2, 3], "scores": [-0.5]}',
+        '{"prompt": [1], "answer": [10000000], "scores": [-0.5]}',
+        '{"prompt": [-1], "answer": [2], "scores": [-0.5]}',
+        '{"prompt": [], "answer": [2], "scores": [-0.5]}',
+        '{"prompt": [1], "answer": [2], "scores": [NaN]}',
+        '{"prompt": "a", "answer": [2], "scores": [-0.5]}',
+        "[]",
+        '{"prompt": [1',
+    ],
+)
+def test_spoilt_answers_of_the_start_leave_the_kl_out_and_that_is_said(sticks, row, capsys):
+    made = sticks()
+    good = '{"prompt": [1], "answer": [2], "scores": [-0.5]}\n'
+    made.path.write_text(good)
+    assert made.begin(fresh=False) == {}
+    assert set(made.kl()) == {"kl_start"}
+    assert capsys.readouterr().out == ""
+    made = sticks()
+    made.path.write_text(f"{good}{row}\n{good}")
+    assert made.begin(fresh=False) == {}
+    assert made.kl() == {}
+    said = capsys.readouterr().out
+    assert f"{made.path}:2 " in said
+    assert said.endswith(": kl_start is not measured from here on\n")
+
+
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
 @pytest.mark.parametrize("most", [2**26, 30_000], ids=["together", "one by one"])
 def test_scores_are_those_of_each_text_by_itself(architecture, most, monkeypatch):
