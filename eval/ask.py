@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from data.clock import CLOCK
 from data.console import plain_console
 from data.errors import UserError, run_main
 from data.make import record
+from data.names import EVENT_NAMES
 from data.problem import Problem
 from data.recipe import MOST_SEED, Recipe, nearest, recipe_arguments, recipe_from
 from data.sections import EvalSection
-from eval.days import Day, Wanted, day_of, entry_of, prove_day, read_day
+from eval.days import Day, Wanted, day_of, entry_of, listed, prove_day, read_day
 from eval.sample import shots_for
 from eval.score import score_rows
 from eval.showcase import drawn_answer, drawn_problem
@@ -129,6 +131,26 @@ def room_for(
     return context - asked
 
 
+def spelled_out(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str | None:
+    """A sentence where the embedded base, or a model trained from it, is asked about names or times
+    that it has no tokens for; None of other models, whose tokenizers have none for whole names."""
+
+    def is_token(text: str) -> bool:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
+
+    known = [name for name in EVENT_NAMES if is_token(name)]
+    said = [event.name for event in problem.events]
+    said += [CLOCK[minute] for e in problem.events for minute in (e.start, e.end)]
+    strange = [text for text in dict.fromkeys(said) if not is_token(text)]
+    if not known or not strange:
+        return None
+    return (
+        f"Note: this small model knows {len(known)} names of events ({listed(known)}: "
+        f"data/names.py) and times on the quarter hour; anything else, here {listed(strange)}, it "
+        "spells letter by letter, mostly wrong: expect nonsense, or ask a larger model (MODEL=)."
+    )
+
+
 def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -192,6 +214,8 @@ def ask(
     limit = asking.max_tokens or answer_limit(tokenizer, [row])
     limit = min(limit, room_for(model, tokenizer, rendered, row["gold"]) or limit)
     prefix = reasoning_prefix(tokenizer)
+    if note := spelled_out(tokenizer, problem):
+        write(console, f"{note}\n")
     write(console, prefix, end="")
     sample = stream(
         model.eval(),

@@ -124,6 +124,36 @@ def test_an_arm_is_asked_with_the_shots_of_its_recipe(monkeypatch, capsys, tmp_p
     assert ask.shots_of(recipe, 0) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "strange"),
+    [
+        ("Standup 09:00-09:30 !", "Standup"),
+        ("Vet visit 8:50-9:30", "08:50"),
+        ("Vet visit 9-10", ""),
+    ],
+)
+def test_a_small_model_says_beforehand_what_it_has_to_spell(line, strange, monkeypatch, capsys):
+    said = run(monkeypatch, capsys, "--seed", 1, line, "Yoga class 9:00-10:30")
+    asking, note, answer = said.split("\n\n")[:3]
+    if not strange:
+        assert "Note:" not in said
+        return
+    assert asking.startswith("Asking base")
+    assert "\n" not in note
+    assert note.startswith("Note: this small model knows 55 names of events (Archery lesson, ")
+    assert f"anything else, here {strange}, it spells letter by letter" in note
+    assert answer.startswith(("<think>", "<schedule>"))
+
+
+def test_a_tokenizer_that_has_no_tokens_for_whole_names_needs_no_note():
+    day = read_day(b"Standup 09:00-09:30", "d", Wanted())
+
+    def in_pieces(text, add_special_tokens):
+        return {"input_ids": [text[i : i + 4] for i in range(0, len(text), 4)]}
+
+    assert ask.spelled_out(in_pieces, day.problem) is None
+
+
 # --- streaming -----------------------------------------------------------------------------
 
 
