@@ -5,9 +5,9 @@ What it holds is told by its content, not by its file's name:
 * lines, ``Standup 09:00-09:30 !``: a name and two times, in either order, ``!`` for a priority.
   Also read: ``9-9:30``, ``9.00 to 9.30``, ``1-2pm``, ``- Standup (09:00 - 09:30)`` as prompts have
   it. Blank lines and those that begin with ``#`` are passed over.
-* JSON: a list of ``{"name", "start", "end", "priority"}``, a problem of ours (``data.problem``),
-  alone or as a row of a run's data, or a row of the published layout. Of several lines of JSON one
-  row is taken.
+* JSON: a list of ``{"name", "start", "end", "priority"}``, or the same as ``"events"`` of an
+  object; a problem of ours (``data.problem``), alone or as a row of a run's data; or a row of the
+  published layout. Of several lines of JSON one row is taken.
 * an iCalendar file, of which one day is taken.
 
 Problem names must differ and hold no ``<``, ``>`` or line break. A name that does not fit is
@@ -196,6 +196,7 @@ def _from_json(text: str, source: str, wanted: Wanted) -> Day:
     elif isinstance(value, dict):
         # A missing optimum is proven, so any number may stand for it until then.
         given = {"priorities": [], "rules": [rule.to_json() for rule in BASE_RULES], **value}
+        given |= _as_ours(given, source)
         known = given.get("optimum")
         given["optimum"] = 1 if known is None else known
         problem = _named(source, Problem.from_json, given)
@@ -211,6 +212,24 @@ def _from_json(text: str, source: str, wanted: Wanted) -> Day:
     if len(marked) > len(problem.priorities):
         problem = replace(problem, priorities=tuple(marked), optimum=None)
     return Day(problem, tuple(notes))
+
+
+def _as_ours(given: dict[str, Any], source: str) -> dict[str, Any]:
+    """Events that are written out, as those of a list are, in the form of a problem of ours: by
+    their start, their priorities among the problem's. Nothing where none is."""
+    events, marked = given.get("events"), given["priorities"]
+    if not isinstance(events, list) or not any(isinstance(item, dict) for item in events):
+        return {}
+    entries = [_json_entry(item, f"{source}, event {i}") for i, item in enumerate(events, 1)]
+    entries.sort(key=lambda entry: entry.start)
+    if isinstance(marked, list):
+        more = (e.name for e in entries if e.priority and e.name not in marked)
+        marked = [*marked, *dict.fromkeys(more)]
+    times = ((f"{t // 60:02d}:{t % 60:02d}" for t in (e.start, e.end)) for e in entries)
+    return {
+        "events": [[e.name, *span] for e, span in zip(entries, times, strict=True)],
+        "priorities": marked,
+    }
 
 
 def _named(source: str, read: Any, value: Any) -> Problem:

@@ -232,6 +232,41 @@ def test_a_problem_of_ours_is_read_as_it_is_alone_and_in_a_row():
     assert prove_day(read(without).problem, "d.txt")[0] == problem
 
 
+def test_events_of_an_object_may_be_written_out_as_those_of_a_list():
+    events = [
+        {"name": "Band", "start": "10:00", "end": "11am"},
+        {"name": "Art", "start": "9:00", "end": "10:30", "priority": True},
+        ["Chess", "12:00", "13:00"],
+    ]
+    found = read({"events": events, "priorities": ["Chess"]}).problem
+    assert [event.to_json() for event in found.events] == [
+        ["Art", "09:00", "10:30"], ["Band", "10:00", "11:00"], ["Chess", "12:00", "13:00"],
+    ]  # fmt: skip
+    assert found.priorities == ("Chess", "Art")
+    assert prove_day(found, "d.txt")[0].optimum == 300
+    rules = [{"rule": "no_overlap"}, {"rule": "must_include", "event": "Band"}]
+    ruled = read({"events": events, "rules": rules}).problem
+    assert [event.name for event in prove_day(ruled, "d.txt")[1]] == ["Band", "Chess"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "B", "start": "9:00"}, 'd.txt, event 2 needs "end", a text'),
+        ({"name": "B", "start": "9:00", "end": "24:00"}, "d.txt: '24:00' is not a time between"),
+        ({"name": "A", "start": "9:00", "end": "9:30"}, "d.txt: two events have the same name"),
+        ({"name": "<B>", "start": "9:00", "end": "9:30"}, "d.txt: event name '<B>' is blank, or"),
+    ],
+)
+def test_an_event_of_an_object_that_is_none_is_named(changes, says):
+    first = {"name": "A", "start": "9:00", "end": "10:00", "priority": True}
+    assert says in refusal({"events": [first, changes]})
+    assert 'needs "priorities", a JSON list' in refusal({"events": [first], "priorities": 3})
+    assert "priority 'C' is not one of the events" in refusal(
+        {"events": [first], "priorities": ["C"]}
+    )
+
+
 def test_a_priority_added_to_a_problem_of_ours_is_proven_anew():
     problem = small_day()
     found = read(problem.to_json(), "art").problem
