@@ -52,18 +52,23 @@ class Detectable:
 
     @property
     def sentence(self) -> str:
-        def points(share: float | None) -> str:
-            return "no effect at all" if share is None else f"{100 * share:.1f} points"
-
-        counted = "no chance a try" if self.counted is None else f"about {self.counted:.0%}"
-        new = "no share" if self.new is None else f"{self.new:.1%}"
+        effects = {
+            "a gain at k = 1": (self.gain, "of {:.1f} points"),
+            f"a loss at k = {self.samples}": (self.narrowed, "of {:.1f} points"),
+            f"a new skill, {100 * self.skill:.0f} % reliable,": (self.new, "on {:.1f} % of them"),
+        }
+        seen = [
+            f"{what} {how.format(100 * least)}"
+            for what, (least, how) in effects.items()
+            if least is not None
+        ]
+        unseen = [what.partition(",")[0] for what, (least, _) in effects.items() if least is None]
+        enough = f"enough to see {', '.join(seen)} (power {100 * self.power:.0f} %)" * bool(seen)
+        too_few = f"too few to see {', '.join(unseen)}" * bool(unseen)
         return (
-            f"{self.problems} problems x {self.samples} samples and {self.fresh} confirmation "
-            f"samples detect, with a power of {self.power:.0%}: a gain in pass@1 of "
-            f"{points(self.gain)}, a new skill on {new} of the problems (right in {self.skill:.0%} "
-            f"of the tries there; it counts from {counted}), a loss of "
-            f"pass@{self.samples} of {points(self.narrowed)}. A problem that base solves once in "
-            f"{1 / self.rate:,.0f} samples or more often is found within {self.reach}."
+            f"{self.problems} problems x {self.samples} samples are "
+            f"{'; '.join(filter(None, (enough, too_few)))}. What base misses in all {self.reach} "
+            f"samples it may still solve once in {1 / self.rate:,.0f} tries."
         )
 
     def to_json(self) -> dict[str, Any]:
