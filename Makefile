@@ -4,6 +4,7 @@
 GPU_HERE := $(shell command -v nvidia-smi)
 # Some goals are experiments of their own.
 named   = $(if $(filter $(1),$(MAKECMDGOALS)),$(2))
+# The experiment: RECIPE=one of pipeline/recipes, or a file of your own
 RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),$(call named,sick,sick),$(call named,blog,$(if $(GPU_HERE),blog-7b,blog-tiny)),tiny).yaml
 # Override what the recipe says: MODEL=folder-or-hub-id  BACKEND=auto, unsloth or trl (but for
 # arms that name their own)  BITS=4 or 8 (of the weights in training), 16 (everywhere)  RUN=name-below-runs  FORCE=1 (redo)
@@ -62,6 +63,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo 'The first lines of the Makefile explain RECIPE=, MODEL=, RUN=, FORCE=1 and whatever else may be set.'
 
 setup: .venv/ready ## create .venv and install the pinned requirements (the others call it)
 

@@ -354,10 +354,15 @@ PHONY = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
 
 
 def test_make_help_lists_every_target_with_one_line():
-    lines = make("help").splitlines()
+    *lines, last = make("help").splitlines()
     found = [re.fullmatch(r"  make ([a-z-]+) +\S.*", line) for line in lines]
     assert [match and match[1] for match in found] == PHONY
     assert {"data", "sft", "grpo", "eval", "base", "bench", "test", "setup"} <= set(PHONY)
+    named = re.findall(r"([A-Z]+)=", last)
+    assert {"RECIPE", "MODEL", "RUN", "FORCE"} <= set(named)
+    explained = [line for line in MAKEFILE.splitlines()[:15] if line.startswith("#")]
+    for name in named:
+        assert any(f"{name}=" in line for line in explained), name
 
 
 def test_make_alone_is_make_help():
