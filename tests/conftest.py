@@ -3,6 +3,7 @@ right and wrong answers."""
 
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
@@ -33,6 +34,8 @@ from data.tiers import TIERS, Tier
 settings.register_profile("slotwise", derandomize=True, deadline=None, database=None)
 settings.load_profile("slotwise")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Started in the background, tests and what they start would ignore Ctrl-C, as no terminal does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BLOG = Path(__file__).parents[1].parent / "shared" / "blog"
 

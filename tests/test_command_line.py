@@ -233,8 +233,6 @@ def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests started in the background inherit an ignored SIGINT; a user's terminal does not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     folder = tmp_path / "runs" / "tiny" / "data"
     try:
