@@ -705,13 +705,11 @@ def test_a_result_that_lacks_a_key_is_one_sentence(which, every, run, verdict_js
 
 
 def test_where_an_arm_did_not_start_from_is_said_once_on_the_page(run, verdict_json):
-    notes = ["Note: GRPO <b> was trained otherwise.", "Note: SFT is there no more."]
+    notes = [f"Note: {arm} <b> was trained otherwise." for arm in ("GRPO", "SFT", "grpo-only")]
     path = run.folder / "eval" / "report.json"
-    write_json(path, {**json.loads(path.read_text()), "notes": notes})
-    page_text = run({**verdict_json, "notes": notes[1:]})
-    assert page_text.count("GRPO &lt;b&gt; was trained otherwise.") == 1
-    assert page_text.count("SFT is there no more.") == 1
-    assert notes[0] in Reader(page_text).text
+    write_json(path, {**json.loads(path.read_text()), "notes": notes[:2]})
+    found = Reader(run({**verdict_json, "notes": notes[1:]}))
+    assert [found.text.count(note) for note in notes] == [1, 1, 1]
 
 
 def test_a_verdict_whose_sample_is_missing_is_named(run):
