@@ -287,13 +287,30 @@ def _check_no_room(lives, differ, says):
 # --- spoilt ----------------------------------------------------------------------------------
 
 
-def checkpoint_in(folder: Path, step: int, ranks=("",)) -> Path:
-    """A checkpoint with all that a training goes on from, as transformers names it."""
+#: Any of the files that weights are in, or are known by.
+WEIGHTS = (
+    "model.safetensors", "adapter_model.safetensors", "adapter_config.json",
+    "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+)  # fmt: skip
+
+
+def checkpoint_in(folder: Path, step: int, ranks=("",), weights="model") -> Path:
+    """A checkpoint with all that a training goes on from, as transformers names it: its weights are
+    a model, an adapter, or a model in parts; or none."""
     found = folder / f"checkpoint-{step}"
     found.mkdir()
     for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state{rank}.pth" for rank in ranks)):
         torch.save({"a": torch.zeros(9)}, found / name)
-    save_file({"a": torch.zeros(9)}, found / "model.safetensors")
+    if weights == "adapter":
+        (found / "adapter_config.json").write_text("{}")
+    parts = {
+        "model": WEIGHTS[:1], "adapter": WEIGHTS[1:2], "parts": WEIGHTS[3:], "none": ()
+    }[weights]  # fmt: skip
+    for name in parts:
+        save_file({"a": torch.zeros(9)}, found / name)
+    if weights == "parts":
+        index = {"weight_map": dict(zip("ab", parts, strict=True))}
+        (found / "model.safetensors.index.json").write_text(json.dumps(index))
     (found / train.STATE).write_text(json.dumps({"global_step": step}))
     return found
 
@@ -310,15 +327,68 @@ def test_a_checkpoint_with_a_torn_file_is_no_checkpoint(tmp_path, file, kept):
     assert train.last_whole(tmp_path) == whole
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_that_lacks_a_file_is_no_checkpoint(tmp_path, file):
-    (checkpoint_in(tmp_path, 4) / file).unlink()
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_with_bytes_cut_out_of_a_file_is_no_checkpoint(tmp_path, file):
+    whole, cut = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
+    content = (cut / file).read_bytes()
+    middle = len(content) // 2
+    (cut / file).write_bytes(content[:middle] + content[middle + 8 :])
+    assert train.last_whole(tmp_path) == whole
+
+
+def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_path):
+    whole, spoilt = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
+    content = (spoilt / "optimizer.pt").read_bytes()
+    zeros = bytes(9 * 4)
+    assert content.count(zeros) >= 1
+    (spoilt / "optimizer.pt").write_bytes(content.replace(zeros, b"\x01" * len(zeros), 1))
+    assert train.last_whole(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("weights", "file"),
+    [
+        *(("model", name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
+        ("model", WEIGHTS[0]),
+        *(("adapter", name) for name in WEIGHTS[1:3]),
+        *(("parts", name) for name in WEIGHTS[3:]),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_file_is_no_checkpoint(tmp_path, file, weights):
+    found = checkpoint_in(tmp_path, 4, weights=weights)
+    assert train.last_whole(tmp_path) == found
+    (found / file).unlink()
     assert train.last_whole(tmp_path) is None
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
+def test_a_checkpoint_whose_list_of_weights_is_none_is_no_checkpoint(tmp_path, index):
+    found = checkpoint_in(tmp_path, 4, weights="parts")
+    (found / "model.safetensors.index.json").write_text(index)
+    assert train.last_whole(tmp_path) is None
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", "4", '{"global_step": 2}', '{"global_step": "4"}'])
+def test_a_checkpoint_with_the_state_of_another_step_is_no_checkpoint(tmp_path, state):
+    whole, other = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
+    (other / train.STATE).write_text(state)
+    assert train.last_whole(tmp_path) == whole
+
+
+def test_only_the_newest_checkpoint_that_is_whole_is_read(tmp_path, monkeypatch):
+    for step in (2, 10, 9):
+        checkpoint_in(tmp_path, step)
+    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
+    read = []
+    sound = train._is_sound
+    monkeypatch.setattr(train, "_is_sound", lambda path: read.append(path.parent) or sound(path))
+    assert train.last_whole(tmp_path) == tmp_path / "checkpoint-9"
+    assert set(read) == {tmp_path / "checkpoint-10", tmp_path / "checkpoint-9"}
 
 
 def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"))
+    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights="none")  # they may lie in parts
     checkpoint_in(tmp_path, 4, ("_0",))
     assert train.last_whole(tmp_path) == whole
 
