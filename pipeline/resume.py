@@ -70,6 +70,8 @@ class Resumable(TrainerCallback):
             control.should_log = True
         return control
 
+    on_epoch_end = on_step_end  # with save_strategy: epoch
+
     def _at_generation(self) -> bool:
         """Whether the next batch is answered anew, if it is answered at all."""
         args = self.trainer.args

@@ -49,6 +49,8 @@ RUN = Path("runs", "small")
 EMBEDDED = Path(__file__).parent.parent / "pipeline" / "embedded"
 
 STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
+#: A checkpoint lies between two logged steps.
+EPOCHS = {"save_strategy": "epoch", "logging_steps": 5}
 DROPPING = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all"}
 PROBLEMS, SAMPLES = 20, 4
 GRPO = {
@@ -151,6 +153,7 @@ def cases() -> dict[str, Case]:
     found = [
         Case("sft", _sft, _sft_settings(), in_training),
         Case("sft, LoRA, easy to hard", _sft, light, in_training),
+        Case("sft, saved after each epoch", _sft, _sft_settings(**EPOCHS), in_training),
         Case("grpo", _grpo, {**real, "grpo": GRPO}, in_training),
         Case("grpo, LoRA, answers used again", _grpo, again, in_training),
         Case("sampling", _sample, asking, in_sampling),

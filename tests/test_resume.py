@@ -73,6 +73,13 @@ def test_training_ends_with_the_same_weights_wherever_it_was_killed(clean, place
     assert differ == []
 
 
+def test_a_training_that_is_saved_after_each_epoch_goes_on_with_its_sums(clean, place):
+    blows = [at("mkdir", "checkpoint-6"), at("mkdir", "checkpoint-7")]
+    lives, differ = clean(ends_with, place, "sft, saved after each epoch", blows)
+    assert began_at(lives) == [None, "checkpoint-3", "checkpoint-6"]
+    assert differ == []
+
+
 def test_an_adapter_is_merged_as_if_nothing_had_happened(clean, place):
     blows = [at("mkdir", "checkpoint-4"), at("rename", ".adapter.tmp"), at("mkdir", ".model.tmp")]
     lives, differ = clean(ends_with, place, "sft, LoRA, easy to hard", blows)
