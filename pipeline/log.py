@@ -35,9 +35,14 @@ class Log(TrainerCallback):
         self.view, self.stop, self.watch = view, stop, Watch(kind)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep of an interrupted training's log what lies before its checkpoint.
+
+        Raises:
+            Stopped: when that shows what is to end the training.
+        """
         if not state.is_world_process_zero:
             return
-        # Of an interrupted training, what lies before its checkpoint; not its end, nor a torn line.
+        # Neither its end, nor a torn line.
         kept = []
         if state.global_step and self.path.is_file():
             for line in self.path.read_bytes().splitlines(keepends=True):
@@ -51,6 +56,7 @@ class Log(TrainerCallback):
         for row in kept:  # what was found in them was said then
             self.watch.update(row)
         write_jsonl(self.findings, map(asdict, self.watch.findings))
+        self._end_for(self.watch.findings)  # of a rule that the recipe did not name then
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -79,7 +85,11 @@ class Log(TrainerCallback):
             with self.findings.open("a", encoding="utf-8") as file:
                 file.write(to_line(asdict(finding)))
             self.view.say(sentence(finding))
-        for finding in fresh:
+        self._end_for(fresh)
+
+    def _end_for(self, findings: Sequence[Finding]) -> None:
+        """Raise Stopped for the first that is to end the training."""
+        for finding in findings:
             if finding.rule in self.stop and finding.level != Level.NOTE:
                 raise Stopped(finding)
 

@@ -102,6 +102,18 @@ def test_a_training_that_goes_on_keeps_what_lies_before_and_says_nothing_twice(b
     assert not any(f"({row['rule']}, " in said for row in whole)
 
 
+def test_a_rule_that_is_named_after_an_interruption_ends_what_it_had_passed_over(began):
+    rows = collapsed(1)
+    take(began(), rows)
+    step = rows[-1]["step"]
+    began(step, stop=("hacking", "loss-near-zero"))  # not found, or a note
+    with pytest.raises(Stopped, match="entropy-collapse"):
+        began(step, stop=("entropy-collapse",))
+    begun = began(step)  # what was written then is kept
+    assert [row["step"] for row in rows_of(begun.path)] == [row["step"] for row in rows]
+    assert "entropy-collapse" in {row["rule"] for row in rows_of(begun.findings)}
+
+
 def test_only_the_main_process_writes_and_speaks(began, tmp_path, capsys):
     take(began(main=False), hacked(3))
     assert not list(tmp_path.iterdir())
