@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.symptoms import (
     GRPO,
+    NO_SPREAD,
     RULES,
     SFT,
     SIGNALS,
@@ -79,6 +80,7 @@ class Watch:
         self._rules = [rule for rule in RULES if kind in rule.kinds]
         self._raised: dict[str, Finding] = {}
         self._keys: dict[str, str] = {}
+        self._due = thresholds.rows  # the row at which trends are looked at
 
     @property
     def findings(self) -> list[Finding]:
@@ -112,7 +114,12 @@ class Watch:
         if s.row > _LONG and s.row % _STRIDE and not (s.lost_loss or s.lost_norm):
             return []
         fresh = []
+        trends = s.row >= self._due
+        if trends:
+            self._due = math.ceil(s.row * s.thresholds.again)
         for rule in self._rules:
+            if rule.trend and not trends:
+                continue
             found = self._raised.get(rule.name)
             if found and found.level == rule.worst:
                 continue
@@ -143,6 +150,9 @@ class Watch:
                     values[name] = value
                     break
         lost_loss, lost_norm = self._lost(row, values)
+        if values.get("flat groups") == 1 or values.get("reward spread", 1.0) <= NO_SPREAD:
+            # Of the KL at most: it says nothing of what a usual norm is.
+            values.pop("gradient norm", None)
         if not values and not lost_loss and not lost_norm:
             return False
         step = number(row.get("step"))

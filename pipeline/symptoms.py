@@ -9,13 +9,22 @@ silent where one is missing. ``pipeline.health`` runs the rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from statistics import median
+from statistics import fmean, median, stdev
 
 from data.errors import UserError
-from pipeline.trends import RECENT, Series, both, constant, falls, most_gained, rises, thirds
+from pipeline.trends import (
+    FIRST,
+    RECENT,
+    Series,
+    constant,
+    falls,
+    most_gained,
+    rises,
+    thirds,
+)
 
 #: Every signal that a rule looks at, and what logs call it: TRL's names, older ones of it, those of
 #: its example rewards, and our own. The first that a log has is taken; what another one said before
@@ -71,8 +80,9 @@ class Thresholds:
         steps: fewest training steps to say so.
         now: rows whose median is the level of now.
         start: rows whose median is the level at the start.
+        again: times the rows after which a trend is looked at again.
         sure: p of a trend that counts, one-sided.
-        joint: p of two opposite trends together (Fisher).
+        firm: p of a trend that is beyond doubt.
         solved: share of right answers from which on there is little left to learn.
         level: of the Theil-Sen interval.
         bad_rows: rows in a row without a finite gradient norm; one alone is what mixed precision
@@ -88,13 +98,15 @@ class Thresholds:
         gained: gain since the start, as a share of its spread, after which a plateau is not early.
         paid: gain in reward, as a share of its spread, that is some.
         fallen: loss in the share of right answers, as a share of it, that is some.
-        form: gain in the share of well-formed answers that is some.
+        form: gain in the share of well-formed answers, or of right ones, that is some.
         little: gain in truth, as a share of that in form or reward, that is as good as none; and
             of a KL in the second half, as a share of it.
+        errors: standard errors by which a mean must be beyond a threshold.
         flat_groups, dead_groups: share of groups that teach nothing: too large, hopeless.
         entropy_left: share of the entropy at the start below which it has collapsed.
         entropy_halved, entropy_steps: the same within so many training steps.
-        entropy_same: change of the entropy, as a share, that is none.
+        entropy_same: change of the entropy, as a share, that is none; more than three times as
+            much must be ruled out.
         entropy_none: nats a token with which nothing is explored.
         entropy_risen: times the entropy at the start beyond which answers become noise.
         entropy_more: nats a token by which it must have risen for that.
@@ -103,34 +115,37 @@ class Thresholds:
         val_points: fewest measurements on val.
         val_loss: growth of the loss on val beyond its lowest, as a share.
         loss_up: times its lowest, where an SFT loss diverges.
+        loss_doubled: times its start, where it does so at once.
         loss_down: change of an SFT loss, as a share, that is some.
         loss_zero: loss of GRPO that users ask about.
     """
 
     rows: int = 10
     many: int = 20
-    steps: int = 80
+    steps: int = 100
     now: int = 5
     start: int = 3
+    again: float = 1.2
     sure: float = 0.1
-    joint: float = 0.02
+    firm: float = 0.02
     solved: float = 0.9
     level: float = 0.95
     bad_rows: int = 2
     spike: float = 5.0
     spikes: int = 3
     kl_flat: float = 1e-4
-    kl_slow: float = 1e-3
+    kl_slow: float = 2e-3
     kl_slow_steps: int = 150
     kl_far: float = 1.0
     kl_jump: float = 10.0
     kl_least: float = 0.1
-    plateau: float = 0.15
+    plateau: float = 0.1
     gained: float = 0.3
     paid: float = 0.2
     fallen: float = 0.25
     form: float = 0.05
     little: float = 0.25
+    errors: float = 1.65
     flat_groups: float = 0.8
     dead_groups: float = 0.95
     entropy_left: float = 0.35
@@ -145,6 +160,7 @@ class Thresholds:
     val_points: int = 6
     val_loss: float = 0.05
     loss_up: float = 1.5
+    loss_doubled: float = 2.0
     loss_down: float = 0.02
     loss_zero: float = 0.05
 
@@ -178,10 +194,13 @@ class Thresholds:
 
 THRESHOLDS = Thresholds()
 _SHARES = (
-    "sure", "joint", "solved", "level", "form", "little", "fallen", "flat_groups", "dead_groups",
+    "sure", "firm", "solved", "level", "form", "little", "fallen", "flat_groups", "dead_groups",
     "entropy_left", "entropy_halved", "entropy_same", "cut_off", "gap", "loss_down",
 )  # fmt: skip
-_TIMES = ("spike", "kl_jump", "loss_up", "entropy_risen")
+_TIMES = ("spike", "kl_jump", "loss_up", "loss_doubled", "entropy_risen", "again")
+
+#: Of the rewards in a group, up to which they are alike.
+NO_SPREAD = 1e-6
 
 #: What a rule saw: how bad it is and the numbers in words.
 Seen = tuple[Level, str]
@@ -238,8 +257,7 @@ def lost(s: Signals) -> Seen | None:
 
 def spikes(s: Signals) -> Seen | None:
     t = s.thresholds
-    # Steps in which no group taught anything have a norm of 0 and say nothing of the usual one.
-    norms = [norm for norm in s["gradient norm"].last(RECENT) if norm > 0]
+    norms = s["gradient norm"].last(RECENT)
     if len(norms) < 2 * t.rows:
         return None
     usual, last = median(norms), norms[-2 * t.rows :]
@@ -258,6 +276,8 @@ def kl_flat(s: Signals) -> Seen | None:
     if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_slow or s.learns() or s.dead():
         return None
     values = s["KL"].whole()
+    if not any(values):  # what a trainer writes that does not measure it
+        return None
     if kl > t.kl_flat and most_gained(values[len(values) // 2 :], t.level) > t.little * kl:
         return None
     rate = s["learning rate"]
@@ -332,6 +352,20 @@ def _progress(s: Signals) -> tuple[str, float]:
     return "truth", math.sqrt(max(0.0, truth.now(t.now) * (1 - truth.now(t.now))))
 
 
+def reward_falls(s: Signals) -> Seen | None:
+    t = s.thresholds
+    if s["reward"].count < t.many or not s["reward spread"].count:
+        return None
+    values, unit = s["reward"].whole(), max(s["reward spread"].last(RECENT))
+    early, late = thirds(values)
+    if unit <= 0 or early - late < t.paid * unit or falls(values) > t.firm:
+        return None
+    return Level.WARNING, (
+        f"from the first to the last third of {s['reward'].count} rows, reward {early:.3g} → "
+        f"{late:.3g}, by chance with p = {falls(values):.1g}"
+    )
+
+
 def hacking(s: Signals) -> Seen | None:
     """The reward rises while the share of right answers falls, or surely stands still."""
     t = s.thresholds
@@ -351,12 +385,14 @@ def hacking(s: Signals) -> Seen | None:
             f"{more:.3g}, right answers {truth:.1%} → {less:.1%}"
         )
         if loss >= t.fallen * truth > 0:
-            up, down = rises(paid), falls(true)
-            if max(up, down) <= t.sure and (p := both(up, down)) <= t.joint:
-                return Level.STOP, f"{words}; by chance with p = {p:.1g}"
-        elif s.long("reward") and spread > 0 and rises(paid) <= t.joint:
+            p = max(rises(paid), falls(true))
+            if p <= t.sure:
+                level = Level.STOP if p <= t.firm else Level.WARNING
+                return level, f"{words}; each by chance with p of at most {p:.1g}"
+        elif s.long("reward") and spread > 0 and rises(paid) <= t.firm:
             unit = math.sqrt(max(truth * (1 - truth), 1e-6))
-            little = most_gained(true, t.level) / unit <= t.little * gain / spread
+            most = min(t.form, t.little * gain / spread * unit)
+            little = most_gained(true, t.level) <= most
             if little and form_alone(s) is None:
                 return Level.WARNING, f"{words}: no sure fall, but surely no rise"
     return None
@@ -370,7 +406,8 @@ def form_alone(s: Signals) -> Seen | None:
     (form, more), (truth, late) = thirds(formed), thirds(true)
     if more - form < t.form or late - truth > t.little * (more - form):
         return None
-    if rises(formed) > t.joint or most_gained(true, t.level) > t.little * (more - form):
+    most = min(t.form, t.little * (more - form))
+    if rises(formed) > t.firm or most_gained(true, t.level) > most:
         return None
     return Level.WARNING, (
         f"from the first to the last third of {s['form'].count} rows, well-formed answers "
@@ -379,21 +416,21 @@ def form_alone(s: Signals) -> Seen | None:
 
 
 def zero_variance(s: Signals) -> Seen | None:
+    """A mean with its error: of a few groups a step the share jumps between 0 and 1."""
     t = s.thresholds
-    flat = s["flat groups"]
-    if flat.count >= t.rows:
-        share = flat.now(t.rows)
-    elif not flat.count and s["reward spread"].count >= t.rows:  # TRL of before that signal
-        share = float(s["reward spread"].now(t.rows) <= 1e-6)
-    else:
+    shares = s["flat groups"].last(2 * t.rows)
+    if not shares:  # TRL of before that signal
+        shares = [float(spread <= NO_SPREAD) for spread in s["reward spread"].last(2 * t.rows)]
+    if len(shares) < t.rows:
         return None
-    if share < t.flat_groups:
+    share = fmean(shares)
+    if share - t.errors * stdev(shares) / math.sqrt(len(shares)) < t.flat_groups:
         return None
     truth = f"; right answers: {s['truth'].now(t.rows):.1%}" if s["truth"].count else ""
     hopeless = share >= t.dead_groups and not s.solved()
     return Level.STOP if hopeless else Level.WARNING, (
-        f"{share:.0%} of the groups have equal rewards (median of the last {t.rows} rows), so they "
-        f"teach nothing{truth}"
+        f"{share:.0%} of the groups have equal rewards (mean of the last {len(shares)} rows), so "
+        f"they teach nothing{truth}"
     )
 
 
@@ -401,8 +438,9 @@ def entropy_collapse(s: Signals) -> Seen | None:
     t, series = s.thresholds, s["entropy"]
     if series.count < 2 * t.start:
         return None
-    now, start = series.now(t.start), series.start(t.start)
-    before = series.ago(t.entropy_steps, t.start)
+    rows = max(t.start, min(t.rows, series.count // 4))
+    now, start = series.now(rows), series.start(min(rows, FIRST))
+    before = series.ago(t.entropy_steps, rows)
     words = ""
     if 0 < now <= t.entropy_left * start:
         words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"
@@ -448,11 +486,12 @@ def entropy_flat(s: Signals) -> Seen | None:
     if abs(now / start - 1) > t.entropy_same:
         return None
     values = series.whole()
-    if min(rises(values), falls(values)) <= t.sure or s.learns() or s.dead():
+    most = max(most_gained(values, t.level), most_gained([-value for value in values], t.level))
+    if most > 3 * t.entropy_same * start or s.learns() or s.dead():
         return None
     return Level.WARNING, (
-        f"entropy {start:.3g} → {now:.3g} nats a token in {series.steps[1]} steps, no trend, and "
-        "the reward does not rise"
+        f"entropy {start:.3g} → {now:.3g} nats a token in {series.steps[1]} steps, surely no "
+        "trend, and the reward does not rise"
     )
 
 
@@ -484,7 +523,7 @@ def overfitting(s: Signals) -> Seen | None:
     if val.count < t.val_points or s["loss"].count < t.start:
         return None
     points, now = val.last(RECENT), val.now(t.start)
-    lowest = _lowest(points[: -t.start])
+    lowest = _lowest(points[: -t.start], t.start)
     if lowest <= 0 or now < (1 + t.val_loss) * lowest:
         return None
     if s["loss"].now(t.start) >= s["loss"].start(t.start):
@@ -495,16 +534,26 @@ def overfitting(s: Signals) -> Seen | None:
     )
 
 
-def _lowest(values: list[float]) -> float:
-    """The lowest median of three neighbours."""
-    return min(map(median, zip(values, values[1:], values[2:], strict=False)))
+def _lowest(values: Sequence[float], rows: int) -> float:
+    """The lowest median of so many neighbours."""
+    return min(median(values[i : i + rows]) for i in range(len(values) - rows + 1))
 
 
 def diverged(s: Signals) -> Seen | None:
-    t, loss = s.thresholds, s["loss"]
+    """Far above its lowest; while there are few rows, or bins of them, far above its start. On val
+    it may have been measured before the first step."""
+    t, loss, val = s.thresholds, s["loss"], s["val loss"]
+    if val.count > 2 and (held := min(val.last(2))) >= t.loss_up * val.start(1) > 0:
+        return Level.STOP, f"loss on val {val.start(1):.3g} at first, {held:.3g} and more now"
     if loss.count < t.rows:
         return None
-    lowest, now = _lowest(loss.whole()), loss.now(t.now)
+    start, late = loss.start(t.start), loss.now(t.now)
+    if start > 0 and late >= t.loss_doubled * start:
+        return Level.STOP, f"loss {start:.3g} at the start, {late:.3g} now"
+    values = loss.last(RECENT) if loss.count <= RECENT else loss.whole()
+    if len(values) < 2 * t.rows:
+        return None
+    lowest, now = _lowest(values, t.rows), loss.now(t.rows)
     if lowest <= 0 or now < t.loss_up * lowest:
         return None
     return Level.STOP, f"loss {lowest:.3g} at its lowest, {now:.3g} now"
@@ -516,6 +565,9 @@ def loss_stands(s: Signals) -> Seen | None:
         return None
     early, late = thirds(s["loss"].whole())
     if early <= 0 or abs(1 - late / early) >= t.loss_down or falls(s["loss"].whole()) <= t.sure:
+        return None
+    val = s["val loss"].whole()
+    if len(val) > 1 and falls(val) <= t.firm:
         return None
     return Level.WARNING, (
         f"loss {early:.4g} in the first third of {s['loss'].steps[1]} steps, {late:.4g} in the last"
@@ -546,6 +598,8 @@ class Rule:
         needs: signals without which it is silent; "a or b" is either.
         test: what it sees in the signals, or None.
         worst: the level beyond which it does not get worse.
+        trend: whether it tests a trend or the lack of one. Asked at every row, chance would answer
+            sooner or later: it is asked when there are ``again`` times the rows.
     """
 
     name: str
@@ -557,6 +611,7 @@ class Rule:
     needs: tuple[str, ...]
     test: Callable[[Signals], Seen | None]
     worst: Level = Level.WARNING
+    trend: bool = False
 
 
 RULES: tuple[Rule, ...] = (
@@ -598,6 +653,7 @@ RULES: tuple[Rule, ...] = (
         "beta is 0 by default, as in arXiv 2503.14476 and 2503.20783",
         ("KL",),
         kl_flat,
+        trend=True,
     ),
     Rule(
         "kl-slow",
@@ -608,6 +664,7 @@ RULES: tuple[Rule, ...] = (
         "TRL issue 3452; arXiv 2402.03300 (beta 0.04, which holds the policy)",
         ("KL",),
         kl_slow,
+        trend=True,
     ),
     Rule(
         "kl-runaway",
@@ -634,6 +691,21 @@ RULES: tuple[Rule, ...] = (
         "open-r1 issues 436 and 474 (reports of it); arXiv 2503.14476 (groups without a gradient)",
         ("reward", "reward spread"),
         plateau,
+        trend=True,
+    ),
+    Rule(
+        "reward-falls",
+        (GRPO,),
+        "The reward falls",
+        "Steps are so long that the policy loses what it could do, or the problems become harder "
+        "along the way.",
+        "Go back to an earlier checkpoint, lower the learning rate 3 to 10 times, larger groups or "
+        "more prompts a step; with a curriculum, compare on val.",
+        "ms-swift issue 6550 (all rewards fall as the KL jumps); here: at 100 times the learning "
+        "rate (README, sick on purpose)",
+        ("reward", "reward spread"),
+        reward_falls,
+        trend=True,
     ),
     Rule(
         "hacking",
@@ -647,6 +719,7 @@ RULES: tuple[Rule, ...] = (
         ("reward", "truth"),
         hacking,
         Level.STOP,
+        trend=True,
     ),
     Rule(
         "form-alone",
@@ -660,6 +733,7 @@ RULES: tuple[Rule, ...] = (
         "1 % optimal (README, four cells)",
         ("form", "truth"),
         form_alone,
+        trend=True,
     ),
     Rule(
         "zero-variance",
@@ -711,6 +785,7 @@ RULES: tuple[Rule, ...] = (
         "arXiv 2505.22617 (left alone, entropy falls early in every run that learns)",
         ("entropy",),
         entropy_flat,
+        trend=True,
     ),
     Rule(
         "truncation",
@@ -734,6 +809,7 @@ RULES: tuple[Rule, ...] = (
         "the usual reading of a gap that grows; nothing here is tuned to it",
         ("truth", "val truth"),
         train_val_gap,
+        trend=True,
     ),
     Rule(
         "overfitting",
@@ -767,6 +843,7 @@ RULES: tuple[Rule, ...] = (
         "the usual reading of a flat loss; nothing here is tuned to it",
         ("loss",),
         loss_stands,
+        trend=True,
     ),
     Rule(
         "loss-near-zero",

@@ -139,10 +139,3 @@ def most_gained(values: Sequence[float], level: float) -> float:
 def constant(values: Sequence[float]) -> bool:
     """Whether values are the same but for rounding."""
     return max(values) - min(values) <= 1e-6 * (1 + abs(values[0]))
-
-
-def both(one: float, other: float) -> float:
-    """p of two independent tests together, by Fisher's method: ``q (1 - ln q)``, q their product
-    (Statistical Methods for Research Workers, 1932)."""
-    q = one * other
-    return q * (1 - math.log(q)) if q > 0 else 0.0

