@@ -15,9 +15,11 @@ from transformers import TrainerCallback
 from data.files import to_line, write_jsonl
 from pipeline.health import Finding, Watch
 from pipeline.live import Lines
-from pipeline.symptoms import Level
+from pipeline.symptoms import RULES, Level
 
 LOG, FINDINGS = "log.jsonl", "findings.jsonl"
+#: Of the row at which a training is lost: why, in words.
+LOST = "lost"
 
 
 class Log(TrainerCallback):
@@ -70,6 +72,17 @@ class Log(TrainerCallback):
         Raises:
             Stopped: when it shows what is to end the training.
         """
+        fresh = self.watch.update(self._write(step, logs))
+        self._say(fresh)
+        self._end_for(fresh)
+
+    def end(self, step: int, logs: dict[str, Any], why: str) -> None:
+        """Write and show the row at which a training is lost, and say why. Its signals alone do not
+        tell a Watch, which lets a single norm that is none pass."""
+        self._write(step, {**logs, LOST: why, "trainer": self.watch.kind})
+        self._say([lost_at(step, why)])
+
+    def _write(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         # JSON has no NaN: a signal that is not a number is written as null.
         signals = {
             key: value if not isinstance(value, float) or math.isfinite(value) else None
@@ -80,18 +93,27 @@ class Log(TrainerCallback):
             file.write(to_line(row))
         if "train_runtime" not in logs:
             self.view.show(step, signals)
-        fresh = self.watch.update(row)
-        for finding in fresh:
+        return row
+
+    def _say(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
             with self.findings.open("a", encoding="utf-8") as file:
                 file.write(to_line(asdict(finding)))
             self.view.say(sentence(finding))
-        self._end_for(fresh)
 
     def _end_for(self, findings: Sequence[Finding]) -> None:
         """Raise Stopped for the first that is to end the training."""
         for finding in findings:
             if finding.rule in self.stop and finding.level != Level.NOTE:
                 raise Stopped(finding)
+
+
+def lost_at(step: int, why: str) -> Finding:
+    """What is wrong with a training that was ended since a number was none, by a row's LOST."""
+    (rule,) = (rule for rule in RULES if rule.name == "nonfinite")
+    return Finding(
+        rule.name, rule.worst, step, rule.title, why, rule.cause, rule.advice, rule.source
+    )
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

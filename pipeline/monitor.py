@@ -9,7 +9,8 @@ signal                      what it is
 ==========================  ======================================================================
 truth/optimal, /feasible    share of the training answers that are optimal, that break no rule: the
                             verdicts that the reward was made from, whatever the reward
-completions/duplicates      share of the answers that equal another one of their group, in tokens
+completions/duplicates      share of the answers that equal another one of their group, in tokens;
+                            with several processes of those that the main one drew
 kl_start                    KL(now ‖ start) in nats a token, whatever ``beta``:
                             ``yardsticks.kl_from``; every ``monitor.kl_every`` steps
 val/optimal, /feasible,     on fixed val problems, every ``monitor.every`` steps and before the
@@ -17,9 +18,10 @@ val/optimal, /feasible,     on fixed val problems, every ``monitor.every`` steps
 time/generate, /reward,     seconds a step: drawing the answers; judging them; all the rest of it
 /train
 time/monitor                seconds since the last row, spent on val and kl_start
-tokens_per_second           of prompts and answers, per second of the steps themselves
-memory                      GiB: most that torch held on the GPU since the start
-                            (``max_memory_allocated``), without a GPU the process's peak
+tokens_per_second           of prompts and answers, per second of the steps themselves since tokens
+                            were last counted: in GRPO only where answers are drawn
+memory                      GiB: most that torch held on the main process's GPU since the start
+                            (``max_memory_allocated``), without a GPU that process's peak
 ==========================  ======================================================================
 
 A loss or gradient norm that is not a finite number ends the training before it reaches a weight, a
@@ -128,12 +130,13 @@ def monitored(
         yield
     except Lost as lost:
         if processes.is_main():
-            log.stop = ()
-            log.record(lost.step, {"loss": math.nan, "learning_rate": lost.rate})
+            log.end(lost.step, {lost.signal: math.nan, "learning_rate": lost.rate}, str(lost))
+        checkpoint = saved()
+        without = "" if checkpoint is None else ", without that checkpoint (copy it, to keep it)"
         raise UserError(
             f"{where}: {lost} at step {lost.step}, and training ended before it reached "
-            f"{lost.next}; {_kept(saved(), kind)}; lower {kind}.learning_rate "
-            f"({trainer.args.learning_rate:g}), and the same command begins anew"
+            f"{lost.next}; {_kept(checkpoint, kind)}; lower {kind}.learning_rate "
+            f"({trainer.args.learning_rate:g}), and the same command begins anew{without}"
         ) from None
     except Stopped as stopped:
         raise UserError(
@@ -152,12 +155,29 @@ def _kept(checkpoint: Path | None, kind: str) -> str:
     return f"the weights of step {checkpoint.name.rpartition('-')[2]} are in {checkpoint}"
 
 
-class Lost(Exception):  # noqa: N818 - it is none of ours
-    """What must be a finite number is none; ``next`` is what it has not spoiled."""
+#: What must be a finite number, by the key that a row has it under.
+_FINITE = {
+    "loss": "the loss",
+    "grad_norm": "the gradient norm",
+    "weight": "a weight",
+    "probability": "the probability of a next token",
+}
+#: What torch says where such a probability is drawn from, and what we say. A GPU says no more than
+#: that it stopped.
+_NOT_DRAWN = {
+    "probability tensor": f"{_FINITE['probability']} is not a finite number",
+    "device-side assert": "the GPU stopped as it drew answers (device-side assert), as where a "
+    "probability is not a finite number",
+}
 
-    def __init__(self, what: str, step: int, rate: float, next: str = "the weights") -> None:
-        super().__init__(f"{what} is not a finite number")
-        self.step, self.rate, self.next = step, rate, next
+
+class Lost(Exception):  # noqa: N818 - it is none of ours
+    """What must be a finite number is none, in the words ``said``; ``signal`` is its key in a row,
+    and ``next`` is what it has not spoiled."""
+
+    def __init__(self, signal: str, said: str, step: int, rate: float, next: str) -> None:
+        super().__init__(said)
+        self.signal, self.step, self.rate, self.next = signal, step, rate, next
 
 
 class Monitor(TrainerCallback):
@@ -174,6 +194,8 @@ class Monitor(TrainerCallback):
         self.kl_every = recipe.monitor.kl_every
         self.spent: Counter[str] = Counter()
         self.steps = 0
+        #: Of the steps since tokens were last counted, as they are only where answers are drawn.
+        self.seconds = 0.0
         self._held: list[tuple[Any, str]] = []
         self._wrap(trainer, "log", self._log)
         self._wrap(trainer, "training_step", self._training_step)
@@ -202,7 +224,7 @@ class Monitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.logged = state.global_step
-        # SFT counts its tokens itself, from 0 when it goes on.
+        # SFT counts its tokens itself; where it goes on, Resumable has set the count before.
         counted = getattr(self.trainer, "_total_train_tokens", None)
         self.tokens = state.num_input_tokens_seen if counted is None else counted
         if self.sticks and (self.every or self.kl_every):
@@ -215,10 +237,12 @@ class Monitor(TrainerCallback):
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.spent["step"] += time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._began
+        self.spent["step"] += seconds
+        self.seconds += seconds
         self.steps += 1
         if not self._weights_are_finite():
-            raise self._lost("a weight", state.global_step, "a checkpoint")
+            raise self._lost("weight", step=state.global_step, next="a checkpoint")
 
     def _due(self, every: int, step: int) -> bool:
         """Whether a multiple of ``every`` was passed since the row before."""
@@ -246,9 +270,10 @@ class Monitor(TrainerCallback):
         try:
             return self._timed("generate")(original, *args, **kwargs)
         except RuntimeError as error:  # of torch.multinomial
-            if "probability tensor" not in str(error):
-                raise
-            raise self._lost("the probability of a next token") from None
+            for words, said in _NOT_DRAWN.items():
+                if words in str(error):
+                    raise self._lost("probability", said) from None
+            raise
 
     def _rewards(
         self,
@@ -269,7 +294,7 @@ class Monitor(TrainerCallback):
         loss = original(*args, **kwargs)
         # The trainer itself would put the mean of its neighbours in the place of such a loss.
         if not math.isfinite(loss.item()):
-            raise self._lost("the loss")
+            raise self._lost("loss")
         return loss
 
     def _clip(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -278,12 +303,15 @@ class Monitor(TrainerCallback):
         if norm is not None and not self.trainer.args.fp16:
             value = norm.item() if hasattr(norm, "item") else norm
             if not math.isfinite(value):
-                raise self._lost("the gradient norm")
+                raise self._lost("grad_norm")
         return norm
 
-    def _lost(self, what: str, step: int | None = None, next: str = "the weights") -> Lost:
+    def _lost(
+        self, signal: str, said: str = "", step: int | None = None, next: str = "the weights"
+    ) -> Lost:
+        said = said or f"{_FINITE[signal]} is not a finite number"
         rate = float(self.trainer._get_learning_rate())
-        return Lost(what, step or self.trainer.state.global_step + 1, rate, next)
+        return Lost(signal, said, step or self.trainer.state.global_step + 1, rate, next)
 
     def _log(
         self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any
@@ -300,9 +328,9 @@ class Monitor(TrainerCallback):
             if found := metrics.get(f"{reward}/mean"):
                 metrics[truth] = list(found)
         if found := metrics.get("num_tokens"):
-            if self.spent["step"]:
-                logs["tokens_per_second"] = (found[-1] - self.tokens) / self.spent["step"]
-            self.tokens = found[-1]
+            if self.seconds:
+                logs["tokens_per_second"] = (found[-1] - self.tokens) / self.seconds
+            self.tokens, self.seconds = found[-1], 0.0
         parts = [part for part in ("generate", "reward") if part in self.spent]
         rest = self.spent["step"] - sum(self.spent[part] for part in parts)
         for part, seconds in [*((part, self.spent[part]) for part in parts), ("train", rest)]:

@@ -46,15 +46,15 @@ def test_every_signal_is_written_and_what_is_no_number_is_null(began):
 
 
 def test_what_is_wrong_is_said_once_in_two_lines_and_written(began, capsys):
-    log, rows = began(), hacked(3)
-    take(log, rows)
-    found = rows_of(log.findings)
-    assert [one["rule"] for one in found if one["level"] != "note"] == ["hacking"]
-    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("step ")]
-    (first,) = (line for line in said if "hacking" in line)
-    assert first.startswith(f"stop (hacking, step {found[0]['step']}): The reward rises, the truth")
-    assert "by chance with p" in first
-    assert said[said.index(first) + 1].startswith("  Stop and read the best-paid answers")
+    log = began()
+    take(log, collapsed(1))
+    (found,) = (one for one in rows_of(log.findings) if one["level"] != "note")
+    assert found["rule"] == "entropy-collapse"
+    said = capsys.readouterr().out.splitlines()
+    (first,) = (line for line in said if "entropy-collapse" in line)
+    name = f"{found['level']} ({found['rule']}, step {found['step']})"
+    assert first == f"{name}: {found['title']}: {found['evidence']}"
+    assert said[said.index(first) + 1] == f"  {found['advice']}"
 
 
 def test_a_healthy_training_is_not_spoken_of(began, capsys):
@@ -71,6 +71,17 @@ def test_a_finding_ends_the_training_only_where_it_is_asked_for(began):
     with pytest.raises(Stopped, match="entropy-collapse") as ended:
         take(log, rows)
     assert rows_of(log.path)[-1]["step"] == ended.value.finding.step
+
+
+def test_the_row_at_which_a_training_is_lost_says_why(began, capsys):
+    log = began(stop=("nonfinite",))  # it ends in any case
+    log.end(3, {"grad_norm": math.nan}, "the gradient norm is not a finite number")
+    (row,) = rows_of(log.path)
+    assert (row["step"], row["grad_norm"], "loss" in row) == (3, None, False)
+    (found,) = rows_of(log.findings)
+    assert (found["rule"], found["level"], found["step"]) == ("nonfinite", "stop", 3)
+    assert found["evidence"] == row["lost"] == "the gradient norm is not a finite number"
+    assert f": {row['lost']}" in capsys.readouterr().out
 
 
 def test_a_note_ends_nothing(began):
@@ -115,6 +126,6 @@ def test_a_rule_that_is_named_after_an_interruption_ends_what_it_had_passed_over
 
 
 def test_only_the_main_process_writes_and_speaks(began, tmp_path, capsys):
-    take(began(main=False), hacked(3))
+    take(began(main=False), hacked(23))
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""

@@ -127,6 +127,25 @@ def test_every_signal_of_grpo_is_in_the_log(recipe_of, tmp_path):
         } < row.keys()
 
 
+def test_tokens_a_second_are_of_all_steps_that_the_answers_were_used_for(
+    recipe_of, tmp_path, monkeypatch
+):
+    end = Monitor.on_step_end
+
+    def slow(self, args, state, control, **given):
+        self._began -= 10 * state.global_step  # as if steps took 10, 20, 30 … seconds
+        return end(self, args, state, control, **given)
+
+    monkeypatch.setattr(Monitor, "on_step_end", slow)
+    used_twice = {**RECIPE["grpo"], **STEPS, "max_steps": 5, "num_iterations": 2}
+    trained(recipe_of(grpo=used_twice, monitor={"every": 0}), "grpo", tmp_path / "out", True)
+    rows = {row["step"]: row for row in log_of(tmp_path / "out")[:-1]}
+    assert [step for step, row in rows.items() if "tokens_per_second" in row] == [1, 3, 5]
+    for step, seconds in ((3, 20 + 30), (5, 40 + 50)):
+        tokens = rows[step]["num_tokens"] - rows[step - 2]["num_tokens"]
+        assert rows[step]["tokens_per_second"] == pytest.approx(tokens / seconds, rel=0.2)
+
+
 def test_sft_is_measured_on_gold_answers_too(recipe_of, tmp_path):
     trained(recipe_of(), "sft", tmp_path / "out", True)
     first, *rows, _ = log_of(tmp_path / "out")
@@ -245,9 +264,11 @@ def spoil(monkeypatch, kind, at):
     monkeypatch.setattr(SFTTrainer, "compute_loss", spoilt)
 
 
-@pytest.mark.parametrize("what", ["the loss", "the gradient norm"])
+@pytest.mark.parametrize(
+    ("what", "key"), [("the loss", "loss"), ("the gradient norm", "grad_norm")]
+)
 def test_a_lost_training_ends_with_its_last_good_checkpoint_and_one_sentence(
-    recipe_of, what, monkeypatch, capsys
+    recipe_of, what, key, monkeypatch, capsys
 ):
     spoil(monkeypatch, what, at=3)
     recipe = recipe_of(name=what.split()[-1])
@@ -259,21 +280,30 @@ def test_a_lost_training_ends_with_its_last_good_checkpoint_and_one_sentence(
     assert ended.value.code == (  # text is printed to stderr, and the exit code is 1
         f"error: {recipe.path}: sft: {what} is not a finite number at step 3, and training ended "
         f"before it reached the weights; the weights of step 2 are in {arm}/checkpoints/"
-        "checkpoint-2; lower sft.learning_rate (0.01), and the same command begins anew"
+        "checkpoint-2; lower sft.learning_rate (0.01), and the same command begins anew, without "
+        "that checkpoint (copy it, to keep it)"
     )
     weights = torch.load(arm / "checkpoints/checkpoint-2/optimizer.pt")["state"]
     assert all(torch.isfinite(each["exp_avg"]).all() for each in weights.values())
     assert not (arm / "manifest.json").exists()
     rows = log_of(arm)
-    assert (rows[-1]["step"], rows[-1]["loss"]) == (3, None)
+    assert rows[-1] == {
+        "step": 3,
+        key: None,
+        "learning_rate": pytest.approx(0.01, rel=1),
+        "lost": f"{what} is not a finite number",
+        "trainer": "sft",
+    }
     (finding,) = (row for _, row in read_jsonl(arm / "findings.jsonl"))
     assert (finding["rule"], finding["level"], finding["step"]) == ("nonfinite", "stop", 3)
+    assert finding["evidence"] == rows[-1]["lost"]
     assert "stop (nonfinite, step 3): Loss or gradient is not a number" in capsys.readouterr().out
 
 
 def test_a_lost_training_before_the_first_checkpoint_says_so(recipe_of, tmp_path, monkeypatch):
     spoil(monkeypatch, "the loss", at=1)
-    with pytest.raises(UserError, match=r"at step 1, .* nothing was saved yet \(a smaller sft\.sa"):
+    says = r"at step 1, .* nothing was saved yet \(a smaller sft\.save_steps.* begins anew$"
+    with pytest.raises(UserError, match=says):
         trained(recipe_of(), "sft", tmp_path / "out", True)
 
 
@@ -285,6 +315,7 @@ def test_weights_that_a_step_has_spoiled_are_not_saved(recipe_of, tmp_path, kind
     with pytest.raises(UserError, match=r"a weight is not a .* before it reached a checkpoint"):
         trained(recipe, kind, tmp_path / "out", True)
     assert last_whole(tmp_path / "out" / "ck") is None
+    assert log_of(tmp_path / "out")[-1]["weight"] is None
 
 
 def test_a_next_token_without_a_probability_ends_the_training_in_one_sentence(
@@ -299,6 +330,32 @@ def test_a_next_token_without_a_probability_ends_the_training_in_one_sentence(
     monkeypatch.setattr(GRPOTrainer, "_generate", spoil_the_second)
     with pytest.raises(UserError, match=r"of a next token is not a finite .* step 2"):
         trained(recipe_of(), "grpo", tmp_path / "out", True)
+    assert log_of(tmp_path / "out")[-1]["probability"] is None
+
+
+ON_A_GPU = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in …"
+
+
+@pytest.mark.parametrize(
+    ("error", "ends", "says"),
+    [
+        (
+            torch.AcceleratorError(ON_A_GPU, 710),
+            UserError,
+            r"the GPU stopped as it drew .* assert\), as where a .* finite number at step 1, and",
+        ),
+        (RuntimeError("CUDA out of memory"), RuntimeError, "^CUDA out of memory$"),
+    ],
+)
+def test_what_a_gpu_says_of_such_a_token_is_told_apart_from_other_failures(
+    recipe_of, tmp_path, monkeypatch, error, ends, says
+):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(GRPOTrainer, "_generate", fail)
+    with pytest.raises(ends, match=says):
+        trained(recipe_of(monitor={"every": 0}), "grpo", tmp_path / "out", True)
 
 
 def test_steps_that_float16_leaves_out_itself_end_nothing():
@@ -309,7 +366,7 @@ def test_steps_that_float16_leaves_out_itself_end_nothing():
         _get_learning_rate=lambda: 1.0,
     )
     held = SimpleNamespace(trainer=trainer)
-    held._lost = lambda what: Monitor._lost(held, what)
+    held._lost = lambda signal: Monitor._lost(held, signal)
     assert Monitor._clip(held, lambda: lost) is lost
     trainer.args.fp16 = False
     with pytest.raises(Lost, match="the gradient norm is not a finite number"):
