@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import read_jsonl
 from pipeline.health import Finding, Watch, kind_of, number
-from pipeline.symptoms import Level
+from pipeline.symptoms import GRPO, SFT, Level
 
 LOG, STATE = "log.jsonl", "trainer_state.json"
+#: Of a row of ours at which a training was lost: why, as ``pipeline.log`` writes it.
+LOST = "lost"
 #: Rows that are kept until one tells what trainer wrote them.
 _UNDECIDED = 1000
 _STYLES = {Level.STOP: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
@@ -66,16 +69,23 @@ class Patient:
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a log, one at a time.
+    """The rows of a log, one at a time; a torn last line of a ``.jsonl`` is passed over.
 
     Raises:
         UserError: naming the file, and the line of a ``.jsonl``, that is no log.
     """
-    if path.suffix == ".jsonl":
-        yield from (row for _, row in read_jsonl(path))
-        return
     if not path.is_file():
         raise UserError(f"{path} does not exist")
+    if path.suffix == ".jsonl":
+        read = 0
+        try:
+            for line, row in read_jsonl(path):
+                read = line
+                yield row
+        except UserError:
+            if not _torn(path, read):
+                raise
+        return
     try:
         state = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -89,24 +99,37 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     yield from history
 
 
+def _torn(path: Path, line: int) -> bool:
+    """Whether after a line nothing follows but the beginning of a row, which is being written, or
+    was when the training was killed."""
+    with path.open("rb") as lines:
+        rest = [found for found in islice(lines, line, None) if found.strip()]
+    return len(rest) == 1 and rest[0].startswith(b"{") and not rest[0].endswith(b"\n")
+
+
 def examine(arm: str, path: Path) -> Patient:
     """Watch a whole log.
 
     Raises:
         UserError: when the file is no log of an SFT or GRPO training.
     """
-    patient, watch, last = Patient(arm, str(path)), None, None
+    patient, watch, last, lost = Patient(arm, str(path)), None, None, []
     for watch, row in _watched(path):
         step = number(row.get("step"))
         patient.back += step is not None and last is not None and step < last
         last = step if step is not None else last
         watch.update(row)
+        if isinstance(why := row.get(LOST), str):
+            from pipeline.log import lost_at  # imports transformers, for a training that runs
+
+            lost = [lost_at(int(step or 0), why)]
     if watch is None:
         return patient
     signals = watch.signals
     t = signals.thresholds
     patient.kind, patient.rows, patient.steps = watch.kind, signals.row, signals.steps
-    patient.findings, patient.silent = watch.findings, watch.missing
+    found = [finding for finding in watch.findings if finding.rule not in {f.rule for f in lost}]
+    patient.findings, patient.silent = [*lost, *found], watch.missing
     patient.looked = [rule.name for rule in watch.rules if rule.name not in watch.missing]
     patient.short = signals.row < t.many or signals.steps[1] - signals.steps[0] < t.steps
     return patient
@@ -119,7 +142,7 @@ def _watched(path: Path) -> Iterator[tuple[Watch, dict[str, Any]]]:
         seen += 1
         if watch is None:
             waiting.append(row)
-            kind = kind_of(row)
+            kind = _kind(row)
             if kind is None:
                 if seen >= _UNDECIDED:
                     break
@@ -133,6 +156,11 @@ def _watched(path: Path) -> Iterator[tuple[Watch, dict[str, Any]]]:
             f"{path} has no row of an SFT or GRPO training: neither `reward` nor, without rewards "
             "beside it, `loss`"
         )
+
+
+def _kind(row: Mapping[str, Any]) -> str | None:
+    named = row.get("trainer")
+    return named if LOST in row and named in (SFT, GRPO) else kind_of(row)
 
 
 def logs_in(path: Path) -> dict[str, Path]:
@@ -288,6 +316,8 @@ def main() -> None:
             if arguments.log:
                 raise
             print(f"{arm} is left out: {error}", file=sys.stderr)  # the other arms matter no less
+    if not patients:
+        raise UserError(f"{path} has no log that can be read")
     if arguments.json:
         print(as_json(patients))
     else:

@@ -43,7 +43,7 @@ def call(monkeypatch, capsys):
 def runs(monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
     write(tmp_path / "tiny" / "sft" / "log.jsonl", sft_log(1))
-    write(tmp_path / "tiny" / "grpo" / "log.jsonl", changed(hacked(3), "kl", lambda row: None))
+    write(tmp_path / "tiny" / "grpo" / "log.jsonl", changed(hacked(23), "kl", lambda row: None))
     write(tmp_path / "tiny" / "late" / "log.jsonl", [])
     return tmp_path
 
@@ -115,7 +115,10 @@ def test_the_trainer_is_told_by_the_first_row_that_tells(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", '{"step": 1, "loss": 1}\n{"step": 2, "lo', "a.jsonl:2 is not valid JSON"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\n{"step": 2, "lo\n', "a.jsonl:2 is not valid JSON"),
+        ("a.jsonl", '{"step": 1, "lo\n{"step": 2, "lo', "a.jsonl:1 is not valid JSON"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\n[3]', "a.jsonl:2 must be a JSON object"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\nhello', "a.jsonl:2 is not valid JSON"),
         ("a.jsonl", '{"step": 1, "loss": 1}\n[3]\n', "a.jsonl:2 must be a JSON object"),
         ("a.jsonl", '{"a": "b"}\n', "has no row of an SFT or GRPO training"),
         ("a.jsonl", '{"loss": 1, "rewards/chosen": 1}\n' * 2000, "has no row of an SFT or GRPO"),
@@ -147,6 +150,45 @@ def test_a_log_that_is_none_is_one_sentence(tmp_path, name, content, says, call)
 def test_a_wrong_flag_is_one_sentence(arguments, says, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert says in call(*arguments)[1]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 999, "lo', "{", '\n{"step": 9, "a": "\udcc3'])
+def test_a_last_line_that_is_being_written_is_passed_over(tmp_path, torn, call):
+    path = write(tmp_path / "a.jsonl", collapsed(1))
+    with path.open("ab") as file:
+        file.write(torn.encode("utf-8", "surrogateescape"))
+    said, code = call("--log", path, "--json")
+    assert code == 0
+    (log,) = json.loads(said)["logs"]
+    assert log["rows"] == len(collapsed(1))
+    assert "entropy-collapse" in [f["rule"] for f in log["findings"]]
+    path.write_text("{")
+    assert "nothing logged yet" in call("--log", path)[0]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_run_without_a_log_that_can_be_read_fails_in_a_sentence(runs, flags, call):
+    for log in (runs / "tiny").glob("*/log.jsonl"):
+        log.write_text("hello\n")
+    out, code = call("--run", "tiny", *flags)
+    assert code == f"error: {runs / 'tiny'} has no log that can be read"
+    assert out == ""
+
+
+@pytest.mark.parametrize("kind", [SFT, GRPO])
+def test_what_a_training_was_lost_by_is_found_though_nothing_was_logged_before(tmp_path, kind):
+    row = {"step": 3, "weight": None, "learning_rate": 0.1, "trainer": kind}
+    why = {"lost": "a weight is not a finite number"}
+    patient = doctor.examine("a", write(tmp_path / "a.jsonl", [{**row, **why}]))
+    (found,) = patient.findings
+    assert (patient.kind, found.rule, found.level) == (kind, "nonfinite", "stop")
+    assert (found.step, found.evidence) == (3, why["lost"])
+    healthy = sft_log(1) if kind == SFT else grpo_log(1)
+    row["step"] = healthy[-1]["step"] + 1
+    whole = doctor.examine("b", write(tmp_path / "b.jsonl", [*healthy, {**row, **why}]))
+    assert whole.findings[0].evidence == why["lost"]
+    alone = doctor.examine("c", write(tmp_path / "c.jsonl", [*healthy, row]))
+    assert "nonfinite" not in [finding.rule for finding in alone.findings]
 
 
 def test_rows_out_of_order_are_counted_and_said(tmp_path, call):
