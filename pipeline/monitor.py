@@ -14,7 +14,7 @@ completions/duplicates      share of the answers that equal another one of their
 kl_start                    KL(now ‖ start) in nats a token, whatever ``beta``:
                             ``yardsticks.kl_from``; every ``monitor.kl_every`` steps
 val/optimal, /feasible,     on fixed val problems, every ``monitor.every`` steps and before the
-/reward, /loss              first: ``yardsticks.Yardsticks.val``
+/reward, /entropy, /loss    first: ``yardsticks.Yardsticks.val``
 time/generate, /reward,     seconds a step: drawing the answers; judging them; all the rest of it
 /train
 time/monitor                seconds since the last row, spent on val and kl_start

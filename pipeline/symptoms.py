@@ -50,7 +50,7 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
         "rewards/format/mean",
     ),
     "KL": ("kl_start", "kl"),
-    "entropy": ("entropy",),
+    "entropy": ("entropy", "val/entropy"),  # Unsloth's own loss on a GPU logs none
     "answers cut off": ("completions/clipped_ratio",),
     "flat groups": ("frac_reward_zero_std",),
     "duplicates": ("completions/duplicates",),

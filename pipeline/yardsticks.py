@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,21 +136,29 @@ class Yardsticks:
     def val(self) -> dict[str, float]:
         """``val/optimal``, ``val/feasible`` (shares of the answers) and ``val/reward`` (their mean
         under the recipe's reward) of ``monitor.samples`` answers to each problem, at temperature 1,
-        always with the same random numbers, in the stages of ``monitor.sampled``; in SFT
-        ``val/loss``, the mean negative
-        log-probability of a token of the gold answers, their end included, in nats."""
+        always with the same random numbers, in the stages of ``monitor.sampled``, and
+        ``val/entropy``, the mean negative log-probability of their tokens in nats, which is what
+        the entropy of a token is on average; in SFT ``val/loss``, the same of the gold answers.
+        The ends of answers count."""
         with undisturbed(self.trainer) as model:
             return self._val(model, self._draw(model) if self.sampled else None)
 
     def _val(self, model: Any, drawn: Sequence[Sequence[Sample]] | None) -> dict[str, float]:
-        found = {} if drawn is None else self._judged(drawn)
+        found = {}
+        if drawn is not None:
+            found = self._judged(drawn)
+            texts = [
+                self._encoded(prompt, one)
+                for prompt, group in zip(self.prompts, drawn, strict=True)
+                for one in group
+            ]
+            found["val/entropy"] = _surprise(scores(model, texts))
         if self.golds:
             golds = [
                 Encoded(self._ids(prompt), [*self._ids(row["gold"]), self.tokenizer.eos_token_id])
                 for prompt, row in zip(self.prompts, self.rows, strict=True)
             ]
-            each = [score for text in scores(model, golds) for score in text.tolist()]
-            found["val/loss"] = -sum(each) / len(each)
+            found["val/loss"] = _surprise(scores(model, golds))
         return found
 
     def _judged(self, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
@@ -194,6 +202,12 @@ class Yardsticks:
             return generated(self.trainer, self.tokenizer, self.prompts, count, decoding, seeds[0])
         drawn = sample(model, self.tokenizer, self.prompts, count, decoding, seeds, self.together)
         return [group for _, group in sorted(drawn, key=lambda each: each[0])]
+
+
+def _surprise(found: Iterable[torch.Tensor]) -> float:
+    """The mean negative log-probability of all tokens."""
+    each = [score for text in found for score in text.tolist()]
+    return -sum(each) / max(1, len(each))
 
 
 def _read_start(path: Path, vocabulary: int) -> Iterator[tuple[Encoded, list[float]]]:

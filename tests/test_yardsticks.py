@@ -82,11 +82,24 @@ def test_val_says_what_the_verdicts_and_the_reward_say(sticks, monkeypatch):
     drawn = [[one, wrong] for one in right[:2]] + [[one, wrong] for one in single[2:]]
     monkeypatch.setattr(Yardsticks, "_draw", lambda self, model: drawn)
     found = made.val()
+    del found["val/entropy"]
     assert found == {
         "val/optimal": 2 / 8,
         "val/feasible": 4 / 8,
         "val/reward": pytest.approx((2 * 1.0 + 2 * 0.1) / 8),
     }
+
+
+def test_the_entropy_on_val_is_what_the_model_has_a_token(sticks):
+    made = sticks("grpo")
+    head = made.trainer.model.get_output_embeddings().weight
+    before = head.detach().clone()
+    with torch.no_grad():
+        head.zero_()  # every token is as likely
+    assert made.val()["val/entropy"] == pytest.approx(math.log(len(head)))
+    with torch.no_grad():
+        head.copy_(100 * before)  # hardly any but one
+    assert made.val()["val/entropy"] < 0.5 * math.log(len(head))
 
 
 def test_val_draws_the_same_answers_from_the_same_model(sticks):
