@@ -464,4 +464,4 @@ def test_unsloths_way_of_drawing_is_the_trainers_own(recipe_of, tmp_path):
     assert first == again
     assert sticks.kl() == {"kl_start": 0.0}
     assert json.loads((tmp_path / "start.jsonl").read_text().splitlines()[0])["answer"]
-    assert sorted(first) == ["val/feasible", "val/optimal", "val/reward"]
+    assert sorted(first) == ["val/entropy", "val/feasible", "val/optimal", "val/reward"]
