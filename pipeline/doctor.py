@@ -26,11 +26,9 @@ from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import read_jsonl
 from pipeline.health import Finding, Watch, kind_of, number
-from pipeline.symptoms import GRPO, SFT, Level
+from pipeline.symptoms import Level
 
 LOG, STATE = "log.jsonl", "trainer_state.json"
-#: Of a row of ours at which a training was lost: why, as ``pipeline.log`` writes it.
-LOST = "lost"
 #: Rows that are kept until one tells what trainer wrote them.
 _UNDECIDED = 1000
 _STYLES = {Level.STOP: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
@@ -113,23 +111,18 @@ def examine(arm: str, path: Path) -> Patient:
     Raises:
         UserError: when the file is no log of an SFT or GRPO training.
     """
-    patient, watch, last, lost = Patient(arm, str(path)), None, None, []
+    patient, watch, last = Patient(arm, str(path)), None, None
     for watch, row in _watched(path):
         step = number(row.get("step"))
         patient.back += step is not None and last is not None and step < last
         last = step if step is not None else last
         watch.update(row)
-        if isinstance(why := row.get(LOST), str):
-            from pipeline.log import lost_at  # imports transformers, for a training that runs
-
-            lost = [lost_at(int(step or 0), why)]
     if watch is None:
         return patient
     signals = watch.signals
     t = signals.thresholds
     patient.kind, patient.rows, patient.steps = watch.kind, signals.row, signals.steps
-    found = [finding for finding in watch.findings if finding.rule not in {f.rule for f in lost}]
-    patient.findings, patient.silent = [*lost, *found], watch.missing
+    patient.findings, patient.silent = watch.findings, watch.missing
     patient.looked = [rule.name for rule in watch.rules if rule.name not in watch.missing]
     patient.short = signals.row < t.many or signals.steps[1] - signals.steps[0] < t.steps
     return patient
@@ -142,7 +135,7 @@ def _watched(path: Path) -> Iterator[tuple[Watch, dict[str, Any]]]:
         seen += 1
         if watch is None:
             waiting.append(row)
-            kind = _kind(row)
+            kind = kind_of(row)
             if kind is None:
                 if seen >= _UNDECIDED:
                     break
@@ -156,11 +149,6 @@ def _watched(path: Path) -> Iterator[tuple[Watch, dict[str, Any]]]:
             f"{path} has no row of an SFT or GRPO training: neither `reward` nor, without rewards "
             "beside it, `loss`"
         )
-
-
-def _kind(row: Mapping[str, Any]) -> str | None:
-    named = row.get("trainer")
-    return named if LOST in row and named in (SFT, GRPO) else kind_of(row)
 
 
 def logs_in(path: Path) -> dict[str, Path]:

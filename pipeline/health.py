@@ -32,6 +32,8 @@ from pipeline.trends import Series
 _MOST_STEPS = 2**53
 #: Rows up to which every row is judged; of more, every so many, since little is new in each.
 _LONG, _STRIDE = 2000, 16
+#: In the row at which a training was ended since a number was none: why, in words.
+LOST = "lost"
 #: No signal of a training is larger.
 _MOST = 1e100
 _WORST_FIRST = tuple(Level)
@@ -108,6 +110,10 @@ class Watch:
 
     def update(self, row: Mapping[str, Any]) -> list[Finding]:
         """Take in a row; returns what it raises."""
+        if isinstance(why := row.get(LOST), str):  # its signals alone do not tell
+            (rule,) = (rule for rule in self._rules if rule.name == "nonfinite")
+            step = number(row.get("step"))
+            return [self._raise(rule, rule.worst, int(step or self.signals.steps[1]), why)]
         if not self._take_in(row):
             return []
         s = self.signals
@@ -130,12 +136,15 @@ class Watch:
             if found and _WORST_FIRST.index(level) >= _WORST_FIRST.index(found.level):
                 continue
             step = found.step if found else s.steps[1]
-            finding = Finding(
-                rule.name, level, step, rule.title, evidence, rule.cause, rule.advice, rule.source
-            )
-            self._raised[rule.name] = finding
-            fresh.append(finding)
+            fresh.append(self._raise(rule, level, step, evidence))
         return fresh
+
+    def _raise(self, rule: Rule, level: Level, step: int, evidence: str) -> Finding:
+        finding = Finding(
+            rule.name, level, step, rule.title, evidence, rule.cause, rule.advice, rule.source
+        )
+        self._raised[rule.name] = finding
+        return finding
 
     def _take_in(self, row: Mapping[str, Any]) -> bool:
         """Add the row's signals; whether there were any."""
@@ -213,6 +222,8 @@ def number(value: Any) -> float | None:
 
 def kind_of(row: Mapping[str, Any]) -> str | None:
     """The trainer that wrote a row, by its keys; None where they do not tell."""
+    if LOST in row and row.get("trainer") in (SFT, GRPO):
+        return row["trainer"]
     if any(key in row for key in ("reward", "reward_std", "frac_reward_zero_std")) or any(
         str(key).startswith(("completions/", "eval_completions/")) for key in row
     ):

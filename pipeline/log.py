@@ -13,13 +13,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from data.files import to_line, write_jsonl
-from pipeline.health import Finding, Watch
+from pipeline.health import LOST, Finding, Watch
 from pipeline.live import Lines
-from pipeline.symptoms import RULES, Level
+from pipeline.symptoms import Level
 
 LOG, FINDINGS = "log.jsonl", "findings.jsonl"
-#: Of the row at which a training is lost: why, in words.
-LOST = "lost"
 
 
 class Log(TrainerCallback):
@@ -77,10 +75,9 @@ class Log(TrainerCallback):
         self._end_for(fresh)
 
     def end(self, step: int, logs: dict[str, Any], why: str) -> None:
-        """Write and show the row at which a training is lost, and say why. Its signals alone do not
-        tell a Watch, which lets a single norm that is none pass."""
-        self._write(step, {**logs, LOST: why, "trainer": self.watch.kind})
-        self._say([lost_at(step, why)])
+        """Write and show the row at which a training is lost, and say why."""
+        row = self._write(step, {**logs, LOST: why, "trainer": self.watch.kind})
+        self._say(self.watch.update(row))
 
     def _write(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         # JSON has no NaN: a signal that is not a number is written as null.
@@ -106,14 +103,6 @@ class Log(TrainerCallback):
         for finding in findings:
             if finding.rule in self.stop and finding.level != Level.NOTE:
                 raise Stopped(finding)
-
-
-def lost_at(step: int, why: str) -> Finding:
-    """What is wrong with a training that was ended since a number was none, by a row's LOST."""
-    (rule,) = (rule for rule in RULES if rule.name == "nonfinite")
-    return Finding(
-        rule.name, rule.worst, step, rule.title, why, rule.cause, rule.advice, rule.source
-    )
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
