@@ -1,0 +1,78 @@
+"""Real trainings that are made sick on purpose, as `pipeline/recipes/sick.yaml` has them, bring up
+their diagnosis; a healthy one brings up none.
+
+The embedded base, TRL's own trainers, real rewards. Each ends as soon as its symptom should be
+there: the learning rate is constant, so the first steps are those of the whole training.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data import make
+from data.recipe import load_recipe
+from pipeline import grpo
+from pipeline.arms import TRAINERS
+from pipeline.doctor import examine
+from pipeline.symptoms import Level
+
+ROOT = Path(__file__).parents[1]
+RECIPE = load_recipe(ROOT / "pipeline" / "recipes" / "sick.yaml")
+
+pytestmark = pytest.mark.slow
+
+#: By arm: its symptoms, of which one or more must be found, and within how many steps.
+SICK = {
+    "rate-100": ({"kl-runaway", "entropy-rises"}, 24),
+    "beta-0": ({"entropy-collapse"}, 60),
+    "beta-10": ({"kl-flat", "kl-slow", "plateau", "entropy-flat"}, 140),
+    "constant": ({"zero-variance"}, 24),
+    "hackable": ({"hacking"}, 100),
+    "too-short": ({"truncation"}, 14),
+    "too-hard": ({"zero-variance"}, 30),
+    "by-heart": ({"train-val-gap"}, 80),
+    "sft-rate-100": ({"diverged"}, 40),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sick")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        make.run(RECIPE, force=False, workers=1)
+    return place
+
+
+def found_in(folder, monkeypatch, arm: str, steps: int):
+    """What the doctor finds in an arm of the recipe that ends after ``steps``."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(grpo, "gate", lambda *_: None)  # the audit has tests of its own
+    settings = {**RECIPE.arms[arm].settings, "max_steps": steps}
+    short = replace(RECIPE, arms={arm: replace(RECIPE.arms[arm], settings=settings)})
+    short = replace(short, model=str(ROOT / RECIPE.model))
+    TRAINERS[RECIPE.arms[arm].trainer].run(short, False, arm)
+    return examine(arm, RECIPE.folder / arm / "log.jsonl")
+
+
+def test_every_arm_but_the_healthy_one_is_expected_to_be_sick():
+    assert {*SICK, "healthy"} == {*RECIPE.arms}
+
+
+@pytest.mark.parametrize("arm", SICK)
+def test_a_training_made_sick_on_purpose_is_diagnosed(folder, monkeypatch, capsys, arm):
+    symptoms, steps = SICK[arm]
+    patient = found_in(folder, monkeypatch, arm, steps)
+    found = {one.rule for one in patient.findings if one.level != Level.NOTE}
+    assert symptoms & found, found
+    # What the doctor says of the log was said while it ran.
+    said = capsys.readouterr().out
+    assert all(f"({rule}, step " in said for rule in found)
+
+
+def test_a_healthy_training_is_found_well(folder, monkeypatch):
+    patient = found_in(folder, monkeypatch, "healthy", RECIPE.grpo["max_steps"])
+    assert patient.well, patient.findings
+    # It was there to be looked at: every rule had its signals, and some thing was learnt.
+    assert not patient.silent
