@@ -91,6 +91,8 @@ class Thresholds:
         spikes: of them, within twice ``rows`` rows.
         kl_flat, kl_slow: nats a token, up to which the policy stands still, or creeps.
         kl_slow_steps: training steps after which it should do more than creep.
+        kl_still: growth in the second half, as a share of it, of a KL that stands; one that grows
+            evenly from 0 has gained this.
         kl_far: nats a token beyond which the answers are another model's.
         kl_jump: times the KL of ``rows`` rows before.
         kl_least: nats a token below which no jump matters.
@@ -99,8 +101,7 @@ class Thresholds:
         paid: gain in reward, as a share of its spread, that is some.
         fallen: loss in the share of right answers, as a share of it, that is some.
         form: gain in the share of well-formed answers, or of right ones, that is some.
-        little: gain in truth, as a share of that in form or reward, that is as good as none; and
-            of a KL in the second half, as a share of it.
+        little: gain in truth, as a share of that in form or reward, that is as good as none.
         errors: standard errors by which a mean must be beyond a threshold.
         flat_groups, dead_groups: share of groups that teach nothing: too large, hopeless.
         entropy_left: share of the entropy at the start below which it has collapsed.
@@ -135,7 +136,8 @@ class Thresholds:
     spikes: int = 3
     kl_flat: float = 1e-4
     kl_slow: float = 2e-3
-    kl_slow_steps: int = 150
+    kl_slow_steps: int = 120
+    kl_still: float = 0.5
     kl_far: float = 1.0
     kl_jump: float = 10.0
     kl_least: float = 0.1
@@ -226,13 +228,13 @@ class Signals:
         t, series = self.thresholds, self[name]
         return series.count >= t.many and series.steps[1] - series.steps[0] >= t.steps
 
-    def learns(self) -> bool:
-        """Whether reward or truth rises."""
+    def learns(self, p: float | None = None) -> bool:
+        """Whether reward or truth rises; by chance with ``p`` at most, or with ``sure``."""
         for name in ("reward", "truth"):
             values = self[name].whole()
             if len(values) >= self.thresholds.rows:
                 early, late = thirds(values)
-                if late > early and rises(values) <= self.thresholds.sure:
+                if late > early and rises(values) <= (p or self.thresholds.sure):
                     return True
         return False
 
@@ -273,12 +275,15 @@ def spikes(s: Signals) -> Seen | None:
 def kl_flat(s: Signals) -> Seen | None:
     """None at all, or little that has stopped to grow."""
     t = s.thresholds
-    if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_slow or s.learns() or s.dead():
+    if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_slow:
+        return None
+    # A KL that stands says enough: a rise by chance, one in ten, is no reason to be silent.
+    if s.learns(t.firm) or s.dead():
         return None
     values = s["KL"].whole()
     if not any(values):  # what a trainer writes that does not measure it
         return None
-    if kl > t.kl_flat and most_gained(values[len(values) // 2 :], t.level) > t.little * kl:
+    if kl > t.kl_flat and most_gained(values[len(values) // 2 :], t.level) > t.kl_still * kl:
         return None
     rate = s["learning rate"]
     paid = f" at a learning rate of {rate.now(1):.2g}" if rate.count else ""
@@ -294,7 +299,7 @@ def kl_slow(s: Signals) -> Seen | None:
     if not s.long("KL") or series.steps[1] - series.steps[0] < t.kl_slow_steps:
         return None
     kl = series.now(t.rows)
-    if not t.kl_flat < kl <= t.kl_slow or s.learns() or s.dead():
+    if not t.kl_flat < kl <= t.kl_slow or s.learns(t.firm) or s.dead():
         return None
     return Level.WARNING, (
         f"after {series.steps[1]} steps the KL is {kl:.1e} nats a token (up to {t.kl_slow:g} is "

@@ -312,14 +312,16 @@ def test_a_sick_sft_run_raises_its_symptom(rule):
 
 
 def test_a_little_kl_is_flat_where_it_no_longer_grows():
-    def kl(seed, grown):
-        rng = np.random.default_rng(seed)
-        return changed(
-            stuck(seed), "kl", lambda row: 2e-4 * (1 + grown * row) * rng.lognormal(0, 0.1)
-        )
+    def flat(kl):
+        def log(seed):
+            noise = np.random.default_rng(seed)
+            return changed(stuck(seed), "kl", lambda row: kl(row) * noise.lognormal(0, 0.1))
 
-    assert sum("kl-flat" in raised(kl(seed, 0.0)) for seed in range(20)) >= 18
-    assert sum("kl-flat" in raised(kl(seed, 0.06)) for seed in range(20)) <= 2
+        return sum("kl-flat" in raised(log(seed)) for seed in range(20))
+
+    assert flat(lambda row: 2e-4) >= 18
+    assert flat(lambda row: 5e-5 * min(row + 1, 10)) >= 18
+    assert flat(lambda row: 3e-5 * (row + 1)) <= 2
 
 
 def test_what_is_found_is_said_with_its_numbers_and_what_to_change():
