@@ -99,6 +99,7 @@ class Thresholds:
         plateau: gain in reward over all rows, as a share of its spread, that would be some.
         gained: gain since the start, as a share of its spread, after which a plateau is not early.
         paid: gain in reward, as a share of its spread, that is some.
+        lost: loss in reward, as a share of its spread, that is much.
         fallen: loss in the share of right answers, as a share of it, that is some.
         form: gain in the share of well-formed answers, or of right ones, that is some.
         little: gain in truth, as a share of that in form or reward, that is as good as none.
@@ -144,6 +145,7 @@ class Thresholds:
     plateau: float = 0.1
     gained: float = 0.3
     paid: float = 0.2
+    lost: float = 0.4
     fallen: float = 0.25
     form: float = 0.05
     little: float = 0.25
@@ -359,11 +361,11 @@ def _progress(s: Signals) -> tuple[str, float]:
 
 def reward_falls(s: Signals) -> Seen | None:
     t = s.thresholds
-    if s["reward"].count < t.many or not s["reward spread"].count:
+    if s["reward"].count < t.rows or not s["reward spread"].count:
         return None
     values, unit = s["reward"].whole(), max(s["reward spread"].last(RECENT))
     early, late = thirds(values)
-    if unit <= 0 or early - late < t.paid * unit or falls(values) > t.firm:
+    if unit <= 0 or early - late < t.lost * unit or falls(values) > t.firm:
         return None
     return Level.WARNING, (
         f"from the first to the last third of {s['reward'].count} rows, reward {early:.3g} → "

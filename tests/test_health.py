@@ -145,7 +145,7 @@ def noisy_log(seed, groups, form_rises):
 @pytest.mark.parametrize(("groups", "most"), [(1, 7), (4, 5), (16, 4)])
 def test_a_noisy_healthy_run_raises_little_and_nothing_to_stop_at(groups, most, form_rises):
     """Where right answers come later than the form, slowly, and each row is of few answers. Over
-    60 seeds it was at most 14 of 60 with one group a step, 7 of 60 with more."""
+    60 seeds it was at most 16 of 60 with one group a step, 7 of 60 with more."""
     found = [diagnose(noisy_log(seed, groups, form_rises), GRPO) for seed in range(20)]
     alarms = [[f.rule for f in each if f.level != Level.NOTE] for each in found]
     assert sum(map(bool, alarms)) <= most, alarms

@@ -24,15 +24,15 @@ pytestmark = pytest.mark.slow
 
 #: By arm: its symptoms, of which one or more must be found, and within how many steps.
 SICK = {
-    "rate-100": ({"kl-runaway", "entropy-rises"}, 24),
+    "rate-100": ({"reward-falls", "kl-runaway", "entropy-rises"}, 30),
     "beta-0": ({"entropy-collapse"}, 60),
-    "beta-10": ({"kl-flat", "kl-slow", "plateau", "entropy-flat"}, 140),
-    "constant": ({"zero-variance"}, 24),
+    "beta-10": ({"kl-flat", "kl-slow", "plateau", "entropy-flat", "grad-spikes"}, 140),
+    "constant": ({"zero-variance"}, 22),
     "hackable": ({"hacking"}, 100),
     "too-short": ({"truncation"}, 14),
-    "too-hard": ({"zero-variance"}, 30),
-    "by-heart": ({"train-val-gap"}, 80),
-    "sft-rate-100": ({"diverged"}, 40),
+    "too-hard": ({"zero-variance"}, 24),
+    "by-heart": ({"train-val-gap"}, 70),
+    "sft-rate-1000": ({"diverged"}, 30),
 }
 
 
@@ -51,7 +51,10 @@ def found_in(folder, monkeypatch, arm: str, steps: int):
     monkeypatch.setattr(grpo, "gate", lambda *_: None)  # the audit has tests of its own
     settings = {**RECIPE.arms[arm].settings, "max_steps": steps}
     short = replace(RECIPE, arms={arm: replace(RECIPE.arms[arm], settings=settings)})
-    short = replace(short, model=str(ROOT / RECIPE.model))
+    # Val costs a fifth of the time, and three of them need it.
+    every = RECIPE.monitor.every if arm in ("by-heart", "sft-rate-1000", "healthy") else 0
+    monitor = replace(RECIPE.monitor, every=every)
+    short = replace(short, model=str(ROOT / RECIPE.model), monitor=monitor)
     TRAINERS[RECIPE.arms[arm].trainer].run(short, False, arm)
     return examine(arm, RECIPE.folder / arm / "log.jsonl")
 
