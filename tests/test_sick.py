@@ -22,11 +22,12 @@ RECIPE = load_recipe(ROOT / "pipeline" / "recipes" / "sick.yaml")
 
 pytestmark = pytest.mark.slow
 
+#: That a KL creeps shows after 140 steps with a second model: minutes, which `make sick` takes.
+LONG = {"beta-10"}
 #: By arm: its symptoms, of which one or more must be found, and within how many steps.
 SICK = {
     "rate-100": ({"reward-falls", "kl-runaway", "entropy-rises"}, 30),
     "beta-0": ({"entropy-collapse"}, 60),
-    "beta-10": ({"kl-flat", "kl-slow", "plateau", "entropy-flat", "grad-spikes"}, 140),
     "constant": ({"zero-variance"}, 22),
     "hackable": ({"hacking"}, 100),
     "too-short": ({"truncation"}, 14),
@@ -60,7 +61,7 @@ def found_in(folder, monkeypatch, arm: str, steps: int):
 
 
 def test_every_arm_but_the_healthy_one_is_expected_to_be_sick():
-    assert {*SICK, "healthy"} == {*RECIPE.arms}
+    assert {*SICK, *LONG, "healthy"} == {*RECIPE.arms}
 
 
 @pytest.mark.parametrize("arm", SICK)
