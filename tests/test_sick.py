@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data import make
 from data.recipe import load_recipe
@@ -31,10 +32,19 @@ SICK = {
     "constant": ({"zero-variance"}, 22),
     "hackable": ({"hacking"}, 100),
     "too-short": ({"truncation"}, 14),
-    "too-hard": ({"zero-variance"}, 24),
-    "by-heart": ({"train-val-gap"}, 70),
+    "too-hard": ({"zero-variance"}, 36),
+    "by-heart": ({"train-val-gap"}, 80),
     "sft-rate-1000": ({"diverged"}, 30),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So that they are the same trainings however many cores a machine has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
