@@ -163,7 +163,7 @@ FROM   ?=
 base: setup ## rebuild the embedded base model (FROM=model continues that model instead)
 	$(PY) -m pipeline.base$(call flag,from,$(FROM))$(call flag,out,$(OUT))
 
-bench: setup ## speed of generator, verifier, sampler and GRPO step, side by side
+bench: data ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench $(STAGE)
 
 test: setup ## run the tests
