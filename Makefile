@@ -46,13 +46,14 @@ on      = $(if $(2), --$(1))
 loading = $(call flag,backend,$(BACKEND))$(call flag,bits,$(BITS))
 stage   = --recipe $(call quoted,$(1))$(call flag,model,$(MODEL))$(call flag,run,$(RUN))$(call on,force,$(FORCE))$(loading)
 STAGE  := $(call stage,$(RECIPE))
-# What would be passed over in silence is a mistake: $(call without,goal,VARIABLES,why), and any name not known here.
+# What would be passed over in silence is a mistake: $(call without,goal,VARIABLES,why), and any name not known here
+# (one like CUDA_VISIBLE_DEVICES=1 reaches the programs that know it: make exports it).
 given   = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
 without = $(foreach name,$(2),$(if $(call given,$(name)),$(error $(1) takes no $(name): $(3))))
 named_here := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 settings    = $(shell sed -n 's/^\([A-Z]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
-$(if $(named_here),$(foreach name,$(filter-out $(settings) PY SHELL MAKE%,$(named_here)),$\
-    $(error there is no $(name)= here; there are $(settings))))
+$(if $(named_here),$(foreach name,$(filter-out $(settings) PY SHELL MAKE%,$(named_here)),$(if $(findstring _,$(name)),,$\
+    $(error there is no $(name)= here; there are $(settings)))))
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1

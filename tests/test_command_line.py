@@ -462,6 +462,11 @@ def test_what_make_would_pass_over_is_one_sentence(arguments, says):
     assert done.stderr.count("\n") == 1
 
 
+def test_what_programs_read_from_their_environment_may_be_set_through_make():
+    named = ["CUDA_VISIBLE_DEVICES=1", "OMP_NUM_THREADS=1"]
+    assert make("-n", "lint", *named) == make("-n", "lint")
+
+
 def test_the_measurements_on_a_gpu_take_what_they_can():
     assert not flags(make("-n", "gpu-check")).keys() - {"-m"}
     given = ["BACKEND=trl", "BITS=4", "RECIPE=r.yaml", "FORCE=1", "SHAPES=a b", "MINUTES=9"]
