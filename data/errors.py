@@ -67,7 +67,7 @@ def run_main(main: Callable[[], None]) -> None:
         _leave_to_main()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        if _is_another():
+        if is_another():
             sys.exit(130)
         print("\ninterrupted; what was finished is kept, the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -93,7 +93,7 @@ def _end_without_room(too_large: bool) -> NoReturn:
     sys.exit("error: the disk is full; make room, then the same command goes on")
 
 
-def _is_another() -> bool:
+def is_another() -> bool:
     """Whether this process trains beside a main one (``pipeline.processes``)."""
     return os.environ.get("RANK", "0") != "0"
 
@@ -101,5 +101,5 @@ def _is_another() -> bool:
 def _leave_to_main() -> None:
     """Processes that train together meet a mistake together. The main one says it, and what
     launched them then ends the others. One that is left has met a mistake of its own."""
-    if _is_another():
+    if is_another():
         time.sleep(_PATIENCE)

@@ -204,11 +204,11 @@ def ask(
     Raises:
         UserError: when the model cannot be loaded, or its context is too short.
     """
-    from pipeline import backend
+    from pipeline import backend, models
     from pipeline.decode import Decoding, answer_limit, reasoning_prefix, render
 
     backend.quiet()
-    model, tokenizer = backend.load(model_folder(recipe, arm), recipe.dtype)
+    model, tokenizer = models.load(model_folder(recipe, arm), recipe.dtype)
     row = {**record("day", "try", "", problem, recipe.data.reasoning), "problem": problem}
     rendered = render(tokenizer, row["prompt"], shots_of(recipe, asking.shots))
     limit = asking.max_tokens or answer_limit(tokenizer, [row])

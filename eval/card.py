@@ -28,7 +28,7 @@ from eval import elicitation
 from eval.report import VERDICTS
 from eval.sample import samples_path, way_of_asking
 from eval.tables import markdown_of, read_result, sheets
-from pipeline.backend import is_local
+from pipeline.models import is_local
 from pipeline.train import maker, model_folder
 from rewards.verify import VALID
 

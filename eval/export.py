@@ -25,15 +25,14 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import EvalSection
 from eval.ask import chosen_arm
 from eval.card import Evaluation, card, evaluation, lineage, on_hub
-from pipeline import backend
+from pipeline import models
+from pipeline.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pipeline.train import ADAPTER, maker, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FOLDER, CARD = "export", "README.md"
-#: PEFT's layout.
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: GGUF types by what llama.cpp needs for them: its converter alone, or its quantiser too.
 CONVERTED, QUANTISED = ("f16", "bf16", "q8_0"), ("q4_k_m", "q5_k_m", "q6_k")
 
@@ -51,7 +50,7 @@ def check_arm(recipe: Recipe, arm: str) -> None:
             f"there is nothing to export: {arm} is {found.start} asked in another way, without "
             "weights of its own"
         )
-    backend.check_model_folder(Path(model_folder(recipe, arm)))
+    models.check_model_folder(Path(model_folder(recipe, arm)))
 
 
 def adapter_folder(recipe: Recipe, arm: str) -> Path:

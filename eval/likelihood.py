@@ -264,10 +264,10 @@ def _scored_by(
 ) -> Iterator[tuple[str, list[Encoded], list[Scored]]]:
     """Score with one model the answers that it is to score: its own, and if it is a reference
     everyone's."""
-    from pipeline import backend
     from pipeline.decode import render
+    from pipeline.models import load
 
-    model, tokenizer = backend.load(folder, dtype)
+    model, tokenizer = load(folder, dtype)
     rendered = {identity: render(tokenizer, prompt) for identity, prompt in prompts.items()}
     for arm in taken if name in references else [name]:
         texts = [encode(tokenizer, rendered[row["id"]], row) for row in taken[arm]]

@@ -34,6 +34,7 @@ from eval.sample import samples_path
 from eval.score import read_verdicts
 from eval.showcase import CUT, choose, completions, drawn_answer, drawn_problem
 from eval.tables import guessable, headline, label, read_result, sheets, tier_title
+from pipeline.health import LOG
 from rewards.verify import Status
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -290,7 +291,7 @@ def run(recipe: Recipe, force: bool) -> None:
         raise UserError(f"{source} does not exist or is not finished; `make eval` writes it")
     report = read_result(source)
     arms = report["arms"]
-    log_paths = {arm: path for arm in arms if (path := recipe.folder / arm / "log.jsonl").is_file()}
+    log_paths = {arm: path for arm in arms if (path := recipe.folder / arm / LOG).is_file()}
     texts = [p for arm in arms for p in _with_verdicts(samples_path(recipe, arm)) if p.is_file()]
     judged = folder / elicitation.FOLDER
     inputs = [source, split_path(recipe, "test"), *texts, *log_paths.values()]

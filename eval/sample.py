@@ -47,7 +47,7 @@ from eval.parts import (
 from eval.roles import beforehand
 from eval.score import score_rows
 from eval.server import NotServedError, Server
-from pipeline import backend
+from pipeline import backend, models
 from pipeline.train import is_trained, maker, model_folder, model_inputs
 from rewards.verify import Status
 
@@ -261,7 +261,7 @@ class Asker:
         from pipeline.decode import prepare
 
         backend.quiet()
-        model, tokenizer = backend.load(model_folder(self.recipe, self.arm), self.recipe.dtype)
+        model, tokenizer = models.load(model_folder(self.recipe, self.arm), self.recipe.dtype)
         prepare(model)
         return model, tokenizer
 
@@ -271,7 +271,7 @@ class Asker:
 
         model = model_folder(self.recipe, self.arm)
         tokenizer = read_tokenizer(model)
-        backend.check_template(tokenizer, model)
+        models.check_template(tokenizer, model)
         return tokenizer
 
     @cached_property

@@ -239,11 +239,11 @@ def build(plans: Sequence[Pretraining], folder: Path, start: str | None = None) 
     write it to ``folder`` with its card."""
     import torch
 
-    from pipeline import backend
+    from pipeline import backend, models
     from pipeline.tokens import build_tokenizer
 
     if start:
-        model, tokenizer = backend.load(start, "float32")
+        model, tokenizer = models.load(start, "float32")
     else:
         tokenizer = build_tokenizer()
         model = new_model(tokenizer, plans[0])

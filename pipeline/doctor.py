@@ -25,10 +25,10 @@ from data import recipe
 from data.console import plain_console
 from data.errors import UserError, run_main
 from data.files import read_jsonl
-from pipeline.health import Finding, Watch, kind_of, number
+from pipeline.checkpoints import STATE, step_of
+from pipeline.health import LOG, Finding, Watch, kind_of, number
 from pipeline.symptoms import Level
 
-LOG, STATE = "log.jsonl", "trainer_state.json"
 #: Rows that are kept until one tells what trainer wrote them.
 _UNDECIDED = 1000
 _STYLES = {Level.STOP: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
@@ -164,21 +164,15 @@ def logs_in(path: Path) -> dict[str, Path]:
     for found in (path / LOG, path / STATE):
         if found.is_file():
             return {path.resolve().name: found}
-    states = [state for state in path.glob(f"checkpoint-*/{STATE}") if _number(state) >= 0]
+    states = [state for state in path.glob(f"checkpoint-*/{STATE}") if step_of(state) >= 0]
     if states:
-        return {path.resolve().name: max(states, key=_number)}
+        return {path.resolve().name: max(states, key=step_of)}
     arms = {log.parent.name: log for log in sorted(path.glob(f"*/{LOG}"))}
     if arms:
         return arms
     raise UserError(
         f"{path} has no log: no {LOG} or {STATE}, no checkpoint-*/{STATE}, no <arm>/{LOG}"
     )
-
-
-def _number(state: Path) -> int:
-    """The step in the name of a checkpoint's folder; -1 where there is none."""
-    digits = state.parent.name.rpartition("-")[2]
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
 
 
 def run_folder(name: str) -> Path:

@@ -42,7 +42,7 @@ from data.errors import UserError, run_main
 from data.files import write_json, write_text
 from data.recipe import BITS, RUNS, Recipe, load_recipe
 from data.sections import ARMS
-from pipeline import backend
+from pipeline import backend, models
 from pipeline.lengths import sizes
 from pipeline.memory import GIB, Estimate, ModelShape, estimate
 from pipeline.parity import BOTH, STAGES
@@ -373,7 +373,7 @@ def _merged(recipe: Recipe, trainer: Any, folder: Path) -> dict[str, Any]:
     begun = time.monotonic()
     backend.save_adapter(trainer.model, folder / "adapter")
     made = backend.merge(recipe.model, folder / "adapter", recipe.dtype, folder / "model")
-    backend.load(str(folder / "model"), recipe.dtype)
+    models.load(str(folder / "model"), recipe.dtype)
     return {**made, "seconds": time.monotonic() - begun}
 
 

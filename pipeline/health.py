@@ -1,7 +1,7 @@
 """Diagnosis of a training from its log: rows of signals in, findings out. Pure.
 
 A row is one logging step: a flat dict as in ``log.jsonl`` or in the ``log_history`` of a
-``trainer_state.json``, with signals by the names of ``pipeline.symptoms.SIGNALS``. What a row does
+``trainer_state.json``, with signals by the names of ``pipeline.signals.SIGNALS``. What a row does
 not have, or has as null or as no number, makes the rules that need it silent. ``Watch`` takes the
 rows one by one, as they come; ``diagnose`` takes all of them.
 """
@@ -14,26 +14,17 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from pipeline.symptoms import (
-    GRPO,
-    NO_SPREAD,
-    RULES,
-    SFT,
-    SIGNALS,
-    THRESHOLDS,
-    Level,
-    Rule,
-    Signals,
-    Thresholds,
-)
+from pipeline.signals import GRPO, NO_SPREAD, SFT, SIGNALS, THRESHOLDS, Signals, Thresholds
+from pipeline.symptoms import RULES, Level, Rule
 from pipeline.trends import Series
 
 #: Steps of a log are counted in whole numbers below this.
 _MOST_STEPS = 2**53
 #: Rows up to which every row is judged; of more, every so many, since little is new in each.
 _LONG, _STRIDE = 2000, 16
-#: In the row at which a training was ended since a number was none: why, in words.
-LOST = "lost"
+#: What a training's log is called, and in the row at which it was ended since a number was none:
+#: why, in words.
+LOG, LOST = "log.jsonl", "lost"
 #: No signal of a training is larger.
 _MOST = 1e100
 _WORST_FIRST = tuple(Level)

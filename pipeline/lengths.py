@@ -24,7 +24,7 @@ from data.files import Stage, finished, stage_facts, write_json
 from data.make import read_split, split_path
 from data.prompts import messages
 from data.recipe import SPLITS, Recipe, recipe_arguments, recipe_from
-from pipeline import backend
+from pipeline import backend, models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,9 +53,9 @@ def read_config(model: str) -> Any:
     """
     from transformers import AutoConfig
 
-    if backend.is_local(model) and not (Path(model) / "config.json").is_file():
+    if models.is_local(model) and not (Path(model) / "config.json").is_file():
         raise UserError(f"model folder {model} does not exist or has no config.json")
-    with backend.explained(model, "config.json"):
+    with models.explained(model, "config.json"):
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 
@@ -68,9 +68,9 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json")
-    if backend.is_local(model) and not any((Path(model) / name).is_file() for name in files):
+    if models.is_local(model) and not any((Path(model) / name).is_file() for name in files):
         raise UserError(f"model folder {model} has no tokenizer (tokenizer.json)")
-    with backend.explained(model, "tokenizer.json"):
+    with models.explained(model, "tokenizer.json"):
         return AutoTokenizer.from_pretrained(
             model, local_files_only=offline, trust_remote_code=False
         )
@@ -133,7 +133,7 @@ def count(recipe: Recipe) -> dict[str, Any]:
     """
     rows = {split: read_split(recipe, split) for split in SPLITS}
     tokenizer = read_tokenizer(recipe.model)
-    backend.check_template(tokenizer, recipe.model)
+    models.check_template(tokenizer, recipe.model)
     text = read_config(recipe.model).get_text_config(decoder=True)
     found: dict[str, dict[str, dict[str, Sizes]]] = {}
     for split in SPLITS:
@@ -161,7 +161,7 @@ def _stage(recipe: Recipe) -> Stage:
     """The folder has the manifest alone; the data's own lies where the result does."""
     model = Path(recipe.model)
     files = []
-    if backend.is_local(recipe.model) and model.is_dir():
+    if models.is_local(recipe.model) and model.is_dir():
         files = sorted(path for path in model.iterdir() if path.suffix in _READ)
     inputs = [*(split_path(recipe, split) for split in SPLITS), *files]
     return Stage(lengths_path(recipe).with_suffix(""), "lengths", {"model": recipe.model}, inputs)

@@ -13,11 +13,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from data.files import to_line, write_jsonl
-from pipeline.health import LOST, Finding, Watch
+from pipeline.health import LOG, LOST, Finding, Watch
 from pipeline.live import Lines
 from pipeline.symptoms import Level
 
-LOG, FINDINGS = "log.jsonl", "findings.jsonl"
+FINDINGS = "findings.jsonl"
 
 
 class Log(TrainerCallback):

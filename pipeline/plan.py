@@ -28,7 +28,7 @@ from data.files import finished
 from data.make import make_problem, read_split, record, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.tiers import TIERS, Tier
-from pipeline import backend
+from pipeline import backend, models
 from pipeline.lengths import ALL, TEXTS, known, read_config, read_tokenizer, sizes
 from pipeline.memory import (
     CONTEXT,
@@ -434,7 +434,7 @@ def _config(model: str) -> tuple[Any, str]:
     try:
         return read_config(model), "its config.json"
     except UserError as error:
-        if backend.is_local(model):
+        if models.is_local(model):
             raise
         with suppress(UserError):
             return config_of(model), "pipeline.shapes, the hub not being at hand"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.errors import UserError, run_main
+from data.errors import UserError, is_another, run_main
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -30,7 +30,7 @@ def count() -> int:
 
 def is_main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return not is_another()
 
 
 def local() -> int:

@@ -19,7 +19,7 @@ from data.files import Stage, read_jsonl, sha256, write_jsonl
 from data.make import split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.seeds import seed_of
-from pipeline import backend, sft
+from pipeline import backend, models, sft
 from pipeline.processes import by_main
 from pipeline.settings import check, grpo_config, sft_config
 from pipeline.train import model_inputs, run_trainer, start_of, training_rows
@@ -75,7 +75,7 @@ def successes(
         rows = rng.sample(rows, len(rows))
     if not stage.is_current(force):
         backend.quiet()
-        network, tokenizer = backend.load(start, recipe.dtype)
+        network, tokenizer = models.load(start, recipe.dtype)
         prepare(network)
         prefix = reasoning_prefix(tokenizer)
         decoding = Decoding(

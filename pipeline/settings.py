@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, reason_of, run_main
 from data.recipe import TYPE_NAMES, Recipe, nearest, recipe_arguments, recipe_from
-from pipeline.backend import check_dtype
+from pipeline.models import check_dtype
 from rewards.reward import check as check_reward
 from rewards.reward import reward_weights
 

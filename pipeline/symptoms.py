@@ -1,65 +1,20 @@
 """The table of what can be wrong with an SFT or GRPO training, as far as its log tells.
 
 RULES has one entry a symptom: who has it, what it is called, what causes it, what to change, and
-who says so. ``THRESHOLDS`` holds every number; they were set on logs of this project, healthy and
-sick, and on synthetic ones. A rule looks at signals by the names of SIGNALS and is
-silent where one is missing. ``pipeline.health`` runs the rules.
+who says so. A rule looks at signals by the names of ``pipeline.signals.SIGNALS``, holds them
+against its ``THRESHOLDS``, and is silent where one is missing. ``pipeline.health`` runs the rules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean, median, stdev
 
-from data.errors import UserError
-from pipeline.trends import (
-    FIRST,
-    RECENT,
-    Series,
-    constant,
-    falls,
-    most_gained,
-    rises,
-    thirds,
-)
-
-#: Every signal that a rule looks at, and what logs call it: TRL's names, older ones of it, those of
-#: its example rewards, and our own. The first that a log has is taken; what another one said before
-#: that appeared is forgotten.
-SIGNALS: Mapping[str, tuple[str, ...]] = {
-    "loss": ("loss",),
-    "gradient norm": ("grad_norm",),
-    "learning rate": ("learning_rate",),
-    "reward": ("reward",),
-    "reward spread": ("reward_std",),
-    "truth": (
-        "truth/optimal",
-        "rewards/optimal/mean",
-        "rewards/accuracy_reward/mean",
-        "rewards/accuracy_reward",
-    ),
-    "form": (
-        "truth/feasible",
-        "rewards/validity/mean",
-        "rewards/think_format_reward/mean",
-        "rewards/format_reward/mean",
-        "rewards/format_reward",
-        "rewards/format/mean",
-    ),
-    "KL": ("kl_start", "kl"),
-    "entropy": ("entropy", "val/entropy"),  # Unsloth's own loss on a GPU logs none
-    "answers cut off": ("completions/clipped_ratio",),
-    "flat groups": ("frac_reward_zero_std",),
-    "duplicates": ("completions/duplicates",),
-    "answer length": ("completions/mean_length", "completion_length"),
-    "val truth": ("val/optimal", "eval_rewards/optimal/mean", "eval_rewards/accuracy_reward/mean"),
-    "val loss": ("val/loss", "eval_loss"),
-}
-
-SFT, GRPO = "sft", "grpo"
+from pipeline.signals import GRPO, NO_SPREAD, SFT, Signals
+from pipeline.trends import FIRST, RECENT, constant, falls, most_gained, rises, thirds
 
 
 class Level(StrEnum):
@@ -70,184 +25,13 @@ class Level(StrEnum):
     NOTE = "note"
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Every number of the rules. A row is a logging step; shares are fractions of 1.
-
-    Attributes:
-        rows: fewest rows for a trend or a level.
-        many: fewest rows to say that something stayed as it was.
-        steps: fewest training steps to say so.
-        now: rows whose median is the level of now.
-        start: rows whose median is the level at the start.
-        again: times the rows after which a trend is looked at again.
-        sure: p of a trend that counts, one-sided.
-        firm: p of a trend that is beyond doubt.
-        solved: share of right answers from which on there is little left to learn.
-        level: of the Theil-Sen interval.
-        bad_rows: rows in a row without a finite gradient norm; one alone is what mixed precision
-            skips.
-        spike: times the usual gradient norm.
-        spikes: of them, within twice ``rows`` rows.
-        kl_flat, kl_slow: nats a token, up to which the policy stands still, or creeps.
-        kl_slow_steps: training steps after which it should do more than creep.
-        kl_still: growth in the second half, as a share of it, of a KL that stands; one that grows
-            evenly from 0 has gained this.
-        kl_far: nats a token beyond which the answers are another model's.
-        kl_jump: times the KL of ``rows`` rows before.
-        kl_least: nats a token below which no jump matters.
-        plateau: gain in reward over all rows, as a share of its spread, that would be some.
-        gained: gain since the start, as a share of its spread, after which a plateau is not early.
-        paid: gain in reward, as a share of its spread, that is some.
-        lost: loss in reward, as a share of its spread, that is much.
-        fallen: loss in the share of right answers, as a share of it, that is some.
-        form: gain in the share of well-formed answers, or of right ones, that is some.
-        little: gain in truth, as a share of that in form or reward, that is as good as none.
-        errors: standard errors by which a mean must be beyond a threshold.
-        flat_groups, dead_groups: share of groups that teach nothing: too large, hopeless.
-        entropy_left: share of the entropy at the start below which it has collapsed.
-        entropy_halved, entropy_steps: the same within so many training steps.
-        entropy_same: change of the entropy, as a share, that is none; more than three times as
-            much must be ruled out.
-        entropy_none: nats a token with which nothing is explored.
-        entropy_risen: times the entropy at the start beyond which answers become noise.
-        entropy_more: nats a token by which it must have risen for that.
-        cut_off: share of answers cut off that is too large.
-        gap: growth of training truth beyond that on val.
-        val_points: fewest measurements on val.
-        val_loss: growth of the loss on val beyond its lowest, as a share.
-        loss_up: times its lowest, where an SFT loss diverges.
-        loss_doubled: times its start, where it does so at once.
-        loss_down: change of an SFT loss, as a share, that is some.
-        loss_zero: loss of GRPO that users ask about.
-    """
-
-    rows: int = 10
-    many: int = 20
-    steps: int = 100
-    now: int = 5
-    start: int = 3
-    again: float = 1.2
-    sure: float = 0.1
-    firm: float = 0.02
-    solved: float = 0.9
-    level: float = 0.95
-    bad_rows: int = 2
-    spike: float = 5.0
-    spikes: int = 3
-    kl_flat: float = 1e-4
-    kl_slow: float = 2e-3
-    kl_slow_steps: int = 120
-    kl_still: float = 0.5
-    kl_far: float = 1.0
-    kl_jump: float = 10.0
-    kl_least: float = 0.1
-    plateau: float = 0.1
-    gained: float = 0.3
-    paid: float = 0.2
-    lost: float = 0.4
-    fallen: float = 0.25
-    form: float = 0.05
-    little: float = 0.25
-    errors: float = 1.65
-    flat_groups: float = 0.8
-    dead_groups: float = 0.95
-    entropy_left: float = 0.35
-    entropy_halved: float = 0.55
-    entropy_steps: int = 40
-    entropy_same: float = 0.05
-    entropy_none: float = 0.02
-    entropy_risen: float = 3.0
-    entropy_more: float = 0.5
-    cut_off: float = 0.2
-    gap: float = 0.2
-    val_points: int = 6
-    val_loss: float = 0.05
-    loss_up: float = 1.5
-    loss_doubled: float = 2.0
-    loss_down: float = 0.02
-    loss_zero: float = 0.05
-
-    def validate(self, source: str = "thresholds") -> None:
-        """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not math.isfinite(value) or value <= 0:
-                raise UserError(f"{source}.{field.name} must be above 0, not {value!r}")
-            if field.name in _SHARES and value >= 1:
-                raise UserError(f"{source}.{field.name} must be below 1, not {value!r}")
-            if field.name in _TIMES and value <= 1:
-                raise UserError(f"{source}.{field.name} must be above 1, not {value!r}")
-        if self.rows < 4:
-            raise UserError(f"{source}.rows must be 4 or more for a trend, not {self.rows}")
-        if 2 * self.rows > RECENT:
-            raise UserError(f"{source}.rows must be at most {RECENT // 2}, not {self.rows}")
-        for low, high in (
-            ("rows", "many"),
-            ("kl_flat", "kl_slow"),
-            ("kl_least", "kl_far"),
-            ("flat_groups", "dead_groups"),
-            ("entropy_left", "entropy_halved"),
-        ):
-            if getattr(self, low) > getattr(self, high):
-                raise UserError(
-                    f"{source}.{low} ({getattr(self, low)}) must not be above "
-                    f"{source}.{high} ({getattr(self, high)})"
-                )
-
-
-THRESHOLDS = Thresholds()
-_SHARES = (
-    "sure", "firm", "solved", "level", "form", "little", "fallen", "flat_groups", "dead_groups",
-    "entropy_left", "entropy_halved", "entropy_same", "cut_off", "gap", "loss_down",
-)  # fmt: skip
-_TIMES = ("spike", "kl_jump", "loss_up", "loss_doubled", "entropy_risen", "again")
-
-#: Of the rewards in a group, up to which they are alike.
-NO_SPREAD = 1e-6
-
 #: What a rule saw: how bad it is and the numbers in words.
 Seen = tuple[Level, str]
 
 
-class Signals:
-    """The signals of a training so far, as the rules see them."""
-
-    def __init__(self, thresholds: Thresholds) -> None:
-        self.thresholds = thresholds
-        self.series: dict[str, Series] = {name: Series() for name in SIGNALS}
-        self.row = 0
-        self.steps: tuple[int, int] = (0, 0)
-        #: Rows without a finite number, up to the last row: of the loss, of the gradient norm.
-        self.lost_loss = 0
-        self.lost_norm = 0
-
-    def __getitem__(self, name: str) -> Series:
-        return self.series[name]
-
-    def long(self, name: str) -> bool:
-        """Whether a signal was watched for long enough to say that it stayed as it was."""
-        t, series = self.thresholds, self[name]
-        return series.count >= t.many and series.steps[1] - series.steps[0] >= t.steps
-
-    def learns(self, p: float | None = None) -> bool:
-        """Whether reward or truth rises; by chance with ``p`` at most, or with ``sure``."""
-        for name in ("reward", "truth"):
-            values = self[name].whole()
-            if len(values) >= self.thresholds.rows:
-                early, late = thirds(values)
-                if late > early and rises(values) <= (p or self.thresholds.sure):
-                    return True
-        return False
-
-    def solved(self) -> bool:
-        """Whether there is little left to learn."""
-        t = self.thresholds
-        return self["truth"].count >= t.now and self["truth"].now(t.now) >= t.solved
-
-    def dead(self) -> bool:
-        """Whether most groups teach nothing, which would explain all else that does not move."""
-        return zero_variance(self) is not None
+def dead(s: Signals) -> bool:
+    """Whether most groups teach nothing, which would explain all else that does not move."""
+    return zero_variance(s) is not None
 
 
 def lost(s: Signals) -> Seen | None:
@@ -257,6 +41,19 @@ def lost(s: Signals) -> Seen | None:
     if s.lost_norm >= s.thresholds.bad_rows:
         return Level.STOP, f"no finite gradient norm in {s.lost_norm} rows in a row"
     return None
+
+
+def untrained(s: Signals) -> Seen | None:
+    """A norm that is 0 while something improves was not measured."""
+    t = s.thresholds
+    rates, norms = s["learning rate"].last(t.rows), s["gradient norm"].last(2 * t.rows)
+    if len(rates) == t.rows and not any(rates):
+        return Level.STOP, f"the learning rate was 0 in the last {t.rows} rows"
+    if len(norms) < 2 * t.rows or any(norms) or dead(s) or s.learns():
+        return None
+    if falls(s["loss"].whole()) <= t.sure:
+        return None
+    return Level.STOP, f"the gradient norm was 0 in the last {len(norms)} rows that had one"
 
 
 def spikes(s: Signals) -> Seen | None:
@@ -280,7 +77,7 @@ def kl_flat(s: Signals) -> Seen | None:
     if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_slow:
         return None
     # A KL that stands says enough: a rise by chance, one in ten, is no reason to be silent.
-    if s.learns(t.firm) or s.dead():
+    if s.learns(t.firm) or dead(s):
         return None
     values = s["KL"].whole()
     if not any(values):  # what a trainer writes that does not measure it
@@ -301,7 +98,7 @@ def kl_slow(s: Signals) -> Seen | None:
     if not s.long("KL") or series.steps[1] - series.steps[0] < t.kl_slow_steps:
         return None
     kl = series.now(t.rows)
-    if not t.kl_flat < kl <= t.kl_slow or s.learns(t.firm) or s.dead():
+    if not t.kl_flat < kl <= t.kl_slow or s.learns(t.firm) or dead(s):
         return None
     return Level.WARNING, (
         f"after {series.steps[1]} steps the KL is {kl:.1e} nats a token (up to {t.kl_slow:g} is "
@@ -339,7 +136,7 @@ def plateau(s: Signals) -> Seen | None:
         return None
     start = s[name].start(t.start)
     most = max(0.0, most_gained(values, t.level))
-    if late - start >= t.gained * unit or most >= t.plateau * unit or s.learns() or s.dead():
+    if late - start >= t.gained * unit or most >= t.plateau * unit or s.learns() or dead(s):
         return None
     return Level.WARNING, (
         f"{name} {start:.3g} in the first rows, {late:.3g} in the last third of {s[name].count} "
@@ -403,6 +200,23 @@ def hacking(s: Signals) -> Seen | None:
             if little and form_alone(s) is None:
                 return Level.WARNING, f"{words}: no sure fall, but surely no rise"
     return None
+
+
+def truth_falls(s: Signals) -> Seen | None:
+    """Where the reward rises too it is hacking, where it falls a reward that falls."""
+    t = s.thresholds
+    if not s.long("truth") or s.solved():
+        return None
+    values = s["truth"].whole()
+    early, late = thirds(values)
+    if late > (1 - t.fallen) * early or falls(values) > t.sure * t.firm:
+        return None
+    if hacking(s) or reward_falls(s):
+        return None
+    words = f"right answers {early:.1%} in the first third of {s['truth'].count} rows, {late:.1%}"
+    if s["reward"].count >= t.many:
+        words += " in the last; reward {:.3g} → {:.3g}".format(*thirds(s["reward"].whole()))
+    return Level.WARNING, words
 
 
 def form_alone(s: Signals) -> Seen | None:
@@ -494,7 +308,7 @@ def entropy_flat(s: Signals) -> Seen | None:
         return None
     values = series.whole()
     most = max(most_gained(values, t.level), most_gained([-value for value in values], t.level))
-    if most > 3 * t.entropy_same * start or s.learns() or s.dead():
+    if most > 3 * t.entropy_same * start or s.learns() or dead(s):
         return None
     return Level.WARNING, (
         f"entropy {start:.3g} → {now:.3g} nats a token in {series.steps[1]} steps, surely no "
@@ -637,6 +451,21 @@ RULES: tuple[Rule, ...] = (
         Level.STOP,
     ),
     Rule(
+        "untrained",
+        (SFT, GRPO),
+        "Nothing is trained: no gradient, or no step",
+        "All weights are frozen, the gradient is cut off on its way to them (as by gradient "
+        "checkpointing below an adapter whose inputs need none), or the schedule has run out.",
+        "See what is trainable (the adapter's layers exist, requires_grad), call "
+        "enable_input_require_grads or set use_reentrant to false, and look at learning_rate and "
+        "its schedule.",
+        "microsoft/LoRA issue 120, open-unlearning issue 178 (checkpointing leaves the adapter "
+        "without a gradient)",
+        ("gradient norm or learning rate",),
+        untrained,
+        Level.STOP,
+    ),
+    Rule(
         "grad-spikes",
         (SFT, GRPO),
         "The gradient norm spikes, again and again",
@@ -726,6 +555,19 @@ RULES: tuple[Rule, ...] = (
         ("reward", "truth"),
         hacking,
         Level.STOP,
+        trend=True,
+    ),
+    Rule(
+        "truth-falls",
+        (GRPO,),
+        "Right answers become fewer, and the reward does not tell",
+        "What the reward pays for beside right answers outweighs them, or the policy drifts where "
+        "the reward cannot tell better from worse.",
+        "Read answers of before and now; pay more for the verdict (shape graded or binary), then "
+        "lower the learning rate, or hold the policy by a beta of 0.01 to 0.04.",
+        "arXiv 2210.10760 (beyond a peak the true reward falls, whatever the proxy does)",
+        ("truth",),
+        truth_falls,
         trend=True,
     ),
     Rule(

@@ -6,15 +6,11 @@ What a killed training goes on from, and which runs are equal and which cannot b
 
 from __future__ import annotations
 
-import errno
-import json
 import shutil
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile, ZipFile
 
 from data.errors import UserError, reason_of
 from data.files import Stage, finished, remove, write_folder
@@ -22,7 +18,9 @@ from data.make import read_split, split_path
 from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
 from data.sections import ARMS
-from pipeline import backend, processes
+from pipeline import backend, models, processes
+from pipeline.checkpoints import go_on, last_whole
+from pipeline.health import LOG
 from pipeline.lengths import check as check_lengths
 from pipeline.lengths import count, known
 from pipeline.parity import settings_held
@@ -34,11 +32,6 @@ if TYPE_CHECKING:
 #: Below a stage's folder: the finished model, the LoRA adapter that was merged into it, and what
 #: the trainer goes on from when interrupted.
 MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", "checkpoints"
-#: Of a checkpoint, written last.
-STATE = "trainer_state.json"
-#: What transformers and peft call a checkpoint's weights.
-WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 #: Of an adapter's change, lost in merging it, before it is spoken of.
 MOST_ROUNDING = 0.5
 
@@ -107,97 +100,10 @@ def training_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 
 def model_inputs(model: str) -> list[Path]:
     """A local model's folder as an input of a stage; a hub id is known by its name."""
-    if backend.is_local(model):
-        backend.check_model_folder(Path(model))
+    if models.is_local(model):
+        models.check_model_folder(Path(model))
         return [Path(model)]
     return []
-
-
-def last_whole(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end and is all there; read from the newest on,
-    since each that is looked at is read as a whole."""
-    newest_first = sorted(checkpoints.glob(f"checkpoint-*/{STATE}"), key=_step, reverse=True)
-    return next((state.parent for state in newest_first if _is_whole(state)), None)
-
-
-def _step(state: Path) -> int:
-    """The step in the name of a checkpoint's folder; -1 where there is none."""
-    digits = state.parent.name.removeprefix("checkpoint-")
-    return int(digits) if digits.isdecimal() else -1
-
-
-def _is_whole(state: Path) -> bool:
-    """Whether a checkpoint's last file was written to its end and is of its folder's step, none of
-    its weights or archives is cut off or missing, and each process left its random state, which
-    the main one does not wait for. Reads optimizer and random states once, for their checksums."""
-    from safetensors import SafetensorError, safe_open
-
-    folder, single = state.parent, processes.count() == 1  # several may keep theirs in parts
-    try:
-        found = json.loads(state.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("global_step") != _step(state):
-            return False
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, framework="pt"):
-                pass  # its header is read, and compared with the size of the file
-        weights = _weights(folder) if single else []
-    except (ValueError, SafetensorError):
-        return False
-    archives = [path for end in ("pt", "pth", "bin") for path in folder.glob(f"*.{end}")]
-    if not all(map(_is_sound, archives)):
-        return False
-    if single:
-        needed = ["rng_state.pth", "optimizer.pt", "scheduler.pt", *weights]
-    else:
-        needed = [f"rng_state_{number}.pth" for number in range(processes.count())]
-    return all((folder / name).is_file() for name in needed)
-
-
-def _weights(folder: Path) -> list[str]:
-    """The files that the weights of a checkpoint must be in.
-
-    Raises:
-        ValueError: when they are in several, and the list of these is none.
-    """
-    if (folder / ADAPTER_CONFIG).is_file():
-        return [ADAPTER_WEIGHTS]
-    index = folder / f"{WEIGHTS}.index.json"
-    if not index.is_file():
-        return [WEIGHTS]
-    listed = json.loads(index.read_text(encoding="utf-8"))
-    names = listed.get("weight_map") if isinstance(listed, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{index} names no files")
-    return sorted(set(map(str, names.values())))
-
-
-def _is_sound(archive: Path) -> bool:
-    """Whether every part of an archive of torch's has its checksum."""
-    try:
-        with ZipFile(archive) as parts:
-            return parts.testzip() is None
-    # What zipfile says of bytes that are not where they should be.
-    except (BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error):
-        return False
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # of a place before the beginning
-            raise
-        return False
-
-
-def _go_on(checkpoints: Path, name: str) -> Path | None:
-    """The checkpoint to go on from. The others are removed, half ones above all: they take room,
-    and would be written over."""
-    last = last_whole(checkpoints)
-    since = _step(last / STATE) if last else -1
-    for path in checkpoints.glob("checkpoint-*"):
-        if path != last:
-            if (path / STATE).is_file() and _step(path / STATE) > since:
-                print(f"{name}: {path} is spoilt, and left out", flush=True)
-            remove(path)
-    if last:
-        print(f"{name}: going on from {last}", flush=True)
-    return last
 
 
 def _speak_of(merge: dict[str, Any], name: str) -> None:
@@ -296,7 +202,7 @@ def run_trainer(
     from pipeline.resume import Resumable
 
     trainer.add_callback(Resumable(trainer))
-    last = processes.by_main(lambda: _go_on(checkpoints, name))
+    last = processes.by_main(lambda: go_on(checkpoints, name))
     with monitor.monitored(
         trainer, tokenizer, recipe, name, stage_name, stage.folder, lambda: last_whole(checkpoints)
     ):
@@ -336,7 +242,7 @@ def _finish(
         )
         _speak_of(made, name)
     stage.finish(
-        [MODEL, "log.jsonl", *([ADAPTER] if recipe.lora else [])],
+        [MODEL, LOG, *([ADAPTER] if recipe.lora else [])],
         seed=recipe.seed,
         backend=asdict(backend.choose(recipe.backend)),
         trainable_parameters=held["trainable_parameters"],

@@ -452,14 +452,14 @@ def _feeding(part: str) -> Callable[[bytes, Path], None]:
     """What loads a model of which one file is spoilt."""
 
     def feed(content: bytes, folder: Path) -> None:
-        from pipeline import backend
+        from pipeline import backend, models
         from pipeline.decode import render
 
         model = Path(shutil.copytree(_model(), folder / "model"))
         (model / part).write_bytes(content)
         backend.quiet()
         with _naming(model):
-            network, tokenizer = backend.load(str(model), "float32")
+            network, tokenizer = models.load(str(model), "float32")
         text = render(tokenizer, "Plan the day.", [])
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         if ids.numel():

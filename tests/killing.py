@@ -343,7 +343,7 @@ START, DONE = "the start", "nothing left to do"
 
 
 def in_training(folder: Path, change: str) -> tuple[str, str]:
-    from pipeline.train import CHECKPOINTS, last_whole
+    from pipeline.checkpoints import last_whole
 
     name, part, *_ = [*change.split()[1].split("/"), ""]
     stage = folder / RUN / name

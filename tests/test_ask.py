@@ -18,8 +18,8 @@ from data.prompts import prompt
 from data.recipe import load_recipe
 from eval import ask, sample
 from eval.days import Wanted, read_day
-from pipeline.backend import load
 from pipeline.decode import Decoding, render, sample_batch
+from pipeline.models import load
 from pipeline.train import model_folder
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from data.recipe import RUNS, load_recipe
 from data.solver import interval_optimum
 from data.tiers import TIERS
 from eval.passk import pass_at_k
-from pipeline import backend, base
+from pipeline import base, models
 from pipeline.base import (
     BASE_PATH,
     CORPUS,
@@ -43,7 +43,7 @@ PROBLEMS, SAMPLES = 40, 64
 @pytest.fixture(scope="module")
 def judged():
     """(problem, [(persona, verdict)]) of the base's answers to fresh problems of the main tier."""
-    model, tokenizer = backend.load(str(BASE_PATH), "float32")
+    model, tokenizer = models.load(str(BASE_PATH), "float32")
     rng = random.Random("fresh problems for the base")
     problems = [TIERS["dense"].sample(rng) for _ in range(PROBLEMS)]
     problems = [p.proven(p.objective(interval_optimum(p))) for p in problems]
@@ -100,9 +100,9 @@ def test_the_base_has_every_persona(judged):
 def test_pretraining_lowers_the_loss_and_is_the_same_twice():
     plan = Pretraining(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, steps=20, batch=8)
     tokenizer = build_tokenizer()
-    models = [new_model(tokenizer, plan) for _ in range(2)]
-    first = pretrain(models[0], tokenizer, plan, log_every=5)
-    assert first == pretrain(models[1], tokenizer, plan, log_every=5)
+    networks = [new_model(tokenizer, plan) for _ in range(2)]
+    first = pretrain(networks[0], tokenizer, plan, log_every=5)
+    assert first == pretrain(networks[1], tokenizer, plan, log_every=5)
     assert first < 0.95 * torch.log(torch.tensor(float(len(tokenizer))))
 
 

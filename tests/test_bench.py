@@ -27,7 +27,7 @@ def test_a_watched_training_is_timed_beside_one_that_nobody_watches(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path, save_model(tmp_path / "qwen3", "qwen3"))
     make.run(recipe, force=False, workers=1)
-    step, share = bench_monitor(recipe, list(tier_problems("dense", 8)), steps=2, repeats=1)
+    step, share = bench_monitor(recipe, list(tier_problems("dense", 8)), steps=2, pairs=1)
     assert "unwatched" in step.beside
     assert 0 < float(share.figure.rstrip("%")) < 1000
 

@@ -7,7 +7,7 @@ import pytest
 from data import recipe
 from data.errors import UserError, run_main
 from pipeline import doctor
-from pipeline.symptoms import GRPO, SFT
+from pipeline.signals import GRPO, SFT
 from tests.test_health import changed, collapsed, grpo_log, hacked, sft_log
 
 

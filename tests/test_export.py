@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from peft import LoraConfig, PeftModel, get_peft_model
 from scripted import World, solving
+from tiny import random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from data.errors import UserError, run_main
@@ -26,9 +27,8 @@ from data.make import read_split, split_path
 from eval import export
 from eval.card import TAG, Link, card, code, evaluation, fenced, lineage, prose
 from eval.tables import cell
-from pipeline import backend, sft
+from pipeline import backend, models, sft
 from pipeline.decode import render
-from tests.test_backend import random_model
 
 ARMS = {
     "sft": {"trainer": "sft"},
@@ -118,7 +118,7 @@ def test_the_folder_holds_the_weights_as_they_were_evaluated(evaluated):
     model = evaluated.folder / "grpo" / "model"
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
-    backend.check_model_folder(folder)
+    models.check_model_folder(folder)
     assert not list(folder.parent.glob(".*"))
 
 
@@ -281,7 +281,11 @@ def test_the_metadata_is_what_the_hub_reads(evaluated):
     found = ModelCard.load(export.run(evaluated, "grpo") / "README.md").data
     assert found.base_model == "nobody/base"
     assert found.tags == [TAG, "scheduling", "sft", "grpo", "trl"]
-    assert (found.library_name, found.license, found.datasets) == ("transformers", None, None)
+    assert (found.to_dict()["library_name"], found.license, found.datasets) == (
+        "transformers",
+        None,
+        None,
+    )
     report = json.loads((evaluated.folder / "eval" / "report.json").read_text())
     [result] = found.eval_results
     at_1 = report["tiers"]["dense"]["arms"]["grpo"]["pass_at_k"]["1"]
@@ -558,7 +562,7 @@ def test_an_adapter_is_exported_alone(with_adapter, weights):
     assert "trained on: the model `sft` of the same run" in text
     data = ModelCard(text).data
     # The hub would take the base for what the adapter belongs on.
-    assert (data.library_name, data.base_model) == ("peft", None)
+    assert (data.to_dict()["library_name"], data.base_model) == ("peft", None)
 
 
 def test_the_adapter_of_an_arm_trained_from_the_base_names_it(with_adapter):

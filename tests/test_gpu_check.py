@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.errors import UserError
-from pipeline import backend, gpu_check
+from pipeline import gpu_check, models
 from pipeline.gpu_check import (
     Cell,
     Planner,
@@ -198,7 +198,7 @@ def test_the_tokenizer_of_a_model_splits_alike_after_loading(terms):
 
 def test_a_model_of_random_weights_is_loaded_like_any_other(terms):
     make_model("tiny", Texts(terms.recipe_of(SFT)).tokenizer)
-    network, _ = backend.load(str(model_folder("tiny")), "bfloat16")
+    network, _ = models.load(str(model_folder("tiny")), "bfloat16")
     layer = network.model.layers[0]
     weight = layer.mlp.up_proj.weight.detach().float()
     assert float(weight.std()) == pytest.approx(0.02, rel=0.1)

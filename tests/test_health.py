@@ -9,7 +9,8 @@ import pytest
 
 from data.errors import UserError
 from pipeline.health import Watch, diagnose, kind_of
-from pipeline.symptoms import GRPO, RULES, SFT, SIGNALS, THRESHOLDS, Level
+from pipeline.signals import GRPO, SFT, SIGNALS, THRESHOLDS
+from pipeline.symptoms import RULES, Level
 
 GROUP = 16
 
@@ -263,6 +264,7 @@ SICK = {
     "nonfinite": lambda seed: changed(
         grpo_log(seed), "grad_norm", lambda row: math.nan if row > 30 else 0.2
     ),
+    "untrained": lambda seed: changed(stuck(seed), "grad_norm", lambda row: 0.0),
     "grad-spikes": with_spikes,
     "kl-flat": lambda seed: stuck(seed),
     "kl-slow": lambda seed: changed(stuck(seed), "kl", lambda row: 1e-5 * row + 2e-4),
@@ -271,6 +273,11 @@ SICK = {
     "hacking": lambda seed: hacked(seed, rows=24),
     "reward-falls": lambda seed: changed(
         grpo_log(seed), "reward", lambda row: 0.4 - 0.005 * min(row, 40)
+    ),
+    "truth-falls": lambda seed: changed(
+        changed(grpo_log(seed), "rewards/optimal/mean", lambda row: 0.3 * 0.98**row),
+        "reward",
+        lambda row: 0.5 + 0.01 * (row % 3),
     ),
     "form-alone": form_only,
     "zero-variance": lambda seed: changed(
@@ -288,6 +295,7 @@ SICK = {
 }
 SICK_SFT = {
     "nonfinite": lambda seed: changed(sft_log(seed), "loss", lambda r: math.inf if r == 9 else 1.0),
+    "untrained": lambda seed: changed(sft_log(seed), "learning_rate", lambda row: 0.0),
     "grad-spikes": lambda seed: changed(
         sft_log(seed), "grad_norm", lambda row: 9.0 if row % 5 == 4 else 0.3
     ),
@@ -309,6 +317,16 @@ def test_a_sick_grpo_run_raises_its_symptom(rule):
 def test_a_sick_sft_run_raises_its_symptom(rule):
     found = [rule in raised(SICK_SFT[rule](seed), SFT) for seed in range(20)]
     assert sum(found) >= 17, found
+
+
+def test_a_gradient_norm_that_is_logged_as_0_while_the_training_learns_is_none():
+    assert not raised(changed(grpo_log(1), "grad_norm", lambda row: 0.0))
+    assert not raised(changed(sft_log(1), "grad_norm", lambda row: 0.0), SFT)
+
+
+def test_groups_without_a_lesson_explain_a_gradient_of_0():
+    log = changed(grpo_log(1, start=0.001, end=0.002), "grad_norm", lambda row: 0.0)
+    assert "untrained" not in raised(changed(log, "frac_reward_zero_std", lambda row: 1.0))
 
 
 def test_a_little_kl_is_flat_where_it_no_longer_grows():
@@ -396,7 +414,7 @@ def test_a_missing_signal_makes_rules_silent_and_fails_none(name):
             found = {f.rule for f in watch.findings if f.level != Level.NOTE}
             assert not found & needing - {"nonfinite"}
             # Nothing new but what another signal held back.
-            assert found <= full | {"plateau", "hacking", "nonfinite"}
+            assert found <= full | {"plateau", "hacking", "truth-falls", "nonfinite"}
 
 
 def test_rules_say_which_signals_they_lack():

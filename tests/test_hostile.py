@@ -1,7 +1,7 @@
 """The hostile world: whatever file is broken, the command line answers in one sentence.
 
 What stands elsewhere stays there: recipes in ``test_recipe``, the flags of every stage in
-``test_command_line``, models in ``test_backend``, contexts in ``test_lengths`` and ``test_ask``,
+``test_command_line``, models in ``test_models``, contexts in ``test_lengths`` and ``test_ask``,
 kills and full disks in ``test_resume``. Here broken files meet the stages that read them, and a
 share of ``tests.fuzzing``.
 """
@@ -39,7 +39,7 @@ from data.sections import RewardSection
 from data.solver import optimal_schedule
 from eval import report
 from eval.sample import sample_arm
-from pipeline import backend, sft
+from pipeline import models, sft
 from pipeline.live import Lines
 from pipeline.log import Log
 from pipeline.tokens import CHAT_TEMPLATE
@@ -170,11 +170,11 @@ def test_a_config_that_asks_for_more_than_there_is_is_refused_before_it_takes_th
     for key, value in (("vocab_size", 10**10), ("intermediate_size", 10**10), ("head_dim", 10**9)):
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(UserError, match=r"config\.json: it asks for [\d,]+ weights, and"):
-            backend.load(str(folder), "float32")
+            models.load(str(folder), "float32")
     layers = {"num_hidden_layers": 5000, "layer_types": ["full_attention"] * 5000}
     (folder / "config.json").write_text(json.dumps({**config, **layers}))
     with pytest.raises(UserError, match=r"it asks for 5,000 layers, and there"):
-        backend.load(str(folder), "float32")
+        models.load(str(folder), "float32")
 
 
 def test_an_id_beyond_the_embeddings_is_found_though_there_are_few_tokens():
@@ -183,7 +183,7 @@ def test_an_id_beyond_the_embeddings_is_found_though_there_are_few_tokens():
     tokenizer.chat_template = CHAT_TEMPLATE
     network, _ = random_model("qwen3")
     with pytest.raises(UserError, match=r"of x has 5001 tokens, its model only \d+: they do not"):
-        backend.check_tokenizer(network, tokenizer, "x")
+        models.check_tokenizer(network, tokenizer, "x")
 
 
 # --- data ------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM
 from data import make
 from data.errors import UserError
 from eval.sample import sample_arm, samples_path
-from pipeline import backend, sft
+from pipeline import backend, models, sft
 from pipeline.train import training_rows
 
 IDS = torch.arange(5, 40)[None]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def base_of(tmp_path_factory):
     """A function that gives the folder of a random model of an architecture."""
     folder = tmp_path_factory.mktemp("models")
     return lambda architecture: save_model(folder / architecture, architecture)
@@ -45,16 +45,16 @@ def logits(network):
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3", "smollm3"])
-def test_the_merged_model_answers_as_base_and_adapter_did(models, tmp_path, architecture):
+def test_the_merged_model_answers_as_base_and_adapter_did(base_of, tmp_path, architecture):
     network = adapted(architecture, tmp_path / "a", 0.1)
-    facts = backend.merge(str(models(architecture)), tmp_path / "a", "float32", tmp_path / "m")
+    facts = backend.merge(str(base_of(architecture)), tmp_path / "a", "float32", tmp_path / "m")
     assert facts["modules"] == 2 * 2
     assert facts["change"] > 0.01
     assert facts["rounding"] < 1e-5
     assert not (tmp_path / "m" / "adapter_config.json").exists()
     found, base = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        for folder in (tmp_path / "m", models(architecture))
+        for folder in (tmp_path / "m", base_of(architecture))
     )
     torch.testing.assert_close(logits(found), logits(network), rtol=1e-4, atol=1e-5)
     assert (logits(found) - logits(base)).abs().max() > 0.01
@@ -75,23 +75,23 @@ def test_the_merged_model_answers_as_base_and_adapter_did(models, tmp_path, arch
         {"modules_to_save": ["lm_head"]},
     ],
 )
-def test_every_kind_of_adapter_is_merged_as_it_was_trained(models, tmp_path, lora):
+def test_every_kind_of_adapter_is_merged_as_it_was_trained(base_of, tmp_path, lora):
     network = adapted("qwen3", tmp_path / "a", 0.1, **lora)
-    backend.merge(str(models("qwen3")), tmp_path / "a", "float32", tmp_path / "m")
-    found, _ = backend.load(str(tmp_path / "m"), "float32")
+    backend.merge(str(base_of("qwen3")), tmp_path / "a", "float32", tmp_path / "m")
+    found, _ = models.load(str(tmp_path / "m"), "float32")
     torch.testing.assert_close(logits(found.cpu().eval()), logits(network), rtol=1e-4, atol=1e-5)
 
 
-def test_rounding_to_bfloat16_is_measured(models, tmp_path):
+def test_rounding_to_bfloat16_is_measured(base_of, tmp_path):
     losses = []
     for i, change in enumerate((1.0, 0.001)):
         network = adapted("qwen3", tmp_path / f"a{i}", change).get_base_model()
         folders = tmp_path / f"a{i}", tmp_path / f"m{i}"
-        facts = backend.merge(str(models("qwen3")), folders[0], "bfloat16", folders[1])
+        facts = backend.merge(str(base_of("qwen3")), folders[0], "bfloat16", folders[1])
         losses.append(facts["rounding"])
         # The same, by way of the files.
         merged = AutoModelForCausalLM.from_pretrained(folders[1], dtype=torch.bfloat16)
-        base = AutoModelForCausalLM.from_pretrained(models("qwen3"), dtype=torch.bfloat16)
+        base = AutoModelForCausalLM.from_pretrained(base_of("qwen3"), dtype=torch.bfloat16)
         lost = whole = 0.0
         for layer in range(2):
             for part in ("self_attn.q_proj", "mlp.down_proj"):
@@ -105,19 +105,19 @@ def test_rounding_to_bfloat16_is_measured(models, tmp_path):
     assert 0 < losses[0] < 0.01 < losses[1] < 0.5
 
 
-def test_a_change_that_is_all_lost_in_rounding_is_refused(models, tmp_path):
+def test_a_change_that_is_all_lost_in_rounding_is_refused(base_of, tmp_path):
     adapted("qwen3", tmp_path / "a", 1e-7)
     with pytest.raises(UserError) as refused:
-        backend.merge(str(models("qwen3")), tmp_path / "a", "bfloat16", tmp_path / "m")
+        backend.merge(str(base_of("qwen3")), tmp_path / "a", "bfloat16", tmp_path / "m")
     assert "changes nothing: 100% of it is lost in rounding to bfloat16" in str(refused.value)
     assert "dtype: float32" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "m").exists()
-    facts = backend.merge(str(models("qwen3")), tmp_path / "a", "float32", tmp_path / "m")
+    facts = backend.merge(str(base_of("qwen3")), tmp_path / "a", "float32", tmp_path / "m")
     assert 0 < facts["change"] < 1e-5
 
 
-def test_a_merge_that_is_not_base_plus_adapter_is_noticed(models, tmp_path, monkeypatch):
+def test_a_merge_that_is_not_base_plus_adapter_is_noticed(base_of, tmp_path, monkeypatch):
     adapted("qwen3", tmp_path / "a", 0.1)
     merge = LoraModel.merge_and_unload
     for wrong in ("unload", "merge_twice"):
@@ -133,7 +133,7 @@ def test_a_merge_that_is_not_base_plus_adapter_is_noticed(models, tmp_path, monk
 
             monkeypatch.setattr(LoraModel, "merge_and_unload", twice)
         with pytest.raises((AssertionError, UserError), match=r"not base|changes nothing"):
-            backend.merge(str(models("qwen3")), tmp_path / "a", "float32", tmp_path / "m")
+            backend.merge(str(base_of("qwen3")), tmp_path / "a", "float32", tmp_path / "m")
         assert not (tmp_path / "m").exists()
 
 

@@ -17,11 +17,12 @@ from data import make
 from data.errors import UserError, run_main
 from data.files import read_jsonl
 from pipeline import backend, grpo, monitor, sft
+from pipeline.checkpoints import last_whole
 from pipeline.health import Finding
 from pipeline.log import Log
 from pipeline.monitor import Lost, Monitor, duplicates, monitored
 from pipeline.symptoms import Level
-from pipeline.train import last_whole, training_rows
+from pipeline.train import training_rows
 from pipeline.yardsticks import Yardsticks
 from rewards.reward import _FUNCTIONS
 

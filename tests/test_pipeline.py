@@ -17,7 +17,7 @@ from data.policies import random_maximal_success
 from data.tiers import TIERS
 from eval import elicitation, report
 from eval.sample import sample_arm, samples_path, shots_for, trained_arms
-from pipeline import arms, backend, grpo, rejection, sft
+from pipeline import arms, grpo, models, rejection, sft
 from pipeline.train import model_folder, training_rows
 from rewards.verify import verify
 
@@ -213,7 +213,7 @@ def test_the_trainers_take_a_curriculum_in_its_order_and_a_mixture_shuffled(
         recipe = recipe_of(data={**RECIPE["data"], "curriculum": curriculum})
         make.run(recipe, force=False, workers=1)
         rows = training_rows(recipe, "sft")
-        trainer = stage.trainer_for(recipe, rows, *backend.load(recipe.model, "float32"), tmp_path)
+        trainer = stage.trainer_for(recipe, rows, *models.load(recipe.model, "float32"), tmp_path)
         sampler = trainer._get_train_sampler(trainer.train_dataset)
         orders[curriculum] = list(dict.fromkeys(sampler))
     assert orders["easy_to_hard"] == list(range(10))

@@ -26,7 +26,7 @@ from data.locks import hold
 from data.make import read_split
 from data.recipe import load_recipe
 from eval.sample import Asker
-from pipeline import train
+from pipeline import checkpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -318,20 +318,21 @@ def checkpoint_in(folder: Path, step: int, ranks=("",), weights="model") -> Path
     if weights == "parts":
         index = {"weight_map": dict(zip("ab", parts, strict=True))}
         (found / "model.safetensors.index.json").write_text(json.dumps(index))
-    (found / train.STATE).write_text(json.dumps({"global_step": step}))
+    (found / checkpoints.STATE).write_text(json.dumps({"global_step": step}))
     return found
 
 
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", train.STATE]
+    "file",
+    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", checkpoints.STATE],
 )
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
 def test_a_checkpoint_with_a_torn_file_is_no_checkpoint(tmp_path, file, kept):
     whole, torn = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    assert train.last_whole(tmp_path) == torn
+    assert checkpoints.last_whole(tmp_path) == torn
     content = (torn / file).read_bytes()
     (torn / file).write_bytes(content[: int(kept * len(content))])
-    assert train.last_whole(tmp_path) == whole
+    assert checkpoints.last_whole(tmp_path) == whole
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "model.safetensors"])
@@ -340,7 +341,7 @@ def test_a_checkpoint_with_bytes_cut_out_of_a_file_is_no_checkpoint(tmp_path, fi
     content = (cut / file).read_bytes()
     middle = len(content) // 2
     (cut / file).write_bytes(content[:middle] + content[middle + 8 :])
-    assert train.last_whole(tmp_path) == whole
+    assert checkpoints.last_whole(tmp_path) == whole
 
 
 def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_path):
@@ -349,7 +350,7 @@ def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_pat
     zeros = bytes(9 * 4)
     assert content.count(zeros) >= 1
     (spoilt / "optimizer.pt").write_bytes(content.replace(zeros, b"\x01" * len(zeros), 1))
-    assert train.last_whole(tmp_path) == whole
+    assert checkpoints.last_whole(tmp_path) == whole
 
 
 @pytest.mark.parametrize(
@@ -363,23 +364,23 @@ def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_pat
 )
 def test_a_checkpoint_that_lacks_a_file_is_no_checkpoint(tmp_path, file, weights):
     found = checkpoint_in(tmp_path, 4, weights=weights)
-    assert train.last_whole(tmp_path) == found
+    assert checkpoints.last_whole(tmp_path) == found
     (found / file).unlink()
-    assert train.last_whole(tmp_path) is None
+    assert checkpoints.last_whole(tmp_path) is None
 
 
 @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
 def test_a_checkpoint_whose_list_of_weights_is_none_is_no_checkpoint(tmp_path, index):
     found = checkpoint_in(tmp_path, 4, weights="parts")
     (found / "model.safetensors.index.json").write_text(index)
-    assert train.last_whole(tmp_path) is None
+    assert checkpoints.last_whole(tmp_path) is None
 
 
 @pytest.mark.parametrize("state", ["{}", "[]", "4", '{"global_step": 2}', '{"global_step": "4"}'])
 def test_a_checkpoint_with_the_state_of_another_step_is_no_checkpoint(tmp_path, state):
     whole, other = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    (other / train.STATE).write_text(state)
-    assert train.last_whole(tmp_path) == whole
+    (other / checkpoints.STATE).write_text(state)
+    assert checkpoints.last_whole(tmp_path) == whole
 
 
 def test_only_the_newest_checkpoint_that_is_whole_is_read(tmp_path, monkeypatch):
@@ -387,9 +388,11 @@ def test_only_the_newest_checkpoint_that_is_whole_is_read(tmp_path, monkeypatch)
         checkpoint_in(tmp_path, step)
     (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
     read = []
-    sound = train._is_sound
-    monkeypatch.setattr(train, "_is_sound", lambda path: read.append(path.parent) or sound(path))
-    assert train.last_whole(tmp_path) == tmp_path / "checkpoint-9"
+    sound = checkpoints._is_sound
+    monkeypatch.setattr(
+        checkpoints, "_is_sound", lambda path: read.append(path.parent) or sound(path)
+    )
+    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-9"
     assert set(read) == {tmp_path / "checkpoint-10", tmp_path / "checkpoint-9"}
 
 
@@ -397,7 +400,7 @@ def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path
     monkeypatch.setenv("WORLD_SIZE", "2")
     whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights="none")  # they may lie in parts
     checkpoint_in(tmp_path, 4, ("_0",))
-    assert train.last_whole(tmp_path) == whole
+    assert checkpoints.last_whole(tmp_path) == whole
 
 
 def test_a_spoilt_checkpoint_is_spoken_of_and_training_ends_as_if_it_had_not_been(clean, place):

@@ -1,0 +1,260 @@
+"""Loading a model: a good one comes back as it was, a bad one is one sentence."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import ARCHITECTURES, random_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.errors import UserError
+from data.prompts import messages
+from data.recipe import DTYPES
+from pipeline import backend, lengths, models
+from pipeline.tokens import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "good"
+    backend.save(*random_model("qwen3"), folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved, tmp_path) -> Path:
+    """A good model folder that a test may spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def refusal(model: str | Path, dtype: str = "float32") -> str:
+    with pytest.raises(UserError) as refused:
+        models.load(str(model), dtype)
+    text = str(refused.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def set_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# --- a good model --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
+    network, tokenizer = random_model(architecture)
+    backend.save(network, tokenizer, tmp_path / "m")
+    again, tokens = models.load(str(tmp_path / "m"), "float32")
+    assert type(again) is type(network)
+    found, expected = again.cpu().state_dict(), network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    chat = tokenizer.apply_chat_template(messages("Zoo visit at 09:05"), tokenize=False)
+    assert tokens(chat)["input_ids"] == tokenizer(chat)["input_ids"]
+    assert tokens.chat_template == tokenizer.chat_template
+
+
+def test_any_hugging_face_tool_can_read_what_is_saved(saved):
+    network = AutoModelForCausalLM.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    assert network.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert [path.name for path in saved.glob("*.safetensors")] == ["model.safetensors"]
+    assert not list(saved.glob("*.bin"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_weights_have_the_dtype_asked_for(saved, dtype):
+    network, _ = models.load(str(saved), dtype)
+    assert {p.dtype for p in network.parameters()} == {getattr(torch, dtype)}
+
+
+def test_padding_falls_back_on_the_end_token(model):
+    path = model / "tokenizer_config.json"
+    content = json.loads(path.read_text())
+    del content["pad_token"]
+    path.write_text(json.dumps(content))
+    _, tokenizer = models.load(str(model), "float32")
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
+
+
+# --- what is missing -----------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_one_sentence(tmp_path):
+    assert refusal(tmp_path / "nope") == f"model folder {tmp_path / 'nope'} does not exist"
+    assert refusal("./nope") == "model folder nope does not exist"
+    assert refusal("runs/no/such/model") == "model folder runs/no/such/model does not exist"
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        ("config.json", "has no config.json"),
+        ("*.safetensors", "has no weights (*.safetensors)"),
+        ("tokenizer*", "has no tokenizer (tokenizer.json)"),
+    ],
+)
+def test_what_a_model_folder_lacks_is_named(model, gone, says):
+    for path in model.glob(gone):
+        path.unlink()
+    assert refusal(model) == f"model folder {model} {says}"
+
+
+def test_an_empty_folder_lacks_its_config(tmp_path):
+    assert refusal(tmp_path) == f"model folder {tmp_path} has no config.json"
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(model):
+    for path in model.glob("chat_template*"):
+        path.unlink()
+    assert refusal(model) == (
+        f"the tokenizer of {model} has no chat template; use an instruct model"
+    )
+
+
+# --- what is corrupt -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content[:4],
+        lambda content: b"",
+        lambda content: b"\x00" * len(content),
+        lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+    ],
+    ids=["half", "a byte short", "no header", "empty", "zeros", "a pointer of Git LFS"],
+)
+def test_corrupt_weights_are_one_sentence(model, spoil):
+    path = model / "model.safetensors"
+    path.write_bytes(spoil(path.read_bytes()))
+    text = refusal(model)
+    assert text.startswith(f"the weights of {model} are corrupt (")
+    assert text.endswith("copy them again")
+
+
+@pytest.mark.parametrize(
+    "config", ['{"model_type":', "{}", '{"model_type": "nope"}', '{"model_type": "vit"}']
+)
+def test_a_config_that_is_no_language_models_is_one_sentence(model, config):
+    (model / "config.json").write_text(config)
+    assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
+
+
+def test_a_config_that_contradicts_itself_is_one_sentence(model):
+    set_config(model, num_hidden_layers=3)
+    assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
+
+
+def test_a_corrupt_tokenizer_is_one_sentence(model):
+    path = model / "tokenizer.json"
+    path.write_text(path.read_text()[:1000])
+    assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
+
+
+# --- what does not belong together ---------------------------------------------------------
+
+
+def test_weights_of_another_shape_are_refused(model):
+    set_config(model, hidden_size=64)
+    assert refusal(model).startswith(f"the weights of {model} do not fit its config.json: ")
+
+
+def test_missing_weights_are_refused_and_not_made_up(model):
+    path = model / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.0.self_attn.q_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    assert refusal(model) == (
+        f"the weights of {model} do not fit its config.json: "
+        "model.layers.0.self_attn.q_proj.weight and 0 others are missing or of another shape"
+    )
+
+
+def test_a_tokenizer_bigger_than_its_model_is_refused(model):
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokenizer.save_pretrained(model)
+    size = len(build_tokenizer())
+    assert refusal(model) == (
+        f"the tokenizer of {model} has {size + 2} tokens, its model only {size}: "
+        "they do not belong together"
+    )
+
+
+def test_a_model_bigger_than_its_tokenizer_is_fine(tmp_path):
+    network, tokenizer = random_model("qwen3")
+    network.resize_token_embeddings(len(tokenizer) + 64)
+    backend.save(network, tokenizer, tmp_path / "m")
+    assert models.load(str(tmp_path / "m"), "float32")[0].config.vocab_size == len(tokenizer) + 64
+
+
+def test_an_unknown_dtype_is_refused(saved):
+    assert refusal(saved, "int8") == "dtype must be one of float32, bfloat16, float16, not 'int8'"
+
+
+# --- the hub -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "nonesuch", "with blank/in it"])
+def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch, tmp_path, name):
+    # Read when the library is imported, so the variable of the environment would be too late.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    text = refusal(name)
+    assert text.startswith(
+        f"model {name!r} is neither a local folder nor to be had from the hub just now"
+    )
+    assert "is there a network" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "local"),
+    [
+        ("Qwen/Qwen3-0.6B", False),
+        ("gpt2", False),
+        ("./gpt2", True),
+        ("/models/gpt2", True),
+        ("~/gpt2", True),
+        ("../models/gpt2", True),
+        ("runs/tiny/sft/model", True),
+    ],
+)
+def test_a_hub_id_is_told_from_a_folder(model, local):
+    assert models.is_local(model) == local
+
+
+def test_a_folder_that_exists_is_local_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not models.is_local("owner/name")
+    Path("owner/name").mkdir(parents=True)
+    assert models.is_local("owner/name")
+
+
+# --- a model's own code ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reads", [models.load, lambda m, _: lengths.read_tokenizer(m)])
+def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
+    marked = model / "ran"
+    (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
+    own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    set_config(model, model_type="evil", architectures=["Evil"], auto_map=own)
+    path = model / "tokenizer_config.json"
+    tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **tokenizer}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(UserError) as refused:
+        reads(str(model), "float32")
+    assert "\n" not in str(refused.value)
+    assert not marked.exists()
