@@ -344,6 +344,7 @@ START, DONE = "the start", "nothing left to do"
 
 def in_training(folder: Path, change: str) -> tuple[str, str]:
     from pipeline.checkpoints import last_whole
+    from pipeline.train import CHECKPOINTS
 
     name, part, *_ = [*change.split()[1].split("/"), ""]
     stage = folder / RUN / name
