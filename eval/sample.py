@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, run_main
-from data.files import Stage, finished, sha256, stage_facts, to_line, write_bytes
+from data.files import MANIFEST, Stage, finished, sha256, stage_facts, to_line, write_bytes
 from data.make import read_split, split_path
-from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.recipe import Recipe, build, recipe_arguments, recipe_from
 from data.sections import EvalSection
 from data.seeds import seed_of
 from eval.parts import (
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from pipeline.decode import Decoding, Sample
 
-#: Keys of the eval section that change nothing about the answers.
+#: Keys of the eval section that change nothing about the answers, unless these are tuned.
 _JUDGING = ("lenient", "resamples")
 
 
@@ -97,10 +97,9 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
             print(f"eval {arm}: tuned and sampled by one process, --shard 1/{shard.of}", flush=True)
             return
         shard = None
-    settings = {
-        **_settings(recipe, arm, asking),
-        **({"tune": tune, "main": recipe.data.main} if tune else {}),
-    }
+    # What is best depends on how the answers are judged.
+    tuning = {"tune": tune, "main": recipe.data.main, "lenient": asking.lenient}
+    settings = {**_settings(recipe, arm, asking), **(tuning if tune else {})}
     path = samples_path(recipe, arm)
     splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]
     inputs = [split_path(recipe, split) for split in splits]
@@ -188,7 +187,10 @@ def way_of_asking(folder: Path) -> EvalSection:
     asking = stage_facts(folder).get("asking")
     if asking is None:
         raise UserError(f"{folder} was sampled by an earlier version; FORCE=1 make eval redoes it")
-    return EvalSection(**asking)
+    try:
+        return build(EvalSection, asking, str(folder / MANIFEST), "asking.")
+    except UserError as error:  # of another version's keys, or by hand
+        raise UserError(f"{error}; FORCE=1 make eval redoes it") from None
 
 
 def _settings(recipe: Recipe, arm: str, asking: EvalSection) -> dict[str, Any]:

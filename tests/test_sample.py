@@ -169,6 +169,39 @@ def test_judging_leniently_changes_no_answer_so_nothing_is_asked_anew(world):
     assert world.asked == []
 
 
+def test_an_arm_is_tuned_again_when_its_answers_are_judged_in_another_way(world):
+    """Half a schedule is optimal for a lenient eye alone, so another temperature is the best."""
+
+    def script(row, way, rng):
+        if way.temperature == 0.5:
+            return row["gold"].replace("</schedule>", "")
+        return row["gold"] if rng.random() < 0.5 else "no answer"
+
+    world.scripts |= {"best": script}
+    best = {"trainer": "none", "tune": {"temperature": [0.5, 1.0]}}
+    for lenient, temperature in ((True, 0.5), (False, 1.0)):
+        recipe = world.recipe({"best": {**best, "eval": {"lenient": lenient}}})
+        sample_arm(recipe, "best", force=False)
+        assert way_of_asking(samples_path(recipe, "best").parent).temperature == temperature
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tempreature": 1.0}, "unknown key 'asking.tempreature'; did you mean 'temperature'?"),
+        ({"top_p": "high"}, "asking.top_p must be a number, not 'high'"),
+    ],
+)
+def test_a_way_of_asking_of_another_version_is_one_sentence(sampled, changes, says):
+    recipe, rows = sampled
+    manifest = samples_path(recipe, "base").with_name("manifest.json")
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**facts, "asking": {**facts["asking"], **changes}}))
+    with pytest.raises(UserError) as refused:
+        ask_again(recipe, "base", rows, 5, force=False)
+    assert str(refused.value) == f"{manifest}: {says}; FORCE=1 make eval redoes it"
+
+
 def test_samples_of_an_earlier_version_are_refused_in_one_sentence(sampled):
     recipe, rows = sampled
     manifest = samples_path(recipe, "base").with_name("manifest.json")
@@ -181,7 +214,7 @@ def test_samples_of_an_earlier_version_are_refused_in_one_sentence(sampled):
 
 def test_an_arm_that_was_never_sampled_cannot_be_asked_again(sampled):
     recipe, rows = sampled
-    with pytest.raises(UserError, match=r"grpo/manifest\.json cannot be read; FORCE=1"):
+    with pytest.raises(UserError, match=r"grpo/manifest\.json does not exist"):
         ask_again(recipe, "grpo", rows, 5, force=False)
 
 
