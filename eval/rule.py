@@ -174,9 +174,9 @@ def decide(
             f"that base missed in all {budget.reach} samples"
         )
     within = (
-        f"{who} gains {_points(gain)} over base at k = 1, and what it solves within {budget.tries} "
-        f"tries base reaches within {budget.reach} samples, but for at most {perhaps.high:.1%} of "
-        "problems"
+        f"{who} gains {_points(gain)} over base at k = 1, and what it solves within "
+        f"{_tries(budget.tries)} base reaches within {budget.reach} samples, but for at most "
+        f"{perhaps.high:.1%} of problems"
     )
     large = estimates["large k"]
     if large.low <= -margins.narrowed and large.high < 0:
@@ -225,7 +225,7 @@ def notes_on(
         notes.append(f"it also lost at k = {budget.n} ({_points(large)})")
     if budget.guessed_n > margins.floor:
         notes.append(
-            f"blind guessing solves {budget.guessed_n:.1%} within {budget.n} tries, so what was "
+            f"blind guessing solves {budget.guessed_n:.1%} within {_tries(budget.n)}, so what was "
             "lost or kept at that k may be guessing"
         )
     if budget.guessed is not None and budget.guessed > margins.floor:

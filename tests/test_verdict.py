@@ -269,6 +269,18 @@ def test_each_line_of_the_rule_decides(changes, expected):
     assert "impossible" not in reason
 
 
+@pytest.mark.parametrize(("tries", "says"), [(1, "1 try"), (4, "4 tries")])
+def test_what_was_elicited_is_said_with_its_number_of_tries(tries, says):
+    estimates = {
+        "gain over base": Estimate(0.2, 0.1, 0.3, 9),
+        "large k": Estimate(0.0, -0.01, 0.01, 9),
+        "perhaps beyond base": Estimate(0.0, 0.0, 0.012, 9),
+    }
+    budget = replace(BUDGET, tries=tries, reach=320)
+    _, reason = decide(estimates, budget, Margins(), new=False)
+    assert f"what it solves within {says} base reaches within 320 samples" in reason
+
+
 def test_counts_that_do_not_fit_each_other_are_refused():
     some = Counts(4, [0, 1], 8, [0, 0])
     with pytest.raises(ValueError, match="same problems"):
