@@ -46,12 +46,24 @@ DTYPES = ("float32", "bfloat16", "float16")
 #: Keys that an extending recipe replaces whole.
 _WHOLE = ("arms", "tiers", "reward")
 #: Folders of a run that are not arms.
-_TAKEN = ("base", "data", "eval", "audit", "probe", "compare", "elicitation", "export")
+_TAKEN = (
+    "base",
+    "data",
+    "eval",
+    "audit",
+    "probe",
+    "compare",
+    "elicitation",
+    "export",
+    "published",
+)
 #: What reports call all tiers together.
 _TOGETHER = ("all", "overall")
 #: What an arm may tune: what changes its answers and nothing else.
 _TUNED = ("temperature", "top_p", "shots")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+#: Of runs and arms, which are parts of file names.
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 #: numpy and torch take no other seeds.
 MOST_SEED = 2**32 - 1
 #: Types as a message names them.
@@ -180,9 +192,11 @@ def load_recipe(
         bits=bits or recipe.bits,
         dtype="bfloat16" if bits == 16 and recipe.dtype == "float32" else recipe.dtype,
     )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.run):
+    if not _RUN.fullmatch(recipe.run):
         where = "run name" if run else f"{path}: name"
-        raise UserError(f"{where} {recipe.run!r:.80} must be letters, digits, '.', '_' and '-'")
+        raise UserError(
+            f"{where} {recipe.run!r:.80} must be letters, digits, '.', '_' and '-', at most 100"
+        )
     if not 0 <= recipe.seed <= MOST_SEED:
         raise UserError(f"{path}: seed must be 0 to {MOST_SEED}, not {recipe.seed}")
     if recipe.data.curriculum not in CURRICULA:
@@ -257,7 +271,9 @@ def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:
     for name, arm in recipe.arms.items():
         where = f"{recipe.path}: arms.{name}"
         if not _NAME.fullmatch(name) or name in _TAKEN:
-            raise UserError(f"{where} cannot be an arm's name; take letters, digits, '_' and '-'")
+            raise UserError(
+                f"{where} cannot be an arm's name; take letters, digits, '_' and '-', at most 100"
+            )
         if arm.trainer not in TRAINERS:
             raise UserError(f"{where}.trainer must be {' or '.join(TRAINERS)}, not {arm.trainer!r}")
         if arm.backend not in (*BACKENDS, None):
@@ -340,7 +356,7 @@ def _content(path: Path, extended: tuple[Path, ...] = ()) -> Any:
         raise UserError(f"{path}{line} is not valid YAML ({problem})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a UTF-8 text file") from None
-    except (ValueError, RecursionError) as error:  # of a number or a nesting beyond all measure
+    except (ValueError, OverflowError, RecursionError) as error:  # beyond all measure
         raise UserError(f"{path} cannot be read as YAML ({error})") from None
     if not isinstance(content, dict) or "extends" not in content:
         return content
@@ -501,11 +517,21 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
 
 class _Loader(yaml.SafeLoader):
     """YAML that reads as people write it: 1e-4 is a number; no, 17:00, 010 and dates are text (not
-    false, 1020, 8 and a date, as YAML 1.1 has it); and a key given twice is a mistake."""
+    false, 1020, 8 and a date, as YAML 1.1 has it); and a key given twice is a mistake, as is what
+    JSON, and so a manifest, cannot hold."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError):  # a tag that does not fit, digits beyond all measure
+            kind = node.tag.removeprefix(_TAG)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown(node.value)} cannot be read as {kind}", node.start_mark
+            ) from None
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value!r} is given twice", key.start_mark
@@ -524,6 +550,12 @@ _PLAIN = {
     ),
 }
 _TAG = "tag:yaml.org,2002:"
+_HELD = ("null", "bool", "int", "float", "str", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: read
+    for tag, read in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix(_TAG) in _HELD
+}
 _Loader.yaml_implicit_resolvers = {
     first: [r for r in found if r[0].removeprefix(_TAG) not in (*_PLAIN, "timestamp")]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()

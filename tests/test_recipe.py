@@ -215,7 +215,9 @@ def test_an_arm_that_cannot_be_trained_is_named(tmp_path, name, key, value, says
 @pytest.mark.parametrize("name", ["base", "data", "eval", "audit", "a.1", "a/b", "..", "-x", "ü"])
 def test_an_arm_has_a_folder_name_of_its_own(tmp_path, name):
     says = refusal(tmp_path, changed("arms", {name: {"trainer": "sft"}}))
-    assert says == f"arms.{name} cannot be an arm's name; take letters, digits, '_' and '-'"
+    assert says == (
+        f"arms.{name} cannot be an arm's name; take letters, digits, '_' and '-', at most 100"
+    )
 
 
 def test_an_arm_may_only_train_on_tiers_with_train_problems(tmp_path):
@@ -342,10 +344,28 @@ def test_a_window_needs_no_quotes(tmp_path):
         ),
         ("name: !!python/object:os.system x\n", "1 is not valid YAML"),
         ("{[1]: 2}", "1 is not valid YAML"),
+        # Tags, and what they do not fit.
+        ("name: a\nseed: !!int ''\n", "2 is not valid YAML ('' cannot be read as int)"),
+        ("seed: !!bool x\n", "1 is not valid YAML ('x' cannot be read as bool)"),
+        ("seed: !!float ''\n", "1 is not valid YAML ('' cannot be read as float)"),
+        (f"seed: 1{'0' * 5000}\n", "1 is not valid YAML ('1000"),
+        ("seed: !!timestamp x\n", "1 is not valid YAML (could not determine a constructor"),
+        ("seed: !!timestamp 2026-01-31\n", "1 is not valid YAML (could not determine"),
+        ("sft: {x: !!set {a}}\n", "1 is not valid YAML (could not determine"),
+        ("sft: {x: !!binary aGk=}\n", "1 is not valid YAML (could not determine"),
+        ("sft: !!map [a]\n", "1 is not valid YAML"),
+        ("sft: !!map a\n", "1 is not valid YAML"),
     ],
 )
 def test_broken_yaml_is_named_with_its_line(tmp_path, text, says):
     assert refusal(tmp_path, text).startswith(says)
+
+
+def test_a_character_that_there_is_not_is_one_sentence(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text('name: "\\UFFFFFFFF"\n')
+    with pytest.raises(UserError, match=r"small\.yaml cannot be read as YAML"):
+        load_recipe(path)
 
 
 def test_a_file_that_is_no_text_is_one_sentence(tmp_path):
@@ -547,6 +567,15 @@ def test_a_run_is_a_plain_folder_name(tmp_path, name):
 def test_an_overriding_run_is_checked_as_well(tmp_path):
     with pytest.raises(UserError, match=r"run name '\.\./x' must be letters"):
         load(tmp_path, GOOD, run="../x")
+
+
+def test_a_name_is_no_longer_than_the_files_that_it_is_part_of_can_be(tmp_path):
+    recipe = load(tmp_path, {**GOOD, "arms": {"a" * 100: {"trainer": "sft"}}}, run="r" * 100)
+    (tmp_path / f"{recipe.run}-{next(iter(recipe.arms))}.q4_k_m.gguf").touch()
+    with pytest.raises(UserError, match=r"run name .* must be letters.*, at most 100$"):
+        load(tmp_path, GOOD, run="r" * 101)
+    with pytest.raises(UserError, match=r"cannot be an arm's name; .*, at most 100$"):
+        load(tmp_path, {**GOOD, "arms": {"a" * 101: {"trainer": "sft"}}})
 
 
 def test_nearest_says_nothing_where_nothing_is_near():
