@@ -21,7 +21,7 @@ import yaml
 
 from data.console import plain_console
 from data.errors import UserError, run_main
-from data.files import finished, write_json, write_text
+from data.files import Stage, finished, write_json, write_text
 from data.make import split_path
 from data.policies import floor
 from data.problem import Problem
@@ -39,6 +39,8 @@ from rewards.blog import BlogStatus
 
 #: The published settings.
 PUBLISHED = Path(__file__).parents[1] / "pipeline" / "recipes" / "blog-7b.yaml"
+#: Where the tables lie in a run's ``eval``, and as what.
+FOLDER, OUTPUTS = "published", ("blog.json", "blog.md")
 #: What says nothing about the experiment.
 _NAMES = ("name", "path", "run")
 #: The published table's columns.
@@ -95,8 +97,14 @@ def begin(recipe: Recipe, files: Path | None, out: Path) -> None:
     """Write the recipe of the run: ``recipe``, its published data taken from ``files`` if given.
 
     Raises:
-        UserError: when the published data is neither there nor to be had from the hub.
+        UserError: when the published data is neither there nor to be had from the hub, or
+            ``recipe`` is the one that this writes.
     """
+    if recipe.path.resolve() == out.resolve():
+        raise UserError(
+            f"{out} is what `make blog` writes from another recipe; RECIPE= must name that one, or "
+            "be left out"
+        )
     tiers = {name: dict(use) for name, use in recipe.data.tiers.items()}
     for use in tiers.values():
         if "source" in use:
@@ -199,15 +207,8 @@ def line(model: str, problems: Asked, samples: Sequence[dict[str, Any]], key: st
     )
 
 
-def lines_of_run(recipe: Recipe) -> tuple[Asked, list[Line]]:
-    """Every arm of the run that was sampled to its end.
-
-    Raises:
-        UserError: when none was.
-    """
-    sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
-    if not sampled:
-        raise UserError(f"{recipe.folder / 'eval'} has no finished samples; `make blog` draws them")
+def lines_of_run(recipe: Recipe, sampled: Sequence[str]) -> tuple[Asked, list[Line]]:
+    """The arms of the run that were sampled to their end."""
     problem_file = ProblemFile(str(split_path(recipe, "test")))
     problems = asked(problem_file)
     return problems, [
@@ -220,7 +221,6 @@ def lines_of_files(files: Path) -> tuple[Asked, list[Line]]:
     """Every model whose answers (``completions-<model>.jsonl``) came with the published files."""
     problem_file = ProblemFile(str(files / "test.jsonl"))
     problems = asked(problem_file)
-    found = sorted(files.glob("completions-*.jsonl"))
     return problems, [
         line(
             path.stem.removeprefix("completions-"),
@@ -228,8 +228,12 @@ def lines_of_files(files: Path) -> tuple[Asked, list[Line]]:
             read_samples(path, problem_file),
             problem_file.key,
         )
-        for path in found
+        for path in _answers_in(files)
     ]
+
+
+def _answers_in(files: Path) -> list[Path]:
+    return sorted(files.glob("completions-*.jsonl"))
 
 
 def sheets(title: str, problems: Asked, lines: Sequence[Line]) -> Iterator[Sheet]:
@@ -295,10 +299,25 @@ def to_json(problems: Asked, lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def run(recipe: Recipe, files: Path | None) -> None:
-    """Print the tables and write them to ``runs/<run>/eval/blog``."""
+def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
+    """Print the tables and write them to ``runs/<run>/eval/published``, unless that is up to date.
+
+    Raises:
+        UserError: when no arm was sampled to its end.
+    """
+    sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
+    if not sampled:
+        raise UserError(f"{recipe.folder / 'eval'} has no finished samples; `make blog` draws them")
+    departed = departures(recipe)
+    inputs = [split_path(recipe, "test"), *(samples_path(recipe, arm) for arm in sampled)]
+    if files is not None:
+        inputs += [files / "test.jsonl", *_answers_in(files)]
+    settings = {"arms": sampled, "differences": departed.rows}
+    stage = Stage(recipe.folder / "eval" / FOLDER, "blog", settings, inputs)
+    if stage.is_current(force):
+        return
     console = plain_console()
-    groups = {"this run": lines_of_run(recipe)}
+    groups = {"this run": lines_of_run(recipe, sampled)}
     notes = []
     if files is None:
         notes.append("BLOG=folder with the published files adds the answers that came with them.")
@@ -315,16 +334,16 @@ def run(recipe: Recipe, files: Path | None) -> None:
     print_sheets(found, console)
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
-    departed = departures(recipe)
-    folder = recipe.folder / "eval" / "blog"
     write_json(
-        folder / "blog.json",
+        stage.folder / OUTPUTS[0],
         {
             "differences": departed.rows,
             **{title: to_json(problems, lines) for title, (problems, lines) in groups.items()},
         },
     )
-    write_text(folder / "blog.md", markdown_of([*found, departed]))
+    write_text(stage.folder / OUTPUTS[1], markdown_of([*found, departed]))
+    stage.finish(OUTPUTS)
+    print(f"blog: {stage.folder} has {', '.join(OUTPUTS)}", flush=True)
 
 
 def main() -> None:
@@ -348,7 +367,7 @@ def main() -> None:
         arguments.recipe = arguments.begin
         print_sheets([departures(recipe_from(arguments))], plain_console())
     else:
-        run(recipe, files)
+        run(recipe, files, arguments.force)
 
 
 if __name__ == "__main__":

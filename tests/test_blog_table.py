@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import BLOG, tier_problems
+from scripted import World, solving
 
 from data.errors import UserError
-from data.files import write_jsonl
+from data.files import stage_facts, write_jsonl
 from data.make import record
 from data.policies import floor
 from data.prompts import answer
@@ -22,8 +23,10 @@ from eval.blog import (
     differences,
     line,
     lines_of_files,
+    run,
     sheets,
 )
+from eval.sample import sample_arm
 from eval.score import ProblemFile
 from rewards import blog
 
@@ -173,6 +176,15 @@ def test_the_recipe_of_the_run_takes_the_published_data_from_the_folder_given(tm
     assert written.data.tiers["blog"]["source"] == f"{files}/{{split}}.jsonl"
 
 
+def test_a_recipe_that_it_wrote_is_not_written_over_by_one_that_extends_itself(tmp_path):
+    out = tmp_path / "blog" / "recipe.yaml"
+    begin(load_recipe(TINY), None, out)
+    written = out.read_text()
+    with pytest.raises(UserError, match=r"recipe\.yaml is what `make blog` writes from another"):
+        begin(load_recipe(out), None, tmp_path / "blog" / ".." / "blog" / "recipe.yaml")
+    assert out.read_text() == written
+
+
 def test_the_small_recipe_draws_its_problems_with_or_without_published_files(tmp_path, files):
     for given in (None, files):
         out = tmp_path / "blog" / "recipe.yaml"
@@ -186,3 +198,39 @@ def test_published_data_that_cannot_be_had_is_said_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"train.jsonl does not exist; BLOG=folder names one"):
         begin(load_recipe(PUBLISHED), tmp_path, tmp_path / "blog" / "recipe.yaml")
     assert not (tmp_path / "blog").exists()
+
+
+# --- the stage -------------------------------------------------------------------------------
+
+
+def test_the_tables_of_a_run_have_a_manifest_and_are_made_anew_when_an_answer_changes(
+    tmp_path, monkeypatch, capsys
+):
+    world = World(tmp_path, monkeypatch)
+    recipe = world.recipe({"grpo": {"trainer": "grpo"}})
+    with pytest.raises(UserError, match="has no finished samples; `make blog` draws them"):
+        run(recipe, None)
+    world.train(recipe)
+    world.scripts |= {"base": solving(0.2), "grpo": solving(0.9)}
+    for arm in ("base", "grpo"):
+        sample_arm(recipe, arm, force=False)
+    capsys.readouterr()
+    run(recipe, None)
+    folder = recipe.folder / "eval" / "published"
+    assert "the published evaluator, of 100 answers" in capsys.readouterr().out
+    assert set(stage_facts(folder)["outputs"]) == {"blog.json", "blog.md"}
+    assert not (folder / "begun.json").exists()
+    written = (folder / "blog.json").read_text()
+    assert [one["answers"] for one in json.loads(written)["this run"]["models"]] == [320, 320]
+
+    run(recipe, None)
+    assert capsys.readouterr().out.startswith("blog: up to date")
+    world.scripts["grpo"] = solving(0.1)
+    sample_arm(recipe, "grpo", force=True)
+    run(recipe, None)
+    assert (folder / "blog.json").read_text() != written
+
+
+def test_no_arm_has_the_folder_of_the_tables(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"arms\.published cannot be an arm's name"):
+        World(tmp_path, monkeypatch).recipe({"published": {"trainer": "sft"}})
