@@ -5,6 +5,7 @@ Absolute figures belong to the machine they were taken on; the ratios are what t
 
 from __future__ import annotations
 
+import argparse
 import io
 import random
 import statistics
@@ -20,7 +21,7 @@ import numpy as np
 from rich.table import Table
 
 from data.console import plain_console
-from data.errors import run_main
+from data.errors import UserError, run_main
 from data.files import write_json, write_jsonl
 from data.make import gold_answer, make_problem, record
 from data.prompts import answer, trace
@@ -106,28 +107,34 @@ def bench_verdicts(problems: list[Any]) -> list[Row]:
     ]
 
 
+#: The training seeds of one simulated arm; how often over each arm is the base sharpened; and the
+#: problems that they answer.
+_MEMBERS = ("grpo.1", "grpo.2", "grpo.3")
+_LIFTS = {"base": 1.0, "sft": 1.2, **dict.fromkeys(_MEMBERS, 6.0)}
+_JUDGED = 200
+
+
 def bench_judging(count: int) -> list[Row]:
     """Rows of verdict files to a verdict: five simulated arms, three of them one arm's training
-    seeds, with ``count`` rows in all."""
-    members = ("grpo.1", "grpo.2", "grpo.3")
-    lifts = {"base": 1.0, "sft": 1.2, **dict.fromkeys(members, 6.0)}
-    rows = [{"id": f"bench-{i}", "tier": "bench"} for i in range(200)]
+    seeds, with about ``count`` rows in all."""
+    rows = [{"id": f"bench-{i}", "tier": "bench"} for i in range(_JUDGED)]
     rng = np.random.default_rng(0)
     solving = rng.beta(0.6, 6, len(rows))
-    samples, fresh = count // (len(lifts) * len(rows)), 256
+    samples, fresh = count // (len(_LIFTS) * len(rows)), 256
+    count = samples * len(_LIFTS) * len(rows)
 
     def judged(folder: Path) -> None:
-        first = {arm: count_verdicts(arm, folder / f"{arm}.jsonl", rows) for arm in lifts}
+        first = {arm: count_verdicts(arm, folder / f"{arm}.jsonl", rows) for arm in _LIFTS}
         again = {
             arm: (np.full(len(rows), fresh), rng.binomial(fresh, sharpened(solving, lift)))
-            for arm, lift in lifts.items()
+            for arm, lift in _LIFTS.items()
         }
         asked = Asked(rows, first, again)
-        base, sft, grpo = (asked.counts(arms, "bench") for arms in (["base"], ["sft"], members))
+        base, sft, grpo = (asked.counts(arms, "bench") for arms in (["base"], ["sft"], _MEMBERS))
         judge({"bench": Arms(base, grpo, sft=sft)})
 
     with tempfile.TemporaryDirectory() as name:
-        for arm, lift in lifts.items():
+        for arm, lift in _LIFTS.items():
             right = rng.binomial(samples, sharpened(solving, lift))
             write_jsonl(
                 Path(name) / f"{arm}.jsonl",
@@ -211,6 +218,29 @@ def _temporary_run(recipe: Recipe, steps: int) -> Iterator[tuple[Recipe, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         grpo = {**recipe.grpo, "max_steps": steps, "save_strategy": "no", "logging_steps": 1}
         yield replace(recipe, grpo=grpo), Path(folder)
+
+
+def grpo_arm(recipe: Recipe) -> str:
+    """The first arm that GRPO trains.
+
+    Raises:
+        UserError: when there is none.
+    """
+    for name, arm in recipe.all_arms().items():
+        if arm.trainer == "grpo":
+            return name
+    raise UserError(
+        f"{recipe.path}: arms has none with trainer: grpo, which is what make bench times; RECIPE "
+        "names another recipe"
+    )
+
+
+def prompts_a_step(recipe: Recipe) -> int:
+    """Problems that a GRPO step takes, and a training has at least."""
+    from pipeline.settings import grpo_config
+
+    config = grpo_config(recipe, Path("unused"))
+    return config.generation_batch_size // config.num_generations
 
 
 def _training_rows(recipe: Recipe, problems: list[Any]) -> list[dict[str, Any]]:
@@ -299,7 +329,7 @@ def bench_monitor(recipe: Recipe, problems: list[Any], steps: int, pairs: int) -
     from pipeline.monitor import monitored
 
     rows = _training_rows(recipe, problems)
-    arm = next(name for name, one in recipe.all_arms().items() if one.trainer == "grpo")
+    arm = grpo_arm(recipe)
     spent: list[float] = []
 
     def timed(short: Recipe, folder: Path, watch: bool) -> float:
@@ -337,6 +367,20 @@ def bench_monitor(recipe: Recipe, problems: list[Any], steps: int, pairs: int) -
     ]
 
 
+def check(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Raise UserError where something could not be measured, which else would be said after
+    minutes of work."""
+    grpo_arm(recipe)
+    least = {
+        "problems": prompts_a_step(recipe),
+        "rows": len(_LIFTS) * _JUDGED,
+        **dict.fromkeys(("prompts", "samples", "steps", "watched", "pairs", "repeats"), 1),
+    }
+    for key, count in least.items():
+        if getattr(arguments, key) < count:
+            raise UserError(f"--{key} must be {count} or more, not {getattr(arguments, key)}")
+
+
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--problems", type=int, default=1000, help="to draw, prove and judge")
@@ -350,11 +394,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table here as JSON too")
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
+    check(recipe, arguments)
     backend.quiet()
     print("problems and verdicts", flush=True)
     table, problems = bench_problems(recipe, arguments.problems)
     table += bench_verdicts(problems)
-    some = problems[:200]
+    some = problems[: max(200, prompts_a_step(recipe))]
     for what, measure in {
         f"{arguments.rows:,} verdict rows": lambda: bench_judging(arguments.rows),
         "samples": lambda: bench_sampler(
