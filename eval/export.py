@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -19,7 +20,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from data.errors import UserError, run_main
-from data.files import BEGUN, MANIFEST, Stage, finished, sha256, stage_facts, write_json, write_text
+from data.files import (
+    BEGUN,
+    MANIFEST,
+    Stage,
+    finished,
+    sha256,
+    stage_facts,
+    write_folder,
+    write_json,
+    write_text,
+)
 from data.make import read_split
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import EvalSection
@@ -170,7 +181,8 @@ def run(
 ) -> Path:
     """Export a trained arm, unless that is up to date; returns its folder.
 
-    It is written beside ``out`` and renamed, so an older export stays until the new one is whole.
+    It is written beside ``out`` and renamed, so an older export stays until the new one is whole;
+    no other process may begin before it lies in its place with its manifest.
 
     Raises:
         UserError: where there is nothing to export, or ``out`` holds something else.
@@ -197,23 +209,20 @@ def run(
         _check_untouched(out, stage)
     if stage.is_current(force):
         return out
-    fresh = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+
+    def fill(fresh: Path) -> None:
         shutil.copytree(source, fresh)
         if adapter and not on_hub(links[-2].model):
             _forget_base(fresh / ADAPTER_CONFIG)
         write_decoding(fresh, asking, Path(model_folder(recipe, arm)), tokenizer)
         write_text(fresh / CARD, text)
         if gguf:
-            write_gguf(source, gguf, fresh / extra)
-        names = sorted(p.relative_to(fresh).as_posix() for p in fresh.rglob("*") if p.is_file())
-        stage.folder = fresh
-        stage.finish(names, card=sha256(fresh / CARD))
-        shutil.rmtree(out)
-        fresh.rename(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            write_gguf(source, gguf, fresh / extra, out)
+        shutil.copy(out / BEGUN, fresh)  # killed before its manifest is there, it is an export yet
+
+    write_folder(out, fill)
+    names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    stage.finish([n for n in names if n != BEGUN], card=sha256(out / CARD))
     print(f"export: {out}; its card, {CARD}, names no licence: that is yours to add", flush=True)
     return out
 
@@ -229,7 +238,7 @@ def _forget_base(path: Path) -> None:
 
 def _by_hand(kind: str, out: Path) -> str:
     """How llama.cpp alone makes the file."""
-    said = f"`python convert_hf_to_gguf.py {out} --outtype "
+    said = f"`python convert_hf_to_gguf.py {shlex.quote(str(out))} --outtype "
     if kind in CONVERTED:
         return f"{said}{kind}`"
     return f"{said}bf16` and then `llama-quantize` to {kind}"
@@ -251,9 +260,10 @@ def check_gguf(kind: str, out: Path) -> None:
     import unsloth  # noqa: F401
 
 
-def write_gguf(model: Path, kind: str, path: Path) -> None:
+def write_gguf(model: Path, kind: str, path: Path, out: Path) -> None:
     """Have Unsloth convert a model folder to one GGUF file. It takes llama.cpp from
-    ``UNSLOTH_LLAMA_CPP_PATH`` or ``~/.unsloth/llama.cpp``, or fetches it.
+    ``UNSLOTH_LLAMA_CPP_PATH`` or ``~/.unsloth/llama.cpp``, or fetches it. ``out`` is what the
+    export is called in the end.
 
     Raises:
         UserError: with Unsloth's reason, when it cannot.
@@ -270,7 +280,7 @@ def write_gguf(model: Path, kind: str, path: Path) -> None:
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise UserError(
                 f"Unsloth cannot write GGUF={kind} ({reason}); export without it and let llama.cpp "
-                f"convert the folder: {_by_hand(kind, path.parent)}"
+                f"convert the folder: {_by_hand(kind, out)}"
             ) from None
         files = [Path(file) for file in made["gguf_files"]]
         shutil.move(next(f for f in files if f.name.lower().endswith(f"{kind}.gguf")), path)
@@ -340,6 +350,8 @@ def main() -> None:
         raise UserError("GGUF converts a whole model; leave ADAPTER out")
     if arguments.push is not None:
         check_repository(arguments.push)
+    elif arguments.public:
+        raise UserError("PUBLIC=1 is of what PUSH=owner/name sends to the hub, and there is none")
     arm = chosen_arm(recipe, arguments.arm, model_given=False)
     out, adapter, gguf = arguments.out, arguments.adapter, arguments.gguf
     folder = run(recipe, arm, out, adapter, gguf, arguments.force)

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from data.errors import UserError, run_main
 from data.files import Stage, read_jsonl, sha256, write_jsonl
+from data.locks import release
 from data.make import read_split, split_path
 from eval import export
 from eval.card import TAG, Link, card, code, evaluation, fenced, lineage, prose
@@ -206,6 +207,34 @@ def test_what_fails_in_the_middle_leaves_the_older_export_whole(world, recipe, m
     assert {name: (folder / name).read_bytes() for name in files} == files
     assert not list(folder.parent.glob(".*.tmp"))
     assert "**Verdict:**" in told(export.run(recipe, "grpo"))
+
+
+def test_no_other_process_may_begin_before_an_export_lies_in_its_place(recipe, monkeypatch):
+    seen = []
+
+    def released(folder):
+        seen.append({path.name for path in folder.iterdir()})
+        release(folder)
+
+    monkeypatch.setattr("data.files.release", released)
+    folder = export.run(recipe, "grpo")
+    assert {"model.safetensors", "README.md", "manifest.json"} <= seen[-1]
+    assert seen[-1] == {path.name for path in folder.iterdir()}
+
+
+def test_killed_before_its_manifest_an_export_is_taken_up_again(world, recipe, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stage, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export.run(recipe, "grpo")
+    assert (Path(NAME) / "model.safetensors").is_file()
+    folder = export.run(recipe, "grpo")
+    files = {path.name for path in folder.iterdir()}
+    assert "manifest.json" in files
+    assert "begun.json" not in files
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -665,6 +694,12 @@ def test_nothing_is_pushed_unasked(recipe, hub, monkeypatch):
     assert hub.calls == []
 
 
+def test_public_without_a_push_is_refused_before_anything_is_written(recipe, hub, monkeypatch):
+    with pytest.raises(UserError, match="PUBLIC=1 is of what PUSH=owner/name sends to the hub"):
+        command(monkeypatch, recipe, "--arm", "grpo", "--public")
+    assert not Path(NAME).exists()
+
+
 def test_a_private_push_does_not_go_to_a_public_repository(recipe, hub, monkeypatch):
     hub.private = False
     with pytest.raises(UserError, match=r"me/planner is a public repository already; PUBLIC=1"):
@@ -731,6 +766,8 @@ def test_gguf_without_a_gpu_or_unsloth_says_what_is_missing_and_what_to_do(recip
         export.run(recipe, "grpo", gguf="q8_0")
     with pytest.raises(UserError, match=r"--outtype bf16` and then `llama-quantize` to q4_k_m$"):
         export.run(recipe, "grpo", gguf="q4_k_m")
+    with pytest.raises(UserError, match=r"convert_hf_to_gguf\.py 'for others' --outtype"):
+        export.run(recipe, "grpo", Path("for others"), gguf="q8_0")
     assert not Path(NAME).exists()
 
 
@@ -745,7 +782,8 @@ def test_unsloths_gguf_lies_beside_the_weights(recipe, unsloth, kind):
 
 def test_where_unsloth_cannot_have_llama_cpp_its_reason_is_told(recipe, unsloth):
     unsloth.error = RuntimeError("llama.cpp could not be built.\nmore\n")
-    with pytest.raises(UserError, match=r"\(llama\.cpp could not be built\); export without it"):
+    by_hand = rf"export without it .*`python convert_hf_to_gguf\.py {NAME} --outtype q8_0`$"
+    with pytest.raises(UserError, match=rf"\(llama\.cpp could not be built\); {by_hand}"):
         export.run(recipe, "grpo", gguf="q8_0")
     assert not (Path(NAME) / "model.safetensors").exists()
     unsloth.error = None
