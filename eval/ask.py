@@ -8,6 +8,7 @@ as it is generated, then the day is drawn with the verdict and the proven optimu
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -74,10 +75,13 @@ def the_day(arguments: argparse.Namespace, console: Console) -> tuple[Day, str]:
         return read_day(typed, "the command line", wanted), "the day"
     if arguments.day and arguments.day != "-":
         path = Path(arguments.day)
-        if path.is_dir() or not path.exists():
-            raise UserError(f"--day: {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+        # Events in the place of a file may be no file's name: pathlib would raise.
+        if os.path.isdir(path) or not os.path.exists(path):
+            what = "is a folder" if os.path.isdir(path) else "does not exist"
+            raise UserError(f"--day: {path} {what}")
         return read_day(path.read_bytes(), str(path), wanted), str(path)
     if not arguments.day and sys.stdin.isatty():
+        wanted.check("a day that is typed")
         return _typed(wanted, console), "the day"
     return read_day(sys.stdin.buffer.read(), "standard input", wanted), "standard input"
 

@@ -5,15 +5,16 @@ What it holds is told by its content, not by its file's name:
 * lines, ``Standup 09:00-09:30 !``: a name and two times, in either order, ``!`` for a priority.
   Also read: ``9-9:30``, ``9.00 to 9.30``, ``1-2pm``, ``- Standup (09:00 - 09:30)`` as prompts have
   it. Blank lines and those that begin with ``#`` are passed over.
-* JSON: a list of ``{"name", "start", "end", "priority"}``, or the same as ``"events"`` of an
-  object; a problem of ours (``data.problem``), alone or as a row of a run's data; or a row of the
-  published layout. Of several lines of JSON one row is taken.
+* JSON: a list of ``{"name", "start", "end", "priority"}``; a problem of ours (``data.problem``),
+  alone or as a row of a run's data, whose ``"events"`` may be written as in such a list; or a row
+  of the published layout. Of several lines of JSON one row is taken.
 * an iCalendar file, of which one day is taken.
 
 Problem names must differ and hold no ``<``, ``>`` or line break. A name that does not fit is
 changed, and that is said: angle brackets become ``‹`` and ``›`` (so no name can spell a tag or a
 token of a chat template), line breaks and control characters a blank, the second Standup is called
-``Standup (2)``.
+``Standup (2)``. An end at 24:00 becomes 23:59. In a problem alone nothing is changed, since its
+rules and priorities name its events: such a name, two that are equal, and 24:00 are refused there.
 """
 
 from __future__ import annotations
@@ -97,6 +98,16 @@ class Wanted:
     zone: str | None = None
     row: str | None = None
 
+    def check(self, source: str, calendar: bool = False, rows: bool = False) -> None:
+        """Raise UserError where something is chosen that ``source`` has no choice of."""
+        for value, flag, there, what in (
+            (self.date, "--date", calendar, "a calendar"),
+            (self.zone, "--timezone", calendar, "a calendar"),
+            (self.row, "--id", rows, "rows of JSON"),
+        ):
+            if value is not None and not there:
+                raise UserError(f"{flag} chooses from {what}, and {source} is none")
+
 
 def read_day(content: bytes, source: str, wanted: Wanted) -> Day:
     """Read a day from the content of a file, called ``source`` in messages.
@@ -106,17 +117,16 @@ def read_day(content: bytes, source: str, wanted: Wanted) -> Day:
     """
     text = _decoded(content, source)
     opening = text.lstrip()[:15].upper()
-    calendar = opening.startswith("BEGIN:")
-    for value, flag in ((wanted.date, "--date"), (wanted.zone, "--timezone")):
-        if value is not None and not calendar:
-            raise UserError(f"{flag} chooses from a calendar, and {source} is none")
-    if calendar:
+    if opening.startswith("BEGIN:"):
         from eval.ics import read_calendar
 
+        wanted.check(source, calendar=True)
         entries, notes = read_calendar(text, source, wanted.date, wanted.zone)
         return day_of(entries, source, wanted.priorities, notes)
     if opening.startswith(("[", "{")):
+        wanted.check(source, rows=True)
         return _from_json(text, source, wanted)
+    wanted.check(source)
     entries = [
         entry
         for number, line in enumerate(text.splitlines(), 1)
@@ -187,7 +197,7 @@ def _entry(name: str, start: int, end: int, priority: bool, where: str) -> Entry
 
 
 def _from_json(text: str, source: str, wanted: Wanted) -> Day:
-    value, notes = _json(text, source, wanted.row)
+    value, notes = _json(text, source, wanted)
     if isinstance(value, dict) and isinstance(value.get("problem"), dict):
         value = value["problem"]
     if isinstance(value, dict) and "priority_events" in value:
@@ -240,27 +250,35 @@ def _named(source: str, read: Any, value: Any) -> Problem:
         raise UserError(f"{source}: {error}") from None
 
 
-def _json(text: str, source: str, row: str | None) -> tuple[Any, list[str]]:
+def _json(text: str, source: str, wanted: Wanted) -> tuple[Any, list[str]]:
     """A JSON value; of several lines of JSON the row with that ``id``, or the first."""
     try:
-        return json.loads(text), []
+        rows = [json.loads(text)]
     except (ValueError, RecursionError) as error:
-        reason = str(error)
-    rows = []
+        rows = _rows(text, source, str(error))
+    if wanted.row is None:
+        first = f"{source} has {len(rows)} rows; the first is asked, --id chooses another."
+        return rows[0], [first] if len(rows) > 1 else []
+    names = [str(found.get("id", "")) if isinstance(found, dict) else "" for found in rows]
+    if names == [""]:
+        wanted.check(source)
+    if wanted.row not in names:
+        raise UserError(
+            f"{source} has no row with the id {wanted.row!r}{nearest(wanted.row, names)}"
+        )
+    return rows[names.index(wanted.row)], []
+
+
+def _rows(text: str, source: str, reason: str) -> list[Any]:
+    """The values of lines of JSON; ``reason`` says why the text is not one value."""
+    rows: list[Any] = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError):
             where = f"{source}:{number}" if rows else source
             raise UserError(f"{where} is not valid JSON ({reason})") from None
-    names = [str(found.get("id")) if isinstance(found, dict) else "" for found in rows]
-    if row is None:
-        return rows[0], [
-            f"{source} has {len(rows)} rows; the first is asked, --id chooses another."
-        ]
-    if row not in names:
-        raise UserError(f"{source} has no row with the id {row!r}{nearest(row, names)}")
-    return rows[names.index(row)], []
+    return rows
 
 
 def _json_entry(item: Any, where: str) -> Entry:

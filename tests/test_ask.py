@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -247,6 +248,8 @@ def test_a_trained_arm_answers(monkeypatch, capsys, tmp_path):
         ([], "standard input has no events"),
         (["--date", "2.3.2026", "A 9-10"], "--date: '2.3.2026' is no date such as 2026-03-02"),
         (["--date", "2026-03-02", "A 9-10"], "--date chooses from a calendar"),
+        (["--id", "x", "A 9-10"], "--id chooses from rows of JSON"),
+        (["--day", "Yoga class 9-10, " * 20], "--day: Yoga class 9-10, "),
         (["--seed", "-1", "A 9-10"], "--seed must be 0 to 4294967295, not -1"),
         (["--temperature", "-1", "A 9-10"], "--temperature must be 0 or more"),
         (["--temperature", "nan", "A 9-10"], "--temperature must be 0 or more"),
@@ -257,6 +260,14 @@ def test_a_trained_arm_answers(monkeypatch, capsys, tmp_path):
 def test_a_mistake_is_one_sentence(arguments, says, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert says in ending(monkeypatch, capsys, *arguments)
+
+
+def test_what_is_typed_has_no_date_to_choose(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("events are asked for"))
+    monkeypatch.setattr(sys, "argv", ["ask", "--recipe", str(TINY), "--date", "2026-03-02"])
+    with pytest.raises(UserError, match=r"--date chooses from a calendar, and a day that is typed"):
+        ask.main()
 
 
 # --- a terminal ----------------------------------------------------------------------------

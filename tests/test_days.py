@@ -285,6 +285,15 @@ def test_of_several_rows_the_first_or_the_one_named_is_read():
     assert refusal(text, row="bb") == "d.txt has no row with the id 'bb'; did you mean 'b'?"
 
 
+def test_an_id_chooses_from_rows_and_is_refused_where_there_are_none():
+    row = {"id": "a", "problem": small_day().to_json()}
+    assert read(row, row="a").problem == small_day()
+    assert refusal(row, row="aa") == "d.txt has no row with the id 'aa'; did you mean 'a'?"
+    calendar = "BEGIN:VCALENDAR\nEND:VCALENDAR\n"
+    for content in ("A 9-10", [["A", "9:00", "10:00"]], small_day().to_json(), calendar):
+        assert refusal(content, row="a") == "--id chooses from rows of JSON, and d.txt is none"
+
+
 def test_a_row_of_the_published_layout_is_read():
     row = {
         "index": 3,
