@@ -46,14 +46,46 @@ on      = $(if $(2), --$(1))
 loading = $(call flag,backend,$(BACKEND))$(call flag,bits,$(BITS))
 stage   = --recipe $(call quoted,$(1))$(call flag,model,$(MODEL))$(call flag,run,$(RUN))$(call on,force,$(FORCE))$(loading)
 STAGE  := $(call stage,$(RECIPE))
-# What would be passed over in silence is a mistake: $(call without,goal,VARIABLES,why), and any name not known here
-# (one like CUDA_VISIBLE_DEVICES=1 reaches the programs that know it: make exports it).
+# What would be passed over in silence is a mistake: $(call without,goal,VARIABLES,why); on make's command line also a
+# setting that none of its goals takes, and any name not known here (one like CUDA_VISIBLE_DEVICES=1 reaches the
+# programs that know it: make exports it).
 given   = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
 without = $(foreach name,$(2),$(if $(call given,$(name)),$(error $(1) takes no $(name): $(3))))
 named_here := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 settings    = $(shell sed -n 's/^\([A-Z]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 $(if $(named_here),$(foreach name,$(filter-out $(settings) PY SHELL MAKE%,$(named_here)),$(if $(findstring _,$(name)),,$\
     $(error there is no $(name)= here; there are $(settings)))))
+
+training = sft grpo arms ablate elicit skills blog sick
+staged   = data audit $(training) eval sample report try export probe plan backends bench
+of_RECIPE  = $(staged) doctor gpu-check
+of_MODEL   = $(staged) gpu-check
+of_RUN     = $(staged) doctor gpu-check
+of_BACKEND = $(staged) gpu-check
+of_BITS    = $(staged) gpu-check
+of_FORCE   = $(staged) gpu-check
+of_UNSOUND = grpo
+of_ARM     = sample try export probe
+of_DAY     = try
+of_DATE    = try
+of_LAUNCH  = $(training)
+of_GPU     = plan
+of_MEASURE = plan
+of_BLOG    = blog
+of_OUT     = export base
+of_ADAPTER = export
+of_GGUF    = export
+of_PUSH    = export
+of_PUBLIC  = export
+of_SHARD   = sample
+of_LOG     = doctor sick
+of_SHAPES  = gpu-check
+of_MINUTES = gpu-check
+of_FROM    = base
+goals      = $(or $(MAKECMDGOALS),help)
+# A make in a make (`make blog`) has what the outer one was given, and some of its goals.
+$(if $(filter 0,$(MAKELEVEL)),$(foreach name,$(filter-out PYTHON,$(filter $(settings),$(named_here))),$(if $($(name)),\
+    $(if $(filter $(of_$(name)),$(goals)),,$(error make $(goals) takes no $(name): it is of make $(of_$(name)))))))
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -98,10 +130,10 @@ eval: setup ## sample every arm, judge the answers, report pass@k: elicited or l
 	$(PY) -m eval.report $(STAGE)
 	$(PY) -m eval.elicitation $(STAGE)
 
-# of `make sample`: SHARD=i/n draws one of n parts, one for each of n processes
+# of `make sample`: SHARD=i/n draws one of n parts, one for each of n processes  ARM=grpo: that arm alone
 SHARD  ?=
-sample: setup ## draw every arm's answers and no more (SHARD=2/4: a part, one for each GPU)
-	$(PY) -m eval.sample $(STAGE)$(call flag,shard,$(SHARD))
+sample: setup ## draw every arm's answers and no more (SHARD=2/4: a part, one for each GPU; ARM=grpo)
+	$(PY) -m eval.sample $(STAGE)$(call flag,arm,$(ARM))$(call flag,shard,$(SHARD))
 
 report: setup ## one HTML page of everything, with real answers drawn as days
 	$(PY) -m eval.page $(STAGE)

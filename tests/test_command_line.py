@@ -30,6 +30,7 @@ STAGES = (
     "pipeline.settings",
     "pipeline.sft",
     "pipeline.grpo",
+    "pipeline.rejection",
     "pipeline.arms",
     "pipeline.base",
     "pipeline.plan",
@@ -61,6 +62,8 @@ OWN_FLAGS = (
 )
 #: Stages of a recipe, with the flags that all of them take.
 OF_A_RECIPE = tuple(stage for stage in STAGES if stage not in OWN_FLAGS)
+#: What a stage of a recipe needs beside it.
+NEEDED = {"pipeline.rejection": ("--arm", "rejection")}
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
 
 
@@ -139,7 +142,7 @@ def test_every_stage_turns_mistakes_into_sentences(stage):
 @pytest.mark.parametrize("stage", OF_A_RECIPE)
 def test_a_missing_recipe_ends_every_stage_with_one_sentence(stage, monkeypatch):
     path = TINY.with_name("tinny.yaml")
-    says = ending(stage, monkeypatch, "--recipe", path)
+    says = ending(stage, monkeypatch, "--recipe", path, *NEEDED.get(stage, ()))
     assert says.startswith(f"recipe {path} does not exist")
     assert "'tiny'" in says
 
@@ -149,7 +152,7 @@ def test_a_wrong_recipe_ends_every_stage_with_one_sentence(stage, monkeypatch, t
     path = tmp_path / "r.yaml"
     content = yaml.safe_load(TINY.read_text())
     path.write_text(yaml.safe_dump({**content, "sede": 3}))
-    says = ending(stage, monkeypatch, "--recipe", path)
+    says = ending(stage, monkeypatch, "--recipe", path, *NEEDED.get(stage, ()))
     assert says == f"{path}: unknown key 'sede'; did you mean 'seed'?"
 
 
@@ -177,6 +180,7 @@ def test_a_stage_without_what_it_needs_ends_with_one_sentence(
         ("eval.sample", ["--recipe", TINY, "--arm", "gpro"], "--arm must be one of base, sft"),
         ("pipeline.sft", ["--recipe", TINY, "--arm", "sfd"], f"{TINY}: arms has no 'sfd' (it has "),
         ("pipeline.grpo", ["--recipe", TINY, "--arm", "gpro"], f"{TINY}: arms has no 'gpro'"),
+        ("pipeline.rejection", ["--recipe", TINY, "--arm", "rft"], f"{TINY}: arms has no 'rft'"),
         (
             "eval.score",
             ["--problems", "nope.jsonl", "--completions", TINY],
@@ -328,9 +332,12 @@ def test_a_launch_ends_as_the_first_process_did_that_failed(exitcode, code, monk
 # --- make ----------------------------------------------------------------------------------
 
 
+SETTINGS = re.findall(r"^([A-Z]+) *\?=", MAKEFILE, re.MULTILINE)
+
+
 def run_make(*arguments: str) -> subprocess.CompletedProcess:
     # Not with what an outer make, which runs the tests, was given.
-    given = ("MAKEFLAGS", "MAKEOVERRIDES", "RECIPE", "MODEL", "RUN", "FORCE", "FROM", "UNSOUND")
+    given = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", *SETTINGS)
     environment = {key: value for key, value in os.environ.items() if key not in given}
     command = ["make", "--no-print-directory", "-C", str(ROOT), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -370,7 +377,8 @@ def test_make_alone_is_make_help():
 def test_every_module_that_a_target_runs_is_there():
     modules = re.findall(r"(?:-m|\$\(TRAIN\)) ((?:data|pipeline|eval|rewards)\.\w+)", MAKEFILE)
     assert set(modules) <= set(STAGES)
-    assert set(STAGES) - {"eval.score"} == set(modules)
+    # Verdicts on anybody's answers, and what `make arms` runs for an arm that asks for it.
+    assert set(STAGES) - {"eval.score", "pipeline.rejection"} == set(modules)
 
 
 def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
@@ -390,7 +398,7 @@ def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
 def test_unsound_reaches_grpo_alone():
     assert "--unsound" in make("-n", "grpo", "UNSOUND=1")
     assert "--unsound" not in make("-n", "grpo")
-    assert "--unsound" not in make("-n", "sft", "UNSOUND=1")
+    assert make("-n", "sft", "grpo", "UNSOUND=1").count("--unsound") == 1
 
 
 @pytest.mark.parametrize("target", ["data", "audit", "sft", "grpo", "arms", "eval"])
@@ -406,6 +414,7 @@ def test_model_run_and_force_reach_every_stage(target):
 
 
 ODD = "my models, Anna's  (1)/x"
+TRAINING = ("sft", "grpo", "arms", "ablate")
 
 
 @pytest.mark.parametrize(
@@ -415,7 +424,8 @@ ODD = "my models, Anna's  (1)/x"
 @pytest.mark.parametrize("launch", ["", "--num_processes 2"])
 def test_names_with_blanks_and_quotes_arrive_as_they_were_given(target, launch):
     given = [f"{name}={ODD}" for name in ("MODEL", "RECIPE", "RUN")]
-    commands = [c for c in make("-n", target, *given, f"LAUNCH={launch}").splitlines() if c]
+    given += [f"LAUNCH={launch}"] if target in TRAINING else []
+    commands = [c for c in make("-n", target, *given).splitlines() if c]
     assert commands
     for command in commands:
         found = flags(command)
@@ -425,6 +435,7 @@ def test_names_with_blanks_and_quotes_arrive_as_they_were_given(target, launch):
 def test_other_names_with_blanks_and_quotes_arrive_too():
     for target, name, flag in (
         ("try", "DAY", "--day"),
+        ("sample", "ARM", "--arm"),
         ("export", "OUT", "--out"),
         ("doctor", "LOG", "--log"),
         ("doctor", "RUN", "--run"),
@@ -451,6 +462,13 @@ def test_the_published_experiment_has_a_recipe_of_its_own_after_the_first_comman
         (["plan", "MEASURE=1", "GPU=24"], "make plan MEASURE=1 takes no GPU: "),
         (["plan", "MEASURE=1", "RECIPE=r"], "make plan MEASURE=1 takes no RECIPE: "),
         (["gpu-check", "MODEL=m"], "make gpu-check takes no MODEL: it makes models of its own"),
+        (["eval", "SHARD=2/4"], "make eval takes no SHARD: it is of make sample"),
+        (["eval", "ARM=sft"], "make eval takes no ARM: it is of make sample try export probe"),
+        (["calibrate", "FORCE=1"], "make calibrate takes no FORCE: it is of make data audit "),
+        (["arms", "UNSOUND=1"], "make arms takes no UNSOUND: it is of make grpo"),
+        (["data", "eval", "LAUNCH=x"], "make data eval takes no LAUNCH: it is of make sft grpo "),
+        (["try", "SHARD=1/2", "ARM=sft"], "make try takes no SHARD: "),
+        (["RUN=r"], "make help takes no RUN: "),
         (["data", "MODLE=m"], "there is no MODLE= here; there are RECIPE MODEL "),
         (["help", "recipe=r"], "there is no recipe= here; there are RECIPE MODEL "),
     ],
@@ -460,6 +478,22 @@ def test_what_make_would_pass_over_is_one_sentence(arguments, says):
     assert (done.returncode, done.stdout) == (2, "")
     assert f"*** {says}" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_setting_is_for_those_of_several_goals_that_take_it():
+    *sampled, asked = make("-n", "eval", "try", "ARM=sft").splitlines()
+    assert not any("--arm" in line for line in sampled)
+    assert flags(asked)["--arm"] == "sft"
+    first, second = make("-n", "data", "sft", "LAUNCH=--num_processes 2").splitlines()[-2:]
+    assert "pipeline.processes" not in first
+    assert "pipeline.processes --num_processes 2 -m pipeline.sft" in second
+    # Nothing given is nothing passed over.
+    assert make("-n", "eval", "ARM=", "SHARD=") == make("-n", "eval")
+
+
+def test_a_make_in_a_make_is_not_given_what_only_the_outer_one_takes():
+    said = run_make("-n", "blog", "try", f"BLOG={ODD}", "ARM=grpo", "FORCE=1")
+    assert (said.returncode, said.stderr) == (0, "")
 
 
 def test_what_programs_read_from_their_environment_may_be_set_through_make():
@@ -479,6 +513,9 @@ def test_the_measurements_on_a_gpu_take_what_they_can():
 
 def test_every_setting_of_make_is_known_to_it():
     """One that the Makefile reads, and does not name, would be refused."""
-    named = set(re.findall(r"^([A-Z]+) *\?=", MAKEFILE, re.MULTILINE))
+    named = set(SETTINGS)
+    goals = dict(re.findall(r"^of_([A-Z]+) *= (.*)$", MAKEFILE, re.MULTILINE))
+    assert named - {"PYTHON"} == goals.keys()
+    assert {word for of in goals.values() for word in of.split() if word[0] != "$"} <= set(PHONY)
     read = set(re.findall(r"(?:flag|on),\w+,\$\(([A-Z]+)\)", MAKEFILE))
     assert {"MODEL", "DAY", "OUT", "FROM", "UNSOUND"} <= read <= named
