@@ -21,6 +21,16 @@ _FULL_DISK = (
     "PytorchStreamWriter",
 )
 _TOO_LARGE = "File too large"
+#: What the system says of a path that the user gave, or that lies where a file of ours is to be.
+_UNUSABLE = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 #: Characters of a sentence, of which the end is kept too: it has the way out.
 _SENTENCE, _END = 1200, 400
 
@@ -69,13 +79,14 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         if is_another():
             sys.exit(130)
-        print("\ninterrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        print(f"\ninterrupted; what was finished is kept, {going_on()}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _end_without_room(error.errno == errno.EFBIG)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            sys.exit(f"error: {error.filename} cannot be used ({error.strerror})")
+        if error.errno in _UNUSABLE:
+            named = "a file" if error.filename is None else error.filename
+            sys.exit(f"error: {UserError(f'{named} cannot be used ({error.strerror})')}")
         raise
     except Exception as error:
         if any(sign in str(error) for sign in (*_FULL_DISK, _TOO_LARGE)):
@@ -88,9 +99,18 @@ def _end_without_room(too_large: bool) -> NoReturn:
     if too_large:
         sys.exit(
             "error: a file would be larger than `ulimit -f` or the file system allows; raise the "
-            "limit, then the same command goes on"
+            f"limit, then {going_on()}"
         )
-    sys.exit("error: the disk is full; make room, then the same command goes on")
+    sys.exit(f"error: the disk is full; make room, then {going_on()}")
+
+
+def going_on() -> str:
+    """What goes on with the work of this command, to end a sentence with. With FORCE=1 a stage
+    begins anew, and what it had left half done is gone; without, that is finished, and what was not
+    begun anew stays as it was."""
+    if "--force" in sys.argv:
+        return "the same command without FORCE=1 goes on, redoing only what was begun"
+    return "the same command goes on"
 
 
 def is_another() -> bool:

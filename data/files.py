@@ -20,7 +20,20 @@ from data.errors import UserError
 from data.locks import hold, release
 
 MANIFEST, BEGUN = "manifest.json", "begun.json"
-_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "ortools", "unsloth")
+#: Those on which weights and answers depend, and (numpy's random numbers, scipy's distributions)
+#: every interval.
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "unsloth",
+    "ortools",
+    "numpy",
+    "scipy",
+)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -137,14 +150,17 @@ def finished(folder: Path) -> bool:
 
 
 def stage_facts(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished stage.
+    """The manifest of a finished stage, with ``settings`` and ``inputs``.
 
     Raises:
         UserError: when it is missing or spoilt.
     """
-    found = _read_object(folder / MANIFEST)
-    if not found:
-        raise UserError(f"{folder / MANIFEST} cannot be read; FORCE=1 redoes its stage")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: its stage is not finished")
+    found = _read_object(path)
+    if not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
+        raise UserError(f"{path} cannot be read; delete it, and its stage is done again")
     return found
 
 
@@ -241,7 +257,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of ours; empty when it is missing or spoilt: its work is redone."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

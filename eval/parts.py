@@ -187,5 +187,5 @@ def _begun(folder: Path) -> Any:
     """What a stage noted that it had begun; None where there is none."""
     try:
         return json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None

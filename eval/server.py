@@ -22,7 +22,7 @@ import shlex
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.errors import UserError
+from data.errors import UserError, going_on
 
 if TYPE_CHECKING:
     from httpx import AsyncClient, Response
@@ -174,8 +174,7 @@ class Server:
             except httpx.ReadTimeout:  # the same would be asked again, and take as long
                 raise UserError(
                     f"the server {self.address} has not answered within {ANSWER:g} s; what was "
-                    "answered is kept, the same command goes on (smaller eval.rows ask it less at "
-                    "a time)"
+                    f"answered is kept, {going_on()} (smaller eval.rows ask it less at a time)"
                 ) from None
             except httpx.RequestError as error:
                 trouble = f"cannot be reached ({_plain(f'{type(error).__name__}: {error}')})"
@@ -196,7 +195,7 @@ class Server:
                 await asyncio.sleep(wait)
         raise UserError(
             f"the server {self.address} {trouble}, after {len(WAITS) + 1} tries; what was answered "
-            "is kept, the same command goes on"
+            f"is kept, {going_on()}"
         )
 
 

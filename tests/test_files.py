@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from data.files import (
     Stage,
     read_jsonl,
     sha256,
+    stage_facts,
     to_line,
     write_folder,
     write_json,
@@ -220,9 +222,26 @@ def test_the_manifest_says_what_made_the_output(source):
     assert manifest["inputs"] == {str(source): sha256(source)}
     assert manifest["outputs"] == ["result.txt"]
     assert manifest["rows"] == 1
-    assert manifest["versions"]["ortools"]
+    for package in ("ortools", "numpy", "scipy"):
+        assert manifest["versions"][package] == version(package)
     assert manifest["seconds"] >= 0
     assert "commit" in manifest
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "{", "{}", '{"outputs": 3}', '{"settings": {}, "inputs": []}', "[" * 100_000]
+)
+def test_a_spoilt_manifest_is_one_sentence_and_its_stage_is_done_again(source, text):
+    folder = run_stage(source)
+    assert stage_facts(folder)["settings"] == {"seed": 1}
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read; delete it, and its stage"):
+        stage_facts(folder)
+    assert not stage(source).is_current()
+    with pytest.raises(
+        UserError, match=r"manifest\.json does not exist: its stage is not finished"
+    ):
+        stage_facts(folder)
 
 
 def test_tuples_in_the_settings_are_no_change(source):
@@ -296,6 +315,19 @@ def test_a_stage_goes_on_only_with_its_own_work(source):
     assert not mine.goes_on, "another one wrote here since"
     mine.finish([])
     assert not (mine.folder / BEGUN).exists()
+
+
+def test_what_a_forced_stage_left_half_done_goes_on_without_force_and_is_lost_with_it(source):
+    folder = run_stage(source)
+    half = folder / "half"
+    assert not stage(source).is_current(force=True, partial=[half])
+    half.touch()
+    unforced = stage(source)
+    assert not unforced.is_current(partial=[half])
+    assert unforced.goes_on
+    assert half.exists()
+    assert not stage(source).is_current(force=True, partial=[half])
+    assert not half.exists()
 
 
 def test_a_full_disk_at_the_manifest_leaves_the_stage_unfinished(source, monkeypatch):
@@ -522,6 +554,12 @@ def raising(error: BaseException):
         (RuntimeError("I/O error: File too large (os error 27)"), "error: a file would be larger"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), "error: runs cannot be"),
         (OSError(errno.EROFS, "Read-only file system", "runs"), "error: runs cannot be used"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "error: a cannot be used"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "error: a file cannot be used (File"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "Art\n" + "09:00-10:00, " * 900),
+            "error: Art\\n09:00-10:00, 09:00",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(error, says):
@@ -529,6 +567,7 @@ def test_what_the_user_can_mend_is_one_sentence(error, says):
         run_main(raising(error))
     assert str(stop.value.code).startswith(says)
     assert "\n" not in str(stop.value.code)
+    assert len(str(stop.value.code)) < 1_250
 
 
 def test_an_interrupt_ends_with_130_and_a_sentence(capsys):
@@ -536,6 +575,18 @@ def test_an_interrupt_ends_with_130_and_a_sentence(capsys):
         run_main(raising(KeyboardInterrupt()))
     assert stop.value.code == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "x"), OSError(errno.EFBIG, "x")]
+)
+def test_what_forces_a_stage_is_to_be_left_out_to_go_on(error, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pipeline.sft", "--recipe", "r.yaml", "--force"])
+    with pytest.raises(SystemExit) as stop:
+        run_main(raising(error))
+    said = f"{stop.value.code}{capsys.readouterr().err}"
+    assert "the same command without FORCE=1 goes on, redoing only what was begun" in said
+    assert "the same command goes on" not in said
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AssertionError(), OSError(errno.EIO, "x")])
