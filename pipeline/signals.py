@@ -34,8 +34,8 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
         "rewards/think_format_reward/mean",
         "rewards/format_reward/mean",
         "rewards/format_reward",
-        "rewards/format/mean",
     ),
+    "format": ("rewards/format/mean",),  # ours, which says less than that nothing is broken
     "KL": ("kl_start", "kl"),
     "entropy": ("entropy", "val/entropy"),  # Unsloth's own loss on a GPU logs none
     "answers cut off": ("completions/clipped_ratio",),
@@ -72,7 +72,8 @@ class Thresholds:
         kl_slow_steps: training steps after which it should do more than creep.
         kl_still: growth in the second half, as a share of it, of a KL that stands; one that grows
             evenly from 0 has gained this.
-        kl_far: nats a token beyond which the answers are another model's.
+        kl_far, kl_lost: nats a token beyond which the answers are another's, or nothing is left of
+            the start: ``kl_start`` is near 1 where none of its tokens is likely any more.
         kl_jump: times the KL of ``rows`` rows before.
         kl_least: nats a token below which no jump matters.
         plateau: gain in reward over all rows, as a share of its spread, that would be some.
@@ -118,7 +119,8 @@ class Thresholds:
     kl_slow: float = 2e-3
     kl_slow_steps: int = 120
     kl_still: float = 0.5
-    kl_far: float = 1.0
+    kl_far: float = 0.5
+    kl_lost: float = 0.9
     kl_jump: float = 10.0
     kl_least: float = 0.1
     plateau: float = 0.1
@@ -165,6 +167,7 @@ class Thresholds:
             ("rows", "many"),
             ("kl_flat", "kl_slow"),
             ("kl_least", "kl_far"),
+            ("kl_far", "kl_lost"),
             ("flat_groups", "dead_groups"),
             ("entropy_left", "entropy_halved"),
         ):
@@ -182,8 +185,8 @@ _SHARES = (
 )  # fmt: skip
 _TIMES = ("spike", "kl_jump", "loss_up", "loss_doubled", "entropy_risen", "again")
 
-#: Of the rewards in a group, up to which they are alike.
-NO_SPREAD = 1e-6
+#: Of the rewards in a group, up to which they are alike: single precision on a scale of 100.
+NO_SPREAD = 1e-5
 
 
 class Signals:

@@ -74,7 +74,7 @@ def spikes(s: Signals) -> Seen | None:
 def kl_flat(s: Signals) -> Seen | None:
     """None at all, or little that has stopped to grow."""
     t = s.thresholds
-    if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_slow:
+    if not s.long("KL") or (kl := s["KL"].now(t.rows)) > t.kl_slow or s.solved():
         return None
     # A KL that stands says enough: a rise by chance, one in ten, is no reason to be silent.
     if s.learns(t.firm) or dead(s):
@@ -98,7 +98,7 @@ def kl_slow(s: Signals) -> Seen | None:
     if not s.long("KL") or series.steps[1] - series.steps[0] < t.kl_slow_steps:
         return None
     kl = series.now(t.rows)
-    if not t.kl_flat < kl <= t.kl_slow or s.learns(t.firm) or dead(s):
+    if not t.kl_flat < kl <= t.kl_slow or s.solved() or s.learns(t.firm) or dead(s):
         return None
     return Level.WARNING, (
         f"after {series.steps[1]} steps the KL is {kl:.1e} nats a token (up to {t.kl_slow:g} is "
@@ -110,7 +110,8 @@ def kl_runaway(s: Signals) -> Seen | None:
     t, series = s.thresholds, s["KL"]
     # So far no sample strays twice: measured every few steps, more would come late.
     if series.count > 1 and (kl := min(series.last(2))) >= t.kl_far:
-        return Level.STOP, f"the KL is {kl:.3g} nats a token and more (far is {t.kl_far:g})"
+        level = Level.STOP if kl >= t.kl_lost else Level.WARNING
+        return level, f"the KL is {kl:.3g} nats a token and more (far is {t.kl_far:g})"
     if series.count < t.now or (kl := series.now(t.now)) < t.kl_least:
         return None
     before = series.last(t.now + t.rows)[: -t.now]
@@ -203,7 +204,8 @@ def hacking(s: Signals) -> Seen | None:
 
 
 def truth_falls(s: Signals) -> Seen | None:
-    """Where the reward rises too it is hacking, where it falls a reward that falls."""
+    """Where the reward rises too it is hacking, where it falls a reward that falls. Val tells
+    harder problems along the way from a worse policy."""
     t = s.thresholds
     if not s.long("truth") or s.solved():
         return None
@@ -213,6 +215,9 @@ def truth_falls(s: Signals) -> Seen | None:
         return None
     if hacking(s) or reward_falls(s):
         return None
+    val = s["val truth"]
+    if val.count and val.now(t.start) >= val.start(t.start):
+        return None
     words = f"right answers {early:.1%} in the first third of {s['truth'].count} rows, {late:.1%}"
     if s["reward"].count >= t.many:
         words += " in the last; reward {:.3g} → {:.3g}".format(*thirds(s["reward"].whole()))
@@ -220,10 +225,14 @@ def truth_falls(s: Signals) -> Seen | None:
 
 
 def form_alone(s: Signals) -> Seen | None:
+    return _form_alone(s, "form") or _form_alone(s, "format")
+
+
+def _form_alone(s: Signals, name: str) -> Seen | None:
     t = s.thresholds
-    if not s.long("form") or not s.long("truth") or s.solved():
+    if not s.long(name) or not s.long("truth") or s.solved():
         return None
-    formed, true = s["form"].whole(), s["truth"].whole()
+    formed, true = s[name].whole(), s["truth"].whole()
     (form, more), (truth, late) = thirds(formed), thirds(true)
     if more - form < t.form or late - truth > t.little * (more - form):
         return None
@@ -231,7 +240,7 @@ def form_alone(s: Signals) -> Seen | None:
     if rises(formed) > t.firm or most_gained(true, t.level) > most:
         return None
     return Level.WARNING, (
-        f"from the first to the last third of {s['form'].count} rows, well-formed answers "
+        f"from the first to the last third of {s[name].count} rows, well-formed answers "
         f"{form:.1%} → {more:.1%}, right ones {truth:.1%} → {late:.1%}"
     )
 
@@ -560,11 +569,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "truth-falls",
         (GRPO,),
-        "Right answers become fewer, and the reward does not tell",
-        "What the reward pays for beside right answers outweighs them, or the policy drifts where "
-        "the reward cannot tell better from worse.",
-        "Read answers of before and now; pay more for the verdict (shape graded or binary), then "
-        "lower the learning rate, or hold the policy by a beta of 0.01 to 0.04.",
+        "Right answers become fewer, and the reward hardly tells",
+        "What the reward pays for beside right answers outweighs them, the policy drifts where the "
+        "reward cannot tell better from worse, or the problems become harder along the way.",
+        "Read answers of before and now, with a curriculum compare on val; pay more for the "
+        "verdict (shape graded or binary), lower the learning rate, or hold the policy by a beta "
+        "of 0.01 to 0.04.",
         "arXiv 2210.10760 (beyond a peak the true reward falls, whatever the proxy does)",
         ("truth",),
         truth_falls,
@@ -580,7 +590,7 @@ RULES: tuple[Rule, ...] = (
         "form is there, and check that groups hold any right answer at all.",
         "here: with the graded reward the share of valid answers rose from 0.3 to 65 % with under "
         "1 % optimal (README, four cells)",
-        ("form", "truth"),
+        ("form or format", "truth"),
         form_alone,
         trend=True,
     ),

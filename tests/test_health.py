@@ -255,6 +255,12 @@ def val_left_behind(seed):
     return changed(log, "val/optimal", lambda row: None if row % 10 else 0.2 + rng.normal(0, 0.03))
 
 
+def truth_lost(seed):
+    log = changed(grpo_log(seed), "rewards/optimal/mean", lambda row: 0.3 * 0.98**row)
+    changed(log, "reward", lambda row: 0.5 + 0.01 * (row % 3))
+    return changed(log, "val/optimal", lambda row: None if row % 10 else 0.3 - row / 300)
+
+
 def with_spikes(seed):
     log = grpo_log(seed)
     return changed(log, "grad_norm", lambda row: 9.0 if row > 45 and row % 4 == 0 else 0.3)
@@ -274,11 +280,7 @@ SICK = {
     "reward-falls": lambda seed: changed(
         grpo_log(seed), "reward", lambda row: 0.4 - 0.005 * min(row, 40)
     ),
-    "truth-falls": lambda seed: changed(
-        changed(grpo_log(seed), "rewards/optimal/mean", lambda row: 0.3 * 0.98**row),
-        "reward",
-        lambda row: 0.5 + 0.01 * (row % 3),
-    ),
+    "truth-falls": truth_lost,
     "form-alone": form_only,
     "zero-variance": lambda seed: changed(
         grpo_log(seed, start=0.001, end=0.002), "frac_reward_zero_std", lambda row: 0.97
@@ -327,6 +329,48 @@ def test_a_gradient_norm_that_is_logged_as_0_while_the_training_learns_is_none()
 def test_groups_without_a_lesson_explain_a_gradient_of_0():
     log = changed(grpo_log(1, start=0.001, end=0.002), "grad_norm", lambda row: 0.0)
     assert "untrained" not in raised(changed(log, "frac_reward_zero_std", lambda row: 1.0))
+
+
+def test_a_model_that_is_all_another_one_is_noticed_by_an_estimate_that_ends_near_1():
+    def log(least):
+        rows = grpo_log(1)
+        for number, row in enumerate(rows):
+            del row["kl"]
+            row["kl_start"] = min(least, 0.3 * (number + 1))
+        return rows
+
+    (found,) = (one for one in diagnose(log(0.99), GRPO) if one.rule == "kl-runaway")
+    assert (found.level, found.step) == (Level.STOP, 15)
+    (found,) = (one for one in diagnose(log(0.7), GRPO) if one.rule == "kl-runaway")
+    assert (found.level, found.step) == (Level.WARNING, 15)
+
+
+def test_a_model_that_is_nearly_always_right_need_not_move():
+    def right(log):
+        return changed(log, "rewards/optimal/mean", lambda row: 0.95)
+
+    assert not {"kl-flat", "kl-slow"} & raised(right(stuck(1)))
+    assert not {"kl-flat", "kl-slow"} & raised(right(SICK["kl-slow"](1)))
+
+
+def test_a_format_that_is_learnt_alone_is_form_alone_too():
+    def log(seed):
+        noise = np.random.default_rng(seed)
+        rows = grpo_log(seed, start=0.1, end=0.10001)
+        changed(rows, "rewards/validity/mean", lambda row: 0.3 + noise.normal(0, 0.03))
+        return changed(
+            rows, "rewards/format/mean", lambda row: 0.3 + 0.01 * row + noise.normal(0, 0.03)
+        )
+
+    assert sum("form-alone" in raised(log(seed)) for seed in range(20)) >= 17
+
+
+def test_problems_that_become_harder_are_no_worse_policy_where_val_tells():
+    log = truth_lost(1)
+    assert "truth-falls" in raised(log)
+    changed(log, "val/optimal", lambda row: None if row % 10 else 0.3 + row / 1000)
+    assert "truth-falls" not in raised(log)
+    assert "truth-falls" in raised(changed(log, "val/optimal", lambda row: None))
 
 
 def test_a_little_kl_is_flat_where_it_no_longer_grows():
@@ -587,6 +631,7 @@ def test_a_threshold_without_sense_is_named(key, value):
         ({"rows": 3}, "t.rows must be 4 or more"),
         ({"rows": 21, "many": 30}, "t.rows must be at most 20"),
         ({"kl_flat": 0.1}, "t.kl_flat (0.1) must not be above t.kl_slow (0.002)"),
+        ({"kl_far": 0.95}, "t.kl_far (0.95) must not be above t.kl_lost (0.9)"),
         ({"flat_groups": 0.97}, "t.flat_groups (0.97) must not be above t.dead_groups (0.95)"),
     ],
 )
