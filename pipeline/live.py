@@ -32,6 +32,17 @@ SHOWN = (
     ("completions/duplicates", "duplicates", ".0%"),
     ("frac_reward_zero_std", "flat groups", ".0%"),
 )
+#: What is shown below them as it is now.
+NOW = (
+    ("learning_rate", "learning rate", ".2g"),
+    ("clip_ratio/region_mean", "clipped", ".1%"),
+    ("reward_std", "spread of rewards", ".3f"),
+    ("time/generate", "s to draw", ".2f"),
+    ("time/reward", "to judge", ".2f"),
+    ("time/train", "to train", ".2f"),
+    ("tokens_per_second", "tokens a second", ".0f"),
+    ("memory", "GiB", ".1f"),
+)
 _BARS = "▁▂▃▄▅▆▇█"
 #: Values in a sparkline.
 _WIDTH = 40
@@ -119,7 +130,7 @@ class View(Lines):
         self._add(signals)
 
     def _add(self, signals: Mapping[str, Any]) -> None:
-        for name, _, _ in SHOWN:
+        for name, _, _ in (*SHOWN, *NOW):
             if isinstance(value := signals.get(name), float | int):
                 self.series.setdefault(name, []).append(value)
 
@@ -150,7 +161,12 @@ class View(Lines):
             # A copy: the training may add to it while another thread draws.
             if values := list(self.series.get(name, ())):
                 body.add_row(heading, f"{values[-1]:{form}}", Text(sparkline(values), style="cyan"))
-        return Group(head, body)
+        now = [
+            f"{heading} {values[-1]:{form}}"
+            for name, heading, form in NOW
+            if (values := self.series.get(name))
+        ]
+        return Group(head, body, Text("  ".join(now), style="dim"))
 
 
 def view(title: str) -> Lines:

@@ -53,9 +53,8 @@ class Log(TrainerCallback):
         write_jsonl(self.path, kept)
         self.view.open(state.global_step, state.max_steps)
         self.view.past(kept)
-        for row in kept:  # what was found in them was said then
-            self.watch.update(row)
-        write_jsonl(self.findings, map(asdict, self.watch.findings))
+        raised = [finding for row in kept for finding in self.watch.update(row)]  # and said, then
+        write_jsonl(self.findings, map(asdict, raised))
         self._end_for(self.watch.findings)  # of a rule that the recipe did not name then
 
     def on_log(

@@ -59,7 +59,7 @@ def test_in_a_terminal_signals_are_drawn_with_progress_and_time_left(terminal):
     shown, written = terminal
     shown.past([{"step": 5, "reward": 0.1}])
     shown.open(5, 40)
-    shown.show(10, {"reward": 0.3, "val/optimal": 0.5})
+    shown.show(10, {"reward": 0.3, "val/optimal": 0.5, "tokens_per_second": 812.4})
     shown.show(15, {"reward": 0.2, "truth/optimal": None})
     shown.started -= 20
     shown.say("warning: [red]so it is[/red]")
@@ -73,6 +73,7 @@ def test_in_a_terminal_signals_are_drawn_with_progress_and_time_left(terminal):
     reward = next(line for line in last.splitlines() if "reward" in line)
     assert reward.split() == ["reward", "0.200", "▁█▅"]
     assert "50.0%" in last
+    assert "tokens a second 812" in last
     assert "optimal" not in last.replace("val optimal", "")
 
 

@@ -107,10 +107,21 @@ def test_a_training_that_goes_on_keeps_what_lies_before_and_says_nothing_twice(b
     take(again, [row for row in rows if row["step"] > middle])
     assert middle < rows[-1]["step"]
     assert rows_of(again.path) == written
-    assert {row["rule"] for row in rows_of(again.findings)} == {row["rule"] for row in whole}
+    assert rows_of(again.findings) == whole
     said = capsys.readouterr().out
     assert "step " in said
     assert not any(f"({row['rule']}, " in said for row in whole)
+
+
+def test_what_became_worse_is_in_the_same_order_after_an_interruption(began):
+    rows = grpo_log(1)
+    for n, row in enumerate(rows):
+        row["frac_reward_zero_std"] = 0.85 if n < 30 else 1.0
+    log = began()
+    take(log, rows)
+    whole = rows_of(log.findings)
+    assert [row["rule"] for row in whole].count("zero-variance") == 2
+    assert rows_of(began(rows[-1]["step"]).findings) == whole
 
 
 def test_a_rule_that_is_named_after_an_interruption_ends_what_it_had_passed_over(began):
