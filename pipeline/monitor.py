@@ -13,6 +13,9 @@ completions/duplicates      share of the answers that equal another one of their
                             with several processes of those that the main one drew
 kl_start                    KL(now ‖ start) in nats a token, whatever ``beta``:
                             ``yardsticks.kl_from``; every ``monitor.kl_every`` steps
+frac_reward_zero_std        share of the groups that are rewarded alike, in place of TRL's own,
+                            which asks for the batch's spread where that scales rewards, and
+                            takes rounding for a difference
 val/optimal, /feasible,     on fixed val problems, every ``monitor.every`` steps and before the
 /reward, /entropy, /loss    first: ``yardsticks.Yardsticks.val``
 time/generate, /reward,     seconds a step: drawing the answers; judging them; all the rest of it
@@ -43,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn.utils import get_total_norm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import (
+    TensorBoardCallback,
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
 )
@@ -52,6 +56,7 @@ from data.recipe import Recipe, nearest
 from pipeline import backend, processes
 from pipeline.live import view
 from pipeline.log import Log, Stopped
+from pipeline.signals import NO_SPREAD
 from pipeline.symptoms import RULES
 from pipeline.yardsticks import Yardsticks, val_rows
 
@@ -114,6 +119,7 @@ def monitored(
         UserError: when the training ends since it is lost, or since the recipe wants it so.
     """
     trainer.remove_callback(PrinterCallback)
+    _keep_reports(trainer, f"{recipe.run}-{arm}", folder)
     shown = view(f"{arm} ({kind})")
     log = Log(folder, kind, shown, recipe.monitor.stop)
     trainer.add_callback(log)
@@ -126,6 +132,7 @@ def monitored(
     monitor = Monitor(trainer, recipe, kind, sticks)
     trainer.add_callback(monitor)
     where = f"{recipe.path}: {arm}"
+    own = f"arms.{arm}.settings" if "learning_rate" in recipe.all_arms()[arm].settings else kind
     try:
         yield
     except Lost as lost:
@@ -135,23 +142,41 @@ def monitored(
         without = "" if checkpoint is None else ", without that checkpoint (copy it, to keep it)"
         raise UserError(
             f"{where}: {lost} at step {lost.step}, and training ended before it reached "
-            f"{lost.next}; {_kept(checkpoint, kind)}; lower {kind}.learning_rate "
+            f"{lost.next}; {_kept(trainer, checkpoint, kind)}; lower {own}.learning_rate "
             f"({trainer.args.learning_rate:g}), and the same command begins anew{without}"
         ) from None
     except Stopped as stopped:
+        rule = stopped.finding.rule
         raise UserError(
-            f"{where}: ended by monitor.stop at step {trainer.state.global_step} "
-            f"({stopped.finding.rule}); {_kept(saved(), kind)}; without {stopped.finding.rule} in "
-            "monitor.stop the same command goes on"
+            f"{where}: ended by monitor.stop at step {trainer.state.global_step} ({rule}); "
+            f"{_kept(trainer, saved(), kind)}; without {rule} in monitor.stop the same command "
+            "goes on"
         ) from None
     finally:
         shown.close()
         monitor.release()
+        wandb = sys.modules.get("wandb")
+        if wandb and getattr(wandb, "run", None):
+            wandb.finish()  # or the next arm would be reported as more of this one
 
 
-def _kept(checkpoint: Path | None, kind: str) -> str:
+def _keep_reports(trainer: Trainer, name: str, folder: Path) -> None:
+    """Name what is reported, and have TensorBoard's files outlive the checkpoints, in
+    ``tensorboard`` below ``folder``."""
+    trainer.args.run_name = trainer.args.run_name or name
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder / "tensorboard")
+
+
+def _kept(trainer: Trainer, checkpoint: Path | None, kind: str) -> str:
     if checkpoint is None:
-        return f"nothing was saved yet (a smaller {kind}.save_steps saves sooner)"
+        sooner = (
+            f"a smaller {kind}.save_steps saves sooner"
+            if trainer.args.save_strategy == "steps"
+            else f"{kind}.save_strategy: steps saves sooner"
+        )
+        return f"nothing was saved yet ({sooner})"
     return f"the weights of step {checkpoint.name.rpartition('-')[2]} are in {checkpoint}"
 
 
@@ -201,6 +226,7 @@ class Monitor(TrainerCallback):
         self._wrap(trainer, "training_step", self._training_step)
         self._wrap(trainer.accelerator, "clip_grad_norm_", self._clip)
         if kind == "grpo":
+            self._wrap(trainer, "_generate_and_score_completions", self._scored)
             self._wrap(trainer, "_generate", self._generate)
             self._wrap(trainer, "_calculate_rewards", self._rewards)
 
@@ -275,6 +301,17 @@ class Monitor(TrainerCallback):
                     raise self._lost("probability", said) from None
             raise
 
+    @property
+    def _metrics(self) -> dict[str, list[float]]:
+        """What TRL's trainer logs the means of next."""
+        return self.trainer._metrics["train" if self.trainer.model.training else "eval"]
+
+    def _scored(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        if self._metrics["frac_reward_zero_std"]:
+            self._metrics["frac_reward_zero_std"][-1] = self.flat
+        return found
+
     def _rewards(
         self,
         original: Callable[..., Any],
@@ -286,9 +323,12 @@ class Monitor(TrainerCallback):
         groups: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for prompt, answer in zip(prompts, answers, strict=True):
             groups[str(prompt)].append(tuple(answer))
-        mode = "train" if self.trainer.model.training else "eval"
-        self.trainer._metrics[mode]["completions/duplicates"].append(duplicates(groups.values()))
-        return self._timed("reward")(original, inputs, prompts, completions, answers)
+        self._metrics["completions/duplicates"].append(duplicates(groups.values()))
+        found = self._timed("reward")(original, inputs, prompts, completions, answers)
+        paid = (found * self.trainer.reward_weights.to(found.device)).nansum(1)
+        groups_paid = paid.view(-1, self.trainer.num_generations)
+        self.flat = (groups_paid.amax(1) - groups_paid.amin(1) <= NO_SPREAD).float().mean().item()
+        return found
 
     def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
@@ -344,7 +384,10 @@ class Monitor(TrainerCallback):
             if self._due(self.kl_every, step):
                 logs.update(self.sticks.kl())
             if self._due(self.every, step):
-                logs.update(self.sticks.val())
+                try:
+                    logs.update(self.sticks.val())
+                except UserError:  # weights that are numbers may give logits that are none
+                    raise self._lost("probability", step=step, next="a checkpoint") from None
             logs["time/monitor"] = time.perf_counter() - began
         self.logged = step
 

@@ -82,8 +82,9 @@ class Yardsticks:
         self.generates = generates
         self.prefix = reasoning_prefix(tokenizer)
         self.prompts = [render(tokenizer, row["prompt"]) for row in rows]
-        self.limit = (
-            recipe.grpo.get("max_completion_length")
+        self.limit = (  # training's, where it draws
+            getattr(trainer.args, "max_completion_length", None)
+            or recipe.grpo.get("max_completion_length")
             or recipe.eval.max_tokens
             or answer_limit(tokenizer, rows)
         )

@@ -3,6 +3,7 @@ must."""
 
 import json
 import math
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -198,14 +199,27 @@ def test_reporters_are_handed_our_signals_too(recipe_of, tmp_path):
 
 
 @pytest.mark.skipif(not is_tensorboard_available(), reason="tensorboard is not installed")
-def test_tensorboard_has_our_signals(recipe_of, tmp_path):
+def test_tensorboard_has_our_signals_and_keeps_them_when_training_is_over(recipe_of):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     steps = {**RECIPE["grpo"], **STEPS, "report_to": "tensorboard"}
-    trained(recipe_of(grpo=steps), "grpo", tmp_path / "out", True)
-    written = EventAccumulator(str(next((tmp_path / "out").rglob("events.*")).parent)).Reload()
+    recipe = recipe_of(grpo=steps, name="reported")
+    make.run(recipe, force=False, workers=1)
+    grpo.run(recipe, force=False)
+    written = EventAccumulator(str(recipe.folder / "grpo" / "tensorboard")).Reload()
     names = {"train/truth/optimal", "train/kl_start", "train/val/optimal", "train/time/generate"}
     assert names < set(written.Tags()["scalars"])
+
+
+def test_each_arm_is_a_run_of_its_own_where_it_is_reported(recipe_of, tmp_path, monkeypatch):
+    over = []
+    recipe = recipe_of()
+    trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
+    with watched(recipe, "grpo", trainer, tokenizer, tmp_path / "out"):
+        assert trainer.args.run_name == f"{recipe.run}-grpo"
+        wandb = SimpleNamespace(run="begun by a callback", finish=lambda: over.append(True))
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert over == [True]
 
 
 @pytest.mark.skipif(is_tensorboard_available(), reason="tensorboard is installed")
@@ -332,6 +346,46 @@ def test_a_next_token_without_a_probability_ends_the_training_in_one_sentence(
     with pytest.raises(UserError, match=r"of a next token is not a finite .* step 2"):
         trained(recipe_of(), "grpo", tmp_path / "out", True)
     assert log_of(tmp_path / "out")[-1]["probability"] is None
+
+
+def test_val_may_be_the_first_to_meet_a_token_without_a_probability(
+    recipe_of, tmp_path, monkeypatch
+):
+    def val(self):
+        raise UserError("no finite probabilities")
+
+    monkeypatch.setattr(Yardsticks, "val", val)
+    with pytest.raises(UserError, match=r"of a next token .* step 1, .* reached a checkpoint; no"):
+        trained(recipe_of(), "grpo", tmp_path / "out", True)
+    assert log_of(tmp_path / "out")[-1]["probability"] is None
+
+
+def test_what_to_lower_is_named_where_the_recipe_has_it(recipe_of, tmp_path, monkeypatch):
+    spoil(monkeypatch, "the loss", at=1)
+    arms = {"sft": {"trainer": "sft", "settings": {"learning_rate": 0.5}}}
+    with pytest.raises(UserError, match=r"lower arms\.sft\.settings\.learning_rate \(0\.5\)"):
+        trained(recipe_of(arms=arms).for_arm("sft"), "sft", tmp_path / "out", True)
+
+
+#: Rewards of the answers to problems, such that the answers of a group are paid alike.
+ALIKE = {
+    "all": lambda problems: [0.7] * len(problems),
+    "by problem": lambda problems: [sum(map(ord, one)) % 7 / 7 for one in problems],
+    "of 100": lambda problems: [58.3] * len(problems),
+}
+
+
+@pytest.mark.parametrize("scaled", ["group", "batch", "none"])
+@pytest.mark.parametrize("paid", ALIKE)
+def test_groups_that_are_paid_alike_are_counted_whatever_rewards_are_scaled_by(
+    recipe_of, tmp_path, monkeypatch, scaled, paid
+):
+    monkeypatch.setitem(_FUNCTIONS, "optimal", lambda problems, texts: ALIKE[paid](problems))
+    steps = {**RECIPE["grpo"], **STEPS, "max_steps": 1, "scale_rewards": scaled}
+    recipe = recipe_of(grpo=steps, reward={"shape": "binary"}, monitor={"every": 0, "kl_every": 0})
+    trained(recipe, "grpo", tmp_path / "out", True)
+    (row,) = (row for row in log_of(tmp_path / "out") if "reward" in row)
+    assert row["frac_reward_zero_std"] == 1
 
 
 ON_A_GPU = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in …"
