@@ -25,8 +25,8 @@ from data.make import read_split, split_path
 from data.recipe import Recipe
 from data.sections import EvalSection
 from eval import elicitation
-from eval.report import VERDICTS
 from eval.sample import samples_path, way_of_asking
+from eval.score import VERDICTS
 from eval.tables import markdown_of, read_result, sheets
 from pipeline.models import is_local
 from pipeline.train import maker, model_folder
@@ -189,12 +189,11 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
 
 
 def _verdict(recipe: Recipe, arm: str, entry: str) -> str | None:
-    """The sentence of the verdict on an arm's entry, where it counts the arm's present verdicts."""
-    folder = recipe.folder / "eval" / elicitation.FOLDER
-    verdicts = samples_path(recipe, arm).with_name(VERDICTS)
-    if not finished(folder) or stage_facts(folder)["inputs"].get(str(verdicts)) != sha256(verdicts):
+    """The sentence of the verdict on an arm's entry, where it stands and counts the arm."""
+    path, verdicts = elicitation.standing(recipe), samples_path(recipe, arm).with_name(VERDICTS)
+    if path is None or str(verdicts) not in stage_facts(path.parent)["inputs"]:
         return None
-    return read_result(folder / elicitation.JSON)["judged"].get(entry, {}).get("sentence")
+    return read_result(path)["judged"].get(entry, {}).get("sentence")
 
 
 # --- the card ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.console import plain_console
-from data.errors import UserError, run_main, shown
+from data.errors import UserError, run_main
 from data.files import Stage, finished, write_json, write_text
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -29,9 +29,9 @@ from eval.passk import (
     resampled_means,
     widened_by_seeds,
 )
-from eval.report import VERDICTS
+from eval.report import check_judged
 from eval.sample import samples_path
-from eval.score import read_answers, read_verdicts
+from eval.score import VERDICTS, answered
 from eval.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
 from rewards.parse import ParseFailure, parse
 from rewards.reward import totals
@@ -48,33 +48,29 @@ COLUMNS = len(RATES) + 5
 #: Of one arm: per problem, RATES, and the means over its answers of reward x, truth y, xx, yy and
 #: xy, from which correlations follow.
 Table = NDArray[np.float64]
-#: Of one arm: its answers, and the verdict on each.
-Answered = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def arm_table(
-    asked: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    verdicts: Sequence[Mapping[str, Any]],
-    reward: RewardSection,
+    asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], reward: RewardSection
 ) -> Table:
-    """One arm's answers to the problems ``asked``, under ``reward``: [problems, COLUMNS].
+    """One arm's ``answers`` to the problems ``asked``, with the verdicts on them (see
+    ``eval.score.answered``), under ``reward``: [problems, COLUMNS].
 
     Truth is the verdict's ratio to the optimum, 0 where a rule is broken.
     """
     place = {row["id"]: i for i, row in enumerate(asked)}
     texts = [json.dumps(row["problem"].to_json()) for row in asked]
-    at = np.array([place[row["id"]] for row in samples])
+    at = np.array([place[row["id"]] for row in answers])
     paid = np.array(
-        totals(reward, [texts[i] for i in at], [row["completion"] for row in samples]), dtype=float
+        totals(reward, [texts[i] for i in at], [row["completion"] for row in answers]), dtype=float
     )
-    truth = np.array([row["ratio"] for row in verdicts])
+    truth = np.array([row["ratio"] for row in answers])
     columns = [
-        [row["status"] == Status.OPTIMAL for row in verdicts],
-        [row["status"] in VALID for row in verdicts],
-        [any(v.startswith("overlap:") for v in row["violations"]) for row in verdicts],
-        [_is_single(row["completion"]) for row in samples],
-        [row["tokens"] for row in samples],
+        [row["status"] == Status.OPTIMAL for row in answers],
+        [row["status"] in VALID for row in answers],
+        [any(v.startswith("overlap:") for v in row["violations"]) for row in answers],
+        [_is_single(row["completion"]) for row in answers],
+        [row["tokens"] for row in answers],
         *(paid, truth, paid**2, truth**2, paid * truth),
     ]
     counts = np.bincount(at, minlength=len(asked))
@@ -129,9 +125,11 @@ def compare_tier(
     """
 
     def rates(tables: Table, least: float) -> dict[str, Any]:
-        # A share ends at 1, a difference of shares at -1 too, a number of tokens nowhere.
+        # A share ends at 1, a difference of shares at -1 too. A number of tokens ends nowhere, and
+        # nothing is claimed beyond what was seen.
         ends = dict.fromkeys(RATES, (least, 1.0))
-        ends["tokens"] = (np.inf * least if least else 0.0, np.inf)
+        tokens = tables[..., RATES.index("tokens")]
+        ends["tokens"] = (tokens.min(), tokens.max())
         return {
             name: crossed_interval(tables[..., [column]], indices, LEVEL, ends[name])[0].to_json()
             for column, name in enumerate(RATES)
@@ -236,12 +234,13 @@ def run(recipe: Recipe, force: bool) -> None:
     asked = read_split(recipe, "test")
     if not finished(recipe.folder / "eval"):
         raise UserError(f"{recipe.folder / 'eval'} is not judged to the end; `make eval` judges it")
-    inputs = [split_path(recipe, "test")]
-    for name in ["base", *recipe.all_arms()]:
+    inputs, names = [split_path(recipe, "test")], ["base", *recipe.all_arms()]
+    for name in names:
         samples = samples_path(recipe, name)
         if not finished(samples.parent) or not samples.with_name(VERDICTS).is_file():
             raise UserError(f"arm {name!r} is not judged yet; `make eval` judges it")
         inputs += [samples, samples.with_name(VERDICTS)]
+    check_judged(recipe, names)
     rewards = {name: (arm.reward or recipe.reward).__dict__ for name, arm in recipe.arms.items()}
     settings = {"seed": recipe.seed, "resamples": recipe.eval.resamples, "rewards": rewards}
     stage = Stage(recipe.folder / "eval" / "compare", "compare", settings, inputs)
@@ -253,12 +252,13 @@ def run(recipe: Recipe, force: bool) -> None:
         "samples": recipe.eval.samples,
         "tiers": {},
     }
-    answered = {name: _answered(recipe, name, asked) for name in ["base", *recipe.all_arms()]}
+    ids = {row["id"] for row in asked}
+    answers = {name: list(answered(samples_path(recipe, name), ids)) for name in names}
     for tier in dict.fromkeys(row["tier"] for row in asked):
         here = [row for row in asked if row["tier"] == tier]
         rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))
         indices = bootstrap_indices(len(here), recipe.eval.resamples, rng)
-        arms, start = _tables(recipe, here, answered)
+        arms, start = _tables(recipe, here, answers)
         summary["tiers"][tier] = compare_tier(arms, start, pairs(recipe, tier), indices)
     tables = list(sheets(summary))
     write_json(stage.folder / OUTPUTS[0], summary)
@@ -268,43 +268,16 @@ def run(recipe: Recipe, force: bool) -> None:
     print(f"compare: {stage.folder} has {', '.join(OUTPUTS)}", flush=True)
 
 
-def _answered(recipe: Recipe, name: str, asked: Sequence[Mapping[str, Any]]) -> Answered:
-    """One arm's answers to ``asked``, all of them, and the verdict on each.
-
-    Raises:
-        UserError: naming the file, and its line, that is not as ``make eval`` wrote it.
-    """
-    path, ids = samples_path(recipe, name), {row["id"] for row in asked}
-    samples = list(read_answers(path, ids))
-    verdicts = list(read_verdicts(path.with_name(VERDICTS), ids))
-    for number, row in enumerate(samples, 1):
-        if type(row.get("tokens")) is not int:
-            raise UserError(
-                f'{path}: "tokens" of answer {number} must be a whole number, not '
-                f"{shown(row.get('tokens'))}; delete {path.name}, and `make eval` draws it again"
-            )
-    drawn, judged = ([(row["id"], row["sample"]) for row in rows] for rows in (samples, verdicts))
-    if drawn != judged:
-        raise UserError(
-            f"{path.with_name(VERDICTS)} is not of the answers beside it; delete it, and `make "
-            "eval` judges them again"
-        )
-    if ids - {row["id"] for row in samples}:
-        raise UserError(f"{path} lacks problems; delete it, and `make eval` draws it again")
-    return samples, verdicts
-
-
 def _tables(
-    recipe: Recipe, asked: Sequence[Mapping[str, Any]], answered: Mapping[str, Answered]
+    recipe: Recipe,
+    asked: Sequence[Mapping[str, Any]],
+    answers: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, Table], dict[str, Table]]:
     """Per arm, the tables of its seeds; and for GRPO arms that of the start under their reward."""
     wanted = {row["id"] for row in asked}
 
     def table(name: str, reward: RewardSection) -> Table:
-        samples, verdicts = (
-            [row for row in rows if row["id"] in wanted] for rows in answered[name]
-        )
-        return arm_table(asked, samples, verdicts, reward)
+        return arm_table(asked, [row for row in answers[name] if row["id"] in wanted], reward)
 
     arms, start = {"base": table("base", recipe.reward)[None]}, {}
     for name, arm in recipe.arms.items():

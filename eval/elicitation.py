@@ -25,7 +25,7 @@ counts to a verdict by the rule of ``eval.rule``, and says what the arms' answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.console import plain_console
-from data.errors import UserError, run_main
+from data.errors import run_main
 from data.files import (
+    MANIFEST,
     Stage,
     finished,
-    read_jsonl,
     sha256,
     stage_facts,
     write_json,
@@ -65,10 +65,10 @@ from eval.analyses import (
 from eval.findings import sheets, verdict_sheet
 from eval.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
 from eval.reasoning import reasoning_report
-from eval.report import VERDICTS, judge_arm, strange_starts
+from eval.report import check_judged, judge_arm, strange_starts
 from eval.roles import Case, cases, guesses, planned
 from eval.sample import arms, ask_again, samples_path, way_of_asking
-from eval.score import read_verdicts
+from eval.score import VERDICTS, answered, read_answers, read_verdicts
 from eval.summary import tally
 from eval.tables import label, markdown_of, print_sheets
 from eval.verdict import Arms, Judgement, judge
@@ -88,6 +88,10 @@ class Asked:
     rows: Sequence[Mapping[str, Any]]
     first: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     fresh: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+    @property
+    def ids(self) -> set[str]:
+        return {row["id"] for row in self.rows}
 
     def places(self, tiers: Sequence[str]) -> NDArray[np.intp]:
         return np.flatnonzero([row["tier"] in tiers for row in self.rows])
@@ -226,7 +230,7 @@ def likelihoods(
     print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
     return likelihood.measure(
         {arm: model_folder(recipe, arm) for arm in bare},
-        {arm: list(_first_answers(samples_path(recipe, arm))) for arm in bare},
+        {arm: list(_first_answers(samples_path(recipe, arm), asked)) for arm in bare},
         asked.rows,
         recipe.dtype,
         recipe.seed,
@@ -235,54 +239,58 @@ def likelihoods(
     )
 
 
-def _first_answers(path: Path) -> Iterator[dict[str, Any]]:
-    return (row for _, row in read_jsonl(path) if row["sample"] < likelihood.PER_PROBLEM)
+def _first_answers(path: Path, asked: Asked) -> Iterator[dict[str, Any]]:
+    rows = read_answers(path, asked.ids)
+    return (row for row in rows if row["sample"] < likelihood.PER_PROBLEM)
 
 
-def _answered(path: Path, ids: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Verdict rows of ``ids`` with the text that was judged."""
-    pairs = zip(read_jsonl(path.with_name(VERDICTS)), read_jsonl(path), strict=True)
-    for (_, verdict), (_, sample) in pairs:
-        if verdict["id"] in ids:
-            yield {**verdict, "answer": sample["completion"]}
+def _reasoned(path: Path, asked: Asked, tier: str) -> Iterator[dict[str, Any]]:
+    """Verdict rows of one tier with the text that was judged."""
+    problems = asked.problems(tier)
+    for row in answered(path, asked.ids):
+        if row["id"] in problems:
+            yield {**row, "answer": row["completion"]}
 
 
 def count_verdicts(
     arm: str, path: Path, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(n, c) of an arm's verdict file, [problems] each, in the order of ``rows``."""
-    tiers = {row["id"]: row["tier"] for row in rows}
-    found = tally(arm, read_verdicts(path, tiers), tiers)
+    return _count(arm, read_verdicts(path, {row["id"] for row in rows}), rows)
+
+
+def _count(
+    arm: str, verdicts: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    found = tally(arm, verdicts, {row["id"]: row["tier"] for row in rows})
     return found.samples, found.optimal
 
 
-def _check_judged(recipe: Recipe, names: Sequence[str]) -> None:
-    """Raise UserError unless the verdict files are of the samples that lie beside them."""
-    folder = recipe.folder / "eval"
-    judged = stage_facts(folder)["inputs"] if finished(folder) else {}
-    for path in (samples_path(recipe, arm) for arm in names):
-        if judged.get(str(path)) != sha256(path):
-            raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")
+def standing(recipe: Recipe) -> Path | None:
+    """``elicitation.json``, where it is about the answers and verdicts that are there now."""
+    path = recipe.folder / "eval" / FOLDER / JSON
+    if not (finished(path.parent) and path.is_file()):
+        return None
+    inputs = {Path(name): known for name, known in stage_facts(path.parent)["inputs"].items()}
+    stands = all(one.exists() and sha256(one) == known for one, known in inputs.items())
+    return path if stands else None
 
 
 def run(recipe: Recipe, force: bool) -> None:
     """Ask again, judge and explain, unless that is up to date."""
     sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
     found = cases(recipe, sampled)
+    folder = recipe.folder / "eval" / FOLDER
     if not found:
+        (folder / MANIFEST).unlink(missing_ok=True)  # nor is an older verdict one on this run
         print("elicitation: no arm to judge; verdict.arms in the recipe names them", flush=True)
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
-    _check_judged(recipe, names)
+    check_judged(recipe, names)
     rows = read_split(recipe, "test")
-    verdicts = {arm: samples_path(recipe, arm).with_name(VERDICTS) for arm in names}
-    first = {arm: count_verdicts(arm, path, rows) for arm, path in verdicts.items()}
-    for arm, (n, _) in first.items():
-        if n.min() < n.max():
-            raise UserError(
-                f"{verdicts[arm]} has verdicts on {n.min()} answers to one problem and {n.max()} "
-                "to another; delete it, and `make eval` judges again"
-            )
+    ids = {row["id"] for row in rows}
+    samples = {arm: samples_path(recipe, arm) for arm in names}
+    first = {arm: _count(arm, answered(path, ids), rows) for arm, path in samples.items()}
     wanted = again(found, Asked(rows, first, {}))
     paths = {
         arm: ask_again(recipe, arm, [rows[i] for i in wanted[arm]], recipe.verdict.fresh, force)
@@ -297,8 +305,8 @@ def run(recipe: Recipe, force: bool) -> None:
     notes = strange_starts(recipe, names)
     if notes:
         settings["notes"] = notes
-    folder = recipe.folder / "eval" / FOLDER
-    inputs = [split_path(recipe, "test"), *verdicts.values(), *paths.values()]
+    verdicts = [path.with_name(VERDICTS) for path in samples.values()]
+    inputs = [split_path(recipe, "test"), *verdicts, *paths.values()]
     stage = Stage(folder, "elicitation", settings, inputs)
     if stage.is_current(force):
         return
@@ -319,7 +327,7 @@ def run(recipe: Recipe, force: bool) -> None:
     print_sheets([verdict_sheet(report)], console)
     for sentence in sentences:
         console.print(f"\n{sentence}", markup=False, soft_wrap=True)
-    stage.finish([JSON, PAGE])
+    stage.finish([JSON, PAGE], hashes={JSON: sha256(folder / JSON)})
     print(f"elicitation: {folder} has {JSON} and {PAGE}", flush=True)
 
 
@@ -353,8 +361,8 @@ def report_on(
                 **spread(names, tier, asked, recipe),
                 "reasoning": {
                     arm: reasoning_report(
-                        problems := asked.problems(tier),
-                        _answered(samples_path(recipe, arm), problems),
+                        asked.problems(tier),
+                        _reasoned(samples_path(recipe, arm), asked, tier),
                         seed_of(recipe.seed, "reasoning", tier),
                         recipe.verdict.margins.resamples,
                     )

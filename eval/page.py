@@ -29,10 +29,10 @@ from data.policies import GREEDY
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from eval import elicitation, findings
 from eval.chart import HEIGHT, WIDTH, Curve, Look, Panel, draw_panels, thinned
-from eval.report import VERDICTS
-from eval.sample import samples_path
-from eval.score import read_verdicts
-from eval.showcase import CUT, choose, completions, drawn_answer, drawn_problem
+from eval.report import check_judged
+from eval.sample import samples_path, way_of_asking
+from eval.score import VERDICTS, answered
+from eval.showcase import CUT, choose, drawn_answer, drawn_problem
 from eval.tables import guessable, headline, label, read_result, sheets, tier_title
 from pipeline.health import LOG
 from rewards.verify import Status
@@ -177,25 +177,22 @@ def statuses(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def showcase(
-    rows: Sequence[Mapping[str, Any]], folder: Path, arms: Sequence[str], seed: int
+    rows: Sequence[Mapping[str, Any]], paths: Mapping[str, Path], seed: int
 ) -> dict[str, Any] | None:
-    """The answers of the browser, of the arms whose files are there; None where none are."""
-    paths = {arm: folder / arm / "samples.jsonl" for arm in arms}
-    paths = {arm: p for arm, p in paths.items() if p.is_file() and p.with_name(VERDICTS).is_file()}
+    """The answers of the browser, of the arms whose samples ``paths`` names; None without any."""
     if not paths:
         return None
     asked = {row["id"]: row for row in rows}
     choice = choose(
-        {arm: read_verdicts(p.with_name(VERDICTS), asked) for arm, p in paths.items()},
+        {arm: answered(path, asked) for arm, path in paths.items()},
         {name: row["tier"] for name, row in asked.items()},
         seed,
     )
-    texts = completions(paths, choice.verdicts)
-    names = list(dict.fromkeys(row["id"] for row in choice.verdicts))
+    names = list(dict.fromkeys(row["id"] for row in choice.rows))
     answers = []
-    for row in choice.verdicts:
+    for row in choice.rows:
         name, arm = row["id"], row["arm"]
-        drawn = drawn_answer(asked[name]["problem"], row, texts[arm, name, row["sample"]])
+        drawn = drawn_answer(asked[name]["problem"], row, row)
         solved = [choice.optimal[arm, name], choice.answers[arm, name]]
         answers.append({**drawn, "problem": names.index(name), "solved": solved})
     return {
@@ -253,9 +250,22 @@ def _facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, str]:
     return {
         "base model": recipe.model,
         "seed": str(recipe.seed),
-        "sampling": f"T = {recipe.eval.temperature:g}, top-p = {recipe.eval.top_p:g}",
+        **_asking(recipe, report["arms"]),
         "success": f"a proven {report['success']} schedule",
     }
+
+
+def _asking(recipe: Recipe, arms: Sequence[str]) -> dict[str, str]:
+    """How the arms were asked, which the recipe need not say any more; empty where none of their
+    samples say it."""
+    ways: dict[str, list[str]] = {}
+    for arm in arms:
+        if finished(folder := samples_path(recipe, arm).parent):
+            asking = way_of_asking(folder)
+            way = f"T = {asking.temperature:g}, top-p = {asking.top_p:g}"
+            ways.setdefault(way, []).append(label(arm))
+    said = [f"{', '.join(by)}: {way}" for way, by in ways.items()] if len(ways) > 1 else [*ways]
+    return {"sampling": "; ".join(said)} if said else {}
 
 
 def _dumps(value: Any, **_: Any) -> str:
@@ -292,8 +302,17 @@ def run(recipe: Recipe, force: bool) -> None:
     report = read_result(source)
     arms = report["arms"]
     log_paths = {arm: path for arm in arms if (path := recipe.folder / arm / LOG).is_file()}
-    texts = [p for arm in arms for p in _with_verdicts(samples_path(recipe, arm)) if p.is_file()]
-    judged = folder / elicitation.FOLDER
+    samples = {arm: samples_path(recipe, arm) for arm in arms}
+    samples = {arm: path for arm, path in samples.items() if all(map(Path.is_file, _both(path)))}
+    check_judged(recipe, samples)
+    texts = [file for path in samples.values() for file in _both(path)]
+    judged = elicitation.standing(recipe)
+    if judged is None and finished(folder / elicitation.FOLDER):
+        print(
+            "report: the verdict is missing, or of other answers than these, so it is left out; "
+            "`make eval` goes on with it",
+            flush=True,
+        )
     inputs = [source, split_path(recipe, "test"), *texts, *log_paths.values()]
     settings = {
         "run": recipe.run,
@@ -301,13 +320,12 @@ def run(recipe: Recipe, force: bool) -> None:
         "arms": arms,
         "templates": sha256(TEMPLATES),
     }
-    found = [judged / elicitation.JSON] if finished(judged) else []
-    stage = Stage(folder / FILES, "report", settings, [*inputs, *found])
+    stage = Stage(folder / FILES, "report", settings, [*inputs, *([judged] if judged else [])])
     if stage.is_current(force):
         return
     logs = {arm: list(_logged(path)) for arm, path in log_paths.items()}
-    verdict = read_result(found[0]) if found else None
-    answers = showcase(read_split(recipe, "test"), folder, arms, recipe.seed)
+    verdict = read_result(judged) if judged else None
+    answers = showcase(read_split(recipe, "test"), samples, recipe.seed)
     page = build(recipe, report, logs, verdict, answers)
     outputs = [f"../{PAGE}", *_draw(folder / FILES, looks_of(recipe, arms), logs, verdict)]
     write_text(folder / PAGE, page)
@@ -332,7 +350,7 @@ def _logged(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _with_verdicts(samples: Path) -> tuple[Path, Path]:
+def _both(samples: Path) -> tuple[Path, Path]:
     return samples, samples.with_name(VERDICTS)
 
 

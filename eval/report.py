@@ -32,15 +32,13 @@ from data.sections import RESAMPLES, Arm
 from eval.passk import ks_for
 from eval.plot import draw
 from eval.sample import arms, samples_path
-from eval.score import read_answers, score_rows
+from eval.score import VERDICTS, read_answers, score_rows
 from eval.summary import Floors, summarise
 from eval.tables import label, markdown, print_report
 from pipeline.train import maker, model_folder
 
 #: What the report consists of.
 OUTPUTS = ("report.json", "report.md", "passk.png")
-#: Beside an arm's samples.
-VERDICTS = "verdicts.jsonl"
 
 
 def write_report(
@@ -171,6 +169,15 @@ def judge_arm(
         yield {**row, "answer": answer["completion"]}
 
 
+def check_judged(recipe: Recipe, names: Iterable[str]) -> None:
+    """Raise UserError unless what was judged of these arms is the samples that are there now."""
+    folder = recipe.folder / "eval"
+    judged = stage_facts(folder)["inputs"] if finished(folder) else {}
+    for path in (samples_path(recipe, arm) for arm in names):
+        if judged.get(str(path)) != sha256(path):
+            raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")
+
+
 def run(recipe: Recipe, force: bool) -> None:
     """Judge and report every arm that was sampled to the end, unless that is up to date."""
     asked = read_split(recipe, "test")
@@ -217,7 +224,10 @@ def run(recipe: Recipe, force: bool) -> None:
         resamples=recipe.eval.resamples,
         notes=notes,
     )
-    stage.finish([*OUTPUTS, *(f"{arm}/{VERDICTS}" for arm in sampled)])
+    stage.finish(
+        [*OUTPUTS, *(f"{arm}/{VERDICTS}" for arm in sampled)],
+        hashes={OUTPUTS[0]: sha256(stage.folder / OUTPUTS[0])},
+    )
     print(f"eval: {recipe.folder / 'eval'} has {', '.join(OUTPUTS)}", flush=True)
 
 

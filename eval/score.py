@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from rewards import blog
 from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Status, Verdict, confirm, verify
 
+#: Beside an arm's samples.
+VERDICTS = "verdicts.jsonl"
 #: What a problem is called by: ``id`` in our layout, ``index`` in the published one.
 Key = str | int
 _KEY_TYPES: dict[str, type] = {"id": str, "index": int}
@@ -40,20 +43,31 @@ def _is_share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
 
 
 #: Keys of rows that ``make eval`` writes: in words and as a check.
 _SAMPLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "completion": ("a text", lambda value: isinstance(value, str)),
+    "completion": ("a text", _is_text),
+    "finish_reason": ("a text", _is_text),
+    "tokens": ("a whole number", _is_whole),
 }
 _VERDICT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "status": (f"one of {', '.join(Status)}", lambda value: value in list(Status)),
     "violations": ("a list of texts", _is_texts),
-    "objective": ("a whole number", lambda value: type(value) is int),
+    "objective": ("a whole number", _is_whole),
     "ratio": ("a number from 0 to 1", _is_share),
 }
+_REASON = ("a text or null", lambda value: value is None or _is_text(value))
 
 
 def read_answers(
@@ -69,7 +83,30 @@ def read_answers(
 
 def read_verdicts(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
-    return _read_ours(path, ids, _VERDICT, "`make eval` judges")
+    return _read_ours(path, ids, {**_VERDICT, "finish_reason": _REASON}, "`make eval` judges")
+
+
+def answered(samples: Path, ids: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Every answer of a ``samples.jsonl`` to the problems ``ids``, with what the file of verdicts
+    beside it says: ``{id, arm, sample, completion, finish_reason, tokens, status, violations,
+    objective, ratio}``. A million of them need no memory.
+
+    Raises:
+        UserError: naming the file, and its line, that is not as ``make eval`` writes it, or where
+            the two files are not of the same answers, or lack a problem.
+    """
+    verdicts, lacking = samples.with_name(VERDICTS), set(ids)
+    pairs = zip_longest(read_answers(samples, ids), read_verdicts(verdicts, ids), fillvalue={})
+    for sample, verdict in pairs:
+        if any(sample.get(key) != verdict.get(key) for key in ("id", "sample")):
+            raise UserError(
+                f"{verdicts} is not of the answers beside it; delete it, and `make eval` judges "
+                "them again"
+            )
+        lacking.discard(sample["id"])
+        yield {**sample, **{key: verdict[key] for key in _VERDICT}}
+    if lacking:
+        raise UserError(f"{samples} lacks problems; delete it, and `make eval` draws it again")
 
 
 def _read_ours(
@@ -97,8 +134,6 @@ def _read_ours(
             for key, (what, good) in keys.items():
                 if not good(row.get(key)):
                     raise UserError(f'{where}: "{key}" must be {what}, not {shown(row.get(key))}')
-            if not isinstance(row.get("finish_reason", ""), str | None):
-                raise UserError(f'{where}: "finish_reason" must be a text or null')
             yield row
     except UserError as error:
         raise UserError(f"{error}; {way_out}") from None

@@ -1,7 +1,7 @@
 """A few of a run's answers, chosen for the page: balanced, the same each time, ready to be drawn.
 
-Verdicts and samples are read once, row by row, so a million of them need no more memory than the
-problems that they answer.
+Answers are read once, row by row, so a million of them need no more memory than the problems that
+they answer.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
-from data.files import read_jsonl
 from data.problem import Event, Problem, Schedule
 from data.seeds import seed_of
 from rewards.parse import ParseFailure, parse, parse_leniently
@@ -34,13 +31,13 @@ class Choice:
     """The answers to be shown.
 
     Attributes:
-        verdicts: the rows chosen, in the order to be shown.
+        rows: those chosen, in the order to be shown.
         optimal, answers: by (arm, problem), how many are optimal, and how many there are.
         total: how many answers there were to choose from.
         each: how many of one arm, tier and status were taken at most.
     """
 
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     optimal: Counter[tuple[str, str]] = field(default_factory=Counter)
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     total: int = 0
@@ -48,7 +45,7 @@ class Choice:
 
 
 def choose(
-    verdicts: Mapping[str, Iterable[Mapping[str, Any]]], tier_of: Mapping[str, str], seed: int
+    answers: Mapping[str, Iterable[Mapping[str, Any]]], tier_of: Mapping[str, str], seed: int
 ) -> Choice:
     """Choose equally many answers of every arm, tier and status, as far as there are.
 
@@ -56,41 +53,31 @@ def choose(
     one problem a second answer of the same kind is taken only where other problems run out.
 
     Args:
-        verdicts: per arm, rows ``{id, sample, status, …}``.
+        answers: per arm, rows ``{id, sample, status, …}`` on problems that ``tier_of`` has.
         tier_of: the tier of each problem.
         seed: the order of the problems is hashed from it.
-
-    Raises:
-        UserError: when a row lacks a key or answers a problem that was not asked.
     """
     choice = Choice()
     order = sorted(tier_of, key=lambda name: seed_of(seed, "page", name))
     rank = {name: place for place, name in enumerate(order)}
     cells: dict[tuple[str, str, str], list[tuple[int, int, int, Mapping[str, Any]]]] = {}
     nth: Counter[tuple[str, str, str]] = Counter()
-    for arm, rows in verdicts.items():
+    for arm, rows in answers.items():
         for row in rows:
-            try:
-                name, status = row["id"], str(row["status"])
-                place, tier, _ = rank[name], tier_of[name], row["sample"]
-            except KeyError as missing:
-                raise UserError(
-                    f"a verdict of arm {arm!r} lacks {missing}, or that problem was not asked; "
-                    "FORCE=1 make eval judges again"
-                ) from None
+            name, status = row["id"], str(row["status"])
             choice.total += 1
             choice.answers[arm, name] += 1
             choice.optimal[arm, name] += status == Status.OPTIMAL
-            cell = cells.setdefault((arm, tier, status), [])
-            key = (nth[arm, name, status], place, choice.total)
+            cell = cells.setdefault((arm, tier_of[name], status), [])
+            key = (nth[arm, name, status], rank[name], choice.total)
             nth[arm, name, status] += 1
             if len(cell) < PER_CELL or key < cell[-1][:3]:
                 insort(cell, (*key, {**row, "arm": arm}))
                 del cell[PER_CELL:]
     choice.each = max(1, min(PER_CELL, MOST // max(1, len(cells))))
     chosen = [row for cell in cells.values() for *_, row in cell[: choice.each]]
-    tiers, arms = list(dict.fromkeys(tier_of.values())), list(verdicts)
-    choice.verdicts = sorted(
+    tiers, arms = list(dict.fromkeys(tier_of.values())), list(answers)
+    choice.rows = sorted(
         chosen,
         key=lambda row: (
             tiers.index(tier_of[row["id"]]),
@@ -100,29 +87,6 @@ def choose(
         ),
     )
     return choice
-
-
-def completions(
-    paths: Mapping[str, Path], chosen: Sequence[Mapping[str, Any]]
-) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """The sample rows of the chosen verdicts by (arm, id, sample).
-
-    Raises:
-        UserError: when one is missing.
-    """
-    wanted = {(row["arm"], row["id"], row["sample"]) for row in chosen}
-    found = {}
-    for arm, path in paths.items():
-        for _, row in read_jsonl(path):
-            key = (arm, row.get("id"), row.get("sample"))
-            if key in wanted and isinstance(row.get("completion"), str):
-                found[key] = row
-    for key in sorted(wanted - found.keys()):
-        raise UserError(
-            f"{paths[key[0]]} has no sample {key[2]} of problem {key[1]!r}, which was judged; "
-            "FORCE=1 make eval samples and judges again"
-        )
-    return found
 
 
 def lanes(events: Sequence[Event]) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from data.console import WIDTH, plain_console
 from data.errors import UserError
+from data.files import finished, sha256, stage_facts
 from data.policies import GREEDY, GUESSABLE
 from eval.passk import Estimate
 
@@ -38,12 +39,18 @@ class Sheet:
 
 def read_result(path: Path) -> dict[str, Any]:
     """The object of a JSON file that ``make eval`` wrote. Whoever asks it, or an object within it,
-    for a key that it lacks gets a UserError.
+    for a key that it lacks, as that of an older version may, gets a UserError.
 
     Raises:
-        UserError: when it is not there, or no such object.
+        UserError: when it is not there, is not the one that was written (where the manifest beside
+            it knows that one's hash), or is no such object.
     """
-    again = "FORCE=1 make eval writes it again"
+    again = "delete it, and `make eval` writes it again"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; `make eval` writes it again")
+    known = stage_facts(path.parent).get("hashes", {}) if finished(path.parent) else {}
+    if path.name in known and known[path.name] != sha256(path):
+        raise UserError(f"{path} was changed since `make eval` wrote it; {again}")
 
     class Object(dict[str, Any]):
         def __missing__(self, key: str) -> NoReturn:
@@ -51,9 +58,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"), object_hook=Object)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {again}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {again}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} must be a JSON object; {again}")

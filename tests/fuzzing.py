@@ -423,8 +423,8 @@ def _verdicts() -> list[bytes]:
 
 
 def _feed_verdicts(content: bytes, folder: Path) -> None:
-    from eval.score import read_verdicts
-    from eval.showcase import choose, completions, drawn_answer
+    from eval.score import answered, read_verdicts
+    from eval.showcase import choose, drawn_answer
     from eval.summary import tally
 
     path = folder / "verdicts.jsonl"
@@ -435,10 +435,9 @@ def _feed_verdicts(content: bytes, folder: Path) -> None:
     tiers = dict.fromkeys(problems, "dense")
     with _naming(path):
         tally("base", read_verdicts(path, tiers), tiers)
-    choice = choose({"base": read_verdicts(path, tiers)}, tiers, 1)
-    texts = completions({"base": samples}, choice.verdicts)
-    for row in choice.verdicts:
-        drawn_answer(problems[row["id"]], row, texts[row["arm"], row["id"], row["sample"]])
+        choice = choose({"base": answered(samples, tiers)}, tiers, 1)
+    for row in choice.rows:
+        drawn_answer(problems[row["id"]], row, row)
 
 
 @cache

@@ -5,29 +5,21 @@ import json
 import numpy as np
 import pytest
 from conftest import tier_problems
+from scripted import World, solving
 
 from data.errors import UserError
-from data.files import write_jsonl
 from data.policies import random_maximal
 from data.prompts import answer
-from data.recipe import load_recipe
 from data.sections import RewardSection
 from eval import compare
 from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
 from eval.passk import bootstrap_indices
-from eval.sample import samples_path
+from eval.sample import sample_arm
 from eval.score import score_rows
 from rewards.reward import totals
 
 GRADED, BLOG = RewardSection(), RewardSection("blog")
 ANSWERS = 6
-RECIPE = """
-name: r
-model: some/model
-data: {main: dense, tiers: {dense: {train: 1, val: 1, test: 20}}}
-sft: {}
-grpo: {}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,33 +36,33 @@ def answered():
         samples += [
             {"id": f"p{i}", "completion": text, "tokens": len(text) // 40} for text in texts
         ]
-    verdicts = list(score_rows({row["id"]: row["problem"] for row in asked}, samples))
-    return asked, samples, verdicts
+    verdicts = score_rows({row["id"]: row["problem"] for row in asked}, samples)
+    return asked, [{**row, **one} for row, one in zip(samples, verdicts, strict=True)]
 
 
 def test_an_arms_table_holds_the_shares_of_its_answers(answered):
-    asked, samples, verdicts = answered
-    table = arm_table(asked, samples, verdicts, GRADED)
-    statuses = [row["status"] for row in verdicts]
+    asked, answers = answered
+    table = arm_table(asked, answers, GRADED)
+    statuses = [row["status"] for row in answers]
     rates = dict(zip(RATES, table[:, : len(RATES)].mean(axis=0), strict=True))
     assert rates["optimal"] == pytest.approx(statuses.count("optimal") / len(statuses))
     assert rates["feasible"] == pytest.approx((ANSWERS - 2) / ANSWERS)
     assert rates["overlaps"] == pytest.approx(1 / ANSWERS)
-    alone = np.mean([row["completion"].count("<event>") == 1 for row in samples])
+    alone = np.mean([row["completion"].count("<event>") == 1 for row in answers])
     assert rates["single"] == pytest.approx(alone)
-    assert rates["tokens"] == pytest.approx(np.mean([row["tokens"] for row in samples]))
-    solved = {row["id"] for row in verdicts if row["status"] == "optimal"}
+    assert rates["tokens"] == pytest.approx(np.mean([row["tokens"] for row in answers]))
+    solved = {row["id"] for row in answers if row["status"] == "optimal"}
     assert rates["solved"] == pytest.approx(len(solved) / len(asked))
 
 
 @pytest.mark.parametrize("reward", [GRADED, BLOG], ids=lambda section: section.shape)
 def test_the_correlation_of_reward_and_truth_is_that_over_all_answers(answered, reward):
-    asked, samples, verdicts = answered
+    asked, answers = answered
     problems = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
-    texts = [row["completion"] for row in samples]
-    paid = totals(reward, [problems[row["id"]] for row in samples], texts)
-    expected = np.corrcoef(paid, [row["ratio"] for row in verdicts])[0, 1]
-    table = arm_table(asked, samples, verdicts, reward)
+    texts = [row["completion"] for row in answers]
+    paid = totals(reward, [problems[row["id"]] for row in answers], texts)
+    expected = np.corrcoef(paid, [row["ratio"] for row in answers])[0, 1]
+    table = arm_table(asked, answers, reward)
     assert correlation(table.mean(axis=0)) == pytest.approx(expected, abs=1e-9)
 
 
@@ -80,52 +72,13 @@ def test_a_reward_that_never_varies_has_no_correlation():
     assert np.isnan(correlation(table.mean(axis=0)))
 
 
-def spoilt(content, number, **changes):
-    """The text of a JSONL file with a row that has other values, or lacks those that are None."""
-    lines = content.splitlines(keepends=True)
-    row = {**json.loads(lines[number]), **changes}
-    row = {key: value for key, value in row.items() if value is not None}
-    return "".join([*lines[:number], json.dumps(row) + "\n", *lines[number + 1 :]])
-
-
-@pytest.mark.parametrize(
-    ("name", "changed", "says"),
-    [
-        ("samples", lambda t: spoilt(t, 3, completion=7), 'samples.jsonl:4: "completion" must be'),
-        ("samples", lambda t: spoilt(t, 3, id="p999"), "samples.jsonl:4: \"id\" is 'p999', no"),
-        ("samples", lambda t: spoilt(t, 3, tokens=None), '"tokens" of answer 4 must be a whole'),
-        ("samples", lambda t: t[: len(t) // 2], "samples.jsonl:"),
-        ("verdicts", lambda t: spoilt(t, 3, ratio=2), 'verdicts.jsonl:4: "ratio" must be a number'),
-        ("verdicts", lambda t: spoilt(t, 3, status=None), 'verdicts.jsonl:4: "status" must be one'),
-        ("verdicts", lambda t: "", "verdicts.jsonl is not of the answers beside it; delete it"),
-        ("both", lambda t: t[: t.index('{"id": "p1"')], "samples.jsonl lacks problems; delete it"),
-    ],
-)
-def test_spoilt_answers_and_verdicts_are_one_sentence(name, changed, says, answered, tmp_path):
-    asked, samples, verdicts = answered
-    (tmp_path / "r.yaml").write_text(RECIPE)
-    recipe = load_recipe(tmp_path / "r.yaml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        path = samples_path(recipe, "base")
-        for rows, target in ((samples, path), (verdicts, path.with_name("verdicts.jsonl"))):
-            write_jsonl(target, [{**row, "sample": i % ANSWERS} for i, row in enumerate(rows)])
-        assert compare._answered(recipe, "base", asked)[0][0]["id"] == "p0"
-        for target in (path, path.with_name("verdicts.jsonl")):
-            if name in (target.stem, "both"):
-                target.write_text(changed(target.read_text()))
-        with pytest.raises(UserError) as raised:
-            compare._answered(recipe, "base", asked)
-    assert says in str(raised.value)
-    assert "`make eval`" in str(raised.value)
-
-
 def tables(*optimal):
     """One table [seeds, problems, COLUMNS] whose optimal shares are given by seed."""
     found = np.zeros((len(optimal), 40, COLUMNS))
     rng = np.random.default_rng(3)
     for seed, share in enumerate(optimal):
         found[seed, :, 0] = np.clip(share + rng.normal(0, 0.02, 40), 0, 1)
+    found[..., RATES.index("tokens")] = 16
     return found
 
 
@@ -134,6 +87,29 @@ def compared():
     indices = bootstrap_indices(40, 1_000, np.random.default_rng(1))
     start = {"a": tables(0.1), "b": tables(0.1)}
     return compare_tier(arms, start, [("a", "base"), ("b", "base"), ("a", "b")], indices)
+
+
+def test_where_every_answer_is_as_long_the_summary_can_be_written():
+    """Nothing is claimed of lengths beyond those seen, and JSON has no infinity."""
+    found = compared()
+    json.dumps(found, allow_nan=False)
+    assert found["arms"]["a"]["tokens"] == {"value": 16, "low": 16, "high": 16, "n": 40}
+    assert found["differences"][0]["tokens"] == {"value": 0, "low": 0, "high": 0, "n": 40}
+
+
+def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(tmp_path, monkeypatch):
+    world = World(tmp_path, monkeypatch)
+    world.scripts |= {"base": solving(0.1), "grpo": solving(0.5)}
+    recipe = world.recipe({"grpo": {"trainer": "grpo"}})
+    world.train(recipe)
+    world.evaluate(recipe)
+    compare.run(recipe, force=False)
+    found = json.loads((recipe.folder / "eval/compare/compare.json").read_text())
+    assert found["tiers"]["dense"]["arms"]["grpo"]["tokens"]["value"] == 9
+    world.scripts["grpo"] = solving(0.0)
+    sample_arm(recipe, "grpo", force=True)
+    with pytest.raises(UserError, match=r"grpo/samples\.jsonl is not judged yet, or has changed"):
+        compare.run(recipe, force=False)
 
 
 def test_seeds_that_disagree_widen_the_interval():

@@ -1,6 +1,7 @@
 """Elicited or learnt: who is asked again, what is counted, and what comes of it."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ from scripted import Scripted, World, lines, place, solving
 
 from data import make
 from data.errors import UserError
-from data.files import Stage
+from data.files import Stage, read_jsonl, write_jsonl
 from data.make import make_problem, read_split
 from data.recipe import load_recipe
 from data.sections import Margins
 from data.tiers import TIERS
-from eval import elicitation, report
+from eval import elicitation, page, report
 from eval.elicitation import JSON, PAGE, Asked, again, verdict_on
 from eval.roles import Case
 from eval.sample import ask_again, sample_arm, samples_path
+from eval.score import VERDICTS
+from eval.tables import read_result
 from rewards.verify import Status, verify
 
 ROOT = Path(__file__).parents[1]
@@ -368,6 +371,76 @@ def test_samples_that_changed_since_they_were_judged_are_refused_in_one_sentence
     (recipe.folder / "eval" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"base/samples\.jsonl is not judged yet.*`make eval`"):
         elicitation.run(recipe, force=False)
+
+
+def test_verdicts_that_are_evenly_short_are_found_before_anyone_is_asked_again(world):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, _ = judged_run(world)
+    path = samples_path(recipe, "grpo").with_name(VERDICTS)
+    write_jsonl(path, [row for _, row in read_jsonl(path) if row["sample"] < N - 1])
+    world.asked.clear()
+    with pytest.raises(UserError, match=r"grpo/verdicts\.jsonl is not of the answers beside it"):
+        elicitation.run(recipe, force=True)
+    assert world.asked == []
+
+
+@pytest.mark.parametrize("key", ["tokens", "finish_reason"])
+def test_an_answer_that_lacks_a_key_is_named_when_it_is_judged(world, key):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, _ = judged_run(world)
+    path = samples_path(recipe, "grpo")
+    rows = [row for _, row in read_jsonl(path)]
+    del rows[1][key]
+    write_jsonl(path, rows)
+    with pytest.raises(UserError, match=rf'grpo/samples\.jsonl:2: "{key}" must be a .*, not None'):
+        report.run(recipe, force=False)
+
+
+def test_a_verdict_on_an_arm_that_is_gone_is_none_any_more(world):
+    world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
+    recipe, _ = judged_run(world, SFT_GRPO)
+    assert elicitation.standing(recipe)
+    shutil.rmtree(recipe.folder / "grpo")
+    shutil.rmtree(samples_path(recipe, "grpo").parent)
+    assert elicitation.standing(recipe) is None
+    world.evaluate(recipe)
+    assert not (recipe.folder / "eval" / "elicitation" / "manifest.json").exists()
+    page.run(recipe, force=False)
+    text = (recipe.folder / "eval" / page.PAGE).read_text()
+    assert "pass@1: SFT - base" in text
+    assert "The verdict" not in text
+
+
+def test_a_verdict_stands_only_while_all_that_it_counts_is_there_and_the_same(world):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, _ = judged_run(world)
+    path = recipe.folder / "eval" / "elicitation" / JSON
+    assert elicitation.standing(recipe) == path
+    fresh = samples_path(recipe, "base").parent / "fresh" / "samples.jsonl"
+    content = fresh.read_bytes()
+    fresh.write_bytes(content[: len(content) // 2])  # as Ctrl-C leaves it
+    assert elicitation.standing(recipe) is None
+    fresh.write_bytes(content)
+    assert elicitation.standing(recipe) == path
+    path.unlink()
+    assert elicitation.standing(recipe) is None
+
+
+def test_a_result_that_was_deleted_is_written_again_and_nobody_is_asked(world):
+    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+    recipe, _ = judged_run(world)
+    folder = recipe.folder / "eval"
+    world.asked.clear()
+    for path in (folder / "report.json", folder / "elicitation" / JSON):
+        content = path.read_bytes()
+        assert read_result(path) == json.loads(content)
+        path.write_bytes(content.replace(b'"n": 40', b'"n": "40"', 1))
+        with pytest.raises(UserError, match="was changed since `make eval` wrote it; delete it"):
+            read_result(path)
+        path.unlink()
+        world.evaluate(recipe)
+        assert path.read_bytes() == content
+    assert world.asked == []
 
 
 def test_a_tier_that_base_solves_takes_nothing_from_what_is_said_of_another(world):

@@ -260,6 +260,8 @@ ROWS = {
 SAMPLES = ROWS | {
     "no completion": (row_with(completion=None), '"completion" must be a text, not None'),
     "a number for a completion": (row_with(completion=3), '"completion" must be a text, not 3'),
+    "no reason": (row_with(finish_reason=None), '"finish_reason" must be a text, not None'),
+    "no number of tokens": (row_with(tokens=math.nan), '"tokens" must be a whole number, not nan'),
 }
 VERDICTS = ROWS | {
     "no status": (row_with(status="splendid"), '"status" must be one of optimal, feasible'),
@@ -300,8 +302,8 @@ def test_verdicts_that_end_early_are_not_counted(here, says):
     path = here / "runs/small/eval/base/verdicts.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     said = says("eval.elicitation")
-    assert "verdicts.jsonl has verdicts on 3 answers to one problem and 4 to another" in said
-    assert said.endswith("delete it, and `make eval` judges again")
+    assert "verdicts.jsonl is not of the answers beside it" in said
+    assert said.endswith("delete it, and `make eval` judges them again")
 
 
 def test_what_a_sentence_says_to_do_mends_it(here):
@@ -469,7 +471,8 @@ def test_a_million_hostile_characters_are_paid_within_a_second(case, shape):
 def test_hostile_characters_survive_their_way_to_the_verdicts(case, tmp_path):
     text = COMPLETIONS[case][:2000]
     path = tmp_path / "samples.jsonl"
-    path.write_text(json.dumps({"id": "a", "sample": 0, "completion": text}) + "\n")
+    row = {"id": "a", "sample": 0, "completion": text, "finish_reason": "stop", "tokens": 9}
+    path.write_text(json.dumps(row) + "\n")
     (row,) = report.judge_arm({"a": day()}, path)
     assert row["answer"] == text
     assert row["status"] == verify(day(), text).status

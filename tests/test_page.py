@@ -13,7 +13,7 @@ import pytest
 from conftest import day, random_problem, tier_problems
 
 from data.errors import UserError
-from data.files import MANIFEST, write_json, write_jsonl
+from data.files import MANIFEST, read_jsonl, sha256, write_json, write_jsonl
 from data.make import read_split, record
 from data.policies import random_maximal
 from data.problem import Event
@@ -123,7 +123,9 @@ def built(tmp_path_factory):
         [("grpo.1", "sft"), ("grpo.1", "base")], 200,
     )  # fmt: skip
     write_json(run / "eval" / "report.json", report)
-    write_json(run / "eval" / MANIFEST, {})
+    paths = [run / "eval" / arm / "samples.jsonl" for arm in ARMS]
+    inputs = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    write_json(run / "eval" / MANIFEST, {"settings": {}, "inputs": inputs})
     return folder
 
 
@@ -185,7 +187,7 @@ def make_page(folder, report=None, force=False):
     found = folder / "runs" / "small" / "eval"
     if report is not None:
         write_json(found / "elicitation" / "elicitation.json", report)
-        write_json(found / "elicitation" / MANIFEST, {})
+        write_json(found / "elicitation" / MANIFEST, {"settings": {}, "inputs": {}})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         page.run(load_recipe(folder / "small.yaml"), force)
@@ -368,20 +370,20 @@ def test_the_choice_is_balanced_and_the_same_for_any_order_of_problems():
     choice = choose(verdicts, tier_of, 1)
     assert choice.each == PER_CELL
     assert choice.total == 40 * 4 * len(ARMS)
-    cells = Counter((r["arm"], tier_of[r["id"]], r["status"]) for r in choice.verdicts)
+    cells = Counter((r["arm"], tier_of[r["id"]], r["status"]) for r in choice.rows)
     assert set(cells.values()) == {PER_CELL}
     assert len(cells) == len(ARMS) * 2 * 4
     again = {
         a: sorted(found, key=lambda r: (r["id"], r["sample"])) for a, found in verdicts.items()
     }
-    assert choose(again, dict(sorted(tier_of.items())), 1).verdicts == choice.verdicts
-    assert choose(verdicts, tier_of, 2).verdicts != choice.verdicts
+    assert choose(again, dict(sorted(tier_of.items())), 1).rows == choice.rows
+    assert choose(verdicts, tier_of, 2).rows != choice.rows
 
 
 def test_arms_are_shown_on_the_same_problems():
     tier_of = dict.fromkeys((f"p{i}" for i in range(50)), "dense")
     verdicts = {a: rows(tier_of, 2, random.Random(a), ["feasible"]) for a in ARMS}
-    chosen = choose(verdicts, tier_of, 1).verdicts
+    chosen = choose(verdicts, tier_of, 1).rows
     assert len({r["id"] for r in chosen}) == PER_CELL
 
 
@@ -390,7 +392,7 @@ def test_many_arms_share_the_limit():
     verdicts = {f"arm{i}": rows(tier_of, 8, random.Random(i)) for i in range(50)}
     choice = choose(verdicts, tier_of, 1)
     assert choice.each == 1
-    assert len(choice.verdicts) == 200 <= MOST
+    assert len(choice.rows) == 200 <= MOST
 
 
 def test_the_page_stays_within_a_few_megabytes_whatever_is_in_the_answers():
@@ -653,8 +655,50 @@ def test_a_verdict_that_was_not_finished_is_not_shown(run, verdict_json):
     assert "The verdict" not in run()
 
 
+def test_a_verdict_on_other_answers_than_the_report_s_is_left_out_with_a_word(
+    run, verdict_json, capsys
+):
+    run(verdict_json)
+    path = run.folder / "eval" / "grpo.1" / "verdicts.jsonl"
+    name = path.relative_to(run.folder.parents[1]).as_posix()
+    manifest = {"settings": {}, "inputs": {name: sha256(path)}}
+    write_json(run.folder / "eval" / "elicitation" / MANIFEST, manifest)
+    assert "The verdict" in run()
+    assert "left out" not in capsys.readouterr().out
+    write_jsonl(path, [{**row, "note": "judged anew"} for _, row in read_jsonl(path)])
+    assert "The verdict" not in run()
+    assert "the verdict is missing, or of other answers than these" in capsys.readouterr().out
+    path.unlink()
+    assert "The verdict" not in run()
+
+
+def test_answers_that_were_not_judged_are_not_shown_with_older_verdicts(run):
+    run()
+    path = run.folder / "eval" / "grpo.1" / "samples.jsonl"
+    write_jsonl(path, [{**row, "completion": "I do not know"} for _, row in read_jsonl(path)])
+    with pytest.raises(
+        UserError, match=r"grpo\.1/samples\.jsonl is not judged yet, or has changed"
+    ):
+        run()
+
+
+def test_how_the_answers_were_drawn_is_said_whatever_the_recipe_says_now(run):
+    def asked(arm, temperature):
+        way = {"temperature": temperature, "top_p": 0.9}
+        manifest = {"settings": {}, "inputs": {}, "asking": way}
+        write_json(run.folder / "eval" / arm / MANIFEST, manifest)
+
+    assert "sampling" not in Reader(run()).text
+    for arm in ARMS:
+        asked(arm, 0.3)
+    assert "samplingT = 0.3, top-p = 0.9" in words(Reader(run()).text)
+    asked("sft", 0.6)
+    said = "base, grpo.1, grpo.2: T = 0.3, top-p = 0.9; SFT: T = 0.6, top-p = 0.9"
+    assert said in words(Reader(run()).text)
+
+
 def test_a_broken_verdict_is_named(run):
-    with pytest.raises(UserError, match=r"elicitation\.json must be a JSON object; FORCE=1 make"):
+    with pytest.raises(UserError, match=r"elicitation\.json must be a JSON object; delete it, and"):
         run([])
 
 
@@ -665,9 +709,28 @@ def test_without_a_report_the_way_out_is_said(run):
 
 
 def test_a_broken_report_is_named(run):
-    (run.folder / "eval" / "report.json").write_text("{")
-    with pytest.raises(UserError, match=r"report\.json is not valid JSON .* FORCE=1 make eval"):
+    for text in ("{", "[" * 100_000):
+        (run.folder / "eval" / "report.json").write_text(text)
+        with pytest.raises(UserError, match=r"report\.json is not valid JSON .*; delete it, and"):
+            run()
+
+
+@pytest.mark.parametrize("which", ["report.json", "elicitation/elicitation.json"])
+def test_a_result_that_was_changed_is_one_sentence(which, run, verdict_json):
+    """Whatever was changed in it: a value of another type would be found nowhere else."""
+    run(verdict_json)
+    path = run.folder / "eval" / which
+    manifest = path.with_name(MANIFEST)
+    facts = json.loads(manifest.read_text())
+    write_json(manifest, {**facts, "hashes": {path.name: sha256(path)}})
+    run(force=True)
+    path.write_text(path.read_text().replace('"value": 0', '"value": "0"', 1))
+    with pytest.raises(UserError) as raised:
         run()
+    assert str(raised.value).endswith(
+        f"{which} was changed since `make eval` wrote it; delete it, and `make eval` writes it "
+        "again"
+    )
 
 
 def keys(value, at=()):
@@ -701,7 +764,7 @@ def test_a_result_that_lacks_a_key_is_one_sentence(which, every, run, verdict_js
             says.append((key, str(error)))
     assert len(says) > 20
     for key, said in says:
-        assert said == f'{path} lacks "{key}"; FORCE=1 make eval writes it again'
+        assert said == f'{path} lacks "{key}"; delete it, and `make eval` writes it again'
 
 
 def test_where_an_arm_did_not_start_from_is_said_once_on_the_page(run, verdict_json):
@@ -712,16 +775,11 @@ def test_where_an_arm_did_not_start_from_is_said_once_on_the_page(run, verdict_j
     assert [found.text.count(note) for note in notes] == [1, 1, 1]
 
 
-def test_a_verdict_whose_sample_is_missing_is_named(run):
-    path = run.folder / "eval" / "base" / "samples.jsonl"
-    path.write_text(path.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(UserError, match=r"base/samples\.jsonl has no sample \d of problem"):
+def test_verdicts_that_are_not_on_the_answers_beside_them_are_named(run):
+    path = run.folder / "eval" / "base" / "verdicts.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"base/verdicts\.jsonl is not of the answers beside it"):
         run()
-
-
-def test_a_verdict_of_a_problem_that_was_not_asked_is_refused():
-    with pytest.raises(UserError, match=r"arm 'base' lacks 'p9', or that problem was not asked"):
-        choose({"base": rows(["p9"], 1, random.Random(0))}, {"p1": "dense"}, 0)
 
 
 def test_curves_keep_their_numbers_bands_and_gaps():

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import day
 
 from data.errors import UserError
-from data.files import read_jsonl
+from data.files import read_jsonl, write_jsonl
 from data.prompts import answer, schedule_xml
 from data.published import read_published
 from data.solver import prove
@@ -222,6 +223,79 @@ def test_verdicts_come_as_samples_do_and_each_schedule_is_confirmed_once(monkeyp
     assert asked == [best]
     assert [row["sample"] for row in rest] == list(range(1, 1000))
     assert {row["status"] for row in rest} == {"optimal"}
+
+
+# --- what make eval reads of its own ---------------------------------------------------------
+
+
+@pytest.fixture
+def eval_folder(tmp_path):
+    """Four answers to each of two problems, with the verdicts on them."""
+    problem = day()
+    rows = [
+        {"id": name, "arm": "base", "sample": i,
+         "completion": schedule_xml(problem.events[i : i + 1]), "finish_reason": "stop",
+         "tokens": 9}
+        for name in ("p0", "p1")
+        for i in range(4)
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "samples.jsonl", rows)
+    verdicts = score.score_rows(dict.fromkeys(("p0", "p1"), problem), rows)
+    write_jsonl(tmp_path / score.VERDICTS, verdicts)
+    return tmp_path
+
+
+def test_every_answer_comes_with_the_verdict_on_it(eval_folder):
+    rows = list(score.answered(eval_folder / "samples.jsonl", {"p0", "p1"}))
+    assert [(row["id"], row["sample"]) for row in rows] == [
+        (name, i) for name in ("p0", "p1") for i in range(4)
+    ]
+    for row in rows:
+        assert row["status"] == verify.verify(day(), row["completion"]).status
+        assert row["tokens"] == 9
+
+
+def spoilt(content, number, **changes):
+    """The text of a JSONL file with a row that has other values, or lacks those that are None."""
+    lines = content.splitlines(keepends=True)
+    row = {**json.loads(lines[number]), **changes}
+    row = {key: value for key, value in row.items() if value is not None}
+    return "".join([*lines[:number], json.dumps(row) + "\n", *lines[number + 1 :]])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "says"),
+    [
+        ("samples", lambda t: spoilt(t, 3, completion=7), 'samples.jsonl:4: "completion" must be'),
+        ("samples", lambda t: spoilt(t, 3, id="p9"), "samples.jsonl:4: \"id\" is 'p9', no problem"),
+        ("samples", lambda t: spoilt(t, 3, id=[1]), 'samples.jsonl:4: "id" is [1], no problem'),
+        (
+            "samples",
+            lambda t: spoilt(t, 3, tokens=None),
+            'samples.jsonl:4: "tokens" must be a whole',
+        ),
+        (
+            "samples",
+            lambda t: spoilt(t, 3, finish_reason=None),
+            ':4: "finish_reason" must be a text',
+        ),
+        ("samples", lambda t: t[:-9], "samples.jsonl:"),
+        ("samples", lambda t: t[: t.index('{"id": "p1"')], "verdicts.jsonl is not of the answers"),
+        ("verdicts", lambda t: spoilt(t, 3, ratio=2), 'verdicts.jsonl:4: "ratio" must be a number'),
+        ("verdicts", lambda t: spoilt(t, 3, status=None), 'verdicts.jsonl:4: "status" must be one'),
+        ("verdicts", lambda t: "", "verdicts.jsonl is not of the answers beside it; delete it"),
+        ("both", lambda t: t[: t.index('{"id": "p1"')], "samples.jsonl lacks problems; delete it"),
+    ],
+)
+def test_spoilt_answers_and_verdicts_are_one_sentence(name, changed, says, eval_folder):
+    samples = eval_folder / "samples.jsonl"
+    for path in (samples, eval_folder / score.VERDICTS):
+        if name in (path.stem, "both"):
+            path.write_text(changed(path.read_text()))
+    with pytest.raises(UserError) as raised:
+        list(score.answered(samples, {"p0", "p1"}))
+    assert says in str(raised.value)
+    assert "`make eval`" in str(raised.value)
 
 
 @pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
