@@ -129,7 +129,8 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
         prompts, answers = budget(recipe)
         config = sft_config(recipe, Path("unused"))
         batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        recipe = replace(recipe, sft={**recipe.sft, "max_steps": prompts * answers // batch})
+        steps = max(1, prompts * answers // batch)
+        recipe = replace(recipe, sft={**recipe.sft, "max_steps": steps})
     check(recipe)
     kept = by_main(lambda: successes(recipe, arm, training_rows(recipe, arm), force))
     picked = sha256(recipe.folder / arm / "successes" / "successes.jsonl")

@@ -7,6 +7,7 @@ choose differently from one version to the next, or for another machine, is set 
 
 from __future__ import annotations
 
+import copy
 import types
 import typing
 from dataclasses import MISSING, fields, replace
@@ -67,6 +68,11 @@ _OURS = {
     "model_init_kwargs": "give model: and dtype: at the top",
     "save_only_model": "a training that is interrupted could not go on",
 }
+#: What would measure on a set that no trainer is given, and its value where it does not.
+_EVALUATES: dict[str, Any] = {"eval_strategy": "no", "eval_on_start": False}
+#: Optimizers that are made of a weight and the config alone. Others ask for a package, a GPU or the
+#: model, and AdamW stands in for them where only rates and the schedule are looked at.
+_PLAIN = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd")
 
 
 def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> Any:
@@ -95,8 +101,12 @@ def _config(cls: type, recipe: Recipe, section: str, values: dict[str, Any]) -> 
         # All of them, since Unsloth gives its own version of a class other defaults.
         return cls(**{**known, **values, **given})
     except (TypeError, ValueError, ImportError) as error:
-        reason = reason_of(error, None)
-        raise UserError(f"{recipe.path}: {cls.__name__} refuses {section}: {reason}") from None
+        raise _refusal(cls, recipe, section, error) from None
+
+
+def _refusal(cls: type, recipe: Recipe, section: str, error: Exception) -> UserError:
+    said = reason_of(error, None)
+    return UserError(f"{recipe.path}: {cls.__name__} refuses {section}: {said}")
 
 
 def _kinds(hint: Any) -> set[type]:
@@ -173,12 +183,47 @@ def _no_gpu() -> bool:
     return not torch.cuda.is_available()
 
 
+def _check_training(recipe: Recipe, section: str, config: Any) -> None:
+    """Raise UserError for what a trainer would find out only when it trains: an optimizer or a
+    schedule that cannot be made, no step to take, a measurement on nothing."""
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    for key, never in _EVALUATES.items():
+        if getattr(config, key) != never:
+            raise UserError(
+                f"{recipe.path}: {section}.{key} cannot be set; the trainers have no eval set, and "
+                "monitor: {every: ...} measures on val"
+            )
+    if config.max_steps == 0 or (config.max_steps < 0 and config.num_train_epochs <= 0):
+        key = "num_train_epochs" if config.max_steps else "max_steps"
+        raise UserError(f"{recipe.path}: {section}.{key} must be above 0, or nothing is trained")
+    config = copy.copy(config)
+    if config.optim not in _PLAIN:
+        config.optim = "adamw_torch"
+    steps = config.max_steps if config.max_steps > 0 else 1000
+    warm = config.get_warmup_steps(steps)
+    try:
+        made, given = Trainer.get_optimizer_cls_and_kwargs(config)
+        schedule = get_scheduler(
+            config.lr_scheduler_type,
+            made([torch.nn.Parameter(torch.zeros(1))], **given),
+            num_warmup_steps=warm,
+            num_training_steps=steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+        for rate in getattr(schedule, "lr_lambdas", ()):
+            rate((warm + steps) // 2)  # its own arguments, which warming up does not ask for
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise _refusal(type(config), recipe, section, error) from None
+
+
 def check(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
     check_dtype(recipe.dtype)
     for each in (recipe, *map(recipe.for_arm, recipe.all_arms())):
-        sft_config(each, Path("unused"))
-        grpo_config(each, Path("unused"))
+        _check_training(each, "sft", sft_config(each, Path("unused")))
+        _check_training(each, "grpo", grpo_config(each, Path("unused")))
     lora_config(recipe)
     from pipeline import monitor
 

@@ -39,7 +39,7 @@ def refusal(**sections: object) -> str:
         {"neftune_noise_alpha": 5.0, "max_grad_norm": 0.3, "adam_beta2": 0.95},
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
         {"optim": "adafactor", "torch_empty_cache_steps": 4, "save_strategy": "no"},
-        {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 14, "greater_is_better": True},
+        {"logging_strategy": "epoch", "save_steps": 14, "greater_is_better": True},
         {"max_length": None, "completion_only_loss": False, "seed": 5},
         {"learning_rate": 1},
     ],
@@ -220,6 +220,84 @@ def test_a_value_of_the_wrong_type_is_refused_before_training(section, key, valu
 )
 def test_a_refusal_of_the_trainers_own_is_one_sentence_with_the_section(section, given, says):
     assert refusal(**{section: given}).startswith(says)
+
+
+LINEAR = {"lr_scheduler_type": "linear"}
+MIN_LR = {"lr_scheduler_type": "cosine_with_min_lr"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (MIN_LR, "One of min_lr or min_lr_rate should be set through the `lr_scheduler_kwargs`"),
+        (
+            {**LINEAR, "lr_scheduler_kwargs": {"foo": 1}},
+            "_warmup() got an unexpected",
+        ),
+        ({**LINEAR, "lr_scheduler_kwargs": {"last_epoch": 3}}, "'initial_lr' is not specified"),
+        ({**MIN_LR, "lr_scheduler_kwargs": {"min_lr": "low"}}, "unsupported operand type"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}}, "could not"),
+        ({"learning_rate": -1e-4}, "Invalid learning rate: -0.0001"),
+        ({"learning_rate": -1e-4, "optim": "lomo"}, "Invalid learning rate: -0.0001"),
+        ({"adam_beta1": 1.5}, "Invalid beta parameter at index 0: 1.5"),
+        ({"optim": "sgd", "optim_args": "momentum=much"}, "could not convert string to float"),
+    ],
+)
+@pytest.mark.parametrize("section", ["sft", "grpo"])
+def test_an_optimizer_or_schedule_that_cannot_be_made_is_refused_before_training(
+    section, given, says
+):
+    said = refusal(**{section: {**getattr(recipe(), section), **given}})
+    assert said.startswith(f"{section.upper()}Config refuses {section}: ")
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {**MIN_LR, "lr_scheduler_kwargs": {"min_lr_rate": 0.1}, "warmup_steps": 0.1},
+        {
+            "lr_scheduler_type": "warmup_stable_decay",
+            "lr_scheduler_kwargs": {"num_decay_steps": 500},
+            "max_steps": 3,
+        },
+        {"lr_scheduler_type": "constant", "optim": "adafactor", "max_steps": -1},
+        {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=true"},
+        {"optim": "adamw_8bit"},
+        {"optim": "galore_adamw"},
+        {"eval_strategy": "no"},
+    ],
+)
+def test_an_optimizer_and_a_schedule_that_can_be_made_are_taken(given):
+    check(recipe(**{name: {**getattr(recipe(), name), **given} for name in ("sft", "grpo")}))
+
+
+@pytest.mark.parametrize("section", ["sft", "grpo"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"eval_strategy": "steps", "eval_steps": 7, "per_device_eval_batch_size": 16},
+        {"eval_on_start": True},
+    ],
+)
+def test_a_measurement_on_a_set_that_there_is_not_is_refused(section, given):
+    said = refusal(**{section: {**getattr(recipe(), section), **given}})
+    assert said == (
+        f"{section}.{next(iter(given))} cannot be set; the trainers have no eval set, and "
+        "monitor: {every: ...} measures on val"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs"),
+    ],
+)
+def test_a_training_of_no_step_is_refused(given, key):
+    said = refusal(sft={**recipe().sft, **given})
+    assert said == f"sft.{key} must be above 0, or nothing is trained"
 
 
 @pytest.mark.parametrize(
