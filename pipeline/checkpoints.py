@@ -1,9 +1,15 @@
-"""The checkpoints of a training: which of them are whole, and which one it goes on from."""
+"""The checkpoints of a training: which of them are whole, and which one it goes on from.
+
+Its own are named ``checkpoint-`` and a step, as transformers names them. Whatever else lies beside
+them, such as a copy that somebody wants to keep, is left alone.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
 import zlib
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -11,6 +17,8 @@ from zipfile import BadZipFile, ZipFile
 from data.files import remove
 from pipeline import processes
 
+#: A checkpoint of ours, by its step.
+_NAME = re.compile("checkpoint-([0-9]{1,19})")
 #: Of a checkpoint, written last.
 STATE = "trainer_state.json"
 #: What transformers and peft call a checkpoint's weights.
@@ -21,14 +29,26 @@ ADAPTER_CONFIG = "adapter_config.json"
 def last_whole(checkpoints: Path) -> Path | None:
     """The newest checkpoint that was written to its end and is all there; read from the newest on,
     since each that is looked at is read as a whole."""
-    newest_first = sorted(checkpoints.glob(f"checkpoint-*/{STATE}"), key=step_of, reverse=True)
-    return next((state.parent for state in newest_first if _is_whole(state)), None)
+    states = [path / STATE for path in reversed(ours(checkpoints)) if (path / STATE).is_file()]
+    return next((state.parent for state in states if _is_whole(state)), None)
+
+
+def ours(checkpoints: Path) -> list[Path]:
+    """The checkpoints that a training has made, whole or not, the oldest first."""
+    steps = {path: step_of(path / STATE) for path in checkpoints.glob("checkpoint-*")}
+    return sorted((path for path, step in steps.items() if step >= 0), key=steps.__getitem__)
+
+
+def keep_newest(checkpoints: Path, count: int) -> None:
+    """Remove all of ours but the newest ``count``, at least one."""
+    for path in ours(checkpoints)[:-count]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def step_of(state: Path) -> int:
-    """The step in the name of a checkpoint's folder; -1 where there is none."""
-    digits = state.parent.name.rpartition("-")[2]
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
+    """The step of a checkpoint by the name of its folder; -1 where that is none of ours."""
+    found = _NAME.fullmatch(state.parent.name)
+    return int(found[1]) if found else -1
 
 
 def _is_whole(state: Path) -> bool:
@@ -37,7 +57,9 @@ def _is_whole(state: Path) -> bool:
     the main one does not wait for. Reads optimizer and random states once, for their checksums."""
     from safetensors import SafetensorError, safe_open
 
-    folder, single = state.parent, processes.count() == 1  # several may keep theirs in parts
+    folder, single = state.parent, processes.count() == 1
+    # Several may keep theirs in parts; so do DeepSpeed and FSDP, by other names, and for one, too.
+    whole = single and processes.strategy() == "ddp"
     try:
         found = json.loads(state.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("global_step") != step_of(state):
@@ -45,16 +67,18 @@ def _is_whole(state: Path) -> bool:
         for path in folder.glob("*.safetensors"):
             with safe_open(path, framework="pt"):
                 pass  # its header is read, and compared with the size of the file
-        weights = _weights(folder) if single else []
+        weights = _weights(folder) if whole else []
     except (ValueError, SafetensorError):
         return False
     archives = [path for end in ("pt", "pth", "bin") for path in folder.glob(f"*.{end}")]
     if not all(map(_is_sound, archives)):
         return False
     if single:
-        needed = ["rng_state.pth", "optimizer.pt", "scheduler.pt", *weights]
+        needed = ["rng_state.pth"]
     else:
         needed = [f"rng_state_{number}.pth" for number in range(processes.count())]
+    if whole:
+        needed += ["optimizer.pt", "scheduler.pt", *weights]
     return all((folder / name).is_file() for name in needed)
 
 
@@ -91,11 +115,11 @@ def _is_sound(archive: Path) -> bool:
 
 
 def go_on(checkpoints: Path, name: str) -> Path | None:
-    """The checkpoint to go on from. The others are removed, half ones above all: they take room,
-    and would be written over."""
+    """The checkpoint to go on from. The others of ours are removed, half ones above all: they take
+    room, and would be written over."""
     last = last_whole(checkpoints)
     since = step_of(last / STATE) if last else -1
-    for path in checkpoints.glob("checkpoint-*"):
+    for path in ours(checkpoints):
         if path != last:
             if (path / STATE).is_file() and step_of(path / STATE) > since:
                 print(f"{name}: {path} is spoilt, and left out", flush=True)

@@ -3,10 +3,11 @@
 A stage that was killed goes on with the same command, and on the same machine it ends with the same
 weights, bit for bit, as one that ran through (``python -m tests.killing`` shows it). A checkpoint
 of transformers has the weights, the optimizer, the schedule and the state of every random
-generator. Added here are the order of GRPO's prompts from the second epoch on, GRPO's answers that
-are used for several steps (they are not kept, so no checkpoint is written between two of them), the
-sums that a logged mean is taken of (so a checkpoint is logged, too) and an end: TRL's and
-transformers' trainers take a step too many when they go on from the last one.
+generator. Added here are the order of GRPO's prompts from the second epoch on and that of examples
+grouped by length, GRPO's answers that are used for several steps (they are not kept, so no
+checkpoint is written between two of them), the sums that a logged mean is taken of (so a checkpoint
+is logged, too) and an end: TRL's and transformers' trainers take a step too many when they go on
+from the last one.
 
 Equal recipes give equal runs, interrupted or not: the problems on any machine; samples and weights
 on the same machine with the same number of threads and of processes, and the same package versions.
@@ -29,25 +30,39 @@ What cannot be made so:
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.utils import RepeatSampler
+
+from pipeline.checkpoints import keep_newest
 
 
 class Resumable(TrainerCallback):
-    """Makes the checkpoints of ``trainer`` complete, and starts from one as it was left."""
+    """Makes the checkpoints of ``trainer`` complete, and starts from one as it was left. As many of
+    them as ``save_total_limit`` says are kept here: transformers takes a user's copy for one."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self._owed = trainer, False
+        self._limit = trainer.args.save_total_limit
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        args.save_total_limit = None
+        samplers = _samplers(given["train_dataloader"])
+        for sampler in samplers:
+            # Else it draws from the generator of all, before that one's state has been loaded.
+            if isinstance(sampler, LengthGroupedSampler):
+                seed = args.seed if args.data_seed is None else args.data_seed
+                sampler.generator = torch.Generator().manual_seed(seed)
         if not state.global_step:
             return
         trainer = self.trainer
-        for sampler in _samplers(given["train_dataloader"]):
-            # TRL's sampler draws the order of an epoch from a generator of its own.
-            if isinstance(sampler, RepeatSampler):
+        for sampler in samplers:
+            # These draw the order of an epoch from a generator of their own.
+            if isinstance(sampler, RepeatSampler | LengthGroupedSampler):
                 for _ in range(int(state.epoch)):
                     next(iter(sampler), None)
         rows = [row for row in state.log_history if "loss" in row]
@@ -71,6 +86,13 @@ class Resumable(TrainerCallback):
         return control
 
     on_epoch_end = on_step_end  # with save_strategy: epoch
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.should_save and (self._limit or 0) > 0:
+            keep_newest(Path(args.output_dir), self._limit)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        args.save_total_limit = self._limit  # for the manifest
 
     def _at_generation(self) -> bool:
         """Whether the next batch is answered anew, if it is answered at all."""

@@ -51,6 +51,7 @@ EMBEDDED = Path(__file__).parent.parent / "pipeline" / "embedded"
 STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
 #: A checkpoint lies between two logged steps.
 EPOCHS = {"save_strategy": "epoch", "logging_steps": 5}
+GROUPED = {"train_sampling_strategy": "group_by_length"}
 DROPPING = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all"}
 PROBLEMS, SAMPLES = 20, 4
 GRPO = {
@@ -154,6 +155,7 @@ def cases() -> dict[str, Case]:
         Case("sft", _sft, _sft_settings(), in_training),
         Case("sft, LoRA, easy to hard", _sft, light, in_training),
         Case("sft, saved after each epoch", _sft, _sft_settings(**EPOCHS), in_training),
+        Case("sft, grouped by length", _sft, _sft_settings(**GROUPED), in_training),
         Case("grpo", _grpo, {**real, "grpo": GRPO}, in_training),
         Case("grpo, LoRA, answers used again", _grpo, again, in_training),
         Case("sampling", _sample, asking, in_sampling),
@@ -207,6 +209,21 @@ class Life:
         """The checkpoint that it said it went on from."""
         words = self.said.partition("going on from ")[2].split()
         return Path(words[0]).name if words else None
+
+    @property
+    def trained(self) -> bool:
+        """Whether it came so far that it had gone on, if from anything: only then is a log
+        written."""
+        return any("log.jsonl" in change for _, change in self.events)
+
+    def strayed(self, lies: str | None) -> str | None:
+        """What is wrong with what it went on from, where before it ``lies`` the newest whole
+        checkpoint, or what else a kill is counted by."""
+        checkpoint = lies if lies and lies.startswith("checkpoint-") else None
+        early = self.killed and not self.trained and self.began_at is None
+        if self.began_at == checkpoint or early:
+            return None
+        return f"went on from {self.began_at}, not from {checkpoint}"
 
 
 def live(folder: Path, work: Callable[[Recipe], None], blow: Blow | None = None) -> Life:
@@ -525,8 +542,8 @@ def killed_at_random(trial: Trial, kills: int, rng: random.Random) -> Tally:
         count = min(rng.randint(1, 4), kills - tally.kills)
         lies = None
         for life in trial.survive(folder, [trial.random_kill(rng) for _ in range(count)]):
-            if life.began_at not in (None, lies):
-                tally.wrong.append(f"went on from {life.began_at}, not from {lies}")
+            if strayed := life.strayed(lies):
+                tally.wrong.append(strayed)
             if life.killed:
                 where, lies = trial.case.fell(folder, life.events[-1][1])
                 tally.kills += 1

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import Blow, differences, ends_with, left_in, live, preload, trial_of
+from killing import Blow, Life, differences, ends_with, left_in, live, preload, trial_of
 from safetensors.torch import save_file
 from tiny import write_recipe
 
@@ -80,6 +80,14 @@ def test_a_training_that_is_saved_after_each_epoch_goes_on_with_its_sums(clean, 
     assert differ == []
 
 
+def test_examples_grouped_by_length_come_in_the_same_order_after_a_kill(clean, place):
+    # In the second epoch of three, and in the third.
+    blows = [at("mkdir", "checkpoint-6"), at("mkdir", "checkpoint-7")]
+    lives, differ = clean(ends_with, place, "sft, grouped by length", blows)
+    assert began_at(lives) == [None, "checkpoint-4", "checkpoint-6"]
+    assert differ == []
+
+
 def test_an_adapter_is_merged_as_if_nothing_had_happened(clean, place):
     blows = [at("mkdir", "checkpoint-4"), at("rename", ".adapter.tmp"), at("mkdir", ".model.tmp")]
     lives, differ = clean(ends_with, place, "sft, LoRA, easy to hard", blows)
@@ -97,6 +105,29 @@ def test_grpo_goes_on_in_a_second_epoch_with_answers_that_are_used_again(clean, 
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [3, 4, 6]
     assert any(row["reward_std"] > 0 and row["grad_norm"] > 0 for row in steps)
+
+
+@pytest.mark.parametrize(
+    ("lies", "went_on_from", "trained", "killed", "right"),
+    [
+        ("checkpoint-4", "checkpoint-4", True, False, True),
+        ("checkpoint-4", "checkpoint-4", False, True, True),  # and killed before its log
+        ("checkpoint-4", None, False, True, True),  # killed before it could
+        ("checkpoint-4", None, True, False, False),  # began anew
+        ("checkpoint-4", None, True, True, False),
+        ("checkpoint-4", None, False, False, False),
+        ("checkpoint-4", "checkpoint-2", True, False, False),
+        ("the start", "checkpoint-2", True, False, False),
+        ("the start", None, True, False, True),
+        ("nothing left to do", None, False, False, True),
+        (None, None, True, True, True),
+    ],
+)
+def test_a_life_is_held_to_the_newest_whole_checkpoint(lies, went_on_from, trained, killed, right):
+    said = f"sft: going on from runs/small/sft/checkpoints/{went_on_from}\n" if went_on_from else ""
+    events = [(0.1, "open sft/.begun.json.tmp"), *([(0.2, "open sft/log.jsonl")] * trained)]
+    strayed = Life(events, -signal.SIGKILL if killed else 0, said).strayed(lies)
+    assert (strayed is None) == right
 
 
 def left_of(place, name):
@@ -401,6 +432,34 @@ def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path
     whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights="none")  # they may lie in parts
     checkpoint_in(tmp_path, 4, ("_0",))
     assert checkpoints.last_whole(tmp_path) == whole
+
+
+@pytest.mark.parametrize("strategy", ["DEEPSPEED", "FSDP"])
+def test_one_process_may_keep_weights_and_optimizer_by_other_names(tmp_path, monkeypatch, strategy):
+    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
+    found = checkpoint_in(tmp_path, 4, weights="none")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (found / name).unlink()
+    assert checkpoints.go_on(tmp_path, "sft") == checkpoints.last_whole(tmp_path) == found
+    (found / "rng_state.pth").unlink()
+    assert checkpoints.last_whole(tmp_path) is None
+
+
+NOT_OURS = ("checkpoint-4-kept", "checkpoint-old-8", "checkpoint-", "checkpoint-99-kept", "kept")
+
+
+def test_what_a_user_put_beside_the_checkpoints_is_neither_taken_for_one_nor_removed(tmp_path):
+    older, newest = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 10)
+    for name in NOT_OURS:
+        shutil.copytree(newest, tmp_path / name)
+        assert checkpoints.step_of(tmp_path / name / checkpoints.STATE) == -1
+    assert checkpoints.step_of(newest / checkpoints.STATE) == 10
+    assert checkpoints.ours(tmp_path) == [older, newest]
+    checkpoints.keep_newest(tmp_path, 1)
+    assert checkpoints.ours(tmp_path) == [newest]
+    (newest / "optimizer.pt").unlink()
+    assert checkpoints.go_on(tmp_path, "sft") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NOT_OURS)
 
 
 def test_a_spoilt_checkpoint_is_spoken_of_and_training_ends_as_if_it_had_not_been(clean, place):
