@@ -6,7 +6,7 @@ What a killed training goes on from, and which runs are equal and which cannot b
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +19,12 @@ from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
 from data.sections import ARMS
 from pipeline import backend, models, processes
-from pipeline.checkpoints import go_on, last_whole
+from pipeline.checkpoints import go_on, last_whole, ours
 from pipeline.health import LOG
 from pipeline.lengths import check as check_lengths
 from pipeline.lengths import count, known
 from pipeline.parity import settings_held
+from pipeline.yardsticks import START
 from rewards.reward import SHAPES
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 #: Below a stage's folder: the finished model, the LoRA adapter that was merged into it, and what
 #: the trainer goes on from when interrupted.
 MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", "checkpoints"
+#: Below the checkpoints while it is trained, and then below the stage: tables of the answers, which
+#: GRPO's trainer writes with ``log_completions``.
+COMPLETIONS = "completions"
 #: Of an adapter's change, lost in merging it, before it is spoken of.
 MOST_ROUNDING = 0.5
 
@@ -131,6 +135,28 @@ def check_groups(recipe: Recipe, trainer: Trainer) -> None:
         )
 
 
+def check_steps(recipe: Recipe, name: str, trainer: Trainer) -> None:
+    """Raise UserError where there are fewer training problems than are taken at a time: a trainer
+    then takes no step, and ends as if it had trained."""
+    args, rows = trainer.args, len(trainer.train_dataset)
+    sizes = ["per_device_train_batch_size"]
+    if hasattr(args, "num_generations"):
+        stage, takes = "grpo", args.generation_batch_size // args.num_generations
+        what = f"a generation takes {takes} prompts"
+        given = "generation_batch_size" in recipe.grpo
+        sizes = ["generation_batch_size"] if given else [*sizes, "steps_per_generation"]
+    else:
+        stage = "sft"
+        takes = args.train_batch_size * processes.count() if args.dataloader_drop_last else 1
+        what = f"a batch takes {takes} (sft.dataloader_drop_last)"
+    if rows < takes:
+        lower = " or ".join(f"{stage}.{key} ({getattr(args, key)})" for key in sizes)
+        raise UserError(
+            f"{recipe.path}: {name} would take no step: {what}, and there are {rows} training "
+            f"problems; lower {lower}, or make more problems"
+        )
+
+
 def run_trainer(
     recipe: Recipe,
     name: str,
@@ -173,7 +199,7 @@ def run_trainer(
         inputs = [split_path(recipe, "train"), *model_inputs(start)]
         stage = Stage(recipe.folder / name, name, settings, inputs)
         if stage.is_done(force) or not stage.claim(force):
-            shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)  # killed at the very end
+            _put_away(stage.folder)  # killed at the very end
             return None
         check_lengths(recipe, known(recipe) or count(recipe))
         gate()
@@ -185,31 +211,40 @@ def run_trainer(
     backend.quiet()
     model, tokenizer = backend.load_for_training(recipe, stage_name, start)
 
-    def begin() -> None:
-        # Not before all that a mistake may stop: what was finished is kept until then.
-        stage.begin(force, [stage.folder / CHECKPOINTS])
-        print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
-
-    processes.by_main(begin)
     checkpoints = stage.folder / CHECKPOINTS
     try:
         trainer = make(model, tokenizer, checkpoints)
+        if "layerwise" not in trainer.args.optim:  # which would take hold of the weights
+            trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
     # A setting that only the trainer itself can judge, or a package that it would need.
     except (ValueError, NotImplementedError, ImportError) as error:
         raise _refusal(recipe, name, error) from None
     if stage_name == "grpo":
         check_groups(recipe, trainer)
+    check_steps(recipe, name, trainer)
+
+    def begin() -> Path | None:
+        # Not before all that a mistake may stop: what was finished is kept until then.
+        stage.begin(force, _left_by_training(stage.folder))
+        print(f"{name}: trained by {choice.name} ({choice.why})", flush=True)
+        return go_on(checkpoints, name)
+
+    last = processes.by_main(begin)
     from pipeline.resume import Resumable
 
     trainer.add_callback(Resumable(trainer))
-    last = processes.by_main(lambda: go_on(checkpoints, name))
     with monitor.monitored(
         trainer, tokenizer, recipe, name, stage_name, stage.folder, lambda: last_whole(checkpoints)
     ):
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-        except ImportError as error:  # of an optimizer, which is made here
+        except ImportError as error:  # of a layerwise optimizer, which is made here
             raise _refusal(recipe, name, error) from None
+    if not trainer.state.global_step:
+        raise UserError(
+            f"{recipe.path}: {name} took no step, so there is nothing to save; look at "
+            f"{stage_name}.max_steps, the batch sizes and the number of training problems"
+        )
     weights = processes.whole_weights(trainer, recipe.dtype)
     processes.by_main(lambda: _finish(recipe, stage, start, trainer, tokenizer, weights))
 
@@ -251,5 +286,27 @@ def _finish(
         merge=made,
     )
     # Not before: until then this is all that a killed process would go on from.
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    _put_away(folder)
     print(f"{name}: {folder / MODEL}", flush=True)
+
+
+def _left_by_training(folder: Path) -> list[Path]:
+    """What a training that is not gone on with has left below a stage's folder. The folders that a
+    trainer makes before it begins are not among it."""
+    checkpoints = folder / CHECKPOINTS
+    tables = (checkpoints / COMPLETIONS).glob("*")
+    return [*ours(checkpoints), checkpoints / START, *tables, folder / COMPLETIONS]
+
+
+def _put_away(folder: Path) -> None:
+    """Remove what a finished training would have gone on from, and keep what was asked for."""
+    checkpoints = folder / CHECKPOINTS
+    for table in sorted((checkpoints / COMPLETIONS).glob("*.parquet")):
+        (folder / COMPLETIONS).mkdir(exist_ok=True)
+        table.replace(folder / COMPLETIONS / table.name)
+    card = checkpoints / "README.md"  # TRL's, of each checkpoint
+    for path in [*ours(checkpoints), checkpoints / START, checkpoints / COMPLETIONS, card]:
+        with contextlib.suppress(OSError):
+            remove(path)
+    with contextlib.suppress(OSError):  # where something else lies there
+        checkpoints.rmdir()

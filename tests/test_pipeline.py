@@ -18,6 +18,7 @@ from data.tiers import TIERS
 from eval import elicitation, report
 from eval.sample import sample_arm, samples_path, shots_for, trained_arms
 from pipeline import arms, grpo, models, rejection, sft
+from pipeline.log import Log
 from pipeline.train import model_folder, training_rows
 from rewards.verify import verify
 
@@ -243,6 +244,19 @@ def test_sampling_goes_on_where_it_was_interrupted_and_ends_with_the_same_sample
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines())
 
 
+def _stopped_after(step, run, monkeypatch):
+    """Interrupt what is run at the end of a step, before that is saved."""
+
+    def stop(self, args, state, control, **_):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
 def test_training_goes_on_from_its_checkpoint_and_ends_with_the_same_weights(
     recipe_of, monkeypatch, capsys
 ):
@@ -252,21 +266,103 @@ def test_training_goes_on_from_its_checkpoint_and_ends_with_the_same_weights(
     whole = _weights(recipe.folder / "sft" / "model")
     shutil.rmtree(recipe.folder / "sft")
 
-    from pipeline.log import Log
-
-    def stop(self, args, state, control, **_):
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Log, "on_step_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        sft.run(recipe, force=False)
-    monkeypatch.undo()
-    monkeypatch.chdir(recipe.path.parent)
+    _stopped_after(3, lambda: sft.run(recipe, force=False), monkeypatch)
     capsys.readouterr()
     sft.run(recipe, force=False)
     assert "going on from" in capsys.readouterr().out
     assert not _differ(whole, _weights(recipe.folder / "sft" / "model"))
+
+
+# --- what ends before it begins ---------------------------------------------------------------
+
+
+#: Sixteen prompts a generation, of ten problems.
+TOO_FEW = {**RECIPE["grpo"], "per_device_train_batch_size": 64}
+
+
+@pytest.mark.parametrize("more", [{}, {"max_steps": -1, "num_train_epochs": 1}])
+def test_a_generation_of_more_prompts_than_there_are_problems_is_refused(recipe_of, more):
+    base = {"arms": {"grpo": {"trainer": "grpo"}}}
+    recipe = recipe_of(**base)
+    make.run(recipe, force=False, workers=1)
+    grpo.run(recipe, force=False)
+    manifest = (recipe.folder / "grpo" / "manifest.json").read_bytes()
+    says = (
+        r"small\.yaml: grpo would take no step: a generation takes 16 prompts, and there are 10 "
+        r"training problems; lower grpo\.per_device_train_batch_size \(64\) or "
+        r"grpo\.steps_per_generation \(1\), or make more problems$"
+    )
+    with pytest.raises(UserError, match=says):
+        grpo.run(recipe_of(**base, grpo={**TOO_FEW, **more}), force=False)
+    assert (recipe.folder / "grpo" / "manifest.json").read_bytes() == manifest
+
+
+def test_a_batch_that_is_never_full_is_refused(recipe_of):
+    given = {"per_device_train_batch_size": 64, "dataloader_drop_last": True}
+    recipe = recipe_of(sft={**RECIPE["sft"], **given})
+    make.run(recipe, force=False, workers=1)
+    with pytest.raises(UserError, match=r"a batch takes 64 \(sft\.dataloader_drop_last\), and"):
+        sft.run(recipe, force=False)
+
+
+def test_a_training_that_took_no_step_is_not_finished(recipe_of, monkeypatch):
+    recipe = recipe_of(arms={"grpo": {"trainer": "grpo"}}, grpo=TOO_FEW)
+    make.run(recipe, force=False, workers=1)
+    monkeypatch.setattr("pipeline.train.check_steps", lambda *_: None)
+    with pytest.raises(UserError, match="grpo took no step, so there is nothing to save"):
+        grpo.run(recipe, force=False)
+    assert trained_arms(recipe) == ["base"]
+
+
+def test_a_mistake_that_only_the_trainer_finds_leaves_what_was_finished(recipe_of, capsys):
+    recipe = recipe_of()
+    make.run(recipe, force=False, workers=1)
+    sft.run(recipe, force=False)
+    manifest = (recipe.folder / "sft" / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match=r"the sft trainer refuses the recipe: .*`lomo_optim`"):
+        sft.run(recipe_of(sft={**RECIPE["sft"], "optim": "lomo"}), force=False)
+    assert (recipe.folder / "sft" / "manifest.json").read_bytes() == manifest
+    capsys.readouterr()
+    sft.run(recipe_of(), force=False)
+    assert "sft: up to date" in capsys.readouterr().out
+    assert not (recipe.folder / "sft" / "checkpoints").exists()
+
+
+# --- what is left after it ends ---------------------------------------------------------------
+
+
+def test_a_copy_of_a_checkpoint_outlives_the_training(recipe_of):
+    recipe = recipe_of(sft={**RECIPE["sft"], "max_steps": 3, "save_steps": 1})
+    make.run(recipe, force=False, workers=1)
+    kept = recipe.folder / "sft" / "checkpoints" / "checkpoint-1-kept"
+    kept.mkdir(parents=True)
+    sft.run(recipe, force=False)
+    assert list(kept.parent.iterdir()) == [kept]
+    manifest = json.loads((recipe.folder / "sft" / "manifest.json").read_text())
+    assert manifest["trained_with"]["save_total_limit"] == 1
+
+
+def test_tables_of_completions_outlive_the_checkpoints_those_of_a_resumed_training_too(
+    recipe_of, monkeypatch
+):
+    given = {**RECIPE["grpo"], "log_completions": True, "max_steps": 4, "save_steps": 2}
+    recipe = recipe_of(arms={"grpo": {"trainer": "grpo"}}, grpo=given)
+    make.run(recipe, force=False, workers=1)
+    _stopped_after(3, lambda: grpo.run(recipe, force=False), monkeypatch)
+    grpo.run(recipe, force=False)
+    folder = recipe.folder / "grpo"
+
+    def steps():
+        return sorted(int(path.stem[-5:]) for path in (folder / "completions").iterdir())
+
+    assert steps() == [0, 1, 2, 3, 4]  # 0 is empty: val was measured before the first answers
+    assert not (folder / "checkpoints").exists()
+    # Another training's are not among them, be it finished or not.
+    other = recipe_of(arms={"grpo": {"trainer": "grpo"}}, grpo={**given, "max_steps": 3})
+    _stopped_after(3, lambda: grpo.run(other, force=False), monkeypatch)
+    last = recipe_of(arms={"grpo": {"trainer": "grpo"}}, grpo={**given, "max_steps": 1})
+    grpo.run(last, force=False)
+    assert steps() == [0, 1]
 
 
 REJECTION = {"picked": {"trainer": "rejection", "settings": {"max_steps": 2}}}
