@@ -84,7 +84,9 @@ def check(recipe: Recipe) -> None:
             _check_reporter(f"{recipe.path}: {section}.report_to", name)
 
 
-def _check_reporter(key: str, name: str) -> None:
+def _check_reporter(key: str, name: Any) -> None:
+    if not isinstance(name, str):
+        raise UserError(f"{key} must be a name or a list of names, not {name!r:.80}")
     if name in ("none", "all") or name in get_available_reporting_integrations():
         return
     try:

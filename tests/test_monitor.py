@@ -237,6 +237,7 @@ def test_a_reporter_that_is_not_installed_is_refused_in_a_sentence(recipe_of):
             r"monitor\.stop has 'hackng', .*mean 'hacking'",
         ),
         ({"sft": {"report_to": ["none", "paper"]}}, r"sft\.report_to: paper is not supported"),
+        ({"sft": {"report_to": [["none"]]}}, r"sft\.report_to must be a name or a list of names"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_training(recipe_of, changes, said):
