@@ -153,7 +153,7 @@ def evaluation(recipe: Recipe, links: Sequence[Link]) -> Evaluation | str:
     return Evaluation(
         _of_arms(report, shown),
         way_of_asking(samples_path(recipe, arm).parent),
-        _verdict(recipe, arm, entry),
+        _verdict(recipe, arm, entry, report["arms"]),
         len(recipe.members(entry)),
     )
 
@@ -188,9 +188,10 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
     return {**report, "arms": list(arms), "tiers": tiers}
 
 
-def _verdict(recipe: Recipe, arm: str, entry: str) -> str | None:
+def _verdict(recipe: Recipe, arm: str, entry: str, reported: Sequence[str]) -> str | None:
     """The sentence of the verdict on an arm's entry, where it stands and counts the arm."""
-    path, verdicts = elicitation.standing(recipe), samples_path(recipe, arm).with_name(VERDICTS)
+    path = elicitation.standing(recipe, reported)
+    verdicts = samples_path(recipe, arm).with_name(VERDICTS)
     if path is None or str(verdicts) not in stage_facts(path.parent)["inputs"]:
         return None
     return read_result(path)["judged"].get(entry, {}).get("sentence")

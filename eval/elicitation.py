@@ -266,14 +266,18 @@ def _count(
     return found.samples, found.optimal
 
 
-def standing(recipe: Recipe) -> Path | None:
-    """``elicitation.json``, where it is about the answers and verdicts that are there now."""
+def standing(recipe: Recipe, reported: Sequence[str]) -> Path | None:
+    """``elicitation.json``, where it is about the answers and verdicts that are there now, and of
+    no arm that is not among those ``reported``."""
     path = recipe.folder / "eval" / FOLDER / JSON
     if not (finished(path.parent) and path.is_file()):
         return None
     inputs = {Path(name): known for name, known in stage_facts(path.parent)["inputs"].items()}
-    stands = all(one.exists() and sha256(one) == known for one, known in inputs.items())
-    return path if stands else None
+    verdicts = {samples_path(recipe, arm).with_name(VERDICTS) for arm in reported}
+    if not verdicts.issuperset(one for one in inputs if one.name == VERDICTS):
+        return None
+    same = all(one.exists() and sha256(one) == known for one, known in inputs.items())
+    return path if same else None
 
 
 def run(recipe: Recipe, force: bool) -> None:

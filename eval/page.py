@@ -23,7 +23,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from data.errors import UserError, run_main, shown
-from data.files import Stage, finished, read_jsonl, sha256, write_text
+from data.files import Stage, finished, read_jsonl, sha256, stage_facts, write_text
 from data.make import read_split, split_path
 from data.policies import GREEDY
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -256,11 +256,12 @@ def _facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _asking(recipe: Recipe, arms: Sequence[str]) -> dict[str, str]:
-    """How the arms were asked, which the recipe need not say any more; empty where none of their
-    samples say it."""
+    """How the arms were asked, which the recipe need not say any more; of those whose samples,
+    which may be of an earlier version, say it."""
     ways: dict[str, list[str]] = {}
     for arm in arms:
-        if finished(folder := samples_path(recipe, arm).parent):
+        folder = samples_path(recipe, arm).parent
+        if finished(folder) and "asking" in stage_facts(folder):
             asking = way_of_asking(folder)
             way = f"T = {asking.temperature:g}, top-p = {asking.top_p:g}"
             ways.setdefault(way, []).append(label(arm))
@@ -306,7 +307,7 @@ def run(recipe: Recipe, force: bool) -> None:
     samples = {arm: path for arm, path in samples.items() if all(map(Path.is_file, _both(path)))}
     check_judged(recipe, samples)
     texts = [file for path in samples.values() for file in _both(path)]
-    judged = elicitation.standing(recipe)
+    judged = elicitation.standing(recipe, arms)
     if judged is None and finished(folder / elicitation.FOLDER):
         print(
             "report: the verdict is missing, or of other answers than these, so it is left out; "

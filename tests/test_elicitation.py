@@ -399,10 +399,10 @@ def test_an_answer_that_lacks_a_key_is_named_when_it_is_judged(world, key):
 def test_a_verdict_on_an_arm_that_is_gone_is_none_any_more(world):
     world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world, SFT_GRPO)
-    assert elicitation.standing(recipe)
+    assert elicitation.standing(recipe, ["base", "sft", "grpo"])
     shutil.rmtree(recipe.folder / "grpo")
     shutil.rmtree(samples_path(recipe, "grpo").parent)
-    assert elicitation.standing(recipe) is None
+    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
     world.evaluate(recipe)
     assert not (recipe.folder / "eval" / "elicitation" / "manifest.json").exists()
     page.run(recipe, force=False)
@@ -415,15 +415,16 @@ def test_a_verdict_stands_only_while_all_that_it_counts_is_there_and_the_same(wo
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
     path = recipe.folder / "eval" / "elicitation" / JSON
-    assert elicitation.standing(recipe) == path
+    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) == path
     fresh = samples_path(recipe, "base").parent / "fresh" / "samples.jsonl"
     content = fresh.read_bytes()
     fresh.write_bytes(content[: len(content) // 2])  # as Ctrl-C leaves it
-    assert elicitation.standing(recipe) is None
+    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
     fresh.write_bytes(content)
-    assert elicitation.standing(recipe) == path
+    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) == path
+    assert elicitation.standing(recipe, ["base"]) is None  # the recipe has no grpo any more
     path.unlink()
-    assert elicitation.standing(recipe) is None
+    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
 
 
 def test_a_result_that_was_deleted_is_written_again_and_nobody_is_asked(world):

@@ -325,6 +325,18 @@ def test_while_others_draw_nobody_begins_with_other_settings(recipe, world):
     assert (part(recipe, 1, 3).read_bytes(), begun.read_bytes()) == (before, noted)
 
 
+def test_while_others_draw_a_spoilt_note_of_what_they_do_keeps_others_out(recipe, world):
+    sample_arm(recipe, "base", False, Shard(1, 3))
+    begun = samples_path(recipe, "base").with_name("begun.json")
+    for text in ("{", "[" * 100_000):
+        begun.write_text(text)
+        with (
+            claimed(samples_path(recipe, "base"), Shard(2, 3)),
+            pytest.raises(UserError, match="by other processes with other settings; stop them, or"),
+        ):
+            sample_arm(recipe, "base", False, Shard(3, 3))
+
+
 def test_a_killed_process_keeps_nobody_out(recipe):
     path = samples_path(recipe, "base")
     ready = FORK.Event()
