@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from data.errors import UserError, run_main
+from data.errors import UserError, going_on, run_main
 from data.files import (
     BEGUN,
     MANIFEST,
@@ -329,8 +329,8 @@ def push(folder: Path, repository: str, public: bool) -> None:
     except (OSError, httpx.HTTPError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
-            f"{repository} was not pushed ({reason}); {folder} is kept, and the same command goes "
-            "on (is there a network, is `hf auth login` needed?)"
+            f"{repository} was not pushed ({reason}); {folder} is kept, and {going_on()} (is there "
+            "a network, is `hf auth login` needed?)"
         ) from None
     print(f"export: pushed to https://huggingface.co/{repository}", flush=True)
 

@@ -38,7 +38,7 @@ from rich import box
 from rich.table import Table
 
 from data.console import plain_console
-from data.errors import UserError, run_main
+from data.errors import UserError, going_on, run_main
 from data.files import write_json, write_text
 from data.recipe import BITS, RUNS, Recipe, load_recipe
 from data.sections import ARMS
@@ -728,7 +728,7 @@ def main() -> None:
     results, left = run(cells, terms, planner, 60 * given.limit, 60 * minutes, given.keep, redo)
     report(cells, results, planned, terms)
     if left:
-        print(f"{len(left)} of {len(cells)} cells are left; the same command goes on with them")
+        print(f"{len(left)} of {len(cells)} cells are left; {going_on()}")
     expected = ("out of memory", "no result within")
     broken = [
         cell.path.with_suffix(".log").name

@@ -51,7 +51,7 @@ from transformers.integrations import (
     get_reporting_integration_callbacks,
 )
 
-from data.errors import UserError
+from data.errors import UserError, going_on
 from data.recipe import Recipe, nearest
 from pipeline import backend, processes
 from pipeline.live import view
@@ -151,8 +151,7 @@ def monitored(
         rule = stopped.finding.rule
         raise UserError(
             f"{where}: ended by monitor.stop at step {trainer.state.global_step} ({rule}); "
-            f"{_kept(trainer, saved(), kind)}; without {rule} in monitor.stop the same command "
-            "goes on"
+            f"{_kept(trainer, saved(), kind)}; without {rule} in monitor.stop {going_on()}"
         ) from None
     finally:
         shown.close()

@@ -56,7 +56,7 @@ def test_a_run_is_told_arm_by_arm_with_evidence_and_advice(runs, call):
     assert "reward hacking" in text
     assert "make audit" in text
     assert "sft SFT, 40 rows, steps 5 to 200: nothing found" in text
-    assert "Looked for: nonfinite, untrained, grad-spikes, overfitting, diverged, loss-stands." in text
+    assert "Looked for: nonfinite, untrained, grad-spikes, overfitting, diverged, loss" in text
     assert "kl-slow (needs KL)" in text
     assert "late nothing logged yet" in text
     # Of several logs, all at a glance in the end.

@@ -491,6 +491,7 @@ def test_gold_is_paid_in_full_so_the_bounds_above_are_reached():
 EXAMPLES = {name: 25 if name.startswith("model") else 80 for name in TARGETS}
 #: Of those that take less than five milliseconds each.
 EXAMPLES |= dict.fromkeys(("problem", "completion", "verdicts", "published"), 250)
+EXAMPLES["model: weights"] = 100  # of which few are still whole
 
 
 @pytest.fixture(scope="module")
