@@ -278,10 +278,21 @@ def test_training_goes_on_from_its_checkpoint_and_ends_with_the_same_weights(
 
 #: Sixteen prompts a generation, of ten problems.
 TOO_FEW = {**RECIPE["grpo"], "per_device_train_batch_size": 64}
+LOWER = r"grpo\.per_device_train_batch_size \(64\) or grpo\.steps_per_generation \(1\)"
 
 
-@pytest.mark.parametrize("more", [{}, {"max_steps": -1, "num_train_epochs": 1}])
-def test_a_generation_of_more_prompts_than_there_are_problems_is_refused(recipe_of, more):
+@pytest.mark.parametrize(
+    ("given", "lower"),
+    [
+        (TOO_FEW, LOWER),
+        ({**TOO_FEW, "max_steps": -1, "num_train_epochs": 1}, LOWER),
+        (
+            {**RECIPE["grpo"], "generation_batch_size": 64},
+            r"grpo\.generation_batch_size \(64\)",
+        ),
+    ],
+)
+def test_a_generation_of_more_prompts_than_there_are_problems_is_refused(recipe_of, given, lower):
     base = {"arms": {"grpo": {"trainer": "grpo"}}}
     recipe = recipe_of(**base)
     make.run(recipe, force=False, workers=1)
@@ -289,11 +300,10 @@ def test_a_generation_of_more_prompts_than_there_are_problems_is_refused(recipe_
     manifest = (recipe.folder / "grpo" / "manifest.json").read_bytes()
     says = (
         r"small\.yaml: grpo would take no step: a generation takes 16 prompts, and there are 10 "
-        r"training problems; lower grpo\.per_device_train_batch_size \(64\) or "
-        r"grpo\.steps_per_generation \(1\), or make more problems$"
+        rf"training problems; lower {lower}, or make more problems$"
     )
     with pytest.raises(UserError, match=says):
-        grpo.run(recipe_of(**base, grpo={**TOO_FEW, **more}), force=False)
+        grpo.run(recipe_of(**base, grpo=given), force=False)
     assert (recipe.folder / "grpo" / "manifest.json").read_bytes() == manifest
 
 
