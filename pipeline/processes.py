@@ -7,6 +7,7 @@ launch`` without its tracebacks: what ended a process, that process has said.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -45,6 +46,15 @@ def start() -> None:
     if count() > 1 and not torch.cuda.is_available():
         # Else its device is cpu:0, to which torch loads no state of an optimizer when resuming.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+        atexit.register(_part)
+
+
+def _part() -> None:
+    """End the group of CPU processes, whose threads may otherwise abort one that is done."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def strategy() -> str:

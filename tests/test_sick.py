@@ -27,14 +27,14 @@ pytestmark = pytest.mark.slow
 LONG = {"beta-10"}
 #: By arm: its symptoms, of which one or more must be found, and within how many steps.
 SICK = {
-    "rate-100": ({"reward-falls", "kl-runaway", "entropy-rises"}, 30),
-    "beta-0": ({"entropy-collapse"}, 60),
+    "rate-100": ({"reward-falls", "kl-runaway", "entropy-rises"}, 24),
+    "beta-0": ({"entropy-collapse"}, 46),
     "constant": ({"zero-variance"}, 22),
-    "hackable": ({"hacking"}, 100),
+    "hackable": ({"hacking"}, 60),
     "too-short": ({"truncation"}, 14),
-    "too-hard": ({"zero-variance"}, 36),
-    "by-heart": ({"train-val-gap"}, 80),
-    "sft-rate-1000": ({"diverged"}, 30),
+    "too-hard": ({"zero-variance"}, 26),
+    "by-heart": ({"train-val-gap"}, 60),
+    "sft-rate-1000": ({"diverged"}, 26),
 }
 
 
@@ -86,7 +86,7 @@ def test_a_training_made_sick_on_purpose_is_diagnosed(folder, monkeypatch, capsy
 
 
 def test_a_healthy_training_is_found_well(folder, monkeypatch):
-    patient = found_in(folder, monkeypatch, "healthy", RECIPE.grpo["max_steps"])
+    patient = found_in(folder, monkeypatch, "healthy", 60)
     assert patient.well, patient.findings
     # It was there to be looked at: every rule had its signals, and some thing was learnt.
     assert not patient.silent
