@@ -119,7 +119,7 @@ class Thresholds:
     kl_slow: float = 2e-3
     kl_slow_steps: int = 120
     kl_still: float = 0.5
-    kl_far: float = 0.5
+    kl_far: float = 0.7
     kl_lost: float = 0.9
     kl_jump: float = 10.0
     kl_least: float = 0.1

@@ -340,9 +340,9 @@ def test_a_model_that_is_all_another_one_is_noticed_by_an_estimate_that_ends_nea
         return rows
 
     (found,) = (one for one in diagnose(log(0.99), GRPO) if one.rule == "kl-runaway")
-    assert (found.level, found.step) == (Level.STOP, 15)
-    (found,) = (one for one in diagnose(log(0.7), GRPO) if one.rule == "kl-runaway")
-    assert (found.level, found.step) == (Level.WARNING, 15)
+    assert (found.level, found.step) == (Level.STOP, 20)
+    (found,) = (one for one in diagnose(log(0.8), GRPO) if one.rule == "kl-runaway")
+    assert (found.level, found.step) == (Level.WARNING, 20)
 
 
 def test_a_model_that_is_nearly_always_right_need_not_move():
