@@ -23,17 +23,9 @@ MANIFEST, BEGUN = "manifest.json", "begun.json"
 #: Those on which weights and answers depend, and (numpy's random numbers, scipy's distributions)
 #: every interval.
 _PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "unsloth",
-    "ortools",
-    "numpy",
-    "scipy",
-)
+    "torch", "transformers", "trl", "peft", "datasets", "accelerate", "unsloth",
+    "ortools", "numpy", "scipy",
+)  # fmt: skip
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

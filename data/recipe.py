@@ -47,16 +47,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 _WHOLE = ("arms", "tiers", "reward")
 #: Folders of a run that are not arms.
 _TAKEN = (
-    "base",
-    "data",
-    "eval",
-    "audit",
-    "probe",
-    "compare",
-    "elicitation",
-    "export",
-    "published",
-)
+    "base", "data", "eval", "audit", "probe", "compare", "elicitation", "export", "published",
+)  # fmt: skip
 #: What reports call all tiers together.
 _TOGETHER = ("all", "overall")
 #: What an arm may tune: what changes its answers and nothing else.

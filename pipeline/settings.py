@@ -218,6 +218,11 @@ def _check_training(recipe: Recipe, section: str, config: Any) -> None:
         raise _refusal(type(config), recipe, section, error) from None
 
 
+def prompts_together(config: Any) -> int:
+    """Prompts that GRPO answers at a time, of which a training needs as many at least."""
+    return config.generation_batch_size // config.num_generations
+
+
 def check(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
     check_dtype(recipe.dtype)

@@ -138,10 +138,12 @@ def check_groups(recipe: Recipe, trainer: Trainer) -> None:
 def check_steps(recipe: Recipe, name: str, trainer: Trainer) -> None:
     """Raise UserError where there are fewer training problems than are taken at a time: a trainer
     then takes no step, and ends as if it had trained."""
+    from pipeline.settings import prompts_together
+
     args, rows = trainer.args, len(trainer.train_dataset)
     sizes = ["per_device_train_batch_size"]
     if hasattr(args, "num_generations"):
-        stage, takes = "grpo", args.generation_batch_size // args.num_generations
+        stage, takes = "grpo", prompts_together(args)
         what = f"a generation takes {takes} prompts"
         given = "generation_batch_size" in recipe.grpo
         sizes = ["generation_batch_size"] if given else [*sizes, "steps_per_generation"]

@@ -511,6 +511,16 @@ def test_the_measurements_on_a_gpu_take_what_they_can():
     )
 
 
+def test_every_goal_takes_the_settings_that_its_commands_read():
+    """A goal that is added, and left out of the Makefile's table, would refuse its own."""
+    goals = dict(re.findall(r"^([a-z-]+):.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE))
+    taking = [goal for goal, body in goals.items() if "$(STAGE)" in body]
+    assert {"data", "grpo", "bench", "backends", "plan"} <= set(taking)
+    for goal in taking:
+        said = run_make("-n", goal, "RECIPE=r.yaml", "MODEL=m", "RUN=r", "FORCE=1", "BITS=16")
+        assert said.returncode == 0, said.stderr
+
+
 def test_every_setting_of_make_is_known_to_it():
     """One that the Makefile reads, and does not name, would be refused."""
     named = set(SETTINGS)
