@@ -36,7 +36,7 @@ PUBLIC  ?=
 
 PYTHON ?= python3
 PY     := .venv/bin/python
-TRAIN  := $(PY) -m$(if $(LAUNCH), pipeline.processes $(LAUNCH) -m)
+TRAIN  := $(PY) -m$(if $(LAUNCH), pipeline.model.processes $(LAUNCH) -m)
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 listed  = $(shell sed -n 's/^#$(1) //p' requirements.txt)
 # What users name may hold blanks and quotes: $(call flag,model,$(MODEL)) is " --model 'what they gave'", or nothing.
@@ -109,9 +109,9 @@ setup: .venv/ready ## create .venv and install the pinned requirements (the othe
 	@touch $@
 
 data: setup ## make the problems: proven optimum, prompt, gold answer, dataset card
-	$(PY) -m pipeline.settings $(STAGE)
+	$(PY) -m pipeline.train.settings $(STAGE)
 	$(PY) -m data.make $(STAGE)
-	TOKENIZERS_PARALLELISM=true $(PY) -m pipeline.lengths $(STAGE)
+	TOKENIZERS_PARALLELISM=true $(PY) -m pipeline.model.lengths $(STAGE)
 
 audit: setup ## score policies that cheat under the recipe's reward; fails where one is paid
 	$(PY) -m rewards.audit $(STAGE)
@@ -127,7 +127,7 @@ arms: setup ## train every arm of the recipe, sft and grpo among them
 
 eval: setup ## sample every arm, judge the answers, report pass@k: elicited or learnt?
 	$(PY) -m eval.sample $(STAGE)
-	$(PY) -m eval.report $(STAGE)
+	$(PY) -m eval.judge $(STAGE)
 	$(PY) -m eval.elicitation $(STAGE)
 
 # of `make sample`: SHARD=i/n draws one of n parts, one for each of n processes  ARM=grpo: that arm alone
@@ -136,10 +136,10 @@ sample: setup ## draw every arm's answers and no more (SHARD=2/4: a part, one fo
 	$(PY) -m eval.sample $(STAGE)$(call flag,arm,$(ARM))$(call flag,shard,$(SHARD))
 
 report: setup ## one HTML page of everything, with real answers drawn as days
-	$(PY) -m eval.page $(STAGE)
+	$(PY) -m eval.report $(STAGE)
 
 try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
-	$(PY) -m eval.ask $(STAGE)$(call flag,arm,$(ARM))$(call flag,day,$(DAY))$(call flag,date,$(DATE))
+	$(PY) -m eval.try $(STAGE)$(call flag,arm,$(ARM))$(call flag,day,$(DAY))$(call flag,date,$(DATE))
 
 AS_EXPORTED = $(call on,adapter,$(ADAPTER))$(call flag,gguf,$(GGUF))$(call flag,push,$(PUSH))$(call on,public,$(PUBLIC))
 export: setup ## a trained model as a folder for others, with its card (ARM=grpo OUT=folder PUSH=owner/name)
@@ -186,7 +186,7 @@ gpu-check: setup ## measure step time and memory of both backends on this GPU, a
 	$(PY) -m pipeline.gpu_check$(if $(SHAPES), --shapes $(SHAPES))$(CHECKED)
 
 backends: data ## do Unsloth and plain TRL train the same thing? settings, log-probabilities, first update
-	$(PY) -m pipeline.parity $(STAGE)
+	$(PY) -m pipeline.backends $(STAGE)
 
 calibrate: setup ## test the elicitation verdict on simulated arms whose truth is known
 	$(PY) -m eval.calibrate

@@ -23,8 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import UserError, run_main
-from data.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
+from data.common.seeds import seed_of
 from data.policies import FLOOR_KS, GUESSABLE, floor
 from data.problem import Problem, is_text
 from data.prompts import answer, prompt, trace
@@ -32,7 +33,6 @@ from data.published import read_published
 from data.recipe import SPLITS, Recipe, recipe_arguments, recipe_from
 from data.rules import BASE_RULES
 from data.sections import TierUse
-from data.seeds import seed_of
 from data.solver import (
     UnprovenError,
     interval_optimum,

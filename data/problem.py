@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from data.clock import CLOCK, MINUTE
-from data.errors import UserError
+from data.common.errors import UserError
 from data.rules import BASE_RULES, Rule, rule_from_json
 
 PRIORITY_WEIGHT = 2

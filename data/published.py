@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
-from data.files import read_jsonl
+from data.common.errors import UserError
+from data.common.files import read_jsonl
 from data.problem import Problem, event_from_json
 from data.solver import prove
 

@@ -2,7 +2,7 @@
 
 This module stands below all stages, since each of them reads the recipe; it knows the shape of
 every section but imports no trainer. The ``sft`` and ``grpo`` sections are TRL's and are checked
-against its config classes by ``pipeline.settings``.
+against its config classes by ``pipeline.train.settings``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from data.errors import UserError, shown
+from data.common.errors import UserError, shown
 from data.problem import is_text
 from data.sections import (
     ARMS,
@@ -79,7 +79,7 @@ class Recipe:
         seed: the master seed of everything.
         model: folder or hub id of the base model.
         dtype: of the weights in training and sampling; of computation where they are quantised.
-        backend: what trains: ``unsloth``, ``trl``, or ``auto``, see ``pipeline.backend.choose``.
+        backend: what trains: ``unsloth``, ``trl``, or ``auto``, see ``pipeline.train.backend.choose``.
         bits: 4 or 8 to quantise the weights below a LoRA in training; null or 16 for none.
         max_seq_length: tokens of a prompt with its answer; null for what the model can hold.
         fast_inference: sample in GRPO with Unsloth's vLLM.

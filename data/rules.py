@@ -15,7 +15,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.clock import MINUTE
-from data.errors import UserError
+from data.common.errors import UserError
 
 if TYPE_CHECKING:
     from data.problem import Event, Problem

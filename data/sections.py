@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.tiers import Tier
 
 #: Of every interval, unless a recipe says otherwise.
@@ -108,7 +108,7 @@ class EvalSection:
         rows: answers sampled at a time.
         resamples: of the problems, for intervals.
         server: address of an OpenAI-compatible server that holds the model, such as vLLM's
-            ``http://host:8000/v1``; null samples here (``eval.server``).
+            ``http://host:8000/v1``; null samples here (``eval.answers.server``).
     """
 
     samples: int = 64
@@ -213,7 +213,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class VerdictSection:
-    """``verdict:`` which arms are judged, elicited or learnt, by the rule of ``eval.rule``.
+    """``verdict:`` which arms are judged, elicited or learnt, by the rule of ``eval.stats.rule``.
 
     Attributes:
         arms: judged, each against the base and the arm that it starts from; null judges ``grpo``

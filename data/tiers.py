@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, replace
 
 from data.clock import MINUTE
-from data.errors import UserError
+from data.common.errors import UserError
 from data.names import EVENT_NAMES
 from data.policies import GREEDY, feasible_schedules
 from data.problem import Event, Problem

@@ -20,18 +20,19 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import write_json, write_jsonl
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import write_json, write_jsonl
+from data.common.seeds import seed_of
 from data.make import gold_answer, make_problem, record
 from data.prompts import answer, trace
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.seeds import seed_of
 from data.solver import interval_optimum
 from eval.calibrate import sharpened
 from eval.elicitation import Asked, count_verdicts
-from eval.verdict import Arms, judge
-from pipeline import backend, models
+from eval.stats.conclusion import Arms, judge
+from pipeline.model import load as models
+from pipeline.train import backend
 from rewards.parse import parse
 from rewards.verify import Status, confirm, verify
 
@@ -170,7 +171,7 @@ def bench_sampler(recipe: Recipe, problems: list[Any], samples: int, repeats: in
     import torch
 
     from data.prompts import prompt
-    from pipeline.decode import Decoding, answer_limit, prepare, render, sample
+    from pipeline.model.decode import Decoding, answer_limit, prepare, render, sample
 
     model, tokenizer = models.load(recipe.model, recipe.dtype)
     stock, _ = models.load(recipe.model, recipe.dtype)
@@ -237,7 +238,7 @@ def grpo_arm(recipe: Recipe) -> str:
 
 def fewest_problems(recipe: Recipe) -> int:
     """That GRPO can be timed on."""
-    from pipeline.settings import grpo_config, prompts_together
+    from pipeline.train.settings import grpo_config, prompts_together
 
     return prompts_together(grpo_config(recipe, Path("unused")))
 
@@ -257,9 +258,9 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
     from trl import GRPOTrainer
 
     from data.prompts import messages
-    from pipeline.decode import answer_limit
     from pipeline.grpo import trainer_for
-    from pipeline.settings import grpo_config
+    from pipeline.model.decode import answer_limit
+    from pipeline.train.settings import grpo_config
 
     rows = _training_rows(recipe, problems)
     spent = [0.0]
@@ -316,7 +317,7 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
 
 
 def bench_monitor(recipe: Recipe, problems: list[Any], steps: int, pairs: int) -> list[Row]:
-    """What watching adds to GRPO: the stage's trainer with ``pipeline.monitor`` and without it,
+    """What watching adds to GRPO: the stage's trainer with ``pipeline.watch.monitor`` and without it,
     alternating, from the same weights. Needs the val problems of ``make data``.
 
     The start is measured too, before the first step; a longer training has that once as well, so
@@ -325,7 +326,7 @@ def bench_monitor(recipe: Recipe, problems: list[Any], steps: int, pairs: int) -
     from transformers import PrinterCallback
 
     from pipeline.grpo import trainer_for
-    from pipeline.monitor import monitored
+    from pipeline.watch.monitor import monitored
 
     rows = _training_rows(recipe, problems)
     arm = grpo_arm(recipe)

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import Stage, finished, write_json, write_text
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, finished, write_json, write_text
+from data.common.seeds import seed_of
 from data.make import split_path
 from data.policies import floor
 from data.problem import Problem
@@ -29,11 +30,10 @@ from data.prompts import answer
 from data.published import read_rows
 from data.recipe import Recipe, load_recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
-from data.seeds import seed_of
-from eval.passk import Estimate, bootstrap_indices, mean_interval
 from eval.sample import arms, samples_path
 from eval.score import Key, ProblemFile, read_samples, score_rows_as_published
-from eval.tables import Sheet, cell, label, markdown_of, print_sheets
+from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
+from eval.stats.passk import Estimate, bootstrap_indices, mean_interval
 from rewards import blog
 from rewards.blog import BlogStatus
 

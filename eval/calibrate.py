@@ -1,4 +1,4 @@
-"""Test the test (``make calibrate``): arms whose truth is known, judged by ``eval.rule``.
+"""Test the test (``make calibrate``): arms whose truth is known, judged by ``eval.stats.rule``.
 
 Each problem has a chance of success a try in each arm; a scenario says what training did to the
 base's chances. Answers are drawn from them, as samples of a model would be, and the verdict is
@@ -22,16 +22,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import write_json
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import write_json
+from data.common.seeds import seed_of
 from data.recipe import RUNS
-from data.seeds import seed_of
-from eval.analyses import Counts, Values, unsolved_by
-from eval.passk import bootstrap_indices, mean_interval
-from eval.power import detectable
-from eval.rule import Margins, Verdict, decide, is_new
-from eval.verdict import Arms, evidence
+from eval.stats.analyses import Counts, Values, unsolved_by
+from eval.stats.conclusion import Arms, evidence
+from eval.stats.passk import bootstrap_indices, mean_interval
+from eval.stats.power import detectable
+from eval.stats.rule import Margins, Verdict, decide, is_new
 
 #: At most this share of arms without a new skill may be called a new capability, and of arms with
 #: the stated one merely elicited.

@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import Stage, finished, write_json, write_text
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, finished, write_json, write_text
+from data.common.seeds import seed_of
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RewardSection
-from data.seeds import seed_of
-from eval.passk import (
+from eval.judge import check_judged
+from eval.sample import samples_path
+from eval.score import VERDICTS, answered
+from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
+from eval.stats.passk import (
     Estimate,
     bootstrap_indices,
     crossed_interval,
     resampled_means,
     widened_by_seeds,
 )
-from eval.report import check_judged
-from eval.sample import samples_path
-from eval.score import VERDICTS, answered
-from eval.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
 from rewards.parse import ParseFailure, parse
 from rewards.reward import totals
 from rewards.verify import VALID, Status

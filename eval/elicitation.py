@@ -1,14 +1,14 @@
 """Stage ``make eval``, last part: did training elicit what the base could do, or teach something?
 
 Asks again, with new seeds, what the base left unsolved and what the judged arms did, brings the
-counts to a verdict by the rule of ``eval.rule``, and says what the arms' answers are like. Writes
+counts to a verdict by the rule of ``eval.stats.rule``, and says what the arms' answers are like. Writes
 ``runs/<run>/eval``: ``<arm>/fresh/{samples,verdicts}.jsonl``, ``elicitation/elicitation.json`` and
 ``elicitation/elicitation.md``.
 
 ``elicitation.json``; an Estimate is ``{"value", "low", "high", "n"}``::
 
     {"sentence": str,                        # of the first judged arm
-     "notes": [str],                         # where there are any: see eval.report.strange_starts
+     "notes": [str],                         # where there are any: see eval.judge.strange_starts
      "margins": {…}, "detectable": {tier: {…}},
      "judged": {arm: {
         "sentence": str,
@@ -20,7 +20,7 @@ counts to a verdict by the rule of ``eval.rule``, and says what the arms' answer
      "tiers": {tier: {
         "histogram": {arm: {bin: problems}}, "coverage": {arm: {threshold: Estimate}},
         "floor_adjusted": {arm: {k: Estimate}}, "reasoning": {arm: {…}},
-        "likelihood": {arm: {…}}}}}           # see eval.likelihood.measure
+        "likelihood": {arm: {…}}}}}           # see eval.answers.likelihood.measure
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.console import plain_console
-from data.errors import run_main
-from data.files import (
+from data.common.console import plain_console
+from data.common.errors import run_main
+from data.common.files import (
     MANIFEST,
     Stage,
     finished,
@@ -44,12 +44,19 @@ from data.files import (
     write_json,
     write_text,
 )
+from data.common.seeds import seed_of
 from data.make import read_split, split_path
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.seeds import seed_of
-from eval import likelihood
-from eval.analyses import (
+from eval.answers import likelihood
+from eval.answers.reasoning import reasoning_report
+from eval.answers.roles import Case, cases, guesses, planned
+from eval.judge import check_judged, judge_arm, strange_starts
+from eval.sample import arms, ask_again, samples_path, way_of_asking
+from eval.score import VERDICTS, answered, read_answers, read_verdicts
+from eval.show.sheets import sheets, verdict_sheet
+from eval.show.tables import label, markdown_of, print_sheets
+from eval.stats.analyses import (
     Counts,
     accuracy_histogram,
     coverage,
@@ -62,17 +69,10 @@ from eval.analyses import (
     two_by_two,
     unsolved_by,
 )
-from eval.findings import sheets, verdict_sheet
-from eval.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
-from eval.reasoning import reasoning_report
-from eval.report import check_judged, judge_arm, strange_starts
-from eval.roles import Case, cases, guesses, planned
-from eval.sample import arms, ask_again, samples_path, way_of_asking
-from eval.score import VERDICTS, answered, read_answers, read_verdicts
-from eval.summary import tally
-from eval.tables import label, markdown_of, print_sheets
-from eval.verdict import Arms, Judgement, judge
-from pipeline.train import model_folder
+from eval.stats.conclusion import Arms, Judgement, judge
+from eval.stats.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
+from eval.stats.summary import tally
+from pipeline.train.trainer import model_folder
 
 FOLDER, JSON, PAGE = "elicitation", "elicitation.json", "elicitation.md"
 

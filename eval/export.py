@@ -2,7 +2,7 @@
 
 Writes ``runs/<run>/export/<arm>`` (``--out``): the merged weights as they are evaluated, tokenizer,
 chat template, ``generation_config.json`` with the decoding of the evaluation, and ``README.md``, a
-model card made from the run's own files (``eval.card``). ``--adapter`` takes the LoRA adapter alone
+model card made from the run's own files (``eval.show.card``). ``--adapter`` takes the LoRA adapter alone
 instead (below ``export/<arm>-adapter``), ``--gguf`` adds a file for llama.cpp, ``--push`` sends the
 folder to the Hugging Face hub.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from data.errors import UserError, going_on, run_main
-from data.files import (
+from data.common.errors import UserError, going_on, run_main
+from data.common.files import (
     BEGUN,
     MANIFEST,
     Stage,
@@ -34,11 +34,11 @@ from data.files import (
 from data.make import read_split
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import EvalSection
-from eval.ask import chosen_arm
-from eval.card import Evaluation, card, evaluation, lineage, on_hub
-from pipeline import models
-from pipeline.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from pipeline.train import ADAPTER, maker, model_folder
+from eval.day.ask import chosen_arm
+from eval.show.card import Evaluation, card, evaluation, lineage, on_hub
+from pipeline.model import load as models
+from pipeline.train.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from pipeline.train.trainer import ADAPTER, maker, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ def decoding_of(
     """How the arm was asked; where it was not, how its recipe would ask it."""
     if isinstance(found, Evaluation):
         return found.asking
-    from pipeline.decode import answer_limit
+    from pipeline.model.decode import answer_limit
 
     asking = recipe.for_arm(arm).eval
     limit = asking.max_tokens or answer_limit(tokenizer, read_split(recipe, "test"))
@@ -101,7 +101,7 @@ def decoding_of(
 def write_decoding(
     folder: Path, asking: EvalSection, model: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write ``generation_config.json``: what ``pipeline.decode`` does, in transformers' words.
+    """Write ``generation_config.json``: what ``pipeline.model.decode`` does, in transformers' words.
 
     The model's own settings for sampling are not taken over: the evaluation used none of them.
     """

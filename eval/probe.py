@@ -1,7 +1,7 @@
 """Stage ``make probe``: has GRPO anything to work with? Asked before training, of one arm's model.
 
 The model answers a few hundred training prompts, decoded as GRPO would and paid by the recipe's
-reward; ``eval.readiness`` says what groups of the recipe's size would look like. They are training
+reward; ``eval.stats.readiness`` says what groups of the recipe's size would look like. They are training
 prompts because those are what GRPO sees; an SFT model has seen their gold answers.
 
 Writes ``runs/<run>/probe/<arm>``: ``samples.jsonl``, ``probe.json`` and ``probe.md``.
@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import Stage, sha256, write_json, write_text
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, sha256, write_json, write_text
+from data.common.seeds import seed_of
 from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, EvalSection, RewardSection
-from data.seeds import seed_of
-from eval.parts import claimed
-from eval.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
+from eval.answers.parts import claimed
 from eval.sample import Asker, arms, write_answers
 from eval.score import read_answers
-from eval.tables import Sheet, cell, label, markdown_of, print_sheets
-from pipeline.train import check_trained, model_folder, model_inputs
+from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
+from eval.stats.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
+from pipeline.train.trainer import check_trained, model_folder, model_inputs
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
 
@@ -82,7 +82,7 @@ def plan_for(recipe: Recipe, problems: int, samples: int | None) -> Plan:
     Raises:
         UserError: when there are fewer samples than a group has answers, or TRL refuses the recipe.
     """
-    from pipeline.settings import grpo_config
+    from pipeline.train.settings import grpo_config
 
     config = grpo_config(recipe, Path("unused"))
     group = config.num_generations

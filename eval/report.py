@@ -1,234 +1,384 @@
-"""Stage ``make eval``, last part: judge every sample, report pass@k with intervals.
+"""Stage ``make report``: the report as one HTML page that needs nothing else, and PNGs.
 
-Writes ``runs/<run>/eval``: ``<arm>/verdicts.jsonl``, ``report.json`` (every number, with n and
-interval), ``report.md`` (the tables) and ``passk.png``.
+Writes ``runs/<run>/eval/report.html`` and ``report.files/training.png`` (and ``accuracy.png``). The
+page loads nothing, and a content security policy forbids it to: what a model wrote is shown as text
+and can do nothing. What a run does not have is left out; the verdict, where ``eval.elicitation``
+wrote one, is the page's first line and a section of its own (``eval.show.sheets``).
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import (
-    Stage,
-    finished,
-    sha256,
-    stage_facts,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from data.common.errors import UserError, run_main, shown
+from data.common.files import Stage, finished, read_jsonl, sha256, stage_facts, write_text
 from data.make import read_split, split_path
-from data.policies import floor
-from data.problem import Problem
+from data.policies import GREEDY
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.sections import RESAMPLES, Arm
-from eval.passk import ks_for
-from eval.plot import draw
-from eval.sample import arms, samples_path
-from eval.score import VERDICTS, read_answers, score_rows
-from eval.summary import Floors, summarise
-from eval.tables import label, markdown, print_report
-from pipeline.train import maker, model_folder
+from eval import elicitation
+from eval.judge import check_judged
+from eval.sample import samples_path, way_of_asking
+from eval.score import VERDICTS, answered
+from eval.show import sheets as findings
+from eval.show.charts import HEIGHT, WIDTH, Curve, Look, Panel, draw_panels, thinned
+from eval.show.showcase import CUT, choose, drawn_answer, drawn_problem
+from eval.show.tables import guessable, headline, label, read_result, sheets, tier_title
+from pipeline.health.diagnosis import LOG
+from rewards.verify import Status
 
-#: What the report consists of.
-OUTPUTS = ("report.json", "report.md", "passk.png")
-
-
-def write_report(
-    folder: Path,
-    tiers: Sequence[str],
-    main: str,
-    arms: Sequence[str],
-    floors: Floors,
-    verdict_rows: Mapping[str, Iterable[Mapping[str, Any]]],
-    problems_by_id: Mapping[str, str],
-    seed: int,
-    comparisons: Sequence[tuple[str, str]],
-    resamples: int = RESAMPLES,
-    console: Console | None = None,
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Summarise every arm's verdicts, print the tables and write the report into ``folder``.
-
-    Args:
-        tiers: in the order to be shown; the main one is shown first.
-        arms: in the order to be shown; one without ``verdict_rows`` is left out.
-        floors: at any k; those of ``ks_for(samples)`` are shown.
-        verdict_rows: per arm, rows ``{id, status, violations, ratio}``; ``finish_reason`` and
-            ``answer`` (any text or number that tells answers to one problem apart) where known.
-        problems_by_id: the tier of each problem asked.
-        seed: the recipe's; the resampling of each tier is hashed from it.
-        comparisons: which arms are compared, tuned first; a pair is shown where both are there.
-        notes: sentences on what is compared.
-
-    Returns:
-        The content of ``report.json``.
-
-    Raises:
-        UserError: when an arm's problems or samples are not those of the others.
-    """
-    report = summarise(
-        tiers, main, arms, floors, verdict_rows, problems_by_id, seed, comparisons, resamples
-    )
-    if notes:
-        report["notes"] = list(notes)
-    write_json(folder / "report.json", report)
-    write_text(folder / "report.md", "".join(f"{note}\n\n" for note in notes) + markdown(report))
-    draw(report, folder / "passk.png")
-    console = console or plain_console()
-    print_report(report, console)
-    for note in notes:
-        console.print(f"\n{note}", markup=False, soft_wrap=True)
-    return report
+TEMPLATES = Path(__file__).parent / "show" / "templates"
+PAGE = "report.html"
+#: A folder for the PNGs and the manifest; no arm can be called so.
+FILES = "report.files"
+#: Signals of a training log: name in the log, title, whether a share in %.
+SIGNALS = (
+    ("reward", "Reward", False),
+    ("rewards/optimal/mean", "Optimal answers, %", True),
+    ("rewards/validity/mean", "Valid answers, %", True),
+    ("val/optimal", "Optimal answers on val, %", True),
+    ("kl", "KL to the reference", False),
+    ("kl_start", "KL to the start", False),
+    ("entropy", "Entropy of a token", False),
+    ("grad_norm", "Gradient norm", False),
+    ("completions/mean_length", "Tokens an answer", False),
+    ("loss", "Loss", False),
+)
 
 
-def strange_starts(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """A sentence for each of these arms that did not start from the model that its start is now.
+def looks_of(recipe: Recipe, arms: Sequence[str]) -> dict[str, Look]:
+    """How each arm is drawn, and each entry of the recipe that several seeds were trained of."""
+    entry = {member: name for name in recipe.arms for member in recipe.members(name)}
+    families = list(dict.fromkeys(entry.get(arm, arm) for arm in arms))
+    looks = {
+        arm: Look(families.index(entry.get(arm, arm)), place) for place, arm in enumerate(arms)
+    }
+    return {entry.get(arm, arm): look for arm, look in reversed(looks.items())} | looks
 
-    What the two differ in is then more than what the arm's training did.
-    """
-    found, arms = [], recipe.all_arms()
-    for name in names:
-        if name == "base" or arms[name].trainer == "none":
-            continue
-        if not finished(recipe.folder / name):
-            found.append(
-                f"Note: the answers of {label(name)} are of a model that is there no more; "
-                f"{maker(name)} trains it again."
+
+def families(
+    arms: Iterable[str], looks: Mapping[str, Look]
+) -> list[tuple[int, list[tuple[str, Look]]]]:
+    """Arms of one colour together, for the legend: its number, and (label, look) of each arm."""
+    found: dict[int, list[tuple[str, Look]]] = {}
+    for arm in arms:
+        found.setdefault(looks[arm].family, []).append((label(arm), looks[arm]))
+    return list(found.items())
+
+
+def report_panels(
+    report: Mapping[str, Any], looks: Mapping[str, Look]
+) -> list[tuple[Panel, list[str]]]:
+    """pass@k of every arm with its band and the random policies' floors, and notes, by tier."""
+    found = []
+    top = _highest(report)
+    for tier, result in report["tiers"].items():
+        ks = result["ks"]
+        curves = [
+            Curve(
+                label(arm),
+                looks[arm],
+                [(k, of_arm["pass_at_k"][str(k)]["value"]) for k in ks],
+                [tuple(of_arm["pass_at_k"][str(k)][end] for end in ("low", "high")) for k in ks],
             )
-            continue
-        facts, start = stage_facts(recipe.folder / name), arms[name].start
-        model = model_folder(recipe, start)
-        before, known = facts["settings"].get("model", model), facts["inputs"].get(model)
-        if before != model:
-            other = f"from {before}, and {label(start)} is {model} here"
-        elif known and Path(model).exists() and sha256(Path(model)) != known:
-            other = f"from another {label(start)} model than the one that is in {model} now"
-        else:
-            continue
-        found.append(
-            f"Note: {label(name)} was trained {other}, so they differ in more than this training; "
-            f"{maker(name)} trains it again."
+            for arm, of_arm in result["arms"].items()
+        ]
+        random = [policy for policy in result["floors"] if policy not in GREEDY]
+        for place, policy in enumerate(random):
+            shares = result["floors"][policy]
+            points = [(k, s) for k in ks if (s := shares.get(str(k))) is not None]
+            if points:
+                curves.append(Curve(policy.replace("_", " "), Look(0, place), points, floor=True))
+        panel = Panel(
+            tier_title(report, tier),
+            f"pass@k on {tier} in %, " + "; ".join(map(_said, curves)),
+            "k",
+            curves,
+            percent=True,
+            log=True,
+            ticks=ks,
+            top=top,
         )
+        found.append((panel, list(_notes(result))))
     return found
 
 
-def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
-    """Each arm with what it started from, with the base, where it is asked in another way with the
-    base asked in that way, and with its twin by another backend; the last trained first."""
-    arms = recipe.all_arms()
-    asked = {_way(arm): name for name, arm in arms.items() if _is_base(arm)}
-    first: dict[str, str] = {}
-    twins = {name: first.setdefault(_made(arms, name), name) for name in arms}
-    pairs = []
-    for name, arm in reversed(arms.items()):
-        alike = asked.get(_way(arm)) if arm.eval or arm.tune else None
-        references = (arm.start, "base", alike, twins[name])
-        pairs += [(name, ref) for ref in references if ref not in (None, name)]
-    return list(dict.fromkeys(pairs))
+def _highest(report: Mapping[str, Any]) -> float:
+    """The upper end of all y axes, a multiple of 0.1 that holds every curve and band."""
+    shares = [
+        share
+        for result in report["tiers"].values()
+        for share in (
+            *(e["high"] for arm in result["arms"].values() for e in arm["pass_at_k"].values()),
+            *(s for floor in result["floors"].values() for s in floor.values() if s is not None),
+        )
+    ]
+    return min(1.0, math.ceil(10 * max(shares) + 0.2) / 10)
 
 
-def _made(arms: Mapping[str, Arm], name: str) -> str:
-    """How an arm is made, whatever backend trains it and whatever arms are called."""
-    if name == "base":
-        return name
-    arm = arms[name]
-    return str(replace(arm, backend=None, start=_made(arms, arm.start)))
+def _said(curve: Curve) -> str:
+    (first, at_first), (last, at_last) = curve.points[0], curve.points[-1]
+    return (
+        f"{curve.label} {100 * at_first:.1f} at k = {first} and {100 * at_last:.1f} at k = {last}"
+    )
 
 
-def _way(arm: Arm) -> str:
-    """How it is asked, in whatever order the recipe says so."""
-    return str((sorted(arm.eval.items()), sorted(arm.tune.items())))
+def _notes(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{result['problems']:,} problems × {result['samples']} samples."
+    greedy = {p: shares["1"] for p, shares in result["floors"].items() if p in GREEDY}
+    if greedy:
+        best = max(greedy, key=lambda policy: greedy[policy])
+        yield f"Best greedy rule: {best.replace('_', ' ')}, {100 * greedy[best]:.1f} % at any k."
+    if sentence := guessable(result):
+        yield sentence
 
 
-def _is_base(arm: Arm) -> bool:
-    """Whether it is the base itself, asked in another way."""
-    return (arm.trainer, arm.start) == ("none", "base")
+def training_panels(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], looks: Mapping[str, Look]
+) -> list[Panel]:
+    """A panel for each of SIGNALS that some arm's log has."""
+    panels = []
+    for key, title, percent in SIGNALS:
+        curves = []
+        for arm, rows in logs.items():
+            if key == "loss" and any("reward" in row for row in rows):
+                continue  # GRPO's loss is near 0 whatever happens
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if any(y is not None for _, y in points):
+                curves.append(Curve(label(arm), looks[arm], thinned(points)))
+        if curves:
+            name = f"{title} by training step of {', '.join(c.label for c in curves)}"
+            panels.append(Panel(title, name, "step", curves, percent=percent))
+    return panels
 
 
-def judge_arm(
-    problems: Mapping[str, Problem], samples: Path, lenient: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows.
-
-    Raises:
-        UserError: naming the line of a sample that is not as it was written.
-    """
-    answers = list(read_answers(samples, problems))
-    rows = list(score_rows(problems, answers, lenient=lenient))
-    write_jsonl(samples.with_name(VERDICTS), rows)
-    for row, answer in zip(rows, answers, strict=True):
-        # The answer itself, so that distinct ones can be counted.
-        yield {**row, "answer": answer["completion"]}
+def statuses(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By tier and arm, the share of answers of each status."""
+    return [
+        {
+            "title": tier_title(report, tier),
+            "arms": [
+                (label(arm), [(s, of_arm["statuses"][s] / of_arm["answers"]) for s in Status])
+                for arm, of_arm in result["arms"].items()
+            ],
+        }
+        for tier, result in report["tiers"].items()
+    ]
 
 
-def check_judged(recipe: Recipe, names: Iterable[str]) -> None:
-    """Raise UserError unless what was judged of these arms is the samples that are there now."""
-    folder = recipe.folder / "eval"
-    judged = stage_facts(folder)["inputs"] if finished(folder) else {}
-    for path in (samples_path(recipe, arm) for arm in names):
-        if judged.get(str(path)) != sha256(path):
-            raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")
+def showcase(
+    rows: Sequence[Mapping[str, Any]], paths: Mapping[str, Path], seed: int
+) -> dict[str, Any] | None:
+    """The answers of the browser, of the arms whose samples ``paths`` names; None without any."""
+    if not paths:
+        return None
+    asked = {row["id"]: row for row in rows}
+    choice = choose(
+        {arm: answered(path, asked) for arm, path in paths.items()},
+        {name: row["tier"] for name, row in asked.items()},
+        seed,
+    )
+    names = list(dict.fromkeys(row["id"] for row in choice.rows))
+    answers = []
+    for row in choice.rows:
+        name, arm = row["id"], row["arm"]
+        drawn = drawn_answer(asked[name]["problem"], row, row)
+        solved = [choice.optimal[arm, name], choice.answers[arm, name]]
+        answers.append({**drawn, "problem": names.index(name), "solved": solved})
+    return {
+        "total": choice.total,
+        "each": choice.each,
+        "arms": list(paths),
+        "tiers": list(dict.fromkeys(asked[name]["tier"] for name in names)),
+        "data": {
+            "labels": {arm: label(arm) for arm in paths},
+            "problems": [drawn_problem(asked[name]) for name in names],
+            "answers": answers,
+        },
+    }
+
+
+def build(
+    recipe: Recipe,
+    report: Mapping[str, Any],
+    logs: Mapping[str, Sequence[Mapping[str, Any]]],
+    verdict: Mapping[str, Any] | None,
+    answers: Mapping[str, Any] | None,
+) -> str:
+    """The page's text, the same for the same input."""
+    arms = report["arms"]
+    looks = looks_of(recipe, arms)
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    training = training_panels(logs, looks)
+    trained = {curve.label for panel in training for curve in panel.curves}
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _environment().get_template("page.html.j2").render(
+        run=recipe.run,
+        facts=_facts(recipe, report),
+        report=report,
+        headline=headline(report),
+        notes=dict.fromkeys([*report.get("notes", []), *(verdict or {}).get("notes", [])]),
+        arms=families(arms, looks),
+        longest=max(len(label(arm)) for arm in arms),
+        panels=report_panels(report, looks),
+        statuses=statuses(report),
+        training=training,
+        trained=families((arm for arm in logs if label(arm) in trained), looks),
+        elicitation=None if verdict is None else findings.view(verdict, looks),
+        sheets=list(sheets(report)),
+        answers=answers,
+        json=None if answers is None else htmlsafe_json_dumps(answers["data"], _dumps),
+        cut=CUT,
+        size=(WIDTH, HEIGHT),
+        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        digest=digest,
+    )  # fmt: skip
+
+
+def _facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "base model": recipe.model,
+        "seed": str(recipe.seed),
+        **_asking(recipe, report["arms"]),
+        "success": f"a proven {report['success']} schedule",
+    }
+
+
+def _asking(recipe: Recipe, arms: Sequence[str]) -> dict[str, str]:
+    """How the arms were asked, which the recipe need not say any more; of those whose samples,
+    which may be of an earlier version, say it."""
+    ways: dict[str, list[str]] = {}
+    for arm in arms:
+        folder = samples_path(recipe, arm).parent
+        if finished(folder) and "asking" in stage_facts(folder):
+            asking = way_of_asking(folder)
+            way = f"T = {asking.temperature:g}, top-p = {asking.top_p:g}"
+            ways.setdefault(way, []).append(label(arm))
+    said = [f"{', '.join(by)}: {way}" for way, by in ways.items()] if len(ways) > 1 else [*ways]
+    return {"sampling": "; ".join(said)} if said else {}
+
+
+def _dumps(value: Any, **_: Any) -> str:
+    # Texts stay as they are, which is smaller; htmlsafe_json_dumps escapes <, >, & and '. The two
+    # separators of lines were no part of JavaScript strings once.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _whole(sentence: str) -> str:
+    """A sentence whose intervals are not broken between lines."""
+    return re.sub(r"\S+ \[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), sentence)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["whole"] = _whole
+    return environment
 
 
 def run(recipe: Recipe, force: bool) -> None:
-    """Judge and report every arm that was sampled to the end, unless that is up to date."""
-    asked = read_split(recipe, "test")
-    sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
-    if not sampled:
-        raise UserError(f"{recipe.folder / 'eval'} has no finished samples; `make eval` draws them")
+    """Write the page and the PNGs of a run that was evaluated, unless they are up to date."""
+    folder = recipe.folder / "eval"
+    source = folder / "report.json"
+    if not (finished(folder) and source.is_file()):
+        raise UserError(f"{source} does not exist or is not finished; `make eval` writes it")
+    report = read_result(source)
+    arms = report["arms"]
+    log_paths = {arm: path for arm in arms if (path := recipe.folder / arm / LOG).is_file()}
+    samples = {arm: samples_path(recipe, arm) for arm in arms}
+    samples = {arm: path for arm, path in samples.items() if all(map(Path.is_file, _both(path)))}
+    check_judged(recipe, samples)
+    texts = [file for path in samples.values() for file in _both(path)]
+    judged = elicitation.standing(recipe, arms)
+    if judged is None and finished(folder / elicitation.FOLDER):
+        print(
+            "report: the verdict is missing, or of other answers than these, so it is left out; "
+            "`make eval` goes on with it",
+            flush=True,
+        )
+    inputs = [source, split_path(recipe, "test"), *texts, *log_paths.values()]
     settings = {
-        "seed": recipe.seed,
-        "main": recipe.data.main,
-        "arms": sampled,
-        "resamples": recipe.eval.resamples,
-        "lenient": {arm: recipe.for_arm(arm).eval.lenient for arm in sampled},
-        "comparisons": comparisons(recipe),
+        "run": recipe.run,
+        "facts": _facts(recipe, report),
+        "arms": arms,
+        "templates": sha256(TEMPLATES),
     }
-    notes = strange_starts(recipe, sampled)
-    if notes:
-        settings["notes"] = notes
-    inputs = [split_path(recipe, "test"), *(samples_path(recipe, arm) for arm in sampled)]
-    stage = Stage(recipe.folder / "eval", "eval", settings, inputs)
+    stage = Stage(folder / FILES, "report", settings, [*inputs, *([judged] if judged else [])])
     if stage.is_current(force):
         return
-    problems = {row["id"]: row["problem"] for row in asked}
-    tiers = {row["id"]: row["tier"] for row in asked}
-    names = list(dict.fromkeys(tiers.values()))
-    write_report(
-        folder=recipe.folder / "eval",
-        tiers=names,
-        main=recipe.data.main,
-        arms=sampled,
-        floors={
-            name: floor(
-                [row["problem"] for row in asked if row["tier"] == name],
-                ks_for(recipe.eval.samples),
-            )
-            for name in names
-        },
-        verdict_rows={
-            arm: judge_arm(problems, samples_path(recipe, arm), recipe.for_arm(arm).eval.lenient)
-            for arm in sampled
-        },
-        problems_by_id=tiers,
-        seed=recipe.seed,
-        comparisons=comparisons(recipe),
-        resamples=recipe.eval.resamples,
-        notes=notes,
-    )
-    stage.finish(
-        [*OUTPUTS, *(f"{arm}/{VERDICTS}" for arm in sampled)],
-        hashes={OUTPUTS[0]: sha256(stage.folder / OUTPUTS[0])},
-    )
-    print(f"eval: {recipe.folder / 'eval'} has {', '.join(OUTPUTS)}", flush=True)
+    logs = {arm: list(_logged(path)) for arm, path in log_paths.items()}
+    verdict = read_result(judged) if judged else None
+    answers = showcase(read_split(recipe, "test"), samples, recipe.seed)
+    page = build(recipe, report, logs, verdict, answers)
+    outputs = [f"../{PAGE}", *_draw(folder / FILES, looks_of(recipe, arms), logs, verdict)]
+    write_text(folder / PAGE, page)
+    stage.finish(outputs)
+    print(f"report: {folder / PAGE}, {len(page.encode(errors='replace')) / 1e6:.1f} MB", flush=True)
+
+
+def _logged(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a training's log.
+
+    Raises:
+        UserError: naming the line that cannot be drawn.
+    """
+    for number, row in read_jsonl(path):
+        for key in ("step", *(signal for signal, *_ in SIGNALS if row.get(signal) is not None)):
+            value = row.get(key)
+            if type(value) not in (int, float) or not abs(value) < 1e100:
+                raise UserError(
+                    f'{path}:{number}: "{key}" must be a number, not {shown(value)}; delete the '
+                    "line, or the file to leave the training out"
+                )
+        yield row
+
+
+def _both(samples: Path) -> tuple[Path, Path]:
+    return samples, samples.with_name(VERDICTS)
+
+
+def _draw(
+    folder: Path,
+    looks: Mapping[str, Look],
+    logs: Mapping[str, Sequence[Mapping[str, Any]]],
+    verdict: Mapping[str, Any] | None,
+) -> list[str]:
+    """The PNGs beside ``passk.png``; returns their names."""
+    drawn = []
+    for old in folder.glob("*.png"):
+        old.unlink()  # nothing of an earlier run that had more
+    if training := training_panels(logs, looks):
+        draw_panels(training, folder / "training.png", {label(arm): looks[arm] for arm in logs})
+        drawn.append("training.png")
+    if verdict is not None:
+        histograms = {tier: found["histogram"] for tier, found in verdict["tiers"].items()}
+        panels = [
+            bars
+            for tier, histogram in histograms.items()
+            for bars in findings.histogram_panels(histogram, looks, f"{tier}: ")
+        ]
+        draw_panels(panels, folder / "accuracy.png", {})
+        drawn.append("accuracy.png")
+    return drawn
 
 
 def main() -> None:

@@ -5,14 +5,14 @@ All samples of a problem are written together, so an interrupted run goes on wit
 are missing.
 
 With ``--shard i/n`` n processes, each with a GPU or a machine of its own, draw a part each
-(``eval.parts``). Every problem has its own random stream, and the parts are whole batches of those
+(``eval.answers.parts``). Every problem has its own random stream, and the parts are whole batches of those
 that one process would draw, so that not even rounding differs: on the same kind of machine the
 file is the same, byte for byte, as one process would have written. (Problems dealt out singly are
 drawn in other batches. That changes nothing but rounding, and yet one answer in twenty of a
 bfloat16 model.) The same holds for a run that was interrupted: a batch that was not written to its
 end is drawn again, whole.
 
-With ``eval.server`` in the recipe the answers come from a server instead (``eval.server``), and
+With ``eval.server`` in the recipe the answers come from a server instead (``eval.answers.server``), and
 none of this is promised: it batches and rounds as its load has it.
 """
 
@@ -28,13 +28,13 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError, run_main
-from data.files import MANIFEST, Stage, finished, sha256, stage_facts, to_line, write_bytes
+from data.common.errors import UserError, run_main
+from data.common.files import MANIFEST, Stage, finished, sha256, stage_facts, to_line, write_bytes
+from data.common.seeds import seed_of
 from data.make import read_split, split_path
 from data.recipe import Recipe, build, recipe_arguments, recipe_from
 from data.sections import EvalSection
-from data.seeds import seed_of
-from eval.parts import (
+from eval.answers.parts import (
     Shard,
     begin,
     claimed,
@@ -44,17 +44,18 @@ from eval.parts import (
     put_together,
     read_shard,
 )
-from eval.roles import beforehand
+from eval.answers.roles import beforehand
+from eval.answers.server import NotServedError, Server
 from eval.score import score_rows
-from eval.server import NotServedError, Server
-from pipeline import backend, models
-from pipeline.train import is_trained, maker, model_folder, model_inputs
+from pipeline.model import load as models
+from pipeline.train import backend
+from pipeline.train.trainer import is_trained, maker, model_folder, model_inputs
 from rewards.verify import Status
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pipeline.decode import Decoding, Sample
+    from pipeline.model.decode import Decoding, Sample
 
 #: Keys of the eval section that change nothing about the answers, unless these are tuned.
 _JUDGING = ("lenient", "resamples")
@@ -260,7 +261,7 @@ class Asker:
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from pipeline.decode import prepare
+        from pipeline.model.decode import prepare
 
         backend.quiet()
         model, tokenizer = models.load(model_folder(self.recipe, self.arm), self.recipe.dtype)
@@ -269,7 +270,7 @@ class Asker:
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        from pipeline.lengths import read_tokenizer
+        from pipeline.model.lengths import read_tokenizer
 
         model = model_folder(self.recipe, self.arm)
         tokenizer = read_tokenizer(model)
@@ -291,7 +292,7 @@ class Asker:
 
     def limit(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Tokens that an answer to ``rows`` may have where the recipe does not say."""
-        from pipeline.decode import answer_limit
+        from pipeline.model.decode import answer_limit
 
         return answer_limit(self._tokenizer, rows)
 
@@ -301,14 +302,14 @@ class Asker:
 
     def _prompts(self, rows: Sequence[Mapping[str, Any]], asking: EvalSection) -> list[str]:
         """The rows' prompts as the model reads them."""
-        from pipeline.decode import render
+        from pipeline.model.decode import render
 
         shots = shots_for(self.recipe, rows, asking.shots)
         return [render(self._tokenizer, row["prompt"], shots[row["id"]]) for row in rows]
 
     def batches(self, rows: Sequence[Mapping[str, Any]], asking: EvalSection) -> list[list[int]]:
         """The rows, by index, that ``answers`` draws together; a server has its own mind."""
-        from pipeline.decode import batches
+        from pipeline.model.decode import batches
 
         if self.server:
             return [[i] for i in range(len(rows))]
@@ -320,7 +321,7 @@ class Asker:
         """``rows`` in ``count`` parts, each in the order of ``rows``: whole batches of those that
         ``answers`` would draw of all, dealt out in turn. The last, which may be smaller, is the
         last of its part too, so a part falls into the same batches."""
-        from pipeline.decode import batches
+        from pipeline.model.decode import batches
 
         dealt = batches(self._prompts(rows, asking), asking.samples, asking.rows)
         return [
@@ -332,7 +333,7 @@ class Asker:
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the sample rows of each problem. ``stream`` names the random stream: with another
         one the answers are fresh."""
-        from pipeline.decode import Decoding, reasoning_prefix
+        from pipeline.model.decode import Decoding, reasoning_prefix
 
         prefix = reasoning_prefix(self._tokenizer)
         decoding = Decoding(
@@ -360,7 +361,7 @@ class Asker:
         self, prompts: list[str], asking: EvalSection, decoding: Decoding, seeds: list[int]
     ) -> Iterator[tuple[int, list[Sample]]]:
         """Yield (prompt index, its samples), from the server or drawn here."""
-        from pipeline.decode import sample
+        from pipeline.model.decode import sample
 
         if self.server:
             held = self.served["id"]

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data.errors import UserError, run_main, shown
-from data.files import read_jsonl, write_jsonl
+from data.common.errors import UserError, run_main, shown
+from data.common.files import read_jsonl, write_jsonl
 from data.problem import Problem
 from data.published import check_row, prove_rows, read_rows
 from data.solver import prove

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from data.errors import run_main
+from data.common.errors import run_main
 from data.recipe import recipe_arguments, recipe_from
 from pipeline import grpo, rejection, sft
 

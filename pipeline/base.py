@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import UserError, run_main
-from data.files import write_text
+from data.common.errors import UserError, run_main
+from data.common.files import write_text
+from data.common.seeds import seed_of
 from data.prompts import messages, prompt
 from data.recipe import RUNS
-from data.seeds import seed_of
 from data.tiers import TIERS, Tier
-from pipeline.personas import PERSONAS, SHOWN, draw
+from pipeline.corpus.personas import PERSONAS, SHOWN, draw
 
 if TYPE_CHECKING:
     import torch
@@ -239,8 +239,9 @@ def build(plans: Sequence[Pretraining], folder: Path, start: str | None = None) 
     write it to ``folder`` with its card."""
     import torch
 
-    from pipeline import backend, models
-    from pipeline.tokens import build_tokenizer
+    from pipeline.corpus.tokens import build_tokenizer
+    from pipeline.model import load as models
+    from pipeline.train import backend
 
     if start:
         model, tokenizer = models.load(start, "float32")

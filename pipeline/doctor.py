@@ -22,12 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from data import recipe
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import read_jsonl
-from pipeline.checkpoints import STATE, step_of
-from pipeline.health import LOG, Finding, Watch, kind_of, number
-from pipeline.symptoms import Level
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import read_jsonl
+from pipeline.health.diagnosis import LOG, Finding, Watch, kind_of, number
+from pipeline.health.symptoms import Level
+from pipeline.train.checkpoints import STATE, step_of
 
 #: Rows that are kept until one tells what trainer wrote them.
 _UNDECIDED = 1000

@@ -1,6 +1,6 @@
 """What does a step cost on this GPU, and is ``make plan`` right? (``make gpu-check``)
 
-Needs an NVIDIA GPU and no network: models of the real architectures (``pipeline.shapes``) are made
+Needs an NVIDIA GPU and no network: models of the real architectures (``pipeline.memory.shapes``) are made
 here with random weights and trained for a few steps as the recipes of these models say, by both
 backends, with weights of 4 and 16 bits, by SFT and GRPO. Each cell is a process of its own, since
 Unsloth patches its process and memory must start empty. Random weights hardly ever end an answer,
@@ -37,15 +37,16 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from data.console import plain_console
-from data.errors import UserError, going_on, run_main
-from data.files import write_json, write_text
+from data.common.console import plain_console
+from data.common.errors import UserError, going_on, run_main
+from data.common.files import write_json, write_text
 from data.recipe import BITS, RUNS, Recipe, load_recipe
 from data.sections import ARMS
-from pipeline import backend, models
-from pipeline.lengths import sizes
-from pipeline.memory import GIB, Estimate, ModelShape, estimate
-from pipeline.parity import BOTH, STAGES
+from pipeline.backends import BOTH, STAGES
+from pipeline.memory.arithmetic import GIB, Estimate, ModelShape, estimate
+from pipeline.memory.shapes import SHAPES, config_of
+from pipeline.model import load as models
+from pipeline.model.lengths import sizes
 from pipeline.plan import (
     Lengths,
     adapters_of,
@@ -55,8 +56,8 @@ from pipeline.plan import (
     shape_of,
     skeleton,
 )
-from pipeline.settings import check
-from pipeline.shapes import SHAPES, config_of
+from pipeline.train import backend
+from pipeline.train.settings import check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

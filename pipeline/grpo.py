@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.errors import run_main
+from data.common.errors import run_main
 from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from pipeline import backend
-from pipeline.settings import check, grpo_config
-from pipeline.train import run_trainer, start_of, training_rows
+from pipeline.train import backend
+from pipeline.train.settings import check, grpo_config
+from pipeline.train.trainer import run_trainer, start_of, training_rows
 from rewards.audit import gate
 from rewards.reward import reward_functions
 
@@ -29,7 +29,7 @@ def trainer_for(
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    from pipeline.decode import answer_limit, prepare, reasoning_prefix
+    from pipeline.model.decode import answer_limit, prepare, reasoning_prefix
 
     dataset = Dataset.from_list(
         [

@@ -20,12 +20,12 @@ from typing import Any
 
 from rich.table import Table
 
-from data.console import plain_console
-from data.errors import run_main
+from data.common.console import plain_console
+from data.common.errors import run_main
 from data.recipe import Recipe, load_recipe
-from pipeline import backend
-from pipeline.memory import estimate
+from pipeline.memory.arithmetic import estimate
 from pipeline.plan import Lengths, adapters_of, settings_of, shape_of, skeleton
+from pipeline.train import backend
 
 HERE = Path(__file__).parent
 #: Large enough that activations outweigh what no formula counts, small enough for a CPU. Words are
@@ -153,7 +153,7 @@ def _network(case: Case) -> Any:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from pipeline.settings import lora_config
+    from pipeline.train.settings import lora_config
 
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(_config(), dtype=getattr(torch, case.dtype))
@@ -178,7 +178,7 @@ def _sft(case: Case, folder: Path) -> None:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from pipeline.settings import sft_config
+    from pipeline.train.settings import sft_config
 
     rng = random.Random(0)
     rows = []
@@ -199,7 +199,7 @@ def _grpo(case: Case, folder: Path) -> None:
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    from pipeline.settings import grpo_config
+    from pipeline.train.settings import grpo_config
 
     rng = random.Random(0)
     recipe = case.recipe
@@ -215,7 +215,7 @@ def _grpo(case: Case, folder: Path) -> None:
 
 
 def _sampling(case: Case, folder: Path) -> None:
-    from pipeline.decode import Decoding, sample_batch
+    from pipeline.model.decode import Decoding, sample_batch
 
     network, asking = _network(case), case.recipe.eval
     network.eval()

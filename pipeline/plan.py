@@ -2,7 +2,7 @@
 
 ``make plan MODEL=folder-or-hub-id GPU=24`` reads the model's config (from the hub nothing else),
 the recipe's own settings and the lengths of its prompts, for plain TRL and for Unsloth, and says
-what to change where it does not fit. The arithmetic is ``pipeline.memory``'s.
+what to change where it does not fit. The arithmetic is ``pipeline.memory.arithmetic``'s.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.console import plain_console
-from data.errors import UserError, reason_of, run_main
-from data.files import finished
+from data.common.console import plain_console
+from data.common.errors import UserError, reason_of, run_main
+from data.common.files import finished
 from data.make import make_problem, read_split, record, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.tiers import TIERS, Tier
-from pipeline import backend, models
-from pipeline.lengths import ALL, TEXTS, known, read_config, read_tokenizer, sizes
-from pipeline.memory import (
+from pipeline.backends import BOTH
+from pipeline.memory.arithmetic import (
     CONTEXT,
     FRAGMENTATION,
     GIB,
@@ -44,9 +43,11 @@ from pipeline.memory import (
     estimate,
     trained,
 )
-from pipeline.parity import BOTH
-from pipeline.settings import check, grpo_config, lora_config, sft_config
-from pipeline.shapes import config_of
+from pipeline.memory.shapes import config_of
+from pipeline.model import load as models
+from pipeline.model.lengths import ALL, TEXTS, known, read_config, read_tokenizer, sizes
+from pipeline.train import backend
+from pipeline.train.settings import check, grpo_config, lora_config, sft_config
 
 #: Problems drawn from each tier where the run has no data yet, and rows that are tokenized.
 _DRAWN, _TOKENIZED = 12, 64
@@ -397,7 +398,7 @@ def _sampling(recipe: Recipe, common: Settings, lengths: Lengths) -> Settings:
     prompts = max(1, asking.rows // asking.samples)
     return replace(
         common,
-        backend="trl",  # both backends' models are sampled by pipeline.decode
+        backend="trl",  # both backends' models are sampled by pipeline.model.decode
         stage="sampling",
         prompt=lengths.prompt + asking.shots * lengths.both,
         completion=asking.max_tokens or 2 * lengths.gold,
@@ -437,7 +438,7 @@ def _config(model: str) -> tuple[Any, str]:
         if models.is_local(model):
             raise
         with suppress(UserError):
-            return config_of(model), "pipeline.shapes, the hub not being at hand"
+            return config_of(model), "pipeline.memory.shapes, the hub not being at hand"
         raise error from None
 
 

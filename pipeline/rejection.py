@@ -14,15 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, run_main
-from data.files import Stage, read_jsonl, sha256, write_jsonl
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, read_jsonl, sha256, write_jsonl
+from data.common.seeds import seed_of
 from data.make import split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.seeds import seed_of
-from pipeline import backend, models, sft
-from pipeline.processes import by_main
-from pipeline.settings import check, grpo_config, sft_config
-from pipeline.train import model_inputs, run_trainer, start_of, training_rows
+from pipeline import sft
+from pipeline.model import load as models
+from pipeline.model.processes import by_main
+from pipeline.train import backend
+from pipeline.train.settings import check, grpo_config, sft_config
+from pipeline.train.trainer import model_inputs, run_trainer, start_of, training_rows
 from rewards.verify import Status, verify
 
 
@@ -49,7 +51,14 @@ def successes(
     Raises:
         UserError: when it gave none.
     """
-    from pipeline.decode import Decoding, answer_limit, prepare, reasoning_prefix, render, sample
+    from pipeline.model.decode import (
+        Decoding,
+        answer_limit,
+        prepare,
+        reasoning_prefix,
+        render,
+        sample,
+    )
 
     prompts, answers = budget(recipe)
     start = start_of(recipe, arm)

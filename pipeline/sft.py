@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.errors import run_main
+from data.common.errors import run_main
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from pipeline import backend
-from pipeline.settings import check, sft_config
-from pipeline.train import run_trainer, start_of, training_rows
+from pipeline.train import backend
+from pipeline.train.settings import check, sft_config
+from pipeline.train.trainer import run_trainer, start_of, training_rows
 
 
 def trainer_for(

@@ -28,15 +28,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.console import plain_console
-from data.errors import UserError, run_main
-from data.files import Stage, write_json, write_text
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, write_json, write_text
+from data.common.seeds import seed_of
 from data.make import make_problem
 from data.problem import Problem, Schedule
 from data.published import read_published
 from data.recipe import Recipe, nearest, recipe_arguments, recipe_from
 from data.sections import RewardSection, TierUse
-from data.seeds import seed_of
 from data.solver import optimal_schedule
 from data.tiers import TIERS
 from rewards.attacks import ATTACKS, EDITS, Case, references, scale

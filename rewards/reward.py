@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.problem import problem_from_text
 from data.recipe import nearest
 from data.sections import RewardSection

@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.make import read_problems, record
 from data.problem import Problem, problem_from_text
 from data.prompts import answer, prompt
@@ -203,7 +203,7 @@ def _recipes() -> list[bytes]:
 
 
 def _feed_recipe(content: bytes, folder: Path) -> None:
-    from pipeline import settings
+    from pipeline.train import settings
 
     path = folder / "spoilt.yaml"
     for recipe in RECIPES.glob("*.yaml"):  # those that it may extend
@@ -324,7 +324,7 @@ def _logs() -> list[bytes]:
 
 
 def _feed_log(content: bytes, folder: Path) -> None:
-    from data.console import plain_console
+    from data.common.console import plain_console
     from pipeline import doctor
 
     path = folder / "log.jsonl"
@@ -366,7 +366,7 @@ def _days() -> list[bytes]:
 
 
 def _feed_day(content: bytes, folder: Path) -> None:
-    from eval.days import Wanted, prove_day, read_day
+    from eval.day.days import Wanted, prove_day, read_day
 
     for wanted in (Wanted(), Wanted(date=date(2026, 3, 2)), Wanted(priorities=("standup",))):
         # Only the plain question decides; the others have a flag that may not fit, and is named.
@@ -396,9 +396,9 @@ def _samples() -> list[bytes]:
 
 
 def _feed_samples(content: bytes, folder: Path) -> None:
-    from eval.report import VERDICTS, judge_arm
+    from eval.judge import VERDICTS, judge_arm
     from eval.score import ProblemFile, read_samples, read_verdicts, score_rows
-    from eval.summary import tally
+    from eval.stats.summary import tally
 
     path = folder / "samples.jsonl"
     path.write_bytes(content)
@@ -424,8 +424,8 @@ def _verdicts() -> list[bytes]:
 
 def _feed_verdicts(content: bytes, folder: Path) -> None:
     from eval.score import answered, read_verdicts
-    from eval.showcase import choose, drawn_answer
-    from eval.summary import tally
+    from eval.show.showcase import choose, drawn_answer
+    from eval.stats.summary import tally
 
     path = folder / "verdicts.jsonl"
     path.write_bytes(content)
@@ -451,8 +451,9 @@ def _feeding(part: str) -> Callable[[bytes, Path], None]:
     """What loads a model of which one file is spoilt."""
 
     def feed(content: bytes, folder: Path) -> None:
-        from pipeline import backend, models
-        from pipeline.decode import render
+        from pipeline.model import load as models
+        from pipeline.model.decode import render
+        from pipeline.train import backend
 
         model = Path(shutil.copytree(_model(), folder / "model"))
         (model / part).write_bytes(content)

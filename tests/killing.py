@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from data import make
-from data.errors import run_main
-from data.files import BEGUN, MANIFEST, finished
+from data.common.errors import run_main
+from data.common.files import BEGUN, MANIFEST, finished
 from data.recipe import Recipe, load_recipe
 
 if __package__:  # or below pytest, where the folder itself is searched
@@ -107,7 +107,8 @@ def _sample(recipe: Recipe) -> None:
 
 
 def _judge(recipe: Recipe) -> None:
-    from eval import elicitation, report
+    from eval import elicitation
+    from eval import judge as report
     from eval.sample import sample_arm
 
     for arm in ("base", "sft"):
@@ -360,8 +361,8 @@ START, DONE = "the start", "nothing left to do"
 
 
 def in_training(folder: Path, change: str) -> tuple[str, str]:
-    from pipeline.checkpoints import last_whole
-    from pipeline.train import CHECKPOINTS
+    from pipeline.train.checkpoints import last_whole
+    from pipeline.train.trainer import CHECKPOINTS
 
     name, part, *_ = [*change.split()[1].split("/"), ""]
     stage = folder / RUN / name
@@ -504,7 +505,7 @@ def preload() -> None:
     import trl  # noqa: F401
     from trl import GRPOTrainer, SFTTrainer  # noqa: F401
 
-    from eval import elicitation, report  # noqa: F401
+    from eval import judge as report  # noqa: F401
     from pipeline import grpo, sft  # noqa: F401
 
     transformers.utils.logging.set_verbosity_error()

@@ -7,7 +7,7 @@ A program: ``python tests/replayed.py RECIPE``, alone or below ``accelerate laun
 import sys
 from pathlib import Path
 
-from data.errors import run_main
+from data.common.errors import run_main
 from data.prompts import answer, messages
 from data.recipe import load_recipe
 from pipeline import grpo, sft
@@ -41,7 +41,7 @@ def trainer_for(recipe, rows, model, tokenizer, output):
 
 
 def main():
-    from pipeline.log import Log
+    from pipeline.watch.log import Log
 
     recipe = load_recipe(Path(sys.argv[1]))
     grpo.trainer_for = trainer_for

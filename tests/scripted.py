@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from data import files
 from data import recipe as recipes
-from data.files import Stage, write_jsonl
+from data.common import files
+from data.common.files import Stage, write_jsonl
+from data.common.seeds import seed_of
 from data.make import make_problem, record
 from data.recipe import Recipe, load_recipe
-from data.seeds import seed_of
 from data.tiers import TIERS
-from eval import elicitation, report, sample
+from eval import elicitation, sample
+from eval import judge as report
 from eval.sample import Asker, sample_arm, samples_path, trained_arms
 
 #: What an arm answers to a row, when asked in a way: ``(row, way, stream of its own) -> text``.

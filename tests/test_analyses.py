@@ -6,7 +6,7 @@ from scipy.stats import binom, bootstrap
 
 from data.policies import floor, random_maximal_success
 from data.tiers import TIERS
-from eval.analyses import (
+from eval.stats.analyses import (
     Counts,
     accuracy_histogram,
     certificate,
@@ -21,7 +21,7 @@ from eval.analyses import (
     two_by_two,
     unsolved_by,
 )
-from eval.passk import bootstrap_indices, pass_at_k
+from eval.stats.passk import bootstrap_indices, pass_at_k
 
 
 def indices(problems, resamples=1000, seed=1):

@@ -13,7 +13,7 @@ import yaml
 from conftest import BLOG, day, random_problem, tier_problems
 
 import rewards.audit
-from data.errors import UserError
+from data.common.errors import UserError
 from data.make import make_problem
 from data.policies import feasible_schedules
 from data.problem import Event, Problem

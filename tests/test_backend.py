@@ -8,8 +8,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from tiny import LORA, save_model, write_recipe
 
-from data.errors import UserError
-from pipeline import backend, models
+from data.common.errors import UserError
+from pipeline.model import load as models
+from pipeline.train import backend
 
 # --- which backend ---------------------------------------------------------------------------
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import run_main
+from data.common.errors import run_main
 from data.policies import random_feasible_success
 from data.prompts import prompt
 from data.recipe import RUNS, load_recipe
 from data.solver import interval_optimum
 from data.tiers import TIERS
-from eval.passk import pass_at_k
-from pipeline import base, models
+from eval.stats.passk import pass_at_k
+from pipeline import base
 from pipeline.base import (
     BASE_PATH,
     CORPUS,
@@ -31,9 +31,10 @@ from pipeline.base import (
     new_model,
     pretrain,
 )
-from pipeline.decode import Decoding, render, sample
-from pipeline.personas import PERSONAS, SHOWN, persona_of
-from pipeline.tokens import build_tokenizer
+from pipeline.corpus.personas import PERSONAS, SHOWN, persona_of
+from pipeline.corpus.tokens import build_tokenizer
+from pipeline.model import load as models
+from pipeline.model.decode import Decoding, render, sample
 from rewards.verify import Status, verify
 
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"

@@ -12,11 +12,11 @@ from conftest import tier_problems
 from tiny import save_model, write_recipe
 
 from data import make
-from data.errors import UserError
+from data.common.errors import UserError
 from data.recipe import load_recipe
 from eval import bench
 from eval.bench import bench_grpo, bench_judging, bench_monitor
-from pipeline import monitor
+from pipeline.watch import monitor
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import read_jsonl
+from data.common.files import read_jsonl
 from data.problem import Event, Problem
 from rewards import blog
 from rewards.blog import BlogStatus

@@ -8,8 +8,8 @@ import pytest
 from conftest import BLOG, tier_problems
 from scripted import World, solving
 
-from data.errors import UserError
-from data.files import stage_facts, write_jsonl
+from data.common.errors import UserError
+from data.common.files import stage_facts, write_jsonl
 from data.make import record
 from data.policies import floor
 from data.prompts import answer

@@ -4,12 +4,12 @@ import sys
 import numpy as np
 import pytest
 
-from data.errors import UserError
+from data.common.errors import UserError
 from eval import calibrate
 from eval.calibrate import STRENGTHS, Scenario, Size, base_chances, cell, scenarios, sharpened
-from eval.passk import bootstrap_indices
-from eval.rule import Margins, Verdict
-from eval.verdict import Arms, judge
+from eval.stats.conclusion import Arms, judge
+from eval.stats.passk import bootstrap_indices
+from eval.stats.rule import Margins, Verdict
 
 MARGINS = Margins(resamples=300)
 SMALL = Size(120, 32, 256)

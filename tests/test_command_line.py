@@ -19,35 +19,35 @@ import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data import recipe
-from data.errors import UserError, run_main
-from pipeline import processes
+from data.common.errors import UserError, run_main
+from pipeline.model import processes
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
 STAGES = (
     "data.make",
     "rewards.audit",
-    "pipeline.settings",
+    "pipeline.train.settings",
     "pipeline.sft",
     "pipeline.grpo",
     "pipeline.rejection",
     "pipeline.arms",
     "pipeline.base",
     "pipeline.plan",
-    "pipeline.lengths",
-    "pipeline.parity",
+    "pipeline.model.lengths",
+    "pipeline.backends",
     "pipeline.gpu_check",
     "pipeline.measure",
     "pipeline.doctor",
     "eval.sample",
     "eval.score",
-    "eval.report",
+    "eval.judge",
     "eval.elicitation",
     "eval.export",
     "eval.blog",
-    "eval.ask",
+    "eval.day.ask",
     "eval.compare",
-    "eval.page",
+    "eval.report",
     "eval.probe",
     "eval.calibrate",
     "eval.bench",
@@ -389,7 +389,7 @@ def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
         assert set(re.findall(r"--recipe '(\S+)'", said)) == {f"pipeline/recipes/{name}.yaml"}
         modules = re.findall(r"(?:-m|\$\(TRAIN\)) ((?:data|pipeline|eval)\.\w+)", said)
         evaluated = [stage for stage in modules if stage != "eval.compare"][-3:]
-        assert evaluated == ["eval.sample", "eval.report", "eval.elicitation"]
+        assert evaluated == ["eval.sample", "eval.judge", "eval.elicitation"]
         assert {"data.make", "pipeline.arms"} < set(modules)
     assert "--recipe 'other.yaml'" in make("-n", "ablate", "RECIPE=other.yaml")
     assert TINY.is_file()
@@ -485,8 +485,8 @@ def test_a_setting_is_for_those_of_several_goals_that_take_it():
     assert not any("--arm" in line for line in sampled)
     assert flags(asked)["--arm"] == "sft"
     first, second = make("-n", "data", "sft", "LAUNCH=--num_processes 2").splitlines()[-2:]
-    assert "pipeline.processes" not in first
-    assert "pipeline.processes --num_processes 2 -m pipeline.sft" in second
+    assert "pipeline.model.processes" not in first
+    assert "pipeline.model.processes --num_processes 2 -m pipeline.sft" in second
     # Nothing given is nothing passed over.
     assert make("-n", "eval", "ARM=", "SHARD=") == make("-n", "eval")
 

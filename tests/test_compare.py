@@ -7,15 +7,15 @@ import pytest
 from conftest import tier_problems
 from scripted import World, solving
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.policies import random_maximal
 from data.prompts import answer
 from data.sections import RewardSection
 from eval import compare
 from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
-from eval.passk import bootstrap_indices
 from eval.sample import sample_arm
 from eval.score import score_rows
+from eval.stats.passk import bootstrap_indices
 from rewards.reward import totals
 
 GRADED, BLOG = RewardSection(), RewardSection("blog")

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.clock import CLOCK
-from data.errors import UserError
+from data.common.errors import UserError
 from data.problem import Problem, event_from_json
 from data.prompts import answer, prompt
-from eval.days import MOST_NAME, Wanted, cleaned, entry_of, prove_day, read_day
+from eval.day.days import MOST_NAME, Wanted, cleaned, entry_of, prove_day, read_day
 from rewards.verify import Status, verify
 from tests.conftest import day as small_day
 

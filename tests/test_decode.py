@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from data.errors import UserError
-from pipeline.decode import Decoding, _draw, reasoning_prefix, render, sample, sample_batch
-from pipeline.tokens import build_tokenizer
+from data.common.errors import UserError
+from pipeline.corpus.tokens import build_tokenizer
+from pipeline.model.decode import Decoding, _draw, reasoning_prefix, render, sample, sample_batch
 
 PROMPTS = [
     "Zoo visit",

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from tiny import LORA, RECIPE, save_model, write_recipe
 
 from data import make
-from data.errors import UserError
-from data.files import read_jsonl
-from pipeline import backend, processes
-from pipeline.settings import grpo_config
-from pipeline.train import check_groups
+from data.common.errors import UserError
+from data.common.files import read_jsonl
+from pipeline.model import processes
+from pipeline.train import backend
+from pipeline.train.settings import grpo_config
+from pipeline.train.trainer import check_groups
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "pipeline" / "accelerate").glob("*.yaml"))

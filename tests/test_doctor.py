@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from data import recipe
-from data.errors import UserError, run_main
+from data.common.errors import UserError, run_main
 from pipeline import doctor
-from pipeline.signals import GRPO, SFT
+from pipeline.health.signals import GRPO, SFT
 from tests.test_health import changed, collapsed, grpo_log, hacked, sft_log
 
 

@@ -11,18 +11,20 @@ import pytest
 from scripted import Scripted, World, lines, place, solving
 
 from data import make
-from data.errors import UserError
-from data.files import Stage, read_jsonl, write_jsonl
+from data.common.errors import UserError
+from data.common.files import Stage, read_jsonl, write_jsonl
 from data.make import make_problem, read_split
 from data.recipe import load_recipe
 from data.sections import Margins
 from data.tiers import TIERS
-from eval import elicitation, page, report
+from eval import elicitation
+from eval import judge as report
+from eval import report as page
+from eval.answers.roles import Case
 from eval.elicitation import JSON, PAGE, Asked, again, verdict_on
-from eval.roles import Case
 from eval.sample import ask_again, sample_arm, samples_path
 from eval.score import VERDICTS
-from eval.tables import read_result
+from eval.show.tables import read_result
 from rewards.verify import Status, verify
 
 ROOT = Path(__file__).parents[1]

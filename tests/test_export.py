@@ -21,15 +21,17 @@ from scripted import World, solving
 from tiny import random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from data.errors import UserError, run_main
-from data.files import Stage, read_jsonl, sha256, write_jsonl
-from data.locks import release
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, read_jsonl, sha256, write_jsonl
+from data.common.locks import release
 from data.make import read_split, split_path
 from eval import export
-from eval.card import TAG, Link, card, code, evaluation, fenced, lineage, prose
-from eval.tables import cell
-from pipeline import backend, models, sft
-from pipeline.decode import render
+from eval.show.card import TAG, Link, card, code, evaluation, fenced, lineage, prose
+from eval.show.tables import cell
+from pipeline import sft
+from pipeline.model import load as models
+from pipeline.model.decode import render
+from pipeline.train import backend
 
 ARMS = {
     "sft": {"trainer": "sft"},
@@ -216,7 +218,7 @@ def test_no_other_process_may_begin_before_an_export_lies_in_its_place(recipe, m
         seen.append({path.name for path in folder.iterdir()})
         release(folder)
 
-    monkeypatch.setattr("data.files.release", released)
+    monkeypatch.setattr("data.common.files.release", released)
     folder = export.run(recipe, "grpo")
     assert {"model.safetensors", "README.md", "manifest.json"} <= seen[-1]
     assert seen[-1] == {path.name for path in folder.iterdir()}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError, reason_of, run_main
-from data.files import (
+from data.common.errors import UserError, reason_of, run_main
+from data.common.files import (
     BEGUN,
     MANIFEST,
     Stage,
@@ -28,7 +28,7 @@ from data.files import (
     write_jsonl,
     write_text,
 )
-from data.locks import hold, lock_of, release
+from data.common.locks import hold, lock_of, release
 
 ROOT = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
@@ -359,7 +359,7 @@ def test_what_is_half_done_is_removed_before_other_work_is_noted_as_begun(source
     assert mine.goes_on
     assert half.is_dir()
     with monkeypatch.context() as patch:
-        patch.setattr("data.files.write_json", interrupted)  # killed before it is noted
+        patch.setattr("data.common.files.write_json", interrupted)  # killed before it is noted
         with pytest.raises(KeyboardInterrupt):
             stage(source, seed=2).is_current(partial=[half])
     assert not half.exists()
@@ -492,10 +492,10 @@ def test_what_another_process_has_just_finished_is_not_done_again(source, monkey
 
     def run_stage_of_another(source):
         with monkeypatch.context() as patch:
-            patch.setattr("data.files.hold", lambda folder: None)
+            patch.setattr("data.common.files.hold", lambda folder: None)
             run_stage(source)
 
-    monkeypatch.setattr("data.files.hold", late)
+    monkeypatch.setattr("data.common.files.hold", late)
     work = stage(source)
     assert work.is_current()
     assert not lock_of(work.folder).exists()

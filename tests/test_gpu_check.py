@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import UserError
-from pipeline import gpu_check, models
+from data.common.errors import UserError
+from pipeline import gpu_check
 from pipeline.gpu_check import (
     Cell,
     Planner,
@@ -29,8 +29,9 @@ from pipeline.gpu_check import (
     run,
     run_cell,
 )
-from pipeline.lengths import read_tokenizer
-from pipeline.memory import GIB
+from pipeline.memory.arithmetic import GIB
+from pipeline.model import load as models
+from pipeline.model.lengths import read_tokenizer
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"""

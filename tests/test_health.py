@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from pipeline.health import Watch, diagnose, kind_of
-from pipeline.signals import GRPO, SFT, SIGNALS, THRESHOLDS
-from pipeline.symptoms import RULES, Level
+from data.common.errors import UserError
+from pipeline.health.diagnosis import Watch, diagnose, kind_of
+from pipeline.health.signals import GRPO, SFT, SIGNALS, THRESHOLDS
+from pipeline.health.symptoms import RULES, Level
 
 GROUP = 16
 

@@ -1,7 +1,7 @@
 """The hostile world: whatever file is broken, the command line answers in one sentence.
 
 What stands elsewhere stays there: recipes in ``test_recipe``, the flags of every stage in
-``test_command_line``, models in ``test_models``, contexts in ``test_lengths`` and ``test_ask``,
+``test_command_line``, models in ``test_models``, contexts in ``test_lengths`` and ``test_try``,
 kills and full disks in ``test_resume``. Here broken files meet the stages that read them, and a
 share of ``tests.fuzzing``.
 """
@@ -32,17 +32,18 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from data import make
-from data.errors import UserError, shown
-from data.files import MANIFEST, read_jsonl
+from data.common.errors import UserError, shown
+from data.common.files import MANIFEST, read_jsonl
 from data.prompts import answer
 from data.sections import RewardSection
 from data.solver import optimal_schedule
-from eval import report
+from eval import judge as report
 from eval.sample import sample_arm
-from pipeline import models, sft
-from pipeline.live import Lines
-from pipeline.log import Log
-from pipeline.tokens import CHAT_TEMPLATE
+from pipeline import sft
+from pipeline.corpus.tokens import CHAT_TEMPLATE
+from pipeline.model import load as models
+from pipeline.watch.live import Lines
+from pipeline.watch.log import Log
 from rewards import blog
 from rewards.reward import SHAPES, totals
 from rewards.verify import Status, verify
@@ -281,13 +282,13 @@ def spoil_row(path: Path, spoil) -> None:
 def test_a_broken_answer_is_named_with_the_way_to_have_it_drawn_again(here, says, case):
     spoil, words = SAMPLES[case]
     spoil_row(here / "runs/small/eval/base/samples.jsonl", spoil)
-    said = says("eval.report")
+    said = says("eval.judge")
     assert said.startswith("runs/small/eval/base/samples.jsonl:2")
     assert words in said
     assert said.endswith("; delete samples.jsonl, and `make eval` draws it again")
 
 
-@pytest.mark.parametrize("stage", ["eval.elicitation", "eval.page"])
+@pytest.mark.parametrize("stage", ["eval.elicitation", "eval.report"])
 @pytest.mark.parametrize("case", VERDICTS)
 def test_a_broken_verdict_is_named_with_the_way_to_have_it_judged_again(here, says, stage, case):
     spoil, words = VERDICTS[case]
@@ -326,7 +327,7 @@ def test_a_spoilt_log_is_named_by_its_line_where_it_is_to_be_drawn(here, says, r
     path = here / "runs/small/sft/log.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, json.dumps(row)]) + "\n")
-    said = says("eval.page")
+    said = says("eval.report")
     assert said.startswith(f"runs/small/sft/log.jsonl:{len(lines) + 1}: {words}; delete the line")
 
 
@@ -398,7 +399,11 @@ def test_a_sentence_is_short_and_printable_whatever_it_quotes():
     ("stage", "changes", "words"),
     [
         ("data.make", {"source": "nobody/events"}, "as a dataset of the hub it cannot be had ("),
-        ("pipeline.lengths", {}, "model 'nobody/none' is neither a local folder nor to be had"),
+        (
+            "pipeline.model.lengths",
+            {},
+            "model 'nobody/none' is neither a local folder nor to be had",
+        ),
     ],
 )
 def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, changes, words):

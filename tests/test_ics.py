@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.clock import CLOCK
-from data.errors import UserError
-from eval.days import Wanted, read_day
-from eval.ics import read_calendar
+from data.common.errors import UserError
+from eval.day.days import Wanted, read_day
+from eval.day.ics import read_calendar
 
 # Single events in UTC, recurring ones in their zone, the calendar's own zone beside them.
 GOOGLE = """BEGIN:VCALENDAR

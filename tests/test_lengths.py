@@ -1,4 +1,4 @@
-"""``pipeline.lengths``: counted as the trainers count, and refused before anything is cut."""
+"""``pipeline.model.lengths``: counted as the trainers count, and refused before anything is cut."""
 
 import io
 import json
@@ -13,12 +13,12 @@ import yaml
 from transformers import AutoTokenizer
 
 from data import make
-from data.errors import UserError
-from data.files import read_jsonl, write_jsonl
+from data.common.errors import UserError
+from data.common.files import read_jsonl, write_jsonl
 from data.prompts import messages
 from data.recipe import SPLITS, load_recipe
-from pipeline import lengths
-from pipeline.decode import answer_limit, render
+from pipeline.model import lengths
+from pipeline.model.decode import answer_limit, render
 
 EMBEDDED = Path(__file__).parents[1] / "pipeline" / "embedded"
 CONTENT = {

@@ -13,12 +13,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.prompts import prompt
-from eval import likelihood
-from eval.likelihood import Encoded, Scored, encode, k1, k3, measure, score, summarise
-from pipeline.decode import Decoding, _draw, render, sample_batch
-from pipeline.tokens import build_tokenizer
+from eval.answers import likelihood
+from eval.answers.likelihood import Encoded, Scored, encode, k1, k3, measure, score, summarise
+from pipeline.corpus.tokens import build_tokenizer
+from pipeline.model.decode import Decoding, _draw, render, sample_batch
 
 PROMPTS = ["Zoo visit", "Zoo visit, Vet visit and Yoga class at 09:00", "10:00\n- Swim meet"]
 

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.live import Lines, View, clock, sparkline, view
+from pipeline.watch.live import Lines, View, clock, sparkline, view
 
 ROW = {"loss": 0.1234, "reward": 0.5, "truth/optimal": 0.25, "memory": 3.0, "kl": None}
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.files import read_jsonl
-from pipeline.health import diagnose
-from pipeline.live import Lines
-from pipeline.log import Log, Stopped
+from data.common.files import read_jsonl
+from pipeline.health.diagnosis import diagnose
+from pipeline.watch.live import Lines
+from pipeline.watch.log import Log, Stopped
 from tests.test_health import collapsed, grpo_log, hacked
 
 

@@ -12,8 +12,8 @@ import yaml
 from conftest import brute_force
 
 from data import make, recipe, tiers
-from data.errors import UserError
-from data.files import read_jsonl
+from data.common.errors import UserError
+from data.common.files import read_jsonl
 from data.make import assert_disjoint, gold_answer, make_problem, read_problems, run
 from data.policies import FLOOR_KS, GREEDY, GUESSABLE, floor
 from data.problem import Problem

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from pipeline.measure import Case, measured, planned
-from pipeline.memory import (
+from pipeline.memory.arithmetic import (
     CHANGES,
     CONTEXT,
     GIB,
@@ -258,7 +258,7 @@ def test_the_peak_of_real_work_is_as_planned(case):
 
 
 def test_the_arithmetic_needs_no_torch():
-    code = "import sys, pipeline.memory, pipeline.plan; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.memory.arithmetic, pipeline.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

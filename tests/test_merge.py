@@ -11,10 +11,12 @@ from tiny import LORA, RECIPE, TIED, random_model, save_model, write_recipe
 from transformers import AutoModelForCausalLM
 
 from data import make
-from data.errors import UserError
+from data.common.errors import UserError
 from eval.sample import sample_arm, samples_path
-from pipeline import backend, models, sft
-from pipeline.train import training_rows
+from pipeline import sft
+from pipeline.model import load as models
+from pipeline.train import backend
+from pipeline.train.trainer import training_rows
 
 IDS = torch.arange(5, 40)[None]
 

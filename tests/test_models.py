@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.prompts import messages
 from data.recipe import DTYPES
-from pipeline import backend, lengths, models
-from pipeline.tokens import build_tokenizer
+from pipeline.corpus.tokens import build_tokenizer
+from pipeline.model import lengths
+from pipeline.model import load as models
+from pipeline.train import backend
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,18 @@ from transformers.integrations import is_tensorboard_available
 from trl import GRPOTrainer, SFTTrainer
 
 from data import make
-from data.errors import UserError, run_main
-from data.files import read_jsonl
-from pipeline import backend, grpo, monitor, sft
-from pipeline.checkpoints import last_whole
-from pipeline.health import Finding
-from pipeline.log import Log
-from pipeline.monitor import Lost, Monitor, duplicates, monitored
-from pipeline.symptoms import Level
-from pipeline.train import training_rows
-from pipeline.yardsticks import Yardsticks
+from data.common.errors import UserError, run_main
+from data.common.files import read_jsonl
+from pipeline import grpo, sft
+from pipeline.health.diagnosis import Finding
+from pipeline.health.symptoms import Level
+from pipeline.train import backend
+from pipeline.train.checkpoints import last_whole
+from pipeline.train.trainer import training_rows
+from pipeline.watch import monitor
+from pipeline.watch.log import Log
+from pipeline.watch.monitor import Lost, Monitor, duplicates, monitored
+from pipeline.watch.val import Yardsticks
 from rewards.reward import _FUNCTIONS
 
 STAGES = {"sft": sft, "grpo": grpo}
@@ -436,7 +438,8 @@ def test_a_finding_ends_the_training_where_the_recipe_says_so(
     recipe_of, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(
-        "pipeline.health.Watch.update", lambda self, row: [FOUND] if row["step"] == 2 else []
+        "pipeline.health.diagnosis.Watch.update",
+        lambda self, row: [FOUND] if row["step"] == 2 else [],
     )
     trained(recipe_of(), "sft", tmp_path / "goes on", True)
     assert (
@@ -460,7 +463,7 @@ def test_a_trainer_has_its_own_methods_back_afterwards(recipe_of, tmp_path):
 
 def test_ctrl_c_closes_the_view_and_is_passed_on(recipe_of, tmp_path, monkeypatch):
     closed = []
-    monkeypatch.setattr("pipeline.live.Lines.close", lambda self: closed.append(self))
+    monkeypatch.setattr("pipeline.watch.live.Lines.close", lambda self: closed.append(self))
 
     def stop(self, args, state, control, **_):
         raise KeyboardInterrupt

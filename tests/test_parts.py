@@ -12,10 +12,11 @@ import pytest
 import yaml
 from scripted import Scripted, World, lines, solving
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.make import read_split
-from eval import parts, sample
-from eval.parts import Shard, claimed, in_turn, kept, read_shard
+from eval import sample
+from eval.answers import parts
+from eval.answers.parts import Shard, claimed, in_turn, kept, read_shard
 from eval.sample import ask_again, sample_arm, samples_path, way_of_asking
 
 FORK = multiprocessing.get_context("fork")
@@ -419,8 +420,8 @@ def test_the_parts_of_a_model_are_the_same_bytes_as_one_process_draws(tmp_path, 
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from pipeline import decode
-    from pipeline.tokens import build_tokenizer
+    from pipeline.corpus.tokens import build_tokenizer
+    from pipeline.model import decode
 
     tokenizer = build_tokenizer()
     torch.manual_seed(0)

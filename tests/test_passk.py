@@ -5,7 +5,7 @@ import pytest
 from scipy.special import betaln
 from scipy.stats import hypergeom
 
-from eval.passk import (
+from eval.stats.passk import (
     Estimate,
     bootstrap_indices,
     crossed_interval,

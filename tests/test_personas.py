@@ -15,9 +15,9 @@ from data.prompts import answer, trace
 from data.rules import BASE_RULES, Gap, Rule
 from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
-from pipeline import personas
 from pipeline.base import CORPUS, SKILLS
-from pipeline.personas import PERSONAS, SHOWN, draw, persona_of
+from pipeline.corpus import personas
+from pipeline.corpus.personas import PERSONAS, SHOWN, draw, persona_of
 from rewards.parse import ParseFailure, parse
 from rewards.verify import Status, verify, violations
 

@@ -10,16 +10,18 @@ from tiny import RECIPE, TIED, save_model, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data import make
-from data.errors import UserError
-from data.files import read_jsonl
+from data.common.errors import UserError
+from data.common.files import read_jsonl
 from data.make import read_split
 from data.policies import random_maximal_success
 from data.tiers import TIERS
-from eval import elicitation, report
+from eval import elicitation
+from eval import judge as report
 from eval.sample import sample_arm, samples_path, shots_for, trained_arms
-from pipeline import arms, grpo, models, rejection, sft
-from pipeline.log import Log
-from pipeline.train import model_folder, training_rows
+from pipeline import arms, grpo, rejection, sft
+from pipeline.model import load as models
+from pipeline.train.trainer import model_folder, training_rows
+from pipeline.watch.log import Log
 from rewards.verify import verify
 
 
@@ -318,7 +320,7 @@ def test_a_batch_that_is_never_full_is_refused(recipe_of):
 def test_a_training_that_took_no_step_is_not_finished(recipe_of, monkeypatch):
     recipe = recipe_of(arms={"grpo": {"trainer": "grpo"}}, grpo=TOO_FEW)
     make.run(recipe, force=False, workers=1)
-    monkeypatch.setattr("pipeline.train.check_steps", lambda *_: None)
+    monkeypatch.setattr("pipeline.train.trainer.check_steps", lambda *_: None)
     with pytest.raises(UserError, match="grpo took no step, so there is nothing to save"):
         grpo.run(recipe, force=False)
     assert trained_arms(recipe) == ["base"]

@@ -11,13 +11,14 @@ from rich.console import Console
 from test_shapes import PARAMETERS
 from transformers import AutoConfig
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.make import make_problem
 from data.prompts import prompt
 from data.recipe import Recipe, load_recipe
 from pipeline import plan
-from pipeline.lengths import TEXTS
-from pipeline.memory import GIB, Settings, lora_parameters, trained
+from pipeline.memory.arithmetic import GIB, Settings, lora_parameters, trained
+from pipeline.memory.shapes import SHAPES, config_of
+from pipeline.model.lengths import TEXTS
 from pipeline.plan import (
     Lengths,
     adapters_of,
@@ -31,7 +32,6 @@ from pipeline.plan import (
     skeleton,
     to_json,
 )
-from pipeline.shapes import SHAPES, config_of
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
@@ -165,7 +165,7 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path):
 def test_lengths_are_counted_with_the_tokenizer_at_hand():
     from transformers import AutoTokenizer
 
-    from pipeline.decode import render
+    from pipeline.model.decode import render
 
     given = recipe(run="no-such-run", model=str(ROOT / "pipeline" / "embedded"))
     found = lengths_of(given, None, None)
@@ -338,7 +338,7 @@ def test_a_well_known_model_is_planned_where_the_hub_is_not_at_hand(capsys):
     found = plan_of(given, 24.0)
     assert found.shape.parameters == 7_615_616_512
     print_plan(found, Console(width=100))
-    assert "pipeline.shapes, the hub not being at hand" in capsys.readouterr().out
+    assert "pipeline.memory.shapes, the hub not being at hand" in capsys.readouterr().out
     with pytest.raises(UserError, match="nor to be had from the hub"):
         plan_of(recipe(model="Qwen/Qwen2.5-8B"), 24.0)
 

@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binom
 
 from eval.calibrate import GUESS, STRENGTHS, Scenario, Size, _new, cell
-from eval.power import SPREAD, detectable
-from eval.rule import Margins, Verdict
+from eval.stats.power import SPREAD, detectable
+from eval.stats.rule import Margins, Verdict
 
 
 @pytest.mark.parametrize("size", [Size(150, 64, 256), Size(400, 64, 256)])

@@ -10,13 +10,13 @@ from conftest import day
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data import make
-from data.errors import UserError
-from data.files import read_jsonl, write_jsonl
+from data.common.errors import UserError
+from data.common.files import read_jsonl, write_jsonl
 from data.prompts import schedule_xml
 from data.recipe import load_recipe
 from data.sections import RewardSection
 from eval import probe
-from eval.readiness import (
+from eval.stats.readiness import (
     RULE,
     THRESHOLDS,
     Measured,
@@ -28,7 +28,7 @@ from eval.readiness import (
     reward_classes,
     summarise,
 )
-from pipeline.tokens import build_tokenizer
+from pipeline.corpus.tokens import build_tokenizer
 
 
 def groups(values, size):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.problem import Event
 from data.published import check_row, read_published, read_rows
 

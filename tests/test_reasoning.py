@@ -10,7 +10,14 @@ from data.problem import Event, Problem
 from data.prompts import answer, trace
 from data.rules import BASE_RULES, AtMost, Gap
 from data.tiers import TIERS
-from eval.reasoning import Claim, Truth, check_trace, reasoning_of, reasoning_report, reflections
+from eval.answers.reasoning import (
+    Claim,
+    Truth,
+    check_trace,
+    reasoning_of,
+    reasoning_report,
+    reflections,
+)
 
 
 def thinking(*lines, schedule=()):

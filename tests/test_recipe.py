@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe, nearest, recipe_from
 from data.sections import ARMS, Arm, Margins, RewardSection, TierUse
 from data.tiers import TIERS, Tier
@@ -70,7 +70,7 @@ def test_what_a_recipe_leaves_out_has_a_default(tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_we_ship_is_sound(path):
-    from pipeline.settings import check
+    from pipeline.train.settings import check
 
     recipe = load_recipe(path)
     check(recipe)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data.recipe import load_recipe
+from pipeline.memory.shapes import SHAPES, config_of
 from pipeline.plan import plan_of
-from pipeline.settings import check
-from pipeline.shapes import SHAPES, config_of
+from pipeline.train.settings import check
 
 FOLDER = Path(__file__).parents[1] / "pipeline" / "recipes"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

@@ -22,11 +22,11 @@ from killing import Blow, Life, differences, ends_with, left_in, live, preload, 
 from safetensors.torch import save_file
 from tiny import write_recipe
 
-from data.locks import hold
+from data.common.locks import hold
 from data.make import read_split
 from data.recipe import load_recipe
 from eval.sample import Asker
-from pipeline import checkpoints
+from pipeline.train import checkpoints
 
 ROOT = Path(__file__).parents[1]
 

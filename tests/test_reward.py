@@ -9,7 +9,7 @@ from conftest import BLOG, CORRUPTIONS, HARMLESS, day, feasible_schedules, tier_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.policies import random_feasible, random_maximal
 from data.problem import Problem
 from data.prompts import answer, messages, schedule_xml, trace

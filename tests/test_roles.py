@@ -9,7 +9,7 @@ from scripted import World
 
 from data.policies import insert_in_order
 from data.recipe import load_recipe
-from eval.roles import Case, beforehand, cases, guesses
+from eval.answers.roles import Case, beforehand, cases, guesses
 
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
 SEEDS = [1, 2]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.clock import CLOCK
-from data.errors import UserError
+from data.common.errors import UserError
 from data.problem import Event, Problem
 from data.rules import (
     BASE_RULES,

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from scripted import Scripted, World, lines, solving
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.make import read_split
 from eval.sample import ask_again, sample_arm, samples_path, trained_arms, way_of_asking
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import day
 
-from data.errors import UserError
-from data.files import read_jsonl, write_jsonl
+from data.common.errors import UserError
+from data.common.files import read_jsonl, write_jsonl
 from data.prompts import answer, schedule_xml
 from data.published import read_published
 from data.solver import prove

@@ -13,16 +13,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from scripted import World, lines
 
-from data.errors import UserError, run_main
-from data.files import read_jsonl, to_line
+from data.common.errors import UserError, run_main
+from data.common.files import read_jsonl, to_line
+from data.common.seeds import seed_of
 from data.make import read_split
-from data.seeds import seed_of
-from eval import sample, server
+from eval import sample
+from eval.answers import server
+from eval.answers.server import NotServedError, Server
 from eval.sample import Asker, ask_again, sample_arm, samples_path
-from eval.server import NotServedError, Server
-from pipeline.decode import Decoding, render
-from pipeline.tokens import build_tokenizer
-from pipeline.train import model_folder
+from pipeline.corpus.tokens import build_tokenizer
+from pipeline.model.decode import Decoding, render
+from pipeline.train.trainer import model_folder
 
 
 class Vllm(ThreadingHTTPServer):

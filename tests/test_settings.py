@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe
 from data.sections import Arm, RewardSection
-from pipeline.settings import check, grpo_config, lora_config, sft_config
+from pipeline.train.settings import check, grpo_config, lora_config, sft_config
 from rewards.reward import SHAPES, reward_functions, reward_weights
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data.errors import UserError
+from data.common.errors import UserError
+from pipeline.memory.shapes import SHAPES, config_of
 from pipeline.plan import skeleton
-from pipeline.shapes import SHAPES, config_of
 
 #: Parameters of the published weights, tied ones once.
 PARAMETERS = {

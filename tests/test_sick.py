@@ -16,7 +16,7 @@ from data.recipe import load_recipe
 from pipeline import grpo
 from pipeline.arms import TRAINERS
 from pipeline.doctor import examine
-from pipeline.symptoms import Level
+from pipeline.health.symptoms import Level
 
 ROOT = Path(__file__).parents[1]
 RECIPE = load_recipe(ROOT / "pipeline" / "recipes" / "sick.yaml")

@@ -10,8 +10,8 @@ from rich.console import Console
 from data.problem import Event, Problem
 from data.prompts import answer, prompt, schedule_xml
 from data.solver import interval_optimum
-from eval.showcase import drawn_answer, drawn_problem
-from eval.terminal import draw, shown, write
+from eval.day.terminal import draw, shown, write
+from eval.show.showcase import drawn_answer, drawn_problem
 from rewards.verify import verify
 from tests.conftest import day as small_day
 

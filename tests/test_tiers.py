@@ -11,7 +11,7 @@ import pytest
 from conftest import BLOG, brute_force, minutes, tier_problems
 
 from data.clock import MINUTE
-from data.errors import UserError
+from data.common.errors import UserError
 from data.names import EVENT_NAMES
 from data.policies import GREEDY, GUESSABLE, floor
 from data.problem import Event, Problem

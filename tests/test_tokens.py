@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from data.names import EVENT_NAMES
 from data.prompts import answer, messages, prompt, trace
 from data.solver import interval_optimum
-from pipeline.tokens import ASSISTANT, END, PAD, USER, build_tokenizer, lexicon
+from pipeline.corpus.tokens import ASSISTANT, END, PAD, USER, build_tokenizer, lexicon
 
 TOKENIZER = build_tokenizer()
 

@@ -13,8 +13,9 @@ from tiny import LORA, save_model, write_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from data import make
-from pipeline import backend, grpo, sft
-from pipeline.train import training_rows
+from pipeline import grpo, sft
+from pipeline.train import backend
+from pipeline.train.trainer import training_rows
 from rewards.reward import reward_weights
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.trends import (
+from pipeline.health.trends import (
     BINS,
     FIRST,
     RECENT,

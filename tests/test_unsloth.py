@@ -19,7 +19,7 @@ from tiny import LORA, RECIPE, save_model, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import make
-from data.files import read_jsonl
+from data.common.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "pipeline" / "embedded"
@@ -144,7 +144,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.recipe import load_recipe
 from pipeline import backend
 
@@ -155,7 +155,7 @@ backend.quiet()
 from peft.tuners.lora import LoraLayer
 
 from pipeline import sft
-from pipeline.train import training_rows
+from pipeline.train.trainer import training_rows
 
 
 def load(**changes):

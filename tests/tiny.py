@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from data.recipe import Recipe, load_recipe
-from pipeline import backend
-from pipeline.tokens import build_tokenizer
+from pipeline.corpus.tokens import build_tokenizer
+from pipeline.train import backend
 
 #: Embeddings are tied in Qwen 3 and Gemma 3, which also looks back 16 tokens only in one layer of
 #: two; Phi 3 has its projections fused.

@@ -1,0 +1,1 @@
+"""What every package shares: errors, whole files, locks, the terminal, seeds."""

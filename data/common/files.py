@@ -1,0 +1,281 @@
+"""Files that stages leave for each other: JSONL, whole-file writes, and manifests.
+
+Every file is written under a temporary name and renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.locks import hold, release
+
+MANIFEST, BEGUN = "manifest.json", "begun.json"
+#: Those on which weights and answers depend, and (numpy's random numbers, scipy's distributions)
+#: every interval.
+_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "datasets", "accelerate", "unsloth",
+    "ortools", "numpy", "scipy",
+)  # fmt: skip
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, record) of a JSONL file; blank lines are passed over.
+
+    Raises:
+        UserError: when the file is missing, or naming the line that is not a JSON object.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}:{number} is not valid JSON ({error})") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}:{number} must be a JSON object")
+            yield number, record
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """One JSONL line, the same bytes on every machine."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole: a temporary name beside it, flushed to disk, then renamed. What a killed
+    process left under that name the next one writes over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole, as UTF-8. Lone surrogates, which a completion may hold but UTF-8 may
+    not, are written as their escape."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(map(to_line, records)))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
+    """Have ``fill`` write a folder beside the old one, flush it to disk, and put it in its place.
+
+    The old one is whole until then, or lies aside until the next call puts it back.
+    """
+    fresh, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    remove(fresh)
+    remove(aside)
+    try:
+        fill(fresh)
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)  # half of it, where room may be lacking
+        raise
+    if folder.exists():
+        folder.rename(aside)
+    fresh.rename(folder)
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, or of a folder's files by name (manifests aside: they hold wall times).
+
+    Raises:
+        UserError: when there is nothing at ``path``.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        if file.name not in (MANIFEST, BEGUN):
+            name = file.name if file == path else file.relative_to(path).as_posix()
+            digest.update(name.encode() + b"\0")
+            with file.open("rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def finished(folder: Path) -> bool:
+    """Whether the stage of ``folder`` ran to its end: its manifest is written last."""
+    return (folder / MANIFEST).is_file()
+
+
+def stage_facts(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished stage, with ``settings`` and ``inputs``.
+
+    Raises:
+        UserError: when it is missing or spoilt.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: its stage is not finished")
+    found = _read_object(path)
+    if not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
+        raise UserError(f"{path} cannot be read; delete it, and its stage is done again")
+    return found
+
+
+class Stage:
+    """One stage's output folder and the manifest that says what made it.
+
+    A stage is current when its manifest names the same settings and the same input contents, and
+    its outputs still exist. The manifest is removed before the stage's work and written after it,
+    so an interrupted stage is never taken for a finished one. What it had begun is noted, so that
+    the same stage may go on with what it finds (``goes_on``) and another one does not. One process
+    at a time does the work of a folder.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, settings: dict[str, Any], inputs: Sequence[Path] = ()
+    ) -> None:
+        # Work may be finished in another folder than its own, which is then put there.
+        self.folder, self.name, self._own = folder, name, folder
+        self.key = {
+            "stage": name,
+            "settings": json.loads(json.dumps(settings)),
+            "inputs": {str(path): sha256(path) for path in inputs},
+        }
+        self.goes_on = False
+        self._started = time.monotonic()
+
+    def is_current(
+        self, force: bool = False, partial: Iterable[Path] = (), alone: bool = True
+    ) -> bool:
+        """Whether the work is done already; says so. Otherwise marks it as begun (``begin``) and
+        keeps other processes out (``claim``); unless several share the work, not ``alone``, and
+        have locks of their own."""
+        if self.is_done(force) or (alone and not self.claim(force)):
+            return True
+        self.begin(force, partial)
+        return False
+
+    def is_done(self, force: bool = False) -> bool:
+        """Whether the work is done already; says so, and touches nothing."""
+        found = {} if force else _read_object(self.folder / MANIFEST)
+        done = {key: found.get(key) for key in self.key} == self.key
+        if done and all((self.folder / output).exists() for output in found.get("outputs", ())):
+            print(f"{self.name}: up to date ({self.folder}); FORCE=1 redoes it", flush=True)
+            return True
+        return False
+
+    def claim(self, force: bool = False) -> bool:
+        """Keep other processes from the folder until it is finished or this process ends. Returns
+        whether there is still something to do: one of them may just have done it.
+
+        Raises:
+            UserError: when another process is at it.
+        """
+        hold(self._own)
+        if self.is_done(force):
+            release(self._own)
+            return False
+        return True
+
+    def begin(self, force: bool = False, partial: Iterable[Path] = ()) -> None:
+        """Mark the work as begun: what was finished before is so no longer.
+
+        ``partial`` is what it leaves half done, to go on with. Unless it goes on, these files and
+        folders are removed, and before it is noted as begun: killed between the two, it would take
+        another's for its own.
+        """
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        begun = self.folder / BEGUN
+        self.goes_on = not force and _read_object(begun) == self.key
+        if not self.goes_on:
+            begun.unlink(missing_ok=True)
+            for path in partial:
+                remove(path)
+            write_json(begun, self.key)
+
+    def finish(self, outputs: Sequence[str], **facts: Any) -> None:
+        """Write the manifest: key, outputs, versions, commit, wall time and any further facts."""
+        write_json(
+            self.folder / MANIFEST,
+            {
+                **self.key,
+                "outputs": list(outputs),
+                "versions": _versions(),
+                "commit": _commit(),
+                "seconds": round(time.monotonic() - self._started, 1),
+                **facts,
+            },
+        )
+        (self.folder / BEGUN).unlink(missing_ok=True)
+        release(self._own)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; empty when it is missing or spoilt: its work is redone."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The git commit of this code, marked when the tree differs from it; None outside git."""
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

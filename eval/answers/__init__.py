@@ -1,0 +1,1 @@
+"""Answers of models: asked for, stored, read, judged, scored by likelihood."""

@@ -1,0 +1,1 @@
+"""A user's own day: typed, JSON or calendar."""

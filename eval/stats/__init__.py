@@ -1,0 +1,1 @@
+"""Pure statistics: counts in, intervals and conclusions out."""

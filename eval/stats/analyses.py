@@ -1,0 +1,340 @@
+"""What training did to a model, one question a function: floors, crossings, coverage, 2 x 2 tables,
+sampling efficiency, expansion and shrinkage.
+
+Pure functions on per-problem counts. ``problems`` is one tier's problems in one order for all arms,
+so that every comparison is paired; ``indices`` are ``passk.bootstrap_indices`` over them. Shares
+are fractions of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom, binomtest
+
+from data.sections import LEVEL
+from eval.stats.passk import (
+    Estimate,
+    mean_interval,
+    overtaking_k,
+    paired_difference,
+    pass_at_k,
+    ratio_interval,
+    resampled_means,
+)
+
+#: Accuracies of which the share of problems at or above is reported.
+THRESHOLDS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+#: Means this close are equal but for rounding.
+_TIE = 1e-12
+
+Values = NDArray[np.float64]
+
+
+class Counts:
+    """One arm's optimal answers on one tier.
+
+    Attributes:
+        n: samples of each problem, [problems].
+        c: optimal ones among them, [problems] or [training seeds, problems].
+        fresh_n, fresh_c: confirmation samples, drawn later with other seeds, 0 where a problem was
+            not asked again; shaped like ``n`` and ``c``. Both None where nothing was.
+    """
+
+    def __init__(
+        self,
+        n: ArrayLike,
+        c: ArrayLike,
+        fresh_n: ArrayLike | None = None,
+        fresh_c: ArrayLike | None = None,
+    ) -> None:
+        self.c = np.atleast_1d(np.asarray(c))
+        self.n = np.broadcast_to(np.asarray(n), self.c.shape[-1:])
+        self.fresh_n = self.fresh_c = None
+        if (fresh_n is None) != (fresh_c is None):
+            raise ValueError("confirmation samples need both fresh_n and fresh_c")
+        if fresh_n is not None:
+            self.fresh_c = np.asarray(fresh_c)
+            self.fresh_n = np.broadcast_to(np.asarray(fresh_n), self.c.shape)
+            if self.fresh_c.shape != self.c.shape:
+                raise ValueError(f"fresh_c {self.fresh_c.shape} is not shaped as c {self.c.shape}")
+
+    @property
+    def problems(self) -> int:
+        return self.c.shape[-1]
+
+
+def solved_within(n: ArrayLike, c: ArrayLike, k: int) -> Values:
+    """``pass_at_k`` for counts of any shape."""
+    n, c = np.broadcast_arrays(n, c)
+    return pass_at_k(n.ravel(), c.ravel(), k).reshape(c.shape)
+
+
+def floor_at(chance: ArrayLike, ks: ArrayLike) -> Values:
+    """Chance that a blind policy solves each problem within k tries, ``1 - (1 - p)^k``.
+
+    Args:
+        chance: p of each problem, [problems], as ``data.policies.random_maximal_success`` gives it.
+        ks: one k or [ks].
+
+    Returns:
+        [problems], or [problems, ks].
+    """
+    p = np.asarray(chance, dtype=np.float64)
+    failing = 1 - (p if np.ndim(ks) == 0 else p[:, None])
+    return 1 - failing ** np.asarray(ks)
+
+
+def floor_adjusted(
+    curve: ArrayLike, floor: ArrayLike, indices: NDArray[np.int32], level: float = LEVEL
+) -> list[Estimate | None]:
+    """pass@k with guessing removed, by k: ``(pass - floor) / (1 - floor)`` of the means.
+
+    Abbott's correction (1925, Journal of Economic Entomology 18:265): were answers either skilled
+    or guesses, ``pass = floor + (1 - floor) skill``. 0 is what guessing does, 1 is everything;
+    below 0 is worse than guessing. None where guessing leaves no room.
+
+    Args:
+        curve, floor: [problems, ks].
+    """
+    curve, floor = np.asarray(curve, float), np.asarray(floor, float)
+    least = -floor.mean(axis=0) / np.maximum(1 - floor.mean(axis=0), _TIE)
+    return ratio_interval(curve - floor, 1 - floor, indices, level, (least, 1.0))
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where the reference's curve meets or passes the tuned one's.
+
+    ``k``, ``low`` and ``high`` are None where that is beyond ``n``: the curves say nothing about
+    larger k (right-censored). ``beyond`` is the share of resamples that do not cross up to n.
+    """
+
+    k: int | None
+    low: int | None
+    high: int | None
+    n: int
+    beyond: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def crossing(
+    reference: ArrayLike, tuned: ArrayLike, indices: NDArray[np.int32], level: float = LEVEL
+) -> Crossing:
+    """The crossing k (``overtaking_k``) with its percentile bootstrap interval.
+
+    Limits are order statistics, so they are k that occurred. Near-equal curves cross wherever
+    chance has it: the interval is then wide, as it should be.
+
+    Args:
+        reference, tuned: pass@k of every problem for k = 1, 2, … n, [problems, n].
+    """
+    reference, tuned = np.asarray(reference, float), np.asarray(tuned, float)
+    n = reference.shape[1]
+    ahead = resampled_means(tuned - reference, indices)
+    met = ahead <= _TIE
+    ks = np.where(met.any(axis=1), met.argmax(axis=1) + 1, n + 1)
+    tail = (1 - level) / 2
+    low, high = (
+        None if k > n else int(k) for k in np.quantile(ks, [tail, 1 - tail], method="inverted_cdf")
+    )
+    k = overtaking_k(reference.mean(axis=0), tuned.mean(axis=0))
+    return Crossing(k, low, high, n, float((ks > n).mean()))
+
+
+def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
+    """How many problems have an accuracy c / n of exactly 0, and in each of ten equal parts of
+    (0, 1], upper edge included: ``{"0": 12, "(0, 0.1]": 30, …}`` (arXiv 2504.13837, figure 5).
+
+    Whole numbers decide the bin, so that 3 of 10 is never 0.30000000000000004.
+    """
+    bins = 10
+    n, c = np.broadcast_arrays(n, c)
+    place = -(-c.astype(np.int64) * bins // n)  # rounded up: 0 only where c is 0
+    counts = np.bincount(place, minlength=bins + 1)
+    names = ["0", *(f"({i / bins:g}, {(i + 1) / bins:g}]" for i in range(bins))]
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def coverage(
+    n: ArrayLike,
+    c: ArrayLike,
+    indices: NDArray[np.int32],
+    level: float = LEVEL,
+) -> dict[float, Estimate]:
+    """Share of problems with an accuracy c / n of at least each of ``THRESHOLDS``.
+
+    It is of accuracies as observed: sampling noise spreads them, so compare arms only at equal n.
+    """
+    accuracy = np.divide(c, n)[:, None]
+    at_least = (accuracy >= np.asarray(THRESHOLDS) - _TIE).astype(np.float64)
+    return dict(zip(THRESHOLDS, mean_interval(at_least, indices, level), strict=True))
+
+
+@dataclass(frozen=True)
+class TwoByTwo:
+    """Problems by who solves them, and the exact p of the two one-sided cells being equal."""
+
+    both: int
+    only_base: int
+    only_tuned: int
+    neither: int
+    p: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def two_by_two(base_solved: ArrayLike, tuned_solved: ArrayLike) -> TwoByTwo:
+    """The table solved by base / solved by the tuned arm, [problems] each, with exact McNemar.
+
+    Under equality a problem that just one arm solves is as likely either's: ``p`` is the two-sided
+    binomial test of ``only_tuned`` among both one-sided cells at 1/2 (McNemar 1947, Psychometrika
+    12:153, exact form).
+    """
+    base, tuned = np.asarray(base_solved, bool), np.asarray(tuned_solved, bool)
+    only_base, only_tuned = int((base & ~tuned).sum()), int((tuned & ~base).sum())
+    discordant = only_base + only_tuned
+    p = binomtest(only_tuned, discordant).pvalue if discordant else 1.0
+    return TwoByTwo(
+        int((base & tuned).sum()), only_base, only_tuned, int((~base & ~tuned).sum()), float(p)
+    )
+
+
+def sampling_efficiency_gap(
+    base: Counts, tuned: Counts, k: int, indices: NDArray[np.int32], level: float = LEVEL
+) -> Estimate:
+    """``pass@k of the base - pass@1 of the tuned arm``: how much of what the base reaches in k
+    tries the tuned arm does not yet give at the first. 0: all of it; lower is better.
+
+    Sampling efficiency gap of arXiv 2504.13837, section 4.3, which takes k = 256; where n is
+    smaller, take n and say so. Counts of one training seed.
+    """
+    reach, at_1 = pass_at_k(base.n, base.c, k), pass_at_k(tuned.n, tuned.c, 1)
+    return paired_difference(reach[:, None], at_1[:, None], indices, level)[0]
+
+
+def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
+    """Which problems no reference solved in its first samples, [..., problems]."""
+    return np.logical_and.reduce(np.broadcast_arrays(*(arm.c == 0 for arm in references)))
+
+
+def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
+    """The number of confirmation samples that every arm has of every unsolved problem; 0 where
+    nothing is unsolved.
+
+    Raises:
+        ValueError: when an arm was not asked an unsolved problem again.
+    """
+    if not unsolved.any():
+        return 0
+    least = []
+    for arm in arms:
+        if arm.fresh_n is None:
+            raise ValueError("an arm has no confirmation samples")
+        asked = np.broadcast_to(arm.fresh_n, np.broadcast_shapes(arm.c.shape, unsolved.shape))
+        least.append(int(asked[np.broadcast_to(unsolved, asked.shape)].min()))
+    if min(least) < 1:
+        raise ValueError("a problem that the references left unsolved was not asked again")
+    return min(least)
+
+
+def solved_fresh(arm: Counts, unsolved: NDArray[np.bool_], k: int) -> Values:
+    """Chance of a success within k of an arm's confirmation samples where unsolved, 0 elsewhere."""
+    shape = np.broadcast_shapes(unsolved.shape, arm.c.shape)
+    if not unsolved.any():
+        return np.zeros(shape)
+    n, c, here = np.broadcast_arrays(arm.fresh_n, arm.fresh_c, unsolved)
+    return np.where(here, solved_within(np.where(here, n, k), np.where(here, c, 0), k), 0.0)
+
+
+def certificate(
+    missed: int, fresh: int, lift: float, luck: float, chance: ArrayLike = 0.0
+) -> NDArray[np.int64]:
+    """How many of ``fresh`` samples the tuned arm must get right, on a problem that the reference
+    missed in all of ``missed``, for the two not to be one model, sharpened.
+
+    Were the tuned arm's chance a try no more than ``1 - (1 - p)^lift (1 - g)``, the reference's p
+    sharpened ``lift`` times over or else a blind guess, both things happen together with
+    ``(1 - p)^missed P(Binomial(fresh, that) >= x)``. The x given is the least that keeps this at
+    ``luck`` or below whatever p is, so on at most that share of problems chance gives a
+    certificate. ``fresh + 1``, which nothing reaches, where none does.
+
+    Args:
+        chance: g, of a blind guess in one try, a number or [problems].
+
+    Returns:
+        x, shaped like ``chance``.
+    """
+    # Guesses rounded up, so that few differ and none gains by it.
+    rounded, of_problem = np.unique(np.ceil(np.asarray(chance, float) * 500), return_inverse=True)
+    misses = np.geomspace(1, luck, 500)  # (1 - p)^missed; for a greater p that alone is below luck
+    p = 1 - misses ** (lift / max(missed, 1))
+    tuned = 1 - (1 - p) * (1 - np.minimum(rounded / 500, 1)[:, None])
+    low, high = np.zeros(len(rounded), np.int64), np.full(len(rounded), fresh + 1)
+    while (low < high).any():  # bisection: low is not yet enough, or it is the answer
+        x = (low + high) // 2
+        enough = (misses * binom.sf(x[:, None] - 1, fresh, tuned)).max(axis=1) <= luck
+        low, high = np.where(enough, low, x + 1), np.where(enough, x, high)
+    return high[of_problem].reshape(np.shape(chance))
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Problems the reference left unsolved in its first samples, asked again.
+
+    ``tuned`` and ``reference`` (the A/A control) are shares of those ``unsolved`` problems solved
+    within the same number of fresh tries, ``difference`` is their paired difference, and ``share``
+    the difference as a share of all problems. None where nothing was unsolved.
+    """
+
+    unsolved: int
+    problems: int
+    tries: int
+    tuned: Estimate | None
+    reference: Estimate | None
+    difference: Estimate | None
+    share: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def expansion(
+    reference: Counts,
+    tuned: Counts,
+    indices: NDArray[np.int32],
+    rng: np.random.Generator,
+    level: float = LEVEL,
+) -> Expansion:
+    """What the tuned arm solves of what the reference did not, on confirmation samples; for
+    shrinkage swap the arms. Both get equally many tries, as many as both have fresh samples for.
+
+    Selecting unsolved problems and then counting the same samples would let luck choose. Fresh
+    samples undo that, and the reference's own are the A/A control, base against base: with p its
+    chance a try, a problem unsolved in n samples is solved in m fresh ones with ``(1 - p)^n (1 -
+    (1 - p)^m)`` whoever has that p, so two equal models have a difference of 0.
+
+    Counts of one training seed. The shares of unsolved problems resample those problems only,
+    hence ``rng``.
+    """
+    unsolved = unsolved_by([reference])
+    tries = fresh_tries([reference, tuned], unsolved)
+    ours, theirs = (solved_fresh(arm, unsolved, tries) for arm in (tuned, reference))
+    [share] = mean_interval((ours - theirs)[:, None], indices, level, (-1.0, 1.0))
+    found: list[Estimate | None] = [None, None, None]
+    if unsolved.any():
+        here = rng.integers(unsolved.sum(), size=(len(indices), unsolved.sum()), dtype=np.int32)
+        a, b = ours[unsolved, None], theirs[unsolved, None]
+        found = [
+            *mean_interval(a, here, level),
+            *mean_interval(b, here, level),
+            *paired_difference(a, b, here, level),
+        ]
+    return Expansion(int(unsolved.sum()), unsolved.size, tries, *found, share)

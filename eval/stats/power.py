@@ -1,0 +1,124 @@
+"""What a planned evaluation can detect, said before any sample is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import ndtri
+from scipy.stats import binom
+
+from eval.stats.analyses import certificate
+from eval.stats.rule import Margins
+
+#: A problem that a model can solve is found with this chance.
+FOUND = 0.95
+#: And an effect of the size that is stated with this one.
+POWER = 0.8
+#: Assumed: the standard deviation over problems of the difference in pass@1 (0.35 was seen between
+#: GRPO and SFT on 8 to 10 events); the share of problems that one arm solves within n and the other
+#: does not, by chance; and the share that the base misses in all its samples, of those that no new
+#: skill is about.
+SPREAD, CHURN, MISSED = 0.35, 0.1, 0.5
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """The least effects found with a chance of ``POWER``; None where even all problems are too few.
+
+    Attributes:
+        gain: in pass@1 over the base, a share.
+        new: share of problems on which a skill is new, right in ``skill`` of the tries there.
+        counted: the chance of success a try from which such a problem counts in half the cases.
+        narrowed: loss of pass@n, a share.
+        rate: a problem that the base solves at this rate a sample is found within ``reach`` samples
+            with a chance of 95 %; below, "not reachable" may only be rare.
+    """
+
+    problems: int
+    samples: int
+    fresh: int
+    reach: int
+    power: float
+    gain: float | None
+    new: float | None
+    skill: float
+    counted: float | None
+    narrowed: float | None
+    rate: float
+
+    @property
+    def sentence(self) -> str:
+        effects = {
+            "a gain at k = 1": (self.gain, "of {:.1f} points"),
+            f"a loss at k = {self.samples}": (self.narrowed, "of {:.1f} points"),
+            f"a new skill, {100 * self.skill:.0f} % reliable,": (self.new, "on {:.1f} % of them"),
+        }
+        seen = [
+            f"{what} {how.format(100 * least)}"
+            for what, (least, how) in effects.items()
+            if least is not None
+        ]
+        unseen = [what.partition(",")[0] for what, (least, _) in effects.items() if least is None]
+        enough = f"enough to see {', '.join(seen)} (power {100 * self.power:.0f} %)" * bool(seen)
+        too_few = f"too few to see {', '.join(unseen)}" * bool(unseen)
+        return (
+            f"{self.problems} problems x {self.samples} samples are "
+            f"{'; '.join(filter(None, (enough, too_few)))}. What base misses in all {self.reach} "
+            f"samples it may still solve once in {1 / self.rate:,.0f} tries."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "sentence": self.sentence}
+
+
+def detectable(
+    problems: int,
+    samples: int,
+    fresh: int,
+    margins: Margins,
+    guess: ArrayLike | None = None,
+    skill: float = 0.3,
+) -> Detectable:
+    """The least effects that these numbers find with ``POWER``, by the normal approximation: a mean
+    over problems is found to exceed a margin by ``(z(level) + z(POWER)) sd / sqrt(problems)``.
+
+    Args:
+        samples, fresh: of every problem, and of every unsolved one again.
+        guess: chance of a blind guess at each problem, [problems]; of any number of problems.
+        skill: chance of success a try where a skill is new.
+    """
+    z = ndtri((1 + margins.level) / 2) + ndtri(POWER)
+    guess = np.zeros(1) if guess is None else np.asarray(guess, dtype=np.float64)
+    needed = certificate(samples + fresh, fresh, margins.lift, margins.luck, guess)
+    hit = float(binom.sf(needed - 1, fresh, skill).mean())
+
+    def least(margin: float, noise: float, hit: float, chance: float = 0.0) -> float | None:
+        """The least share s of problems, each of which shows with chance ``hit``, that exceeds the
+        margin; ``noise`` is added to the variance, and a guess taken off where base missed."""
+
+        def lacking(s: float) -> float:
+            found = s * hit - chance * (s + (1 - s) * MISSED)
+            variance = s * hit * (1 - s * hit) + noise
+            return found - margin - z * np.sqrt(variance / problems)
+
+        return float(brentq(lacking, 0, 1)) if lacking(1.0) > 0 else None
+
+    gain = max(margins.gain, z * SPREAD / np.sqrt(problems))
+    narrowed = least(0.0, CHURN, 1.0)
+    return Detectable(
+        problems,
+        samples,
+        fresh,
+        samples + fresh,
+        POWER,
+        float(gain) if gain < 1 else None,
+        least(margins.new, 0.0, hit, float(guess.mean())) if fresh else None,
+        skill,
+        float(np.median(needed)) / fresh if fresh and np.median(needed) <= fresh else None,
+        None if narrowed is None else max(margins.narrowed, narrowed),
+        1 - (1 - FOUND) ** (1 / (samples + fresh)),
+    )

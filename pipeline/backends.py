@@ -1,0 +1,338 @@
+"""``make backends``: do Unsloth and plain TRL train the same thing?
+
+Each backend builds the recipe's SFT and GRPO trainers in a process of its own, since Unsloth
+patches the libraries of its process. Compared are the settings that the trainers really hold, the
+log-probabilities of gold answers before the first step, and what the first step at the full
+learning rate changes, from one seed, the same data and the same first LoRA weights.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.common.console import plain_console
+from data.common.errors import UserError, run_main
+from data.common.files import write_json
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.sections import ARMS
+from pipeline.train import backend
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+#: The backends that there are; a recipe's ``auto`` takes one of them.
+BOTH = ("trl", "unsloth")
+STAGES = ("sft", "grpo")
+#: Gold answers that log-probabilities are taken of.
+TEXTS = 8
+#: Largest difference of a log-probability, and of the first update relative to its norm, that
+#: rounding explains, by the dtype of computation. Adam's first step is nearly the sign of each
+#: gradient, so a gradient near 0 that rounds to the other side counts in full.
+TOLERANCES = {"float32": (1e-4, 0.02), "bfloat16": (0.15, 0.5), "float16": (0.05, 0.3)}
+#: Settings that may differ, and why the training is the same all the same.
+EXPLAINED = {
+    "trainer": "Unsloth puts its own subclass in place of TRL's",
+    "max_length": "Unsloth sets it to the length that no text exceeds, so nothing is cut",
+    "model": "Unsloth puts its own subclass in place of the model's",
+    "attention": "Unsloth has its own attention kernels",
+    "use_cache": "of the config; Unsloth switches it while generating",
+    "dataloader_pin_memory": "Unsloth turns it off without a GPU, where it does nothing",
+    "output_dir": "each has a folder of its own",
+    "logging_dir": "each has a folder of its own",
+    "run_name": "named after the folder",
+    "generation.max_length": "max_new_tokens is what limits an answer",
+    "generation.use_cache": "a KV cache changes the speed of sampling, not its distribution",
+}
+#: What the trainers hold beside their arguments, where they have it.
+_ATTRIBUTES = (
+    "beta",
+    "epsilon_low",
+    "epsilon_high",
+    "loss_type",
+    "scale_rewards",
+    "num_generations",
+    "num_iterations",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_completion_length",
+    "mask_truncated_completions",
+    "importance_sampling_level",
+    "shuffle_dataset",
+    "completion_only_loss",
+    "packing",
+    "padding_free",
+)
+
+
+def settings_held(trainer: Trainer) -> dict[str, Any]:
+    """The settings that a trainer really holds, read back from what was built, JSON-able: ``args``
+    are its arguments, the others say what it made of them."""
+    import torch
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = list(model.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    held: dict[str, Any] = {
+        "trainer": type(trainer).__name__,
+        "model": type(inner).__name__,
+        "attention": model.config._attn_implementation,
+        "use_cache": getattr(model.config, "use_cache", None),
+        "parameters": sum(map(_size, weights)),
+        "trainable_parameters": sum(map(_size, trained)),
+        "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}),
+        "trainable_dtype": sorted({str(w.dtype).removeprefix("torch.") for w in trained}),
+        "gradient_checkpointing": any(
+            getattr(module, "gradient_checkpointing", False) for module in model.modules()
+        ),
+        "dropout": sorted(
+            {one.p for one in model.modules() if isinstance(one, torch.nn.Dropout) and one.p}
+        ),
+    }
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        held[f"lora.{name}"] = _plain(
+            {key: value for key, value in adapter.to_dict().items() if value is not None}
+        )
+    if trainer.optimizer is not None:
+        inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        held["optimizer"] = type(inner).__name__
+        held["optimizer.groups"] = [
+            {key: _plain(value) for key, value in group.items() if key not in ("params", "lr")}
+            | {"weights": sum(map(_size, group["params"]))}
+            for group in inner.param_groups
+        ]
+        held["scheduler"] = type(getattr(trainer.lr_scheduler, "scheduler", None)).__name__
+    for key in _ATTRIBUTES:
+        if hasattr(trainer, key):
+            held[key] = _plain(getattr(trainer, key))
+    generation = getattr(trainer, "generation_config", None)
+    if generation is not None:
+        held |= {f"generation.{k}": _plain(v) for k, v in generation.to_diff_dict().items()}
+    return dict(sorted(held.items())) | {"args": _plain(trainer.args.to_sanitized_dict())}
+
+
+def _size(weight: torch.Tensor) -> int:
+    """Numbers in a weight, also where ZeRO-3 keeps them elsewhere."""
+    return getattr(weight, "ds_numel", weight.numel())
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in sorted(value.items(), key=str)}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value), key=str)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, bool | int | float | str | type(None)):
+        return value
+    return str(value)
+
+
+# --- one backend ---------------------------------------------------------------------------------
+
+
+def measure(recipe: Recipe, stage: str, folder: Path) -> None:
+    """Build a stage's trainer, take one step, and write ``<stage>.json`` and the update."""
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.arms import TRAINERS
+    from pipeline.train.trainer import training_rows
+
+    # The first step at the full learning rate, and of few rows: it is to be compared, not to teach.
+    first = {"max_steps": 1, "warmup_steps": 0, "logging_steps": 1, "save_strategy": "no"}
+    recipe = replace(recipe, **{stage: {**getattr(recipe, stage), **first}})
+    rows = training_rows(recipe, stage)
+    model, tokenizer = backend.load_for_training(recipe, stage, recipe.model)
+    texts = logprobs(model, tokenizer, rows[:TEXTS])
+    trainer = TRAINERS[stage].trainer_for(recipe, rows, model, tokenizer, folder / stage)
+    weights = {k: w for k, w in trainer.model.named_parameters() if w.requires_grad}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    trainer.train()
+    update = {
+        name: (weight.detach() - before[name]).float().cpu().contiguous()
+        for name, weight in weights.items()
+    }
+    save_file(update, folder / f"{stage}.safetensors")
+    log = next(row for row in trainer.state.log_history if "grad_norm" in row)
+    write_json(
+        folder / f"{stage}.json",
+        {
+            "held": settings_held(trainer),
+            "logprobs": [row.tolist() for row in texts],
+            "loss": float(log["loss"]),
+            "grad_norm": float(log["grad_norm"]),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def logprobs(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> list[Any]:
+    """Of each row's gold answer, the log-probability of every token after its prompt."""
+    import torch
+
+    from pipeline.model.decode import render
+
+    model.eval()
+    found = []
+    for row in rows:
+        asked = tokenizer(render(tokenizer, row["prompt"]), add_special_tokens=False)["input_ids"]
+        gold = tokenizer(row["gold"], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([asked + gold], device=model.device)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        scores = logits.float().log_softmax(-1)[len(asked) - 1 : -1]
+        found.append(scores.gather(-1, ids[0, len(asked) :, None])[:, 0].cpu())
+    return found
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that the backends hold differently; ``why`` is empty where nothing explains it."""
+
+    stage: str
+    key: str
+    values: tuple[Any, Any]
+    why: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What is compared in numbers: ``off`` must not be above ``allowed``."""
+
+    stage: str
+    what: str
+    off: float
+    allowed: float
+
+
+def differences(
+    stage: str, one: Mapping[str, Any], other: Mapping[str, Any]
+) -> Iterator[Difference]:
+    """The settings that differ, each with its explanation. Arguments that only one of the classes
+    has are not compared: the other's trainer does not read them."""
+    pairs = {key: (one.get(key), other.get(key)) for key in {*one, *other} - {"args"}}
+    shared = one["args"].keys() & other["args"].keys()
+    pairs |= {f"args.{key}": (one["args"][key], other["args"][key]) for key in shared}
+    for key, values in sorted(pairs.items()):
+        if values[0] != values[1]:
+            yield Difference(stage, key, values, EXPLAINED.get(key.removeprefix("args."), ""))
+
+
+def agreements(stage: str, dtype: str, one: Path, other: Path) -> Iterator[Agreement]:
+    """The comparisons of a stage between two folders that ``measure`` wrote.
+
+    Raises:
+        UserError: when there is nothing to compare: other weights, or no update at all.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    found = [json.loads((folder / f"{stage}.json").read_text()) for folder in (one, other)]
+    allowed, share = TOLERANCES[dtype]
+    texts = [torch.cat([torch.tensor(row) for row in each["logprobs"]]) for each in found]
+    yield Agreement(
+        stage, "log-probability at step 0", float((texts[0] - texts[1]).abs().max()), allowed
+    )
+    steps = [load_file(folder / f"{stage}.safetensors") for folder in (one, other)]
+    if steps[0].keys() != steps[1].keys():
+        raise UserError(f"{stage}: the backends train different weights")
+    flat = [torch.cat([step[name].flatten() for name in sorted(step)]) for step in steps]
+    norm = float(flat[0].norm())
+    if not norm:
+        raise UserError(
+            f"{stage}: the first step changes nothing, so there is nothing to compare; give it a "
+            "learning rate, and in GRPO a base and a batch with some right answers and some wrong"
+        )
+    yield Agreement(stage, "first update", float((flat[0] - flat[1]).norm()) / norm, share)
+    norms = [each["grad_norm"] for each in found]
+    apart = abs(norms[0] - norms[1]) / max(norms[0], 1e-12)
+    yield Agreement(stage, "norm of the first gradient", apart, share)
+
+
+def compare(recipe: Recipe, folder: Path) -> tuple[list[Difference], list[Agreement]]:
+    """Measure both backends, each in a process of its own, and compare.
+
+    Raises:
+        UserError: when one of them cannot train the recipe.
+    """
+    for name in BOTH:
+        command = [
+            sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path), "--model",
+            recipe.model, "--run", recipe.run, "--backend", name, "--only", str(folder / name),
+            *(["--bits", str(recipe.bits)] if recipe.bits else []),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"{name} cannot train {recipe.path}: {reason.removeprefix('error: ')}")
+    found: list[Difference] = []
+    numbers: list[Agreement] = []
+    one, other = (folder / name for name in BOTH)
+    for stage in STAGES:
+        held = [json.loads((each / f"{stage}.json").read_text())["held"] for each in (one, other)]
+        found += differences(stage, *held)
+        numbers += agreements(stage, recipe.dtype, one, other)
+    return found, numbers
+
+
+def report(found: list[Difference], numbers: list[Agreement]) -> None:
+    """Print what differs and how far the numbers are apart."""
+    from rich import box
+    from rich.table import Table
+
+    console = plain_console()
+    table = Table("stage", "setting", *BOTH, "explained by", box=box.SIMPLE_HEAD, title="Settings")
+    for one in found:
+        shown = [textwrap.shorten(str(value), 30, placeholder="…") for value in one.values]
+        table.add_row(one.stage, one.key, *shown, one.why or "NOTHING")
+    console.print(table if found else "Settings: all the same")
+    table = Table("stage", "compared", box=box.SIMPLE_HEAD, title="Numbers")
+    for heading in ("difference", "allowed"):
+        table.add_column(heading, justify="right")
+    for each in numbers:
+        table.add_row(each.stage, each.what, f"{each.off:.2g}", f"{each.allowed:g}")
+    console.print(table)
+
+
+def main() -> None:
+    parser = recipe_arguments(__doc__.split("\n")[0].partition(": ")[2])
+    parser.add_argument(
+        "--only", type=Path, metavar="FOLDER", help="measure one backend, into a folder"
+    )
+    arguments = parser.parse_args()
+    # A recipe may call its arms as it likes; what is compared is SFT and GRPO from its base.
+    recipe = replace(recipe_from(arguments), arms=dict(ARMS))
+    if arguments.only:
+        backend.start(recipe)
+        backend.quiet()
+        arguments.only.mkdir(parents=True)
+        for stage in STAGES:
+            measure(recipe, stage, arguments.only)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found, numbers = compare(recipe, Path(folder))
+    report(found, numbers)
+    wrong = [f"{one.stage}: {one.key}" for one in found if not one.why]
+    wrong += [f"{one.stage}: {one.what}" for one in numbers if not one.off <= one.allowed]
+    if wrong:
+        raise UserError(f"the backends differ without an explanation in {'; '.join(wrong)}")
+    print("The backends train the same thing.")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""What the embedded base model is made from: personas and tokens."""

@@ -1,0 +1,1 @@
+"""What a training log tells: symptoms, trends, findings. No torch; reads any TRL log."""

@@ -1,0 +1,1 @@
+"""Around a trainer of TRL: settings, backends, checkpoints, going on after an interruption."""

@@ -1,0 +1,112 @@
+"""Going on after an interruption as if there had been none: what a checkpoint lacks for that.
+
+A stage that was killed goes on with the same command, and on the same machine it ends with the same
+weights, bit for bit, as one that ran through (``python -m tests.killing`` shows it). A checkpoint
+of transformers has the weights, the optimizer, the schedule and the state of every random
+generator. Added here are the order of GRPO's prompts from the second epoch on and that of examples
+grouped by length, GRPO's answers that are used for several steps (they are not kept, so no
+checkpoint is written between two of them), the sums that a logged mean is taken of (so a checkpoint
+is logged, too) and an end: TRL's and transformers' trainers take a step too many when they go on
+from the last one.
+
+Equal recipes give equal runs, interrupted or not: the problems on any machine; samples and weights
+on the same machine with the same number of threads and of processes, and the same package versions.
+What cannot be made so:
+
+- Another kind of processor, another number of threads, or other batches (``eval.rows``,
+  ``per_device_train_batch_size``) add floating-point numbers up in another order. The last bits
+  differ, and soon a sampled token.
+- On a GPU some kernels add up in an order of their own each time (atomics in backward passes, in
+  scattered sums, in some attention kernels): weights agree to rounding. With
+  ``full_determinism: true`` under ``sft`` or ``grpo`` torch takes slower kernels that do not, or
+  stops where it has none.
+- vLLM (``fast_inference``, ``use_vllm``) and servers (``eval.answers.server``) batch as the load has it;
+  and vLLM's random state is in no checkpoint.
+- A reference model that follows the trained one (``sync_ref_model``) is in no checkpoint: it begins
+  anew as the start model.
+- A power failure, unlike a kill, may spoil a checkpoint that the system had not yet put on the
+  disk. Models, samples that were put together and manifests are flushed before they are named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl.trainer.utils import RepeatSampler
+
+from pipeline.train.checkpoints import keep_newest
+
+
+class Resumable(TrainerCallback):
+    """Makes the checkpoints of ``trainer`` complete, and starts from one as it was left. As many of
+    them as ``save_total_limit`` says are kept here: transformers takes a user's copy for one."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self._owed = trainer, False
+        self._limit = trainer.args.save_total_limit
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        args.save_total_limit = None
+        samplers = _samplers(given["train_dataloader"])
+        for sampler in samplers:
+            # Else it draws from the generator of all, before that one's state has been loaded.
+            if isinstance(sampler, LengthGroupedSampler):
+                seed = args.seed if args.data_seed is None else args.data_seed
+                sampler.generator = torch.Generator().manual_seed(seed)
+        if not state.global_step:
+            return
+        trainer = self.trainer
+        for sampler in samplers:
+            # These draw the order of an epoch from a generator of their own.
+            if isinstance(sampler, RepeatSampler | LengthGroupedSampler):
+                for _ in range(int(state.epoch)):
+                    next(iter(sampler), None)
+        rows = [row for row in state.log_history if "loss" in row]
+        steps = [0, *(row["step"] for row in rows)]
+        trainer._total_loss_scalar = sum(
+            row["loss"] * (step - before)
+            for row, before, step in zip(rows, steps, steps[1:], strict=False)
+        )
+        trainer._total_train_tokens = next(
+            (row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0
+        )
+        if state.global_step >= state.max_steps:
+            trainer.get_batch_samples = lambda *_: ([], None)  # or it takes one more step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self._owed |= control.should_save
+        control.should_save = self._owed and (self._at_generation() or control.should_training_stop)
+        if control.should_save:
+            self._owed = False
+            control.should_log = True
+        return control
+
+    on_epoch_end = on_step_end  # with save_strategy: epoch
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.should_save and (self._limit or 0) > 0:
+            keep_newest(Path(args.output_dir), self._limit)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        args.save_total_limit = self._limit  # for the manifest
+
+    def _at_generation(self) -> bool:
+        """Whether the next batch is answered anew, if it is answered at all."""
+        args = self.trainer.args
+        if not hasattr(args, "steps_per_generation"):
+            return True
+        return self.trainer._step % (args.steps_per_generation * args.num_iterations) == 0
+
+
+def _samplers(batches: Any) -> list[Any]:
+    """The different samplers of a data loader, below what accelerate has wrapped them in."""
+    found: dict[int, Any] = {}
+    while batches is not None:
+        if hasattr(batches, "sampler"):
+            found[id(batches.sampler)] = batches.sampler
+        batches = getattr(batches, "batch_sampler", None)
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""Beside a running training: its signals, val problems, live view and log."""

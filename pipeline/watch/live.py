@@ -1,0 +1,176 @@
+"""What a training shows while it runs: a live view in a terminal, elsewhere a line a step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from data.common.console import plain_console
+
+#: Signals that are shown: name in the log, heading, format.
+SHOWN = (
+    ("loss", "loss", ".4f"),
+    ("val/loss", "val loss", ".4f"),
+    ("reward", "reward", ".3f"),
+    ("truth/optimal", "optimal", ".1%"),
+    ("truth/feasible", "valid", ".1%"),
+    ("val/optimal", "val optimal", ".1%"),
+    ("kl", "kl", ".4f"),
+    ("kl_start", "kl to start", ".4f"),
+    ("entropy", "entropy", ".3f"),
+    ("grad_norm", "grad norm", ".2f"),
+    ("completions/mean_length", "tokens", ".0f"),
+    ("completions/clipped_ratio", "cut off", ".1%"),
+    ("completions/duplicates", "duplicates", ".0%"),
+    ("frac_reward_zero_std", "flat groups", ".0%"),
+)
+#: What is shown below them as it is now.
+NOW = (
+    ("learning_rate", "learning rate", ".2g"),
+    ("clip_ratio/region_mean", "clipped", ".1%"),
+    ("reward_std", "spread of rewards", ".3f"),
+    ("time/generate", "s to draw", ".2f"),
+    ("time/reward", "to judge", ".2f"),
+    ("time/train", "to train", ".2f"),
+    ("tokens_per_second", "tokens a second", ".0f"),
+    ("memory", "GiB", ".1f"),
+)
+_BARS = "▁▂▃▄▅▆▇█"
+#: Values in a sparkline.
+_WIDTH = 40
+
+
+def sparkline(values: list[float], width: int = _WIDTH) -> str:
+    """The last ``width`` values as bars, from their least to their greatest."""
+    shown = values[-width:]
+    low, high = min(shown), max(shown)
+    if high == low:
+        return _BARS[0] * len(shown)
+    scale = (len(_BARS) - 1) / (high - low)
+    return "".join(_BARS[round((value - low) * scale)] for value in shown)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(int(max(0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Lines:
+    """Progress in plain lines, one a logging step."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def open(self, step: int, steps: int) -> None:
+        """A training begins at ``step`` of ``steps``."""
+        self.first, self.last, self.steps = step, step, steps
+        self.started = time.monotonic()
+
+    def past(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The rows of a training that goes on, which were shown then."""
+
+    def left(self) -> float | None:
+        """Seconds to the end, at the speed so far; None before the first step, and at the end."""
+        if self.last in (self.first, self.steps):
+            return None
+        each = (time.monotonic() - self.started) / (self.last - self.first)
+        return each * (self.steps - self.last)
+
+    def show(self, step: int, signals: Mapping[str, Any]) -> None:
+        """A logging step's signals."""
+        self.last = step
+        shown = [
+            f"{heading} {signals[name]:{form}}"
+            for name, heading, form in SHOWN
+            if isinstance(signals.get(name), float | int)
+        ]
+        if shown:
+            left = self.left()
+            shown += [] if left is None else [f"{clock(left)} left"]
+            print(f"step {step}/{self.steps}  " + "  ".join(shown), flush=True)
+
+    def say(self, text: str) -> None:
+        """A sentence of its own."""
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """The training is over, however it ended."""
+
+
+class View(Lines):
+    """The same, drawn anew in place: progress, time left, and every signal as a sparkline."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        super().__init__(title)
+        self.console = console
+        self.series: dict[str, list[float]] = {}
+        self.live: Live | None = None
+
+    def open(self, step: int, steps: int) -> None:
+        super().open(step, steps)
+        self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2)
+        self.live.start()
+
+    def past(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._add(row)
+
+    def show(self, step: int, signals: Mapping[str, Any]) -> None:
+        self.last = step
+        self._add(signals)
+
+    def _add(self, signals: Mapping[str, Any]) -> None:
+        for name, _, _ in (*SHOWN, *NOW):
+            if isinstance(value := signals.get(name), float | int):
+                self.series.setdefault(name, []).append(value)
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def render(self) -> Group:
+        """What is drawn."""
+        head = Table.grid(padding=(0, 2))
+        left = self.left()
+        head.add_row(
+            Text(self.title, style="bold"),
+            ProgressBar(total=max(1, self.steps), completed=self.last, width=_WIDTH),
+            f"{self.last}/{self.steps}",
+            f"{clock(time.monotonic() - self.started)} so far",
+            "" if left is None else f"{clock(left)} left",
+        )
+        body = Table.grid(padding=(0, 2))
+        body.add_column()
+        body.add_column(justify="right")
+        body.add_column(no_wrap=True)
+        for name, heading, form in SHOWN:
+            # A copy: the training may add to it while another thread draws.
+            if values := list(self.series.get(name, ())):
+                body.add_row(heading, f"{values[-1]:{form}}", Text(sparkline(values), style="cyan"))
+        now = [
+            f"{heading} {values[-1]:{form}}"
+            for name, heading, form in NOW
+            if (values := self.series.get(name))
+        ]
+        return Group(head, body, Text("  ".join(now), style="dim"))
+
+
+def view(title: str) -> Lines:
+    """The live view where the output is a terminal that can draw it, else plain lines."""
+    console = plain_console()
+    fit = console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
+    return View(title, console) if fit and not console.options.ascii_only else Lines(title)

@@ -1,0 +1,234 @@
+"""Comparing the backends: what differs is found, explained or refused, and no update proves
+nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import LORA, RECIPE, write_recipe
+
+from data import make
+from data.common.errors import UserError
+from pipeline import backends as parity
+from pipeline.backends import BOTH, EXPLAINED, STAGES, agreements, differences
+
+ROOT = Path(__file__).parents[1]
+HELD = {
+    "model": "Qwen3ForCausalLM",
+    "dtype": ["float32"],
+    "lora.default": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]},
+    "optimizer": "AdamW",
+    "args": {"learning_rate": 1e-3, "output_dir": "a", "unsloth_only": 1},
+}
+
+
+def held(**changes):
+    args = {key.removeprefix("args."): v for key, v in changes.items() if key.startswith("args.")}
+    others = {key: value for key, value in changes.items() if not key.startswith("args.")}
+    return {**HELD, **others, "args": {**HELD["args"], **args}}
+
+
+# --- settings --------------------------------------------------------------------------------
+
+
+def test_equal_settings_differ_in_nothing():
+    assert list(differences("sft", held(), held())) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("args.learning_rate", 5e-5),
+        ("args.optim", "adamw_8bit"),
+        ("optimizer", "AdamW8bit"),
+        ("dtype", ["bfloat16"]),
+        ("lora.default", {"r": 16, "lora_alpha": 8, "target_modules": ["q_proj"]}),
+        ("lora.ref", {"r": 4}),
+        ("attention_dropout", 0.1),
+    ],
+)
+def test_a_setting_that_differs_is_found_and_nothing_explains_it(key, value):
+    ours = held(**{"args.optim": "adamw_torch"})
+    theirs = held(**{"args.optim": "adamw_torch", key: value})
+    (found,) = differences("grpo", ours, theirs)
+    assert (found.stage, found.key, found.why) == ("grpo", key, "")
+    assert found.values[1] == value != found.values[0]
+
+
+@pytest.mark.parametrize("key", ["model", "args.output_dir", "args.dataloader_pin_memory"])
+def test_a_difference_that_changes_no_training_is_explained(key):
+    (found,) = differences("sft", held(**{key: 1}), held(**{key: 2}))
+    assert found.why == EXPLAINED[key.removeprefix("args.")]
+
+
+def test_arguments_that_one_of_the_classes_lacks_are_not_compared():
+    theirs = held(**{"args.vllm_sampling_params": None})
+    assert list(differences("grpo", held(), theirs)) == []
+
+
+def test_what_a_recipe_may_set_is_never_explained_away():
+    meant = {"learning_rate", "optim", "weight_decay", "beta", "temperature", "loss_type", "bf16"}
+    meant |= {"max_steps", "warmup_steps", "seed", "max_grad_norm", "lora_alpha", "dtype", "top_p"}
+    assert not meant & set(EXPLAINED)
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def measured(folder, stage="sft", logprobs=((-1.0, -2.0), (-0.5,)), update=None, grad_norm=1.0):
+    """What ``measure`` writes."""
+    folder.mkdir(exist_ok=True)
+    content = {"held": held(), "logprobs": logprobs, "loss": 1.0, "grad_norm": grad_norm}
+    (folder / f"{stage}.json").write_text(json.dumps(content))
+    update = update or {"a": [1.0, 2.0], "b": [-1.0]}
+    tensors = {name: torch.tensor(values) for name, values in update.items()}
+    save_file(tensors, folder / f"{stage}.safetensors")
+    return folder
+
+
+def off(one, other, dtype="float32"):
+    """Each comparison and how many times too far it is."""
+    return {each.what: each.off / each.allowed for each in agreements("sft", dtype, one, other)}
+
+
+def test_equal_measurements_agree(tmp_path):
+    found = off(measured(tmp_path / "a"), measured(tmp_path / "b"))
+    assert found == dict.fromkeys(
+        ("log-probability at step 0", "first update", "norm of the first gradient"), 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"logprobs": ((-1.0, -2.0), (-0.501,))}, "log-probability at step 0"),
+        ({"update": {"a": [1.0, 2.2], "b": [-1.0]}}, "first update"),
+        ({"update": {"a": [-1.0, -2.0], "b": [1.0]}}, "first update"),
+        ({"update": {"a": [0.0, 0.0], "b": [0.0]}}, "first update"),
+        ({"grad_norm": 1.1}, "norm of the first gradient"),
+        ({"logprobs": ((float("nan"), -2.0), (-0.5,))}, "log-probability at step 0"),
+        ({"update": {"a": [float("nan"), 2.0], "b": [-1.0]}}, "first update"),
+    ],
+)
+def test_numbers_that_are_apart_are_too_far_and_no_others(tmp_path, changed, what):
+    found = off(measured(tmp_path / "a"), measured(tmp_path / "b", **changed))
+    assert [name for name, times in found.items() if not times <= 1] == [what]
+
+
+def test_rounding_is_allowed_for_by_the_dtype(tmp_path):
+    near = measured(tmp_path / "b", logprobs=((-1.0, -2.05), (-0.5,)))
+    assert off(measured(tmp_path / "a"), near)["log-probability at step 0"] > 1
+    assert off(tmp_path / "a", near, "bfloat16")["log-probability at step 0"] < 1
+
+
+def test_other_weights_are_not_compared(tmp_path):
+    one, other = measured(tmp_path / "a"), measured(tmp_path / "b", update={"a": [1.0, 2.0]})
+    with pytest.raises(UserError, match="sft: the backends train different weights"):
+        off(one, other)
+
+
+def test_two_steps_that_change_nothing_prove_nothing(tmp_path):
+    nothing = {"a": [0.0, 0.0], "b": [0.0]}
+    folders = (measured(tmp_path / name, update=nothing, grad_norm=0.0) for name in "ab")
+    with pytest.raises(UserError, match="sft: the first step changes nothing, so there is nothing"):
+        off(*folders)
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+    """A function that runs the command, where each backend's process writes what is given for it,
+    by stage, or fails with an error."""
+    recipe = write_recipe(tmp_path, "base", lora=LORA)
+
+    def run(**given):
+        def process(command, **_):
+            name = command[command.index("--backend") + 1]
+            assert command[command.index("--recipe") + 1] == str(recipe.path)
+            made = given.get(name, {})
+            if isinstance(made, str):
+                return SimpleNamespace(returncode=1, stderr=f"a warning\n{made}\n")
+            folder = Path(command[command.index("--only") + 1])
+            for stage in STAGES:
+                measured(folder, stage, **made.get(stage, {}))
+            return SimpleNamespace(returncode=0, stderr="")
+
+        monkeypatch.setattr(parity, "subprocess", SimpleNamespace(run=process))
+        monkeypatch.setattr("sys.argv", ["parity", "--recipe", str(recipe.path)])
+        parity.main()
+
+    return run
+
+
+def test_backends_that_agree_pass(compared, capsys):
+    compared()
+    said = capsys.readouterr().out
+    assert "Settings: all the same" in said
+    assert "The backends train the same thing." in said
+
+
+def test_every_stage_in_which_a_number_is_apart_is_named(compared, capsys):
+    wrong = {"update": {"a": [1.0, 2.2], "b": [-1.0]}}
+    with pytest.raises(UserError) as refused:
+        compared(unsloth={"grpo": wrong})
+    assert str(refused.value) == (
+        "the backends differ without an explanation in grpo: first update"
+    )
+    with pytest.raises(UserError, match="in sft: norm of the first gradient; grpo: first update"):
+        compared(unsloth={"sft": {"grad_norm": 2.0}, "grpo": wrong})
+    assert "The backends train the same" not in capsys.readouterr().out
+
+
+def test_a_setting_that_differs_fails_the_command_and_is_shown(compared, monkeypatch, capsys):
+    whole = measured
+
+    def other(folder, stage="sft", **given):
+        whole(folder, stage, **given)
+        if folder.name == "unsloth" and stage == "grpo":
+            path = folder / f"{stage}.json"
+            content = json.loads(path.read_text())
+            content["held"]["optimizer"] = "AdamW8bit"
+            path.write_text(json.dumps(content))
+
+    monkeypatch.setattr("test_backends.measured", other)
+    with pytest.raises(UserError, match="without an explanation in grpo: optimizer"):
+        compared()
+    assert "NOTHING" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_backend_that_cannot_train_is_named_with_its_reason(compared, name):
+    with pytest.raises(UserError) as refused:
+        compared(**{name: "error: no such thing"})
+    assert str(refused.value).startswith(f"{name} cannot train ")
+    assert str(refused.value).endswith(": no such thing")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("unsloth") is None, reason="Unsloth is not installed")
+def test_unsloth_and_trl_train_the_same_thing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = {**RECIPE["grpo"], "per_device_train_batch_size": 32, "num_generations": 8}
+    steps["max_completion_length"] = 64
+    base = ROOT / "pipeline" / "embedded"
+    recipe = write_recipe(tmp_path, base, grpo=steps, lora=LORA, bits=4)
+    make.run(recipe, force=False, workers=1)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "The backends train the same thing." in done.stdout

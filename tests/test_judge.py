@@ -1,0 +1,315 @@
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data.common.errors import UserError
+from data.recipe import load_recipe
+from data.sections import Arm
+from eval.judge import comparisons, write_report
+from eval.show.plot import draw
+from eval.show.tables import Sheet, markdown, markdown_of, print_report, print_sheets
+from eval.stats.passk import ks_for
+from eval.stats.summary import summarise
+
+TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
+ARMS = ["base", "sft", "grpo"]
+COMPARISONS = [("grpo", "sft"), ("grpo", "base"), ("sft", "base")]
+N = 8
+#: Successes of each problem's 8 samples; "dense" holds the first four, "trap" the last two.
+SOLVED = {
+    "base": {"d0": 1, "d1": 0, "d2": 2, "d3": 1, "t0": 0, "t1": 1},
+    "sft": {"d0": 2, "d1": 1, "d2": 2, "d3": 1, "t0": 0, "t1": 0},
+    "grpo": {"d0": 8, "d1": 0, "d2": 4, "d3": 0, "t0": 0, "t1": 0},
+}
+TIER = {"d0": "dense", "d1": "dense", "d2": "dense", "d3": "dense", "t0": "trap", "t1": "trap"}
+FLOORS = {
+    tier: {
+        "random_maximal": {1: 0.05, 2: 0.1, 4: 0.19, 8: 0.34, 256: 1.0},
+        "greedy_by_start": dict.fromkeys((1, 2, 4, 8), share),
+    }
+    for tier, share in (("dense", 0.25), ("trap", 0.0))
+}
+
+
+def row(problem, sample, status, violations=(), ratio=0.0, reason="stop", answer=None):
+    verdict = {"id": problem, "sample": sample, "status": status, "violations": list(violations)}
+    verdict |= {"objective": 0, "optimum": 60, "ratio": ratio, "finish_reason": reason}
+    return verdict if answer is None else verdict | {"answer": answer}
+
+
+def rows_of(arm, samples=N):
+    """Successes first, then one feasible answer of ratio 0.5, one cut off, the rest overlapping."""
+    for problem, solved in SOLVED[arm].items():
+        for i in range(samples):
+            if i < solved:
+                yield row(problem, i, "optimal", ratio=1.0, answer="best")
+            elif i == solved:
+                yield row(problem, i, "feasible", ratio=0.5, answer="other")
+            elif i == solved + 1:
+                yield row(problem, i, "unparsable", ["unterminated"], reason="length", answer=i)
+            else:
+                broken = ["overlap: a / b", "overlap: b / c", "altered_time: a"]
+                yield row(problem, i, "infeasible", broken, answer=f"wrong {i}")
+
+
+def summary(rows=None, **changes):
+    arguments = {
+        "tiers": ["trap", "dense"],
+        "main": "dense",
+        "arms": ARMS,
+        "floors": FLOORS,
+        "verdict_rows": {arm: rows_of(arm) for arm in ARMS} if rows is None else rows,
+        "problems_by_id": TIER,
+        "seed": 1,
+        "comparisons": COMPARISONS,
+        "resamples": 500,
+    }
+    return summarise(**(arguments | changes))
+
+
+def printed(report, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    print_report(report, console)
+    return console.file.getvalue()
+
+
+def test_every_note_below_a_table_ends_in_a_full_stop_wherever_it_is_shown():
+    sheet = Sheet("title", ["", "arm"], [["a", "1"]], ["Intervals are for other problems", "n."])
+    console = Console(file=io.StringIO(), width=100)
+    print_sheets([sheet], console)
+    assert console.file.getvalue().endswith("Intervals are for other problems.\nn.\n")
+    assert "Intervals are for other problems. n.\n" in markdown_of([sheet])
+
+
+def test_pass_at_k_holds_the_exact_values_with_n_and_an_interval():
+    found = summary()["tiers"]["dense"]
+    assert (found["problems"], found["samples"], found["ks"]) == (4, 8, list(ks_for(8)))
+    base = found["arms"]["base"]["pass_at_k"]
+    assert base["1"]["value"] == pytest.approx((1 + 0 + 2 + 1) / 32)
+    # 1 - C(8 - c, 2) / C(8, 2) for c = 1, 0, 2, 1
+    assert base["2"]["value"] == pytest.approx((7 + 0 + 13 + 7) / 28 / 4)
+    assert base["8"]["value"] == pytest.approx(3 / 4)
+    for estimate in base.values():
+        assert estimate["low"] <= estimate["value"] <= estimate["high"]
+        assert estimate["n"] == 4
+
+
+def test_statuses_violations_and_finish_reasons_are_counted_by_tier_and_arm():
+    report = summary()
+    base = report["tiers"]["dense"]["arms"]["base"]
+    assert base["answers"] == 32
+    assert base["statuses"] == {"optimal": 4, "feasible": 4, "infeasible": 20, "unparsable": 4}
+    # An answer with two overlaps shows overlap once.
+    assert base["violations"] == {"overlap": 20, "altered_time": 20, "unterminated": 4}
+    assert base["finish_reasons"] == {"stop": 28, "length": 4}
+    grpo = report["tiers"]["dense"]["arms"]["grpo"]  # d0 is solved 8 times: nothing else there
+    assert grpo["statuses"] == {"optimal": 12, "feasible": 3, "infeasible": 14, "unparsable": 3}
+    assert report["tiers"]["trap"]["arms"]["sft"]["statuses"]["optimal"] == 0
+
+
+def test_means_are_over_problems():
+    base = summary()["tiers"]["dense"]["arms"]["base"]
+    assert base["valid"]["value"] == pytest.approx(8 / 32)
+    assert base["ratio"]["value"] == pytest.approx((4 + 4 * 0.5) / 32)
+    # c = 1: best, other, 6 wrong; c = 0: other, 7 wrong; c = 2: best twice, other, 5 wrong
+    assert base["distinct"]["value"] == pytest.approx((8 + 8 + 7 + 8) / 32)
+    assert base["valid"]["n"] == 4
+
+
+def test_without_answers_in_the_rows_nothing_is_said_of_distinct_ones():
+    rows = {"base": [row(p, i, "feasible", ratio=0.5) for p in TIER for i in range(4)]}
+    report = summary(rows)
+    assert report["tiers"]["dense"]["arms"]["base"]["distinct"] is None
+    assert "distinct" not in printed(report)
+
+
+def test_differences_are_paired_and_say_where_the_base_overtakes():
+    found = summary()["tiers"]["dense"]["differences"]
+    pairs = {(pair["tuned"], pair["reference"]): pair for pair in found}
+    assert list(pairs) == COMPARISONS
+    against_base = pairs["grpo", "base"]
+    assert against_base["at_k"]["1"]["value"] == pytest.approx((12 - 4) / 32)
+    assert against_base["at_k"]["8"]["value"] == pytest.approx((2 - 3) / 4)
+    # base: (k/8 + 0 + (1 - (8-k)(7-k)/56) + k/8) / 4; GRPO: (1 + 0 + (1 - C(4,k)/C(8,k)) + 0) / 4
+    assert against_base["overtaken_at"] == 5
+    assert pairs["sft", "base"]["overtaken_at"] is None
+
+
+def test_where_the_base_overtakes_is_said_of_every_arm_that_is_compared_with_it():
+    text = printed(summary(tiers=["dense"]))
+    assert "base first meets or passes GRPO at k = 5." in text
+    assert "base stays below SFT at every k up to 8." in text
+
+
+@pytest.mark.parametrize(
+    ("arms", "pairs"),
+    [
+        ({"sft": Arm("sft"), "grpo": Arm("grpo", "sft")}, COMPARISONS),
+        ({"grpo": Arm("grpo")}, [("grpo", "base")]),
+        (
+            {"warm": Arm("sft", seeds=(1, 2)), "paid": Arm("grpo", "warm.2")},
+            [("paid", "warm.2"), ("paid", "base"), ("warm.2", "base"), ("warm.1", "base")],
+        ),
+    ],
+)
+def test_each_arm_is_compared_with_what_it_started_from_and_with_the_base(arms, pairs):
+    assert comparisons(replace(load_recipe(TINY), arms=arms)) == pairs
+
+
+@pytest.mark.parametrize(("reached", "flagged"), [(0.5, False), (0.501, True), (1.0, True)])
+def test_a_tier_that_guessing_solves_more_than_half_of_is_called_guessable(reached, flagged):
+    floors = {**FLOORS, "dense": {"random_maximal": {8: reached}}}
+    report = summary(floors=floors)
+    words = f"Guessable: a random maximal schedule solves {100 * reached:.1f} % within 8 tries"
+    for text in (printed(report), markdown(report)):
+        assert (words in text.replace("\\", "")) == flagged
+        assert text.count("Guessable") == flagged, "said of dense alone"
+
+
+def test_a_tier_whose_floor_at_the_largest_k_is_not_known_is_not_flagged():
+    assert "Guessable" not in printed(summary(floors={"dense": {}, "trap": {}}))
+    assert "Guessable" not in printed(summary(floors={"dense": {"random_maximal": {1: 0.9}}}))
+
+
+def test_floors_are_shown_at_the_ks_of_the_report():
+    found = summary()["tiers"]["dense"]["floors"]
+    assert found["random_maximal"] == {"1": 0.05, "2": 0.1, "8": 0.34}
+    text = printed(summary())
+    assert "Floors at any k: greedy by start 25.0 %." in text
+    assert re.search(r"\n8 .* 34\.0 *\n", text)
+
+
+def test_the_printed_table_holds_the_numbers_and_what_they_rest_on():
+    report = summary(resamples=10_000)
+    text = printed(report)
+    for tier in report["tiers"].values():
+        for arm in tier["arms"].values():
+            for estimate in arm["pass_at_k"].values():
+                cell = [f"{100 * estimate[key]:.1f}" for key in ("value", "low", "high")]
+                assert f"{cell[0]} [{cell[1]}, {cell[2]}]" in text
+            for status, count in arm["statuses"].items():
+                assert re.search(rf"status: {status} .*\b{count} \(", text)
+        words = f"{tier['problems']} problems x 8 samples; 95 % interval, problems resampled 10,000"
+        assert text.count(f"{words} times") == 3
+    assert text.index("dense (main tier)") < text.index("trap: pass@k")
+    assert "base first meets or passes GRPO at k = 5." in text
+    assert "pass@1: GRPO - SFT = +18.8 [" in text.splitlines()[-1]
+    assert "\x1b" not in text
+
+
+def test_tables_keep_to_100_columns_whatever_the_number_of_arms():
+    names = [f"arm-{i}" for i in range(7)]
+    rows = {name: rows_of("base") for name in names}
+    text = printed(summary(rows, arms=names, comparisons=[(n, "arm-0") for n in names]), width=200)
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(name in text for name in names)
+    assert "…" not in text
+
+
+def test_the_markdown_holds_the_same_tables():
+    report = summary()
+    base = report["tiers"]["dense"]["arms"]["base"]["pass_at_k"]["1"]
+    text = markdown(report)
+    assert f"| 1 | {100 * base['value']:.1f} [{100 * base['low']:.1f}, " in text
+    assert "| k | base | SFT | GRPO | random maximal |" in text
+    assert "| k | GRPO - SFT | GRPO - base | SFT - base |" in text
+
+
+def test_a_pipe_in_a_name_divides_no_cell_of_the_markdown():
+    text = markdown_of([Sheet("a|b", ["arm", "a|b"], [["base on a|b", "1"]], [])])
+    assert "| arm | a\\|b |" in text
+    assert "| base on a\\|b | 1 |" in text
+
+
+def test_a_lone_base_is_reported_without_comparisons():
+    report = summary({"base": rows_of("base")})
+    assert report["arms"] == ["base"]
+    assert report["tiers"]["dense"]["differences"] == []
+    text = printed(report)
+    assert "paired differences" not in text
+    assert "12.5 [" in text
+
+
+def test_the_report_is_the_same_each_time_and_for_a_tier_whatever_the_others():
+    assert summary() == summary()
+    alone = summary(tiers=["dense"])
+    assert alone["tiers"]["dense"] == summary()["tiers"]["dense"]
+    assert summary(seed=2)["tiers"] != summary()["tiers"]
+
+
+def test_an_arm_with_fewer_samples_is_refused():
+    rows = {arm: rows_of(arm, 8) for arm in ARMS} | {"sft": rows_of("sft", 4)}
+    with pytest.raises(UserError, match=r"arm 'sft' has 4 samples of problem .* 'base' has 8"):
+        summary(rows)
+
+
+def test_an_arm_that_misses_a_problem_is_refused():
+    rows = {arm: list(rows_of(arm)) for arm in ARMS}
+    rows["grpo"] = [r for r in rows["grpo"] if r["id"] != "d2"]
+    with pytest.raises(UserError, match=r"arm 'grpo' has 0 samples of problem 'd2'"):
+        summary(rows)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "message"),
+    [
+        (row("x9", 0, "optimal"), "answers 'x9', which is not asked here"),
+        (row("d0", 0, "splendid"), "unknown status 'splendid'"),
+        ({"id": "d0", "status": "optimal", "violations": []}, "without 'ratio'; score it again"),
+    ],
+)
+def test_a_verdict_that_cannot_be_counted_is_refused(verdict, message):
+    with pytest.raises(UserError, match=message):
+        summary({"base": [verdict]})
+
+
+def test_nothing_to_report_on_is_said():
+    with pytest.raises(UserError, match="none of the arms base, sft, grpo has verdicts"):
+        summary({})
+    with pytest.raises(UserError, match="main tier 'blog' has no problem"):
+        summary(main="blog")
+    with pytest.raises(UserError, match="no arm has samples of tier 'dense'"):
+        summary({"base": []})
+
+
+def test_write_report_leaves_json_markdown_and_a_plot(tmp_path, capsys):
+    report = write_report(
+        tmp_path / "report",
+        tiers=["trap", "dense"],
+        main="dense",
+        arms=ARMS,
+        floors=FLOORS,
+        verdict_rows={arm: rows_of(arm) for arm in ARMS},
+        problems_by_id=TIER,
+        seed=1,
+        comparisons=COMPARISONS,
+        resamples=200,
+    )
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(
+        ("report.json", "report.md", "passk.png")
+    )
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+    assert (tmp_path / "report" / "report.md").read_text() == markdown(report)
+    assert (tmp_path / "report" / "passk.png").read_bytes().startswith(b"\x89PNG")
+    assert "dense (main tier): pass@k" in capsys.readouterr().out
+
+
+def test_a_plot_is_the_same_bytes_each_time_and_manages_with_one_arm_and_no_floors(tmp_path):
+    report = summary({"base": rows_of("base")}, floors={})
+    draw(report, tmp_path / "one.png")
+    draw(report, tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_an_arm_is_compared_with_its_twin_by_another_backend():
+    recipe = load_recipe(TINY.with_name("backends.yaml"))
+    pairs = comparisons(recipe)
+    assert ("grpo-unsloth", "grpo") in pairs
+    assert ("sft-unsloth", "sft") in pairs
+    assert ("grpo", "grpo-unsloth") not in pairs
+    assert ("grpo-unsloth", "sft") not in pairs
