@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,20 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 from data.common.errors import UserError, run_main
-from data.common.files import Stage, finished, read_jsonl, write_json, write_jsonl, write_text
+from data.common.files import Stage, write_json, write_jsonl, write_text
 from data.common.seeds import seed_of
 from data.policies import FLOOR_KS, GUESSABLE, floor
-from data.problem import Problem, is_text
-from data.prompts import answer, prompt, trace
+from data.problem import Problem
 from data.published import read_published
 from data.recipe import SPLITS, Recipe, recipe_arguments, recipe_from
-from data.rules import BASE_RULES
+from data.rows import record
 from data.sections import TierUse
 from data.solver import (
     UnprovenError,
-    interval_optimum,
-    is_interval_problem,
-    optimal_schedule,
     prove,
 )
 from data.tiers import EFFORT, Tier
@@ -81,33 +77,6 @@ def _make_problem(
     raise UserError(
         f"tier {name!r}: no feasible problem with a proof in 100 draws; relax its rules"
     )
-
-
-def gold_answer(problem: Problem, reasoning: bool) -> str:
-    """An optimal answer, the same one always, with its reasoning trace if asked for.
-
-    Raises:
-        AssertionError: when the dynamic programme and CP-SAT disagree on the optimum.
-    """
-    best = optimal_schedule(problem)
-    assert best is not None
-    assert problem.objective(best) == problem.optimum, "dynamic programme and CP-SAT disagree"
-    return answer(best, trace(problem, best) if reasoning else None)
-
-
-def record(
-    identity: str, split: str, tier: str, problem: Problem, reasoning: bool
-) -> dict[str, Any]:
-    """The row that all later stages read."""
-    return {
-        "id": identity,
-        "split": split,
-        "tier": tier,
-        "problem": problem.to_json(),
-        "optimum": problem.optimum,
-        "gold": gold_answer(problem, reasoning),
-        "prompt": prompt(problem),
-    }
 
 
 def generate(
@@ -253,62 +222,6 @@ def assert_disjoint(splits: dict[str, list[str]]) -> None:
     assert len(every) == len(set(every)), "a problem stands in the data twice"
 
 
-def read_problems(path: Path) -> list[dict[str, Any]]:
-    """Rows of a problem file with ``problem`` as a checked Problem.
-
-    Raises:
-        UserError: naming the line that is broken.
-    """
-    rows: list[dict[str, Any]] = []
-    first: dict[str, int] = {}
-    for number, row in read_jsonl(path):
-        missing = {"id", "tier", "problem", "prompt", "gold"} - row.keys()
-        if missing:
-            raise UserError(f"{path}:{number} has no {sorted(missing)[0]!r}; make data writes it")
-        for key in ("id", "tier", "prompt", "gold"):
-            if not is_text(row[key]):
-                raise UserError(f"{path}:{number}: {key!r} must be text, not {row[key]!r:.80}")
-        if first.setdefault(row["id"], number) != number:
-            raise UserError(
-                f"{path}:{number} has id {row['id']!r} again, as line {first[row['id']]}"
-            )
-        try:
-            problem = Problem.from_json(row["problem"])
-            _check_optimum(problem)
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        rows.append({**row, "problem": problem})
-    if not rows:
-        raise UserError(f"{path} has no problems; FORCE=1 make data writes them again")
-    return rows
-
-
-def _check_optimum(problem: Problem) -> None:
-    """Raise UserError where an optimum is surely not the proven one, so that no answer can beat it
-    later. What further rules cost is not proven again: that takes CP-SAT."""
-    relaxed = replace(problem, rules=BASE_RULES)
-    best = relaxed.objective(interval_optimum(relaxed))
-    assert problem.optimum is not None
-    if problem.optimum > best or (is_interval_problem(problem) and problem.optimum < best):
-        raise UserError(f'"optimum" is {problem.optimum}, the proven one {best}')
-
-
-def read_split(recipe: Recipe, split: str) -> list[dict[str, Any]]:
-    """``read_problems`` of one split of a run.
-
-    Raises:
-        UserError: when the data stage has not run to its end.
-    """
-    path = split_path(recipe, split)
-    if not finished(path.parent):
-        raise UserError(f"{path} does not exist or is not finished; `make data` writes it")
-    return read_problems(path)
-
-
-def split_path(recipe: Recipe, split: str) -> Path:
-    return recipe.folder / "data" / f"{split}.jsonl"
-
-
 def card(recipe: Recipe, counts: dict[str, dict[str, int]], digests: dict[str, str],
          floors: dict[str, dict[str, dict[int, float]]]) -> str:  # fmt: skip
     """The dataset card, in the Hugging Face layout."""
@@ -323,7 +236,7 @@ def card(recipe: Recipe, counts: dict[str, dict[str, int]], digests: dict[str, s
         "  data_files:",
         *(f"  - {{split: {split}, path: {split}.jsonl}}" for split in SPLITS),
         "---",
-        f"# Scheduling problems of `{recipe.run}`",
+        f"# Scheduling problems of `{recipe.run_name}`",
         "",
         "Choose events of one day, none overlapping, for the greatest weighted duration (priority",
         "events count twice). Every optimum is proven by OR-Tools CP-SAT. Master seed "
@@ -391,7 +304,7 @@ def _floors(
 def run(recipe: Recipe, force: bool, workers: int) -> None:
     """Generate, prove and write everything, unless it is there already."""
     say = Console()
-    folder = recipe.folder / "data"
+    folder = recipe.run.data
     settings = {
         "seed": recipe.seed,
         "reasoning": recipe.data.reasoning,

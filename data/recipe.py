@@ -24,6 +24,7 @@ import yaml
 
 from data.common.errors import UserError, shown
 from data.problem import is_text
+from data.run import Run
 from data.sections import (
     ARMS,
     Arm,
@@ -110,11 +111,12 @@ class Recipe:
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
     lora: dict[str, Any] | None = None
     path: Path = field(default=Path(), metadata={"internal": True})
-    run: str = field(default="", metadata={"internal": True})
+    run_name: str = field(default="", metadata={"internal": True})
 
     @property
-    def folder(self) -> Path:
-        return RUNS / self.run
+    def run(self) -> Run:
+        """Where everything lies that this recipe makes."""
+        return Run(RUNS / self.run_name, self.model, self.all_arms())
 
     @property
     def quantised(self) -> bool:
@@ -179,15 +181,15 @@ def load_recipe(
         recipe,
         path=path,
         model=model or recipe.model,
-        run=run or recipe.name,
+        run_name=run or recipe.name,
         backend=backend or recipe.backend,
         bits=bits or recipe.bits,
         dtype="bfloat16" if bits == 16 and recipe.dtype == "float32" else recipe.dtype,
     )
-    if not _RUN.fullmatch(recipe.run):
+    if not _RUN.fullmatch(recipe.run_name):
         where = "run name" if run else f"{path}: name"
         raise UserError(
-            f"{where} {recipe.run!r:.80} must be letters, digits, '.', '_' and '-', at most 100"
+            f"{where} {recipe.run_name!r:.80} must be letters, digits, '.', '_' and '-', at most 100"
         )
     if not 0 <= recipe.seed <= MOST_SEED:
         raise UserError(f"{path}: seed must be 0 to {MOST_SEED}, not {recipe.seed}")

@@ -24,9 +24,10 @@ from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import write_json, write_jsonl
 from data.common.seeds import seed_of
-from data.make import gold_answer, make_problem, record
+from data.make import make_problem
 from data.prompts import answer, trace
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import gold_answer, record
 from data.solver import interval_optimum
 from eval.calibrate import sharpened
 from eval.elicitation import Asked, count_verdicts

@@ -23,14 +23,12 @@ from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, finished, write_json, write_text
 from data.common.seeds import seed_of
-from data.make import split_path
 from data.policies import floor
 from data.problem import Problem
 from data.prompts import answer
 from data.published import read_rows
 from data.recipe import Recipe, load_recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
-from eval.sample import arms, samples_path
 from eval.score import Key, ProblemFile, read_samples, score_rows_as_published
 from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
 from eval.stats.passk import Estimate, bootstrap_indices, mean_interval
@@ -209,10 +207,10 @@ def line(model: str, problems: Asked, samples: Sequence[dict[str, Any]], key: st
 
 def lines_of_run(recipe: Recipe, sampled: Sequence[str]) -> tuple[Asked, list[Line]]:
     """The arms of the run that were sampled to their end."""
-    problem_file = ProblemFile(str(split_path(recipe, "test")))
+    problem_file = ProblemFile(str(recipe.run.split("test")))
     problems = asked(problem_file)
     return problems, [
-        line(label(arm), problems, read_samples(samples_path(recipe, arm), problem_file), "id")
+        line(label(arm), problems, read_samples(recipe.run.samples(arm), problem_file), "id")
         for arm in sampled
     ]
 
@@ -305,15 +303,17 @@ def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
     Raises:
         UserError: when no arm was sampled to its end.
     """
-    sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
+    sampled = [arm for arm in recipe.run.names if finished(recipe.run.samples(arm).parent)]
     if not sampled:
-        raise UserError(f"{recipe.folder / 'eval'} has no finished samples; `make blog` draws them")
+        raise UserError(
+            f"{recipe.run.folder / 'eval'} has no finished samples; `make blog` draws them"
+        )
     departed = departures(recipe)
-    inputs = [split_path(recipe, "test"), *(samples_path(recipe, arm) for arm in sampled)]
+    inputs = [recipe.run.split("test"), *(recipe.run.samples(arm) for arm in sampled)]
     if files is not None:
         inputs += [files / "test.jsonl", *_answers_in(files)]
     settings = {"arms": sampled, "differences": departed.rows}
-    stage = Stage(recipe.folder / "eval" / FOLDER, "blog", settings, inputs)
+    stage = Stage(recipe.run.eval / FOLDER, "blog", settings, inputs)
     if stage.is_current(force):
         return
     console = plain_console()

@@ -19,12 +19,12 @@ from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, finished, write_json, write_text
 from data.common.seeds import seed_of
-from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import read_split
+from data.run import VERDICTS
 from data.sections import LEVEL, RewardSection
 from eval.judge import check_judged
-from eval.sample import samples_path
-from eval.score import VERDICTS, answered
+from eval.score import answered
 from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
 from eval.stats.passk import (
     Estimate,
@@ -231,19 +231,21 @@ def run(recipe: Recipe, force: bool) -> None:
         raise UserError(
             f"{recipe.path}: arms are compared seed by seed, so each needs equally many seeds"
         )
-    asked = read_split(recipe, "test")
-    if not finished(recipe.folder / "eval"):
-        raise UserError(f"{recipe.folder / 'eval'} is not judged to the end; `make eval` judges it")
-    inputs, names = [split_path(recipe, "test")], ["base", *recipe.all_arms()]
+    asked = read_split(recipe.run, "test")
+    if not finished(recipe.run.eval):
+        raise UserError(
+            f"{recipe.run.folder / 'eval'} is not judged to the end; `make eval` judges it"
+        )
+    inputs, names = [recipe.run.split("test")], ["base", *recipe.all_arms()]
     for name in names:
-        samples = samples_path(recipe, name)
+        samples = recipe.run.samples(name)
         if not finished(samples.parent) or not samples.with_name(VERDICTS).is_file():
             raise UserError(f"arm {name!r} is not judged yet; `make eval` judges it")
         inputs += [samples, samples.with_name(VERDICTS)]
     check_judged(recipe, names)
     rewards = {name: (arm.reward or recipe.reward).__dict__ for name, arm in recipe.arms.items()}
     settings = {"seed": recipe.seed, "resamples": recipe.eval.resamples, "rewards": rewards}
-    stage = Stage(recipe.folder / "eval" / "compare", "compare", settings, inputs)
+    stage = Stage(recipe.run.eval / "compare", "compare", settings, inputs)
     if stage.is_current(force):
         return
     summary: dict[str, Any] = {
@@ -253,7 +255,7 @@ def run(recipe: Recipe, force: bool) -> None:
         "tiers": {},
     }
     ids = {row["id"] for row in asked}
-    answers = {name: list(answered(samples_path(recipe, name), ids)) for name in names}
+    answers = {name: list(answered(recipe.run.samples(name), ids)) for name in names}
     for tier in dict.fromkeys(row["tier"] for row in asked):
         here = [row for row in asked if row["tier"] == tier]
         rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))

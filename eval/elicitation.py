@@ -45,15 +45,16 @@ from data.common.files import (
     write_text,
 )
 from data.common.seeds import seed_of
-from data.make import read_split, split_path
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import read_split
+from data.run import VERDICTS
 from eval.answers import likelihood
 from eval.answers.reasoning import reasoning_report
 from eval.answers.roles import Case, cases, guesses, planned
 from eval.judge import check_judged, judge_arm, strange_starts
-from eval.sample import arms, ask_again, samples_path, way_of_asking
-from eval.score import VERDICTS, answered, read_answers, read_verdicts
+from eval.sample import ask_again, way_of_asking
+from eval.score import answered, read_answers, read_verdicts
 from eval.show.sheets import sheets, verdict_sheet
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import (
@@ -72,7 +73,6 @@ from eval.stats.analyses import (
 from eval.stats.conclusion import Arms, Judgement, judge
 from eval.stats.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
 from eval.stats.summary import tally
-from pipeline.train.trainer import model_folder
 
 FOLDER, JSON, PAGE = "elicitation", "elicitation.json", "elicitation.md"
 
@@ -224,13 +224,13 @@ def likelihoods(
 ) -> dict[str, dict[str, Any]]:
     """Entropy, KL and likelihood by tier, of the arms whose answers are samples of their model:
     asked at temperature 1 and top_p 1 from the bare prompt."""
-    ways = {arm: way_of_asking(samples_path(recipe, arm).parent) for arm in names}
+    ways = {arm: way_of_asking(recipe.run.samples(arm).parent) for arm in names}
     bare = [a for a, way in ways.items() if (way.temperature, way.top_p, way.shots) == (1, 1, 0)]
     starts = dict.fromkeys(case.start for case in found if case.start)
     print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
     return likelihood.measure(
-        {arm: model_folder(recipe, arm) for arm in bare},
-        {arm: list(_first_answers(samples_path(recipe, arm), asked)) for arm in bare},
+        {arm: recipe.run.model(arm) for arm in bare},
+        {arm: list(_first_answers(recipe.run.samples(arm), asked)) for arm in bare},
         asked.rows,
         recipe.dtype,
         recipe.seed,
@@ -269,11 +269,11 @@ def _count(
 def standing(recipe: Recipe, reported: Sequence[str]) -> Path | None:
     """``elicitation.json``, where it is about the answers and verdicts that are there now, and of
     no arm that is not among those ``reported``."""
-    path = recipe.folder / "eval" / FOLDER / JSON
+    path = recipe.run.eval / FOLDER / JSON
     if not (finished(path.parent) and path.is_file()):
         return None
     inputs = {Path(name): known for name, known in stage_facts(path.parent)["inputs"].items()}
-    verdicts = {samples_path(recipe, arm).with_name(VERDICTS) for arm in reported}
+    verdicts = {recipe.run.verdicts(arm) for arm in reported}
     if not verdicts.issuperset(one for one in inputs if one.name == VERDICTS):
         return None
     same = all(one.exists() and sha256(one) == known for one, known in inputs.items())
@@ -282,18 +282,18 @@ def standing(recipe: Recipe, reported: Sequence[str]) -> Path | None:
 
 def run(recipe: Recipe, force: bool) -> None:
     """Ask again, judge and explain, unless that is up to date."""
-    sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
+    sampled = [arm for arm in recipe.run.names if finished(recipe.run.samples(arm).parent)]
     found = cases(recipe, sampled)
-    folder = recipe.folder / "eval" / FOLDER
+    folder = recipe.run.eval / FOLDER
     if not found:
         (folder / MANIFEST).unlink(missing_ok=True)  # nor is an older verdict one on this run
         print("elicitation: no arm to judge; verdict.arms in the recipe names them", flush=True)
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
     check_judged(recipe, names)
-    rows = read_split(recipe, "test")
+    rows = read_split(recipe.run, "test")
     ids = {row["id"] for row in rows}
-    samples = {arm: samples_path(recipe, arm) for arm in names}
+    samples = {arm: recipe.run.samples(arm) for arm in names}
     first = {arm: _count(arm, answered(path, ids), rows) for arm, path in samples.items()}
     wanted = again(found, Asked(rows, first, {}))
     paths = {
@@ -310,7 +310,7 @@ def run(recipe: Recipe, force: bool) -> None:
     if notes:
         settings["notes"] = notes
     verdicts = [path.with_name(VERDICTS) for path in samples.values()]
-    inputs = [split_path(recipe, "test"), *verdicts, *paths.values()]
+    inputs = [recipe.run.split("test"), *verdicts, *paths.values()]
     stage = Stage(folder, "elicitation", settings, inputs)
     if stage.is_current(force):
         return
@@ -366,7 +366,7 @@ def report_on(
                 "reasoning": {
                     arm: reasoning_report(
                         asked.problems(tier),
-                        _reasoned(samples_path(recipe, arm), asked, tier),
+                        _reasoned(recipe.run.samples(arm), asked, tier),
                         seed_of(recipe.seed, "reasoning", tier),
                         recipe.verdict.margins.resamples,
                     )

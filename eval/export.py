@@ -31,14 +31,14 @@ from data.common.files import (
     write_json,
     write_text,
 )
-from data.make import read_split
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import read_split
+from data.run import ADAPTER, maker
 from data.sections import EvalSection
 from eval.day.ask import chosen_arm
 from eval.show.card import Evaluation, card, evaluation, lineage, on_hub
 from pipeline.model import load as models
 from pipeline.train.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from pipeline.train.trainer import ADAPTER, maker, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def check_arm(recipe: Recipe, arm: str) -> None:
             f"there is nothing to export: {arm} is {found.start} asked in another way, without "
             "weights of its own"
         )
-    models.check_model_folder(Path(model_folder(recipe, arm)))
+    models.check_model_folder(Path(recipe.run.model(arm)))
 
 
 def adapter_folder(recipe: Recipe, arm: str) -> Path:
@@ -70,7 +70,7 @@ def adapter_folder(recipe: Recipe, arm: str) -> Path:
     Raises:
         UserError: when it was trained without one, or by a version that kept none.
     """
-    folder = recipe.folder / arm / ADAPTER
+    folder = recipe.run.adapter(arm)
     lacking = [n for n in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / n).is_file()]
     if not lacking:
         return folder
@@ -94,7 +94,7 @@ def decoding_of(
     from pipeline.model.decode import answer_limit
 
     asking = recipe.for_arm(arm).eval
-    limit = asking.max_tokens or answer_limit(tokenizer, read_split(recipe, "test"))
+    limit = asking.max_tokens or answer_limit(tokenizer, read_split(recipe.run, "test"))
     return replace(asking, max_tokens=limit)
 
 
@@ -137,7 +137,7 @@ def write_decoding(
 def check_out(recipe: Recipe, out: Path) -> None:
     """Raise UserError unless ``out`` is new, empty, or an export. A folder of the run itself is
     none: what is trained from its weights would no longer be what its manifest says."""
-    inside, run = out.resolve(), recipe.folder.resolve()
+    inside, run = out.resolve(), recipe.run.folder.resolve()
     if inside.is_relative_to(run) and not inside.is_relative_to(run / FOLDER):
         raise UserError(f"{out} belongs to the run itself; give OUT a folder elsewhere")
     if out.is_symlink():
@@ -188,8 +188,8 @@ def run(
         UserError: where there is nothing to export, or ``out`` holds something else.
     """
     check_arm(recipe, arm)
-    source = adapter_folder(recipe, arm) if adapter else Path(model_folder(recipe, arm))
-    out = out or recipe.folder / FOLDER / (f"{arm}-{ADAPTER}" if adapter else arm)
+    source = adapter_folder(recipe, arm) if adapter else Path(recipe.run.model(arm))
+    out = out or recipe.run.folder / FOLDER / (f"{arm}-{ADAPTER}" if adapter else arm)
     check_out(recipe, out)
     if gguf:
         check_gguf(gguf, out)
@@ -197,9 +197,9 @@ def run(
 
     links = lineage(recipe, arm)
     found = evaluation(recipe, links)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(recipe, arm), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.run.model(arm), trust_remote_code=False)
     asking = decoding_of(recipe, arm, found, tokenizer)
-    extra = f"{recipe.run}-{arm}.{gguf}.gguf" if gguf else None
+    extra = f"{recipe.run_name}-{arm}.{gguf}.gguf" if gguf else None
     text = card(recipe, links, found, asking, adapter, extra)
     digest = hashlib.sha256(text.encode()).hexdigest()
     # The card names the weights by their hash, the recipe's decoding is not in it.
@@ -214,7 +214,7 @@ def run(
         shutil.copytree(source, fresh)
         if adapter and not on_hub(links[-2].model):
             _forget_base(fresh / ADAPTER_CONFIG)
-        write_decoding(fresh, asking, Path(model_folder(recipe, arm)), tokenizer)
+        write_decoding(fresh, asking, Path(recipe.run.model(arm)), tokenizer)
         write_text(fresh / CARD, text)
         if gguf:
             write_gguf(source, gguf, fresh / extra, out)

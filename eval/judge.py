@@ -24,18 +24,17 @@ from data.common.files import (
     write_jsonl,
     write_text,
 )
-from data.make import read_split, split_path
 from data.policies import floor
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import read_split
+from data.run import VERDICTS, maker
 from data.sections import RESAMPLES, Arm
-from eval.sample import arms, samples_path
-from eval.score import VERDICTS, read_answers, score_rows
+from eval.score import read_answers, score_rows
 from eval.show.plot import draw
 from eval.show.tables import label, markdown, print_report
 from eval.stats.passk import ks_for
 from eval.stats.summary import Floors, summarise
-from pipeline.train.trainer import maker, model_folder
 
 #: What the report consists of.
 OUTPUTS = ("report.json", "report.md", "passk.png")
@@ -98,14 +97,14 @@ def strange_starts(recipe: Recipe, names: Sequence[str]) -> list[str]:
     for name in names:
         if name == "base" or arms[name].trainer == "none":
             continue
-        if not finished(recipe.folder / name):
+        if not finished(recipe.run.stage(name)):
             found.append(
                 f"Note: the answers of {label(name)} are of a model that is there no more; "
                 f"{maker(name)} trains it again."
             )
             continue
-        facts, start = stage_facts(recipe.folder / name), arms[name].start
-        model = model_folder(recipe, start)
+        facts, start = stage_facts(recipe.run.stage(name)), arms[name].start
+        model = recipe.run.model(start)
         before, known = facts["settings"].get("model", model), facts["inputs"].get(model)
         if before != model:
             other = f"from {before}, and {label(start)} is {model} here"
@@ -171,19 +170,21 @@ def judge_arm(
 
 def check_judged(recipe: Recipe, names: Iterable[str]) -> None:
     """Raise UserError unless what was judged of these arms is the samples that are there now."""
-    folder = recipe.folder / "eval"
+    folder = recipe.run.eval
     judged = stage_facts(folder)["inputs"] if finished(folder) else {}
-    for path in (samples_path(recipe, arm) for arm in names):
+    for path in (recipe.run.samples(arm) for arm in names):
         if judged.get(str(path)) != sha256(path):
             raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")
 
 
 def run(recipe: Recipe, force: bool) -> None:
     """Judge and report every arm that was sampled to the end, unless that is up to date."""
-    asked = read_split(recipe, "test")
-    sampled = [arm for arm in arms(recipe) if finished(samples_path(recipe, arm).parent)]
+    asked = read_split(recipe.run, "test")
+    sampled = [arm for arm in recipe.run.names if finished(recipe.run.samples(arm).parent)]
     if not sampled:
-        raise UserError(f"{recipe.folder / 'eval'} has no finished samples; `make eval` draws them")
+        raise UserError(
+            f"{recipe.run.folder / 'eval'} has no finished samples; `make eval` draws them"
+        )
     settings = {
         "seed": recipe.seed,
         "main": recipe.data.main,
@@ -195,15 +196,15 @@ def run(recipe: Recipe, force: bool) -> None:
     notes = strange_starts(recipe, sampled)
     if notes:
         settings["notes"] = notes
-    inputs = [split_path(recipe, "test"), *(samples_path(recipe, arm) for arm in sampled)]
-    stage = Stage(recipe.folder / "eval", "eval", settings, inputs)
+    inputs = [recipe.run.split("test"), *(recipe.run.samples(arm) for arm in sampled)]
+    stage = Stage(recipe.run.eval, "eval", settings, inputs)
     if stage.is_current(force):
         return
     problems = {row["id"]: row["problem"] for row in asked}
     tiers = {row["id"]: row["tier"] for row in asked}
     names = list(dict.fromkeys(tiers.values()))
     write_report(
-        folder=recipe.folder / "eval",
+        folder=recipe.run.eval,
         tiers=names,
         main=recipe.data.main,
         arms=sampled,
@@ -215,7 +216,7 @@ def run(recipe: Recipe, force: bool) -> None:
             for name in names
         },
         verdict_rows={
-            arm: judge_arm(problems, samples_path(recipe, arm), recipe.for_arm(arm).eval.lenient)
+            arm: judge_arm(problems, recipe.run.samples(arm), recipe.for_arm(arm).eval.lenient)
             for arm in sampled
         },
         problems_by_id=tiers,
@@ -228,7 +229,7 @@ def run(recipe: Recipe, force: bool) -> None:
         [*OUTPUTS, *(f"{arm}/{VERDICTS}" for arm in sampled)],
         hashes={OUTPUTS[0]: sha256(stage.folder / OUTPUTS[0])},
     )
-    print(f"eval: {recipe.folder / 'eval'} has {', '.join(OUTPUTS)}", flush=True)
+    print(f"eval: {recipe.run.folder / 'eval'} has {', '.join(OUTPUTS)}", flush=True)
 
 
 def main() -> None:

@@ -22,15 +22,15 @@ from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
-from data.make import read_split, split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import read_split
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.parts import claimed
-from eval.sample import Asker, arms, write_answers
+from eval.sample import Asker, write_answers
 from eval.score import read_answers
 from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
 from eval.stats.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
-from pipeline.train.trainer import check_trained, model_folder, model_inputs
+from pipeline.train.trainer import model_inputs
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
 
@@ -109,13 +109,13 @@ def plan_for(recipe: Recipe, problems: int, samples: int | None) -> Plan:
 def chosen_rows(recipe: Recipe, count: int) -> list[dict[str, Any]]:
     """``count`` training problems at random, so tiers come in the shares of the training data; in
     the order of the data."""
-    rows = read_split(recipe, "train")
+    rows = read_split(recipe.run, "train")
     rng = random.Random(seed_of(recipe.seed, "probe"))
     return [rows[i] for i in sorted(rng.sample(range(len(rows)), min(count, len(rows))))]
 
 
 def probe_folder(recipe: Recipe, arm: str) -> Path:
-    return recipe.folder / "probe" / arm
+    return recipe.run.probe(arm)
 
 
 def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: bool) -> None:
@@ -124,11 +124,11 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     Raises:
         UserError: when there is no such arm, or its model is not trained.
     """
-    if arm not in arms(recipe):
-        raise UserError(f"--arm must be one of {', '.join(arms(recipe))}, not {arm!r}")
-    check_trained(recipe, arm)
+    if arm not in recipe.run.names:
+        raise UserError(f"--arm must be one of {', '.join(recipe.run.names)}, not {arm!r}")
+    recipe.run.require_trained(arm)
     plan = plan_for(recipe, problems, samples)
-    model = model_folder(recipe, arm)
+    model = recipe.run.model(arm)
     settings = {
         "arm": arm,
         "model": model,
@@ -140,13 +140,13 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     }
     folder = probe_folder(recipe, arm)
     stage = Stage(
-        folder, f"probe {arm}", settings, [split_path(recipe, "train"), *model_inputs(model)]
+        folder, f"probe {arm}", settings, [recipe.run.split("train"), *model_inputs(model)]
     )
     if stage.is_current(force, [folder / SAMPLES]):
         return
     asked = chosen_rows(recipe, plan.problems)
     asker = Asker(recipe, arm)
-    limit = plan.asking.max_tokens or asker.limit(read_split(recipe, "train"))
+    limit = plan.asking.max_tokens or asker.limit(read_split(recipe.run, "train"))
     asking = replace(plan.asking, max_tokens=limit)
     with claimed(folder / SAMPLES):
         write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)

@@ -24,18 +24,18 @@ from markupsafe import Markup
 
 from data.common.errors import UserError, run_main, shown
 from data.common.files import Stage, finished, read_jsonl, sha256, stage_facts, write_text
-from data.make import read_split, split_path
 from data.policies import GREEDY
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import read_split
+from data.run import VERDICTS
 from eval import elicitation
 from eval.judge import check_judged
-from eval.sample import samples_path, way_of_asking
-from eval.score import VERDICTS, answered
+from eval.sample import way_of_asking
+from eval.score import answered
 from eval.show import sheets as findings
 from eval.show.charts import HEIGHT, WIDTH, Curve, Look, Panel, draw_panels, thinned
 from eval.show.showcase import CUT, choose, drawn_answer, drawn_problem
 from eval.show.tables import guessable, headline, label, read_result, sheets, tier_title
-from pipeline.health.diagnosis import LOG
 from rewards.verify import Status
 
 TEMPLATES = Path(__file__).parent / "show" / "templates"
@@ -224,7 +224,7 @@ def build(
     trained = {curve.label for panel in training for curve in panel.curves}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment().get_template("page.html.j2").render(
-        run=recipe.run,
+        run=recipe.run_name,
         facts=_facts(recipe, report),
         report=report,
         headline=headline(report),
@@ -261,7 +261,7 @@ def _asking(recipe: Recipe, arms: Sequence[str]) -> dict[str, str]:
     which may be of an earlier version, say it."""
     ways: dict[str, list[str]] = {}
     for arm in arms:
-        folder = samples_path(recipe, arm).parent
+        folder = recipe.run.samples(arm).parent
         if finished(folder) and "asking" in stage_facts(folder):
             asking = way_of_asking(folder)
             way = f"T = {asking.temperature:g}, top-p = {asking.top_p:g}"
@@ -297,14 +297,14 @@ def _environment() -> Environment:
 
 def run(recipe: Recipe, force: bool) -> None:
     """Write the page and the PNGs of a run that was evaluated, unless they are up to date."""
-    folder = recipe.folder / "eval"
+    folder = recipe.run.eval
     source = folder / "report.json"
     if not (finished(folder) and source.is_file()):
         raise UserError(f"{source} does not exist or is not finished; `make eval` writes it")
     report = read_result(source)
     arms = report["arms"]
-    log_paths = {arm: path for arm in arms if (path := recipe.folder / arm / LOG).is_file()}
-    samples = {arm: samples_path(recipe, arm) for arm in arms}
+    log_paths = {arm: path for arm in arms if (path := recipe.run.log(arm)).is_file()}
+    samples = {arm: recipe.run.samples(arm) for arm in arms}
     samples = {arm: path for arm, path in samples.items() if all(map(Path.is_file, _both(path)))}
     check_judged(recipe, samples)
     texts = [file for path in samples.values() for file in _both(path)]
@@ -315,9 +315,9 @@ def run(recipe: Recipe, force: bool) -> None:
             "`make eval` goes on with it",
             flush=True,
         )
-    inputs = [source, split_path(recipe, "test"), *texts, *log_paths.values()]
+    inputs = [source, recipe.run.split("test"), *texts, *log_paths.values()]
     settings = {
-        "run": recipe.run,
+        "run": recipe.run_name,
         "facts": _facts(recipe, report),
         "arms": arms,
         "templates": sha256(TEMPLATES),
@@ -327,7 +327,7 @@ def run(recipe: Recipe, force: bool) -> None:
         return
     logs = {arm: list(_logged(path)) for arm, path in log_paths.items()}
     verdict = read_result(judged) if judged else None
-    answers = showcase(read_split(recipe, "test"), samples, recipe.seed)
+    answers = showcase(read_split(recipe.run, "test"), samples, recipe.seed)
     page = build(recipe, report, logs, verdict, answers)
     outputs = [f"../{PAGE}", *_draw(folder / FILES, looks_of(recipe, arms), logs, verdict)]
     write_text(folder / PAGE, page)

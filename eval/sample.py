@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 from data.common.errors import UserError, run_main
 from data.common.files import MANIFEST, Stage, finished, sha256, stage_facts, to_line, write_bytes
 from data.common.seeds import seed_of
-from data.make import read_split, split_path
 from data.recipe import Recipe, build, recipe_arguments, recipe_from
+from data.rows import read_split
+from data.run import maker
 from data.sections import EvalSection
 from eval.answers.parts import (
     Shard,
@@ -49,7 +50,7 @@ from eval.answers.server import NotServedError, Server
 from eval.score import score_rows
 from pipeline.model import load as models
 from pipeline.train import backend
-from pipeline.train.trainer import is_trained, maker, model_folder, model_inputs
+from pipeline.train.trainer import model_inputs
 from rewards.verify import Status
 
 if TYPE_CHECKING:
@@ -61,24 +62,15 @@ if TYPE_CHECKING:
 _JUDGING = ("lenient", "resamples")
 
 
-def arms(recipe: Recipe) -> list[str]:
-    """The arms of a recipe in the order of training, the base first."""
-    return ["base", *recipe.all_arms()]
-
-
 def trained_arms(recipe: Recipe) -> list[str]:
     """The arms whose weights are there; what is missing is said."""
     found = []
-    for arm in arms(recipe):
-        if is_trained(recipe, arm):
+    for arm in recipe.run.names:
+        if recipe.run.is_trained(arm):
             found.append(arm)
         else:
             print(f"eval: no finished {arm} model, so it is left out; {maker(arm)} trains it")
     return found
-
-
-def samples_path(recipe: Recipe, arm: str) -> Path:
-    return recipe.folder / "eval" / arm / "samples.jsonl"
 
 
 def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None) -> None:
@@ -89,8 +81,8 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
         UserError: when another process does the same work, or parts of another number lie there;
             NotServedError when the arm's server holds another model.
     """
-    model = model_folder(recipe, arm)
-    test = read_split(recipe, "test")
+    model = recipe.run.model(arm)
+    test = read_split(recipe.run, "test")
     asking = recipe.for_arm(arm).eval
     tune = {} if arm == "base" else recipe.all_arms()[arm].tune
     if tune and shard:
@@ -101,9 +93,9 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
     # What is best depends on how the answers are judged.
     tuning = {"tune": tune, "main": recipe.data.main, "lenient": asking.lenient}
     settings = {**_settings(recipe, arm, asking), **(tuning if tune else {})}
-    path = samples_path(recipe, arm)
+    path = recipe.run.samples(arm)
     splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]
-    inputs = [split_path(recipe, split) for split in splits]
+    inputs = [recipe.run.split(split) for split in splits]
     stage = Stage(path.parent, f"eval {arm}", settings, [*inputs, *model_inputs(model)])
     with ExitStack() as held:
         with in_turn(path.parent):
@@ -138,7 +130,7 @@ def _resolved(
     facts: dict[str, Any] = {"served": asker.served} if asker.server else {}
     if tune:
         asking, facts["tuned"] = _tuned(recipe, asker, asking, tune)
-    limit = asking.max_tokens or asker.limit(read_split(recipe, "test"))
+    limit = asking.max_tokens or asker.limit(read_split(recipe.run, "test"))
     asking = replace(asking, max_tokens=limit)
     return asking, {"asking": asdict(asking), **facts}
 
@@ -164,15 +156,15 @@ def ask_again(
     """Draw ``samples`` fresh answers of a sampled arm to each of ``rows``, in the way in which it
     was asked the first time, unless that is up to date; returns their file. A server may have moved
     since, to where the recipe says."""
-    first = samples_path(recipe, arm)
+    first = recipe.run.samples(arm)
     asking = replace(way_of_asking(first.parent), samples=samples)
     if asking.server:
         asking = replace(asking, server=recipe.for_arm(arm).eval.server or asking.server)
-    model = model_folder(recipe, arm)
+    model = recipe.run.model(arm)
     path = first.parent / "fresh" / first.name
     settings = {**_settings(recipe, arm, asking), "problems": [row["id"] for row in rows]}
     splits = ["test", *(["train"] if asking.shots else [])]
-    inputs = [split_path(recipe, split) for split in splits]
+    inputs = [recipe.run.split(split) for split in splits]
     stage = Stage(path.parent, f"eval {arm} again", settings, [*inputs, *model_inputs(model)])
     with claimed(path):
         if not stage.is_current(force, [path]):
@@ -200,7 +192,7 @@ def _settings(recipe: Recipe, arm: str, asking: EvalSection) -> dict[str, Any]:
     aside = (*_JUDGING, "server", *(["rows"] if asking.server else []))
     return {
         "arm": arm,
-        "model": model_folder(recipe, arm),
+        "model": recipe.run.model(arm),
         "dtype": recipe.dtype,
         "seed": recipe.seed,
         **{key: value for key, value in asdict(asking).items() if key not in aside},
@@ -264,7 +256,7 @@ class Asker:
         from pipeline.model.decode import prepare
 
         backend.quiet()
-        model, tokenizer = models.load(model_folder(self.recipe, self.arm), self.recipe.dtype)
+        model, tokenizer = models.load(self.recipe.run.model(self.arm), self.recipe.dtype)
         prepare(model)
         return model, tokenizer
 
@@ -272,7 +264,7 @@ class Asker:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         from pipeline.model.lengths import read_tokenizer
 
-        model = model_folder(self.recipe, self.arm)
+        model = self.recipe.run.model(self.arm)
         tokenizer = read_tokenizer(model)
         models.check_template(tokenizer, model)
         return tokenizer
@@ -287,7 +279,7 @@ class Asker:
         names = [self.arm]
         while names[-1] != "base" and self.recipe.all_arms()[names[-1]].trainer == "none":
             names.append(self.recipe.all_arms()[names[-1]].start)
-        model = model_folder(self.recipe, self.arm)
+        model = self.recipe.run.model(self.arm)
         return self.server.model_of(names, model, self.recipe.dtype)
 
     def limit(self, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -385,7 +377,7 @@ def shots_for(
     if not count:
         return {row["id"]: [] for row in rows}
     by_tier: dict[str, list[dict[str, Any]]] = {}
-    for row in read_split(recipe, "train"):
+    for row in read_split(recipe.run, "train"):
         by_tier.setdefault(row["tier"], []).append(row)
     found = {}
     for row in rows:
@@ -405,7 +397,7 @@ def _tuned(
 ) -> tuple[EvalSection, list[dict[str, Any]]]:
     """The way of asking with the most optimal answers on the main tier's val problems, of all
     combinations of ``tune``'s values, and the share that each one reached."""
-    val = [row for row in read_split(recipe, "val") if row["tier"] == recipe.data.main]
+    val = [row for row in read_split(recipe.run, "val") if row["tier"] == recipe.data.main]
     problems = {row["id"]: row["problem"] for row in val}
     tried = []
     for values in product(*tune.values()):
@@ -428,11 +420,11 @@ def main() -> None:
     arguments = parser.parse_args()
     shard = read_shard(arguments.shard) if arguments.shard is not None else None
     recipe = recipe_from(arguments)
-    known = arms(recipe)
+    known = recipe.run.names
     if arguments.arm and arguments.arm not in known:
         raise UserError(f"--arm must be one of {', '.join(known)}, not {arguments.arm!r}")
     chosen = [arguments.arm] if arguments.arm else trained_arms(recipe)
-    sampled = [arm for arm in known if finished(samples_path(recipe, arm).parent)]
+    sampled = [arm for arm in known if finished(recipe.run.samples(arm).parent)]
     for sentence in beforehand(recipe, {*chosen, *sampled}):
         print(f"eval: {sentence}", flush=True)
     left_out = []

@@ -25,13 +25,13 @@ from data.common.errors import UserError, run_main, shown
 from data.common.files import read_jsonl, write_jsonl
 from data.problem import Problem
 from data.published import check_row, prove_rows, read_rows
+from data.run import VERDICTS
 from data.solver import prove
 from rewards import blog
 from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Status, Verdict, confirm, verify
 
 #: Beside an arm's samples.
-VERDICTS = "verdicts.jsonl"
 #: What a problem is called by: ``id`` in our layout, ``index`` in the published one.
 Key = str | int
 _KEY_TYPES: dict[str, type] = {"id": str, "index": int}

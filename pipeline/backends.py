@@ -273,7 +273,7 @@ def compare(recipe: Recipe, folder: Path) -> tuple[list[Difference], list[Agreem
     for name in BOTH:
         command = [
             sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path), "--model",
-            recipe.model, "--run", recipe.run, "--backend", name, "--only", str(folder / name),
+            recipe.model, "--run", recipe.run_name, "--backend", name, "--only", str(folder / name),
             *(["--bits", str(recipe.bits)] if recipe.bits else []),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)

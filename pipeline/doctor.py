@@ -25,7 +25,8 @@ from data import recipe
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import read_jsonl
-from pipeline.health.diagnosis import LOG, Finding, Watch, kind_of, number
+from data.run import LOG
+from pipeline.health.diagnosis import Finding, Watch, kind_of, number
 from pipeline.health.symptoms import Level
 from pipeline.train.checkpoints import STATE, step_of
 
@@ -288,7 +289,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.run and arguments.log:
         raise UserError("--run and --log exclude each other")
-    of_recipe = recipe.load_recipe(arguments.recipe).run if arguments.recipe else "tiny"
+    of_recipe = recipe.load_recipe(arguments.recipe).run_name if arguments.recipe else "tiny"
     path = arguments.log or run_folder(arguments.run or of_recipe)
     patients = []
     for arm, log in logs_in(path).items():

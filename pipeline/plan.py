@@ -25,8 +25,9 @@ from rich.table import Table
 from data.common.console import plain_console
 from data.common.errors import UserError, reason_of, run_main
 from data.common.files import finished
-from data.make import make_problem, read_split, record, split_path
+from data.make import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import read_split, record
 from data.tiers import TIERS, Tier
 from pipeline.backends import BOTH
 from pipeline.memory.arithmetic import (
@@ -247,8 +248,8 @@ def _drawn_of(recipe: Recipe) -> Lengths:
 
 def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
     """Prompts with their gold answers, and where they are from."""
-    if finished(split_path(recipe, "train").parent):
-        rows = [row for split in ("train", "test") for row in read_split(recipe, split)]
+    if finished(recipe.run.split("train").parent):
+        rows = [row for split in ("train", "test") for row in read_split(recipe.run, split)]
         return [(row["prompt"], row["gold"]) for row in rows], f"longest of {len(rows):,} problems"
     # Of an imported tier, ours of that name stands in.
     tiers = {n: TIERS.get(n) if use.source else use.tier for n, use in recipe.tier_uses().items()}

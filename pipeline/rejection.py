@@ -17,7 +17,6 @@ from typing import Any
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, read_jsonl, sha256, write_jsonl
 from data.common.seeds import seed_of
-from data.make import split_path
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import sft
 from pipeline.model import load as models
@@ -72,9 +71,9 @@ def successes(
         "curriculum": recipe.data.curriculum,
         "decoding": [recipe.eval.temperature, recipe.eval.top_p, recipe.eval.max_tokens],
     }
-    folder = recipe.folder / arm / "successes"
+    folder = recipe.run.folder / arm / "successes"
     stage = Stage(
-        folder, f"{arm} sampling", settings, [split_path(recipe, "train"), *model_inputs(start)]
+        folder, f"{arm} sampling", settings, [recipe.run.split("train"), *model_inputs(start)]
     )
     path = folder / "successes.jsonl"
     asked = {row["id"]: row for row in rows}
@@ -142,7 +141,7 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
         recipe = replace(recipe, sft={**recipe.sft, "max_steps": steps})
     check(recipe)
     kept = by_main(lambda: successes(recipe, arm, training_rows(recipe, arm), force))
-    picked = sha256(recipe.folder / arm / "successes" / "successes.jsonl")
+    picked = sha256(recipe.run.folder / arm / "successes" / "successes.jsonl")
     make = partial(sft.trainer_for, recipe, kept)
     run_trainer(recipe, arm, "sft", {"successes": picked}, force, make)
 

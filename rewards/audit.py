@@ -526,7 +526,7 @@ def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]], ceiling: floa
     """
     counts = {tier: len(found) for tier, found in problems.items()}
     settings = {"reward": asdict(recipe.reward), "seed": recipe.seed, "ceiling": ceiling}
-    folder = recipe.folder / "audit"
+    folder = recipe.run.audit
     stage = Stage(folder, "audit", {**settings, "problems": counts})
     stage.is_current(force=True)
     outcome = audit(recipe.reward, problems, recipe.seed, ceiling)

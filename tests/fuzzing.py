@@ -31,11 +31,11 @@ from typing import Any
 import yaml
 
 from data.common.errors import UserError
-from data.make import read_problems, record
 from data.problem import Problem, problem_from_text
 from data.prompts import answer, prompt
 from data.published import read_published
 from data.recipe import load_recipe
+from data.rows import read_problems, record
 from data.sections import RewardSection
 from data.solver import UnprovenError, optimal_schedule, prove
 from data.tiers import EFFORT

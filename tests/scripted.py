@@ -14,12 +14,13 @@ from data import recipe as recipes
 from data.common import files
 from data.common.files import Stage, write_jsonl
 from data.common.seeds import seed_of
-from data.make import make_problem, record
+from data.make import make_problem
 from data.recipe import Recipe, load_recipe
+from data.rows import record
 from data.tiers import TIERS
 from eval import elicitation, sample
 from eval import judge as report
-from eval.sample import Asker, sample_arm, samples_path, trained_arms
+from eval.sample import Asker, sample_arm, trained_arms
 
 #: What an arm answers to a row, when asked in a way: ``(row, way, stream of its own) -> text``.
 Script = Callable[[dict[str, Any], Any, random.Random], str]
@@ -104,12 +105,12 @@ class World:
         content = {**CONTENT, "arms": arms, "verdict": verdict, **changes}
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         found = load_recipe(path)
-        if not (found.folder / "data" / "manifest.json").exists():
+        if not (found.run.folder / "data" / "manifest.json").exists():
             self._make_data(found)
         return found
 
     def _make_data(self, recipe: Recipe) -> None:
-        folder = recipe.folder / "data"
+        folder = recipe.run.data
         for split in ("train", "val", "test"):
             rows = [
                 record(
@@ -129,7 +130,7 @@ class World:
         """Leave what a training leaves, of these arms or of all."""
         for name, arm in recipe.all_arms().items():
             if arm.trainer != "none" and (not names or name in names):
-                model = recipe.folder / name / "model"
+                model = recipe.run.folder / name / "model"
                 model.mkdir(parents=True, exist_ok=True)
                 for file in ("config.json", "model.safetensors", "tokenizer.json"):
                     (model / file).write_text(f"{file} of {name}")
@@ -144,7 +145,7 @@ class World:
         return self.found(recipe)
 
     def found(self, recipe: Recipe) -> dict[str, Any]:
-        return json.loads((recipe.folder / "eval/elicitation/elicitation.json").read_text())
+        return json.loads((recipe.run.folder / "eval/elicitation/elicitation.json").read_text())
 
     def again(self) -> dict[str, list[str]]:
         """By arm, the problems that it was asked again, so far."""
@@ -153,6 +154,6 @@ class World:
 
 def lines(recipe: Recipe, arm: str, fresh: bool = False) -> list[dict[str, Any]]:
     """The samples of an arm as they lie on the disk."""
-    path = samples_path(recipe, arm)
+    path = recipe.run.samples(arm)
     path = path.parent / "fresh" / path.name if fresh else path
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -10,10 +10,10 @@ from scripted import World, solving
 
 from data.common.errors import UserError
 from data.common.files import stage_facts, write_jsonl
-from data.make import record
 from data.policies import floor
 from data.prompts import answer
 from data.recipe import load_recipe
+from data.rows import record
 from data.solver import optimal_schedule
 from eval.blog import (
     PUBLISHED,
@@ -216,7 +216,7 @@ def test_the_tables_of_a_run_have_a_manifest_and_are_made_anew_when_an_answer_ch
         sample_arm(recipe, arm, force=False)
     capsys.readouterr()
     run(recipe, None)
-    folder = recipe.folder / "eval" / "published"
+    folder = recipe.run.eval / "published"
     assert "the published evaluator, of 100 answers" in capsys.readouterr().out
     assert set(stage_facts(folder)["outputs"]) == {"blog.json", "blog.md"}
     assert not (folder / "begun.json").exists()

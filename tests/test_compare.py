@@ -104,7 +104,7 @@ def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(tmp_pat
     world.train(recipe)
     world.evaluate(recipe)
     compare.run(recipe, force=False)
-    found = json.loads((recipe.folder / "eval/compare/compare.json").read_text())
+    found = json.loads((recipe.run.folder / "eval/compare/compare.json").read_text())
     assert found["tiers"]["dense"]["arms"]["grpo"]["tokens"]["value"] == 9
     world.scripts["grpo"] = solving(0.0)
     sample_arm(recipe, "grpo", force=True)

@@ -81,14 +81,15 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_global_batch(fo
         assert done[count].returncode == 0, done[count].stderr[:3000]
     before = load_file(folder / "model" / "model.safetensors")
     for arm in ("sft", "grpo"):
-        ends = [load_file(each.folder / arm / "model/model.safetensors") for each in (one, two)]
+        ends = [load_file(each.run.folder / arm / "model/model.safetensors") for each in (one, two)]
         assert ends[0].keys() == ends[1].keys() == before.keys()
         apart = sum(float((ends[0][name] - ends[1][name]).square().sum()) for name in before)
         moved = sum(float((ends[0][name] - before[name]).square().sum()) for name in before)
         assert moved > 0
         assert (apart / moved) ** 0.5 < TOLERANCE
         logs = [
-            [row for _, row in read_jsonl(each.folder / arm / "log.jsonl")] for each in (one, two)
+            [row for _, row in read_jsonl(each.run.folder / arm / "log.jsonl")]
+            for each in (one, two)
         ]
         assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
         for rows in zip(*logs, strict=True):
@@ -96,10 +97,10 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_global_batch(fo
                 assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-3, abs=1e-5), key
         rewards = [row["reward"] for row in logs[0] if "reward" in row]
         assert arm == "sft" or len(set(rewards)) > 1
-        manifest = json.loads((two.folder / arm / "manifest.json").read_text())
+        manifest = json.loads((two.run.folder / arm / "manifest.json").read_text())
         assert manifest["settings"]["processes"] == {"count": 2, "strategy": "ddp"}
-        assert (two.folder / arm / "adapter" / "adapter_model.safetensors").is_file()
-        assert not (two.folder / arm / "checkpoints").exists()
+        assert (two.run.folder / arm / "adapter" / "adapter_model.safetensors").is_file()
+        assert not (two.run.folder / arm / "checkpoints").exists()
     # Interrupted, resumed, found done, gone on from: each said once, by the main process.
     for said in ("going on from", "sft: up to date", "grpo: trained by", "step 4/4  loss"):
         counts = [done[count].stdout.count(said) for count in (1, 2)]

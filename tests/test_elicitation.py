@@ -13,8 +13,9 @@ from scripted import Scripted, World, lines, place, solving
 from data import make
 from data.common.errors import UserError
 from data.common.files import Stage, read_jsonl, write_jsonl
-from data.make import make_problem, read_split
+from data.make import make_problem
 from data.recipe import load_recipe
+from data.rows import read_split
 from data.sections import Margins
 from data.tiers import TIERS
 from eval import elicitation
@@ -22,8 +23,7 @@ from eval import judge as report
 from eval import report as page
 from eval.answers.roles import Case
 from eval.elicitation import JSON, PAGE, Asked, again, verdict_on
-from eval.sample import ask_again, sample_arm, samples_path
-from eval.score import VERDICTS
+from eval.sample import ask_again, sample_arm
 from eval.show.tables import read_result
 from rewards.verify import Status, verify
 
@@ -218,7 +218,7 @@ def test_an_arm_that_solves_what_base_never_does_has_a_new_capability(world, cap
     assert found["sentence"].startswith("New capability: on 2")
     # Printed, and on the page.
     said = capsys.readouterr().out
-    page = (recipe.folder / "eval" / "elicitation" / PAGE).read_text()
+    page = (recipe.run.eval / "elicitation" / PAGE).read_text()
     assert found["sentence"] in said
     assert page.startswith(found["sentence"])
     assert "| GRPO on dense | new capability |" in page
@@ -238,7 +238,7 @@ def test_the_base_asked_twice_is_no_new_capability(world):
 
 def recount(recipe, arm, fresh=False):
     """Of the samples as they lie on the disk: by problem, how many there are and are optimal."""
-    problems = {row["id"]: row["problem"] for row in read_split(recipe, "test")}
+    problems = {row["id"]: row["problem"] for row in read_split(recipe.run, "test")}
     n, c = Counter(), Counter()
     for row in lines(recipe, arm, fresh):
         n[row["id"]] += 1
@@ -309,7 +309,7 @@ def test_what_was_judged_already_is_not_redone(world, capsys):
 def test_a_changed_margin_is_judged_anew_without_asking_anyone(world):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, found = judged_run(world)
-    samples = samples_path(recipe, "grpo").parent / "fresh" / "samples.jsonl"
+    samples = recipe.run.samples("grpo").parent / "fresh" / "samples.jsonl"
     before = samples.stat().st_mtime_ns
     world.asked.clear()
     strict = world.recipe(GRPO, {"margins": {"new": 0.4, "reach": 0.5}})
@@ -336,14 +336,14 @@ def test_an_interrupted_stage_ends_with_the_same_verdict(world, monkeypatch):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, whole = judged_run(world)
     for arm in ("base", "grpo"):
-        (samples_path(recipe, arm).parent / "fresh" / "manifest.json").unlink()
-    (recipe.folder / "eval" / "elicitation" / "manifest.json").unlink()
-    (recipe.folder / "eval" / "elicitation" / JSON).unlink()
+        (recipe.run.samples(arm).parent / "fresh" / "manifest.json").unlink()
+    (recipe.run.eval / "elicitation" / "manifest.json").unlink()
+    (recipe.run.eval / "elicitation" / JSON).unlink()
     monkeypatch.setattr(Scripted, "patience", 5)
     with pytest.raises(KeyboardInterrupt):
         elicitation.run(recipe, force=False)
     monkeypatch.setattr(Scripted, "patience", None)
-    assert not (recipe.folder / "eval" / "elicitation" / JSON).exists()
+    assert not (recipe.run.eval / "elicitation" / JSON).exists()
     world.asked.clear()
     elicitation.run(recipe, force=False)
     assert world.found(recipe) == whole
@@ -353,7 +353,7 @@ def test_an_interrupted_stage_ends_with_the_same_verdict(world, monkeypatch):
 def test_an_arm_that_was_trained_again_is_asked_again_and_the_base_is_not(world):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
-    (recipe.folder / "grpo" / "model" / "model.safetensors").write_text("trained again")
+    (recipe.run.folder / "grpo" / "model" / "model.safetensors").write_text("trained again")
     world.asked.clear()
     world.evaluate(recipe)
     assert [(arm, stream) for arm, stream, _, _ in world.asked] == [
@@ -370,7 +370,7 @@ def test_samples_that_changed_since_they_were_judged_are_refused_in_one_sentence
     with pytest.raises(UserError, match=r"grpo/samples\.jsonl is not judged yet, or has changed"):
         elicitation.run(recipe, force=False)
     world.evaluate(recipe)
-    (recipe.folder / "eval" / "manifest.json").unlink()
+    (recipe.run.eval / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"base/samples\.jsonl is not judged yet.*`make eval`"):
         elicitation.run(recipe, force=False)
 
@@ -378,7 +378,7 @@ def test_samples_that_changed_since_they_were_judged_are_refused_in_one_sentence
 def test_verdicts_that_are_evenly_short_are_found_before_anyone_is_asked_again(world):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
-    path = samples_path(recipe, "grpo").with_name(VERDICTS)
+    path = recipe.run.verdicts("grpo")
     write_jsonl(path, [row for _, row in read_jsonl(path) if row["sample"] < N - 1])
     world.asked.clear()
     with pytest.raises(UserError, match=r"grpo/verdicts\.jsonl is not of the answers beside it"):
@@ -390,7 +390,7 @@ def test_verdicts_that_are_evenly_short_are_found_before_anyone_is_asked_again(w
 def test_an_answer_that_lacks_a_key_is_named_when_it_is_judged(world, key):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
-    path = samples_path(recipe, "grpo")
+    path = recipe.run.samples("grpo")
     rows = [row for _, row in read_jsonl(path)]
     del rows[1][key]
     write_jsonl(path, rows)
@@ -402,13 +402,13 @@ def test_a_verdict_on_an_arm_that_is_gone_is_none_any_more(world):
     world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world, SFT_GRPO)
     assert elicitation.standing(recipe, ["base", "sft", "grpo"])
-    shutil.rmtree(recipe.folder / "grpo")
-    shutil.rmtree(samples_path(recipe, "grpo").parent)
+    shutil.rmtree(recipe.run.folder / "grpo")
+    shutil.rmtree(recipe.run.samples("grpo").parent)
     assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
     world.evaluate(recipe)
-    assert not (recipe.folder / "eval" / "elicitation" / "manifest.json").exists()
+    assert not (recipe.run.eval / "elicitation" / "manifest.json").exists()
     page.run(recipe, force=False)
-    text = (recipe.folder / "eval" / page.PAGE).read_text()
+    text = (recipe.run.eval / page.PAGE).read_text()
     assert "pass@1: SFT - base" in text
     assert "The verdict" not in text
 
@@ -416,9 +416,9 @@ def test_a_verdict_on_an_arm_that_is_gone_is_none_any_more(world):
 def test_a_verdict_stands_only_while_all_that_it_counts_is_there_and_the_same(world):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
-    path = recipe.folder / "eval" / "elicitation" / JSON
+    path = recipe.run.eval / "elicitation" / JSON
     assert elicitation.standing(recipe, ["base", "sft", "grpo"]) == path
-    fresh = samples_path(recipe, "base").parent / "fresh" / "samples.jsonl"
+    fresh = recipe.run.samples("base").parent / "fresh" / "samples.jsonl"
     content = fresh.read_bytes()
     fresh.write_bytes(content[: len(content) // 2])  # as Ctrl-C leaves it
     assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
@@ -432,7 +432,7 @@ def test_a_verdict_stands_only_while_all_that_it_counts_is_there_and_the_same(wo
 def test_a_result_that_was_deleted_is_written_again_and_nobody_is_asked(world):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
-    folder = recipe.folder / "eval"
+    folder = recipe.run.eval
     world.asked.clear()
     for path in (folder / "report.json", folder / "elicitation" / JSON):
         content = path.read_bytes()
@@ -576,7 +576,7 @@ def test_each_judged_arm_has_its_own_verdict_on_its_own_tiers(world):
     assert trap  # the base and the slow one are asked again there, the quick one is not
     assert not trap & set(world.again()["quick"])
     assert list(found["detectable"]) == list(found["tiers"]) == ["dense", "trap"]
-    page = (recipe.folder / "eval" / "elicitation" / PAGE).read_text()
+    page = (recipe.run.eval / "elicitation" / PAGE).read_text()
     for name in ("slow on dense", "slow on trap", "quick on dense"):
         assert f"| {name} |" in page
     for member in ("slow.1", "slow.2", "slow.3", "quick"):
@@ -642,10 +642,10 @@ def test_an_arm_trained_from_another_model_than_the_one_beside_it_is_named(world
     world.scripts |= {"base": solving(0.1), "sft": solving(0.2), "grpo": solving(0.3)}
     recipe = world.recipe(SFT_GRPO)
     world.train(recipe)
-    models = {name: recipe.folder / name / "model" for name in SFT_GRPO}
+    models = {name: recipe.run.folder / name / "model" for name in SFT_GRPO}
     stage = Stage(models["grpo"].parent, "grpo", {"model": str(models["sft"])}, [models["sft"]])
     stage.finish([])
-    folder = recipe.folder / "eval"
+    folder = recipe.run.eval
     pages = [folder / "report.md", folder / "elicitation" / PAGE]
     contents = [folder / "report.json", folder / "elicitation" / JSON]
     world.evaluate(recipe)
@@ -671,8 +671,8 @@ def test_an_arm_trained_from_another_model_than_the_one_beside_it_is_named(world
 def test_an_arm_trained_from_another_base_or_trained_no_more_is_named(world):
     recipe = world.recipe(SFT_GRPO)
     world.train(recipe)
-    Stage(recipe.folder / "sft", "sft", {"model": "old/base"}).finish([])
-    (recipe.folder / "grpo" / "manifest.json").unlink()
+    Stage(recipe.run.folder / "sft", "sft", {"model": "old/base"}).finish([])
+    (recipe.run.folder / "grpo" / "manifest.json").unlink()
     assert report.strange_starts(recipe, ["base", "sft", "grpo"]) == [
         f"Note: SFT was trained from old/base, and base is {recipe.model} here, so they differ in "
         "more than this training; `make sft` trains it again.",
@@ -708,7 +708,7 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
         sample_arm(recipe, arm, force=False)
     report.run(recipe, force=False)
     elicitation.run(recipe, force=False)
-    found = json.loads((recipe.folder / "eval" / "elicitation" / JSON).read_text())
+    found = json.loads((recipe.run.eval / "elicitation" / JSON).read_text())
     assert found["judged"]["again"]["overall"]["verdict"] == "inconclusive"
 
     # One model: other names and other streams, other answers; the same ones, the same answers.
@@ -721,10 +721,10 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
     assert texts["base", True] - texts["base", False]
     assert texts["base", False] != texts["again", False]
     assert texts["base", True] != texts["again", True]
-    path = samples_path(recipe, "again").parent / "fresh" / "samples.jsonl"
+    path = recipe.run.samples("again").parent / "fresh" / "samples.jsonl"
     written = path.read_bytes()
     asked = {row["id"] for row in lines(recipe, "again", fresh=True)}
-    rows = [row for row in read_split(recipe, "test") if row["id"] in asked]
+    rows = [row for row in read_split(recipe.run, "test") if row["id"] in asked]
     ask_again(recipe, "again", rows, 8, force=True)
     assert path.read_bytes() == written
 

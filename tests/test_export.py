@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, read_jsonl, sha256, write_jsonl
 from data.common.locks import release
-from data.make import read_split, split_path
+from data.rows import read_split
 from eval import export
 from eval.show.card import TAG, Link, card, code, evaluation, fenced, lineage, prose
 from eval.show.tables import cell
@@ -71,7 +71,7 @@ def world(tmp_path, monkeypatch):
 def train(recipe, weights, *names, lora=None):
     """Leave what a training leaves, with weights that can be loaded."""
     for name in names:
-        folder = recipe.folder / name
+        folder = recipe.run.folder / name
         start = export.model_folder(recipe, recipe.all_arms()[name].start)
         settings = {
             "model": start,
@@ -81,7 +81,7 @@ def train(recipe, weights, *names, lora=None):
             "backend": "trl",
             name: {"max_steps": TRAINED_WITH[name]["max_steps"], "epsilon": 0.2},
         }
-        inputs = [split_path(recipe, "train"), *([Path(start)] if Path(start).is_dir() else [])]
+        inputs = [recipe.run.split("train"), *([Path(start)] if Path(start).is_dir() else [])]
         stage = Stage(folder, name, settings, inputs)
         shutil.copytree(weights / name, folder / "model", dirs_exist_ok=True)
         stage.finish(["model"], seed=11, trained_with=TRAINED_WITH[name], trainable_parameters=123)
@@ -118,7 +118,7 @@ def blocks(text, language=""):
 def test_the_folder_holds_the_weights_as_they_were_evaluated(evaluated):
     folder = export.run(evaluated, "grpo")
     assert folder == Path(NAME)
-    model = evaluated.folder / "grpo" / "model"
+    model = evaluated.run.folder / "grpo" / "model"
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
     models.check_model_folder(folder)
@@ -129,7 +129,7 @@ def test_its_decoding_is_that_of_the_evaluation(world, recipe, weights):
     recipe = world.recipe(ARMS, eval={"samples": 8, "max_tokens": 9, "temperature": 0.7,
                                       "top_p": 0.9, "resamples": 100})  # fmt: skip
     # The model's own settings for sampling, which the evaluation does not use.
-    model = recipe.folder / "grpo" / "model"
+    model = recipe.run.folder / "grpo" / "model"
     own = GenerationConfig.from_pretrained(model)
     own.update(do_sample=True, top_k=20, repetition_penalty=1.5, eos_token_id=[1])
     own.save_pretrained(model)
@@ -155,7 +155,7 @@ def test_where_the_recipe_sets_no_limit_that_of_the_evaluation_is_written(world,
     recipe = world.recipe(ARMS, eval={"samples": 2})
     folder = export.run(recipe, "sft")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    golds = tokenizer([row["gold"] for row in read_split(recipe, "test")])["input_ids"]
+    golds = tokenizer([row["gold"] for row in read_split(recipe.run, "test")])["input_ids"]
     longest = max(map(len, golds))
     assert GenerationConfig.from_pretrained(folder).max_new_tokens == 2 * longest
 
@@ -285,10 +285,10 @@ def test_a_folder_that_is_no_export_is_never_written_over(recipe, out, said, for
     Path("full").mkdir()
     Path("full/manifest.json").write_text('{"stage": "grpo"}')
     Path("file").touch()
-    before = sha256(recipe.folder)
+    before = sha256(recipe.run.folder)
     with pytest.raises(UserError, match=said):
         export.run(recipe, "grpo", Path(out), force=force)
-    assert sha256(recipe.folder) == before
+    assert sha256(recipe.run.folder) == before
     assert [path.name for path in Path("full").iterdir()] == ["manifest.json"]
 
 
@@ -317,7 +317,7 @@ def test_the_metadata_is_what_the_hub_reads(evaluated):
         None,
         None,
     )
-    report = json.loads((evaluated.folder / "eval" / "report.json").read_text())
+    report = json.loads((evaluated.run.folder / "eval" / "report.json").read_text())
     [result] = found.eval_results
     at_1 = report["tiers"]["dense"]["arms"]["grpo"]["pass_at_k"]["1"]
     assert (result.dataset_config, result.dataset_split) == ("dense", "test")
@@ -340,7 +340,7 @@ def test_every_tier_has_its_own_result_and_hub_data_sets_are_named(evaluated):
 
 
 def test_unsloth_is_a_tag_where_it_trained(recipe):
-    path = recipe.folder / "grpo" / "manifest.json"
+    path = recipe.run.folder / "grpo" / "manifest.json"
     facts = json.loads(path.read_text())
     facts["settings"]["backend"] = "unsloth"
     path.write_text(json.dumps(facts))
@@ -350,7 +350,7 @@ def test_unsloth_is_a_tag_where_it_trained(recipe):
 
 def test_the_card_has_the_tables_and_the_verdict_as_they_stand(world, evaluated):
     text = told(export.run(evaluated, "grpo"))
-    report = json.loads((evaluated.folder / "eval" / "report.json").read_text())
+    report = json.loads((evaluated.run.folder / "eval" / "report.json").read_text())
     arms = report["tiers"]["dense"]["arms"]
     for k in report["tiers"]["dense"]["ks"]:
         cells = " | ".join(cell(arms[arm]["pass_at_k"][str(k)]) for arm in ("base", "sft", "grpo"))
@@ -371,7 +371,7 @@ def test_the_verdict_on_another_arm_is_not_told(evaluated):
 
 def test_the_card_shows_one_training_problem_with_its_gold(recipe):
     prompt, gold, *_ = blocks(told(export.run(recipe, "grpo")))
-    row = read_split(recipe, "train")[0]
+    row = read_split(recipe.run, "train")[0]
     assert (prompt, gold) == (row["prompt"] + "\n", row["gold"] + "\n")
 
 
@@ -388,10 +388,10 @@ def test_the_card_shows_what_training_really_used(recipe):
 
 
 def test_the_lineage_names_every_model_with_its_hash_and_commit(recipe):
-    path = recipe.folder / "grpo" / "manifest.json"
+    path = recipe.run.folder / "grpo" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "commit": "abc123"}))
     text = told(export.run(recipe, "grpo"))
-    sft, grpo = (sha256(recipe.folder / arm / "model") for arm in ("sft", "grpo"))
+    sft, grpo = (sha256(recipe.run.folder / arm / "model") for arm in ("sft", "grpo"))
     assert re.findall("^- (`.*)", text, re.M) == [
         "`base`: `nobody/base` of the Hugging Face hub",
         f"`sft`: from `base` by supervised fine-tuning on gold answers, SHA-256 `{sft}`",
@@ -403,9 +403,9 @@ def test_the_lineage_names_every_model_with_its_hash_and_commit(recipe):
 def test_an_arm_asked_in_another_way_is_no_model_of_the_lineage(world, weights):
     recipe = world.recipe({**ARMS, "late": {"trainer": "grpo", "start": "cold"}})
     train(recipe, weights, "sft")
-    folder = recipe.folder / "late"
+    folder = recipe.run.folder / "late"
     settings = {"model": "runs/scripted/sft/model", "grpo": {}}
-    stage = Stage(folder, "late", settings, [recipe.folder / "sft" / "model"])
+    stage = Stage(folder, "late", settings, [recipe.run.folder / "sft" / "model"])
     shutil.copytree(weights / "grpo", folder / "model")
     stage.finish(["model"])
     assert [link.arm for link in lineage(recipe, "late")] == ["base", "sft", "late"]
@@ -436,29 +436,29 @@ def test_without_an_evaluation_the_card_says_how_to_make_one(recipe):
 def test_an_evaluation_of_other_weights_is_not_shown(evaluated, weights):
     train(evaluated, weights, "grpo")
     assert "**Verdict:**" in told(export.run(evaluated, "grpo"))  # the same weights again
-    shutil.copytree(weights / "sft", evaluated.folder / "grpo/model", dirs_exist_ok=True)
+    shutil.copytree(weights / "sft", evaluated.run.folder / "grpo/model", dirs_exist_ok=True)
     text = told(export.run(evaluated, "grpo"))
     assert "**Not evaluated.** The run's evaluation is of other weights than these" in text
     assert "| k |" not in text
 
 
 def test_samples_that_were_not_judged_yet_are_no_evaluation(evaluated):
-    path = evaluated.folder / "eval" / "grpo" / "manifest.json"
+    path = evaluated.run.folder / "eval" / "grpo" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "of other samples"}))
     assert "other weights" in evaluation(evaluated, lineage(evaluated, "grpo"))
 
 
 def test_a_verdict_on_other_answers_is_not_told(evaluated):
-    rows = [row for _, row in read_jsonl(evaluated.folder / "eval/grpo/verdicts.jsonl")]
-    write_jsonl(evaluated.folder / "eval/grpo/verdicts.jsonl", rows[::-1])
+    rows = [row for _, row in read_jsonl(evaluated.run.folder / "eval/grpo/verdicts.jsonl")]
+    write_jsonl(evaluated.run.folder / "eval/grpo/verdicts.jsonl", rows[::-1])
     found = evaluation(evaluated, lineage(evaluated, "grpo"))
     assert found.sentence is None
     assert "grpo" in found.report["arms"]
 
 
 def test_an_arm_on_the_way_that_was_trained_again_is_not_shown_for_the_old_one(evaluated, weights):
-    old = sha256(evaluated.folder / "sft" / "model")
-    shutil.copytree(weights / "base", evaluated.folder / "sft/model", dirs_exist_ok=True)
+    old = sha256(evaluated.run.folder / "sft" / "model")
+    shutil.copytree(weights / "base", evaluated.run.folder / "sft/model", dirs_exist_ok=True)
     text = told(export.run(evaluated, "grpo"))
     line = f"- `sft`: trained again since, so that its own lineage is lost, SHA-256 `{old}`\n"
     assert line in text
@@ -515,7 +515,7 @@ def test_a_text_in_a_fence_ends_where_it_ends(name):
 
 
 def test_no_name_of_a_tier_model_or_event_breaks_out_of_the_card(evaluated):
-    path = split_path(evaluated, "train")
+    path = evaluated.run.split("train")
     rows = [row for _, row in read_jsonl(path)]
     asked = rows[0]["prompt"]
     links = lineage(evaluated, "grpo")
@@ -551,7 +551,7 @@ def test_no_name_of_a_tier_model_or_event_breaks_out_of_the_card(evaluated):
 def test_the_snippet_of_the_card_runs_and_asks_as_the_evaluation_does(recipe, monkeypatch):
     folder = export.run(recipe, "grpo")
     [snippet] = blocks(told(folder), "python")
-    row = read_split(recipe, "train")[0]
+    row = read_split(recipe.run, "train")[0]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     monkeypatch.chdir(folder)
     names = {}
@@ -573,12 +573,12 @@ def with_adapter(world, weights):
     for arm in ("sft", "grpo"):
         model, _ = random_model("qwen3")
         tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-        tuned.save_pretrained(recipe.folder / arm / "adapter")
+        tuned.save_pretrained(recipe.run.folder / arm / "adapter")
     return recipe
 
 
 def test_an_adapter_is_exported_alone(with_adapter, weights):
-    own_folder = with_adapter.folder / "grpo" / "adapter"
+    own_folder = with_adapter.run.folder / "grpo" / "adapter"
     folder = export.run(with_adapter, "grpo", adapter=True)
     assert folder == Path("runs/scripted/export/grpo-adapter")
     names = {path.name for path in folder.iterdir()} - {"manifest.json"}
@@ -619,7 +619,7 @@ def test_without_lora_there_is_no_adapter(recipe):
 
 
 def test_an_adapter_that_was_not_kept_says_how_to_get_one(with_adapter):
-    (with_adapter.folder / "grpo/adapter/adapter_model.safetensors").unlink()
+    (with_adapter.run.folder / "grpo/adapter/adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks .* FORCE=1 with `make grpo` trains the adapter"):
         export.run(with_adapter, "grpo", adapter=True)
 

@@ -205,10 +205,10 @@ def test_other_data_or_another_model_is_counted_again(changed, recipe_of):
         recipe = recipe_of(model="other")
     if changed != "force":
         assert lengths.known(recipe) is None
-    before = lengths.lengths_path(recipe).read_bytes()
-    lengths.lengths_path(recipe).write_text("{}")
+    before = lengths.recipe.run.lengths.read_bytes()
+    lengths.recipe.run.lengths.write_text("{}")
     lengths.run(recipe, force=changed == "force")
-    again = lengths.lengths_path(recipe).read_bytes()
+    again = lengths.recipe.run.lengths.read_bytes()
     assert json.loads(again) == lengths.known(recipe) == lengths.count(recipe)
     assert (again == before) == (changed == "force")
 
@@ -399,7 +399,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(recipe_of):
 def test_data_that_are_not_finished_are_refused_and_a_spoilt_result_is_made_anew(recipe_of):
     recipe = recipe_of()
     lengths.run(recipe, force=False)
-    lengths.lengths_path(recipe).write_text("{")
+    lengths.recipe.run.lengths.write_text("{")
     assert "FORCE=1 make data" in refused(recipe)
     lengths.run(recipe, force=True)
     Path("runs/lengths/data/manifest.json").unlink()
@@ -407,4 +407,4 @@ def test_data_that_are_not_finished_are_refused_and_a_spoilt_result_is_made_anew
     with pytest.raises(UserError, match="`make data` writes it"):
         lengths.longest(recipe)
     with pytest.raises(UserError, match=r"train\.jsonl does not exist"):
-        lengths.run(replace(recipe, run="nothing"), force=False)
+        lengths.run(replace(recipe, run_name="nothing"), force=False)

@@ -14,10 +14,11 @@ from conftest import brute_force
 from data import make, recipe, tiers
 from data.common.errors import UserError
 from data.common.files import read_jsonl
-from data.make import assert_disjoint, gold_answer, make_problem, read_problems, run
+from data.make import assert_disjoint, make_problem, run
 from data.policies import FLOOR_KS, GREEDY, GUESSABLE, floor
 from data.problem import Problem
 from data.prompts import prompt
+from data.rows import gold_answer, read_problems
 from data.rules import BASE_RULES
 from data.solver import UnprovenError
 from data.tiers import TIERS, Tier
@@ -51,7 +52,7 @@ def stage(folder: Path, content: dict, workers: int = 1, force: bool = False) ->
         patch.setattr(recipe, "RUNS", folder / "runs")
         loaded = recipe.load_recipe(path)
         run(loaded, force, workers)
-        return loaded.folder / "data"
+        return loaded.run.folder / "data"
 
 
 def with_tier(name: str, **changes: object) -> dict:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from data import make
 from data.common.errors import UserError
-from eval.sample import sample_arm, samples_path
+from eval.sample import sample_arm
 from pipeline import sft
 from pipeline.model import load as models
 from pipeline.train import backend
@@ -163,7 +163,7 @@ def test_training_that_changes_nothing_is_said(run_of, capsys):
     assert (
         "sft: training changed nothing, so the model is the one that it" in capsys.readouterr().out
     )
-    manifest = json.loads((recipe.folder / "sft" / "manifest.json").read_text())
+    manifest = json.loads((recipe.run.folder / "sft" / "manifest.json").read_text())
     assert manifest["merge"] == {"modules": 14, "change": 0.0, "rounding": 0.0}
 
 
@@ -171,7 +171,7 @@ def test_a_change_of_which_most_is_lost_in_rounding_is_said(run_of, capsys):
     recipe = run_of(sft={**RECIPE["sft"], "learning_rate": 1e-4}, dtype="bfloat16")
     capsys.readouterr()
     sft.run(recipe, force=False)
-    manifest = json.loads((recipe.folder / "sft" / "manifest.json").read_text())
+    manifest = json.loads((recipe.run.folder / "sft" / "manifest.json").read_text())
     lost = manifest["merge"]["rounding"]
     assert lost > 0.5
     said = (
@@ -186,13 +186,13 @@ def test_an_adapter_of_quantised_weights_is_merged_into_whole_ones_and_sampled(
 ):
     recipe = run_of(bits=bits, backend="trl")
     sft.run(recipe, force=False)
-    manifest = json.loads((recipe.folder / "sft" / "manifest.json").read_text())
+    manifest = json.loads((recipe.run.folder / "sft" / "manifest.json").read_text())
     assert {"int8", "uint8"} & set(manifest["held"]["dtype"])
     # In bfloat16, which TRL would have, small steps are lost.
     assert manifest["held"]["trainable_dtype"] == ["float32"]
     assert manifest["merge"]["modules"] == 14
     assert manifest["merge"]["change"] > 1e-3
-    folder = recipe.folder / "sft" / "model"
+    folder = recipe.run.folder / "sft" / "model"
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     base, merged = (
         AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).state_dict()
@@ -204,7 +204,7 @@ def test_an_adapter_of_quantised_weights_is_merged_into_whole_ones_and_sampled(
     assert len(same) == len(base) - 14
     from safetensors.torch import load_file
 
-    adapter = load_file(recipe.folder / "sft" / "adapter" / "adapter_model.safetensors")
+    adapter = load_file(recipe.run.folder / "sft" / "adapter" / "adapter_model.safetensors")
     for name in set(base) - same:
         a, b = (
             adapter[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight"].float()
@@ -212,7 +212,7 @@ def test_an_adapter_of_quantised_weights_is_merged_into_whole_ones_and_sampled(
         )
         torch.testing.assert_close(merged[name], base[name] + 2 * b @ a, rtol=1e-4, atol=1e-6)
     sample_arm(recipe, "sft", force=False)
-    assert samples_path(recipe, "sft").stat().st_size > 0
+    assert recipe.run.samples("sft").stat().st_size > 0
 
 
 def test_what_cannot_be_merged_is_refused_before_training(run_of):

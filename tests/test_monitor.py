@@ -208,7 +208,7 @@ def test_tensorboard_has_our_signals_and_keeps_them_when_training_is_over(recipe
     recipe = recipe_of(grpo=steps, name="reported")
     make.run(recipe, force=False, workers=1)
     grpo.run(recipe, force=False)
-    written = EventAccumulator(str(recipe.folder / "grpo" / "tensorboard")).Reload()
+    written = EventAccumulator(str(recipe.run.folder / "grpo" / "tensorboard")).Reload()
     names = {"train/truth/optimal", "train/kl_start", "train/val/optimal", "train/time/generate"}
     assert names < set(written.Tags()["scalars"])
 
@@ -218,7 +218,7 @@ def test_each_arm_is_a_run_of_its_own_where_it_is_reported(recipe_of, tmp_path, 
     recipe = recipe_of()
     trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
     with watched(recipe, "grpo", trainer, tokenizer, tmp_path / "out"):
-        assert trainer.args.run_name == f"{recipe.run}-grpo"
+        assert trainer.args.run_name == f"{recipe.run_name}-grpo"
         wandb = SimpleNamespace(run="begun by a callback", finish=lambda: over.append(True))
         monkeypatch.setitem(sys.modules, "wandb", wandb)
     assert over == [True]
@@ -294,7 +294,7 @@ def test_a_lost_training_ends_with_its_last_good_checkpoint_and_one_sentence(
     monkeypatch.setattr("sys.argv", ["sft", "--recipe", str(recipe.path)])
     with pytest.raises(SystemExit) as ended:
         run_main(sft.main)
-    arm = recipe.folder / "sft"
+    arm = recipe.run.folder / "sft"
     assert ended.value.code == (  # text is printed to stderr, and the exit code is 1
         f"error: {recipe.path}: sft: {what} is not a finite number at step 3, and training ended "
         f"before it reached the weights; the weights of step 2 are in {arm}/checkpoints/"
@@ -494,7 +494,7 @@ def test_a_training_that_goes_on_knows_what_it_started_from(recipe_of, monkeypat
     recipe = recipe_of(sft=steps, name="whole")
     make.run(recipe, force=False, workers=1)
     sft.run(recipe, force=False)
-    whole = log_of(recipe.folder / "sft")
+    whole = log_of(recipe.run.folder / "sft")
     recipe = recipe_of(sft=steps, name="parts")
     make.run(recipe, force=False, workers=1)
 
@@ -507,7 +507,7 @@ def test_a_training_that_goes_on_knows_what_it_started_from(recipe_of, monkeypat
         with pytest.raises(KeyboardInterrupt):
             sft.run(recipe, force=False)
     sft.run(recipe, force=False)
-    parts = log_of(recipe.folder / "sft")
+    parts = log_of(recipe.run.folder / "sft")
     assert [row["step"] for row in parts] == [row["step"] for row in whole] == [0, 1, 2, 3, 4, 4]
     for one, other in zip(whole[:-1], parts[:-1], strict=True):
         for key in ("loss", "kl_start", "val/loss", "val/optimal", "val/reward"):

@@ -13,11 +13,11 @@ import yaml
 from scripted import Scripted, World, lines, solving
 
 from data.common.errors import UserError
-from data.make import read_split
+from data.rows import read_split
 from eval import sample
 from eval.answers import parts
 from eval.answers.parts import Shard, claimed, in_turn, kept, read_shard
-from eval.sample import ask_again, sample_arm, samples_path, way_of_asking
+from eval.sample import ask_again, sample_arm, way_of_asking
 
 FORK = multiprocessing.get_context("fork")
 
@@ -43,7 +43,7 @@ def recipe(world):
 def one(recipe):
     """What one process writes; it is put aside, so that nothing is sampled yet."""
     sample_arm(recipe, "base", force=False)
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     found = path.read_bytes(), json.loads(path.with_name("manifest.json").read_text())
     path.unlink()
     path.with_name("manifest.json").unlink()
@@ -51,12 +51,12 @@ def one(recipe):
 
 
 def part(recipe, number, of):
-    return Shard(number, of).path(samples_path(recipe, "base"))
+    return Shard(number, of).path(recipe.run.samples("base"))
 
 
 def files(recipe):
     """What lies beside the samples, what is hidden aside."""
-    folder = samples_path(recipe, "base").parent
+    folder = recipe.run.samples("base").parent
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -113,7 +113,7 @@ def test_parts_make_the_file_that_one_process_would_have_written(recipe, one, or
         assert "manifest.json" not in files(recipe)
     assert f"part {order[2]} of 3 not whole yet" in capsys.readouterr().out.splitlines()[-1]
     sample_arm(recipe, "base", False, Shard(order[2], 3))
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     manifest = json.loads(path.with_name("manifest.json").read_text())
     assert path.read_bytes() == one[0]
     assert {**manifest, "seconds": 0} == {**one[1], "seconds": 0}
@@ -124,14 +124,14 @@ def test_parts_make_the_file_that_one_process_would_have_written(recipe, one, or
 def test_more_parts_than_problems_leave_some_empty_and_lose_nothing(recipe, one):
     for number in range(1, 51):
         sample_arm(recipe, "base", False, Shard(number, 50))
-    assert samples_path(recipe, "base").read_bytes() == one[0]
+    assert recipe.run.samples("base").read_bytes() == one[0]
 
 
 def test_every_problem_is_asked_once_whoever_asks(recipe, world):
     for number in (1, 2, 3):
         sample_arm(recipe, "base", False, Shard(number, 3))
     asked = [identity for _, _, ids, _ in world.asked for identity in ids]
-    assert sorted(asked) == sorted(row["id"] for row in read_split(recipe, "test"))
+    assert sorted(asked) == sorted(row["id"] for row in read_split(recipe.run, "test"))
 
 
 def test_processes_at_the_same_time_make_one_file(recipe, one):
@@ -140,7 +140,7 @@ def test_processes_at_the_same_time_make_one_file(recipe, one):
 
     for _ in range(3):
         assert in_processes(*map(work, range(1, 6))) == [0] * 5
-        path = samples_path(recipe, "base")
+        path = recipe.run.samples("base")
         assert path.read_bytes() == one[0]
         assert files(recipe) == ["manifest.json", "samples.jsonl"]
         path.with_name("manifest.json").unlink()
@@ -165,7 +165,7 @@ def test_of_two_that_finish_at_the_same_moment_one_puts_all_together(recipe, one
     works = [lambda n=n: sample_arm(recipe, "base", False, Shard(n, 2)) for n in (1, 2)]
     assert in_processes(*works) == [0, 0]
     assert merged.value == 1
-    assert samples_path(recipe, "base").read_bytes() == one[0]
+    assert recipe.run.samples("base").read_bytes() == one[0]
 
 
 def test_an_interrupted_part_goes_on_where_it_stopped(recipe, one, world, monkeypatch):
@@ -177,7 +177,7 @@ def test_an_interrupted_part_goes_on_where_it_stopped(recipe, one, world, monkey
     sample_arm(recipe, "base", False, Shard(2, 2))
     [(_, _, ids, _)] = world.asked
     assert len(ids) == 20 - 6
-    assert samples_path(recipe, "base").read_bytes() == one[0]
+    assert recipe.run.samples("base").read_bytes() == one[0]
 
 
 def test_one_process_puts_whole_parts_together_and_asks_nothing(recipe, one, world, monkeypatch):
@@ -189,7 +189,7 @@ def test_one_process_puts_whole_parts_together_and_asks_nothing(recipe, one, wor
     world.asked.clear()
     sample_arm(recipe, "base", force=False)
     assert world.asked == []
-    assert samples_path(recipe, "base").read_bytes() == one[0]
+    assert recipe.run.samples("base").read_bytes() == one[0]
     assert files(recipe) == ["manifest.json", "samples.jsonl"]
 
 
@@ -200,7 +200,7 @@ def test_one_process_draws_what_the_parts_lack(recipe, one, world, monkeypatch):
     sample_arm(recipe, "base", force=False)
     [(_, _, ids, _)] = world.asked
     assert len(ids) == 40 - 10 - 4
-    assert samples_path(recipe, "base").read_bytes() == one[0]
+    assert recipe.run.samples("base").read_bytes() == one[0]
 
 
 def test_parts_go_on_with_what_one_process_had_begun(recipe, one, world, monkeypatch):
@@ -212,7 +212,7 @@ def test_parts_go_on_with_what_one_process_had_begun(recipe, one, world, monkeyp
     for number in (1, 2):
         sample_arm(recipe, "base", False, Shard(number, 2))
     assert sum(len(ids) for _, _, ids, _ in world.asked) == 40 - 25
-    assert samples_path(recipe, "base").read_bytes() == one[0]
+    assert recipe.run.samples("base").read_bytes() == one[0]
 
 
 def test_another_number_of_parts_than_lies_there_is_said(recipe):
@@ -238,7 +238,7 @@ def test_forced_parts_redo_all_that_was_finished(recipe, one, world):
     for number in (1, 2):
         sample_arm(recipe, "base", True, Shard(number, 2))
     assert sum(len(ids) for _, _, ids, _ in world.asked) == 40
-    assert samples_path(recipe, "base").read_bytes() == one[0]
+    assert recipe.run.samples("base").read_bytes() == one[0]
 
 
 def test_a_forced_part_of_what_others_have_begun_redoes_itself_alone(recipe, world):
@@ -265,18 +265,18 @@ def test_a_tuned_arm_is_sampled_whole_by_the_first(world, capsys):
     recipe = world.recipe({"best": {"trainer": "none", "tune": tune}})
     world.scripts |= {"best": solving(0.5)}
     sample_arm(recipe, "best", False, Shard(2, 2))
-    assert (world.asked, samples_path(recipe, "best").is_file()) == ([], False)
+    assert (world.asked, recipe.run.samples("best").is_file()) == ([], False)
     assert "one process, --shard 1/2" in capsys.readouterr().out
     sample_arm(recipe, "best", False, Shard(1, 2))
     assert len(lines(recipe, "best")) == 40 * 8
-    assert way_of_asking(samples_path(recipe, "best").parent).temperature in (0.5, 1.0)
+    assert way_of_asking(recipe.run.samples("best").parent).temperature in (0.5, 1.0)
 
 
 # --- no file by two ------------------------------------------------------------------------
 
 
 def test_no_part_is_written_by_two_processes(recipe):
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     me = f"process {os.getpid()} on "
     with claimed(path, Shard(1, 2)):
         with pytest.raises(UserError, match=rf"1-of-2\.jsonl is being written by {me}"):
@@ -286,7 +286,7 @@ def test_no_part_is_written_by_two_processes(recipe):
 
 
 def test_the_whole_is_not_written_while_parts_are_nor_they_while_it_is(recipe):
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     with claimed(path, Shard(1, 2)), pytest.raises(UserError, match="are drawing parts of it"):
         sample_arm(recipe, "base", force=False)
     with claimed(path):
@@ -298,7 +298,7 @@ def test_the_whole_is_not_written_while_parts_are_nor_they_while_it_is(recipe):
 
 def test_answers_asked_for_again_are_not_written_by_two_processes(recipe):
     sample_arm(recipe, "base", force=False)
-    rows = read_split(recipe, "test")[:2]
+    rows = read_split(recipe.run, "test")[:2]
     path = ask_again(recipe, "base", rows, 5, force=False)
     with claimed(path), pytest.raises(UserError, match="is being written by process"):
         ask_again(recipe, "base", rows, 6, force=False)
@@ -316,10 +316,10 @@ def test_while_others_draw_nobody_begins_with_other_settings(recipe, world):
     sample_arm(recipe, "base", False, Shard(1, 3))
     before = part(recipe, 1, 3).read_bytes()
     warmer = world.recipe({}, eval={"samples": 8, "max_tokens": 12, "temperature": 1.5})
-    begun = samples_path(recipe, "base").with_name("begun.json")
+    begun = recipe.run.samples("base").with_name("begun.json")
     noted = begun.read_bytes()
     with (
-        claimed(samples_path(recipe, "base"), Shard(2, 3)),
+        claimed(recipe.run.samples("base"), Shard(2, 3)),
         pytest.raises(UserError, match="by other processes with other settings; stop them, or"),
     ):
         sample_arm(warmer, "base", False, Shard(3, 3))
@@ -328,18 +328,18 @@ def test_while_others_draw_nobody_begins_with_other_settings(recipe, world):
 
 def test_while_others_draw_a_spoilt_note_of_what_they_do_keeps_others_out(recipe, world):
     sample_arm(recipe, "base", False, Shard(1, 3))
-    begun = samples_path(recipe, "base").with_name("begun.json")
+    begun = recipe.run.samples("base").with_name("begun.json")
     for text in ("{", "[" * 100_000):
         begun.write_text(text)
         with (
-            claimed(samples_path(recipe, "base"), Shard(2, 3)),
+            claimed(recipe.run.samples("base"), Shard(2, 3)),
             pytest.raises(UserError, match="by other processes with other settings; stop them, or"),
         ):
             sample_arm(recipe, "base", False, Shard(3, 3))
 
 
 def test_a_killed_process_keeps_nobody_out(recipe):
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     ready = FORK.Event()
 
     def hold():
@@ -453,7 +453,7 @@ def test_the_parts_of_a_model_are_the_same_bytes_as_one_process_draws(tmp_path, 
 
     monkeypatch.setattr(decode, "sample_batch", spied)
     sample_arm(recipe, "base", force=False)
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     whole, alone = path.read_bytes(), batches.copy()
     assert [len(batch) for batch in alone] == [2] * 6 + [1]
     batches.clear()

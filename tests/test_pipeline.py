@@ -12,15 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
-from data.make import read_split
 from data.policies import random_maximal_success
+from data.rows import read_split
 from data.tiers import TIERS
 from eval import elicitation
 from eval import judge as report
-from eval.sample import sample_arm, samples_path, shots_for, trained_arms
+from eval.sample import sample_arm, shots_for, trained_arms
 from pipeline import arms, grpo, rejection, sft
 from pipeline.model import load as models
-from pipeline.train.trainer import model_folder, training_rows
+from pipeline.train.trainer import training_rows
 from pipeline.watch.log import Log
 from rewards.verify import verify
 
@@ -57,35 +57,41 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     for arm in trained_arms(recipe):
         sample_arm(recipe, arm, force=False)
     report.run(recipe, force=False)
-    found = json.loads((recipe.folder / "eval" / "report.json").read_text())
+    found = json.loads((recipe.run.eval / "report.json").read_text())
     assert found["arms"] == ["base", "sft", "grpo"]
     assert list(found["tiers"]) == ["dense", "blog"]
     assert found["tiers"]["dense"]["problems"] == 3
     for arm in ("base", "sft", "grpo"):
-        rows = [row for _, row in read_jsonl(recipe.folder / "eval" / arm / "verdicts.jsonl")]
+        rows = [row for _, row in read_jsonl(recipe.run.eval / arm / "verdicts.jsonl")]
         assert len(rows) == 5 * 4
         assert {row["arm"] for row in rows} == {arm}
-    assert (recipe.folder / "eval" / "passk.png").stat().st_size > 10_000
+    assert (recipe.run.eval / "passk.png").stat().st_size > 10_000
     elicitation.run(recipe, force=False)
-    found = json.loads((recipe.folder / "eval" / "elicitation" / "elicitation.json").read_text())
+    found = json.loads((recipe.run.eval / "elicitation" / "elicitation.json").read_text())
     # A model that knows nothing gains nothing: every problem is asked again, in vain.
     assert found["judged"]["grpo"]["overall"]["verdict"] == "inconclusive"
     assert found["judged"]["grpo"]["overall"]["budget"]["reach"] == 4 + 8
     base, tuned, final = (
         _weights(folder)
-        for folder in (recipe.model, recipe.folder / "sft/model", recipe.folder / "grpo/model")
+        for folder in (
+            recipe.model,
+            recipe.run.folder / "sft/model",
+            recipe.run.folder / "grpo/model",
+        )
     )
     assert _differ(base, tuned)
     assert base.keys() == tuned.keys() == final.keys()
-    for folder in (recipe.model, recipe.folder / "sft/model", recipe.folder / "grpo/model"):
+    for folder in (recipe.model, recipe.run.folder / "sft/model", recipe.run.folder / "grpo/model"):
         config = AutoConfig.from_pretrained(folder)
         assert (config.model_type, config.tie_word_embeddings) == (kind, TIED[architecture])
-    steps = [row for _, row in read_jsonl(recipe.folder / "grpo" / "log.jsonl") if "reward" in row]
+    steps = [
+        row for _, row in read_jsonl(recipe.run.folder / "grpo" / "log.jsonl") if "reward" in row
+    ]
     assert [row["step"] for row in steps] == [1, 2]
     assert {"rewards/format/mean", "rewards/optimal/mean", "entropy", "grad_norm"} <= steps[
         0
     ].keys()
-    manifest = json.loads((recipe.folder / "grpo" / "manifest.json").read_text())
+    manifest = json.loads((recipe.run.folder / "grpo" / "manifest.json").read_text())
     assert manifest["trained_with"]["num_generations"] == 4
     assert manifest["trainable_parameters"] > 0
 
@@ -103,7 +109,7 @@ def test_lora_trains_and_is_merged_into_a_model_that_differs_from_its_base(recip
     recipe = recipe_of(lora=lora)
     make.run(recipe, force=False, workers=1)
     sft.run(recipe, force=False)
-    folder = recipe.folder / "sft" / "model"
+    folder = recipe.run.folder / "sft" / "model"
     assert not (folder / "adapter_config.json").exists()
     base, tuned = _weights(recipe.model), _weights(folder)
     changed = {name for name in base if not torch.equal(base[name], tuned[name])}
@@ -151,11 +157,11 @@ def test_every_arm_is_trained_each_after_the_one_it_starts_from(recipe_of, monke
     arms.main()
     assert trained_arms(recipe) == ["base", "warm.1", "warm.2", "blogs", "paid"]
     tuned = ("base", "warm.1", "warm.2", "blogs")
-    weights = {arm: _weights(model_folder(recipe, arm)) for arm in tuned}
+    weights = {arm: _weights(recipe.run.model(arm)) for arm in tuned}
     for one, other in combinations(weights, 2):
         assert _differ(weights[one], weights[other]), (one, other)
-    manifest = json.loads((recipe.folder / "paid" / "manifest.json").read_text())
-    assert manifest["settings"]["model"] == model_folder(recipe, "warm.2")
+    manifest = json.loads((recipe.run.folder / "paid" / "manifest.json").read_text())
+    assert manifest["settings"]["model"] == recipe.run.model("warm.2")
     assert manifest["settings"]["grpo"]["max_steps"] == 2
     capsys.readouterr()
     arms.main()
@@ -190,7 +196,7 @@ def test_an_arm_trains_on_the_problems_of_its_tiers_alone(recipe_of):
     make.run(recipe, force=False, workers=1)
     rows = {name: training_rows(recipe, name) for name in tiers}
     assert [row["tier"] for row in rows["one"]] == ["blog"] * 2
-    assert rows["all"] == rows["both"] == read_split(recipe, "train")
+    assert rows["all"] == rows["both"] == read_split(recipe.run, "train")
     assert len(rows["all"]) == 10
 
 
@@ -199,7 +205,7 @@ def test_a_curriculum_from_easy_to_hard_orders_the_problems_by_the_floor(recipe_
     make.run(mixed, force=False, workers=1)
     rising = recipe_of(data={**RECIPE["data"], "curriculum": "easy_to_hard"})
     rows, ordered = training_rows(mixed, "sft"), training_rows(rising, "sft")
-    assert [row["id"] for row in rows] == [row["id"] for row in read_split(mixed, "train")]
+    assert [row["id"] for row in rows] == [row["id"] for row in read_split(mixed.run, "train")]
     chances = [random_maximal_success(row["problem"]) for row in ordered]
     assert chances == sorted(chances, reverse=True)
     assert len(set(chances)) > 3
@@ -232,7 +238,7 @@ def test_sampling_goes_on_where_it_was_interrupted_and_ends_with_the_same_sample
     recipe = recipe_of()
     make.run(recipe, force=False, workers=1)
     sample_arm(recipe, "base", force=False)
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     whole = path.read_text()
     manifest = json.loads(path.with_name("manifest.json").read_text())
 
@@ -265,14 +271,14 @@ def test_training_goes_on_from_its_checkpoint_and_ends_with_the_same_weights(
     recipe = recipe_of(sft={**RECIPE["sft"], "max_steps": 4, "save_steps": 2})
     make.run(recipe, force=False, workers=1)
     sft.run(recipe, force=False)
-    whole = _weights(recipe.folder / "sft" / "model")
-    shutil.rmtree(recipe.folder / "sft")
+    whole = _weights(recipe.run.folder / "sft" / "model")
+    shutil.rmtree(recipe.run.folder / "sft")
 
     _stopped_after(3, lambda: sft.run(recipe, force=False), monkeypatch)
     capsys.readouterr()
     sft.run(recipe, force=False)
     assert "going on from" in capsys.readouterr().out
-    assert not _differ(whole, _weights(recipe.folder / "sft" / "model"))
+    assert not _differ(whole, _weights(recipe.run.folder / "sft" / "model"))
 
 
 # --- what ends before it begins ---------------------------------------------------------------
@@ -299,14 +305,14 @@ def test_a_generation_of_more_prompts_than_there_are_problems_is_refused(recipe_
     recipe = recipe_of(**base)
     make.run(recipe, force=False, workers=1)
     grpo.run(recipe, force=False)
-    manifest = (recipe.folder / "grpo" / "manifest.json").read_bytes()
+    manifest = (recipe.run.folder / "grpo" / "manifest.json").read_bytes()
     says = (
         r"small\.yaml: grpo would take no step: a generation takes 16 prompts, and there are 10 "
         rf"training problems; lower {lower}, or make more problems$"
     )
     with pytest.raises(UserError, match=says):
         grpo.run(recipe_of(**base, grpo=given), force=False)
-    assert (recipe.folder / "grpo" / "manifest.json").read_bytes() == manifest
+    assert (recipe.run.folder / "grpo" / "manifest.json").read_bytes() == manifest
 
 
 def test_a_batch_that_is_never_full_is_refused(recipe_of):
@@ -330,14 +336,14 @@ def test_a_mistake_that_only_the_trainer_finds_leaves_what_was_finished(recipe_o
     recipe = recipe_of()
     make.run(recipe, force=False, workers=1)
     sft.run(recipe, force=False)
-    manifest = (recipe.folder / "sft" / "manifest.json").read_bytes()
+    manifest = (recipe.run.folder / "sft" / "manifest.json").read_bytes()
     with pytest.raises(UserError, match=r"the sft trainer refuses the recipe: .*`lomo_optim`"):
         sft.run(recipe_of(sft={**RECIPE["sft"], "optim": "lomo"}), force=False)
-    assert (recipe.folder / "sft" / "manifest.json").read_bytes() == manifest
+    assert (recipe.run.folder / "sft" / "manifest.json").read_bytes() == manifest
     capsys.readouterr()
     sft.run(recipe_of(), force=False)
     assert "sft: up to date" in capsys.readouterr().out
-    assert not (recipe.folder / "sft" / "checkpoints").exists()
+    assert not (recipe.run.folder / "sft" / "checkpoints").exists()
 
 
 # --- what is left after it ends ---------------------------------------------------------------
@@ -346,11 +352,11 @@ def test_a_mistake_that_only_the_trainer_finds_leaves_what_was_finished(recipe_o
 def test_a_copy_of_a_checkpoint_outlives_the_training(recipe_of):
     recipe = recipe_of(sft={**RECIPE["sft"], "max_steps": 3, "save_steps": 1})
     make.run(recipe, force=False, workers=1)
-    kept = recipe.folder / "sft" / "checkpoints" / "checkpoint-1-kept"
+    kept = recipe.run.folder / "sft" / "checkpoints" / "checkpoint-1-kept"
     kept.mkdir(parents=True)
     sft.run(recipe, force=False)
     assert list(kept.parent.iterdir()) == [kept]
-    manifest = json.loads((recipe.folder / "sft" / "manifest.json").read_text())
+    manifest = json.loads((recipe.run.folder / "sft" / "manifest.json").read_text())
     assert manifest["trained_with"]["save_total_limit"] == 1
 
 
@@ -362,7 +368,7 @@ def test_tables_of_completions_outlive_the_checkpoints_those_of_a_resumed_traini
     make.run(recipe, force=False, workers=1)
     _stopped_after(3, lambda: grpo.run(recipe, force=False), monkeypatch)
     grpo.run(recipe, force=False)
-    folder = recipe.folder / "grpo"
+    folder = recipe.run.folder / "grpo"
 
     def steps():
         return sorted(int(path.stem[-5:]) for path in (folder / "completions").iterdir())
@@ -390,14 +396,14 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
     right = verify(problem, make.gold_answer(problem, reasoning=False))
     monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
     rejection.run(recipe, force=True, arm="picked")
-    kept = [row for _, row in read_jsonl(recipe.folder / "picked/successes/successes.jsonl")]
+    kept = [row for _, row in read_jsonl(recipe.run.folder / "picked/successes/successes.jsonl")]
     assert 0 < len(kept) == len({(row["id"], row["completion"]) for row in kept}) <= 16
-    assert _differ(_weights(recipe.model), _weights(recipe.folder / "picked" / "model"))
+    assert _differ(_weights(recipe.model), _weights(recipe.run.folder / "picked" / "model"))
     capsys.readouterr()
     rejection.run(recipe, force=False, arm="picked")
     assert capsys.readouterr().out.count("up to date") == 2
 
-    path = recipe.folder / "picked/successes/successes.jsonl"
+    path = recipe.run.folder / "picked/successes/successes.jsonl"
     whole = path.read_text()
     for line in ('{"id": "train-x-0", "completion": ""}', '{"id": [], "completion": ""}', "{"):
         path.write_text(f"{whole}{line}\n")
@@ -421,9 +427,9 @@ def test_an_arm_without_training_is_its_start_asked_in_another_way(recipe_of):
     make.run(recipe, force=False, workers=1)
     assert trained_arms(recipe) == ["base", "base-best"]
     sample_arm(recipe, "base-best", force=False)
-    rows = [row for _, row in read_jsonl(samples_path(recipe, "base-best"))]
+    rows = [row for _, row in read_jsonl(recipe.run.samples("base-best"))]
     assert len(rows) == 3 * 4
-    manifest = json.loads((samples_path(recipe, "base-best").parent / "manifest.json").read_text())
+    manifest = json.loads((recipe.run.samples("base-best").parent / "manifest.json").read_text())
     tried = [(way["temperature"], way["shots"]) for way in manifest["tuned"]]
     assert tried == [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
     assert manifest["settings"]["model"] == recipe.model
@@ -452,7 +458,7 @@ def test_an_arm_is_trained_by_its_own_trainer_alone(recipe_of):
 def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
     recipe = recipe_of()
     make.run(recipe, force=False, workers=1)
-    asked, train = make.read_split(recipe, "test"), make.read_split(recipe, "train")
+    asked, train = make.read_split(recipe.run, "test"), make.read_split(recipe.run, "train")
     shots = shots_for(recipe, asked, 2)
     tier_of = {(row["prompt"], row["gold"]): row["tier"] for row in train}
     for row in asked:

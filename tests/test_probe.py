@@ -280,7 +280,7 @@ def recipe(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_stage_asks_training_problems_reports_and_goes_on_where_it_stopped(recipe, capsys):
     probe.run(recipe, "base", 8, 6, force=False)
-    folder = recipe.folder / "probe" / "base"
+    folder = recipe.run.folder / "probe" / "base"
     said = capsys.readouterr().out
     whole = (folder / "samples.jsonl").read_bytes()
     rows = [row for _, row in read_jsonl(folder / "samples.jsonl")]

@@ -5,9 +5,10 @@ from itertools import permutations
 import pytest
 from conftest import CORRUPTIONS, day, minutes, tier_problems, weighted
 
-from data.make import gold_answer, make_problem
+from data.make import make_problem
 from data.problem import Event, Problem
 from data.prompts import answer, trace
+from data.rows import gold_answer
 from data.rules import BASE_RULES, AtMost, Gap
 from data.tiers import TIERS
 from eval.answers.reasoning import (

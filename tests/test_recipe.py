@@ -79,13 +79,13 @@ def test_every_recipe_that_we_ship_is_sound(path):
 
 def test_model_and_run_override_the_recipe(tmp_path):
     recipe = load(tmp_path, GOOD, model="other/model", run="elsewhere")
-    assert (recipe.model, recipe.run, recipe.name) == ("other/model", "elsewhere", "small")
-    assert recipe.folder == Path("runs/elsewhere")
+    assert (recipe.model, recipe.run_name, recipe.name) == ("other/model", "elsewhere", "small")
+    assert recipe.run.folder == Path("runs/elsewhere")
 
 
 def test_without_overrides_the_run_is_the_recipes_name(tmp_path):
     recipe = load(tmp_path, GOOD)
-    assert (recipe.model, recipe.folder) == ("some/model", Path("runs/small"))
+    assert (recipe.model, recipe.run.folder) == ("some/model", Path("runs/small"))
 
 
 def test_the_flags_of_a_stage_reach_the_recipe(tmp_path):
@@ -238,7 +238,7 @@ def extend(tmp_path: Path, above: dict, below: dict = GOOD) -> Recipe:
 def test_a_recipe_that_extends_another_says_only_what_differs(tmp_path):
     below = GOOD | {"seed": 5, "sft": {"max_steps": 3, "packing": True}, "lora": {"r": 4}}
     recipe = extend(tmp_path, {"name": "above", "sft": {"max_steps": 7}, "lora": None}, below)
-    assert (recipe.name, recipe.run, recipe.seed, recipe.model) == (
+    assert (recipe.name, recipe.run_name, recipe.seed, recipe.model) == (
         "above",
         "above",
         5,
@@ -571,7 +571,7 @@ def test_an_overriding_run_is_checked_as_well(tmp_path):
 
 def test_a_name_is_no_longer_than_the_files_that_it_is_part_of_can_be(tmp_path):
     recipe = load(tmp_path, {**GOOD, "arms": {"a" * 100: {"trainer": "sft"}}}, run="r" * 100)
-    (tmp_path / f"{recipe.run}-{next(iter(recipe.arms))}.q4_k_m.gguf").touch()
+    (tmp_path / f"{recipe.run_name}-{next(iter(recipe.arms))}.q4_k_m.gguf").touch()
     with pytest.raises(UserError, match=r"run name .* must be letters.*, at most 100$"):
         load(tmp_path, GOOD, run="r" * 101)
     with pytest.raises(UserError, match=r"cannot be an arm's name; .*, at most 100$"):

@@ -14,11 +14,11 @@ from conftest import day, random_problem, tier_problems
 
 from data.common.errors import UserError
 from data.common.files import MANIFEST, read_jsonl, sha256, write_json, write_jsonl
-from data.make import read_split, record
 from data.policies import random_maximal
 from data.problem import Event
 from data.prompts import answer, schedule_xml
 from data.recipe import load_recipe
+from data.rows import read_split, record
 from data.rules import BASE_RULES, MustInclude
 from eval import elicitation
 from eval import report as page
@@ -153,11 +153,11 @@ def verdict_json(built):
         patch.chdir(built)
         patch.setattr(elicitation, "likelihoods", lambda *_: {"dense": likelihoods(rng)})
         recipe = load_recipe(built / "small.yaml")
-        asked = read_split(recipe, "test")
+        asked = read_split(recipe.run, "test")
         tiers = {row["id"]: row["tier"] for row in asked}
         first = {}
         for arm in ARMS:
-            path = recipe.folder / "eval" / arm / "verdicts.jsonl"
+            path = recipe.run.eval / arm / "verdicts.jsonl"
             found = tally(arm, map(json.loads, path.open()), tiers)
             first[arm] = (np.array(found.samples), np.array(found.optimal))
         fresh = {arm: (np.full(12, 16), rng.binomial(16, c / n)) for arm, (n, c) in first.items()}

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from tiny import write_recipe
 
 from data.common.locks import hold
-from data.make import read_split
 from data.recipe import load_recipe
+from data.rows import read_split
 from eval.sample import Asker
 from pipeline.train import checkpoints
 
@@ -172,7 +172,7 @@ def in_batches(folder, rows):
     """The rows of samples by the batches in which they are drawn: two prompts of like length."""
     with contextlib.chdir(folder):
         recipe = load_recipe(Path("small.yaml"))
-        asked = read_split(recipe, "test")
+        asked = read_split(recipe.run, "test")
         batches = Asker(recipe, "base").batches(asked, recipe.eval)
     return [[row for i in batch for row in rows[4 * i : 4 * i + 4]] for batch in batches]
 
@@ -197,7 +197,7 @@ def test_a_killed_make_data_leaves_no_process_behind(tmp_path):
     main = subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
     )
-    begun = tmp_path / recipe.folder / "data" / "begun.json"
+    begun = tmp_path / recipe.run.data / "begun.json"
     while not begun.exists():
         time.sleep(0.05)
     time.sleep(1)

@@ -129,7 +129,7 @@ def test_what_can_be_detected_is_said_of_each_judged_tier_before_anything_is_ask
 
 def test_where_nothing_is_judged_nothing_is_said_of_power_and_no_data_are_read(world, capsys):
     recipe = world.recipe({"sft": {"trainer": "sft"}})
-    (recipe.folder / "data" / "test.jsonl").unlink()
+    (recipe.run.data / "test.jsonl").unlink()
     assert list(beforehand(recipe, ["base", "sft"])) == []
     assert capsys.readouterr().out == ""
 

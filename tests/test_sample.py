@@ -7,8 +7,8 @@ import pytest
 from scripted import Scripted, World, lines, solving
 
 from data.common.errors import UserError
-from data.make import read_split
-from eval.sample import ask_again, sample_arm, samples_path, trained_arms, way_of_asking
+from data.rows import read_split
+from eval.sample import ask_again, sample_arm, trained_arms, way_of_asking
 
 BEST = {
     "best": {
@@ -32,7 +32,7 @@ def sampled(world):
     world.train(recipe)
     world.scripts |= {"base": solving(0.5), "grpo": solving(0.5)}
     sample_arm(recipe, "base", force=False)
-    return recipe, read_split(recipe, "test")
+    return recipe, read_split(recipe.run, "test")
 
 
 def per_problem(rows):
@@ -42,7 +42,7 @@ def per_problem(rows):
 def test_asked_again_an_arm_gives_so_many_answers_to_these_problems_and_no_others(sampled):
     recipe, rows = sampled
     path = ask_again(recipe, "base", rows[3:7], 5, force=False)
-    assert path == samples_path(recipe, "base").parent / "fresh" / "samples.jsonl"
+    assert path == recipe.run.samples("base").parent / "fresh" / "samples.jsonl"
     fresh = lines(recipe, "base", fresh=True)
     assert per_problem(fresh) == {row["id"]: 5 for row in rows[3:7]}
     assert [row["sample"] for row in fresh] == [0, 1, 2, 3, 4] * 4
@@ -71,9 +71,9 @@ def test_other_problems_more_samples_new_weights_or_new_data_are_asked_anew(samp
     ask_again(recipe, "grpo", rows[:3], 5, force=False)
     world.asked.clear()
     if change == "weights":
-        (recipe.folder / "grpo/model/model.safetensors").write_text("trained again")
+        (recipe.run.folder / "grpo/model/model.safetensors").write_text("trained again")
     if change == "data":
-        path = recipe.folder / "data" / "test.jsonl"
+        path = recipe.run.data / "test.jsonl"
         path.write_text(path.read_text() + "\n")
     asked, samples = rows[: 4 if change == "problems" else 3], 6 if change == "samples" else 5
     ask_again(recipe, "grpo", asked, samples, force=False)
@@ -133,15 +133,15 @@ def test_a_tuned_arm_is_asked_again_in_the_way_that_was_best(world):
 
     world.scripts |= {"best": script}
     sample_arm(recipe, "best", force=False)
-    way = way_of_asking(samples_path(recipe, "best").parent)
+    way = way_of_asking(recipe.run.samples("best").parent)
     assert (way.temperature, way.shots, way.samples, way.max_tokens) == (0.5, 1, 8, 12)
-    rows = read_split(recipe, "test")[:2]
+    rows = read_split(recipe.run, "test")[:2]
     world.asked.clear()
     ask_again(recipe, "best", rows, 5, force=False)
     [(arm, stream, _, again)] = world.asked
     assert (arm, stream) == ("best", "fresh")
     assert (again.temperature, again.shots, again.samples) == (0.5, 1, 5)
-    tried = json.loads((samples_path(recipe, "best").parent / "manifest.json").read_text())["tuned"]
+    tried = json.loads((recipe.run.samples("best").parent / "manifest.json").read_text())["tuned"]
     assert [way["optimal"] for way in tried] == [1.0, 0.0, 0.0]
 
 
@@ -161,7 +161,7 @@ def test_judging_leniently_changes_no_answer_so_nothing_is_asked_anew(world):
     world.scripts |= {"best": solving(0.2)}
     plain = world.recipe({"best": {"trainer": "none", "eval": {"shots": 1}}})
     lenient = {"best": {"trainer": "none", "eval": {"shots": 1, "lenient": True}}}
-    rows = read_split(plain, "test")[:2]
+    rows = read_split(plain.run, "test")[:2]
     for recipe in (plain, world.recipe(lenient)):
         world.asked.clear()
         sample_arm(recipe, "best", force=False)
@@ -182,7 +182,7 @@ def test_an_arm_is_tuned_again_when_its_answers_are_judged_in_another_way(world)
     for lenient, temperature in ((True, 0.5), (False, 1.0)):
         recipe = world.recipe({"best": {**best, "eval": {"lenient": lenient}}})
         sample_arm(recipe, "best", force=False)
-        assert way_of_asking(samples_path(recipe, "best").parent).temperature == temperature
+        assert way_of_asking(recipe.run.samples("best").parent).temperature == temperature
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_an_arm_is_tuned_again_when_its_answers_are_judged_in_another_way(world)
 )
 def test_a_way_of_asking_of_another_version_is_one_sentence(sampled, changes, says):
     recipe, rows = sampled
-    manifest = samples_path(recipe, "base").with_name("manifest.json")
+    manifest = recipe.run.samples("base").with_name("manifest.json")
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**facts, "asking": {**facts["asking"], **changes}}))
     with pytest.raises(UserError) as refused:
@@ -204,7 +204,7 @@ def test_a_way_of_asking_of_another_version_is_one_sentence(sampled, changes, sa
 
 def test_samples_of_an_earlier_version_are_refused_in_one_sentence(sampled):
     recipe, rows = sampled
-    manifest = samples_path(recipe, "base").with_name("manifest.json")
+    manifest = recipe.run.samples("base").with_name("manifest.json")
     facts = json.loads(manifest.read_text())
     del facts["asking"]
     manifest.write_text(json.dumps(facts))

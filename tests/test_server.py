@@ -16,14 +16,13 @@ from scripted import World, lines
 from data.common.errors import UserError, run_main
 from data.common.files import read_jsonl, to_line
 from data.common.seeds import seed_of
-from data.make import read_split
+from data.rows import read_split
 from eval import sample
 from eval.answers import server
 from eval.answers.server import NotServedError, Server
-from eval.sample import Asker, ask_again, sample_arm, samples_path
+from eval.sample import Asker, ask_again, sample_arm
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render
-from pipeline.train.trainer import model_folder
 
 
 class Vllm(ThreadingHTTPServer):
@@ -381,13 +380,13 @@ def recipe_of(world, vllm, arms=None, **asking):
 
 
 def manifest(recipe, arm="base"):
-    return json.loads(samples_path(recipe, arm).with_name("manifest.json").read_text())
+    return json.loads(recipe.run.samples(arm).with_name("manifest.json").read_text())
 
 
 def test_an_arm_is_sampled_by_its_server_and_never_loaded(world, vllm, tokenizer):
     recipe = recipe_of(world, vllm)
     sample_arm(recipe, "base", force=False)
-    rows = read_split(recipe, "test")
+    rows = read_split(recipe.run, "test")
     seeds = {row["id"]: seed_of(recipe.seed, "sample", "base", row["id"]) for row in rows}
     assert [(row["id"], row["sample"], row["completion"]) for row in lines(recipe, "base")] == [
         (row["id"], i, f"{seeds[row['id']]}:{i}") for row in rows for i in range(4)
@@ -423,7 +422,7 @@ def test_answers_of_a_server_are_not_gone_on_with_here_nor_the_other_way_round(w
     here = recipe_of(world, vllm, server=None)
     with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
         sample_arm(here, "base", force=False)
-    assert samples_path(here, "base").read_bytes() == b""
+    assert here.run.samples("base").read_bytes() == b""
 
 
 def test_after_a_failure_the_same_command_asks_for_what_is_missing_alone(world, vllm):
@@ -431,15 +430,15 @@ def test_after_a_failure_the_same_command_asks_for_what_is_missing_alone(world, 
     vllm.trouble = dict.fromkeys(range(7, 10), (500, b"dead"))
     with pytest.raises(UserError, match=r"500 \(dead\).*the same command goes on"):
         sample_arm(recipe, "base", force=False)
-    kept = samples_path(recipe, "base").read_bytes()
+    kept = recipe.run.samples("base").read_bytes()
     assert kept.count(b"\n") == 7 * 4
     vllm.asked.clear()
     vllm.trouble = {}
     sample_arm(recipe, "base", force=False)
     assert len(vllm.asked) == 5
-    whole = samples_path(recipe, "base").read_bytes()
+    whole = recipe.run.samples("base").read_bytes()
     sample_arm(recipe, "base", force=True)
-    assert samples_path(recipe, "base").read_bytes() == whole
+    assert recipe.run.samples("base").read_bytes() == whole
 
 
 def test_what_a_server_writes_is_text_whatever_it_looks_like(world, vllm):
@@ -447,19 +446,19 @@ def test_what_a_server_writes_is_text_whatever_it_looks_like(world, vllm):
     vllm.answer = lambda body: [choice(i, text) for i, text in enumerate(hostile)]
     recipe = recipe_of(world, vllm)
     sample_arm(recipe, "base", force=False)
-    rows = [row for _, row in read_jsonl(samples_path(recipe, "base"))]
+    rows = [row for _, row in read_jsonl(recipe.run.samples("base"))]
     assert [row["completion"] for row in rows] == hostile * 12
 
 
 def test_an_arm_is_asked_again_where_the_server_now_is(world, vllm):
     recipe = recipe_of(world, vllm)
     sample_arm(recipe, "base", force=False)
-    path = samples_path(recipe, "base").with_name("manifest.json")
+    path = recipe.run.samples("base").with_name("manifest.json")
     gone = json.loads(path.read_text())
     gone["asking"]["server"] = "http://127.0.0.1:9/v1"
     path.write_text(to_line(gone))
     vllm.asked.clear()
-    rows = read_split(recipe, "test")[3:5]
+    rows = read_split(recipe.run, "test")[3:5]
     ask_again(recipe, "base", rows, 6, force=False)
     assert [(body["n"]) for body in vllm.asked] == [6, 6]
     fresh = {seed_of(recipe.seed, "fresh", "base", row["id"]) for row in rows}
@@ -486,15 +485,15 @@ def two(world, vllm, tokenizer):
     """A recipe with a trained arm, of which the server holds the base alone."""
     recipe = recipe_of(world, vllm, {"grpo": {"trainer": "grpo"}})
     world.train(recipe)
-    save(tokenizer, recipe.folder / "grpo" / "model")
+    save(tokenizer, recipe.run.folder / "grpo" / "model")
     return recipe
 
 
 def test_arms_that_the_server_does_not_hold_are_left_out_and_said(two, vllm, monkeypatch, capsys):
     run(monkeypatch, two)
     assert len(lines(two, "base")) == 48
-    assert not samples_path(two, "grpo").is_file()
-    said = f"eval: grpo is left out: {vllm.address} holds base, not {model_folder(two, 'grpo')}"
+    assert not two.run.samples("grpo").is_file()
+    said = f"eval: grpo is left out: {vllm.address} holds base, not {two.run.model('grpo')}"
     assert said in capsys.readouterr().out
     # Served in turn, each is sampled once.
     vllm.held = [{"id": "grpo"}]
@@ -519,7 +518,7 @@ def test_arms_may_have_servers_of_their_own(world, vllm, tokenizer):
         arms = {"grpo": {"trainer": "grpo", "eval": {"server": other.address}}}
         recipe = recipe_of(world, vllm, arms)
         world.train(recipe)
-        save(tokenizer, recipe.folder / "grpo" / "model")
+        save(tokenizer, recipe.run.folder / "grpo" / "model")
         for arm in ("base", "grpo"):
             sample_arm(recipe, arm, force=False)
     assert [{body["model"] for body in one.asked} for one in (vllm, other)] == [{"base"}, {"grpo"}]
@@ -546,7 +545,7 @@ def test_what_is_no_address_is_refused_with_the_recipe(world, address):
 def test_ctrl_c_ends_at_once_though_answers_are_under_way(world, vllm):
     recipe = recipe_of(world, vllm)
     vllm.trouble = dict.fromkeys(range(2, 12), "hang")
-    path = samples_path(recipe, "base")
+    path = recipe.run.samples("base")
     work = lambda: run_main(lambda: sample_arm(recipe, "base", force=False))  # noqa: E731
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()

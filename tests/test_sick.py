@@ -67,7 +67,7 @@ def found_in(folder, monkeypatch, arm: str, steps: int):
     monitor = replace(RECIPE.monitor, every=every)
     short = replace(short, model=str(ROOT / RECIPE.model), monitor=monitor)
     TRAINERS[RECIPE.arms[arm].trainer].run(short, False, arm)
-    return examine(arm, RECIPE.folder / arm / "log.jsonl")
+    return examine(arm, RECIPE.run.folder / arm / "log.jsonl")
 
 
 def test_every_arm_but_the_healthy_one_is_expected_to_be_sick():

@@ -122,7 +122,7 @@ def first_kl(trainer):
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_grpo_begins_at_its_reference_which_is_the_sft_model(small, trainer_of, lora):
-    tuned = str(small.folder / "sft" / "model")
+    tuned = str(small.run.folder / "sft" / "model")
     one = {"beta": 0.1, "max_steps": 1}
     assert abs(first_kl(trainer_of("grpo", tuned, one, lora=lora))) < 1e-6
     # So it is the reference that the KL is to, and not the model of itself: it grows in training.
@@ -133,7 +133,9 @@ def test_grpo_begins_at_its_reference_which_is_the_sft_model(small, trainer_of, 
 
 
 def test_the_base_as_the_reference_would_be_seen(small, trainer_of):
-    trainer = trainer_of("grpo", str(small.folder / "sft" / "model"), {"beta": 0.1, "max_steps": 1})
+    trainer = trainer_of(
+        "grpo", str(small.run.folder / "sft" / "model"), {"beta": 0.1, "max_steps": 1}
+    )
     base = AutoModelForCausalLM.from_pretrained(small.model, dtype=torch.float32)
     trainer.ref_model.load_state_dict(base.state_dict())
     assert first_kl(trainer) > APART

@@ -22,7 +22,6 @@ from eval.day import ask
 from eval.day.days import Wanted, read_day
 from pipeline.model.decode import Decoding, render, sample_batch
 from pipeline.model.load import load
-from pipeline.train.trainer import model_folder
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
@@ -219,7 +218,7 @@ def test_the_last_trained_arm_is_asked_and_else_the_base(tmp_path):
     trained(tmp_path, "grpo")
     assert ask.chosen_arm(recipe, None, False) == "grpo"
     assert ask.chosen_arm(recipe, "sft", False) == "sft"
-    assert model_folder(recipe, "grpo") == str(tmp_path / "runs" / "tiny" / "grpo" / "model")
+    assert recipe.run.model("grpo") == str(tmp_path / "runs" / "tiny" / "grpo" / "model")
     # A model that is named is meant.
     assert ask.chosen_arm(recipe, None, True) == "base"
 

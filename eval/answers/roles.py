@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from data.make import read_split
 from data.policies import random_maximal_success
 from data.problem import Problem
 from data.recipe import Recipe
+from data.rows import read_split
 from eval.stats.power import Detectable, detectable
 
 
@@ -91,7 +91,7 @@ def planned(recipe: Recipe, problems: list[Problem]) -> Detectable:
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     """What the planned samples can detect, a sentence for each tier that is judged."""
     found = cases(recipe, sampled)
-    rows = read_split(recipe, "test") if found else []
+    rows = read_split(recipe.run, "test") if found else []
     for tier in dict.fromkeys(tier for case in found for tier in case.tiers):
         here = [row["problem"] for row in rows if row["tier"] == tier]
         yield f"{tier}: {planned(recipe, here).sentence}"

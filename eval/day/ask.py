@@ -21,17 +21,16 @@ from rich.console import Console
 from data.clock import CLOCK
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
-from data.make import record
 from data.names import EVENT_NAMES
 from data.problem import Problem
 from data.recipe import MOST_SEED, Recipe, nearest, recipe_arguments, recipe_from
+from data.rows import record
 from data.sections import EvalSection
 from eval.day.days import Day, Wanted, day_of, entry_of, listed, prove_day, read_day
 from eval.day.terminal import draw, write
 from eval.sample import shots_for
 from eval.score import score_rows
 from eval.show.showcase import drawn_answer, drawn_problem
-from pipeline.train.trainer import check_trained, is_trained, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,13 +50,13 @@ def chosen_arm(recipe: Recipe, arm: str | None, model_given: bool) -> str:
     known = recipe.all_arms()
     if arm is None:
         trained = [a for a, what in known.items() if what.trainer != "none"]
-        trained = [a for a in trained if not model_given and is_trained(recipe, a)]
+        trained = [a for a in trained if not model_given and recipe.run.is_trained(a)]
         return ["base", *trained][-1]
     if arm not in ("base", *known):
         raise UserError(
             f"--arm must be one of base, {', '.join(known)}, not {arm!r}{nearest(arm, known)}"
         )
-    check_trained(recipe, arm)
+    recipe.run.require_trained(arm)
     return arm
 
 
@@ -213,7 +212,7 @@ def ask(
     from pipeline.train import backend
 
     backend.quiet()
-    model, tokenizer = models.load(model_folder(recipe, arm), recipe.dtype)
+    model, tokenizer = models.load(recipe.run.model(arm), recipe.dtype)
     row = {**record("day", "try", "", problem, recipe.data.reasoning), "problem": problem}
     rendered = render(tokenizer, row["prompt"], shots_of(recipe, asking.shots))
     limit = asking.max_tokens or answer_limit(tokenizer, [row])
@@ -279,7 +278,7 @@ def main() -> None:
     problem, _ = prove_day(day.problem, source)
     for note in day.notes:
         write(console, note)
-    write(console, f"Asking {arm} ({model_folder(recipe, arm)}), {len(problem.events)} events:\n")
+    write(console, f"Asking {arm} ({recipe.run.model(arm)}), {len(problem.events)} events:\n")
     ask(recipe, arm, asking, problem, seed, console)
 
 

@@ -21,15 +21,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts
-from data.make import read_split, split_path
 from data.recipe import Recipe
+from data.rows import read_split
+from data.run import maker
 from data.sections import EvalSection
 from eval import elicitation
-from eval.sample import samples_path, way_of_asking
-from eval.score import VERDICTS
+from eval.sample import way_of_asking
 from eval.show.tables import markdown_of, read_result, sheets
 from pipeline.model.load import is_local
-from pipeline.train.trainer import maker, model_folder
 from rewards.verify import VALID
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -112,11 +111,11 @@ def lineage(recipe: Recipe, arm: str) -> list[Link]:
     Raises:
         UserError: when an arm was trained from another model than the recipe starts it from now.
     """
-    folder = Path(model_folder(recipe, arm))
+    folder = Path(recipe.run.model(arm))
     found = [Link(arm, str(folder), sha256(folder), stage_facts(folder.parent))]
     while (facts := found[0].facts) is not None:
         start = _weights_of(recipe, recipe.all_arms()[found[0].arm].start)
-        model = model_folder(recipe, start)
+        model = recipe.run.model(start)
         if facts["settings"]["model"] != model:
             raise UserError(
                 f"{found[0].model} was trained from {facts['settings']['model']}, and {recipe.path}"
@@ -142,8 +141,8 @@ def evaluation(recipe: Recipe, links: Sequence[Link]) -> Evaluation | str:
 
     A model before it is in the tables where its samples, too, are of the weights in the lineage.
     """
-    folder, arm = recipe.folder / "eval", links[-1].arm
-    if not finished(samples_path(recipe, arm).parent) or not finished(folder):
+    folder, arm = recipe.run.eval, links[-1].arm
+    if not finished(recipe.run.samples(arm).parent) or not finished(folder):
         return "The run has no finished evaluation of this model; `make eval` makes one."
     report, judged = read_result(folder / "report.json"), stage_facts(folder)["inputs"]
     shown = [x.arm for x in links if x.arm in report["arms"] and _is_counted(recipe, x, judged)]
@@ -152,7 +151,7 @@ def evaluation(recipe: Recipe, links: Sequence[Link]) -> Evaluation | str:
     entry = next(name for name in recipe.arms if arm in recipe.members(name))
     return Evaluation(
         _of_arms(report, shown),
-        way_of_asking(samples_path(recipe, arm).parent),
+        way_of_asking(recipe.run.samples(arm).parent),
         _verdict(recipe, arm, entry, report["arms"]),
         len(recipe.members(entry)),
     )
@@ -160,7 +159,7 @@ def evaluation(recipe: Recipe, links: Sequence[Link]) -> Evaluation | str:
 
 def _is_counted(recipe: Recipe, link: Link, judged: Mapping[str, str]) -> bool:
     """Whether the samples that were judged are of the weights of ``link``."""
-    path = samples_path(recipe, link.arm)
+    path = recipe.run.samples(link.arm)
     if not finished(path.parent):
         return False
     facts = stage_facts(path.parent)
@@ -191,7 +190,7 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
 def _verdict(recipe: Recipe, arm: str, entry: str, reported: Sequence[str]) -> str | None:
     """The sentence of the verdict on an arm's entry, where it stands and counts the arm."""
     path = elicitation.standing(recipe, reported)
-    verdicts = samples_path(recipe, arm).with_name(VERDICTS)
+    verdicts = recipe.run.verdicts(arm)
     if path is None or str(verdicts) not in stage_facts(path.parent)["inputs"]:
         return None
     return read_result(path)["judged"].get(entry, {}).get("sentence")
@@ -221,11 +220,11 @@ def card(
     result = found if isinstance(found, Evaluation) else None
     arm, start = links[-1].arm, links[-2]
     tiers = recipe.all_arms()[arm].tiers or tuple(recipe.tier_uses())
-    rows = [row for row in read_split(recipe, "train") if row["tier"] in tiers]
-    path = split_path(recipe, "train")
+    rows = [row for row in read_split(recipe.run, "train") if row["tier"] in tiers]
+    path = recipe.run.split("train")
     same = links[-1].facts["inputs"].get(str(path)) == sha256(path)
     body = _environment().get_template("card.md.j2").render(
-        run=recipe.run,
+        run=recipe.run_name,
         arm=arm,
         ways=[_way(recipe, link) for link in links[1:]],
         base=_shown(links[0]),
@@ -259,7 +258,7 @@ def _metadata(
     trained = links[1:]
     backends = {_backend(link.facts) for link in trained if link.facts}
     sources = [use.source.partition(":")[0] for use in recipe.tier_uses().values() if use.source]
-    name = f"{recipe.run}-{links[-1].arm}"
+    name = f"{recipe.run_name}-{links[-1].arm}"
     return ModelCardData(
         base_model=base.model if known else None,
         datasets=list(dict.fromkeys(s for s in sources if "/" in s and on_hub(s))) or None,
@@ -287,7 +286,7 @@ def _results(recipe: Recipe, links: Sequence[Link], result: Evaluation) -> list[
             EvalResult(
                 task_type="text-generation",
                 dataset_type=TAG,
-                dataset_name=f"{recipe.run}, tier {plain(tier)}",
+                dataset_name=f"{recipe.run_name}, tier {plain(tier)}",
                 dataset_config=plain(tier),  # what tells results apart on the hub
                 dataset_split="test",
                 metric_type="pass@1",

@@ -24,7 +24,7 @@ _MOST_STEPS = 2**53
 _LONG, _STRIDE = 2000, 16
 #: What a training's log is called, and in the row at which it was ended since a number was none:
 #: why, in words.
-LOG, LOST = "log.jsonl", "lost"
+LOST = "lost"
 #: No signal of a training is larger.
 _MOST = 1e100
 _WORST_FIRST = tuple(Level)

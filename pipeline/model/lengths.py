@@ -21,9 +21,9 @@ from rich.table import Table
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, finished, stage_facts, write_json
-from data.make import read_split, split_path
 from data.prompts import messages
 from data.recipe import SPLITS, Recipe, recipe_arguments, recipe_from
+from data.rows import read_split
 from pipeline.model import load as models
 from pipeline.train import backend
 
@@ -132,7 +132,7 @@ def count(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: when the data are not finished, or model or tokenizer are not to be had.
     """
-    rows = {split: read_split(recipe, split) for split in SPLITS}
+    rows = {split: read_split(recipe.run, split) for split in SPLITS}
     tokenizer = read_tokenizer(recipe.model)
     models.check_template(tokenizer, recipe.model)
     text = read_config(recipe.model).get_text_config(decoder=True)
@@ -154,32 +154,28 @@ def count(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def lengths_path(recipe: Recipe) -> Path:
-    return recipe.folder / "data" / "lengths.json"
-
-
 def _stage(recipe: Recipe) -> Stage:
     """The folder has the manifest alone; the data's own lies where the result does."""
     model = Path(recipe.model)
     files = []
     if models.is_local(recipe.model) and model.is_dir():
         files = sorted(path for path in model.iterdir() if path.suffix in _READ)
-    inputs = [*(split_path(recipe, split) for split in SPLITS), *files]
-    return Stage(lengths_path(recipe).with_suffix(""), "lengths", {"model": recipe.model}, inputs)
+    inputs = [*(recipe.run.split(split) for split in SPLITS), *files]
+    return Stage(recipe.run.lengths.with_suffix(""), "lengths", {"model": recipe.model}, inputs)
 
 
 def known(recipe: Recipe) -> dict[str, Any] | None:
     """``lengths.json``, if it is of the run's data and model as they are now. Prints nothing."""
-    folder = lengths_path(recipe).with_suffix("")
-    if not (finished(split_path(recipe, "train").parent) and finished(folder)):
+    folder = recipe.run.lengths.with_suffix("")
+    if not (finished(recipe.run.split("train").parent) and finished(folder)):
         return None
     facts, key = stage_facts(folder), _stage(recipe).key
     current = {name: facts.get(name) for name in key} == key
-    return _read(recipe) if current and lengths_path(recipe).is_file() else None
+    return _read(recipe) if current and recipe.run.lengths.is_file() else None
 
 
 def _read(recipe: Recipe) -> dict[str, Any]:
-    path = lengths_path(recipe)
+    path = recipe.run.lengths
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -309,7 +305,7 @@ def _check_cut(recipe: Recipe, use: Use, found: Longest) -> None:
 
 def _said(recipe: Recipe, use: Use, found: Longest) -> str:
     """A problem and its tokens, as a sentence begins."""
-    where = f"{split_path(recipe, use.split)}: problem {found.id} of tier {found.tier!r} has"
+    where = f"{recipe.run.split(use.split)}: problem {found.id} of tier {found.tier!r} has"
     if not use.key:
         return f"{where} {found.total:,} tokens with its gold answer"
     shots = f" with {use.shots} shots" if use.shots else ""
@@ -377,7 +373,7 @@ def run(recipe: Recipe, force: bool) -> None:
     Raises:
         UserError: see ``count`` and ``check``.
     """
-    stage, path = _stage(recipe), lengths_path(recipe)
+    stage, path = _stage(recipe), recipe.run.lengths
     if stage.is_current(force):
         facts = _read(recipe)
     else:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, reason_of
-from data.common.files import Stage, finished, remove, write_folder
-from data.make import read_split, split_path
+from data.common.files import Stage, remove, write_folder
 from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
-from data.sections import ARMS
+from data.rows import read_split
+from data.run import ADAPTER, LOG, MODEL
 from pipeline.backends import settings_held
-from pipeline.health.diagnosis import LOG
 from pipeline.model import load as models
 from pipeline.model import processes
 from pipeline.model.lengths import check as check_lengths
@@ -34,44 +33,12 @@ if TYPE_CHECKING:
 
 #: Below a stage's folder: the finished model, the LoRA adapter that was merged into it, and what
 #: the trainer goes on from when interrupted.
-MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", "checkpoints"
+CHECKPOINTS = "checkpoints"
 #: Below the checkpoints while it is trained, and then below the stage: tables of the answers, which
 #: GRPO's trainer writes with ``log_completions``.
 COMPLETIONS = "completions"
 #: Of an adapter's change, lost in merging it, before it is spoken of.
 MOST_ROUNDING = 0.5
-
-
-def model_folder(recipe: Recipe, arm: str) -> str:
-    """Where an arm's weights are: the recipe's base model, what a stage made of it, or those of
-    the arm that it asks in another way."""
-    if arm == "base":
-        return recipe.model
-    found = recipe.all_arms()[arm]
-    if found.trainer == "none":
-        return model_folder(recipe, found.start)
-    return str(recipe.folder / arm / MODEL)
-
-
-def is_trained(recipe: Recipe, arm: str) -> bool:
-    """Whether the weights of an arm are there."""
-    if arm == "base":
-        return True
-    found = recipe.all_arms()[arm]
-    if found.trainer == "none":
-        return is_trained(recipe, found.start)
-    return finished(recipe.folder / arm)
-
-
-def maker(arm: str) -> str:
-    """The command that trains an arm."""
-    return f"`make {arm if arm in ARMS else 'arms'}`"
-
-
-def check_trained(recipe: Recipe, arm: str) -> None:
-    """Raise UserError unless the weights of an arm are there."""
-    if not is_trained(recipe, arm):
-        raise UserError(f"{model_folder(recipe, arm)} is not finished; {maker(arm)} trains it")
 
 
 def start_of(recipe: Recipe, arm: str, trainer: str | None = None) -> str:
@@ -91,14 +58,14 @@ def start_of(recipe: Recipe, arm: str, trainer: str | None = None) -> str:
             "`make arms` trains it"
         )
     before = arms[arm].start
-    check_trained(recipe, before)
-    return model_folder(recipe, before)
+    recipe.run.require_trained(before)
+    return recipe.run.model(before)
 
 
 def training_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
     """The training problems of an arm, in the order of the recipe's curriculum."""
     tiers = recipe.all_arms()[arm].tiers
-    rows = [row for row in read_split(recipe, "train") if not tiers or row["tier"] in tiers]
+    rows = [row for row in read_split(recipe.run, "train") if not tiers or row["tier"] in tiers]
     if recipe.data.curriculum == "easy_to_hard":
         rows.sort(key=lambda row: -random_maximal_success(row["problem"]))
     return rows
@@ -200,8 +167,8 @@ def run_trainer(
     }
 
     def look() -> Stage | None:
-        inputs = [split_path(recipe, "train"), *model_inputs(start)]
-        stage = Stage(recipe.folder / name, name, settings, inputs)
+        inputs = [recipe.run.split("train"), *model_inputs(start)]
+        stage = Stage(recipe.run.stage(name), name, settings, inputs)
         if stage.is_done(force) or not stage.claim(force):
             _put_away(stage.folder)  # killed at the very end
             return None

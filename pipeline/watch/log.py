@@ -13,7 +13,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from data.common.files import to_line, write_jsonl
-from pipeline.health.diagnosis import LOG, LOST, Finding, Watch
+from data.run import LOG
+from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.symptoms import Level
 from pipeline.watch.live import Lines
 

@@ -122,7 +122,7 @@ def monitored(
         UserError: when the training ends since it is lost, or since the recipe wants it so.
     """
     trainer.remove_callback(PrinterCallback)
-    _keep_reports(trainer, f"{recipe.run}-{arm}", folder)
+    _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
     shown = view(f"{arm} ({kind})")
     log = Log(folder, kind, shown, recipe.monitor.stop)
     trainer.add_callback(log)

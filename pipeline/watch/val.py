@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
 from data.common.seeds import seed_of
-from data.make import read_split
 from data.recipe import Recipe
+from data.rows import read_split
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify
 
@@ -48,7 +48,7 @@ def val_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
     """The ``monitor.problems`` of val that a training is measured by, always the same ones: evenly
     from the arm's tiers, or from all where those have none."""
     tiers = recipe.all_arms()[arm].tiers
-    rows = read_split(recipe, "val")
+    rows = read_split(recipe.run, "val")
     rows = [row for row in rows if not tiers or row["tier"] in tiers] or rows
     count = min(recipe.monitor.problems, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]

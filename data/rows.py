@@ -1,0 +1,114 @@
+"""Row: one problem as it travels through the stages, and the files that hold the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from data.common.errors import UserError
+from data.common.files import finished, read_jsonl
+from data.problem import Problem, is_text
+from data.prompts import answer, prompt, trace
+from data.rules import BASE_RULES
+from data.run import Run
+from data.solver import interval_optimum, is_interval_problem, optimal_schedule
+
+
+class Row(TypedDict):
+    """One problem of a run.
+
+    Attributes:
+        id: unique in the run, ``<split>-<tier>-<number>``.
+        problem: with its proven optimum; in the file its JSON form.
+        optimum: weighted minutes.
+        gold: an optimal answer, with its reasoning trace where the recipe wants one.
+        prompt: what a model is asked.
+    """
+
+    id: str
+    split: str
+    tier: str
+    problem: Problem
+    optimum: int
+    gold: str
+    prompt: str
+
+
+def gold_answer(problem: Problem, reasoning: bool) -> str:
+    """An optimal answer, the same one always, with its reasoning trace if asked for.
+
+    Raises:
+        AssertionError: when the dynamic programme and CP-SAT disagree on the optimum.
+    """
+    best = optimal_schedule(problem)
+    assert best is not None
+    assert problem.objective(best) == problem.optimum, "dynamic programme and CP-SAT disagree"
+    return answer(best, trace(problem, best) if reasoning else None)
+
+
+def record(
+    identity: str, split: str, tier: str, problem: Problem, reasoning: bool
+) -> dict[str, Any]:
+    """The row that all later stages read."""
+    return {
+        "id": identity,
+        "split": split,
+        "tier": tier,
+        "problem": problem.to_json(),
+        "optimum": problem.optimum,
+        "gold": gold_answer(problem, reasoning),
+        "prompt": prompt(problem),
+    }
+
+
+def read_problems(path: Path) -> list[Row]:
+    """Rows of a problem file with ``problem`` as a checked Problem.
+
+    Raises:
+        UserError: naming the line that is broken.
+    """
+    rows: list[Row] = []
+    first: dict[str, int] = {}
+    for number, row in read_jsonl(path):
+        missing = {"id", "tier", "problem", "prompt", "gold"} - row.keys()
+        if missing:
+            raise UserError(f"{path}:{number} has no {sorted(missing)[0]!r}; make data writes it")
+        for key in ("id", "tier", "prompt", "gold"):
+            if not is_text(row[key]):
+                raise UserError(f"{path}:{number}: {key!r} must be text, not {row[key]!r:.80}")
+        if first.setdefault(row["id"], number) != number:
+            raise UserError(
+                f"{path}:{number} has id {row['id']!r} again, as line {first[row['id']]}"
+            )
+        try:
+            problem = Problem.from_json(row["problem"])
+            _check_optimum(problem)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        rows.append(cast(Row, {**row, "problem": problem}))
+    if not rows:
+        raise UserError(f"{path} has no problems; FORCE=1 make data writes them again")
+    return rows
+
+
+def _check_optimum(problem: Problem) -> None:
+    """Raise UserError where an optimum is surely not the proven one, so that no answer can beat it
+    later. What further rules cost is not proven again: that takes CP-SAT."""
+    relaxed = replace(problem, rules=BASE_RULES)
+    best = relaxed.objective(interval_optimum(relaxed))
+    assert problem.optimum is not None
+    if problem.optimum > best or (is_interval_problem(problem) and problem.optimum < best):
+        raise UserError(f'"optimum" is {problem.optimum}, the proven one {best}')
+
+
+def read_split(run: Run, split: str) -> list[Row]:
+    """``read_problems`` of one split of a run.
+
+    Raises:
+        UserError: when the data stage has not run to its end.
+    """
+    path = run.split(split)
+    if not finished(path.parent):
+        raise UserError(f"{path} does not exist or is not finished; `make data` writes it")
+    return read_problems(path)

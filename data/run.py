@@ -1,0 +1,112 @@
+"""Run: the folder that holds all that one recipe made, and where each thing in it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.common.errors import UserError
+from data.common.files import finished
+from data.sections import ARMS, Arm
+
+BASE = "base"
+#: Below an arm's folder: the finished model, the LoRA adapter that was merged into it, the log.
+MODEL, ADAPTER, LOG = "model", "adapter", "log.jsonl"
+#: Below an arm's folder in ``eval``.
+SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Knows every path below ``runs/<name>``; reads nothing but whether an arm is trained.
+
+    Attributes:
+        folder: of the run.
+        model_name: folder or hub id of the base model.
+        arms: every arm that is trained or asked, by name and seed (``Recipe.all_arms``).
+    """
+
+    folder: Path
+    model_name: str
+    arms: Mapping[str, Arm]
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def split(self, name: str) -> Path:
+        """The problems of ``train``, ``val`` or ``test``."""
+        return self.data / f"{name}.jsonl"
+
+    @property
+    def lengths(self) -> Path:
+        """How many tokens prompts and gold answers have."""
+        return self.data / "lengths.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.folder / "audit"
+
+    def probe(self, arm: str) -> Path:
+        return self.folder / "probe" / arm
+
+    def stage(self, arm: str) -> Path:
+        """The folder of an arm's training."""
+        return self.folder / arm
+
+    def log(self, arm: str) -> Path:
+        """The signals of an arm's training, one logging step a line."""
+        return self.stage(arm) / LOG
+
+    def adapter(self, arm: str) -> Path:
+        return self.stage(arm) / ADAPTER
+
+    @property
+    def eval(self) -> Path:
+        return self.folder / "eval"
+
+    def samples(self, arm: str) -> Path:
+        """The answers of an arm to the test problems."""
+        return self.eval / arm / SAMPLES
+
+    def verdicts(self, arm: str) -> Path:
+        return self.eval / arm / VERDICTS
+
+    def export(self, name: str) -> Path:
+        return self.folder / "export" / name
+
+    @property
+    def names(self) -> list[str]:
+        """The base and every arm, in the order of training."""
+        return [BASE, *self.arms]
+
+    def weights_of(self, arm: str) -> str:
+        """The arm whose weights answer: an arm without a trainer asks its start in another way."""
+        while arm != BASE and self.arms[arm].trainer == "none":
+            arm = self.arms[arm].start
+        return arm
+
+    def model(self, arm: str) -> str:
+        """Where an arm's weights are: the base model's folder or hub id, or what a stage made."""
+        owner = self.weights_of(arm)
+        return self.model_name if owner == BASE else str(self.stage(owner) / MODEL)
+
+    def is_trained(self, arm: str) -> bool:
+        """Whether the weights of an arm are there."""
+        owner = self.weights_of(arm)
+        return owner == BASE or finished(self.stage(owner))
+
+    def require_trained(self, arm: str) -> None:
+        """Raise UserError unless the weights of an arm are there."""
+        if not self.is_trained(arm):
+            raise UserError(f"{self.model(arm)} is not finished; {maker(arm)} trains it")
+
+    def sampled(self) -> list[str]:
+        """The arms whose answers are all drawn."""
+        return [arm for arm in self.names if finished(self.samples(arm).parent)]
+
+
+def maker(arm: str) -> str:
+    """The command that trains an arm."""
+    return f"`make {arm if arm in ARMS else 'arms'}`"
