@@ -233,6 +233,6 @@ def _rates(
 def _counts(totals: TierTotals) -> dict[str, dict[str, int]]:
     return {
         "statuses": {str(status): totals.statuses[status] for status in Status},
-        "violations": dict(totals.violations.most_common()),
+        "violations": dict(sorted(totals.violations.items(), key=lambda item: (-item[1], item[0]))),
         "finish_reasons": dict(totals.finish_reasons.most_common()),
     }
