@@ -28,12 +28,12 @@ from data.run import Run
 from data.sections import (
     ARMS,
     Arm,
+    ConclusionSection,
     DataSection,
     EvalSection,
     MonitorSection,
     RewardSection,
     TierUse,
-    VerdictSection,
 )
 from data.tiers import TIERS, Tier
 
@@ -44,6 +44,8 @@ CURRICULA = ("mixture", "easy_to_hard")
 BACKENDS = ("auto", "unsloth", "trl")
 BITS = (4, 8, 16)
 DTYPES = ("float32", "bfloat16", "float16")
+#: Keys of older recipes, by what they are called today.
+_RENAMED = {"verdict": "conclusion"}
 #: Keys that an extending recipe replaces whole.
 _WHOLE = ("arms", "tiers", "reward")
 #: Folders of a run that are not arms.
@@ -89,7 +91,7 @@ class Recipe:
         reward: what GRPO is paid for.
         sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
         arms: the models to train, in this order; ``all_arms`` has them by seed.
-        verdict: which of them are judged, and by what margins.
+        conclusion: which of them are judged, and by what margins.
         monitor: how a training is watched, and what ends it.
     """
 
@@ -106,7 +108,7 @@ class Recipe:
     max_seq_length: int | None = None
     fast_inference: bool = False
     reward: RewardSection = field(default_factory=RewardSection)
-    verdict: VerdictSection = field(default_factory=VerdictSection)
+    conclusion: ConclusionSection = field(default_factory=ConclusionSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
     lora: dict[str, Any] | None = None
@@ -137,10 +139,10 @@ class Recipe:
         return [f"{name}.{seed}" for seed in self.arms[name].seeds] or [name]
 
     def judged(self) -> list[str]:
-        """The entries of ``arms`` that get a verdict."""
-        if self.verdict.arms is None:
+        """The entries of ``arms`` that get a conclusion."""
+        if self.conclusion.arms is None:
             return [name for name in self.arms if name == "grpo"]
-        return list(self.verdict.arms)
+        return list(self.conclusion.arms)
 
     def for_arm(self, name: str) -> Recipe:
         """The recipe as it stands for one arm, with the arm's own seed, reward, settings and way
@@ -210,7 +212,7 @@ def load_recipe(
         if not getattr(uses[recipe.data.main], split):
             raise UserError(f"{path}: the main tier {recipe.data.main!r} needs {split} problems")
     _check_arms(recipe, uses)
-    _check_verdict(recipe)
+    _check_conclusion(recipe)
     return recipe
 
 
@@ -302,34 +304,34 @@ def _check_arms(recipe: Recipe, uses: dict[str, TierUse]) -> None:
         known += recipe.members(name)
 
 
-def _check_verdict(recipe: Recipe) -> None:
-    """Raise UserError where an arm has no place in a verdict, or a margin makes no sense."""
-    section = recipe.verdict
-    section.margins.validate(f"{recipe.path}: verdict.margins")
+def _check_conclusion(recipe: Recipe) -> None:
+    """Raise UserError where an arm has no place in a conclusion, or a margin makes no sense."""
+    section = recipe.conclusion
+    section.margins.validate(f"{recipe.path}: conclusion.margins")
     if section.fresh < 1:
-        raise UserError(f"{recipe.path}: verdict.fresh must be 1 or more")
+        raise UserError(f"{recipe.path}: conclusion.fresh must be 1 or more")
     named = [("arms", name) for name in section.arms or ()]
     rivals = [("base_best", section.base_best), ("format_only", section.format_only)]
     for key, name in [*named, *rivals]:
         if name is not None and name not in recipe.arms:
             raise UserError(
-                f"{recipe.path}: verdict.{key} names {name!r}, not an entry of arms "
+                f"{recipe.path}: conclusion.{key} names {name!r}, not an entry of arms "
                 f"({', '.join(recipe.arms)}){nearest(name, recipe.arms)}"
             )
     best = recipe.arms.get(section.base_best or "")
     if best and (best.trainer != "none" or best.start != "base" or best.seeds):
         raise UserError(
-            f"{recipe.path}: verdict.base_best: {section.base_best!r} must be the base itself, "
+            f"{recipe.path}: conclusion.base_best: {section.base_best!r} must be the base itself, "
             "asked in another way (trainer none, start base, no seeds)"
         )
     for name in recipe.judged():
         seeds = recipe.arms[name].seeds
         for key, rival in rivals:
             if rival == name:
-                raise UserError(f"{recipe.path}: verdict.{key} is {name!r}, which is judged")
+                raise UserError(f"{recipe.path}: conclusion.{key} is {name!r}, which is judged")
             if rival and recipe.arms[rival].seeds not in ((), seeds):
                 raise UserError(
-                    f"{recipe.path}: verdict.{key}: {rival!r} needs no seeds or those of "
+                    f"{recipe.path}: conclusion.{key}: {rival!r} needs no seeds or those of "
                     f"{name!r}, since they are compared seed by seed"
                 )
 
@@ -406,9 +408,9 @@ def build(cls: type, content: Any, source: str, prefix: str) -> Any:
     values = {}
     for key, value in content.items():
         if key not in known:
-            raise UserError(
-                f"{source}: unknown key {prefix + str(key)!r}{nearest(str(key), known)}"
-            )
+            now = _RENAMED.get(prefix + str(key))
+            near = f"; it is called {now!r} now" if now else nearest(str(key), known)
+            raise UserError(f"{source}: unknown key {prefix + str(key)!r}{near}")
         values[key] = _convert(hints[key], value, source, prefix + key)
     for name, spec in known.items():
         needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING

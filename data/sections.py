@@ -183,7 +183,7 @@ class Margins:
     correction: str = "holm"
     resamples: int = RESAMPLES
 
-    def validate(self, source: str = "verdict") -> None:
+    def validate(self, source: str = "conclusion") -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
         for key in ("gain", "narrowed", "new", "reach"):
             if not 0 <= getattr(self, key) < 1:
@@ -212,8 +212,8 @@ class Margins:
 
 
 @dataclass(frozen=True)
-class VerdictSection:
-    """``verdict:`` which arms are judged, elicited or learnt, by the rule of ``eval.stats.rule``.
+class ConclusionSection:
+    """``conclusion:`` which arms are judged, elicited or learnt, by the rule of ``eval.stats.rule``.
 
     Attributes:
         arms: judged, each against the base and the arm that it starts from; null judges ``grpo``

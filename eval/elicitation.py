@@ -153,7 +153,7 @@ def verdict_on(case: Case, asked: Asked, recipe: Recipe) -> Judgement:
             )
             for tier in case.tiers
         },
-        recipe.verdict.margins,
+        recipe.conclusion.margins,
         seed_of(recipe.seed, case.name),
         label(case.name),
     )
@@ -162,9 +162,9 @@ def verdict_on(case: Case, asked: Asked, recipe: Recipe) -> Judgement:
 def compared(case: Case, tier: str, asked: Asked, recipe: Recipe) -> dict[str, Any]:
     """The judged arm beside the base on one tier, member by member: the analyses that explain."""
     base = asked.counts(["base"], tier)
-    level = recipe.verdict.margins.level
+    level = recipe.conclusion.margins.level
     rng = np.random.default_rng(seed_of(recipe.seed, "elicitation", tier))
-    indices = bootstrap_indices(base.problems, recipe.verdict.margins.resamples, rng)
+    indices = bootstrap_indices(base.problems, recipe.conclusion.margins.resamples, rng)
     n = int(base.n.min())
     ks = np.arange(1, n + 1)
     report: dict[str, Any] = {
@@ -199,8 +199,8 @@ def spread(names: Sequence[str], tier: str, asked: Asked, recipe: Recipe) -> dic
     guessing removed."""
     guess = asked.guesses(tier)
     rng = np.random.default_rng(seed_of(recipe.seed, "spread", tier))
-    level = recipe.verdict.margins.level
-    indices = bootstrap_indices(len(guess), recipe.verdict.margins.resamples, rng)
+    level = recipe.conclusion.margins.level
+    indices = bootstrap_indices(len(guess), recipe.conclusion.margins.resamples, rng)
     report: dict[str, Any] = {"histogram": {}, "coverage": {}, "floor_adjusted": {}}
     for arm in names:
         counts = asked.counts([arm], tier)
@@ -235,7 +235,7 @@ def likelihoods(
         recipe.dtype,
         recipe.seed,
         references=("base", *starts),
-        resamples=recipe.verdict.margins.resamples,
+        resamples=recipe.conclusion.margins.resamples,
     )
 
 
@@ -287,7 +287,7 @@ def run(recipe: Recipe, force: bool) -> None:
     folder = recipe.run.eval / FOLDER
     if not found:
         (folder / MANIFEST).unlink(missing_ok=True)  # nor is an older verdict one on this run
-        print("elicitation: no arm to judge; verdict.arms in the recipe names them", flush=True)
+        print("elicitation: no arm to judge; conclusion.arms in the recipe names them", flush=True)
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
     check_judged(recipe, names)
@@ -297,13 +297,13 @@ def run(recipe: Recipe, force: bool) -> None:
     first = {arm: _count(arm, answered(path, ids), rows) for arm, path in samples.items()}
     wanted = again(found, Asked(rows, first, {}))
     paths = {
-        arm: ask_again(recipe, arm, [rows[i] for i in wanted[arm]], recipe.verdict.fresh, force)
+        arm: ask_again(recipe, arm, [rows[i] for i in wanted[arm]], recipe.conclusion.fresh, force)
         for arm in names
     }
     settings = {
         "seed": recipe.seed,
         "cases": [asdict(case) for case in found],
-        "margins": asdict(recipe.verdict.margins),
+        "margins": asdict(recipe.conclusion.margins),
         "lenient": {arm: recipe.for_arm(arm).eval.lenient for arm in names},
     }
     notes = strange_starts(recipe, names)
@@ -355,7 +355,7 @@ def report_on(
     models = likelihoods(recipe, found, names, asked)
     return {
         "sentence": next(iter(judged.values()))["sentence"],
-        "margins": asdict(recipe.verdict.margins),
+        "margins": asdict(recipe.conclusion.margins),
         "detectable": {
             tier: planned(recipe, list(asked.problems(tier).values())).to_json() for tier in tiers
         },
@@ -368,7 +368,7 @@ def report_on(
                         asked.problems(tier),
                         _reasoned(recipe.run.samples(arm), asked, tier),
                         seed_of(recipe.seed, "reasoning", tier),
-                        recipe.verdict.margins.resamples,
+                        recipe.conclusion.margins.resamples,
                     )
                     for arm in names
                 },

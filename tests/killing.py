@@ -142,7 +142,7 @@ def cases() -> dict[str, Case]:
     }  # fmt: skip
     tuned = {
         "arms": {"sft": {"trainer": "sft"}},
-        "verdict": {"arms": ["sft"], "fresh": 8, "margins": {"resamples": 200}},
+        "conclusion": {"arms": ["sft"], "fresh": 8, "margins": {"resamples": 200}},
     }
     tiers = {"dense": {"train": 8, "val": 1, "test": PROBLEMS, "events": [3, 4]}}
     four = {"dense": {**tiers["dense"], "train": 4, "test": 1}}

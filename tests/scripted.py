@@ -85,7 +85,7 @@ class Scripted(Asker):
 
 
 class World:
-    """A recipe and its run in a folder; what it says of ``arms`` and ``verdict`` may change."""
+    """A recipe and its run in a folder; what it says of ``arms`` and ``conclusion`` may change."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.scripts, self.asked = folder, {}, []
@@ -98,11 +98,11 @@ class World:
         monkeypatch.setattr(Scripted, "asked", self.asked)
         monkeypatch.setattr(Scripted, "patience", None)
 
-    def recipe(self, arms: dict, verdict: dict | None = None, **changes: Any) -> Recipe:
-        verdict = {"fresh": 32, **(verdict or {})}
-        verdict["margins"] = {**MARGINS, **verdict.get("margins", {})}
+    def recipe(self, arms: dict, conclusion: dict | None = None, **changes: Any) -> Recipe:
+        conclusion = {"fresh": 32, **(conclusion or {})}
+        conclusion["margins"] = {**MARGINS, **conclusion.get("margins", {})}
         path = self.folder / "scripted.yaml"
-        content = {**CONTENT, "arms": arms, "verdict": verdict, **changes}
+        content = {**CONTENT, "arms": arms, "conclusion": conclusion, **changes}
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         found = load_recipe(path)
         if not (found.run.folder / "data" / "manifest.json").exists():

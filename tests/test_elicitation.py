@@ -201,8 +201,8 @@ def narrow(row):
     return 0.0 if place(row) < 12 else 0.6
 
 
-def judged_run(world, arms=GRPO, verdict=None, **changes):
-    recipe = world.recipe(arms, verdict, **changes)
+def judged_run(world, arms=GRPO, conclusion=None, **changes):
+    recipe = world.recipe(arms, conclusion, **changes)
     world.train(recipe)
     return recipe, world.evaluate(recipe)
 
@@ -689,7 +689,7 @@ name: small
 data: {tiers: {dense: {train: 2, val: 2, test: 5}}}
 arms:
   again: {trainer: none}
-verdict: {arms: [again], fresh: 8, margins: {resamples: 100}}
+conclusion: {arms: [again], fresh: 8, margins: {resamples: 100}}
 eval: {samples: 4, max_tokens: 110, resamples: 100}
 """
 

@@ -57,7 +57,9 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     with contextlib.chdir(folder):
         write_recipe(Path(), save_model(Path("model"), "qwen3"), arms={"sft": {"trainer": "sft"}})
-        recipe = write_recipe(Path(), Path("model"), verdict={**RECIPE["verdict"], "arms": ["sft"]})
+        recipe = write_recipe(
+            Path(), Path("model"), conclusion={**RECIPE["conclusion"], "arms": ["sft"]}
+        )
         make.run(recipe, force=False, workers=1)
         sft.run(recipe, force=False)
         for arm in ("base", "sft"):

@@ -92,7 +92,7 @@ def test_the_flags_of_a_stage_reach_the_recipe(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     given = argparse.Namespace(recipe=path, model="m", run="r", backend=None, bits=None)
-    assert (recipe_from(given).model, recipe_from(given).run) == ("m", "r")
+    assert (recipe_from(given).model, recipe_from(given).run_name) == ("m", "r")
 
 
 def test_a_tier_can_be_changed_and_the_named_one_stays_as_it_is(tmp_path):
@@ -409,6 +409,7 @@ def test_a_missing_recipe_is_answered_with_the_nearest_name(tmp_path):
         ("data.tiers.dense.trian", "unknown key 'data.tiers.dense.trian'; did you mean 'train'?"),
         ("data.tiers.dense.evnts", "unknown key 'data.tiers.dense.evnts'; did you mean 'events'?"),
         ("eval.temprature", "unknown key 'eval.temprature'; did you mean 'temperature'?"),
+        ("verdict", "unknown key 'verdict'; it is called 'conclusion' now"),
         ("xyz", "unknown key 'xyz'"),
         # What a recipe has inside, but not in its file.
         ("path", "unknown key 'path'"),
@@ -583,57 +584,61 @@ def test_nearest_says_nothing_where_nothing_is_near():
     assert nearest("zzz", ["model", "name"]) == nearest("model", []) == ""
 
 
-# --- verdict -------------------------------------------------------------------------------
+# --- conclusion -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("margins", "words"),
     [
         ({"gian": 0.1}, "did you mean 'gain'"),
-        ({"gain": 1.5}, "verdict.margins.gain must be a share"),
+        ({"gain": 1.5}, "conclusion.margins.gain must be a share"),
         ({"new": 0.1}, "must not be above"),
-        ({"level": 1.0}, "verdict.margins.level must be above 0.5"),
-        ({"luck": 0.03}, "verdict.margins.luck must be above 0 and below 0.02"),
-        ({"lift": 0}, "verdict.margins.lift must be 1 or more"),
+        ({"level": 1.0}, "conclusion.margins.level must be above 0.5"),
+        ({"luck": 0.03}, "conclusion.margins.luck must be above 0 and below 0.02"),
+        ({"lift": 0}, "conclusion.margins.lift must be 1 or more"),
         ({"correction": "bonferroni"}, "must be holm or none"),
-        ({"resamples": "many"}, "verdict.margins.resamples must be a whole number"),
+        ({"resamples": "many"}, "conclusion.margins.resamples must be a whole number"),
     ],
 )
 def test_a_senseless_margin_is_refused_in_one_sentence(tmp_path, margins, words):
     with pytest.raises(UserError, match=r"small\.yaml") as error:
-        load(tmp_path, changed("verdict.margins", margins))
+        load(tmp_path, changed("conclusion.margins", margins))
     assert words in str(error.value)
 
 
 def test_margins_not_named_have_their_defaults(tmp_path):
-    found = load(tmp_path, changed("verdict.margins", {"gain": 0.05})).verdict.margins
+    found = load(tmp_path, changed("conclusion.margins", {"gain": 0.05})).conclusion.margins
     assert found == Margins(gain=0.05)
 
 
-def with_verdict(trained: dict, **verdict: object) -> dict:
-    return {**changed("verdict", verdict), "arms": trained}
+def with_conclusion(trained: dict, **conclusion: object) -> dict:
+    return {**changed("conclusion", conclusion), "arms": trained}
 
 
 SEEDED = {"grpo": {"trainer": "grpo", "seeds": [1, 2]}}
 
 
 @pytest.mark.parametrize(
-    ("arms", "verdict", "words"),
+    ("arms", "conclusion", "words"),
     [
-        (SEEDED, {"arms": ["gpro"]}, "verdict.arms names 'gpro', not an entry of arms (grpo); did"),
-        (SEEDED, {"base_best": "best"}, "verdict.base_best names 'best'"),
+        (
+            SEEDED,
+            {"arms": ["gpro"]},
+            "conclusion.arms names 'gpro', not an entry of arms (grpo); did",
+        ),
+        (SEEDED, {"base_best": "best"}, "conclusion.base_best names 'best'"),
         (
             {**SEEDED, "sft": {"trainer": "sft"}},
             {"base_best": "sft"},
-            "verdict.base_best: 'sft' must be the base itself, asked in another way",
+            "conclusion.base_best: 'sft' must be the base itself, asked in another way",
         ),
         (
             {**SEEDED, "cool": {"trainer": "none", "seeds": [1, 2]}},
             {"base_best": "cool"},
             "'cool' must be the base itself",
         ),
-        (SEEDED, {"format_only": "grpo"}, "verdict.format_only is 'grpo', which is judged"),
-        (SEEDED, {"fresh": 0}, "verdict.fresh must be 1 or more"),
+        (SEEDED, {"format_only": "grpo"}, "conclusion.format_only is 'grpo', which is judged"),
+        (SEEDED, {"fresh": 0}, "conclusion.fresh must be 1 or more"),
         (
             {**SEEDED, "form": {"trainer": "grpo", "seeds": [3]}},
             {"format_only": "form"},
@@ -641,17 +646,17 @@ SEEDED = {"grpo": {"trainer": "grpo", "seeds": [1, 2]}}
         ),
     ],
 )
-def test_an_arm_without_a_place_in_the_verdict_is_refused(tmp_path, arms, verdict, words):
+def test_an_arm_without_a_place_in_the_conclusion_is_refused(tmp_path, arms, conclusion, words):
     with pytest.raises(UserError, match=r"small\.yaml") as error:
-        load(tmp_path, with_verdict(arms, **verdict))
+        load(tmp_path, with_conclusion(arms, **conclusion))
     assert words in str(error.value)
 
 
 def test_the_arm_called_grpo_is_judged_unless_others_are_named(tmp_path):
     assert load(tmp_path, GOOD).judged() == ["grpo"]
-    assert load(tmp_path, with_verdict({"sft": {"trainer": "sft"}})).judged() == []
+    assert load(tmp_path, with_conclusion({"sft": {"trainer": "sft"}})).judged() == []
     both = {"sft": {"trainer": "sft"}, **SEEDED}
-    recipe = load(tmp_path, with_verdict(both, arms=["sft", "grpo"]))
+    recipe = load(tmp_path, with_conclusion(both, arms=["sft", "grpo"]))
     assert recipe.judged() == ["sft", "grpo"]
     assert [recipe.members(name) for name in recipe.arms] == [["sft"], ["grpo.1", "grpo.2"]]
 

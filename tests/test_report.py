@@ -51,7 +51,7 @@ data:
 arms:
   sft: {trainer: sft}
   grpo: {trainer: grpo, start: sft, seeds: [1, 2]}
-verdict: {arms: [grpo, sft], fresh: 16, margins: {resamples: 100}}
+conclusion: {arms: [grpo, sft], fresh: 16, margins: {resamples: 100}}
 eval: {samples: 8}
 sft: {}
 grpo: {}

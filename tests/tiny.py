@@ -66,7 +66,7 @@ RECIPE: dict[str, Any] = {
         "logging_steps": 1,
     },
     "eval": {"samples": 4, "max_tokens": 12, "resamples": 200},
-    "verdict": {"fresh": 8, "margins": {"resamples": 200}},
+    "conclusion": {"fresh": 8, "margins": {"resamples": 200}},
 }
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all"}
 

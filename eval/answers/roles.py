@@ -47,7 +47,7 @@ class Case:
 def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
     """The verdicts that can be made of the arms that were sampled; what cannot is said."""
     tested = [name for name, use in recipe.tier_uses().items() if use.test]
-    best, form = recipe.verdict.base_best, recipe.verdict.format_only
+    best, form = recipe.conclusion.base_best, recipe.conclusion.format_only
     if best and best not in sampled:
         print(f"eval: {best} was not sampled, so the base is held to be at its best as it is")
         best = None
@@ -82,8 +82,8 @@ def planned(recipe: Recipe, problems: list[Problem]) -> Detectable:
     return detectable(
         len(problems),
         recipe.eval.samples,
-        recipe.verdict.fresh,
-        recipe.verdict.margins,
+        recipe.conclusion.fresh,
+        recipe.conclusion.margins,
         guesses(problems),
     )
 
