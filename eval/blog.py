@@ -29,7 +29,8 @@ from data.prompts import answer
 from data.published import read_rows
 from data.recipe import Recipe, load_recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
-from eval.score import Key, ProblemFile, read_samples, score_rows_as_published
+from eval.answers.files import Key, ProblemFile, read_samples
+from eval.answers.judge import score_rows_as_published
 from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
 from eval.stats.passk import Estimate, bootstrap_indices, mean_interval
 from rewards import blog

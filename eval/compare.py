@@ -23,8 +23,8 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import VERDICTS
 from data.sections import LEVEL, RewardSection
-from eval.judge import check_judged
-from eval.score import answered
+from eval.answers.files import answered
+from eval.answers.judge import check_judged
 from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
 from eval.stats.passk import (
     Estimate,
@@ -54,7 +54,7 @@ def arm_table(
     asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], reward: RewardSection
 ) -> Table:
     """One arm's ``answers`` to the problems ``asked``, with the verdicts on them (see
-    ``eval.score.answered``), under ``reward``: [problems, COLUMNS].
+    ``eval.answers.files.answered``), under ``reward``: [problems, COLUMNS].
 
     Truth is the verdict's ratio to the optimum, 0 where a rule is broken.
     """

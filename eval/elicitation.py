@@ -50,11 +50,12 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import VERDICTS
 from eval.answers import likelihood
+from eval.answers.files import answered, read_answers, read_verdicts, way_of_asking
+from eval.answers.judge import check_judged, judge_arm
 from eval.answers.reasoning import reasoning_report
 from eval.answers.roles import Case, cases, guesses, planned
-from eval.judge import check_judged, judge_arm, strange_starts
-from eval.sample import ask_again, way_of_asking
-from eval.score import answered, read_answers, read_verdicts
+from eval.answers.sampling import ask_again
+from eval.judge import strange_starts
 from eval.show.sheets import sheets, verdict_sheet
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import (

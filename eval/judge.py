@@ -6,7 +6,7 @@ interval), ``report.md`` (the tables) and ``passk.png``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,14 @@ from data.common.files import (
     sha256,
     stage_facts,
     write_json,
-    write_jsonl,
     write_text,
 )
 from data.policies import floor
-from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import VERDICTS, maker
 from data.sections import RESAMPLES, Arm
-from eval.score import read_answers, score_rows
+from eval.answers.judge import judge_arm
 from eval.show.plot import draw
 from eval.show.tables import label, markdown, print_report
 from eval.stats.passk import ks_for
@@ -150,31 +148,6 @@ def _way(arm: Arm) -> str:
 def _is_base(arm: Arm) -> bool:
     """Whether it is the base itself, asked in another way."""
     return (arm.trainer, arm.start) == ("none", "base")
-
-
-def judge_arm(
-    problems: Mapping[str, Problem], samples: Path, lenient: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows.
-
-    Raises:
-        UserError: naming the line of a sample that is not as it was written.
-    """
-    answers = list(read_answers(samples, problems))
-    rows = list(score_rows(problems, answers, lenient=lenient))
-    write_jsonl(samples.with_name(VERDICTS), rows)
-    for row, answer in zip(rows, answers, strict=True):
-        # The answer itself, so that distinct ones can be counted.
-        yield {**row, "answer": answer["completion"]}
-
-
-def check_judged(recipe: Recipe, names: Iterable[str]) -> None:
-    """Raise UserError unless what was judged of these arms is the samples that are there now."""
-    folder = recipe.run.eval
-    judged = stage_facts(folder)["inputs"] if finished(folder) else {}
-    for path in (recipe.run.samples(arm) for arm in names):
-        if judged.get(str(path)) != sha256(path):
-            raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")
 
 
 def run(recipe: Recipe, force: bool) -> None:

@@ -25,9 +25,9 @@ from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.sections import LEVEL, EvalSection, RewardSection
+from eval.answers.asker import Asker, write_answers
+from eval.answers.files import read_answers
 from eval.answers.parts import claimed
-from eval.sample import Asker, write_answers
-from eval.score import read_answers
 from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
 from eval.stats.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
 from pipeline.train.trainer import model_inputs

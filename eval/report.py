@@ -29,9 +29,8 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import VERDICTS
 from eval import elicitation
-from eval.judge import check_judged
-from eval.sample import way_of_asking
-from eval.score import answered
+from eval.answers.files import answered, way_of_asking
+from eval.answers.judge import check_judged
 from eval.show import sheets as findings
 from eval.show.charts import HEIGHT, WIDTH, Curve, Look, Panel, draw_panels, thinned
 from eval.show.showcase import CUT, choose, drawn_answer, drawn_problem

@@ -396,8 +396,9 @@ def _samples() -> list[bytes]:
 
 
 def _feed_samples(content: bytes, folder: Path) -> None:
-    from eval.judge import VERDICTS, judge_arm
-    from eval.score import ProblemFile, read_samples, read_verdicts, score_rows
+    from data.run import VERDICTS
+    from eval.answers.files import ProblemFile, read_samples, read_verdicts
+    from eval.answers.judge import judge_arm, score_rows
     from eval.stats.summary import tally
 
     path = folder / "samples.jsonl"
@@ -415,7 +416,7 @@ def _feed_samples(content: bytes, folder: Path) -> None:
 
 
 def _verdicts() -> list[bytes]:
-    from eval.score import score_rows
+    from eval.answers.judge import score_rows
 
     problems = {f"test-{i}": problem for i, problem in enumerate(_problems()[:3])}
     rows = [json.loads(line) for line in _samples()[0].splitlines()]
@@ -423,7 +424,7 @@ def _verdicts() -> list[bytes]:
 
 
 def _feed_verdicts(content: bytes, folder: Path) -> None:
-    from eval.score import answered, read_verdicts
+    from eval.answers.files import answered, read_verdicts
     from eval.show.showcase import choose, drawn_answer
     from eval.stats.summary import tally
 

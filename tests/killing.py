@@ -101,7 +101,7 @@ def _grpo(recipe: Recipe) -> None:
 
 
 def _sample(recipe: Recipe) -> None:
-    from eval.sample import sample_arm
+    from eval.answers.sampling import sample_arm
 
     sample_arm(recipe, "base", force=False)
 
@@ -109,7 +109,7 @@ def _sample(recipe: Recipe) -> None:
 def _judge(recipe: Recipe) -> None:
     from eval import elicitation
     from eval import judge as report
-    from eval.sample import sample_arm
+    from eval.answers.sampling import sample_arm
 
     for arm in ("base", "sft"):
         sample_arm(recipe, arm, force=False)

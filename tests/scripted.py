@@ -18,9 +18,12 @@ from data.make import make_problem
 from data.recipe import Recipe, load_recipe
 from data.rows import record
 from data.tiers import TIERS
-from eval import elicitation, sample
+from eval import elicitation
 from eval import judge as report
-from eval.sample import Asker, sample_arm, trained_arms
+from eval.answers import sampling
+from eval.answers.asker import Asker
+from eval.answers.sampling import sample_arm
+from eval.sample import trained_arms
 
 #: What an arm answers to a row, when asked in a way: ``(row, way, stream of its own) -> text``.
 Script = Callable[[dict[str, Any], Any, random.Random], str]
@@ -91,7 +94,7 @@ class World:
         self.folder, self.scripts, self.asked = folder, {}, []
         monkeypatch.setattr(recipes, "RUNS", folder / "runs")
         monkeypatch.setattr(files, "_commit", lambda: None)
-        monkeypatch.setattr(sample, "Asker", Scripted)
+        monkeypatch.setattr(sampling, "Asker", Scripted)
         monkeypatch.setattr(report, "draw", lambda _, path: path.touch())
         monkeypatch.setattr(elicitation.likelihood, "measure", lambda *_, **__: {})
         monkeypatch.setattr(Scripted, "scripts", self.scripts)

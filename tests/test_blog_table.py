@@ -15,6 +15,8 @@ from data.prompts import answer
 from data.recipe import load_recipe
 from data.rows import record
 from data.solver import optimal_schedule
+from eval.answers.files import ProblemFile
+from eval.answers.sampling import sample_arm
 from eval.blog import (
     PUBLISHED,
     asked,
@@ -26,8 +28,6 @@ from eval.blog import (
     run,
     sheets,
 )
-from eval.sample import sample_arm
-from eval.score import ProblemFile
 from rewards import blog
 
 TINY = PUBLISHED.with_name("blog-tiny.yaml")

@@ -12,9 +12,9 @@ from data.policies import random_maximal
 from data.prompts import answer
 from data.sections import RewardSection
 from eval import compare
+from eval.answers.judge import score_rows
+from eval.answers.sampling import sample_arm
 from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
-from eval.sample import sample_arm
-from eval.score import score_rows
 from eval.stats.passk import bootstrap_indices
 from rewards.reward import totals
 

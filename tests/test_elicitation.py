@@ -22,8 +22,8 @@ from eval import elicitation
 from eval import judge as report
 from eval import report as page
 from eval.answers.roles import Case
+from eval.answers.sampling import ask_again, sample_arm
 from eval.elicitation import JSON, PAGE, Asked, again, verdict_on
-from eval.sample import ask_again, sample_arm
 from eval.show.tables import read_result
 from rewards.verify import Status, verify
 

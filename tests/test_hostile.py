@@ -38,7 +38,8 @@ from data.prompts import answer
 from data.sections import RewardSection
 from data.solver import optimal_schedule
 from eval import judge as report
-from eval.sample import sample_arm
+from eval.answers.judge import judge_arm
+from eval.answers.sampling import sample_arm
 from pipeline import sft
 from pipeline.corpus.tokens import CHAT_TEMPLATE
 from pipeline.model import load as models
@@ -480,7 +481,7 @@ def test_hostile_characters_survive_their_way_to_the_verdicts(case, tmp_path):
     path = tmp_path / "samples.jsonl"
     row = {"id": "a", "sample": 0, "completion": text, "finish_reason": "stop", "tokens": 9}
     path.write_text(json.dumps(row) + "\n")
-    (row,) = report.judge_arm({"a": day()}, path)
+    (row,) = judge_arm({"a": day()}, path)
     assert row["answer"] == text
     assert row["status"] == verify(day(), text).status
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from data import make
 from data.common.errors import UserError
-from eval.sample import sample_arm
+from eval.answers.sampling import sample_arm
 from pipeline import sft
 from pipeline.model import load as models
 from pipeline.train import backend

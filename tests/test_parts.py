@@ -15,9 +15,10 @@ from scripted import Scripted, World, lines, solving
 from data.common.errors import UserError
 from data.rows import read_split
 from eval import sample
-from eval.answers import parts
+from eval.answers import parts, sampling
+from eval.answers.files import way_of_asking
 from eval.answers.parts import Shard, claimed, in_turn, kept, read_shard
-from eval.sample import ask_again, sample_arm, way_of_asking
+from eval.answers.sampling import ask_again, sample_arm
 
 FORK = multiprocessing.get_context("fork")
 
@@ -149,7 +150,7 @@ def test_processes_at_the_same_time_make_one_file(recipe, one):
 def test_of_two_that_finish_at_the_same_moment_one_puts_all_together(recipe, one, monkeypatch):
     meet = FORK.Barrier(2)
     merged = FORK.Value("i", 0)
-    write, finish = sample.write_answers, sample.Stage.finish
+    write, finish = sampling.write_answers, sampling.Stage.finish
 
     def write_and_meet(*arguments):
         write(*arguments)
@@ -160,8 +161,8 @@ def test_of_two_that_finish_at_the_same_moment_one_puts_all_together(recipe, one
             merged.value += 1
         finish(self, *outputs, **facts)
 
-    monkeypatch.setattr(sample, "write_answers", write_and_meet)
-    monkeypatch.setattr(sample.Stage, "finish", count_and_finish)
+    monkeypatch.setattr(sampling, "write_answers", write_and_meet)
+    monkeypatch.setattr(sampling.Stage, "finish", count_and_finish)
     works = [lambda n=n: sample_arm(recipe, "base", False, Shard(n, 2)) for n in (1, 2)]
     assert in_processes(*works) == [0, 0]
     assert merged.value == 1
@@ -181,10 +182,10 @@ def test_an_interrupted_part_goes_on_where_it_stopped(recipe, one, world, monkey
 
 
 def test_one_process_puts_whole_parts_together_and_asks_nothing(recipe, one, world, monkeypatch):
-    monkeypatch.setattr(sample, "put_together", lambda *_: {"killed before the end"})
+    monkeypatch.setattr(sampling, "put_together", lambda *_: {"killed before the end"})
     for number in (1, 2):
         sample_arm(recipe, "base", False, Shard(number, 2))
-    monkeypatch.setattr(sample, "put_together", parts.put_together)
+    monkeypatch.setattr(sampling, "put_together", parts.put_together)
     assert part(recipe, 2, 2).is_file()
     world.asked.clear()
     sample_arm(recipe, "base", force=False)
@@ -433,9 +434,9 @@ def test_the_parts_of_a_model_are_the_same_bytes_as_one_process_draws(tmp_path, 
     )  # fmt: skip
     Qwen3ForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    asker = sample.Asker
+    asker = sampling.Asker
     world = World(tmp_path, monkeypatch)
-    monkeypatch.setattr(sample, "Asker", asker)
+    monkeypatch.setattr(sampling, "Asker", asker)
     # In half precision a batch of other neighbours rounds otherwise, which soon changes an answer.
     recipe = world.recipe(
         {},

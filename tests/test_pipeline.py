@@ -17,7 +17,9 @@ from data.rows import read_split
 from data.tiers import TIERS
 from eval import elicitation
 from eval import judge as report
-from eval.sample import sample_arm, shots_for, trained_arms
+from eval.answers.asker import shots_for
+from eval.answers.sampling import sample_arm
+from eval.sample import trained_arms
 from pipeline import arms, grpo, rejection, sft
 from pipeline.model import load as models
 from pipeline.train.trainer import training_rows

@@ -23,9 +23,9 @@ from data.rules import BASE_RULES, MustInclude
 from eval import elicitation
 from eval import report as page
 from eval.answers import likelihood
+from eval.answers.judge import score_rows
 from eval.answers.roles import cases
 from eval.elicitation import Asked
-from eval.score import score_rows
 from eval.show import sheets as findings
 from eval.show.charts import MOST_POINTS, Bars, Curve, Look, Panel, draw_panels, nice_ticks, thinned
 from eval.show.showcase import CUT, MOST, PER_CELL, choose, drawn_answer, drawn_problem, lanes

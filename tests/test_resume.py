@@ -25,7 +25,7 @@ from tiny import write_recipe
 from data.common.locks import hold
 from data.recipe import load_recipe
 from data.rows import read_split
-from eval.sample import Asker
+from eval.answers.asker import Asker
 from pipeline.train import checkpoints
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,9 @@ from scripted import Scripted, World, lines, solving
 
 from data.common.errors import UserError
 from data.rows import read_split
-from eval.sample import ask_again, sample_arm, trained_arms, way_of_asking
+from eval.answers.files import way_of_asking
+from eval.answers.sampling import ask_again, sample_arm
+from eval.sample import trained_arms
 
 BEST = {
     "best": {

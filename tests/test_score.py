@@ -13,9 +13,12 @@ from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
 from data.prompts import answer, schedule_xml
 from data.published import read_published
+from data.run import VERDICTS as VERDICTS_FILE
 from data.solver import prove
 from data.tiers import TIERS
 from eval import score
+from eval.answers.files import answered
+from eval.answers.judge import score_rows, score_rows_as_published
 from rewards import verify
 from rewards.verify import DisagreementError
 
@@ -203,7 +206,7 @@ def test_a_disagreement_with_cp_sat_stops_the_judging(monkeypatch):
     monkeypatch.setattr(verify, "admits", lambda problem, schedule: False)
     sample = {"id": "a", "completion": schedule_xml(problem.events[:1])}
     with pytest.raises(DisagreementError):
-        list(score.score_rows({"a": problem}, [sample]))
+        list(score_rows({"a": problem}, [sample]))
 
 
 def test_verdicts_come_as_samples_do_and_each_schedule_is_confirmed_once(monkeypatch):
@@ -216,7 +219,7 @@ def test_verdicts_come_as_samples_do_and_each_schedule_is_confirmed_once(monkeyp
     texts = [answer(best, f"thought {i}") for i in range(1000)]
     samples = ({"id": "a", "sample": i, "completion": text} for i, text in enumerate(texts))
     started = time.process_time()
-    verdicts = score.score_rows({"a": problem}, samples)
+    verdicts = score_rows({"a": problem}, samples)
     assert next(verdicts)["sample"] == 0  # a stream: nothing waits for the last sample
     rest = list(verdicts)
     assert time.process_time() - started < 1
@@ -240,13 +243,13 @@ def eval_folder(tmp_path):
         for i in range(4)
     ]  # fmt: skip
     write_jsonl(tmp_path / "samples.jsonl", rows)
-    verdicts = score.score_rows(dict.fromkeys(("p0", "p1"), problem), rows)
-    write_jsonl(tmp_path / score.VERDICTS, verdicts)
+    verdicts = score_rows(dict.fromkeys(("p0", "p1"), problem), rows)
+    write_jsonl(tmp_path / VERDICTS_FILE, verdicts)
     return tmp_path
 
 
 def test_every_answer_comes_with_the_verdict_on_it(eval_folder):
-    rows = list(score.answered(eval_folder / "samples.jsonl", {"p0", "p1"}))
+    rows = list(answered(eval_folder / "samples.jsonl", {"p0", "p1"}))
     assert [(row["id"], row["sample"]) for row in rows] == [
         (name, i) for name in ("p0", "p1") for i in range(4)
     ]
@@ -289,11 +292,11 @@ def spoilt(content, number, **changes):
 )
 def test_spoilt_answers_and_verdicts_are_one_sentence(name, changed, says, eval_folder):
     samples = eval_folder / "samples.jsonl"
-    for path in (samples, eval_folder / score.VERDICTS):
+    for path in (samples, eval_folder / VERDICTS_FILE):
         if name in (path.stem, "both"):
             path.write_text(changed(path.read_text()))
     with pytest.raises(UserError) as raised:
-        list(score.answered(samples, {"p0", "p1"}))
+        list(answered(samples, {"p0", "p1"}))
     assert says in str(raised.value)
     assert "`make eval`" in str(raised.value)
 
@@ -312,8 +315,8 @@ def test_the_published_completions_are_judged_by_both(model, valid, optimal):
     problems = {row["index"]: problem for _, problem, row in sound}
     rows = {row["index"]: row for _, _, row in sound}
     samples = [sample for _, sample in read_jsonl(BLOG / f"completions-{model}.jsonl")]
-    ours = list(score.score_rows(problems, samples, "index"))
-    blog = list(score.score_rows_as_published(rows, samples))
+    ours = list(score_rows(problems, samples, "index"))
+    blog = list(score_rows_as_published(rows, samples))
     assert sum(row["status"] == "valid" for row in blog) == valid
     assert sum(row["status"] == "optimal" for row in ours) == optimal
     # What they call valid is feasible for us, at the same ratio.

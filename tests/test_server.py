@@ -18,9 +18,10 @@ from data.common.files import read_jsonl, to_line
 from data.common.seeds import seed_of
 from data.rows import read_split
 from eval import sample
-from eval.answers import server
+from eval.answers import sampling, server
+from eval.answers.asker import Asker
+from eval.answers.sampling import ask_again, sample_arm
 from eval.answers.server import NotServedError, Server
-from eval.sample import Asker, ask_again, sample_arm
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render
 
@@ -358,7 +359,7 @@ def test_an_address_without_its_path_is_said(vllm):
 def world(tmp_path, monkeypatch, tokenizer):
     """Models without weights that anyone could load, but each with a tokenizer."""
     world = World(tmp_path, monkeypatch)
-    monkeypatch.setattr(sample, "Asker", Asker)
+    monkeypatch.setattr(sampling, "Asker", Asker)
     monkeypatch.setattr(Asker, "_loaded", property(lambda _: pytest.fail("a model was loaded")))
     save(tokenizer, tmp_path / "base")
     return world

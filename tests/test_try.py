@@ -17,7 +17,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import MANIFEST
 from data.prompts import prompt
 from data.recipe import load_recipe
-from eval import sample
+from eval.answers import asker
 from eval.day import ask
 from eval.day.days import Wanted, read_day
 from pipeline.model.decode import Decoding, render, sample_batch
@@ -120,7 +120,7 @@ def test_an_arm_is_asked_with_the_shots_of_its_recipe(monkeypatch, capsys, tmp_p
     with pytest.raises(UserError, match="`make data` writes it"):
         ask.shots_of(recipe, 2)
     rows = [{"tier": tier, "prompt": tier, "gold": "g"} for tier in ("dense", "trap", "dense")]
-    monkeypatch.setattr(sample, "read_split", lambda *_: rows)
+    monkeypatch.setattr(asker, "read_split", lambda *_: rows)
     assert ask.shots_of(recipe, 2) == [("dense", "g"), ("dense", "g")]
     assert ask.shots_of(recipe, 0) == []
 

@@ -176,7 +176,7 @@ def reasoning_report(
     problems that have both.
 
     Args:
-        rows: verdicts ``{id, status, answer}`` as ``eval.judge.judge_arm`` yields them; each
+        rows: verdicts ``{id, status, answer}`` as ``eval.answers.judge.judge_arm`` yields them; each
             problem needs one or more.
     """
     answers: dict[str, Counter[tuple[str, bool]]] = {name: Counter() for name in problems}

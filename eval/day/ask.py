@@ -26,10 +26,10 @@ from data.problem import Problem
 from data.recipe import MOST_SEED, Recipe, nearest, recipe_arguments, recipe_from
 from data.rows import record
 from data.sections import EvalSection
+from eval.answers.asker import shots_for
+from eval.answers.judge import score_rows
 from eval.day.days import Day, Wanted, day_of, entry_of, listed, prove_day, read_day
 from eval.day.terminal import draw, write
-from eval.sample import shots_for
-from eval.score import score_rows
 from eval.show.showcase import drawn_answer, drawn_problem
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from data.rows import read_split
 from data.run import maker
 from data.sections import EvalSection
 from eval import elicitation
-from eval.sample import way_of_asking
+from eval.answers.files import way_of_asking
 from eval.show.tables import markdown_of, read_result, sheets
 from pipeline.model.load import is_local
 from rewards.verify import VALID
