@@ -213,7 +213,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class ConclusionSection:
-    """``conclusion:`` which arms are judged, elicited or learnt, by the rule of ``eval.stats.rule``.
+    """``conclusion:`` which arms are judged, elicited or learnt, by ``eval.stats.conclusion``.
 
     Attributes:
         arms: judged, each against the base and the arm that it starts from; null judges ``grpo``

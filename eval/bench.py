@@ -31,7 +31,7 @@ from data.rows import gold_answer, record
 from data.solver import interval_optimum
 from eval.calibrate import sharpened
 from eval.elicitation import Asked, count_verdicts
-from eval.stats.conclusion import Arms, judge
+from eval.stats.evidence import Arms, judge
 from pipeline.model import load as models
 from pipeline.train import backend
 from rewards.parse import parse
@@ -117,7 +117,7 @@ _JUDGED = 200
 
 
 def bench_judging(count: int) -> list[Row]:
-    """Rows of verdict files to a verdict: five simulated arms, three of them one arm's training
+    """Rows of verdict files to a conclusion: five simulated arms, three of them one arm's training
     seeds, with about ``count`` rows in all."""
     rows = [{"id": f"bench-{i}", "tier": "bench"} for i in range(_JUDGED)]
     rng = np.random.default_rng(0)
@@ -158,7 +158,7 @@ def bench_judging(count: int) -> list[Row]:
         spent = seconds(lambda: judged(Path(name)))
     return [
         Row(
-            f"seconds from {count:,} verdict rows to a verdict",
+            f"seconds from {count:,} verdict rows to a conclusion",
             f"{spent:.1f}",
             "",
             f"{count / spent:,.0f} rows a second",

@@ -1,7 +1,7 @@
-"""Test the test (``make calibrate``): arms whose truth is known, judged by ``eval.stats.rule``.
+"""Test the test (``make calibrate``): ``eval.stats.evidence`` on arms whose truth is known.
 
 Each problem has a chance of success a try in each arm; a scenario says what training did to the
-base's chances. Answers are drawn from them, as samples of a model would be, and the verdict is
+base's chances. Answers are drawn from them, as samples of a model would be, and the conclusion is
 taken. Writes ``report.json`` and exits with 1 where a bound does not hold.
 """
 
@@ -28,10 +28,10 @@ from data.common.files import write_json
 from data.common.seeds import seed_of
 from data.recipe import RUNS
 from eval.stats.analyses import Counts, Values, unsolved_by
-from eval.stats.conclusion import Arms, evidence
+from eval.stats.conclusion import Conclusion, Margins, decide, is_new
+from eval.stats.evidence import Arms, evidence
 from eval.stats.passk import bootstrap_indices, mean_interval
 from eval.stats.power import detectable
-from eval.stats.rule import Margins, Verdict, decide, is_new
 
 #: At most this share of arms without a new skill may be called a new capability, and of arms with
 #: the stated one merely elicited.
@@ -93,15 +93,15 @@ class Scenario:
 
     Attributes:
         truth: from the base's chances, those of guessing, and a random generator.
-        right: verdicts that are right; "new capability" is false wherever it is not among them.
-        bounded: whether power is (see ``SIZES``); without, the share of right verdicts is shown.
+        right: conclusions that are right; "new capability" is false wherever it is not among them.
+        bounded: whether power is (see ``SIZES``); without, the share of right conclusions is shown.
         false_bounded: whether false "new capability" is; not where the rule says that it cannot
             tell.
     """
 
     name: str
     truth: Maker
-    right: tuple[Verdict, ...]
+    right: tuple[Conclusion, ...]
     bounded: bool = True
     false_bounded: bool = True
 
@@ -176,8 +176,8 @@ def _kept_guess(p: Values, g: Values, rng: np.random.Generator) -> Truth:
 
 
 def scenarios(margins: Margins) -> tuple[Scenario, ...]:
-    new, elicited, narrowed = Verdict.NEW, Verdict.ELICITED, Verdict.NARROWED
-    still, distilled, form = Verdict.INCONCLUSIVE, Verdict.DISTILLED, Verdict.FORMAT
+    new, elicited, narrowed = Conclusion.NEW, Conclusion.ELICITED, Conclusion.NARROWED
+    still, distilled, form = Conclusion.INCONCLUSIVE, Conclusion.DISTILLED, Conclusion.FORMAT
     lift = margins.lift
     return (
         Scenario("identical", _sharpened(1), (still,)),
@@ -227,8 +227,8 @@ def sampled(truth: Truth, guess: Values, size: Size, rng: np.random.Generator) -
     )
 
 
-def verdicts(arms: Arms, margins: Margins, indices: NDArray[np.int32]) -> list[Verdict]:
-    """The verdict of ``judge`` on one tier for each repetition, counts [repetitions, problems]."""
+def conclusions(arms: Arms, margins: Margins, indices: NDArray[np.int32]) -> list[Conclusion]:
+    """What ``judge`` concludes on one tier, by repetition; counts are [repetitions, problems]."""
     values, budget = evidence(arms, margins)
     cube = np.stack(list(values.values()), axis=-1)  # [repetitions, problems, quantities]
     columns = cube.transpose(1, 0, 2).reshape(cube.shape[1], -1)
@@ -243,7 +243,7 @@ def verdicts(arms: Arms, margins: Margins, indices: NDArray[np.int32]) -> list[V
 
 @dataclass(frozen=True)
 class Cell:
-    """How often each verdict was given to one scenario, base strength and size."""
+    """How often each conclusion was given to one scenario, base strength and size."""
 
     scenario: str
     strength: str
@@ -269,13 +269,13 @@ def cell(
     base = base_chances(strength, shape, rng)
     arms = sampled(scenario.truth(base, guess, rng), guess, size, rng)
     indices = bootstrap_indices(size.problems, margins.resamples, rng)
-    counts = Counter(verdicts(arms, margins, indices))
-    share = {verdict: counts[verdict] / repetitions for verdict in Verdict}
-    right = sum(share[verdict] for verdict in scenario.right)
-    is_really_new = Verdict.NEW in scenario.right
-    false_new = None if is_really_new else share[Verdict.NEW]
+    counts = Counter(conclusions(arms, margins, indices))
+    share = {conclusion: counts[conclusion] / repetitions for conclusion in Conclusion}
+    right = sum(share[conclusion] for conclusion in scenario.right)
+    is_really_new = Conclusion.NEW in scenario.right
+    false_new = None if is_really_new else share[Conclusion.NEW]
     false_elicited = (
-        share[Verdict.ELICITED] + share[Verdict.NARROWED]
+        share[Conclusion.ELICITED] + share[Conclusion.NARROWED]
         if is_really_new and scenario.bounded
         else None
     )
@@ -290,7 +290,7 @@ def cell(
         strength,
         size,
         repetitions,
-        {str(verdict): counts[verdict] for verdict in Verdict},
+        {str(conclusion): counts[conclusion] for conclusion in Conclusion},
         right,
         false_new,
         false_elicited,
@@ -305,7 +305,7 @@ def least_problems(
     by share and base strength, at the first size's samples; None where it takes more than tried."""
     found: dict[str, dict[str, int | None]] = {}
     for share in (0.05, 0.1, 0.2):
-        scenario = Scenario(f"new on {share:.0%}", _new(share), (Verdict.NEW,), bounded=False)
+        scenario = Scenario(f"new on {share:.0%}", _new(share), (Conclusion.NEW,), bounded=False)
         found[f"{share:.0%}"] = {
             strength: next(
                 (
@@ -329,18 +329,18 @@ def least_problems(
 
 
 _SHORT = {
-    Verdict.NEW: "new",
-    Verdict.NARROWED: "narr.",
-    Verdict.ELICITED: "elic.",
-    Verdict.DISTILLED: "dist.",
-    Verdict.FORMAT: "form.",
-    Verdict.INCONCLUSIVE: "open",
+    Conclusion.NEW: "new",
+    Conclusion.NARROWED: "narr.",
+    Conclusion.ELICITED: "elic.",
+    Conclusion.DISTILLED: "dist.",
+    Conclusion.FORMAT: "form.",
+    Conclusion.INCONCLUSIVE: "open",
 }
 
 
 def show(cells: Iterable[Cell], needed: dict[str, dict[str, int | None]], console: Console) -> None:
-    """Every cell's verdicts in %, then how many problems an effect takes."""
-    table = Table(box=box.SIMPLE_HEAD, title="verdicts given, in % of repetitions")
+    """Every cell's conclusions in %, then how many problems an effect takes."""
+    table = Table(box=box.SIMPLE_HEAD, title="conclusions given, in % of repetitions")
     for column in ("what training did", "base", "problems x n + fresh"):
         table.add_column(column)
     for column in (*_SHORT.values(), "right", ""):
@@ -353,7 +353,7 @@ def show(cells: Iterable[Cell], needed: dict[str, dict[str, int | None]], consol
             "" if c.scenario == last else c.scenario,
             c.strength,
             str(c.size),
-            *(f"{100 * c.counts[verdict] / c.repetitions:.0f}" for verdict in _SHORT),
+            *(f"{100 * c.counts[conclusion] / c.repetitions:.0f}" for conclusion in _SHORT),
             f"{100 * c.right:.0f}",
             "; ".join(c.failures) or "ok",
         )
@@ -390,7 +390,7 @@ def calibrate(
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.calibrate",
-        description="Judge simulated arms whose truth is known: how often is the verdict right?",
+        description="Judge simulated arms whose truth is known: how often is the conclusion right?",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--repetitions", type=int, default=200, help="of every cell")

@@ -1,7 +1,7 @@
 """Stage ``make eval``, last part: did training elicit what the base could do, or teach something?
 
 Asks again, with new seeds, what the base left unsolved and what the judged arms did, brings the
-counts to a verdict by the rule of ``eval.stats.rule``, and says what the arms' answers are like. Writes
+counts to a conclusion by ``eval.stats.evidence``, and says what the arms' answers are like. Writes
 ``runs/<run>/eval``: ``<arm>/fresh/{samples,verdicts}.jsonl``, ``elicitation/elicitation.json`` and
 ``elicitation/elicitation.md``.
 
@@ -12,7 +12,7 @@ counts to a verdict by the rule of ``eval.stats.rule``, and says what the arms' 
      "margins": {…}, "detectable": {tier: {…}},
      "judged": {arm: {
         "sentence": str,
-        "overall": {"verdict", "reason", "notes", "estimates": {name: Estimate}, "budget", …},
+        "overall": {"conclusion", "reason", "notes", "estimates": {name: Estimate}, "budget", …},
         "tiers": {tier: {… as overall …,
             "pass_at_1": {"base" and the arm: Estimate},
             "two_by_two": {member: {…}}, "crossing": {member: {…}}, "gap": {member: Estimate},
@@ -56,7 +56,7 @@ from eval.answers.reasoning import reasoning_report
 from eval.answers.roles import Case, cases, guesses, planned
 from eval.answers.sampling import ask_again
 from eval.judge import strange_starts
-from eval.show.sheets import sheets, verdict_sheet
+from eval.show.sheets import conclusion_sheet, sheets
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import (
     Counts,
@@ -71,7 +71,7 @@ from eval.stats.analyses import (
     two_by_two,
     unsolved_by,
 )
-from eval.stats.conclusion import Arms, Judgement, judge
+from eval.stats.evidence import Arms, Judgement, judge
 from eval.stats.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
 from eval.stats.summary import tally
 
@@ -140,8 +140,8 @@ def _unsolved(asked: Asked, of: Sequence[str], here: NDArray[np.intp]) -> list[i
     return here[missed[here]].tolist()
 
 
-def verdict_on(case: Case, asked: Asked, recipe: Recipe) -> Judgement:
-    """The verdict on one judged arm."""
+def conclusion_on(case: Case, asked: Asked, recipe: Recipe) -> Judgement:
+    """The conclusion on one judged arm."""
     return judge(
         {
             tier: Arms(
@@ -287,7 +287,7 @@ def run(recipe: Recipe, force: bool) -> None:
     found = cases(recipe, sampled)
     folder = recipe.run.eval / FOLDER
     if not found:
-        (folder / MANIFEST).unlink(missing_ok=True)  # nor is an older verdict one on this run
+        (folder / MANIFEST).unlink(missing_ok=True)  # nor is an older conclusion one on this run
         print("elicitation: no arm to judge; conclusion.arms in the recipe names them", flush=True)
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
@@ -329,7 +329,7 @@ def run(recipe: Recipe, force: bool) -> None:
     sentences = [line for one in report["judged"].values() for line in _sentences(one)] + notes
     write_text(folder / PAGE, "\n\n".join(sentences) + "\n\n" + markdown_of(list(sheets(report))))
     console = plain_console()
-    print_sheets([verdict_sheet(report)], console)
+    print_sheets([conclusion_sheet(report)], console)
     for sentence in sentences:
         console.print(f"\n{sentence}", markup=False, soft_wrap=True)
     stage.finish([JSON, PAGE], hashes={JSON: sha256(folder / JSON)})
@@ -342,7 +342,7 @@ def report_on(
     """The content of ``elicitation.json``."""
     judged = {}
     for case in found:
-        judgement = verdict_on(case, asked, recipe)
+        judgement = conclusion_on(case, asked, recipe)
         named = label(case.name) in judgement.overall.reason
         judged[case.name] = {
             "sentence": f"{'' if named else label(case.name) + ': '}{judgement.sentence}",
@@ -385,7 +385,7 @@ def _sentences(judged: Mapping[str, Any]) -> Iterator[str]:
     tiers = judged["tiers"]
     for name, ruling in {**(tiers if len(tiers) > 1 else {}), "": judged["overall"]}.items():
         if name:
-            yield f"On {name}: {ruling['verdict']}, {ruling['reason']}."
+            yield f"On {name}: {ruling['conclusion']}, {ruling['reason']}."
         yield from (f"Note{' on ' + name if name else ''}: {note}." for note in ruling["notes"])
 
 

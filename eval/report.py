@@ -2,7 +2,7 @@
 
 Writes ``runs/<run>/eval/report.html`` and ``report.files/training.png`` (and ``accuracy.png``). The
 page loads nothing, and a content security policy forbids it to: what a model wrote is shown as text
-and can do nothing. What a run does not have is left out; the verdict, where ``eval.elicitation``
+and can do nothing. What a run does not have is left out; the conclusion, where ``eval.elicitation``
 wrote one, is the page's first line and a section of its own (``eval.show.sheets``).
 """
 
@@ -212,7 +212,7 @@ def build(
     recipe: Recipe,
     report: Mapping[str, Any],
     logs: Mapping[str, Sequence[Mapping[str, Any]]],
-    verdict: Mapping[str, Any] | None,
+    conclusion: Mapping[str, Any] | None,
     answers: Mapping[str, Any] | None,
 ) -> str:
     """The page's text, the same for the same input."""
@@ -227,14 +227,14 @@ def build(
         facts=_facts(recipe, report),
         report=report,
         headline=headline(report),
-        notes=dict.fromkeys([*report.get("notes", []), *(verdict or {}).get("notes", [])]),
+        notes=dict.fromkeys([*report.get("notes", []), *(conclusion or {}).get("notes", [])]),
         arms=families(arms, looks),
         longest=max(len(label(arm)) for arm in arms),
         panels=report_panels(report, looks),
         statuses=statuses(report),
         training=training,
         trained=families((arm for arm in logs if label(arm) in trained), looks),
-        elicitation=None if verdict is None else findings.view(verdict, looks),
+        elicitation=None if conclusion is None else findings.view(conclusion, looks),
         sheets=list(sheets(report)),
         answers=answers,
         json=None if answers is None else htmlsafe_json_dumps(answers["data"], _dumps),
@@ -310,7 +310,7 @@ def run(recipe: Recipe, force: bool) -> None:
     judged = elicitation.standing(recipe, arms)
     if judged is None and finished(folder / elicitation.FOLDER):
         print(
-            "report: the verdict is missing, or of other answers than these, so it is left out; "
+            "report: the conclusion is missing, or of other answers than these, so it is left out; "
             "`make eval` goes on with it",
             flush=True,
         )
@@ -325,10 +325,10 @@ def run(recipe: Recipe, force: bool) -> None:
     if stage.is_current(force):
         return
     logs = {arm: list(_logged(path)) for arm, path in log_paths.items()}
-    verdict = read_result(judged) if judged else None
+    conclusion = read_result(judged) if judged else None
     answers = showcase(read_split(recipe.run, "test"), samples, recipe.seed)
-    page = build(recipe, report, logs, verdict, answers)
-    outputs = [f"../{PAGE}", *_draw(folder / FILES, looks_of(recipe, arms), logs, verdict)]
+    page = build(recipe, report, logs, conclusion, answers)
+    outputs = [f"../{PAGE}", *_draw(folder / FILES, looks_of(recipe, arms), logs, conclusion)]
     write_text(folder / PAGE, page)
     stage.finish(outputs)
     print(f"report: {folder / PAGE}, {len(page.encode(errors='replace')) / 1e6:.1f} MB", flush=True)
@@ -359,7 +359,7 @@ def _draw(
     folder: Path,
     looks: Mapping[str, Look],
     logs: Mapping[str, Sequence[Mapping[str, Any]]],
-    verdict: Mapping[str, Any] | None,
+    conclusion: Mapping[str, Any] | None,
 ) -> list[str]:
     """The PNGs beside ``passk.png``; returns their names."""
     drawn = []
@@ -368,8 +368,8 @@ def _draw(
     if training := training_panels(logs, looks):
         draw_panels(training, folder / "training.png", {label(arm): looks[arm] for arm in logs})
         drawn.append("training.png")
-    if verdict is not None:
-        histograms = {tier: found["histogram"] for tier, found in verdict["tiers"].items()}
+    if conclusion is not None:
+        histograms = {tier: found["histogram"] for tier, found in conclusion["tiers"].items()}
         panels = [
             bars
             for tier, histogram in histograms.items()

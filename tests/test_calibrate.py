@@ -7,9 +7,9 @@ import pytest
 from data.common.errors import UserError
 from eval import calibrate
 from eval.calibrate import STRENGTHS, Scenario, Size, base_chances, cell, scenarios, sharpened
-from eval.stats.conclusion import Arms, judge
+from eval.stats.conclusion import Conclusion, Margins
+from eval.stats.evidence import Arms, judge
 from eval.stats.passk import bootstrap_indices
-from eval.stats.rule import Margins, Verdict
 
 MARGINS = Margins(resamples=300)
 SMALL = Size(120, 32, 256)
@@ -66,7 +66,7 @@ def test_all_repetitions_at_once_are_judged_as_one_by_one():
     base = base_chances("middle", (12, 60), rng)
     truth = named("new on 20 %").truth(base, guess, rng)
     arms = calibrate.sampled(truth, guess, Size(60, 32, 128), rng)
-    together = calibrate.verdicts(arms, MARGINS, bootstrap_indices(60, 300, rng))
+    together = calibrate.conclusions(arms, MARGINS, bootstrap_indices(60, 300, rng))
     apart = []
     for i in range(12):
         one = {
@@ -74,8 +74,8 @@ def test_all_repetitions_at_once_are_judged_as_one_by_one():
             for name, arm in vars(arms).items()
             if name != "guess" and arm is not None
         }
-        apart.append(judge({"t": Arms(**one, guess=guess)}, MARGINS, i).overall.verdict)
-    # The resamples differ, so a verdict on the edge may.
+        apart.append(judge({"t": Arms(**one, guess=guess)}, MARGINS, i).overall.conclusion)
+    # The resamples differ, so a conclusion on the edge may.
     assert sum(a == b for a, b in zip(together, apart, strict=True)) >= 10
 
 
@@ -111,7 +111,7 @@ def test_the_report_holds_every_cell_and_the_problems_that_an_effect_takes(
 
 @pytest.mark.usefixtures("_small")
 def test_a_bound_that_does_not_hold_ends_with_1(monkeypatch, tmp_path):
-    wrong = Scenario("wrong", named("sharpened 4 times").truth, (Verdict.NEW,))
+    wrong = Scenario("wrong", named("sharpened 4 times").truth, (Conclusion.NEW,))
     monkeypatch.setattr(calibrate, "scenarios", lambda margins: (wrong,))
     with pytest.raises(SystemExit) as stop:
         run_main(monkeypatch, tmp_path, "--repetitions", "20")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from eval.stats.analyses import Counts
-from eval.stats.conclusion import Arms, holm, judge
+from eval.stats.conclusion import Budget, Conclusion, Margins, decide, is_new, tries_for
+from eval.stats.evidence import Arms, holm, judge
 from eval.stats.passk import Estimate
-from eval.stats.rule import Budget, Margins, Verdict, decide, is_new, tries_for
 from eval.stats.summary import tally
 
 P, N, M = 200, 64, 256
 MARGINS = Margins(resamples=1000)
-NEW, ELICITED, NARROWED = Verdict.NEW, Verdict.ELICITED, Verdict.NARROWED
-DISTILLED, FORMAT, OPEN = Verdict.DISTILLED, Verdict.FORMAT, Verdict.INCONCLUSIVE
+NEW, ELICITED, NARROWED = Conclusion.NEW, Conclusion.ELICITED, Conclusion.NARROWED
+DISTILLED, FORMAT, OPEN = Conclusion.DISTILLED, Conclusion.FORMAT, Conclusion.INCONCLUSIVE
 
 
 def arms(guess=None, asked=True, seed=1, n=N, m=M, **chances):
@@ -51,27 +51,27 @@ def without(p, share=0.15):
     return with_skill(p, share, 0.0)
 
 
-def verdict(**keywords):
+def concluded(**keywords):
     return judge({"tier": arms(**keywords)}, MARGINS).overall
 
 
 def test_a_sharpened_model_was_elicited():
-    found = verdict(base=base(), grpo=lifted(base(), 6))
-    assert found.verdict == ELICITED
+    found = concluded(base=base(), grpo=lifted(base(), 6))
+    assert found.conclusion == ELICITED
     assert "base reaches within 320 samples" in found.reason
     assert found.estimates["beyond base"].high < 0.05
 
 
 def test_a_model_that_lost_what_it_rarely_solved_narrowed():
     tuned = np.where(base() < 0.1, 0, lifted(base(), 16))
-    found = verdict(base=base(), grpo=tuned)
-    assert found.verdict == NARROWED
+    found = concluded(base=base(), grpo=tuned)
+    assert found.conclusion == NARROWED
     assert "at k = 64 it loses" in found.reason
 
 
 def test_a_skill_that_the_base_never_shows_is_new_and_never_called_impossible_for_it():
-    found = verdict(base=without(base()), grpo=with_skill(lifted(base(), 4)))
-    assert found.verdict == NEW
+    found = concluded(base=without(base()), grpo=with_skill(lifted(base(), 4)))
+    assert found.conclusion == NEW
     assert "not reachable for base within 320 samples" in found.reason
     assert "impossible" not in found.reason
     assert found.estimates["control"].value == 0
@@ -80,81 +80,81 @@ def test_a_skill_that_the_base_never_shows_is_new_and_never_called_impossible_fo
 
 def test_a_new_skill_is_seen_though_more_was_lost_elsewhere():
     tuned = with_skill(np.zeros(P))
-    found = verdict(base=without(base()), grpo=tuned)
-    assert found.verdict == NEW
+    found = concluded(base=without(base()), grpo=tuned)
+    assert found.conclusion == NEW
     assert any("also lost" in note for note in found.notes)
 
 
 def test_a_skill_of_the_base_at_its_best_is_not_new():
     skilled = with_skill(lifted(base(), 4))
-    found = verdict(base=without(base()), base_best=with_skill(base()), grpo=skilled)
-    assert found.verdict == ELICITED
+    found = concluded(base=without(base()), base_best=with_skill(base()), grpo=skilled)
+    assert found.conclusion == ELICITED
 
 
 def test_a_skill_of_the_sft_start_was_distilled():
     start = with_skill(lifted(base(), 2))
-    alike = verdict(base=without(base()), sft=start, grpo=start)
-    sharpened = verdict(base=without(base()), sft=start, grpo=lifted(start, 3))
-    assert alike.verdict == sharpened.verdict == DISTILLED
+    alike = concluded(base=without(base()), sft=start, grpo=start)
+    sharpened = concluded(base=without(base()), sft=start, grpo=lifted(start, 3))
+    assert alike.conclusion == sharpened.conclusion == DISTILLED
     assert "not beyond its SFT start" in sharpened.reason
 
 
 def test_a_gain_at_k_1_that_its_sft_start_has_too_was_distilled():
     start = lifted(base(), 4)
-    found = verdict(base=base(), sft=start, grpo=start)
-    assert found.verdict == DISTILLED
+    found = concluded(base=base(), sft=start, grpo=start)
+    assert found.conclusion == DISTILLED
     assert "nothing of weight over its SFT start" in found.reason
 
 
 def test_what_training_for_the_form_alone_brings_too_is_format_only():
     skill = base()
-    found = verdict(base=0.2 * skill, format_only=skill, grpo=skill)
-    assert found.verdict == FORMAT
-    never_in_form = verdict(base=0 * skill, base_best=0.9 * skill, format_only=skill, grpo=skill)
-    assert never_in_form.verdict == FORMAT
+    found = concluded(base=0.2 * skill, format_only=skill, grpo=skill)
+    assert found.conclusion == FORMAT
+    never_in_form = concluded(base=0 * skill, base_best=0.9 * skill, format_only=skill, grpo=skill)
+    assert never_in_form.conclusion == FORMAT
 
 
 def test_no_change_is_inconclusive_and_says_that_there_is_nothing_to_explain():
-    found = verdict(base=base(), grpo=base())
-    assert found.verdict == OPEN
+    found = concluded(base=base(), grpo=base())
+    assert found.conclusion == OPEN
     assert "nothing to explain" in found.reason
-    behind = verdict(base=base(), grpo=base() / 4)
-    assert behind.verdict == OPEN
+    behind = concluded(base=base(), grpo=base() / 4)
+    assert behind.conclusion == OPEN
     assert "falls behind" in behind.reason
 
 
 def test_too_few_problems_are_inconclusive():
     p = base(12)
-    assert verdict(base=p, grpo=lifted(p, 3)).verdict == OPEN
+    assert concluded(base=p, grpo=lifted(p, 3)).conclusion == OPEN
 
 
 def test_without_confirmation_samples_neither_new_nor_elicited_can_be_said():
     for tuned in (lifted(base(), 6), with_skill(lifted(base(), 4))):
-        found = verdict(base=without(base()), grpo=tuned, asked=False)
-        assert found.verdict == OPEN
+        found = concluded(base=without(base()), grpo=tuned, asked=False)
+        assert found.conclusion == OPEN
         assert "no confirmation samples" in found.reason
 
 
 def test_few_confirmation_samples_say_that_they_are_too_few():
-    found = verdict(base=without(base()), grpo=with_skill(lifted(base(), 4)), n=8, m=4)
-    assert found.verdict == OPEN
+    found = concluded(base=without(base()), grpo=with_skill(lifted(base(), 4)), n=8, m=4)
+    assert found.conclusion == OPEN
     assert any("too few to tell" in note for note in found.notes)
 
 
 def test_a_base_that_solved_everything_needs_no_confirmation():
-    found = verdict(base=np.full(P, 0.3), grpo=np.full(P, 0.6))
-    assert found.verdict == ELICITED
+    found = concluded(base=np.full(P, 0.3), grpo=np.full(P, 0.6))
+    assert found.conclusion == ELICITED
     assert found.budget.reach == N
 
 
 def test_guessing_is_no_new_capability():
     guess = np.full(P, 0.2)
-    every_try = verdict(base=np.zeros(P), grpo=guess, guess=guess)
-    assert every_try.verdict != NEW
+    every_try = concluded(base=np.zeros(P), grpo=guess, guess=guess)
+    assert every_try.conclusion != NEW
     kept = np.where(np.random.default_rng(3).random(P) < guess, 1.0, 0.0)
-    assert verdict(base=np.zeros(P), grpo=kept, guess=guess).verdict != NEW
+    assert concluded(base=np.zeros(P), grpo=kept, guess=guess).conclusion != NEW
     # Were they not guesses, this would be a new skill on a fifth of the problems.
-    assert verdict(base=np.zeros(P), grpo=kept).verdict == NEW
+    assert concluded(base=np.zeros(P), grpo=kept).conclusion == NEW
 
 
 def test_tries_are_limited_to_where_guessing_leaves_room():
@@ -168,10 +168,10 @@ def test_tries_are_limited_to_where_guessing_leaves_room():
 def test_one_lucky_training_seed_of_three_is_not_called_new():
     p = without(base())
     skilled, plain = with_skill(lifted(p, 4)), lifted(p, 4)
-    lucky = verdict(base=p, grpo=np.stack([skilled, plain, plain]))
-    assert lucky.verdict != NEW
+    lucky = concluded(base=p, grpo=np.stack([skilled, plain, plain]))
+    assert lucky.conclusion != NEW
     assert lucky.seeds == 3
-    assert verdict(base=p, grpo=np.stack([skilled] * 3)).verdict == NEW
+    assert concluded(base=p, grpo=np.stack([skilled] * 3)).conclusion == NEW
 
 
 def test_tiers_are_corrected_for_and_one_with_a_new_skill_is_enough():
@@ -179,9 +179,9 @@ def test_tiers_are_corrected_for_and_one_with_a_new_skill_is_enough():
     plain = arms(base=p, grpo=lifted(p, 6))
     skilled = arms(base=without(p, 0.1), grpo=with_skill(lifted(p, 6), 0.1), seed=4)
     found = judge({"a": plain, "b": plain, "new": skilled}, MARGINS)
-    assert [found.tiers[name].verdict for name in "ab"] == [ELICITED, ELICITED]
-    assert found.tiers["new"].verdict == NEW
-    assert found.overall.verdict == NEW
+    assert [found.tiers[name].conclusion for name in "ab"] == [ELICITED, ELICITED]
+    assert found.tiers["new"].conclusion == NEW
+    assert found.overall.conclusion == NEW
     assert found.sentence.startswith("New capability: on new:")
     assert found.overall.problems == 3 * P
     assert min(ruling.tested_at for ruling in found.tiers.values()) == pytest.approx(0.025 / 4)
@@ -194,11 +194,11 @@ def test_what_only_holds_before_the_correction_is_inconclusive():
     alone = judge({"few": few}, MARGINS)
     tiers = {"few": few, **{name: arms(base=p, grpo=lifted(p, 6)) for name in "abcdefgh"}}
     corrected = judge(tiers, MARGINS)
-    assert alone.overall.verdict == NEW
-    assert corrected.tiers["few"].verdict == OPEN
+    assert alone.overall.conclusion == NEW
+    assert corrected.tiers["few"].conclusion == OPEN
     assert "after the correction" in corrected.tiers["few"].reason
     plain = judge(tiers, replace(MARGINS, correction="none"))
-    assert plain.tiers["few"].verdict == NEW
+    assert plain.tiers["few"].conclusion == NEW
 
 
 def test_holm_equals_the_textbook_on_random_p_values():
@@ -303,11 +303,11 @@ def test_a_ruling_is_json_that_holds_every_number_and_is_the_same_again():
     written = json.dumps(one.overall.to_json(), allow_nan=False)
     assert written == json.dumps(again.overall.to_json())
     found = json.loads(written)
-    assert found["verdict"] == "elicited"
+    assert found["conclusion"] == "elicited"
     assert set(found["estimates"]["beyond base"]) == {"value", "low", "high", "n"}
 
 
-def test_a_million_verdict_rows_become_a_verdict_in_seconds():
+def test_a_million_verdict_rows_become_a_conclusion_in_seconds():
     problems, n, m = 1000, 100, 150
     rng = np.random.default_rng(7)
     p = np.repeat([0.0, 0.2], problems // 2)
@@ -328,5 +328,5 @@ def test_a_million_verdict_rows_become_a_verdict_in_seconds():
         for chance in (p, p, lifted(p, 4), np.maximum(p, 0.5))
     ]
     found = judge({"tier": Arms(drawn[0], drawn[3], base_best=drawn[1], sft=drawn[2])})
-    assert found.overall.verdict == NEW
+    assert found.overall.conclusion == NEW
     assert time.perf_counter() - start < 60

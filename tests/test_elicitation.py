@@ -23,7 +23,7 @@ from eval import judge as report
 from eval import report as page
 from eval.answers.roles import Case
 from eval.answers.sampling import ask_again, sample_arm
-from eval.elicitation import JSON, PAGE, Asked, again, verdict_on
+from eval.elicitation import JSON, PAGE, Asked, again, conclusion_on
 from eval.show.tables import read_result
 from rewards.verify import Status, verify
 
@@ -137,9 +137,9 @@ def test_base_against_itself_is_never_new(problems, recipe):
     found = Counter()
     for seed in range(25):
         asked = drawn(problems, [case], seed, base=p, grpo=p)
-        judged = verdict_on(case, asked, recipe)
-        found[judged.overall.verdict] += 1
-        assert "new capability" not in {ruling.verdict for ruling in judged.tiers.values()}
+        judged = conclusion_on(case, asked, recipe)
+        found[judged.overall.conclusion] += 1
+        assert "new capability" not in {ruling.conclusion for ruling in judged.tiers.values()}
     assert found == {"inconclusive": 25}
 
 
@@ -149,8 +149,8 @@ def test_three_seeds_of_the_base_beside_itself_are_not_new_either(problems, reci
     case = case_of(members=members, tiers=("dense",), start="sft", best="best")
     for seed in range(10):
         chances = dict.fromkeys(("base", "best", "sft", *members), p)
-        judged = verdict_on(case, drawn(problems, [case], seed, **chances), recipe)
-        assert judged.overall.verdict == "inconclusive"
+        judged = conclusion_on(case, drawn(problems, [case], seed, **chances), recipe)
+        assert judged.overall.conclusion == "inconclusive"
         assert judged.overall.seeds == 3
 
 
@@ -161,7 +161,7 @@ def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(probl
 
     def overall(start):
         asked = drawn(problems, [case], 1, base=p, sft=start, grpo=skilled)
-        return verdict_on(case, asked, recipe).overall.verdict
+        return conclusion_on(case, asked, recipe).overall.conclusion
 
     assert overall(start=p) == "new capability"
     assert overall(start=skilled) == "distilled"
@@ -178,7 +178,7 @@ def test_what_was_not_asked_again_never_counts_as_beyond(problems, recipe):
     for c in (np.ones_like(spared), np.full_like(spared, N, dtype=int)):
         n, solved = asked.first["grpo"]
         changed = {**asked.first, "grpo": (n, np.where(spared, c, solved))}
-        ruling = verdict_on(case, replace(asked, first=changed), recipe).overall
+        ruling = conclusion_on(case, replace(asked, first=changed), recipe).overall
         estimates.append(ruling.estimates)
     fresh = ("beyond base", "certified", "control", "perhaps beyond base")
     for name in fresh:
@@ -211,7 +211,7 @@ def test_an_arm_that_solves_what_base_never_does_has_a_new_capability(world, cap
     world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
     recipe, found = judged_run(world, SFT_GRPO)
     ruling = found["judged"]["grpo"]
-    assert ruling["overall"]["verdict"] == "new capability"
+    assert ruling["overall"]["conclusion"] == "new capability"
     assert ruling["overall"]["estimates"]["certified"]["value"] == pytest.approx(12 / 40)
     assert ruling["overall"]["estimates"]["control"]["value"] == 0
     assert found["sentence"] == ruling["sentence"]
@@ -229,7 +229,7 @@ def test_the_base_asked_twice_is_no_new_capability(world):
     world.scripts |= {"base": solving(narrow), "again": solving(narrow)}
     _, found = judged_run(world, AGAIN, {"arms": ["again"]})
     ruling = found["judged"]["again"]
-    assert ruling["overall"]["verdict"] == "inconclusive"
+    assert ruling["overall"]["conclusion"] == "inconclusive"
     [expansion] = ruling["tiers"]["dense"]["expansion"].values()
     [shrinkage] = ruling["tiers"]["dense"]["shrinkage"].values()
     assert expansion["share"]["value"] == shrinkage["share"]["value"] == 0
@@ -302,7 +302,7 @@ def test_what_was_judged_already_is_not_redone(world, capsys):
     capsys.readouterr()
     assert world.evaluate(recipe) == found
     assert len(world.asked) == asked
-    # Three arms asked, and asked again, the report, and the verdict.
+    # Three arms asked, and asked again, the report, and the conclusion.
     assert capsys.readouterr().out.count("up to date") == 3 + 3 + 1 + 1
 
 
@@ -316,8 +316,8 @@ def test_a_changed_margin_is_judged_anew_without_asking_anyone(world):
     changed = world.evaluate(strict)
     assert (world.asked, samples.stat().st_mtime_ns) == ([], before)
     assert (found["margins"]["new"], changed["margins"]["new"]) == (Margins().new, 0.4)
-    assert found["judged"]["grpo"]["overall"]["verdict"] == "new capability"
-    assert changed["judged"]["grpo"]["overall"]["verdict"] != "new capability"
+    assert found["judged"]["grpo"]["overall"]["conclusion"] == "new capability"
+    assert changed["judged"]["grpo"]["overall"]["conclusion"] != "new capability"
 
 
 def test_more_confirmation_samples_are_drawn_where_the_recipe_asks_for_them(world):
@@ -332,7 +332,7 @@ def test_more_confirmation_samples_are_drawn_where_the_recipe_asks_for_them(worl
     assert found["judged"]["grpo"]["overall"]["budget"]["reach"] == N + 40
 
 
-def test_an_interrupted_stage_ends_with_the_same_verdict(world, monkeypatch):
+def test_an_interrupted_stage_ends_with_the_same_conclusion(world, monkeypatch):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, whole = judged_run(world)
     for arm in ("base", "grpo"):
@@ -398,7 +398,7 @@ def test_an_answer_that_lacks_a_key_is_named_when_it_is_judged(world, key):
         report.run(recipe, force=False)
 
 
-def test_a_verdict_on_an_arm_that_is_gone_is_none_any_more(world):
+def test_a_conclusion_on_an_arm_that_is_gone_is_none_any_more(world):
     world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world, SFT_GRPO)
     assert elicitation.standing(recipe, ["base", "sft", "grpo"])
@@ -410,10 +410,10 @@ def test_a_verdict_on_an_arm_that_is_gone_is_none_any_more(world):
     page.run(recipe, force=False)
     text = (recipe.run.eval / page.PAGE).read_text()
     assert "pass@1: SFT - base" in text
-    assert "The verdict" not in text
+    assert "The conclusion" not in text
 
 
-def test_a_verdict_stands_only_while_all_that_it_counts_is_there_and_the_same(world):
+def test_a_conclusion_stands_only_while_all_that_it_counts_is_there_and_the_same(world):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
     path = recipe.run.eval / "elicitation" / JSON
@@ -455,7 +455,7 @@ def test_a_tier_that_base_solves_takes_nothing_from_what_is_said_of_another(worl
     ruling = found["judged"]["grpo"]
     assert ruling["tiers"]["trap"]["budget"]["fresh"] == 0
     for one in (ruling["overall"], ruling["tiers"]["dense"]):
-        assert one["verdict"] == "new capability"
+        assert one["conclusion"] == "new capability"
         assert f"of {FRESH} fresh tries) what was not reachable for base within 40" in one["reason"]
     assert not any("too few" in note for note in ruling["tiers"]["trap"]["notes"])
 
@@ -480,7 +480,7 @@ def test_arms_that_were_not_sampled_are_said_and_left_out(world, capsys):
     found = world.evaluate(recipe)
     said = capsys.readouterr().out
     assert "no finished form model, so it is left out" in said
-    assert "form was not sampled, so the verdict does not ask what it explains" in said
+    assert "form was not sampled, so the conclusion does not ask what it explains" in said
     estimates = found["judged"]["grpo"]["overall"]["estimates"]
     assert {"beyond base", "beyond sft"} < estimates.keys()
     assert "beyond format_only" not in estimates
@@ -497,7 +497,7 @@ def test_without_an_arm_to_judge_nothing_is_asked_again_and_nothing_written(worl
     world.train(recipe, "sft")
     with pytest.raises(FileNotFoundError):
         world.evaluate(recipe)
-    assert "no verdict on grpo, since grpo is not sampled" in capsys.readouterr().out
+    assert "no conclusion on grpo, since grpo is not sampled" in capsys.readouterr().out
     assert world.again() == {}
 
 
@@ -512,12 +512,12 @@ def test_a_skill_that_the_base_has_when_read_leniently_is_not_new(world):
     world.scripts |= {"base": clumsy, "best": clumsy, "grpo": solving(taught)}
     named = {"base_best": "best", "margins": {"reach": 0.2}}
     _, found = judged_run(world, {**best, **GRPO}, named)
-    assert found["judged"]["grpo"]["overall"]["verdict"] == "elicited"
+    assert found["judged"]["grpo"]["overall"]["conclusion"] == "elicited"
     # The base at its best leaves nothing unsolved; what is asked again is for the expansion.
     assert list(world.again()) == ["base", "grpo"]
     assert found["judged"]["grpo"]["overall"]["estimates"]["certified"]["value"] == 0
     strict = world.recipe({**best, **GRPO})
-    assert world.evaluate(strict)["judged"]["grpo"]["overall"]["verdict"] == "new capability"
+    assert world.evaluate(strict)["judged"]["grpo"]["overall"]["conclusion"] == "new capability"
 
 
 def test_fresh_answers_are_read_as_leniently_as_the_first(world):
@@ -550,7 +550,7 @@ def test_the_base_at_its_best_is_asked_again_in_the_way_that_was_best(world):
     assert ways["best", "fresh"].samples == FRESH
 
 
-def test_each_judged_arm_has_its_own_verdict_on_its_own_tiers(world):
+def test_each_judged_arm_has_its_own_conclusion_on_its_own_tiers(world):
     arms = {
         "slow": {"trainer": "grpo", "seeds": [1, 2, 3]},
         "quick": {"trainer": "grpo", "tiers": ["dense"]},
@@ -567,8 +567,8 @@ def test_each_judged_arm_has_its_own_verdict_on_its_own_tiers(world):
     assert [list(one["tiers"]) for one in (slow, quick)] == [["dense", "trap"], ["dense"]]
     assert [one["overall"]["seeds"] for one in (slow, quick)] == [3, 1]
     assert slow["overall"]["problems"] == 46
-    assert slow["overall"]["verdict"] == "inconclusive"
-    assert quick["overall"]["verdict"] == "new capability"
+    assert slow["overall"]["conclusion"] == "inconclusive"
+    assert quick["overall"]["conclusion"] == "new capability"
     for key in ("two_by_two", "crossing", "gap", "expansion", "shrinkage"):
         assert list(slow["tiers"]["dense"][key]) == ["slow.1", "slow.2", "slow.3"]
         assert list(quick["tiers"]["dense"][key]) == ["quick"]
@@ -709,7 +709,7 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
     report.run(recipe, force=False)
     elicitation.run(recipe, force=False)
     found = json.loads((recipe.run.eval / "elicitation" / JSON).read_text())
-    assert found["judged"]["again"]["overall"]["verdict"] == "inconclusive"
+    assert found["judged"]["again"]["overall"]["conclusion"] == "inconclusive"
 
     # One model: other names and other streams, other answers; the same ones, the same answers.
     texts = {

@@ -208,7 +208,7 @@ def test_what_fails_in_the_middle_leaves_the_older_export_whole(world, recipe, m
     monkeypatch.setattr(export, "write_decoding", write_decoding)
     assert {name: (folder / name).read_bytes() for name in files} == files
     assert not list(folder.parent.glob(".*.tmp"))
-    assert "**Verdict:**" in told(export.run(recipe, "grpo"))
+    assert "**Conclusion:**" in told(export.run(recipe, "grpo"))
 
 
 def test_no_other_process_may_begin_before_an_export_lies_in_its_place(recipe, monkeypatch):
@@ -348,7 +348,7 @@ def test_unsloth_is_a_tag_where_it_trained(recipe):
     assert "unsloth" not in ModelCard.load(export.run(recipe, "sft") / "README.md").data.tags
 
 
-def test_the_card_has_the_tables_and_the_verdict_as_they_stand(world, evaluated):
+def test_the_card_has_the_tables_and_the_conclusion_as_they_stand(world, evaluated):
     text = told(export.run(evaluated, "grpo"))
     report = json.loads((evaluated.run.folder / "eval" / "report.json").read_text())
     arms = report["tiers"]["dense"]["arms"]
@@ -356,16 +356,16 @@ def test_the_card_has_the_tables_and_the_verdict_as_they_stand(world, evaluated)
         cells = " | ".join(cell(arms[arm]["pass_at_k"][str(k)]) for arm in ("base", "sft", "grpo"))
         assert f"\n| {k} | {cells} |" in text
     assert "cold" not in text  # no part of its lineage
-    assert f"**Verdict:** {world.found(evaluated)['sentence']}" in text
+    assert f"**Conclusion:** {world.found(evaluated)['sentence']}" in text
     statuses = arms["grpo"]["statuses"]
     invalid = (statuses["infeasible"] + statuses["unparsable"]) / arms["grpo"]["answers"]
     assert 0 < invalid < 1
     assert f"On `dense` {100 * invalid:.1f} % of its answers break a rule" in text
 
 
-def test_the_verdict_on_another_arm_is_not_told(evaluated):
+def test_the_conclusion_on_another_arm_is_not_told(evaluated):
     text = told(export.run(evaluated, "sft"))
-    assert "Verdict" not in text
+    assert "Conclusion" not in text
     assert "| k | base | SFT | random" in text
 
 
@@ -435,7 +435,7 @@ def test_without_an_evaluation_the_card_says_how_to_make_one(recipe):
 
 def test_an_evaluation_of_other_weights_is_not_shown(evaluated, weights):
     train(evaluated, weights, "grpo")
-    assert "**Verdict:**" in told(export.run(evaluated, "grpo"))  # the same weights again
+    assert "**Conclusion:**" in told(export.run(evaluated, "grpo"))  # the same weights again
     shutil.copytree(weights / "sft", evaluated.run.folder / "grpo/model", dirs_exist_ok=True)
     text = told(export.run(evaluated, "grpo"))
     assert "**Not evaluated.** The run's evaluation is of other weights than these" in text
@@ -448,7 +448,7 @@ def test_samples_that_were_not_judged_yet_are_no_evaluation(evaluated):
     assert "other weights" in evaluation(evaluated, lineage(evaluated, "grpo"))
 
 
-def test_a_verdict_on_other_answers_is_not_told(evaluated):
+def test_a_conclusion_on_other_answers_is_not_told(evaluated):
     rows = [row for _, row in read_jsonl(evaluated.run.folder / "eval/grpo/verdicts.jsonl")]
     write_jsonl(evaluated.run.folder / "eval/grpo/verdicts.jsonl", rows[::-1])
     found = evaluation(evaluated, lineage(evaluated, "grpo"))

@@ -71,7 +71,7 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     elicitation.run(recipe, force=False)
     found = json.loads((recipe.run.eval / "elicitation" / "elicitation.json").read_text())
     # A model that knows nothing gains nothing: every problem is asked again, in vain.
-    assert found["judged"]["grpo"]["overall"]["verdict"] == "inconclusive"
+    assert found["judged"]["grpo"]["overall"]["conclusion"] == "inconclusive"
     assert found["judged"]["grpo"]["overall"]["budget"]["reach"] == 4 + 8
     base, tuned, final = (
         _weights(folder)

@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binom
 
 from eval.calibrate import GUESS, STRENGTHS, Scenario, Size, _new, cell
+from eval.stats.conclusion import Conclusion, Margins
 from eval.stats.power import SPREAD, detectable
-from eval.stats.rule import Margins, Verdict
 
 
 @pytest.mark.parametrize("size", [Size(150, 64, 256), Size(400, 64, 256)])
@@ -14,7 +14,7 @@ def test_a_new_skill_of_the_least_share_is_found_about_as_often_as_stated(size):
     share = detectable(**vars(size), margins=margins, guess=guess, skill=0.3).new
 
     def power(share):
-        new = Scenario(f"new on {share}", _new(share), (Verdict.NEW,))
+        new = Scenario(f"new on {share}", _new(share), (Conclusion.NEW,))
         return [cell(new, strength, size, 100, margins, 1).right for strength in STRENGTHS]
 
     # It assumes a base that misses half; others miss fewer, and then less is taken off.

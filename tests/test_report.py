@@ -30,7 +30,7 @@ from eval.show import sheets as findings
 from eval.show.charts import MOST_POINTS, Bars, Curve, Look, Panel, draw_panels, nice_ticks, thinned
 from eval.show.showcase import CUT, MOST, PER_CELL, choose, drawn_answer, drawn_problem, lanes
 from eval.show.tables import read_result
-from eval.stats.rule import Verdict
+from eval.stats.conclusion import Conclusion
 from eval.stats.summary import summarise, tally
 from rewards.verify import Status, verify
 
@@ -90,7 +90,7 @@ def answers_of(arm, problem, rng):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A run with every piece, but for the verdict."""
+    """A run with every piece, but for the conclusion."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "small.yaml").write_text(RECIPE)
     run = folder / "runs" / "small"
@@ -146,8 +146,8 @@ def log_of(arm):
 
 
 @pytest.fixture(scope="module")
-def verdict_json(built):
-    """The verdict on that run, by the code that makes it but for the models' probabilities."""
+def conclusion_json(built):
+    """The conclusion on that run, by the code that makes it but for the models' probabilities."""
     rng = np.random.default_rng(5)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(built)
@@ -164,8 +164,8 @@ def verdict_json(built):
         report = elicitation.report_on(
             recipe, cases(recipe, ARMS), ARMS, Asked(asked, first, fresh)
         )
-    write_json(built / "verdict.json", report)
-    return json.loads((built / "verdict.json").read_text())
+    write_json(built / "conclusion.json", report)
+    return json.loads((built / "conclusion.json").read_text())
 
 
 def likelihoods(rng):
@@ -186,7 +186,7 @@ def likelihoods(rng):
 
 
 def make_page(folder, report=None, force=False):
-    """The text of the page of the run in ``folder``, with a verdict where one is given."""
+    """The text of the page of the run in ``folder``, with a conclusion where one is given."""
     found = folder / "runs" / "small" / "eval"
     if report is not None:
         write_json(found / "elicitation" / "elicitation.json", report)
@@ -210,11 +210,11 @@ def run(built, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(built, verdict_json, tmp_path_factory):
-    """The page of the run with its verdict, to be read; ``pictures`` is the folder beside it."""
+def whole(built, conclusion_json, tmp_path_factory):
+    """The page of the run with its conclusion, to be read; ``pictures`` is the folder beside it."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(built, folder, dirs_exist_ok=True)
-    found = Reader(make_page(folder, verdict_json))
+    found = Reader(make_page(folder, conclusion_json))
     found.pictures = folder / "runs" / "small" / "eval" / "report.files"
     return found
 
@@ -309,8 +309,8 @@ def test_hostile_completions_stay_text_and_come_back_whole(run):
         assert any(hostile in one["text"] for one in shown), "a test that tests nothing"
 
 
-def test_hostile_words_in_the_verdict_are_escaped(run, verdict_json):
-    hostile = json.loads(json.dumps(verdict_json))
+def test_hostile_words_in_the_conclusion_are_escaped(run, conclusion_json):
+    hostile = json.loads(json.dumps(conclusion_json))
     hostile["sentence"] = "Elicited: <i>nothing</i> new & GRPO gains +12.3 [+10.0, +15.0] points."
     hostile["judged"]["grpo"]["overall"]["notes"] = ["it <em>lost</em> nothing"]
     reflection = hostile["tiers"]["dense"]["reasoning"]["sft"]["reflection"]
@@ -476,7 +476,7 @@ def test_no_two_events_of_a_lane_overlap_and_no_lane_is_wasted():
         assert max(of for _, of in found) == at_once
 
 
-def test_without_logs_samples_or_verdict_their_sections_are_left_out(run):
+def test_without_logs_samples_or_conclusion_their_sections_are_left_out(run):
     for arm in ARMS:
         shutil.rmtree(run.folder / arm, ignore_errors=True)
         (run.folder / "eval" / arm / "samples.jsonl").unlink()
@@ -506,28 +506,28 @@ def shown(estimate, sign=""):
     return f"{value} [{low}, {high}]"
 
 
-def test_the_verdict_stands_first_and_all_verdicts_right_below(whole, verdict_json):
+def test_the_conclusion_stands_first_and_all_conclusions_right_below(whole, conclusion_json):
     text = words(whole.text)
-    judged = verdict_json["judged"]
+    judged = conclusion_json["judged"]
     verdicts = {
-        name: [one["overall"]["verdict"], *(t["verdict"] for t in one["tiers"].values())]
+        name: [one["overall"]["conclusion"], *(t["conclusion"] for t in one["tiers"].values())]
         for name, one in judged.items()
     }
-    assert f"The verdict {verdict_json['sentence']} overall dense trap" in text
+    assert f"The conclusion {conclusion_json['sentence']} overall dense trap" in text
     assert f"GRPO {' '.join(verdicts['grpo'])} SFT {' '.join(verdicts['sft'])}" in text
     assert {"judged-1", "judged-2"} <= set(whole.ids)
 
 
-def test_a_single_judged_arm_needs_no_table_of_verdicts(run, verdict_json):
-    alone = {**verdict_json, "judged": {"grpo": verdict_json["judged"]["grpo"]}}
+def test_a_single_judged_arm_needs_no_table_of_conclusions(run, conclusion_json):
+    alone = {**conclusion_json, "judged": {"grpo": conclusion_json["judged"]["grpo"]}}
     text = run(alone)
-    assert "The verdict" in text
-    assert "Verdicts by arm and tier" not in text
+    assert "The conclusion" in text
+    assert "Conclusions by arm and tier" not in text
 
 
-def test_a_verdict_is_shown_with_all_that_it_rests_on(whole, verdict_json):
+def test_a_conclusion_is_shown_with_all_that_it_rests_on(whole, conclusion_json):
     text = words(whole.text)
-    for arm, judged in verdict_json["judged"].items():
+    for arm, judged in conclusion_json["judged"].items():
         for ruling in (judged["overall"], *judged["tiers"].values()):
             assert f"Decided by {ruling['reason']}." in text
             for note in ruling["notes"]:
@@ -556,11 +556,11 @@ def test_a_verdict_is_shown_with_all_that_it_rests_on(whole, verdict_json):
                 assert shown(shrunk["share"], "+") in text
 
 
-def test_every_arm_is_shown_on_each_tier(whole, verdict_json):
+def test_every_arm_is_shown_on_each_tier(whole, conclusion_json):
     text = words(whole.text)
-    for one in verdict_json["detectable"].values():
+    for one in conclusion_json["detectable"].values():
         assert words(one["sentence"]) in text
-    for tier in verdict_json["tiers"].values():
+    for tier in conclusion_json["tiers"].values():
         for key in ("coverage", "floor_adjusted"):
             for name, row in tier[key].items():
                 cells = ("no room" if e is None else shown(e) for e in row.values())
@@ -569,22 +569,22 @@ def test_every_arm_is_shown_on_each_tier(whole, verdict_json):
             assert f"{page.label(arm)} {shown(one['reasoning'])}" in text
     assert "problems of grpo.1 by accuracy: 0: " in text
     assert "KL divergence to base, in nats" in text
-    under = verdict_json["tiers"]["dense"]["likelihood"]["grpo.1"]["under"]["grpo.1"]
+    under = conclusion_json["tiers"]["dense"]["likelihood"]["grpo.1"]["under"]["grpo.1"]
     assert f"grpo.1 {findings._number(under['log_likelihood']['per_token'])}" in text
     assert shown(under["answers_outside"]) in text
     assert (whole.pictures / "accuracy.png").stat().st_size > 5000
 
 
-def test_a_tier_without_probabilities_has_no_tables_of_them(whole, verdict_json):
-    assert not verdict_json["tiers"]["trap"]["likelihood"]
+def test_a_tier_without_probabilities_has_no_tables_of_them(whole, conclusion_json):
+    assert not conclusion_json["tiers"]["trap"]["likelihood"]
     assert whole.text.count("Entropy, KL divergence and likelihood of the answers") == 1
 
 
-def test_second_thoughts_are_held_against_success(verdict_json, tmp_path):
+def test_second_thoughts_are_held_against_success(conclusion_json, tmp_path):
     looks = page.looks_of(recipe_of(tmp_path), ARMS)
-    quiet = findings.view(verdict_json, looks)["tiers"][0]
+    quiet = findings.view(conclusion_json, looks)["tiers"][0]
     assert quiet["reflection"] == []
-    changed = json.loads(json.dumps(verdict_json))
+    changed = json.loads(json.dumps(conclusion_json))
     estimate = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 9}
     reflection = changed["tiers"]["dense"]["reasoning"]["grpo.2"]["reflection"]
     reflection |= {
@@ -598,8 +598,8 @@ def test_second_thoughts_are_held_against_success(verdict_json, tmp_path):
     assert row[-2:] == ["-20.0 [-50.0, +40.0]", "wait 31, check again 1"]
 
 
-def test_every_verdict_is_explained():
-    assert set(findings.MEANINGS) == set(Verdict)
+def test_every_conclusion_is_explained():
+    assert set(findings.MEANINGS) == set(Conclusion)
 
 
 def test_quantities_keep_their_sign_and_unit():
@@ -634,8 +634,8 @@ def test_each_family_of_arms_can_be_hidden(run):
         assert f'[data-of="{number}"]:not(:checked)) .of-{number} {{ display: none; }}' in text
 
 
-def test_the_page_and_its_pictures_are_the_same_each_time(run, verdict_json):
-    first = run(verdict_json)
+def test_the_page_and_its_pictures_are_the_same_each_time(run, conclusion_json):
+    first = run(conclusion_json)
     pictures = run.folder / "eval" / "report.files"
     before = {p.name: p.read_bytes() for p in pictures.glob("*.png")}
     assert run(force=True) == first
@@ -643,36 +643,36 @@ def test_the_page_and_its_pictures_are_the_same_each_time(run, verdict_json):
     assert set(before) == {"training.png", "accuracy.png"}
 
 
-def test_the_page_is_made_again_only_when_something_changed(run, capsys, verdict_json):
+def test_the_page_is_made_again_only_when_something_changed(run, capsys, conclusion_json):
     run()
     run()
     assert "up to date" in capsys.readouterr().out
-    assert "The verdict" in run(verdict_json)
+    assert "The conclusion" in run(conclusion_json)
     (run.folder / "eval" / "report.html").unlink()
-    assert "The verdict" in run()
+    assert "The conclusion" in run()
 
 
-def test_a_verdict_that_was_not_finished_is_not_shown(run, verdict_json):
-    run(verdict_json)
+def test_a_conclusion_that_was_not_finished_is_not_shown(run, conclusion_json):
+    run(conclusion_json)
     (run.folder / "eval" / "elicitation" / MANIFEST).unlink()
-    assert "The verdict" not in run()
+    assert "The conclusion" not in run()
 
 
-def test_a_verdict_on_other_answers_than_the_report_s_is_left_out_with_a_word(
-    run, verdict_json, capsys
+def test_a_conclusion_on_other_answers_than_the_report_s_is_left_out_with_a_word(
+    run, conclusion_json, capsys
 ):
-    run(verdict_json)
+    run(conclusion_json)
     path = run.folder / "eval" / "grpo.1" / "verdicts.jsonl"
     name = path.relative_to(run.folder.parents[1]).as_posix()
     manifest = {"settings": {}, "inputs": {name: sha256(path)}}
     write_json(run.folder / "eval" / "elicitation" / MANIFEST, manifest)
-    assert "The verdict" in run()
+    assert "The conclusion" in run()
     assert "left out" not in capsys.readouterr().out
     write_jsonl(path, [{**row, "note": "judged anew"} for _, row in read_jsonl(path)])
-    assert "The verdict" not in run()
-    assert "the verdict is missing, or of other answers than these" in capsys.readouterr().out
+    assert "The conclusion" not in run()
+    assert "the conclusion is missing, or of other answers than these" in capsys.readouterr().out
     path.unlink()
-    assert "The verdict" not in run()
+    assert "The conclusion" not in run()
 
 
 def test_answers_that_were_not_judged_are_not_shown_with_older_verdicts(run):
@@ -702,7 +702,7 @@ def test_how_the_answers_were_drawn_is_said_whatever_the_recipe_says_now(run):
     assert said in words(Reader(run()).text)
 
 
-def test_a_broken_verdict_is_named(run):
+def test_a_broken_conclusion_is_named(run):
     with pytest.raises(UserError, match=r"elicitation\.json must be a JSON object; delete it, and"):
         run([])
 
@@ -721,9 +721,9 @@ def test_a_broken_report_is_named(run):
 
 
 @pytest.mark.parametrize("which", ["report.json", "elicitation/elicitation.json"])
-def test_a_result_that_was_changed_is_one_sentence(which, run, verdict_json):
+def test_a_result_that_was_changed_is_one_sentence(which, run, conclusion_json):
     """Whatever was changed in it: a value of another type would be found nowhere else."""
-    run(verdict_json)
+    run(conclusion_json)
     path = run.folder / "eval" / which
     manifest = path.with_name(MANIFEST)
     facts = json.loads(manifest.read_text())
@@ -749,9 +749,9 @@ def keys(value, at=()):
 
 
 @pytest.mark.parametrize(("which", "every"), [("report", 1), ("elicitation", 8)])
-def test_a_result_that_lacks_a_key_is_one_sentence(which, every, run, verdict_json, tmp_path):
+def test_a_result_that_lacks_a_key_is_one_sentence(which, every, run, conclusion_json, tmp_path):
     """Whichever key it is: the page is made without it, or it is named."""
-    run(verdict_json)
+    run(conclusion_json)
     recipe, folder = load_recipe(tmp_path / "small.yaml"), run.folder / "eval"
     report, judged = folder / "report.json", folder / "elicitation" / "elicitation.json"
     path = {"report": report, "elicitation": judged}[which]
@@ -772,11 +772,11 @@ def test_a_result_that_lacks_a_key_is_one_sentence(which, every, run, verdict_js
         assert said == f'{path} lacks "{key}"; delete it, and `make eval` writes it again'
 
 
-def test_where_an_arm_did_not_start_from_is_said_once_on_the_page(run, verdict_json):
+def test_where_an_arm_did_not_start_from_is_said_once_on_the_page(run, conclusion_json):
     notes = [f"Note: {arm} <b> was trained otherwise." for arm in ("GRPO", "SFT", "grpo-only")]
     path = run.folder / "eval" / "report.json"
     write_json(path, {**json.loads(path.read_text()), "notes": notes[:2]})
-    found = Reader(run({**verdict_json, "notes": notes[1:]}))
+    found = Reader(run({**conclusion_json, "notes": notes[1:]}))
     assert [found.text.count(note) for note in notes] == [1, 1, 1]
 
 

@@ -58,7 +58,7 @@ def test_an_arm_from_the_base_has_no_start_and_the_base_is_asked_as_it_is_where_
     ("missing", "said", "left"),
     [
         ("best", "best was not sampled, so the base is held", {"base_best": None}),
-        ("form.2", "form was not sampled, so the verdict does not ask", {"format_only": ()}),
+        ("form.2", "form was not sampled, so the conclusion does not ask", {"format_only": ()}),
     ],
 )
 def test_a_rival_that_was_not_sampled_is_said_and_left_out(recipe, capsys, missing, said, left):
@@ -74,7 +74,7 @@ def test_without_the_base_its_start_or_one_of_its_seeds_an_arm_is_not_judged(
     recipe, capsys, missing
 ):
     assert cases(recipe, [name for name in EVERYONE if name != missing]) == []
-    assert f"no verdict on grpo, since {missing} is not sampled" in capsys.readouterr().out
+    assert f"no conclusion on grpo, since {missing} is not sampled" in capsys.readouterr().out
 
 
 def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(world, capsys):
@@ -91,7 +91,7 @@ def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(
         ("trapped", ("trap",)),
         ("all", ("dense", "trap")),
     ]
-    assert "no verdict on unasked, since its tiers have no test" in capsys.readouterr().out
+    assert "no conclusion on unasked, since its tiers have no test" in capsys.readouterr().out
 
 
 def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():

@@ -1,4 +1,4 @@
-"""Who is judged against whom: the arms of a recipe in their roles for a verdict."""
+"""Who is judged against whom: the arms of a recipe in their roles for a conclusion."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Case:
 
 
 def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
-    """The verdicts that can be made of the arms that were sampled; what cannot is said."""
+    """The conclusions that can be made of the arms that were sampled; what cannot is said."""
     tested = [name for name, use in recipe.tier_uses().items() if use.test]
     best, form = recipe.conclusion.base_best, recipe.conclusion.format_only
     if best and best not in sampled:
@@ -53,7 +53,7 @@ def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
         best = None
     forms = tuple(recipe.members(form)) if form else ()
     if not set(forms) <= set(sampled):
-        print(f"eval: {form} was not sampled, so the verdict does not ask what it explains")
+        print(f"eval: {form} was not sampled, so the conclusion does not ask what it explains")
         forms = ()
     found = []
     for name in recipe.judged():
@@ -62,11 +62,13 @@ def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
         start = None if arm.start == "base" else arm.start
         missing = {"base", *members, *([start] if start else [])} - set(sampled)
         if missing:
-            print(f"eval: no verdict on {name}, since {', '.join(sorted(missing))} is not sampled")
+            print(
+                f"eval: no conclusion on {name}, since {', '.join(sorted(missing))} is not sampled"
+            )
             continue
         tiers = tuple(tier for tier in tested if not arm.tiers or tier in arm.tiers)
         if not tiers:
-            print(f"eval: no verdict on {name}, since its tiers have no test problems")
+            print(f"eval: no conclusion on {name}, since its tiers have no test problems")
             continue
         found.append(Case(name, members, tiers, start, best, forms))
     return found

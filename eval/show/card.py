@@ -91,7 +91,7 @@ class Evaluation:
     Attributes:
         report: ``report.json``, of the arms of the lineage alone.
         asking: how the arm was asked.
-        sentence: of the verdict on it, None where there is none.
+        sentence: of the conclusion on it, None where there is none.
         seeds: how many trained models that sentence is about.
     """
 
@@ -152,7 +152,7 @@ def evaluation(recipe: Recipe, links: Sequence[Link]) -> Evaluation | str:
     return Evaluation(
         _of_arms(report, shown),
         way_of_asking(recipe.run.samples(arm).parent),
-        _verdict(recipe, arm, entry, report["arms"]),
+        _conclusion(recipe, arm, entry, report["arms"]),
         len(recipe.members(entry)),
     )
 
@@ -187,8 +187,8 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
     return {**report, "arms": list(arms), "tiers": tiers}
 
 
-def _verdict(recipe: Recipe, arm: str, entry: str, reported: Sequence[str]) -> str | None:
-    """The sentence of the verdict on an arm's entry, where it stands and counts the arm."""
+def _conclusion(recipe: Recipe, arm: str, entry: str, reported: Sequence[str]) -> str | None:
+    """The sentence of the conclusion on an arm's entry, where it stands and counts the arm."""
     path = elicitation.standing(recipe, reported)
     verdicts = recipe.run.verdicts(arm)
     if path is None or str(verdicts) not in stage_facts(path.parent)["inputs"]:

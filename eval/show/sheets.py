@@ -13,17 +13,18 @@ from eval.answers.likelihood import TOP_P
 from eval.answers.reasoning import Claim
 from eval.show.charts import Bars, Look
 from eval.show.tables import Sheet, cell, label, with_interval
-from eval.stats.rule import Verdict
+from eval.stats.conclusion import Conclusion
 
-#: The verdicts of ``eval.stats.rule`` in a sentence each.
+#: The conclusions of ``eval.stats.conclusion`` in a sentence each.
 MEANINGS = {
-    Verdict.NEW: "reliably solves problems that the base does not reach within all its "
+    Conclusion.NEW: "reliably solves problems that the base does not reach within all its "
     "samples, that neither format-only training nor the arm's start explains",
-    Verdict.ELICITED: "answers more often at the first try what the base reaches with more tries",
-    Verdict.NARROWED: "elicited, and it lost some of what the base reaches with many tries",
-    Verdict.DISTILLED: "the gain is there before reinforcement learning, in the arm's start",
-    Verdict.FORMAT: "training for the form of an answer alone explains the gain",
-    Verdict.INCONCLUSIVE: "no gain to explain, or too few samples to say what it consists of",
+    Conclusion.ELICITED: "answers more often at the first try what the base reaches with more "
+    "tries",
+    Conclusion.NARROWED: "elicited, and it lost some of what the base reaches with many tries",
+    Conclusion.DISTILLED: "the gain is there before reinforcement learning, in the arm's start",
+    Conclusion.FORMAT: "training for the form of an answer alone explains the gain",
+    Conclusion.INCONCLUSIVE: "no gain to explain, or too few samples to say what it consists of",
 }
 _RIVALS = {"base": "base", "sft": "its start", "format_only": "format-only training"}
 
@@ -36,7 +37,7 @@ def view(report: Mapping[str, Any], looks: Mapping[str, Look]) -> dict[str, Any]
         "sentence": report["sentence"],
         "meanings": MEANINGS,
         "level": f"{100 * report['margins']['level']:g} %",
-        "sheet": verdict_sheet(report),
+        "sheet": conclusion_sheet(report),
         "tier_names": tiers,
         "judged": [_judged(name, one) for name, one in judged.items()],
         "detectable": [(tier, one["sentence"]) for tier, one in report["detectable"].items()],
@@ -46,7 +47,7 @@ def view(report: Mapping[str, Any], looks: Mapping[str, Look]) -> dict[str, Any]
 
 def sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
     """Every table of ``elicitation.json``."""
-    yield verdict_sheet(report)
+    yield conclusion_sheet(report)
     for arm, judged in report["judged"].items():
         for tier, ruling in judged["tiers"].items():
             for sheet in (_estimate_sheet(ruling), *_of_ruling(ruling)):
@@ -56,7 +57,7 @@ def sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
             yield from (replace(sheet, title=f"{tier}: {sheet.title}") for sheet in part)
 
 
-def verdict_sheet(report: Mapping[str, Any]) -> Sheet:
+def conclusion_sheet(report: Mapping[str, Any]) -> Sheet:
     """A line for each judged arm and tier."""
     rows = []
     for arm, judged in report["judged"].items():
@@ -65,7 +66,7 @@ def verdict_sheet(report: Mapping[str, Any]) -> Sheet:
             rows.append(
                 [
                     f"{label(arm)} on {tier}",
-                    ruling["verdict"],
+                    ruling["conclusion"],
                     cell(ruling["pass_at_1"]["base"]),
                     cell(ruling["pass_at_1"][arm]),
                     cell(estimates["gain over base"], "+"),
@@ -77,7 +78,7 @@ def verdict_sheet(report: Mapping[str, Any]) -> Sheet:
     n, reach = first["budget"]["n"], first["budget"]["reach"]
     return Sheet(
         "Elicited or learnt? in % and points",
-        ["arm", "verdict", "base @1", "arm @1", "gain", f"gain @{n}", "beyond"],
+        ["arm", "conclusion", "base @1", "arm @1", "gain", f"gain @{n}", "beyond"],
         rows,
         [
             "Intervals are for other problems and, where an arm has several, other training seeds",
@@ -112,7 +113,7 @@ def _of_ruling(ruling: Mapping[str, Any]) -> list[Sheet]:
 
 def _ruling(ruling: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "verdict": ruling["verdict"],
+        "conclusion": ruling["conclusion"],
         "reason": ruling["reason"],
         "notes": ruling["notes"],
         "estimates": _estimate_sheet(ruling),

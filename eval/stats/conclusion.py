@@ -1,296 +1,253 @@
-"""Counts of every arm to a verdict, by the rule of ``eval.stats.rule``: evidence, intervals, Holm."""
+"""The conclusion: did reinforcement learning elicit what the base could do, or teach something new?
+
+The rule, written down before any data. Every condition is about an interval, never about a point;
+"gain over X" is the paired difference of pass@1, tuned - X; margins are those of ``Margins``.
+
+    1  beyond the base                                  low > new
+       and beyond format-only and the SFT start alike   low > new      -> new capability
+       but not beyond format-only                       high < least   -> format only
+       but not beyond the SFT start                     high < least   -> distilled
+       and nothing of these can be said                                -> inconclusive
+    2  gain over the base                               high < gain    -> inconclusive (no gain)
+                                                        low <= 0       -> inconclusive
+    3  gain over format-only, where that arm is there   high < gain    -> format only
+                                                        low <= 0       -> inconclusive
+    4  gain over the SFT start, where that arm is there high < gain    -> distilled
+                                                        low <= 0       -> inconclusive
+    5  perhaps beyond the base                          high >= reach  -> inconclusive
+    6  pass@n, tuned - base            low <= -narrowed and high < 0   -> elicited and narrowed
+                                       otherwise                       -> elicited
+
+The first line that holds decides; ``least`` is ``reach``, or the low end of "beyond the base" where
+that is less, so that the other arm must be seen to explain it.
+
+**Beyond X** is a share of problems. One counts when X missed it in its n samples, was asked again
+with new seeds and missed it in all m confirmation samples too, and the tuned arm, on confirmation
+samples of its own, is right so often that it has a ``certificate``: neither X sharpened up to
+``lift`` times over nor blind guessing would come by that and X's misses together on more than
+``luck`` of the problems. From each problem that X missed, the chance of one blind guess is taken
+off, so that a guess made once and kept to is no skill; and from the share, the control, base
+against base: problems missed at first that base's own fresh samples would have certified. So "new
+capability" rests on confirmation samples, has base against base as its null, holds at large k
+against the base at its best (missed by ``base`` and by ``base_best``), and says "not reachable
+within n + m samples". It never says out of reach: a base that would need thousands of samples
+cannot be told from one that never succeeds, nor new skill from sharpening far beyond ``lift``.
+
+A sum of gains and losses would not do here. Problems on which the base still has a little luck, or
+guessing more than the tuned arm, would be set against the new ones and hide them; so each problem
+is counted by itself, and what chance may count is bounded for each.
+
+**Perhaps beyond the base** asks less, since "elicited" is a claim as well and needs evidence: it is
+the share of problems that the base missed in all n + m samples, each with the tuned arm's chance,
+guessing removed, of solving it within ``tries``, a ``lift``-th of m. At most ``reach`` may be so.
+
+"No change" is no conclusion of its own: the question is what a gain consists of, and without a gain
+nothing answers it; the reason says whether a gain was ruled out or the data are too few.
+
+Several tiers are several chances of a false discovery. "New capability" is tested with Holm's
+correction over the tiers and the pooled problems, each at one-sided ``(1 - level) / 2``, so the
+chance of any false one in a report stays below that. The other conclusions claim nothing new and
+are not corrected. Overall: new capability where some tier or the pool has it, else the rule on the
+problems of all tiers together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from data.common.seeds import seed_of
 from data.sections import Margins
-from eval.stats.analyses import (
-    Counts,
-    Values,
-    certificate,
-    floor_at,
-    fresh_tries,
-    solved_fresh,
-    solved_within,
-    unsolved_by,
-)
-from eval.stats.passk import Estimate, bootstrap_indices, crossed_interval
-from eval.stats.rule import Budget, Verdict, decide, is_new, notes_on, tries_for
-
-#: Quantities that cannot be negative, unlike differences.
-_SHARES = ("certified", "control", "perhaps beyond base")
-#: What the pooled problems of all tiers are called.
-OVERALL = "overall"
+from eval.show.tables import cell
+from eval.stats.analyses import floor_at
+from eval.stats.passk import Estimate
 
 
-class Arms:
-    """Counts of every arm on one tier; what is None was not run.
+class Conclusion(StrEnum):
+    """What training did."""
 
-    Attributes:
-        base: before any training, as sampled.
-        grpo: the tuned arm that is judged.
-        base_best: the base at its best decoding, prompt and parsing.
-        sft: what GRPO started from.
-        format_only: GRPO rewarded for the form of an answer alone.
-        guess: chance of a blind guess at each problem in one try, [problems].
-
-    Several training seeds: ``c`` is [seeds, problems]. An arm of several seeds must have those of
-    ``grpo``, in the same order, since they are compared seed by seed.
-    """
-
-    def __init__(
-        self,
-        base: Counts,
-        grpo: Counts,
-        base_best: Counts | None = None,
-        sft: Counts | None = None,
-        format_only: Counts | None = None,
-        guess: ArrayLike | None = None,
-    ) -> None:
-        self.base, self.grpo, self.base_best = base, grpo, base_best
-        self.sft, self.format_only = sft, format_only
-        self.guess = None if guess is None else np.asarray(guess, dtype=np.float64)
-        if len({arm.problems for arm in self.present}) > 1:
-            raise ValueError("all arms need the same problems")
-        if len({arm.fresh_n is None for arm in self.present}) > 1:
-            raise ValueError("either all arms have confirmation samples or none has")
-        if self.guess is not None and self.guess.shape != (base.problems,):
-            raise ValueError(f"guess {self.guess.shape} is not one chance a problem")
-
-    @property
-    def present(self) -> list[Counts]:
-        arms = (self.base, self.base_best, self.sft, self.format_only, self.grpo)
-        return [arm for arm in arms if arm is not None]
-
-    @property
-    def bases(self) -> list[Counts]:
-        return [arm for arm in (self.base, self.base_best) if arm is not None]
-
-    @property
-    def rivals(self) -> dict[str, Counts]:
-        """Other explanations than reinforcement learning with the whole reward, by name."""
-        arms = {"sft": self.sft, "format_only": self.format_only}
-        return {name: arm for name, arm in arms.items() if arm is not None}
-
-
-def evidence(arms: Arms, margins: Margins) -> tuple[dict[str, Values], Budget]:
-    """What each condition of the rule is about, a value for each problem ([..., problems]; the mean
-    is the quantity), and the k at which it was taken. Counts may have any leading axes.
-
-    ``certified`` and ``control`` are parts of "beyond base", for the reader: problems counted,
-    before guesses are taken off, and base against base.
-
-    Raises:
-        ValueError: when an arm was not asked again what the base left unsolved, or GRPO was not
-            asked it equally often everywhere.
-    """
-    n = min(int(arm.n.min()) for arm in arms.present)
-    base, grpo = arms.base, arms.grpo
-    tuned_at_1 = solved_within(grpo.n, grpo.c, 1)
-    values = {
-        f"gain over {name}": tuned_at_1 - solved_within(arm.n, arm.c, 1)
-        for name, arm in {"base": base, **arms.rivals}.items()
-    }
-    values["large k"] = solved_within(grpo.n, grpo.c, n) - solved_within(base.n, base.c, n)
-    guess = np.zeros(base.problems) if arms.guess is None else arms.guess
-    if base.fresh_n is None:
-        return values, Budget(n, 0, n, 0, 0, None, float(floor_at(guess, n).mean()))
-
-    # Rivals are asked again only what the base left unsolved.
-    unsolved = unsolved_by(arms.bases)
-    fresh = fresh_tries([grpo], unsolved)
-    asked = np.broadcast_to(grpo.fresh_n, np.broadcast_shapes(unsolved.shape, grpo.c.shape))
-    if (asked[np.broadcast_to(unsolved, asked.shape)] != fresh).any():
-        raise ValueError("GRPO needs equally many confirmation samples of every unsolved problem")
-    m = fresh_tries([*arms.bases, *arms.rivals.values()], unsolved)
-    needed = certificate(n + m, fresh, margins.lift, margins.luck, guess)
-    control = unsolved & np.logical_or.reduce([arm.fresh_c >= needed for arm in arms.bases])
-    for name, rival in {"base": [], **{k: [v] for k, v in arms.rivals.items()}}.items():
-        missed = _missed([*arms.bases, *rival])
-        certified = missed & (grpo.fresh_c >= needed)
-        values[f"beyond {name}"] = 1.0 * certified - missed * guess - control
-        if not rival:
-            values |= {"certified": 1.0 * certified, "control": 1.0 * control}
-            tries = tries_for(m, fresh, guess, margins)
-            guessed = floor_at(guess, tries)
-            skilled = (solved_fresh(grpo, missed, tries) - guessed) / np.maximum(1 - guessed, 1e-9)
-            values["perhaps beyond base"] = missed * np.maximum(skilled, 0)
-    return values, Budget(
-        n,
-        tries,
-        n + m,
-        fresh,
-        int(np.median(needed)),
-        float(guessed.mean()),
-        float(floor_at(guess, n).mean()),
-    )
-
-
-def _missed(references: Sequence[Counts]) -> NDArray[np.bool_]:
-    """Which problems none of them solved, neither at first nor asked again."""
-    both = ((arm.c == 0) & (arm.fresh_c == 0) for arm in references)
-    return np.logical_and.reduce(np.broadcast_arrays(*both))
+    NEW = "new capability"
+    NARROWED = "elicited and narrowed"
+    ELICITED = "elicited"
+    DISTILLED = "distilled"
+    FORMAT = "format only"
+    INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True)
-class Ruling:
-    """A verdict on one tier, or overall, and all that it rests on.
+class Budget:
+    """How many samples each condition is about; 0 where there are no confirmation samples.
 
     Attributes:
-        reason: the deciding condition, in words.
-        notes: what a reader must know beside it.
-        estimates: every quantity of the rule with its interval at ``Margins.level``.
-        new: whether line 1 holds after the correction; ``tested_at`` is the one-sided level at
-            which it was tested last.
+        n: samples of every arm, the k of narrowing.
+        tries: of the tuned arm, for what is perhaps beyond the base.
+        reach: samples in which the base missed what is called not reachable, n + m.
+        fresh: confirmation samples of the tuned arm, of which ``needed`` (the median over problems)
+            must be right for a certificate.
+        guessed, guessed_n: share of problems that blind guessing solves within ``tries``, and n.
     """
 
-    verdict: Verdict
-    reason: str
-    notes: tuple[str, ...]
-    estimates: dict[str, Estimate]
-    budget: Budget
-    problems: int
-    seeds: int
-    new: bool
-    tested_at: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    n: int
+    tries: int
+    reach: int
+    fresh: int
+    needed: int
+    guessed: float | None
+    guessed_n: float
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Rulings by tier, and the overall one."""
-
-    overall: Ruling
-    tiers: dict[str, Ruling]
-
-    @property
-    def sentence(self) -> str:
-        return f"{self.overall.verdict.capitalize()}: {self.overall.reason}."
+def tries_for(m: int, most: int, guess: ArrayLike, margins: Margins) -> int:
+    """Tries of the tuned arm, which has ``most``, against ``m`` of a reference: no more than
+    ``lift`` and guessing (chance in one try, [problems]) allow, and at least 1. It depends on the
+    problems and on how many samples there are, never on how they came out."""
+    ks = np.arange(1, max(1, min(m // margins.lift, most)) + 1)
+    return max(1, int((floor_at(guess, ks).mean(axis=0) <= margins.floor).sum()))
 
 
-def judge(
-    tiers: Mapping[str, Arms],
-    margins: Margins | None = None,
-    seed: int = 0,
+def is_new(estimates: Mapping[str, Estimate], margins: Margins) -> bool:
+    """Whether line 1 finds a new capability. All its parts must hold, so nothing is corrected for
+    there being several: a test that rejects only where each of its parts does has the level of each
+    (Berger 1982, Technometrics 24:295).
+    """
+    beyond = [e for name, e in estimates.items() if name.startswith("beyond ")]
+    return bool(beyond) and all(e.low > margins.new for e in beyond)
+
+
+def decide(
+    estimates: Mapping[str, Estimate],
+    budget: Budget,
+    margins: Margins,
+    new: bool,
     who: str = "GRPO",
-) -> Judgement:
-    """The verdict on every tier and overall.
+) -> tuple[Conclusion, str]:
+    """The rule of this module's docstring: the conclusion and the deciding condition in words.
 
     Args:
-        tiers: at least one; counts of each arm on the tier's problems.
-        seed: the resampling of each tier is hashed from it.
-        who: what the judged arm is called in words.
-
-    Raises:
-        UserError: when a margin makes no sense.
-        ValueError: when counts do not fit each other.
+        new: whether ``is_new`` holds at the level that the correction asks for.
+        who: what the judged arm is called.
     """
-    margins = margins or Margins()
-    margins.validate()
-    if not tiers or OVERALL in tiers:
-        raise ValueError(f"a verdict needs at least one tier, and none may be called {OVERALL!r}")
-    found = {name: evidence(arms, margins) for name, arms in tiers.items()}
-    if len(found) > 1:
-        found[OVERALL] = _pooled([found[name] for name in tiers])
-    cubes = {name: _cube(values) for name, (values, _) in found.items()}
-    indices = {
-        name: bootstrap_indices(
-            cube.shape[1], margins.resamples, np.random.default_rng(seed_of(seed, "verdict", name))
+    beyond = estimates.get("beyond base")
+    if new:
+        return Conclusion.NEW, (
+            f"on {_share(beyond)} of problems {who} answers reliably (in {budget.needed} or more "
+            f"of {budget.fresh} fresh tries) what was not reachable for base within {budget.reach} "
+            f"samples, and what base sharpened {margins.lift} times over or guessing would not"
         )
-        for name, cube in cubes.items()
-    }
+    if beyond is not None and beyond.low > margins.new:
+        return _not_new(estimates, margins)
 
-    def estimates(name: str, divisor: int = 1) -> dict[str, Estimate]:
-        """Intervals whose every end is wrong ``divisor`` times more rarely than at the level."""
-        level = 1 - (1 - margins.level) / divisor
-        least = np.array([0.0 if quantity in _SHARES else -1.0 for quantity in found[name][0]])
-        intervals = crossed_interval(cubes[name], indices[name], level, bounds=(least, 1.0))
-        return dict(zip(found[name][0], intervals, strict=True))
-
-    most = len(found) if margins.correction == "holm" else 1
-    by_divisor = {name: [estimates(name, d) for d in range(1, most + 1)] for name in found}
-    depths = {name: _depth(by_divisor[name], margins) for name in found}
-    tested = holm(depths) if most > 1 else {name: (depth == 1, 1) for name, depth in depths.items()}
-    rulings = {}
-    for name, (_, budget) in found.items():
-        (new, divisor), at_level = tested[name], by_divisor[name][0]
-        verdict, reason = decide(at_level, budget, margins, new, who)
-        rulings[name] = Ruling(
-            verdict,
-            reason,
-            tuple(notes_on(at_level, budget, margins, verdict)),
-            at_level,
-            budget,
-            problems=cubes[name].shape[1],
-            seeds=len(cubes[name]),
-            new=new,
-            tested_at=(1 - margins.level) / 2 / divisor,
+    gain = estimates["gain over base"]
+    if gain.high < margins.gain:
+        what = "falls behind base" if gain.high < 0 else "gains nothing of weight over base"
+        return Conclusion.INCONCLUSIVE, (
+            f"{who} {what} at k = 1 ({_points(gain)}), so there is nothing to explain"
         )
-    pool = rulings.pop(OVERALL, None)
-    return Judgement(_overall(rulings, pool), rulings)
+    if gain.low <= 0:
+        return Conclusion.INCONCLUSIVE, f"whether {who} gains at k = 1 is open ({_points(gain)})"
+    for rival, conclusion in (("format_only", Conclusion.FORMAT), ("sft", Conclusion.DISTILLED)):
+        over = estimates.get(f"gain over {rival}")
+        if over is None:
+            continue
+        if over.high < margins.gain:
+            return conclusion, (
+                f"{who} gains {_points(gain)} over base at k = 1 but nothing of weight over "
+                f"{_NAMES[rival]} ({_points(over)})"
+            )
+        if over.low <= 0:
+            return Conclusion.INCONCLUSIVE, (
+                f"{who} gains {_points(gain)} over base at k = 1; whether {_NAMES[rival]} explains "
+                f"it is open ({_points(over)})"
+            )
+    perhaps = estimates.get("perhaps beyond base")
+    if perhaps is None:
+        return Conclusion.INCONCLUSIVE, (
+            f"{who} gains {_points(gain)} over base at k = 1, but there are no confirmation "
+            "samples to tell a skill of the base from a new one"
+        )
+    if perhaps.high >= margins.reach:
+        return Conclusion.INCONCLUSIVE, (
+            f"{who} gains {_points(gain)} over base at k = 1; whether all of it was reachable for "
+            f"base is open: within {_tries(budget.tries)} it solves {_share(perhaps)} of problems "
+            f"that base missed in all {budget.reach} samples"
+        )
+    within = (
+        f"{who} gains {_points(gain)} over base at k = 1, and what it solves within "
+        f"{_tries(budget.tries)} base reaches within {budget.reach} samples, but for at most "
+        f"{perhaps.high:.1%} of problems"
+    )
+    large = estimates["large k"]
+    if large.low <= -margins.narrowed and large.high < 0:
+        return Conclusion.NARROWED, f"{within}; at k = {budget.n} it loses ({_points(large)})"
+    return Conclusion.ELICITED, within
 
 
-def _pooled(parts: Sequence[tuple[dict[str, Values], Budget]]) -> tuple[dict[str, Values], Budget]:
-    """All tiers' problems together: the quantities that every tier has, each taken at its tier's
-    own k, and the least k of any."""
-    names = [name for name in parts[0][0] if all(name in values for values, _ in parts)]
-    values = {name: np.concatenate([v[name] for v, _ in parts], axis=-1) for name in names}
-    every = [vars(budget) for _, budget in parts]
-    # A tier whose problems were all solved has no confirmation samples to speak of.
-    budgets = [budget for budget in every if budget["fresh"]] or every
-    least = {
-        key: min((b[key] for b in budgets if b[key] is not None), default=None)
-        for key in budgets[0]
-    }
-    return values, Budget(**least)
+_NAMES = {"sft": "its SFT start", "format_only": "format-only training"}
 
 
-def _cube(values: Mapping[str, Values]) -> NDArray[np.float64]:
-    """[seeds, problems, quantities]."""
-    seeds = max(len(np.atleast_2d(v)) for v in values.values())
-    return np.stack(
-        [np.broadcast_to(v, (seeds, np.shape(v)[-1])) for v in values.values()], axis=-1
+def _not_new(estimates: Mapping[str, Estimate], margins: Margins) -> tuple[Conclusion, str]:
+    """Beyond the base, yet not a new capability of reinforcement learning."""
+    beyond = _share(estimates["beyond base"])
+    least = min(margins.reach, estimates["beyond base"].low)
+    for rival, conclusion in (("format_only", Conclusion.FORMAT), ("sft", Conclusion.DISTILLED)):
+        over = estimates.get(f"beyond {rival}")
+        if over is not None and over.high < least:
+            return conclusion, (
+                f"{beyond} of problems lie beyond base, but not beyond {_NAMES[rival]} "
+                f"({_share(over)})"
+            )
+    open_ones = [
+        _NAMES[rival]
+        for rival in _NAMES
+        if (over := estimates.get(f"beyond {rival}")) is not None and over.low <= margins.new
+    ]
+    if open_ones:
+        return Conclusion.INCONCLUSIVE, (
+            f"{beyond} of problems lie beyond base; whether {' and '.join(open_ones)} explains "
+            "them is open"
+        )
+    return Conclusion.INCONCLUSIVE, (
+        f"{beyond} of problems lie beyond base, which is not sure enough after the correction for "
+        "the number of tiers"
     )
 
 
-def _depth(by_divisor: Sequence[Mapping[str, Estimate]], margins: Margins) -> int:
-    """The greatest divisor of the level at which it is still new; 0 where it is at none."""
-    return max((d for d, e in enumerate(by_divisor, 1) if is_new(e, margins)), default=0)
+def notes_on(
+    estimates: Mapping[str, Estimate], budget: Budget, margins: Margins, conclusion: Conclusion
+) -> list[str]:
+    notes: list[str] = []
+    large = estimates["large k"]
+    if conclusion == Conclusion.ELICITED and large.low <= -margins.narrowed:
+        notes.append(f"whether it narrowed at k = {budget.n} is open ({_points(large)})")
+    if conclusion == Conclusion.NEW and large.high < 0:
+        notes.append(f"it also lost at k = {budget.n} ({_points(large)})")
+    if budget.guessed_n > margins.floor:
+        notes.append(
+            f"blind guessing solves {budget.guessed_n:.1%} within {_tries(budget.n)}, so what was "
+            "lost or kept at that k may be guessing"
+        )
+    if budget.guessed is not None and budget.guessed > margins.floor:
+        notes.append(
+            f"blind guessing solves {budget.guessed:.1%} within {budget.tries}: these problems "
+            "leave little room to show a new capability"
+        )
+    if budget.needed > budget.fresh > 0:
+        notes.append(
+            f"{budget.reach} samples of the base and {budget.fresh} confirmation samples are too "
+            f"few to tell any new capability from sharpening {margins.lift} times over"
+        )
+    return notes
 
 
-def holm(depths: Mapping[str, int]) -> dict[str, tuple[bool, int]]:
-    """Holm's step-down procedure (1979, Scandinavian Journal of Statistics 6:65) where hypothesis i
-    is rejected at ``level / d`` for every d up to ``depths[i]``.
-
-    The surest is tested at level / h, the next at level / (h - 1), and so on until one fails.
-
-    Returns:
-        per hypothesis, whether it is rejected, and the divisor at which it was tested last.
-    """
-    ordered = sorted(depths, key=lambda name: -depths[name])
-    decided, going = {}, True
-    for rank, name in enumerate(ordered):
-        divisor = len(ordered) - rank
-        going = going and depths[name] >= divisor
-        decided[name] = (going, divisor)
-    return decided
+def _tries(count: int) -> str:
+    return "1 try" if count == 1 else f"{count} tries"
 
 
-def _overall(tiers: Mapping[str, Ruling], pool: Ruling | None) -> Ruling:
-    if pool is None:
-        return next(iter(tiers.values()))
-    with_new = [name for name, ruling in tiers.items() if ruling.new]
-    if pool.new or not with_new:
-        return pool
-    # A tier is enough: a new capability need not show on problems that do not call for it.
-    reason = f"on {', '.join(with_new)}: {tiers[with_new[0]].reason}"
-    return replace(pool, verdict=Verdict.NEW, reason=reason, new=True)
+def _points(estimate: Estimate) -> str:
+    return f"{cell(estimate.to_json(), '+')} points"
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{cell(estimate.to_json())} %"

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from eval.stats.analyses import certificate
-from eval.stats.rule import Margins
+from eval.stats.conclusion import Margins
 
 #: A problem that a model can solve is found with this chance.
 FOUND = 0.95
