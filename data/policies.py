@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from data.problem import Event, Problem, Schedule
+from data.event import Event, Schedule
+from data.problem import Problem
 from data.solver import by_end, is_interval_problem
 
 FLOOR_KS = (1, 4, 16, 64, 256)

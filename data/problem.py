@@ -1,7 +1,4 @@
-"""Event and Problem: the record that flows through every stage, and its JSON form.
-
-Times are minutes since midnight inside and ``HH:MM`` at the edges (JSON, prompts, completions).
-"""
+"""Problem: the record that flows through every stage, and its JSON form."""
 
 from __future__ import annotations
 
@@ -12,36 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from data.clock import CLOCK, MINUTE
 from data.common.errors import UserError
+from data.event import Event, event_from_json
 from data.rules import BASE_RULES, Rule, rule_from_json
 
 PRIORITY_WEIGHT = 2
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Event:
-    """One event, in minutes since midnight; ``start < end`` except in a wrong answer."""
-
-    start: int
-    end: int
-    name: str
-
-    @property
-    def duration(self) -> int:
-        """Length in minutes."""
-        return self.end - self.start
-
-    def overlaps(self, other: Event) -> bool:
-        """Whether two events share a minute; touching ones do not."""
-        return self.start < other.end and other.start < self.end
-
-    def to_json(self) -> list[str]:
-        return [self.name, CLOCK[self.start], CLOCK[self.end]]
-
-
-#: What a parser read: events in the order of the answer, not yet judged.
-Schedule = tuple[Event, ...]
 
 
 @dataclass(frozen=True)
@@ -90,11 +62,13 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the problem without its names or their order: equal for problems that differ
-        only in how events are called or listed."""
-        priorities = frozenset(self.priorities)
-        shape = sorted((e.start, e.end, e.name in priorities) for e in self.events)
-        rules = sorted((rule.canonical(self) for rule in self.rules), key=json.dumps)
+        """Hash of the problem without its names or their order.
+
+        Equal for problems that differ only in how events are called or listed.
+        """
+        anonymous = {e.name: [e.start, e.end, e.name in self.priorities] for e in self.events}
+        shape = sorted(anonymous.values())
+        rules = sorted((rule.canonical(anonymous) for rule in self.rules), key=json.dumps)
         return hashlib.sha256(json.dumps([shape, rules]).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -141,29 +115,6 @@ class Problem:
             for name in rule.names():
                 if name not in self.by_name:
                     raise UserError(f"rule {rule.kind!r} names {name!r}, not one of the events")
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written and tokenized: JSON may also escape half of a
-    character that UTF-16 has in two."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def event_from_json(item: Any) -> Event:
-    """``[name, "HH:MM", "HH:MM"]`` to an Event; UserError says what is wrong with it."""
-    if not (isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item)):
-        raise UserError(f'an event must be ["name", "HH:MM", "HH:MM"], not {json.dumps(item)[:80]}')
-    name, start, end = item
-    for text in (start, end):
-        if text not in MINUTE:
-            raise UserError(f"{text!r} is not a time between 00:00 and 23:59 (event {name!r})")
-    if not name.strip() or name != name.strip() or set(name) & set("<>\n\r"):
-        raise UserError(f"event name {name!r} is blank, or has <, >, a line break or outer blanks")
-    if not is_text(name):
-        raise UserError(f"event name {name!r} has half a character, which no UTF-8 text can hold")
-    if MINUTE[start] >= MINUTE[end]:
-        raise UserError(f"event {name!r} ends at {end}, not after its start at {start}")
-    return Event(MINUTE[start], MINUTE[end], name)
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from data.clock import CLOCK
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 
 TASK = (
     "Choose events for one day so that their weighted minutes add up to as much as possible. "

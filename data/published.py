@@ -13,7 +13,8 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.common.files import read_jsonl
-from data.problem import Problem, event_from_json
+from data.event import event_from_json
+from data.problem import Problem
 from data.solver import prove
 
 #: ``owner/name`` on the hub, or ``owner/name:split``.

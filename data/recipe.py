@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from data.common.errors import UserError, shown
-from data.problem import is_text
+from data.event import is_text
 from data.run import Run
 from data.sections import (
     ARMS,

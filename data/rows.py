@@ -8,7 +8,8 @@ from typing import Any, TypedDict, cast
 
 from data.common.errors import UserError
 from data.common.files import finished, read_jsonl
-from data.problem import Problem, is_text
+from data.event import is_text
+from data.problem import Problem
 from data.prompts import answer, prompt, trace
 from data.rules import BASE_RULES
 from data.run import Run

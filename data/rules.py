@@ -1,25 +1,26 @@
 """Rules: one constraint in three forms side by side.
 
 A rule is its sentence for the prompt, its CP-SAT constraint, and its plain check that names what
-was violated. The two forms of judgement are pinned to each other by property tests. To add a rule,
-add a class here: ``rule_from_json`` and the tiers find it by its ``kind``.
+was violated. Property tests pin the two forms of judgement to each other.
+
+To add a rule, write a class here and list it in ``KINDS``: recipes, tiers, JSON, prompts, the
+solver and the verifier find it there. The tests then ask for a third definition of it, in
+``tests/test_rules.py``, and for one schedule that breaks it, in ``tests/test_mutations.py``.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from data.clock import MINUTE
 from data.common.errors import UserError
-
-if TYPE_CHECKING:
-    from data.problem import Event, Problem
-    from data.solver import DayModel
+from data.cpsat import DayModel
+from data.event import Event
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Rule:
             object.__setattr__(self, field.name, _as_tuple(getattr(self, field.name)))
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
-        """Draw the rule for a problem whose events stand; None where it cannot be said of them."""
-        return None
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
+        """Draw the rule for the events of a day; None where it cannot be said of them."""
+        raise NotImplementedError
 
     def sentence(self) -> str | None:
         """The rule as the prompt says it, or None where the prompt's task says it already."""
@@ -68,20 +69,19 @@ class Rule:
     def to_json(self) -> dict[str, Any]:
         return {"rule": self.kind, **asdict(self)}
 
-    def canonical(self, problem: Problem) -> list[Any]:
-        """The rule without event names, for the problem's fingerprint: each stands as its times
-        and priority, and groups are sorted."""
-        names = frozenset(self.names())
+    def canonical(self, anonymous: Mapping[str, list[int]]) -> list[Any]:
+        """The rule without event names, for the problem's fingerprint.
 
-        def anonymous(value: Any) -> Any:
+        Args:
+            anonymous: what stands for each event: its times and whether it has priority.
+        """
+
+        def plain(value: Any) -> Any:
             if isinstance(value, tuple):
-                return sorted(map(anonymous, value), key=json.dumps)
-            if value in names:
-                event = problem.by_name[value]
-                return [event.start, event.end, value in problem.priorities]
-            return value
+                return sorted(map(plain, value), key=json.dumps)
+            return anonymous[value] if value in self.names() else value
 
-        return [self.kind, *(anonymous(getattr(self, field.name)) for field in fields(self))]
+        return [self.kind, *(plain(getattr(self, field.name)) for field in fields(self))]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -117,7 +117,7 @@ class Chronological(Rule):
 
     def constrain(self, day: DayModel) -> None:
         # Any set of events can be listed in order, so only a given answer can break this rule.
-        if day.position is None:
+        if not day.position:
             return
         for i, j in combinations(range(len(day.events)), 2):
             if day.events[i].start != day.events[j].start:
@@ -147,9 +147,7 @@ class NoOverlap(Rule):
         # form of the rule, which presolve settles without search.
         for event in day.events:
             running = [
-                chosen
-                for other, chosen in zip(day.events, day.chosen, strict=True)
-                if other.start <= event.start < other.end
+                chosen for other, chosen in day.choices if other.start <= event.start < other.end
             ]
             if len(running) > 1:
                 day.model.add_at_most_one(running)
@@ -165,56 +163,40 @@ class NoOverlap(Rule):
 BASE_RULES: tuple[Rule, ...] = (NotEmpty(), Chronological(), NoOverlap())
 
 
-def forbid_pairs(day: DayModel, clash: Callable[[Event, Event], bool]) -> None:
-    """Of two different events that ``clash`` (given in order of time), at most one is chosen."""
-    for i, j in combinations(range(len(day.events)), 2):
-        first, second = sorted((day.events[i], day.events[j]))
-        if clash(first, second):
-            day.model.add_at_most_one(day.chosen[i], day.chosen[j])
+class ForbidsPairs(Rule):
+    """Base of rules that forbid two events to stand in one schedule."""
 
-
-def clashing_pairs(
-    schedule: Sequence[Event], clash: Callable[[Event, Event], bool]
-) -> Iterator[str]:
-    """The pairs of differently named events that ``clash``, in words."""
-    for a, b in combinations(schedule, 2):
-        first, second = sorted((a, b))
-        if a.name != b.name and clash(first, second):
-            yield f"{first.name} / {second.name}"
-
-
-class KeepsApart:
-    """Of a rule that forbids pairs of events which are ``_too_close``."""
-
-    kind: ClassVar[str]
-
-    def _too_close(self, first: Event, second: Event) -> bool:
+    def clashes(self, first: Event, second: Event) -> bool:
         """Whether two events, in order of time, must not both be chosen."""
         raise NotImplementedError
 
     def constrain(self, day: DayModel) -> None:
-        forbid_pairs(day, self._too_close)
+        for (a, a_chosen), (b, b_chosen) in combinations(day.choices, 2):
+            if self.clashes(*sorted((a, b))):
+                day.model.add_at_most_one(a_chosen, b_chosen)
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        for pair in clashing_pairs(schedule, self._too_close):
-            yield f"{self.kind}: {pair}"
+        for a, b in combinations(schedule, 2):
+            first, second = sorted((a, b))
+            if a.name != b.name and self.clashes(first, second):
+                yield f"{self.kind}: {first.name} / {second.name}"
 
 
 @dataclass(frozen=True)
-class Gap(KeepsApart, Rule):
+class Gap(ForbidsPairs):
     """So many minutes between the end of a chosen event and the start of any later one."""
 
     kind: ClassVar[str] = "gap"
     minutes: int
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(rng.choice((15, 30)))
 
     def sentence(self) -> str | None:
         return f"Leave at least {self.minutes} minutes between one chosen event and the next."
 
-    def _too_close(self, first: Event, second: Event) -> bool:
+    def clashes(self, first: Event, second: Event) -> bool:
         # Events that overlap are another rule's matter.
         return 0 <= second.start - first.end < self.minutes
 
@@ -223,7 +205,7 @@ class Gap(KeepsApart, Rule):
 
 
 @dataclass(frozen=True)
-class Travel(KeepsApart, Rule):
+class Travel(ForbidsPairs):
     """So many minutes between a chosen event and a later one at the other of two places.
 
     Events at neither place need no travel.
@@ -235,10 +217,10 @@ class Travel(KeepsApart, Rule):
     minutes: int
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
-        if len(problem.events) < 2:
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
+        if len(events) < 2:
             return None
-        names = rng.sample([e.name for e in problem.events], min(4, len(problem.events)))
+        names = rng.sample([e.name for e in events], min(4, len(events)))
         half = len(names) // 2
         return cls(tuple(names[:half]), tuple(names[half:]), rng.choice((30, 45, 60)))
 
@@ -248,7 +230,7 @@ class Travel(KeepsApart, Rule):
             f"{spoken(self.there)} takes {self.minutes} minutes."
         )
 
-    def _too_close(self, first: Event, second: Event) -> bool:
+    def clashes(self, first: Event, second: Event) -> bool:
         apart = (first.name in self.here and second.name in self.there) or (
             first.name in self.there and second.name in self.here
         )
@@ -257,8 +239,8 @@ class Travel(KeepsApart, Rule):
     def names(self) -> tuple[str, ...]:
         return (*self.here, *self.there)
 
-    def canonical(self, problem: Problem) -> list[Any]:
-        kind, here, there, minutes = super().canonical(problem)
+    def canonical(self, anonymous: Mapping[str, list[int]]) -> list[Any]:
+        kind, here, there, minutes = super().canonical(anonymous)
         return [kind, *sorted((here, there)), minutes]  # there and back take equally long
 
     def check(self) -> None:
@@ -269,7 +251,7 @@ class Travel(KeepsApart, Rule):
 
 
 @dataclass(frozen=True)
-class Before(Rule):
+class Before(ForbidsPairs):
     """If both are chosen, one event ends by the start of the other."""
 
     kind: ClassVar[str] = "before"
@@ -277,26 +259,24 @@ class Before(Rule):
     then: str
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
-        if len(problem.events) < 2:
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
+        if len(events) < 2:
             return None
-        first, then = rng.sample([e.name for e in problem.events], 2)
+        first, then = rng.sample([e.name for e in events], 2)
         return cls(first, then)
 
     def sentence(self) -> str | None:
         return f"If both are chosen, {self.first} comes before {self.then}."
 
-    def _wrong_way(self, a: Event, b: Event) -> bool:
-        if {a.name, b.name} != {self.first, self.then}:
-            return False
-        first, then = (a, b) if a.name == self.first else (b, a)
-        return first.end > then.start
-
-    def constrain(self, day: DayModel) -> None:
-        forbid_pairs(day, self._wrong_way)
+    def clashes(self, first: Event, second: Event) -> bool:
+        # Two different events, so that of each name there is one.
+        times = {first.name: first, second.name: second}
+        return times.keys() == {self.first, self.then} and (
+            times[self.first].end > times[self.then].start
+        )
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        for _ in clashing_pairs(schedule, self._wrong_way):
+        for _ in super().violations(schedule):
             yield f"before: {self.first} / {self.then}"
 
     def names(self) -> tuple[str, ...]:
@@ -306,27 +286,27 @@ class Before(Rule):
         need(self, self.first != self.then, "then", "another event than first")
 
 
-class OfGroup:
-    """Of a rule about a ``group`` of events, two or three where it is drawn."""
+@dataclass(frozen=True)
+class OfGroup(Rule):
+    """Base of rules about a ``group`` of events, two or three where it is drawn."""
 
     group: tuple[str, ...]
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
-        if len(problem.events) < 3:
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
+        if len(events) < 3:
             return None
-        return cls(tuple(rng.sample([e.name for e in problem.events], rng.randint(2, 3))))
+        return cls(tuple(rng.sample([e.name for e in events], rng.randint(2, 3))))
 
     def names(self) -> tuple[str, ...]:
         return self.group
 
 
 @dataclass(frozen=True)
-class AtMostOne(OfGroup, Rule):
+class AtMostOne(OfGroup):
     """At most one event of a group."""
 
     kind: ClassVar[str] = "at_most_one"
-    group: tuple[str, ...]
 
     def sentence(self) -> str | None:
         return f"Choose at most one of {spoken(self.group)}."
@@ -344,12 +324,11 @@ class AtMostOne(OfGroup, Rule):
 
 
 @dataclass(frozen=True)
-class AtLeastOne(OfGroup, Rule):
+class AtLeastOne(OfGroup):
     """At least one event of a group."""
 
     kind: ClassVar[str] = "at_least_one"
     hereditary: ClassVar[bool] = False
-    group: tuple[str, ...]
 
     def sentence(self) -> str | None:
         return f"Choose at least one of {spoken(self.group)}."
@@ -374,8 +353,8 @@ class MustInclude(Rule):
     event: str
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
-        return cls(rng.choice(problem.events).name)
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
+        return cls(rng.choice(events).name)
 
     def sentence(self) -> str | None:
         return f"Choose {self.event}."
@@ -399,7 +378,7 @@ class AtMost(Rule):
     count: int
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(rng.randint(2, 4))
 
     def sentence(self) -> str | None:
@@ -424,17 +403,15 @@ class Budget(Rule):
     minutes: int
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(rng.randrange(180, 361, 15))
 
     def sentence(self) -> str | None:
         return f"The chosen events take at most {self.minutes} minutes together."
 
     def constrain(self, day: DayModel) -> None:
-        durations = [event.duration for event in day.events]
-        day.model.add(
-            sum(d * chosen for d, chosen in zip(durations, day.chosen, strict=True)) <= self.minutes
-        )
+        taken = sum(event.duration * chosen for event, chosen in day.choices)
+        day.model.add(taken <= self.minutes)
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
         # An altered event may end before it starts: it takes no time, and gives none.
@@ -456,7 +433,7 @@ class Break(Rule):
     end: str
 
     @classmethod
-    def sample(cls, problem: Problem, rng: random.Random) -> Rule | None:
+    def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         opens = rng.choice((11, 12, 13))
         return cls(rng.choice((30, 45, 60)), f"{opens}:00", f"{opens + 2}:00")
 
@@ -475,7 +452,7 @@ class Break(Rule):
         for start, end in self._breaks(day.events):
             here = day.model.new_bool_var("")
             taken.append(here)
-            for event, chosen in zip(day.events, day.chosen, strict=True):
+            for event, chosen in day.choices:
                 if event.start < end and start < event.end:
                     day.model.add_implication(here, ~chosen)
         day.model.add_bool_or(taken)
@@ -506,11 +483,16 @@ def need(rule: Rule, condition: bool, key: str, what: str) -> None:
         raise UserError(f"rule {rule.kind!r}: {key} must be {what}, not {getattr(rule, key)!r}")
 
 
-#: Every rule by its kind, and those that a tier can draw.
-KINDS: dict[str, type[Rule]] = {cls.kind: cls for cls in Rule.__subclasses__()}
-DRAWN_KINDS = tuple(
-    kind for kind, cls in KINDS.items() if cls.sample.__func__ is not Rule.sample.__func__
-)
+#: Every rule by its kind, in the order in which a problem lists them.
+KINDS: dict[str, type[Rule]] = {
+    cls.kind: cls
+    for cls in (
+        NotEmpty, Chronological, NoOverlap,
+        Gap, Travel, Before, AtMostOne, AtLeastOne, MustInclude, AtMost, Budget, Break,
+    )
+}  # fmt: skip
+#: Those that a tier can draw: all but the base rules.
+DRAWN_KINDS = tuple(KINDS)[len(BASE_RULES) :]
 
 _TYPES = {
     "int": ("a whole number", lambda v: type(v) is int),

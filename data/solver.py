@@ -10,61 +10,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 
 from ortools.sat.python import cp_model
 
-from data.problem import Event, Problem, Schedule
+from data.cpsat import DayModel
+from data.event import Event, Schedule
+from data.problem import Problem
 from data.rules import BASE_RULES
 
 
-class DayModel:
-    """CP-SAT model of one problem: ``chosen[i]`` says whether ``events[i]`` is in the schedule.
-
-    With ``ordered``, ``position[i]`` is the event's place in the answer, so that rules about the
-    order of an answer can be stated; proving an optimum needs none.
-    """
-
-    def __init__(self, problem: Problem, ordered: bool = False) -> None:
-        self.problem = problem
-        self.events = problem.events
-        self.model = cp_model.CpModel()
-        self.chosen = [self.model.new_bool_var("") for _ in self.events]
-        self.position = (
-            [self.model.new_int_var(0, len(self.events), "") for _ in self.events]
-            if ordered
-            else None
-        )
-        for rule in problem.rules:
-            rule.constrain(self)
-
-    def chosen_of(self, names: Sequence[str]) -> list[cp_model.IntVar]:
-        """The variables of these events."""
-        return [c for e, c in zip(self.events, self.chosen, strict=True) if e.name in names]
-
-    @cached_property
-    def weighted_minutes(self) -> cp_model.LinearExpr:
-        value = self.problem.value
-        return cp_model.LinearExpr.weighted_sum(self.chosen, [value[e.name] for e in self.events])
-
-    def solve(self, effort: float | None = None) -> tuple[int, cp_model.CpSolver]:
-        """Solve with one worker and a fixed seed: the same model, the same answer, anywhere.
-
-        ``effort`` limits CP-SAT's deterministic time, which counts work instead of seconds.
-        """
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.random_seed = 0
-        # It would leave Ctrl-C to end this process at once from here on, unheard by Python.
-        solver.parameters.catch_sigint_signal = False
-        # These models are settled by presolve or a handful of conflicts; probing, symmetry
-        # detection and a linear relaxation cost more than they save.
-        solver.parameters.cp_model_probing_level = 0
-        solver.parameters.symmetry_level = 0
-        solver.parameters.linearization_level = 0
-        if effort is not None:
-            solver.parameters.max_deterministic_time = effort
-        return solver.solve(self.model), solver
+def day_model(problem: Problem, ordered: bool = False) -> DayModel:
+    """The CP-SAT model of a problem; see ``DayModel`` for ``ordered``."""
+    day = DayModel(problem.events, problem.value, ordered)
+    for rule in problem.rules:
+        rule.constrain(day)
+    return day
 
 
 class UnprovenError(Exception):
@@ -79,7 +39,7 @@ def prove(problem: Problem, effort: float | None = None) -> Schedule | None:
     Raises:
         UnprovenError: when ``effort`` (see ``DayModel.solve``) did not suffice.
     """
-    day = DayModel(problem)
+    day = day_model(problem)
     day.model.maximize(day.weighted_minutes)
     status, solver = day.solve(effort)
     if status == cp_model.INFEASIBLE:
@@ -95,7 +55,7 @@ def admits(problem: Problem, schedule: Sequence[Event]) -> bool:
     no better than the proven optimum."""
     if any(problem.by_name.get(event.name) != event for event in schedule):
         return False  # an unknown event, or other times: the model has no variable for it
-    day = DayModel(problem, ordered=True)
+    day = day_model(problem, ordered=True)
     times_listed = Counter(event.name for event in schedule)
     position = {event.name: i for i, event in enumerate(schedule)}
     for i, event in enumerate(day.events):

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from data.clock import MINUTE
 from data.common.errors import UserError
+from data.event import Event
 from data.names import EVENT_NAMES
 from data.policies import GREEDY, feasible_schedules
-from data.problem import Event, Problem
+from data.problem import Problem
 from data.rules import BASE_RULES, DRAWN_KINDS, KINDS, Rule
 from data.solver import interval_optimum, optimal_schedule
 
@@ -123,7 +124,9 @@ class Tier:
     def _sample_rules(self, problem: Problem, rng: random.Random) -> list[Rule]:
         """Rules of different kinds, in the order in which ``data.rules`` has them."""
         kinds = rng.sample(self.kinds or DRAWN_KINDS, rng.randint(*self.rules))
-        drawn = (KINDS[kind].sample(problem, rng) for kind in sorted(kinds, key=list(KINDS).index))
+        drawn = (
+            KINDS[kind].sample(problem.events, rng) for kind in sorted(kinds, key=list(KINDS).index)
+        )
         return [rule for rule in drawn if rule is not None]
 
     def _accepts(self, problem: Problem) -> bool:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from data.clock import CLOCK, MINUTE
+from data.event import Event, Schedule
 from data.policies import feasible_schedules, random_feasible, random_maximal
-from data.problem import Event, Problem, Schedule
+from data.problem import Problem
 from data.prompts import answer, schedule_xml
 from data.rules import BASE_RULES
 from data.solver import by_end, interval_optimum, is_interval_problem

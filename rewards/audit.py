@@ -32,8 +32,9 @@ from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, write_json, write_text
 from data.common.seeds import seed_of
+from data.event import Schedule
 from data.make import make_problem
-from data.problem import Problem, Schedule
+from data.problem import Problem
 from data.published import read_published
 from data.recipe import Recipe, nearest, recipe_arguments, recipe_from
 from data.sections import RewardSection, TierUse

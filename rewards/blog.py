@@ -23,7 +23,8 @@ from enum import StrEnum
 from itertools import combinations, pairwise
 from typing import Any
 
-from data.problem import PRIORITY_WEIGHT, Event, Problem
+from data.event import Event
+from data.problem import PRIORITY_WEIGHT, Problem
 
 
 class BlogStatus(StrEnum):

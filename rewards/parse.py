@@ -10,7 +10,7 @@ import re
 from enum import StrEnum
 
 from data.clock import MINUTE
-from data.problem import Event, Schedule
+from data.event import Event, Schedule
 
 
 class ParseFailure(StrEnum):

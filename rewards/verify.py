@@ -8,7 +8,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from data.problem import Event, Problem, Schedule, problem_from_text
+from data.event import Event, Schedule
+from data.problem import Problem, problem_from_text
 from data.solver import admits
 from rewards.parse import ParseFailure, parse
 

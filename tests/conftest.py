@@ -12,7 +12,8 @@ from pathlib import Path
 from hypothesis import settings
 
 from data.clock import CLOCK, MINUTE
-from data.problem import Event, Problem, Schedule
+from data.event import Event, Schedule
+from data.problem import Problem
 from data.prompts import answer, schedule_xml, trace
 from data.rules import (
     BASE_RULES,

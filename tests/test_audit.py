@@ -14,9 +14,10 @@ from conftest import BLOG, day, random_problem, tier_problems
 
 import rewards.audit
 from data.common.errors import UserError
+from data.event import Event
 from data.make import make_problem
 from data.policies import feasible_schedules
-from data.problem import Event, Problem
+from data.problem import Problem
 from data.published import read_published
 from data.recipe import load_recipe
 from data.sections import RewardSection

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.common.files import read_jsonl
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 from rewards import blog
 from rewards.blog import BlogStatus
 

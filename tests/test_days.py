@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from data.clock import CLOCK
 from data.common.errors import UserError
-from data.problem import Problem, event_from_json
+from data.event import event_from_json
+from data.problem import Problem
 from data.prompts import answer, prompt
 from eval.day.days import MOST_NAME, Wanted, cleaned, entry_of, prove_day, read_day
 from rewards.verify import Status, verify

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.clock import CLOCK
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 from data.prompts import answer, schedule_xml, trace
 from data.solver import optimal_schedule
 from data.tiers import TIERS

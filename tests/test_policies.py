@@ -18,6 +18,7 @@ from conftest import (
 )
 
 from data import policies
+from data.event import Event
 from data.policies import (
     FLOOR_KS,
     GREEDY,
@@ -32,7 +33,7 @@ from data.policies import (
     random_maximal_success,
     success_probability,
 )
-from data.problem import Event, Problem
+from data.problem import Problem
 from data.rules import BASE_RULES, AtLeastOne, AtMost, Break, Gap, MustInclude, NoOverlap
 from data.tiers import TIERS
 from rewards.verify import Status, verify_schedule, violations

@@ -9,7 +9,8 @@ from conftest import day, random_problem, tier_problems
 
 from data.clock import CLOCK, DAY, MINUTE
 from data.common.errors import UserError
-from data.problem import Event, Problem, event_from_json, problem_from_text
+from data.event import Event, event_from_json
+from data.problem import Problem, problem_from_text
 from data.rules import BASE_RULES, Chronological
 from data.tiers import TIERS
 

@@ -6,7 +6,8 @@ import pytest
 from conftest import KEPT, day, minutes, tier_problems, weighted
 
 from data.clock import CLOCK, MINUTE
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 from data.prompts import answer, messages, prompt, schedule_xml, trace
 from data.rules import BASE_RULES, AtMost, Gap
 from data.solver import interval_optimum, optimal_schedule

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from data.common.errors import UserError
-from data.problem import Event
+from data.event import Event
 from data.published import check_row, read_published, read_rows
 
 BLOG = Path(__file__).parents[1].parent / "shared" / "blog"

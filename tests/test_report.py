@@ -14,8 +14,8 @@ from conftest import day, random_problem, tier_problems
 
 from data.common.errors import UserError
 from data.common.files import MANIFEST, read_jsonl, sha256, write_json, write_jsonl
+from data.event import Event
 from data.policies import random_maximal
-from data.problem import Event
 from data.prompts import answer, schedule_xml
 from data.recipe import load_recipe
 from data.rows import read_split, record

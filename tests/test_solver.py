@@ -22,7 +22,8 @@ from conftest import (
     weighted,
 )
 
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 from data.rules import BASE_RULES, Break, Chronological, Gap, MustInclude, NoOverlap, NotEmpty, Rule
 from data.solver import (
     UnprovenError,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 from data.prompts import answer, prompt, schedule_xml
 from data.solver import interval_optimum
 from eval.day.terminal import draw, shown, write

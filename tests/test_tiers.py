@@ -12,9 +12,10 @@ from conftest import BLOG, brute_force, minutes, tier_problems
 
 from data.clock import MINUTE
 from data.common.errors import UserError
+from data.event import Event
 from data.names import EVENT_NAMES
 from data.policies import GREEDY, GUESSABLE, floor
-from data.problem import Event, Problem
+from data.problem import Problem
 from data.rules import BASE_RULES, DRAWN_KINDS, KINDS
 from data.solver import UnprovenError, prove
 from data.tiers import EFFORT, TIERS, Tier

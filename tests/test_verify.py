@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from conftest import CORRUPTIONS, HARMLESS, day, tier_problems
 
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 from data.prompts import answer, schedule_xml, trace
 from data.rules import BASE_RULES, NoOverlap
 from data.solver import interval_optimum, optimal_schedule, prove

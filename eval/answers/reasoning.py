@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.problem import Event, Problem
+from data.event import Event
+from data.problem import Problem
 from data.rules import KINDS
 from data.sections import RESAMPLES
 from eval.stats.passk import bootstrap_indices, mean_interval, ratio_interval

@@ -29,7 +29,8 @@ from typing import Any
 
 from data.clock import DAY
 from data.common.errors import UserError
-from data.problem import Event, Problem, Schedule
+from data.event import Event, Schedule
+from data.problem import Problem
 from data.published import check_row, problem_of
 from data.recipe import nearest
 from data.rules import BASE_RULES

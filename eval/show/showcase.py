@@ -14,7 +14,8 @@ from itertools import combinations
 from typing import Any
 
 from data.common.seeds import seed_of
-from data.problem import Event, Problem, Schedule
+from data.event import Event, Schedule
+from data.problem import Problem
 from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Status
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from data.clock import DAY
+from data.event import Event, Schedule
 from data.policies import (
     greedy_by_duration,
     greedy_by_start,
@@ -19,7 +20,7 @@ from data.policies import (
     random_feasible,
     random_maximal,
 )
-from data.problem import Event, Problem, Schedule
+from data.problem import Problem
 from data.prompts import answer, trace
 from data.rules import BASE_RULES, Rule
 from data.solver import optimal_schedule

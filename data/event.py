@@ -1,0 +1,64 @@
+"""Event and Schedule: minutes since midnight inside, ``HH:MM`` in JSON, prompts and completions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from data.clock import CLOCK, MINUTE
+from data.common.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Event:
+    """One event, in minutes since midnight; ``start < end`` except in a wrong answer."""
+
+    start: int
+    end: int
+    name: str
+
+    @property
+    def duration(self) -> int:
+        """Length in minutes."""
+        return self.end - self.start
+
+    def overlaps(self, other: Event) -> bool:
+        """Whether two events share a minute; touching ones do not."""
+        return self.start < other.end and other.start < self.end
+
+    def to_json(self) -> list[str]:
+        return [self.name, CLOCK[self.start], CLOCK[self.end]]
+
+
+#: Events in the order of an answer, not yet judged.
+Schedule = tuple[Event, ...]
+
+
+def event_from_json(item: Any) -> Event:
+    """Build an Event from ``[name, "HH:MM", "HH:MM"]``.
+
+    Raises:
+        UserError: saying what is wrong with it.
+    """
+    if not (isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item)):
+        raise UserError(f'an event must be ["name", "HH:MM", "HH:MM"], not {json.dumps(item)[:80]}')
+    name, start, end = item
+    for text in (start, end):
+        if text not in MINUTE:
+            raise UserError(f"{text!r} is not a time between 00:00 and 23:59 (event {name!r})")
+    if not name.strip() or name != name.strip() or set(name) & set("<>\n\r"):
+        raise UserError(f"event name {name!r} is blank, or has <, >, a line break or outer blanks")
+    if not is_text(name):
+        raise UserError(f"event name {name!r} has half a character, which no UTF-8 text can hold")
+    if MINUTE[start] >= MINUTE[end]:
+        raise UserError(f"event {name!r} ends at {end}, not after its start at {start}")
+    return Event(MINUTE[start], MINUTE[end], name)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written and tokenized.
+
+    JSON can also escape one half of a UTF-16 surrogate pair, which UTF-8 cannot hold.
+    """
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
