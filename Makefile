@@ -1,152 +1,160 @@
 # Slotwise: reinforcement learning with verifiable rewards on a scheduling problem.
-# The whole experiment, in order:  make data sft grpo eval
+# The whole experiment, in order:   make data sft grpo eval
+#
+# A setting NAME=value becomes the flag --name of the commands that a goal runs. `make help` lists goals
+# and settings; ARGS='--flag value' hands on any further flag, `python -m package.module --help` explains.
 
+PYTHON   ?= python3
+JOBS     ?= 2
+PY       := .venv/bin/python
+PIP      := $(PY) -m pip install --quiet --disable-pip-version-check
 GPU_HERE := $(shell command -v nvidia-smi)
-# Some goals are experiments of their own.
-named   = $(if $(filter $(1),$(MAKECMDGOALS)),$(2))
-# The experiment: RECIPE=one of pipeline/recipes, or a file of your own
-RECIPE ?= pipeline/recipes/$(or $(call named,ablate,ablation),$(call named,elicit,elicitation),$(call named,skills,skills),$(call named,sick,sick),$(call named,blog,$(if $(GPU_HERE),blog-7b,blog-tiny)),tiny).yaml
-# Override what the recipe says: MODEL=folder-or-hub-id  BACKEND=auto, unsloth or trl (but for
-# arms that name their own)  BITS=4 or 8 (of the weights in training), 16 (everywhere)  RUN=name-below-runs  FORCE=1 (redo)
-MODEL  ?=
-BACKEND ?=
-BITS   ?=
-RUN    ?=
-FORCE  ?=
-# UNSOUND=1 trains though the reward fails its audit
-UNSOUND ?=
-ARM    ?=
-# of `make try`: DAY=calendar, JSON or lines; none asks for it  DATE=YYYY-MM-DD of a calendar
-DAY    ?=
-DATE   ?=
-# of sft, grpo and arms, in several processes: LAUNCH='--config_file pipeline/accelerate/ddp.yaml --num_processes 4'
-LAUNCH ?=
-# of `make plan`: GPU=GiB (default: this machine's)  MEASURE=1 holds it against real trainers
-GPU     ?=
-MEASURE ?=
-# of `make blog`: BLOG=folder with the published files; without it they are had from the hub
-BLOG   ?=
 
-# of `make export`: OUT=folder  ADAPTER=1 (the LoRA alone)  GGUF=q8_0  PUSH=owner/name  PUBLIC=1
-OUT     ?=
-ADAPTER ?=
-GGUF    ?=
-PUSH    ?=
-PUBLIC  ?=
+# --- settings: which goal takes which ---------------------------------------------------------
 
-PYTHON ?= python3
-PY     := .venv/bin/python
-TRAIN  := $(PY) -m$(if $(LAUNCH), pipeline.model.processes $(LAUNCH) -m)
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
-listed  = $(shell sed -n 's/^#$(1) //p' requirements.txt)
-# What users name may hold blanks and quotes: $(call flag,model,$(MODEL)) is " --model 'what they gave'", or nothing.
-quoted  = '$(subst ','\'',$(1))'
-flag    = $(if $(2), --$(1) $(call quoted,$(2)))
-on      = $(if $(2), --$(1))
-loading = $(call flag,backend,$(BACKEND))$(call flag,bits,$(BITS))
-stage   = --recipe $(call quoted,$(1))$(call flag,model,$(MODEL))$(call flag,run,$(RUN))$(call on,force,$(FORCE))$(loading)
-STAGE  := $(call stage,$(RECIPE))
-# What would be passed over in silence is a mistake: $(call without,goal,VARIABLES,why); on make's command line also a
-# setting that none of its goals takes, and any name not known here (one like CUDA_VISIBLE_DEVICES=1 reaches the
-# programs that know it: make exports it).
-given   = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
-without = $(foreach name,$(2),$(if $(call given,$(name)),$(error $(1) takes no $(name): $(3))))
-named_here := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-settings    = $(shell sed -n 's/^\([A-Z]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
-$(if $(named_here),$(foreach name,$(filter-out $(settings) PY SHELL MAKE%,$(named_here)),$(if $(findstring _,$(name)),,$\
-    $(error there is no $(name)= here; there are $(settings)))))
+experiment := RECIPE MODEL RUN BACKEND BITS FORCE
+switches   := FORCE UNSOUND ADAPTER PUBLIC
+# Goals that run no recipe; every other goal takes the settings of an experiment.
+plain      := help setup lock calibrate base doctor score gallery test check lint clean
+takes_sft       := LAUNCH
+takes_grpo      := LAUNCH UNSOUND
+takes_arms      := LAUNCH
+takes_ablate    := LAUNCH
+takes_elicit    := LAUNCH
+takes_skills    := LAUNCH
+takes_sick      := LAUNCH
+takes_blog      := LAUNCH BLOG
+takes_published := BLOG
+takes_sample    := ARM SHARD
+takes_probe     := ARM
+takes_try       := ARM DAY DATE
+takes_export    := ARM OUT ADAPTER GGUF PUSH PUBLIC
+takes_plan      := GPU
+takes_doctor    := RECIPE RUN LOG
+takes_base      := FROM OUT
+takes_score     := PROBLEMS COMPLETIONS OUT
+takes_calibrate := OUT
 
-training = sft grpo arms ablate elicit skills blog sick
-staged   = data audit $(training) eval sample report try export probe plan backends bench
-of_RECIPE  = $(staged) doctor gpu-check
-of_MODEL   = $(staged) gpu-check
-of_RUN     = $(staged) doctor gpu-check
-of_BACKEND = $(staged) gpu-check
-of_BITS    = $(staged) gpu-check
-of_FORCE   = $(staged) gpu-check
-of_UNSOUND = grpo
-of_ARM     = sample try export probe
-of_DAY     = try
-of_DATE    = try
-of_LAUNCH  = $(training)
-of_GPU     = plan
-of_MEASURE = plan
-of_BLOG    = blog
-of_OUT     = export base
-of_ADAPTER = export
-of_GGUF    = export
-of_PUSH    = export
-of_PUBLIC  = export
-of_SHARD   = sample
-of_LOG     = doctor sick
-of_SHAPES  = gpu-check
-of_MINUTES = gpu-check
-of_FROM    = base
-goals      = $(or $(MAKECMDGOALS),help)
-# A make in a make (`make blog`) has what the outer one was given, and some of its goals.
-$(if $(filter 0,$(MAKELEVEL)),$(foreach name,$(filter-out PYTHON,$(filter $(settings),$(named_here))),$(if $($(name)),\
-    $(if $(filter $(of_$(name)),$(goals)),,$(error make $(goals) takes no $(name): it is of make $(of_$(name)))))))
+# The recipe: one of pipeline/recipes or a file of your own. Some goals are experiments of their own.
+recipe_of_ablate := ablation
+recipe_of_elicit := elicitation
+recipe_of_skills := skills
+recipe_of_sick   := sick
+recipe_of_blog   := $(if $(GPU_HERE),blog-7b,blog-tiny)
+RECIPE ?= pipeline/recipes/$(or $(strip $(foreach goal,$(MAKECMDGOALS),$(recipe_of_$(goal)))),tiny).yaml
+
+takes  = $(if $(filter $(1),$(plain)),,$(experiment)) $(takes_$(1))
+# $(call quoted,TEXT) may hold blanks and quotes; $(call flag,NAME) is " --name 'what was given'", or nothing.
+quoted = '$(subst ','\'',$(1))'
+lower  = $(shell echo $(1) | tr A-Z a-z)
+flag   = $(if $($(1)), --$(call lower,$(1))$(if $(filter $(1),$(switches)),, $(call quoted,$($(1)))))
+with   = $(foreach name,$(filter-out LAUNCH BLOG,$(call takes,$@)),$(call flag,$(name)))$(if $(ARGS), $(ARGS))
+
+# A setting that no goal on the command line takes is a mistake, except what programs read from their
+# environment (CUDA_VISIBLE_DEVICES=1).
+goals := $(or $(MAKECMDGOALS),help)
+known := PYTHON JOBS ARGS $(foreach goal,$(goals),$(call takes,$(goal)))
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+$(foreach name,$(filter-out $(known) MAKE% -%,$(given)),$(if $(or $(findstring _,$(name)),$(if $($(name)),,empty),\
+    $(filter-out 0,$(MAKELEVEL))),,$(error make $(goals) takes no $(name)=; `make help` lists the settings)))
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup data audit sft grpo arms eval sample report try export ablate elicit skills blog probe doctor sick plan gpu-check backends calibrate base bench test lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
+.PHONY: help setup lock data audit sft grpo arms eval sample report try export compare ablate elicit skills blog \
+    published probe score doctor sick plan gpu-check backends calibrate base gallery bench test check lint clean
 
-help: ## list the targets
+help: ## list the goals and settings
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo 'The first lines of the Makefile explain RECIPE=, MODEL=, RUN=, FORCE=1 and whatever else may be set.'
+	@echo
+	@echo 'Settings of every goal that runs a recipe:'
+	@echo '  RECIPE=file of pipeline/recipes or your own   MODEL=folder or hub id   RUN=name below runs/'
+	@echo '  BACKEND=auto, unsloth or trl   BITS=4, 8 or 16   FORCE=1 (redo)   ARGS=further flags'
+	@echo "  LAUNCH='--config_file pipeline/accelerate/ddp.yaml --num_processes 4' trains in several processes"
+
+# --- set-up -----------------------------------------------------------------------------------
 
 setup: .venv/ready ## create .venv and install the pinned requirements (the others call it)
 
-.venv/ready: requirements.txt
+listed = $(shell sed -n 's/^#$(1) //p' requirements.txt)
+
+.venv/ready: requirements.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; PYTHON=python3.12 make setup names another one")'
 	$(PYTHON) -m venv .venv
-	$(PIP) -r requirements.txt
+	$(PIP) -r requirements.txt -c requirements.lock
 	$(PIP) --no-deps $(call listed,no-deps)
-	$(if $(GPU_HERE),$(PIP) -c requirements.txt $(call listed,gpu))
+	$(if $(GPU_HERE),$(PIP) -c requirements.lock $(call listed,gpu))
 	@touch $@
 
+lock: ## pin everything that requirements.txt brings along (writes requirements.lock)
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	{ sed -n '1,/^$$/p' requirements.lock | grep '^#'; .venv-lock/bin/pip freeze | grep '==' | sed 's/+[a-z0-9.]*$$//'; } > .venv-lock/lock
+	mv .venv-lock/lock requirements.lock && rm -rf .venv-lock
+
+# --- the experiment ---------------------------------------------------------------------------
+
+TRAIN = $(PY) -m$(if $(LAUNCH), pipeline.model.processes $(LAUNCH) -m)
+
 data: setup ## make the problems: proven optimum, prompt, gold answer, dataset card
-	$(PY) -m pipeline.train.settings $(STAGE)
-	$(PY) -m data.make $(STAGE)
-	TOKENIZERS_PARALLELISM=true $(PY) -m pipeline.model.lengths $(STAGE)
+	$(PY) -m pipeline.train.settings$(with)
+	$(PY) -m data.make$(with)
+	TOKENIZERS_PARALLELISM=true $(PY) -m pipeline.model.lengths$(with)
 
 audit: setup ## score policies that cheat under the recipe's reward; fails where one is paid
-	$(PY) -m rewards.audit $(STAGE)
+	$(PY) -m rewards.audit$(with)
+
+probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
+	$(PY) -m eval.probe$(with)
 
 sft: setup ## supervised fine-tuning on gold answers
-	$(TRAIN) pipeline.sft $(STAGE)
+	$(TRAIN) pipeline.sft$(with)
 
-grpo: setup ## reinforcement learning with verifiable rewards, once the reward passed its audit
-	$(TRAIN) pipeline.grpo $(STAGE)$(call on,unsound,$(UNSOUND))
+grpo: setup ## reinforcement learning with verifiable rewards, once the reward passed its audit (UNSOUND=1: anyhow)
+	$(TRAIN) pipeline.grpo$(with)
 
 arms: setup ## train every arm of the recipe, sft and grpo among them
-	$(TRAIN) pipeline.arms $(STAGE)
+	$(TRAIN) pipeline.arms$(with)
 
 eval: setup ## sample every arm, judge the answers, report pass@k: elicited or learnt?
-	$(PY) -m eval.sample $(STAGE)
-	$(PY) -m eval.judge $(STAGE)
-	$(PY) -m eval.elicitation $(STAGE)
+	$(PY) -m eval.sample$(with)
+	$(PY) -m eval.judge$(with)
+	$(PY) -m eval.elicitation$(with)
 
-# of `make sample`: SHARD=i/n draws one of n parts, one for each of n processes  ARM=grpo: that arm alone
-SHARD  ?=
 sample: setup ## draw every arm's answers and no more (SHARD=2/4: a part, one for each GPU; ARM=grpo)
-	$(PY) -m eval.sample $(STAGE)$(call flag,arm,$(ARM))$(call flag,shard,$(SHARD))
+	$(PY) -m eval.sample$(with)
 
 report: setup ## one HTML page of everything, with real answers drawn as days
-	$(PY) -m eval.report $(STAGE)
+	$(PY) -m eval.report$(with)
+
+doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any TRL run)
+	$(PY) -m pipeline.doctor$(or $(call flag,LOG),$(call flag,RUN),$(call flag,RECIPE))
+
+# --- a trained model, and one's own data ------------------------------------------------------
 
 try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
-	$(PY) -m eval.try $(STAGE)$(call flag,arm,$(ARM))$(call flag,day,$(DAY))$(call flag,date,$(DATE))
+	$(PY) -m eval.try$(with)
 
-AS_EXPORTED = $(call on,adapter,$(ADAPTER))$(call flag,gguf,$(GGUF))$(call flag,push,$(PUSH))$(call on,public,$(PUBLIC))
 export: setup ## a trained model as a folder for others, with its card (ARM=grpo OUT=folder PUSH=owner/name)
-	$(PY) -m eval.export $(STAGE)$(call flag,arm,$(ARM))$(call flag,out,$(OUT))$(AS_EXPORTED)
+	$(PY) -m eval.export$(with)
 
-ablate: data arms eval ## GRPO under each shape of the reward and the published one, compared
-	$(PY) -m eval.compare $(STAGE)
+score: setup ## judge anyone's completions (PROBLEMS=p.jsonl COMPLETIONS=c.jsonl)
+	$(PY) -m eval.score$(with)
+
+plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
+	$(PY) -m pipeline.plan$(with)
+
+gpu-check: setup ## a dry run of your recipe: seconds a step and peak memory beside `make plan`
+	$(PY) -m pipeline.gpu_check$(with)
+
+# --- other experiments ------------------------------------------------------------------------
+
+compare: setup ## the arms of a recipe over training seeds, and how their rewards agree with the truth
+	$(PY) -m eval.compare$(with)
+
+ablate: data arms eval compare ## GRPO under each shape of the reward and the published one, compared
 
 elicit: data arms eval ## the elicitation question with every control and three training seeds
 
@@ -157,55 +165,45 @@ $(SKILLS_BASE): | setup
 	$(PY) -m pipeline.base --skills
 
 BLOG_RECIPE = runs/$(or $(RUN),blog)/recipe.yaml
-BLOG_STAGE   = $(call stage,$(BLOG_RECIPE))
+BLOG_FILES  = $(if $(BLOG), --files $(call quoted,$(BLOG)))
 blog: setup ## reproduce the published experiment, in small without a GPU (BLOG=folder of its files)
-	$(PY) -m eval.blog $(STAGE) --begin $(call quoted,$(BLOG_RECIPE))$(call flag,files,$(BLOG))
-	$(MAKE) --no-print-directory data arms RECIPE=$(call quoted,$(BLOG_RECIPE))
-	$(PY) -m eval.sample $(BLOG_STAGE)
-	$(PY) -m eval.blog $(BLOG_STAGE)$(call flag,files,$(BLOG))
+	$(PY) -m eval.blog$(with)$(BLOG_FILES) --begin $(call quoted,$(BLOG_RECIPE))
+	$(MAKE) --no-print-directory data arms sample published RECIPE=$(call quoted,$(BLOG_RECIPE))
 
-probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sft, default base)
-	$(PY) -m eval.probe $(STAGE)$(call flag,arm,$(ARM))
-
-# of `make doctor`: LOG=file or folder of any TRL training
-LOG    ?=
-doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any TRL run)
-	$(PY) -m pipeline.doctor$(or $(call flag,log,$(LOG)),$(call flag,run,$(RUN)),$(call flag,recipe,$(RECIPE)))
+published: setup ## the published table beside ours (the last part of make blog)
+	$(PY) -m eval.blog$(with)$(BLOG_FILES)
 
 sick: data arms doctor ## trainings made sick on purpose, and what the doctor says of each
 
-plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
-	$(if $(MEASURE),$(call without,make plan MEASURE=1,RECIPE MODEL RUN BACKEND BITS GPU,it measures a small model of its own)$(PY) -m pipeline.measure,$(PY) -m pipeline.plan $(STAGE)$(call flag,gpu,$(GPU)))
-
-# of `make gpu-check`: SHAPES="qwen2.5-0.5b qwen2.5-7b"  MINUTES=9 (then stop; the same command goes on)
-SHAPES  ?=
-MINUTES ?=
-CHECKED  = $(call flag,minutes,$(MINUTES))$(call flag,backends,$(BACKEND))$(call flag,bits,$(BITS))$(call flag,recipe,$(call given,RECIPE))$(call on,force,$(FORCE))
-gpu-check: setup ## measure step time and memory of both backends on this GPU, and how far `make plan` is off
-	$(call without,make gpu-check,MODEL RUN,it makes models of its own; SHAPES= names their sizes)$\
-	$(PY) -m pipeline.gpu_check$(if $(SHAPES), --shapes $(SHAPES))$(CHECKED)
-
 backends: data ## do Unsloth and plain TRL train the same thing? settings, log-probabilities, first update
-	$(PY) -m pipeline.backends $(STAGE)
+	$(PY) -m pipeline.backends$(with)
 
-calibrate: setup ## test the elicitation verdict on simulated arms whose truth is known
-	$(PY) -m eval.calibrate
+calibrate: setup ## test the elicitation conclusion on simulated arms whose truth is known
+	$(PY) -m eval.calibrate$(with)
 
-# of `make base`: FROM=folder  OUT=folder
-FROM   ?=
 base: setup ## rebuild the embedded base model (FROM=model continues that model instead)
-	$(PY) -m pipeline.base$(call flag,from,$(FROM))$(call flag,out,$(OUT))
+	$(PY) -m pipeline.base$(with)
+
+# --- the project itself -----------------------------------------------------------------------
+
+gallery: setup ## docs/gallery.md: a problem, gold answer and typical mistakes of every tier
+	$(PY) -m rewards.gallery
 
 bench: data ## speed of generator, verifier, sampler and GRPO step, side by side
-	$(PY) -m eval.bench $(STAGE)
+	$(PY) -m eval.bench$(with)
 
-test: setup ## run the tests
-	$(PY) -m pytest
+test: setup ## run all tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --durations 10
 
-lint: setup ## ruff: lint and format check
+check: lint ## lint, types, and the tests that build no model
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --durations 10 -m 'not slow'
+
+lint: setup ## ruff, import contracts, types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-cache
+	$(PY) -m mypy
 
 clean: ## remove caches; runs/ and .venv stay
-	rm -rf .pytest_cache .ruff_cache .hypothesis unsloth_compiled_cache
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

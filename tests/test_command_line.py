@@ -4,14 +4,11 @@ import argparse
 import errno
 import importlib
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,43 +20,22 @@ from data.common.errors import UserError, run_main
 from pipeline.model import processes
 
 ROOT = Path(__file__).parents[1]
-MAKEFILE = (ROOT / "Makefile").read_text()
+#: Every file at the top of ``pipeline`` and ``eval`` is a command, and these two of the packages below.
 STAGES = (
     "data.make",
     "rewards.audit",
-    "pipeline.train.settings",
-    "pipeline.sft",
-    "pipeline.grpo",
-    "pipeline.rejection",
-    "pipeline.arms",
-    "pipeline.base",
-    "pipeline.plan",
-    "pipeline.model.lengths",
-    "pipeline.backends",
-    "pipeline.gpu_check",
-    "pipeline.measure",
-    "pipeline.doctor",
-    "eval.sample",
-    "eval.score",
-    "eval.judge",
-    "eval.elicitation",
-    "eval.export",
-    "eval.blog",
-    "eval.day.ask",
-    "eval.compare",
-    "eval.report",
-    "eval.probe",
-    "eval.calibrate",
-    "eval.bench",
+    *(
+        f"{package}.{path.stem}"
+        for package in ("pipeline", "eval")
+        for path in sorted((ROOT / package).glob("*.py"))
+        if path.stem != "__init__"
+    ),
 )
+#: Commands that run no recipe, or find theirs in another way.
 OWN_FLAGS = (
-    "pipeline.doctor",
-    "pipeline.base",
-    "pipeline.gpu_check",
-    "pipeline.measure",
-    "eval.score",
-    "eval.calibrate",
-)
+    "pipeline.doctor", "pipeline.base", "pipeline.gpu_check", "pipeline.measure", "pipeline.launch",
+    "eval.score", "eval.calibrate",
+)  # fmt: skip
 #: Stages of a recipe, with the flags that all of them take.
 OF_A_RECIPE = tuple(stage for stage in STAGES if stage not in OWN_FLAGS)
 #: What a stage of a recipe needs beside it.
@@ -128,12 +104,6 @@ def test_help_is_printed_and_ends_well():
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: ")
     assert "--recipe RECIPE" in done.stdout
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_turns_mistakes_into_sentences(stage):
-    source = (ROOT / (stage.replace(".", "/") + ".py")).read_text()
-    assert source.rstrip().endswith('if __name__ == "__main__":\n    run_main(main)')
 
 
 # --- mistakes ------------------------------------------------------------------------------
@@ -327,205 +297,3 @@ def test_a_launch_ends_as_the_first_process_did_that_failed(exitcode, code, monk
     with pytest.raises(SystemExit) as ended:
         run_main(processes.main)
     assert ended.value.code == code
-
-
-# --- make ----------------------------------------------------------------------------------
-
-
-SETTINGS = re.findall(r"^([A-Z]+) *\?=", MAKEFILE, re.MULTILINE)
-
-
-def run_make(*arguments: str) -> subprocess.CompletedProcess:
-    # Not with what an outer make, which runs the tests, was given.
-    given = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", *SETTINGS)
-    environment = {key: value for key, value in os.environ.items() if key not in given}
-    command = ["make", "--no-print-directory", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
-def make(*arguments: str) -> str:
-    done = run_make(*arguments)
-    done.check_returncode()
-    return done.stdout
-
-
-def flags(line: str) -> dict[str, str]:
-    """The flags of a command, as the shell that make starts hands them on."""
-    words = shlex.split(line)
-    return {word: after for word, after in pairwise([*words, ""]) if word.startswith("--")}
-
-
-PHONY = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
-
-
-def test_make_help_lists_every_target_with_one_line():
-    *lines, last = make("help").splitlines()
-    found = [re.fullmatch(r"  make ([a-z-]+) +\S.*", line) for line in lines]
-    assert [match and match[1] for match in found] == PHONY
-    assert {"data", "sft", "grpo", "eval", "base", "bench", "test", "setup"} <= set(PHONY)
-    named = re.findall(r"([A-Z]+)=", last)
-    assert {"RECIPE", "MODEL", "RUN", "FORCE"} <= set(named)
-    explained = [line for line in MAKEFILE.splitlines()[:15] if line.startswith("#")]
-    for name in named:
-        assert any(f"{name}=" in line for line in explained), name
-
-
-def test_make_alone_is_make_help():
-    assert make() == make("help")
-
-
-def test_every_module_that_a_target_runs_is_there():
-    modules = re.findall(r"(?:-m|\$\(TRAIN\)) ((?:data|pipeline|eval|rewards)\.\w+)", MAKEFILE)
-    assert set(modules) <= set(STAGES)
-    # Verdicts on anybody's answers, and what `make arms` runs for an arm that asks for it.
-    assert set(STAGES) - {"eval.score", "pipeline.rejection"} == set(modules)
-
-
-def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own():
-    for target in ("data", "audit", "sft", "grpo", "arms", "eval"):
-        assert "--recipe 'pipeline/recipes/tiny.yaml'" in make("-n", target)
-    for target, name in (("ablate", "ablation"), ("elicit", "elicitation"), ("skills", "skills")):
-        said = make("-n", target)
-        assert set(re.findall(r"--recipe '(\S+)'", said)) == {f"pipeline/recipes/{name}.yaml"}
-        modules = re.findall(r"(?:-m|\$\(TRAIN\)) ((?:data|pipeline|eval)\.\w+)", said)
-        evaluated = [stage for stage in modules if stage != "eval.compare"][-3:]
-        assert evaluated == ["eval.sample", "eval.judge", "eval.elicitation"]
-        assert {"data.make", "pipeline.arms"} < set(modules)
-    assert "--recipe 'other.yaml'" in make("-n", "ablate", "RECIPE=other.yaml")
-    assert TINY.is_file()
-
-
-def test_unsound_reaches_grpo_alone():
-    assert "--unsound" in make("-n", "grpo", "UNSOUND=1")
-    assert "--unsound" not in make("-n", "grpo")
-    assert make("-n", "sft", "grpo", "UNSOUND=1").count("--unsound") == 1
-
-
-@pytest.mark.parametrize("target", ["data", "audit", "sft", "grpo", "arms", "eval"])
-def test_model_run_and_force_reach_every_stage(target):
-    lines = make("-n", target, "MODEL=m", "RUN=r", "FORCE=1").splitlines()
-    for line in lines:
-        if "recipe" in line:
-            assert line.endswith("--model 'm' --run 'r' --force")
-    assert any("recipe" in line for line in lines)
-    plain = make("-n", target)
-    assert not any(flag in plain for flag in ("--model", "--run", "--force"))
-    assert "--recipe 'other.yaml'" in make("-n", target, "RECIPE=other.yaml")
-
-
-ODD = "my models, Anna's  (1)/x"
-TRAINING = ("sft", "grpo", "arms", "ablate")
-
-
-@pytest.mark.parametrize(
-    "target",
-    ["data", "audit", "sft", "grpo", "arms", "eval", "report", "plan", "probe", "try", "ablate"],
-)
-@pytest.mark.parametrize("launch", ["", "--num_processes 2"])
-def test_names_with_blanks_and_quotes_arrive_as_they_were_given(target, launch):
-    given = [f"{name}={ODD}" for name in ("MODEL", "RECIPE", "RUN")]
-    given += [f"LAUNCH={launch}"] if target in TRAINING else []
-    commands = [c for c in make("-n", target, *given).splitlines() if c]
-    assert commands
-    for command in commands:
-        found = flags(command)
-        assert [found[f"--{name}"] for name in ("model", "recipe", "run")] == [ODD] * 3, command
-
-
-def test_other_names_with_blanks_and_quotes_arrive_too():
-    for target, name, flag in (
-        ("try", "DAY", "--day"),
-        ("sample", "ARM", "--arm"),
-        ("export", "OUT", "--out"),
-        ("doctor", "LOG", "--log"),
-        ("doctor", "RUN", "--run"),
-        ("doctor", "RECIPE", "--recipe"),
-        ("base", "FROM", "--from"),
-        ("gpu-check", "RECIPE", "--recipe"),
-    ):
-        assert flags(make("-n", target, f"{name}={ODD}"))[flag] == ODD, (target, name)
-
-
-def test_the_published_experiment_has_a_recipe_of_its_own_after_the_first_command():
-    first, *rest = make("-n", "blog", f"BLOG={ODD}", f"MODEL={ODD}").splitlines()
-    assert flags(first)["--begin"] == "runs/blog/recipe.yaml"
-    stages = [line for line in rest if " -m " in line]
-    assert {flags(line)["--recipe"] for line in stages} == {"runs/blog/recipe.yaml"}
-    assert {flags(line)["--model"] for line in (first, *stages)} == {ODD}
-    assert flags(first)["--files"] == flags(stages[-1])["--files"] == ODD
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["plan", "MEASURE=1", "MODEL=m"], "make plan MEASURE=1 takes no MODEL: it measures a"),
-        (["plan", "MEASURE=1", "GPU=24"], "make plan MEASURE=1 takes no GPU: "),
-        (["plan", "MEASURE=1", "RECIPE=r"], "make plan MEASURE=1 takes no RECIPE: "),
-        (["gpu-check", "MODEL=m"], "make gpu-check takes no MODEL: it makes models of its own"),
-        (["eval", "SHARD=2/4"], "make eval takes no SHARD: it is of make sample"),
-        (["eval", "ARM=sft"], "make eval takes no ARM: it is of make sample try export probe"),
-        (["calibrate", "FORCE=1"], "make calibrate takes no FORCE: it is of make data audit "),
-        (["arms", "UNSOUND=1"], "make arms takes no UNSOUND: it is of make grpo"),
-        (["data", "eval", "LAUNCH=x"], "make data eval takes no LAUNCH: it is of make sft grpo "),
-        (["try", "SHARD=1/2", "ARM=sft"], "make try takes no SHARD: "),
-        (["RUN=r"], "make help takes no RUN: "),
-        (["data", "MODLE=m"], "there is no MODLE= here; there are RECIPE MODEL "),
-        (["help", "recipe=r"], "there is no recipe= here; there are RECIPE MODEL "),
-    ],
-)
-def test_what_make_would_pass_over_is_one_sentence(arguments, says):
-    done = run_make("-n", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"*** {says}" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_setting_is_for_those_of_several_goals_that_take_it():
-    *sampled, asked = make("-n", "eval", "try", "ARM=sft").splitlines()
-    assert not any("--arm" in line for line in sampled)
-    assert flags(asked)["--arm"] == "sft"
-    first, second = make("-n", "data", "sft", "LAUNCH=--num_processes 2").splitlines()[-2:]
-    assert "pipeline.model.processes" not in first
-    assert "pipeline.model.processes --num_processes 2 -m pipeline.sft" in second
-    # Nothing given is nothing passed over.
-    assert make("-n", "eval", "ARM=", "SHARD=") == make("-n", "eval")
-
-
-def test_a_make_in_a_make_is_not_given_what_only_the_outer_one_takes():
-    said = run_make("-n", "blog", "try", f"BLOG={ODD}", "ARM=grpo", "FORCE=1")
-    assert (said.returncode, said.stderr) == (0, "")
-
-
-def test_what_programs_read_from_their_environment_may_be_set_through_make():
-    named = ["CUDA_VISIBLE_DEVICES=1", "OMP_NUM_THREADS=1"]
-    assert make("-n", "lint", *named) == make("-n", "lint")
-
-
-def test_the_measurements_on_a_gpu_take_what_they_can():
-    assert not flags(make("-n", "gpu-check")).keys() - {"-m"}
-    given = ["BACKEND=trl", "BITS=4", "RECIPE=r.yaml", "FORCE=1", "SHAPES=a b", "MINUTES=9"]
-    command = shlex.split(make("-n", "gpu-check", *given))
-    assert (
-        " ".join(command[command.index("pipeline.gpu_check") + 1 :])
-        == "--shapes a b --minutes 9 --backends trl --bits 4 --recipe r.yaml --force"
-    )
-
-
-def test_every_goal_takes_the_settings_that_its_commands_read():
-    """A goal that is added, and left out of the Makefile's table, would refuse its own."""
-    goals = dict(re.findall(r"^([a-z-]+):.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE))
-    taking = [goal for goal, body in goals.items() if "$(STAGE)" in body]
-    assert {"data", "grpo", "bench", "backends", "plan"} <= set(taking)
-    for goal in taking:
-        said = run_make("-n", goal, "RECIPE=r.yaml", "MODEL=m", "RUN=r", "FORCE=1", "BITS=16")
-        assert said.returncode == 0, said.stderr
-
-
-def test_every_setting_of_make_is_known_to_it():
-    """One that the Makefile reads, and does not name, would be refused."""
-    named = set(SETTINGS)
-    goals = dict(re.findall(r"^of_([A-Z]+) *= (.*)$", MAKEFILE, re.MULTILINE))
-    assert named - {"PYTHON"} == goals.keys()
-    assert {word for of in goals.values() for word in of.split() if word[0] != "$"} <= set(PHONY)
-    read = set(re.findall(r"(?:flag|on),\w+,\$\(([A-Z]+)\)", MAKEFILE))
-    assert {"MODEL", "DAY", "OUT", "FROM", "UNSOUND"} <= read <= named

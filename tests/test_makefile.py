@@ -1,0 +1,150 @@
+"""The Makefile: settings reach the commands as flags, and no mistake is silent."""
+
+import os
+import shlex
+import subprocess
+from itertools import pairwise
+
+import pytest
+from test_command_line import ROOT, STAGES
+
+#: Commands without a goal of their own: `make arms` runs it for an arm that asks for it.
+WITHOUT_GOAL = {"pipeline.rejection"}
+ODD = "my models, Anna's  (1)/x"
+
+
+def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``make -n`` as from a shell, not with what an outer make, which runs the tests, was given."""
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
+    environment = {key: value for key, value in os.environ.items() if key not in outer}
+    command = ["make", "-n", "--no-print-directory", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def commands(*arguments: str) -> list[str]:
+    """The commands of the house that a call of make would run."""
+    done = run_make(*arguments)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if " -m " in line]
+
+
+def flags(line: str) -> dict[str, str]:
+    """The flags of a command, as the shell that make starts hands them on."""
+    words = shlex.split(line)
+    return {word: after for word, after in pairwise([*words, ""]) if word.startswith("--")}
+
+
+def goals() -> list[str]:
+    """Every goal that ``make help`` lists."""
+    command = ["make", "--no-print-directory", "-C", str(ROOT), "help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split()[1] for line in shown.splitlines() if line.startswith("  make ")]
+
+
+def test_make_alone_is_make_help():
+    assert run_make().stdout == run_make("help").stdout
+
+
+def test_every_command_has_a_goal_that_runs_it():
+    lines = [line for goal in goals() for line in commands(goal)]
+    run = {word for line in lines for word in shlex.split(line) if word in STAGES}
+    assert run == set(STAGES) - WITHOUT_GOAL
+
+
+@pytest.mark.parametrize(
+    ("goal", "recipe"),
+    [("data", "tiny"), ("eval", "tiny"), ("ablate", "ablation"), ("elicit", "elicitation"),
+     ("skills", "skills"), ("sick", "sick")],
+)  # fmt: skip
+def test_the_default_recipe_is_tiny_and_that_of_an_experiment_its_own(goal, recipe):
+    named = [flags(line).get("--recipe") for line in commands(goal)]
+    assert set(named) - {None} == {f"pipeline/recipes/{recipe}.yaml"}
+    named = [flags(line).get("--recipe") for line in commands(goal, "RECIPE=other.yaml")]
+    assert set(named) - {None} == {"other.yaml"}
+
+
+@pytest.mark.parametrize(
+    "goal",
+    ["data", "audit", "sft", "grpo", "arms", "eval", "report", "plan", "probe", "try", "ablate"],
+)
+def test_settings_of_an_experiment_reach_every_command_as_they_were_given(goal):
+    given = {"MODEL": ODD, "RECIPE": ODD, "RUN": ODD, "BACKEND": "trl", "BITS": "4"}
+    lines = commands(goal, *(f"{name}={value}" for name, value in given.items()), "FORCE=1")
+    assert lines
+    for line in lines:
+        assert {name: flags(line)[f"--{name.lower()}"] for name in given} == given
+        assert "--force" in flags(line)
+    assert not any("--model" in line or "--force" in line for line in commands(goal))
+
+
+@pytest.mark.parametrize(
+    ("goal", "name", "flag"),
+    [
+        ("try", "DAY", "--day"),
+        ("sample", "ARM", "--arm"),
+        ("export", "OUT", "--out"),
+        ("doctor", "LOG", "--log"),
+        ("doctor", "RUN", "--run"),
+        ("base", "FROM", "--from"),
+        ("plan", "GPU", "--gpu"),
+        ("score", "COMPLETIONS", "--completions"),
+        ("blog", "BLOG", "--files"),
+    ],
+)
+def test_a_setting_of_one_goal_reaches_its_command(goal, name, flag):
+    assert flags(commands(goal, f"{name}={ODD}")[0])[flag] == ODD
+
+
+def test_any_further_flag_reaches_the_commands():
+    assert all(line.endswith(" --workers 1") for line in commands("data", "ARGS=--workers 1"))
+
+
+def test_a_training_can_be_launched_in_several_processes_and_nothing_else():
+    lines = commands("data", "sft", "LAUNCH=--num_processes 2")
+    launched = [line for line in lines if "--num_processes 2 -m" in line]
+    assert [line for line in lines if "pipeline.sft" in line] == launched
+
+
+def test_a_switch_of_one_goal_is_not_handed_to_the_others():
+    with_switch = [line for line in commands("sft", "grpo", "UNSOUND=1") if "--unsound" in line]
+    assert len(with_switch) == 1
+    assert "pipeline.grpo" in with_switch[0]
+
+
+def test_the_published_experiment_has_a_recipe_of_its_own_after_the_first_command():
+    first, *rest = commands("blog", f"BLOG={ODD}", f"MODEL={ODD}")
+    assert flags(first)["--begin"] == "runs/blog/recipe.yaml"
+    assert {flags(line)["--recipe"] for line in rest} == {"runs/blog/recipe.yaml"}
+    assert {flags(line)["--model"] for line in (first, *rest)} == {ODD}
+    assert flags(first)["--files"] == flags(rest[-1])["--files"] == ODD
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["eval", "SHARD=2/4"], "SHARD"),
+        (["calibrate", "FORCE=1"], "FORCE"),
+        (["arms", "UNSOUND=1"], "UNSOUND"),
+        (["data", "eval", "LAUNCH=x"], "LAUNCH"),
+        (["RUN=r"], "RUN"),
+        (["data", "MODLE=m"], "MODLE"),
+        (["help", "recipe=r"], "recipe"),
+    ],
+)
+def test_a_setting_that_no_goal_takes_is_one_sentence_that_names_it(arguments, name):
+    done = run_make(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{name}=" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_setting_of_one_goal_may_stand_beside_other_goals():
+    *sampled, asked = commands("eval", "try", "ARM=sft")
+    assert not any("--arm" in line for line in sampled)
+    assert flags(asked)["--arm"] == "sft"
+    assert commands("eval", "SHARD=") == commands("eval")
+
+
+def test_programs_may_be_given_their_environment_through_make():
+    named = ["CUDA_VISIBLE_DEVICES=1", "OMP_NUM_THREADS=1"]
+    assert run_make("lint", *named).stdout == run_make("lint").stdout
