@@ -20,7 +20,7 @@ from data.common.errors import UserError, run_main
 from pipeline.model import processes
 
 ROOT = Path(__file__).parents[1]
-#: Every file at the top of ``pipeline`` and ``eval`` is a command, and these two of the packages below.
+#: Every file at the top of ``pipeline`` and ``eval`` is a command; data and rewards have one each.
 STAGES = (
     "data.make",
     "rewards.audit",
