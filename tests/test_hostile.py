@@ -50,6 +50,7 @@ from rewards.reward import SHAPES, totals
 from rewards.verify import Status, verify
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # nearly all meet a world with a trained model
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,8 @@ def set_tokenizer(**changes: object):
 
 #: How a model's folder is spoilt, and what the sentence must name.
 MODELS = {
-    "truncated weights": (lambda f: half(f / "model.safetensors"), "safetensors"),
-    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "safetensors"),
+    "truncated weights": (lambda f: half(f / "model.safetensors"), "weights"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "weights"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "safetensors"),
     "other shapes": (another_shape, "config.json"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
