@@ -9,7 +9,8 @@ from data.common.errors import UserError
 from data.event import event_from_json
 from data.problem import Problem
 from data.prompts import answer, prompt
-from eval.day.days import MOST_NAME, Wanted, cleaned, entry_of, prove_day, read_day
+from eval.day.days import Wanted, prove_day, read_day
+from eval.day.entry import MOST_NAME, cleaned, typed_entry
 from rewards.verify import Status, verify
 from tests.conftest import day as small_day
 
@@ -62,7 +63,7 @@ def names(day) -> list[str]:
     ],
 )
 def test_a_line_is_read_as_people_write_it(line, name, start, end, priority):
-    found = entry_of(line, "x:1")
+    found = typed_entry(line, "x:1")
     assert (found.name, CLOCK[found.start], CLOCK[found.end]) == (name, start, end)
     assert found.priority is priority
 

@@ -28,7 +28,8 @@ from data.rows import record
 from data.sections import EvalSection
 from eval.answers.asker import shots_for
 from eval.answers.judge import score_rows
-from eval.day.days import Day, Wanted, day_of, entry_of, listed, prove_day, read_day
+from eval.day.days import Day, Wanted, day_of, prove_day, read_day
+from eval.day.entry import listed, typed_entry
 from eval.day.terminal import draw, write
 from eval.show.showcase import drawn_answer, drawn_problem
 
@@ -96,7 +97,7 @@ def _typed(wanted: Wanted, console: Console) -> Day:
             write(console, "")
             break
         try:
-            entry = entry_of(line, "this line")
+            entry = typed_entry(line, "this line")
         except UserError as error:
             write(console, str(error))
             continue

@@ -1,11 +1,10 @@
 """One day of an iCalendar file (RFC 5545), as Google Calendar, Outlook and Apple write them.
 
-``icalendar`` reads the file and ``dateutil`` expands the recurrences. What becomes of an event:
+``icalendar`` reads the file; ``recurring_ical_events`` follows recurrences, and the occurrences
+that were moved, changed or cancelled. What becomes of an event:
 
 * Times are those of one zone: the one asked for, else the calendar's ``X-WR-TIMEZONE``, else the
   zone that most events name, else UTC. Floating times are taken as they stand.
-* Recurring events: ``RRULE``, ``RDATE`` and ``EXDATE`` are followed on the clock of the event's
-  zone, so that a weekly 9 o'clock stays at 9 in summer; ``RECURRENCE-ID`` replaces its occurrence.
 * All-day events take no hours from the others and have no length to weigh: left out.
 * Events over midnight are left out, not clipped. Their worth is that of the whole, and who takes
   the part of this day takes the other one with it. One that ends at midnight is of this day alone.
@@ -19,110 +18,125 @@ Whatever is left out is named in a sentence.
 
 from __future__ import annotations
 
-import heapq
+import math
 import warnings
 import zoneinfo
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
-from itertools import islice
 from typing import Any
 
 from dateutil.rrule import rrulestr
-from icalendar import Calendar, Component
-from icalendar.prop import vDDDTypes
+from icalendar import Calendar, Component, vRecur
 from icalendar.timezone import tzp
+from recurring_ical_events import CalendarQuery, EventAdapter
 
 from data.common.errors import UserError
 from data.recipe import nearest
-from eval.day.days import Entry, cleaned, listed
+from eval.day.entry import Entry, cleaned, listed
 
 #: Years of dates that are followed; Apple dates birthdays without a year to 1604.
 _YEARS = range(1600, 2200)
 #: Days on either side that are searched where the day asked for has no events, and dates named.
 _AROUND, _NAMED = timedelta(days=60), 5
-#: Occurrences of one event that are looked at for its first date, and followed at most.
-_FIRST, _MOST = 400, 5_000
+#: Days searched from an event's start on for its first date.
+_SEARCHED = 500
 _ONE_DAY = timedelta(days=1)
-#: Frequencies that no day can hold, and what chooses days of a rule.
-_TOO_OFTEN = ("SECONDLY", "MINUTELY")
-_DAYS = ("BYDAY", "BYMONTHDAY", "BYYEARDAY", "BYWEEKNO", "BYMONTH")
-#: Rules are followed so many years later, where leap years and weekdays are the same (they repeat
-#: every 400 years): dateutil seeks a date that never comes until the year 9999.
-_ERA = 19 * 400
+#: Of an event that recurs; a day may see all occurrences of a longer one.
+_LONGEST = timedelta(days=40)
+#: Frequencies of rules that are followed, and occurrences a day at most.
+_FREQUENCIES, _MOST_A_DAY = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY"), 24
+#: What the libraries raise for values and structures that make no sense.
+_BROKEN = (
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    *(OverflowError, RecursionError, OSError),
+)
 
-#: What icalendar and dateutil raise for values and structures that make no sense.
-_BROKEN = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
-
-#: Why events are left out: to each reason the names of those events.
-LeftOut = defaultdict[str, dict[int, str]]
+#: Why events are left out: to each reason the names of those events, by UID.
+LeftOut = defaultdict[str, dict[str, str]]
 
 
 class _UnreadableError(Exception):
     """Why an event cannot be followed; the text completes "left out, …"."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Item:
-    """A VEVENT, its recurrences included.
-
-    Attributes:
-        start: on the clock of ``zone``, which is None for floating times and whole days.
-        without: occurrences that are not this item's: moments (see ``_moment``) and dates.
-    """
-
-    name: str
-    start: datetime
-    length: timedelta
-    zone: tzinfo | None
-    label: str | None
-    all_day: bool
-    cancelled: bool
-    priority: bool
-    categories: tuple[str, ...]
-    event: Component
-    without: frozenset[datetime | date]
-
-    @property
-    def recurs(self) -> bool:
-        return "RRULE" in self.event or "RDATE" in self.event
-
-
 @dataclass(frozen=True)
 class _Occurrence:
-    """One occurrence on the clock of the zone that the day is read in; ``changes`` says whether
-    that clock is changed during it, or shows its times twice."""
+    """One occurrence on the clock of the zone that the day is read in."""
 
-    item: _Item
+    event: Component
     start: datetime
     end: datetime
+    all_day: bool
+    #: The clock is changed during it, or shows its times twice.
     changes: bool
 
-    def obstacle(self, day: date) -> str | None:
-        """Why it is no event of ``day``; None where it is one."""
-        midnight = datetime.combine(day, time())
-        if self.item.cancelled:
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be asked on the day of its start; None where it can."""
+        length = self.end - self.start
+        if str(_first(self.event, "STATUS") or "").upper() == "CANCELLED":
             return "cancelled"
-        if self.item.all_day or (self.start.time() == self.end.time() == time() and self.length):
+        if self.all_day or (self.start.time() == self.end.time() == time() and length):
             return "all-day"
-        if self.length < timedelta(0):
-            return "ending before its start"
-        if self.start < midnight or self.end > midnight + _ONE_DAY:
+        if self.end > datetime.combine(self.start.date(), time()) + _ONE_DAY:
             return "over midnight"
         if self.changes:
             return "while the clocks change"
-        return None if self.length else "without length"
-
-    @property
-    def length(self) -> timedelta:
-        return self.end - self.start
+        return None if length else "without length"
 
     def entry(self) -> Entry:
         """The occurrence as an event of the day of its start."""
         day = datetime.combine(self.start.date(), time())
         start, end = ((moment - day) // timedelta(minutes=1) for moment in (self.start, self.end))
-        return Entry(self.item.name, start, end, self.item.priority, self.item.categories)
+        categories = tuple(map(str, self.event.categories))
+        high = 1 <= _number(self.event, "PRIORITY") <= 4
+        return Entry(_name(self.event), start, end, high, categories)
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """The VEVENTs of one UID: an event with its recurrences, moved and cancelled occurrences."""
+
+    uid: str
+    events: list[Component]
+    query: CalendarQuery
+
+    @property
+    def recurs(self) -> bool:
+        return any(key in event for event in self.events for key in ("RRULE", "RDATE"))
+
+    def between(self, low: date, high: date, zone: tzinfo | None) -> list[_Occurrence]:
+        """What takes place from ``low`` on and before ``high``, on the clock of ``zone``.
+
+        Raises:
+            _UnreadableError: when a recurrence cannot be followed.
+        """
+        span = (datetime.combine(end, time(), zone) for end in (low, high))
+        try:
+            return [_placed(event, zone) for event in self.query.between(*span)]
+        except _BROKEN:
+            raise _UnreadableError("with a recurrence that cannot be read") from None
+
+    def dates(self, low: date, high: date, zone: tzinfo | None) -> set[date]:
+        """Dates between the two on which it can be asked."""
+        if not any(isinstance(event["DTSTART"].dt, datetime) for event in self.events):
+            return set()
+        occurrences = self.between(low, high, zone)
+        return {one.start.date() for one in occurrences if one.obstacle is None}
+
+    def first_date(self, zone: tzinfo | None) -> date | None:
+        """The first date on which it can be asked. Searched in ever longer spans, since most events
+        can be asked on the day that they start."""
+        begun = min(_as_date(EventAdapter(event).raw_start) for event in self.events)
+        low, days = begun - _ONE_DAY, 2
+        while (low - begun).days < _SEARCHED:
+            high = low + timedelta(days=days)
+            if dates := self.dates(low, high, zone):
+                return min(dates)
+            low, days = high, 2 * days
+        return None
 
 
 def read_calendar(
@@ -142,40 +156,78 @@ def read_calendar(
         raise UserError(f"--date {day} is not between {_YEARS[0]} and {_YEARS[-1]}")
     calendars = _parsed(text, source)
     left_out: LeftOut = defaultdict(dict)
-    items = list(_items(calendars, left_out))
-    zone, label = _zone(calendars, items, zone_name)
-    firsts = set()
-    for item in items:
-        firsts.update(islice(_dates(item, zone, None, left_out), 1))
+    series = list(_all_series(calendars, left_out))
+    zone, label = _zone(calendars, series, zone_name)
+    dates = _dates(series, None, zone, left_out)
     notes = []
-    if day is None and firsts:
-        day = min(firsts)
-        only = len(firsts) == 1 and not any(item.recurs for item in items)
+    if day is None and dates:
+        day = min(dates)
+        only = len(dates) == 1 and not any(one.recurs for one in series)
         which = "only" if only else "first"
         notes.append(f"Asked is {day:%A}, {day}, the {which} day with events.")
     if label:
         notes.append(f"Times are those of {label}.")
-    unknown = {item.label: "" for item in items if not (item.zone or item.all_day) and item.label}
-    notes += [
-        f"Time zone {cleaned(one)} is unknown; its times stand as they are." for one in unknown
-    ]
+    notes += _unknown_zones(series)
     entries = []
-    for item in items if day else ():
-        for found in _occurrences(item, zone, day, day + _ONE_DAY, left_out):
-            if reason := found.obstacle(day):
-                left_out[reason][id(item)] = item.name
+    for one in series if day else ():
+        try:
+            occurrences = one.between(day, day + _ONE_DAY, zone)
+        except _UnreadableError:  # known from the search for dates
+            continue
+        for occurrence in occurrences:
+            began_before = occurrence.start.date() < day and not occurrence.all_day
+            reason = "over midnight" if began_before else occurrence.obstacle
+            if reason:
+                left_out[reason][one.uid] = _name(occurrence.event)
             else:
-                entries.append(found.entry())
+                entries.append(occurrence.entry())
     lost = [f"Left out, {why}: {listed(list(names.values()))}." for why, names in left_out.items()]
     if entries:
         return entries, notes + lost
     none = f"{source} has no events that can be asked"
-    if day is not None and firsts:
-        for item in items:
-            firsts.update(_dates(item, zone, day, left_out))
-        near = sorted(sorted(firsts, key=lambda other: (abs(other - day), other))[:_NAMED])
+    if day is not None and dates:
+        dates |= _dates(series, day, zone, left_out)
+        near = sorted(sorted(dates, key=lambda other: (abs(other - day), other))[:_NAMED])
         none += f" on {day}; the nearest dates with some are {', '.join(map(str, near))}"
     raise UserError(" ".join([f"{none}.", *lost]).rstrip("."))
+
+
+def _dates(
+    series: Iterable[_Series], day: date | None, zone: tzinfo | None, left_out: LeftOut
+) -> set[date]:
+    """Dates with something to ask: around ``day``, or the first one of each series."""
+    dates: set[date] = set()
+    for one in series:
+        try:
+            if day is not None:
+                dates |= one.dates(day - _AROUND, day + _AROUND, zone)
+            elif first := one.first_date(zone):
+                dates.add(first)
+        except _UnreadableError as reason:
+            left_out[str(reason)][one.uid] = _name(one.events[0])
+    return dates
+
+
+def _placed(event: Component, zone: tzinfo | None) -> _Occurrence:
+    """An occurrence on the clock of ``zone``, seconds cut off."""
+    given = [event["DTSTART"].dt, event["DTEND"].dt]
+    all_day = not isinstance(given[0], datetime)
+    ends = [
+        moment if isinstance(moment, datetime) else datetime.combine(moment, time())
+        for moment in given
+    ]
+    changes = False
+    if zone is not None and ends[0].tzinfo is not None:
+        exact = [moment.astimezone(UTC) for moment in ends]
+        ends = [moment.astimezone(zone) for moment in exact]
+        changes = any(moment.fold for moment in ends)
+        ends = [moment.replace(tzinfo=None, fold=0) for moment in ends]
+        changes = changes or ends[1] - ends[0] != exact[1] - exact[0]
+    start, end = (moment.replace(second=0, microsecond=0, tzinfo=None) for moment in ends)
+    return _Occurrence(event, start, end, all_day, changes)
+
+
+# --- reading ---------------------------------------------------------------------------------
 
 
 def _parsed(text: str, source: str) -> list[Component]:
@@ -185,130 +237,160 @@ def _parsed(text: str, source: str) -> list[Component]:
         with warnings.catch_warnings():
             # Zones that are guessed from a longer name; the notes name the zone.
             warnings.simplefilter("ignore")
-            found = Calendar.from_ical(text.strip() + "\n", multiple=True)
-    except (*_BROKEN, OSError) as error:
+            components = Calendar.from_ical(text.strip() + "\n", multiple=True)
+    except _BROKEN as error:
         reason = cleaned(str(error))
         raise UserError(f"{source} is a broken calendar ({reason}); export it again") from None
-    if not found:
+    if not components:
         raise UserError(f"{source} is a broken calendar (its end is missing); export it again")
-    if not any(calendar.walk("VEVENT") for calendar in found):
+    if not any(component.walk("VEVENT") for component in components):
         raise UserError(f"{source} is a calendar without events")
-    return found
+    return components
 
 
-def _items(calendars: Iterable[Component], left_out: LeftOut) -> Iterator[_Item]:
-    """The events in their newest version, each without the occurrences that others replace."""
-    versions: defaultdict[tuple[str, str], list[tuple[Component, bool]]] = defaultdict(list)
-    replaced: defaultdict[str, list[datetime | date]] = defaultdict(list)
+def _all_series(calendars: Iterable[Component], left_out: LeftOut) -> Iterator[_Series]:
+    """The events that can be read, those of one UID together."""
+    together: defaultdict[str, list[Component]] = defaultdict(list)
     for calendar in calendars:
-        void = str(_one(calendar, "METHOD") or "").upper() == "CANCEL"
+        void = str(_first(calendar, "METHOD") or "").upper() == "CANCEL"
         for event in calendar.walk("VEVENT"):
-            uid, again = str(_one(event, "UID") or id(event)), _one(event, "RECURRENCE-ID")
-            if isinstance(again, vDDDTypes) and isinstance(again.dt, date):
-                replaced[uid].append(again.dt)
-            versions[uid, str(again)].append((event, void))
-    for (uid, _), events in versions.items():
-        newest = max(_number(event, "SEQUENCE") for event, _ in events)
-        # Twice the same event is one event.
-        different = {
-            tuple(str(event.get(key)) for key in ("DTSTART", "DTEND", "SUMMARY")): (event, void)
-            for event, void in events
-            if _number(event, "SEQUENCE") == newest
-        }
-        for event, void in different.values():
+            uid = str(_first(event, "UID") or id(event))
             try:
-                yield _item(event, void, () if "RECURRENCE-ID" in event else replaced[uid])
+                _check(event)
             except _UnreadableError as reason:
-                left_out[str(reason)][id(event)] = str(_one(event, "SUMMARY") or "")
+                left_out[str(reason)][uid] = _name(event)
+                continue
+            if void:
+                event["STATUS"] = "CANCELLED"
+            together[uid].append(event)
+    for uid, events in together.items():
+        alone = Calendar()
+        alone.subcomponents = events
+        try:
+            yield _Series(uid, events, CalendarQuery(alone))
+        except _BROKEN:
+            left_out["with a recurrence that cannot be read"][uid] = _name(events[0])
 
 
-def _one(component: Component, key: str) -> Any:
+def _check(event: Component) -> None:
+    """Check a VEVENT, and bring its rules into a form that can be followed to their end.
+
+    Raises:
+        _UnreadableError: when its times, or its recurrences, cannot be followed.
+    """
+    adapter = EventAdapter(event)
+    try:
+        start, end = adapter.raw_start, adapter.raw_end
+        if isinstance(start, datetime) != isinstance(end, datetime):
+            raise TypeError(end)
+        backwards = adapter.start != start and adapter.start < adapter.end
+        read = (adapter.exdates, adapter.rdates, adapter.recurrence_ids, event.categories)
+    except _BROKEN:
+        raise _UnreadableError("without times that can be read") from None
+    del read
+    if not {start.year, end.year} <= set(_YEARS):
+        raise _UnreadableError(f"not between {_YEARS[0]} and {_YEARS[-1]}")
+    if backwards:
+        raise _UnreadableError("ending before its start")
+    if "EXRULE" in event:
+        raise _UnreadableError("with a recurrence of a form that is not followed")
+    event["SEQUENCE"] = _number(event, "SEQUENCE")
+    rules = event.pop("RRULE", [])
+    if rules and adapter.duration > _LONGEST:
+        raise _UnreadableError("over midnight")
+    try:
+        rules = rules if isinstance(rules, list) else [rules]
+        if true := [rule for rule in rules if _comes_true(rule, start)]:
+            event["RRULE"] = true
+    except _BROKEN:
+        raise _UnreadableError("with a recurrence that cannot be read") from None
+
+
+def _comes_true(rule: vRecur, start: datetime | date) -> bool:
+    """Whether a rule ever comes true; its UNTIL becomes a time in UTC, as RFC 5545 wants it.
+
+    Raises:
+        ValueError, KeyError, TypeError: when it cannot be followed, or occurs too often.
+    """
+    times = math.prod(len(rule.get(key, [0])) for key in ("BYHOUR", "BYMINUTE", "BYSECOND"))
+    frequent = rule["FREQ"][0].upper() not in _FREQUENCIES or times > _MOST_A_DAY
+    if frequent or min(rule.get("INTERVAL", [1])) < 1:
+        raise ValueError(rule)
+    # dateutil seeks a date that never comes until the year 9999. Dates and weekdays repeat every
+    # 400 years, so the search may begin that late; within 100 years each has met each.
+    bare = vRecur({key: value for key, value in rule.items() if key not in ("UNTIL", "COUNT")})
+    year = 9999 - (9999 - start.year) % 400
+    late = _wall(start).replace(year=year if year < 9900 else year - 400)
+    if next(iter(rrulestr(bare.to_ical().decode(), dtstart=late)), None) is None:
+        return False
+    if (until := rule.get("UNTIL")) and isinstance(start, datetime):
+        end = until[0]
+        if not isinstance(end, datetime):
+            end = datetime.combine(end, time(23, 59, 59))
+        if start.tzinfo and not end.tzinfo:
+            end = end.replace(tzinfo=start.tzinfo).astimezone(UTC)
+        rule["UNTIL"] = [end]
+    return True
+
+
+def _first(component: Component, key: str) -> Any:
     """A property, the first one where it is there several times; None where it is missing."""
     value = component.get(key)
     return value[0] if isinstance(value, list) else value
 
 
+def _name(event: Component) -> str:
+    return str(_first(event, "SUMMARY") or "")
+
+
 def _number(event: Component, key: str) -> int:
-    """A whole number; 0 where it is missing or spoilt, as RFC 5545 has it for those we read."""
-    value = _one(event, key)
+    """A whole number; 0 where it is missing or spoilt, as RFC 5545 has it for those read here."""
+    value = _first(event, key)
     return int(value) if isinstance(value, int) else 0
 
 
-def _item(event: Component, void: bool, replaced: Iterable[datetime | date]) -> _Item:
-    """A VEVENT as an _Item.
-
-    Raises:
-        _UnreadableError: when its times or what it says of its recurrences cannot be read.
-    """
-    try:
-        start, end = event.start, event.end
-        if not isinstance(start, datetime):
-            all_day, zone, wall = True, None, datetime.combine(start, time())
-            length = end - start
-        else:
-            all_day, zone, wall = False, start.tzinfo, start.replace(tzinfo=None, fold=0)
-            # An end without a zone of its own is in that of the start.
-            length = _absolute(end, zone) - _absolute(start, zone)
-        years = {wall.year, (wall + length).year}
-        exdates, categories = list(event.exdates), tuple(map(str, event.categories))
-    except _BROKEN:
-        raise _UnreadableError("without times that can be read") from None
-    if not years <= set(_YEARS):
-        raise _UnreadableError(f"not between {_YEARS[0]} and {_YEARS[-1]}")
-    again = _one(event, "RECURRENCE-ID")
-    if "EXRULE" in event or (again is not None and "RANGE" in again.params):
-        raise _UnreadableError("with a recurrence of a form that is not followed")
-    return _Item(
-        name=str(_one(event, "SUMMARY") or ""),
-        start=wall,
-        length=length,
-        zone=zone,
-        label=_one(event, "DTSTART").params.get("TZID") or (zone and "UTC"),
-        all_day=all_day,
-        cancelled=void or str(_one(event, "STATUS") or "").upper() == "CANCELLED",
-        priority=1 <= _number(event, "PRIORITY") <= 4,
-        categories=categories,
-        event=event,
-        without=frozenset(_moment(moment, zone) for moment in (*exdates, *replaced)),
-    )
+def _as_date(moment: datetime | date) -> date:
+    return moment.date() if isinstance(moment, datetime) else moment
 
 
-def _absolute(moment: datetime, zone: tzinfo | None) -> datetime:
-    """A time in UTC; a floating one is read on the clock of ``zone``, if any."""
-    moment = moment.replace(tzinfo=moment.tzinfo or zone)
-    return moment.astimezone(UTC) if zone else moment.replace(tzinfo=None)
+def _wall(moment: datetime | date) -> datetime:
+    """What a clock shows at a time, or at the beginning of a date."""
+    if isinstance(moment, datetime):
+        return moment.replace(tzinfo=None)
+    return datetime.combine(moment, time())
 
 
-def _moment(value: datetime | date, zone: tzinfo | None) -> datetime | date:
-    """What an excluded or replaced occurrence is known by: its time in UTC, or its date."""
-    return _absolute(value, zone) if isinstance(value, datetime) else value
+# --- zones -----------------------------------------------------------------------------------
 
 
 def _zone(
-    calendars: Sequence[Component], items: Sequence[_Item], name: str | None
+    calendars: Sequence[Component], series: Sequence[_Series], name: str | None
 ) -> tuple[tzinfo | None, str | None]:
     """The zone whose clock is read and its name; None where all times are floating.
 
     Raises:
         UserError: when no zone is called ``name``.
     """
-    if name is not None:
-        zone = _zone_named(name)
-        if zone is None:
-            near = nearest(name, sorted(zoneinfo.available_timezones()))
-            raise UserError(f"--timezone: {name!r} is no time zone such as Europe/Berlin{near}")
-    zoned = [item for item in items if item.zone]
-    if not zoned:
-        return None, None
-    if name is not None:
-        return zone, name
+    asked = _zone_named(name) if name is not None else None
+    if name is not None and asked is None:
+        near = nearest(name, sorted(zoneinfo.available_timezones()))
+        raise UserError(f"--timezone: {name!r} is no time zone such as Europe/Berlin{near}")
+    starts = [event["DTSTART"] for one in series for event in one.events]
+    zones = {
+        start.params.get("TZID", "UTC"): start.dt.tzinfo
+        for start in reversed(starts)
+        if isinstance(start.dt, datetime) and start.dt.tzinfo
+    }
+    if asked or not zones:
+        return (asked, name) if zones else (None, None)
     for calendar in calendars:
-        named = str(_one(calendar, "X-WR-TIMEZONE") or "")
-        if found := _zone_named(named):
-            return found, cleaned(named)
-    counted = Counter(item.label for item in zoned if item.label != "UTC")
+        own = str(_first(calendar, "X-WR-TIMEZONE") or "")
+        if zone := _zone_named(own):
+            return zone, cleaned(own)
+    named = [start.params.get("TZID", "UTC") for start in starts]
+    counted = Counter(label for label in named if label in zones and label != "UTC")
     label = counted.most_common(1)[0][0] if counted else "UTC"
-    return next(item.zone for item in zoned if item.label == label), cleaned(str(label))
+    return zones[label], cleaned(label)
 
 
 def _zone_named(name: str) -> tzinfo | None:
@@ -318,105 +400,12 @@ def _zone_named(name: str) -> tzinfo | None:
         return None
 
 
-def _dates(item: _Item, zone: tzinfo | None, day: date | None, left_out: LeftOut) -> Iterator[date]:
-    """Dates on which the item can be asked: around ``day``, or from its first occurrence on."""
-    if item.all_day or item.cancelled:
-        return
-    low, high = date(_YEARS[0], 1, 1), date(_YEARS[-1], 12, 31)
-    if day is not None:
-        low, high = max(low, day - _AROUND), min(high, day + _AROUND)
-    for found in islice(_occurrences(item, zone, low, high, left_out), _FIRST):
-        if found.obstacle(found.start.date()) is None:
-            yield found.start.date()
-
-
-def _occurrences(
-    item: _Item, zone: tzinfo | None, low: date, high: date, left_out: LeftOut
-) -> Iterator[_Occurrence]:
-    """The occurrences that take place from ``low`` on and before ``high``, in order of start."""
-    first, last = (datetime.combine(end, time()) for end in (low, high))
-    # Two zones differ by less than two days.
-    early, late = first - max(item.length, timedelta(0)) - 2 * _ONE_DAY, last + 2 * _ONE_DAY
-    try:
-        for count, start in enumerate(_starts(item, early, late)):
-            if count >= _MOST:
-                raise _UnreadableError("since it recurs too often")
-            if _moment(start, item.zone) in item.without or start.date() in item.without:
-                continue
-            found = _placed(item, start, zone)
-            if found.start < last and (found.end > first or found.start >= first):
-                yield found
-    except _UnreadableError as reason:
-        left_out[str(reason)][id(item)] = item.name
-
-
-def _placed(item: _Item, start: datetime, zone: tzinfo | None) -> _Occurrence:
-    """The occurrence that starts at ``start`` on the item's clock, on the clock of ``zone``. Its
-    length is exact, also where the clocks change (RFC 5545, section 3.3.10)."""
-    begun = _absolute(start, item.zone)
-    ends = [begun, begun + item.length]
-    if item.zone is None or zone is None:
-        changes = False
-    else:
-        ends = [moment.astimezone(zone) for moment in ends]
-        changes = any(moment.fold for moment in ends)
-        ends = [moment.replace(tzinfo=None, fold=0) for moment in ends]
-        changes = changes or ends[1] - ends[0] != item.length
-    begin, end = (moment.replace(second=0, microsecond=0) for moment in ends)
-    return _Occurrence(item, begin, end, changes)
-
-
-def _starts(item: _Item, early: datetime, late: datetime) -> Iterator[datetime]:
-    """When the item occurs from ``early`` to ``late``, on its own clock, each time once.
-
-    Raises:
-        _UnreadableError: when a recurrence cannot be read.
-    """
-    try:
-        series = [_series(item, rule, late) for rule in _all(item.event, "RRULE")]
-        dates = sorted(
-            datetime.combine(moment, item.start.time())
-            if not isinstance(moment, datetime)
-            else _wall(moment, item.zone)
-            for moment, _ in item.event.rdates
-        )
-        before = None
-        for start in heapq.merge([item.start], dates, *series):
-            if start != before and early <= start <= late:
-                yield start
-            before = start
-    except _BROKEN:
-        raise _UnreadableError("with a recurrence that cannot be read") from None
-
-
-def _all(component: Component, key: str) -> list[Any]:
-    value = component.get(key, [])
-    return value if isinstance(value, list) else [value]
-
-
-def _wall(moment: datetime, zone: tzinfo | None) -> datetime:
-    """A time on the clock of ``zone``, without it."""
-    return (moment.astimezone(zone) if moment.tzinfo and zone else moment).replace(tzinfo=None)
-
-
-def _series(item: _Item, rule: Any, late: datetime) -> Iterator[datetime]:
-    """What an RRULE gives up to ``late``. COUNT and UNTIL are seen to here, since dateutil knows no
-    rule with both an end of ours and a COUNT, and none with an UNTIL in UTC on a bare clock.
-
-    Raises:
-        ValueError, KeyError, TypeError, IndexError: when it cannot be followed.
-    """
-    frequency = rule["FREQ"][0].upper()
-    if frequency in _TOO_OFTEN or min(rule.get("INTERVAL", [1])) < 1:
-        raise ValueError(rule)
-    if frequency == "HOURLY" and any(key in rule for key in _DAYS):
-        raise ValueError(rule)
-    if until := rule.get("UNTIL"):
-        end = until[0]
-        whole = not isinstance(end, datetime)
-        late = min(late, datetime.combine(end, time.max) if whole else _wall(end, item.zone))
-    bare = type(rule)({key: value for key, value in rule.items() if key not in ("UNTIL", "COUNT")})
-    begin, late = (moment.replace(year=moment.year + _ERA) for moment in (item.start, late))
-    found = rrulestr(bare.to_ical().decode(), dtstart=begin).replace(until=late)
-    back = (moment.replace(year=moment.year - _ERA) for moment in found)
-    return islice(back, *rule.get("COUNT", [None]))
+def _unknown_zones(series: Iterable[_Series]) -> list[str]:
+    """A sentence for each zone that an event names and nobody knows."""
+    starts = [event["DTSTART"] for one in series for event in one.events]
+    unknown = {
+        start.params["TZID"]: ""
+        for start in starts
+        if "TZID" in start.params and isinstance(start.dt, datetime) and not start.dt.tzinfo
+    }
+    return [f"Time zone {cleaned(one)} is unknown; its times stand as they are." for one in unknown]

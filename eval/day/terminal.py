@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from data.clock import CLOCK
-from eval.day.days import JOINERS
+from eval.day.entry import JOINERS
 
 #: Categories of characters that are not shown as they are.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
