@@ -312,7 +312,7 @@ def run(recipe: Recipe, force: bool, workers: int) -> None:
         "tiers": {name: asdict(use) for name, use in recipe.tier_uses().items()},
     }
     stage = Stage(folder, "data", settings, _local_sources(recipe.tier_uses().values()))
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         return
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}

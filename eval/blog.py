@@ -315,7 +315,7 @@ def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
         inputs += [files / "test.jsonl", *_answers_in(files)]
     settings = {"arms": sampled, "differences": departed.rows}
     stage = Stage(recipe.run.eval / FOLDER, "blog", settings, inputs)
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         return
     console = plain_console()
     groups = {"this run": lines_of_run(recipe, sampled)}

@@ -246,7 +246,7 @@ def run(recipe: Recipe, force: bool) -> None:
     rewards = {name: (arm.reward or recipe.reward).__dict__ for name, arm in recipe.arms.items()}
     settings = {"seed": recipe.seed, "resamples": recipe.eval.resamples, "rewards": rewards}
     stage = Stage(recipe.run.eval / "compare", "compare", settings, inputs)
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         return
     summary: dict[str, Any] = {
         "level": LEVEL,

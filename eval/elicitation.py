@@ -313,7 +313,7 @@ def run(recipe: Recipe, force: bool) -> None:
     verdicts = [path.with_name(VERDICTS) for path in samples.values()]
     inputs = [recipe.run.split("test"), *verdicts, *paths.values()]
     stage = Stage(folder, "elicitation", settings, inputs)
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         return
     problems = {row["id"]: row["problem"] for row in rows}
     for arm, path in paths.items():

@@ -207,7 +207,7 @@ def run(
     stage = Stage(out, FOLDER, settings, [source] if adapter else [])
     if not force:
         _check_untouched(out, stage)
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         return out
 
     def fill(fresh: Path) -> None:

@@ -171,7 +171,7 @@ def run(recipe: Recipe, force: bool) -> None:
         settings["notes"] = notes
     inputs = [recipe.run.split("test"), *(recipe.run.samples(arm) for arm in sampled)]
     stage = Stage(recipe.run.eval, "eval", settings, inputs)
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         return
     problems = {row["id"]: row["problem"] for row in asked}
     tiers = {row["id"]: row["tier"] for row in asked}

@@ -142,7 +142,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     stage = Stage(
         folder, f"probe {arm}", settings, [recipe.run.split("train"), *model_inputs(model)]
     )
-    if stage.is_current(force, [folder / SAMPLES]):
+    if not stage.begin_unless_done(force, [folder / SAMPLES]):
         return
     asked = chosen_rows(recipe, plan.problems)
     asker = Asker(recipe, arm)

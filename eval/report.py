@@ -322,7 +322,7 @@ def run(recipe: Recipe, force: bool) -> None:
         "templates": sha256(TEMPLATES),
     }
     stage = Stage(folder / FILES, "report", settings, [*inputs, *([judged] if judged else [])])
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         return
     logs = {arm: list(_logged(path)) for arm, path in log_paths.items()}
     conclusion = read_result(judged) if judged else None

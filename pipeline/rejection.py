@@ -81,7 +81,7 @@ def successes(
         # As GRPO takes them: the file has one tier after the other.
         rng = random.Random(seed_of(recipe.seed, "rejection order", arm))
         rows = rng.sample(rows, len(rows))
-    if not stage.is_current(force):
+    if stage.begin_unless_done(force):
         backend.quiet()
         network, tokenizer = models.load(start, recipe.dtype)
         prepare(network)

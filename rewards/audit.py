@@ -529,7 +529,7 @@ def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]], ceiling: floa
     settings = {"reward": asdict(recipe.reward), "seed": recipe.seed, "ceiling": ceiling}
     folder = recipe.run.audit
     stage = Stage(folder, "audit", {**settings, "problems": counts})
-    stage.is_current(force=True)
+    stage.begin_unless_done(force=True)
     outcome = audit(recipe.reward, problems, recipe.seed, ceiling)
     write_json(folder / "audit.json", outcome.to_json())
     write_text(folder / "audit.md", to_markdown(outcome))

@@ -214,9 +214,9 @@ def test_what_fails_in_the_middle_leaves_the_older_export_whole(world, recipe, m
 def test_no_other_process_may_begin_before_an_export_lies_in_its_place(recipe, monkeypatch):
     seen = []
 
-    def released(folder):
-        seen.append({path.name for path in folder.iterdir()})
-        release(folder)
+    def released(lock):
+        seen.append({path.name for path in Path(NAME).iterdir()})
+        release(lock)
 
     monkeypatch.setattr("data.common.files.release", released)
     folder = export.run(recipe, "grpo")

@@ -28,7 +28,7 @@ from data.common.files import (
     write_jsonl,
     write_text,
 )
-from data.common.locks import hold, lock_of, release
+from data.common.locks import hold, lock_file
 
 ROOT = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
@@ -191,27 +191,30 @@ def test_a_hash_of_a_large_file_reads_all_of_it(tmp_path):
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    return write_jsonl(tmp_path / "in" / "train.jsonl", [{"a": 1}]) or tmp_path / "in/train.jsonl"
+    path = tmp_path / "in" / "train.jsonl"
+    write_jsonl(path, [{"a": 1}])
+    return path
 
 
 def stage(source: Path, **settings) -> Stage:
-    settings = settings or {"seed": 1}
-    return Stage(source.parents[1] / "out", "data", settings, [source])
+    return Stage(source.parents[1] / "out", "data", settings or {"seed": 1}, [source])
 
 
 def run_stage(source: Path, **settings) -> Path:
     """Do the whole work of a stage; its folder."""
     work = stage(source, **settings)
-    assert not work.is_current()
+    assert work.begin_unless_done()
     write_text(work.folder / "result.txt", "done")
     work.finish(["result.txt"], rows=1)
     return work.folder
 
 
-def test_a_finished_stage_is_current_and_says_so(source, capsys):
+def test_a_finished_stage_is_done_and_says_so(source, capsys):
     folder = run_stage(source)
     assert capsys.readouterr().out == ""
-    assert stage(source).is_current()
+    assert stage(source).is_done()
+    assert capsys.readouterr().out == ""
+    assert not stage(source).begin_unless_done()
     assert capsys.readouterr().out == f"data: up to date ({folder}); FORCE=1 redoes it\n"
 
 
@@ -235,137 +238,116 @@ def test_a_spoilt_manifest_is_one_sentence_and_its_stage_is_done_again(source, t
     folder = run_stage(source)
     assert stage_facts(folder)["settings"] == {"seed": 1}
     (folder / MANIFEST).write_text(text)
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read; delete it, and its stage"):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         stage_facts(folder)
-    assert not stage(source).is_current()
-    with pytest.raises(
-        UserError, match=r"manifest\.json does not exist: its stage is not finished"
-    ):
+    assert stage(source).begin_unless_done()
+    with pytest.raises(UserError, match=r"manifest\.json does not exist"):
         stage_facts(folder)
 
 
-def test_tuples_in_the_settings_are_no_change(source):
+def test_a_list_in_the_settings_is_no_change_from_a_tuple(source):
     run_stage(source, window=("09:00", "17:00"))
-    assert stage(source, window=("09:00", "17:00")).is_current()
-    assert stage(source, window=["09:00", "17:00"]).is_current()
+    assert stage(source, window=("09:00", "17:00")).is_done()
+    assert stage(source, window=["09:00", "17:00"]).is_done()
 
 
-def test_changed_settings_are_not_current(source):
-    run_stage(source)
-    assert not stage(source, seed=2).is_current()
-
-
-def test_a_further_setting_is_not_current(source):
-    run_stage(source)
-    assert not stage(source, seed=1, temperature=1.0).is_current()
-
-
-def test_changed_input_contents_are_not_current(source):
-    run_stage(source)
-    write_jsonl(source, [{"a": 2}])
-    assert not stage(source).is_current()
-
-
-def test_an_input_written_again_with_the_same_contents_is_current(source):
+def test_an_input_written_again_with_the_same_contents_is_no_change(source):
     run_stage(source)
     write_jsonl(source, [{"a": 1}])
     os.utime(source, (1, 1))
-    assert stage(source).is_current()
+    assert stage(source).is_done()
 
 
-def test_a_missing_output_is_not_current(source):
-    (run_stage(source) / "result.txt").unlink()
-    assert not stage(source).is_current()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda source: stage(source, seed=2),
+        lambda source: stage(source, seed=1, temperature=1.0),
+        lambda source: write_jsonl(source, [{"a": 2}]) or stage(source),
+        lambda source: (source.parents[1] / "out/result.txt").unlink() or stage(source),
+        lambda source: Stage(source.parents[1] / "out", "sft", {"seed": 1}, [source]),
+    ],
+    ids=["setting", "further setting", "input", "output", "stage"],
+)
+def test_what_changed_is_done_again(source, change):
+    run_stage(source)
+    assert not change(source).is_done()
 
 
-def test_another_stage_in_the_same_folder_is_not_current(source):
+def test_a_change_is_seen_though_two_inputs_have_one_name(tmp_path):
+    inputs = [tmp_path / arm / "model" for arm in "ab"]
+    for path in inputs:
+        write_text(path, path.parent.name)
+    work = Stage(tmp_path / "out", "eval", {}, inputs)
+    work.begin_unless_done()
+    work.finish([])
+    write_text(inputs[0], "changed")
+    assert not Stage(tmp_path / "out", "eval", {}, inputs).is_done()
+
+
+def test_force_redoes_what_is_done(source):
     folder = run_stage(source)
-    assert not Stage(folder, "sft", {"seed": 1}, [source]).is_current()
-
-
-def test_force_redoes_what_is_current(source):
-    folder = run_stage(source)
-    assert not stage(source).is_current(force=True)
+    assert stage(source).begin_unless_done(force=True)
     assert not (folder / MANIFEST).exists()
 
 
 def test_interrupted_work_is_never_taken_for_finished(source):
     folder = run_stage(source)
-    assert not stage(source, seed=2).is_current()  # begun with other settings, then interrupted
+    assert stage(source, seed=2).begin_unless_done()
     write_text(folder / "result.txt", "half")
-    assert not stage(source, seed=2).is_current()
-    assert not stage(source, seed=1).is_current(), "the old manifest must not speak for new files"
+    assert not stage(source, seed=2).is_done()
+    assert not stage(source, seed=1).is_done(), "the old manifest must not speak for new files"
 
 
 def test_a_stage_goes_on_only_with_its_own_work(source):
-    first = stage(source)
-    assert not first.is_current()
-    assert not first.goes_on, "nothing was begun"
-    again = stage(source)
-    assert not again.is_current()
-    assert again.goes_on
-    forced = stage(source)
-    assert not forced.is_current(force=True)
-    assert not forced.goes_on
-    other = stage(source, seed=2)
-    assert not other.is_current()
-    assert not other.goes_on
-    mine = stage(source)
-    assert not mine.is_current()
-    assert not mine.goes_on, "another one wrote here since"
-    mine.finish([])
-    assert not (mine.folder / BEGUN).exists()
+    for seed, force, goes_on in (
+        (1, False, False),  # nothing was begun
+        (1, False, True),
+        (1, True, False),
+        (2, False, False),
+        (1, False, False),  # another one wrote here since
+    ):
+        work = stage(source, seed=seed)
+        assert work.begin_unless_done(force)
+        assert work.goes_on == goes_on
+    work.finish([])
+    assert not (work.folder / BEGUN).exists()
 
 
 def test_what_a_forced_stage_left_half_done_goes_on_without_force_and_is_lost_with_it(source):
-    folder = run_stage(source)
-    half = folder / "half"
-    assert not stage(source).is_current(force=True, partial=[half])
+    half = run_stage(source) / "half"
+    assert stage(source).begin_unless_done(force=True, partial=[half])
     half.touch()
     unforced = stage(source)
-    assert not unforced.is_current(partial=[half])
+    assert unforced.begin_unless_done(partial=[half])
     assert unforced.goes_on
     assert half.exists()
-    assert not stage(source).is_current(force=True, partial=[half])
+    assert stage(source).begin_unless_done(force=True, partial=[half])
     assert not half.exists()
 
 
 def test_a_full_disk_at_the_manifest_leaves_the_stage_unfinished(source, monkeypatch):
     work = stage(source)
-    work.is_current()
+    work.begin_unless_done()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
         with pytest.raises(OSError, match="No space"):
             work.finish([])
-    assert not stage(source).is_current()
-
-
-def test_a_change_is_seen_though_two_inputs_have_one_name(tmp_path):
-    inputs = [write_text(tmp_path / arm / "model", arm) or tmp_path / arm / "model" for arm in "ab"]
-    work = Stage(tmp_path / "out", "eval", {}, inputs)
-    work.is_current()
-    work.finish([])
-    write_text(inputs[0], "changed")
-    assert not Stage(tmp_path / "out", "eval", {}, inputs).is_current()
+    assert not stage(source).is_done()
 
 
 def test_what_is_half_done_is_removed_before_other_work_is_noted_as_begun(source, monkeypatch):
-    begun = source.parents[1] / "out" / BEGUN
-    half = begun.with_name("checkpoints")
-    stage(source).is_current()
+    half = source.parents[1] / "out" / "checkpoints"
+    stage(source).begin_unless_done()
     write_text(half / "checkpoint-2" / "weights", "of seed 1")
-    mine = stage(source)
-    mine.is_current(partial=[half])
-    assert mine.goes_on
-    assert half.is_dir()
     with monkeypatch.context() as patch:
         patch.setattr("data.common.files.write_json", interrupted)  # killed before it is noted
         with pytest.raises(KeyboardInterrupt):
-            stage(source, seed=2).is_current(partial=[half])
+            stage(source, seed=2).begin_unless_done(partial=[half])
     assert not half.exists()
-    assert not begun.exists()
+    assert not half.with_name(BEGUN).exists()
     other = stage(source, seed=2)
-    other.is_current(partial=[half, begun.with_name("no such file")])
+    other.begin_unless_done(partial=[half, half.with_name("no such file")])
     assert not other.goes_on
 
 
@@ -427,7 +409,7 @@ def other():
         ready = FORK.Event()
 
         def run():
-            work()
+            _held = work()
             ready.set()
             signal.pause()
 
@@ -443,30 +425,34 @@ def other():
         process.join(30)
 
 
+def begun(source):
+    work = stage(source)
+    work.begin_unless_done()
+    return work
+
+
 def test_two_processes_do_not_do_the_work_of_one_folder(source, other):
-    process = other(lambda: stage(source).is_current())
-    says = f"out is being written by process {process.pid} on .*; let it finish, or stop it"
+    process = other(lambda: begun(source))
     for force, seed in ((False, 1), (True, 1), (False, 2)):
-        with pytest.raises(UserError, match=says):
-            stage(source, seed=seed).is_current(force)
-    assert Stage(source.parents[1] / "elsewhere", "data", {}).is_current() is False
+        with pytest.raises(UserError, match=f"out is being written by process {process.pid} on "):
+            stage(source, seed=seed).begin_unless_done(force)
+    assert Stage(source.parents[1] / "elsewhere", "data", {}).begin_unless_done()
 
 
 def test_a_killed_process_keeps_nobody_from_its_folder(source, other):
-    process = other(lambda: stage(source).is_current())
+    process = other(lambda: begun(source))
     process.kill()
     process.join(30)
-    work = stage(source)
-    assert not work.is_current()
-    assert work.goes_on
+    assert begun(source).goes_on
 
 
 def test_what_was_forked_by_a_killed_process_keeps_nobody_from_its_folder(source, other, tmp_path):
     def work():
-        stage(source).is_current()
+        held = begun(source)
         worker = FORK.Process(target=time.sleep, args=(60,))
         worker.start()
         write_text(tmp_path / "worker", str(worker.pid))
+        return held
 
     process = other(work)
     process.kill()
@@ -474,54 +460,34 @@ def test_what_was_forked_by_a_killed_process_keeps_nobody_from_its_folder(source
     worker = int((tmp_path / "worker").read_text())
     try:
         os.kill(worker, 0)
-        assert not stage(source).is_current()
+        assert stage(source).begin_unless_done()
     finally:
         os.kill(worker, signal.SIGKILL)
 
 
 def test_a_finished_stage_lets_others_at_its_folder(source, other):
     other(lambda: run_stage(source))
-    assert stage(source).is_current()
-    assert not stage(source).is_current(force=True)
+    assert stage(source).is_done()
+    assert stage(source).begin_unless_done(force=True)
 
 
 def test_what_another_process_has_just_finished_is_not_done_again(source, monkeypatch):
-    def late(folder):
-        run_stage_of_another(source)
-        hold(folder)
-
-    def run_stage_of_another(source):
-        with monkeypatch.context() as patch:
-            patch.setattr("data.common.files.hold", lambda folder: None)
-            run_stage(source)
+    def late(folder, reentrant):
+        monkeypatch.setattr("data.common.files.hold", hold)
+        run_stage(source)
+        return hold(folder, reentrant)
 
     monkeypatch.setattr("data.common.files.hold", late)
     work = stage(source)
-    assert work.is_current()
-    assert not lock_of(work.folder).exists()
+    assert not work.begin_unless_done()
+    assert not lock_file(work.folder).exists()
 
 
 def test_one_process_may_come_back_to_its_folder(source):
-    assert not stage(source).is_current()
-    assert not stage(source).is_current()
-
-
-def test_a_lock_that_its_holder_removes_meanwhile_is_none(tmp_path, monkeypatch):
-    folder = tmp_path / "out"
-    flock, seen = fcntl.flock, []
-
-    def removed_first(file, kind):
-        if not seen:
-            lock_of(folder).unlink()
-        seen.append(file)
-        return flock(file, kind)
-
-    monkeypatch.setattr(fcntl, "flock", removed_first)
-    hold(folder)
-    assert len(seen) == 2
-    assert lock_of(folder).read_text().startswith(f"process {os.getpid()} on ")
-    release(folder)
-    assert list(tmp_path.iterdir()) == []
+    first, again = begun(source), begun(source)
+    again.finish([])
+    assert first.is_done()
+    assert not lock_file(first.folder).exists()
 
 
 def test_without_locks_a_stage_runs_all_the_same(source, monkeypatch):
@@ -530,7 +496,7 @@ def test_without_locks_a_stage_runs_all_the_same(source, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     run_stage(source)
-    assert stage(source).is_current()
+    assert stage(source).is_done()
 
 
 # --- errors ----------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ import yaml
 from scripted import Scripted, World, lines, solving
 
 from data.common.errors import UserError
+from data.common.locks import in_turn
 from data.rows import read_split
 from eval import sample
 from eval.answers import parts, sampling
 from eval.answers.files import way_of_asking
-from eval.answers.parts import Shard, claimed, in_turn, kept, read_shard
+from eval.answers.parts import Shard, claimed, kept, read_shard
 from eval.answers.sampling import ask_again, sample_arm
 
 FORK = multiprocessing.get_context("fork")

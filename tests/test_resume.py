@@ -229,7 +229,8 @@ def _second(place, name, stage):
     read, write = os.pipe()
     first = os.fork()
     if not first:
-        hold(folder / "runs" / "small" / stage)
+        lock = hold(folder / "runs" / "small" / stage)
+        assert lock.is_locked
         os.write(write, b".")
         signal.pause()
     os.read(read, 1)

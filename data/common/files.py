@@ -11,10 +11,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock
 
 from data.common.errors import UserError
 from data.common.locks import hold, release
@@ -159,18 +161,17 @@ def stage_facts(folder: Path) -> dict[str, Any]:
 class Stage:
     """One stage's output folder and the manifest that says what made it.
 
-    A stage is current when its manifest names the same settings and the same input contents, and
-    its outputs still exist. The manifest is removed before the stage's work and written after it,
-    so an interrupted stage is never taken for a finished one. What it had begun is noted, so that
-    the same stage may go on with what it finds (``goes_on``) and another one does not. One process
-    at a time does the work of a folder.
+    A stage is done when its manifest names the same settings and the same input contents, and its
+    outputs still exist. The manifest is removed before the stage's work and written after it, so
+    an interrupted stage is never taken for a finished one. What was begun is noted, so that the
+    same stage may go on with what it finds (``goes_on``) and another one does not. One process at
+    a time does the work of a folder.
     """
 
     def __init__(
-        self, folder: Path, name: str, settings: dict[str, Any], inputs: Sequence[Path] = ()
+        self, folder: Path, name: str, settings: Mapping[str, Any], inputs: Sequence[Path] = ()
     ) -> None:
-        # Work may be finished in another folder than its own, which is then put there.
-        self.folder, self.name, self._own = folder, name, folder
+        self.folder, self.name = folder, name
         self.key = {
             "stage": name,
             "settings": json.loads(json.dumps(settings)),
@@ -178,46 +179,57 @@ class Stage:
         }
         self.goes_on = False
         self._started = time.monotonic()
+        self._lock: BaseFileLock | None = None
 
-    def is_current(
-        self, force: bool = False, partial: Iterable[Path] = (), alone: bool = True
+    def is_done(self) -> bool:
+        """Whether the work is done already."""
+        manifest = _read_object(self.folder / MANIFEST)
+        return all(manifest.get(key) == value for key, value in self.key.items()) and all(
+            (self.folder / output).exists() for output in manifest.get("outputs", ())
+        )
+
+    def begin_unless_done(
+        self, force: bool = False, partial: Iterable[Path] = (), shared: bool = False
     ) -> bool:
-        """Whether the work is done already; says so. Otherwise marks it as begun (``begin``) and
-        keeps other processes out (``claim``); unless several share the work, not ``alone``, and
-        have locks of their own."""
-        if self.is_done(force) or (alone and not self.claim(force)):
-            return True
-        self.begin(force, partial)
-        return False
+        """``claim`` and ``begin``; returns whether there is work to do, and says where not.
 
-    def is_done(self, force: bool = False) -> bool:
-        """Whether the work is done already; says so, and touches nothing."""
-        found = {} if force else _read_object(self.folder / MANIFEST)
-        done = {key: found.get(key) for key in self.key} == self.key
-        if done and all((self.folder / output).exists() for output in found.get("outputs", ())):
-            print(f"{self.name}: up to date ({self.folder}); FORCE=1 redoes it", flush=True)
-            return True
-        return False
-
-    def claim(self, force: bool = False) -> bool:
-        """Keep other processes from the folder until it is finished or this process ends. Returns
-        whether there is still something to do: one of them may just have done it.
+        Args:
+            force: do it though it is done.
+            partial: see ``begin``.
+            shared: several processes do the work, and have locks of their own.
 
         Raises:
             UserError: when another process is at it.
         """
-        hold(self._own)
-        if self.is_done(force):
-            release(self._own)
+        if self._says_done(force) if shared else not self.claim(force):
+            return False
+        self.begin(force, partial)
+        return True
+
+    def claim(self, force: bool = False) -> bool:
+        """Keep other processes from the folder until it is finished or this process ends.
+
+        Returns whether there is work to do, and says where not.
+
+        Raises:
+            UserError: when another process is at it.
+        """
+        if self._says_done(force):
+            return False
+        self._lock = hold(self.folder, reentrant=True)
+        if self._says_done(force):  # by another process, just now
+            release(self._lock)
             return False
         return True
 
     def begin(self, force: bool = False, partial: Iterable[Path] = ()) -> None:
         """Mark the work as begun: what was finished before is so no longer.
 
-        ``partial`` is what it leaves half done, to go on with. Unless it goes on, these files and
-        folders are removed, and before it is noted as begun: killed between the two, it would take
-        another's for its own.
+        Args:
+            force: start from nothing.
+            partial: the files and folders that the work leaves half done, to go on with. Unless it
+                goes on they are removed, before it is noted as begun: killed between the two, it
+                would take another's for its own.
         """
         (self.folder / MANIFEST).unlink(missing_ok=True)
         begun = self.folder / BEGUN
@@ -242,7 +254,15 @@ class Stage:
             },
         )
         (self.folder / BEGUN).unlink(missing_ok=True)
-        release(self._own)
+        if self._lock:
+            release(self._lock)
+
+    def _says_done(self, force: bool) -> bool:
+        """Say that the work is done, where it is and nobody insists."""
+        if force or not self.is_done():
+            return False
+        print(f"{self.name}: up to date ({self.folder}); FORCE=1 redoes it", flush=True)
+        return True
 
 
 def _read_object(path: Path) -> dict[str, Any]:

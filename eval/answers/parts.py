@@ -18,14 +18,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError
 from data.common.files import BEGUN, Stage, finished, write_bytes
-from data.common.locks import AT_ONCE, EXCLUSIVE, SHARED, holder, lock_of, opened, sign, take
+from data.common.locks import holding, is_held, lock_file
 
 
 @dataclass(frozen=True, order=True)
@@ -100,7 +100,7 @@ def put_together(whole: Path, rows: Sequence[Mapping[str, Any]], samples: int) -
         write_bytes(whole, b"".join(line for row in rows for line in found[row["id"]]))
         _remove(parts(whole).values())
         # A process that still holds one of these has nothing left to write.
-        _remove(whole.parent.glob(f".{whole.stem}.*-of-*.lock"))
+        _remove(map(lock_file, _locked_parts(whole)))
     return lacking
 
 
@@ -113,15 +113,6 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Wait for the other processes at this folder, and keep them waiting."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with opened(folder / ".turn.lock") as file:
-        take(file, EXCLUSIVE)
-        yield
-
-
-@contextmanager
 def claimed(whole: Path, shard: Shard | None = None) -> Iterator[bool]:
     """Hold what this process is going to write: the whole, or one part.
 
@@ -130,27 +121,23 @@ def claimed(whole: Path, shard: Shard | None = None) -> Iterator[bool]:
     Raises:
         UserError: when another process holds it.
     """
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    mine = shard.path(whole) if shard else whole
+    with holding(mine):
         if shard:
-            part = held.enter_context(opened(lock_of(shard.path(whole))))
-            if not take(part, EXCLUSIVE | AT_ONCE):
-                raise UserError(f"{shard.path(whole)} is being written by {holder(part)}")
-            sign(part)
-        # Held by one process that writes the whole, or by all that write parts.
-        file = held.enter_context(opened(lock_of(whole)))
-        alone = take(file, EXCLUSIVE | AT_ONCE)
-        if not alone and not take(file, SHARED | AT_ONCE):
-            raise UserError(f"{whole} is being written by {holder(file)}")
+            with holding(whole):  # nobody draws the whole
+                pass
+        alone = not any(is_held(part) for part in _locked_parts(whole) if part != mine)
         if not alone and not shard:
             raise UserError(
                 f"{whole} cannot be written: other processes are drawing parts of it (--shard)"
             )
-        if not shard:
-            sign(file)
-        elif alone:
-            take(file, SHARED)
         yield alone
+
+
+def _locked_parts(whole: Path) -> list[Path]:
+    """The parts that have a lock file, which a killed process leaves behind."""
+    locks = whole.parent.glob(lock_file(whole.with_name(f"{whole.stem}.*-of-*{whole.suffix}")).name)
+    return [whole.with_name(lock.name.removeprefix(".").removesuffix(".lock")) for lock in locks]
 
 
 def begin(stage: Stage, whole: Path, shard: Shard | None, force: bool, alone: bool) -> bool:
@@ -169,7 +156,8 @@ def begin(stage: Stage, whole: Path, shard: Shard | None, force: bool, alone: bo
             "or let them finish"
         )
     begun = [whole, *parts(whole).values()]
-    if stage.is_current(force and (shard is None or finished(stage.folder)), begun, alone=False):
+    force_all = force and (shard is None or finished(stage.folder))
+    if not stage.begin_unless_done(force_all, begun, shared=True):
         return False
     if stage.goes_on and shard:
         if force:

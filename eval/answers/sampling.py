@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from data.common.files import Stage, finished, sha256
+from data.common.locks import in_turn
 from data.recipe import Recipe
 from data.rows import read_split
 from data.sections import EvalSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import way_of_asking
 from eval.answers.judge import score_rows
-from eval.answers.parts import Shard, begin, claimed, gathered, in_turn, put_together
+from eval.answers.parts import Shard, begin, claimed, gathered, put_together
 from pipeline.train.trainer import model_inputs
 from rewards.verify import Status
 
@@ -118,7 +119,7 @@ def ask_again(
     inputs = [recipe.run.split(split) for split in splits]
     stage = Stage(path.parent, f"eval {arm} again", settings, [*inputs, *model_inputs(model)])
     with claimed(path):
-        if not stage.is_current(force, [path]):
+        if stage.begin_unless_done(force, [path]):
             asker = Asker(recipe, arm, asking.server)
             write_answers(asker, rows, asking, path, "fresh", stage.goes_on)
             put_together(path, rows, samples)

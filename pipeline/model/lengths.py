@@ -374,7 +374,7 @@ def run(recipe: Recipe, force: bool) -> None:
         UserError: see ``count`` and ``check``.
     """
     stage, path = _stage(recipe), recipe.run.lengths
-    if stage.is_current(force):
+    if not stage.begin_unless_done(force):
         facts = _read(recipe)
     else:
         backend.quiet()

@@ -169,7 +169,7 @@ def run_trainer(
     def look() -> Stage | None:
         inputs = [recipe.run.split("train"), *model_inputs(start)]
         stage = Stage(recipe.run.stage(name), name, settings, inputs)
-        if stage.is_done(force) or not stage.claim(force):
+        if not stage.claim(force):
             _put_away(stage.folder)  # killed at the very end
             return None
         check_lengths(recipe, known(recipe) or count(recipe))
