@@ -176,7 +176,7 @@ def test_a_tokenizer_that_cuts_or_pads_is_kept_from_it_and_a_slow_one_counts_ali
 # --- once ------------------------------------------------------------------------------------
 
 
-def test_what_is_current_is_not_counted_again_but_checked_again(recipe_of, monkeypatch, capsys):
+def test_what_is_done_is_not_counted_again_but_checked_again(recipe_of, monkeypatch, capsys):
     lengths.run(recipe_of(), force=False)
     assert "dense" in capsys.readouterr().out
     before = Path("runs/lengths/data/lengths.json").read_bytes()
