@@ -31,7 +31,7 @@ from data.rows import gold_answer, record
 from data.solver import interval_optimum
 from eval.calibrate import sharpened
 from eval.elicitation import Asked, count_verdicts
-from eval.stats.evidence import Arms, judge
+from eval.stats.evidence import Arms, conclude
 from pipeline.model import load as models
 from pipeline.train import backend
 from rewards.parse import parse
@@ -133,7 +133,7 @@ def bench_judging(count: int) -> list[Row]:
         }
         asked = Asked(rows, first, again)
         base, sft, grpo = (asked.counts(arms, "bench") for arms in (["base"], ["sft"], _MEMBERS))
-        judge({"bench": Arms(base, grpo, sft=sft)})
+        conclude({"bench": Arms(base, grpo, sft=sft)})
 
     with tempfile.TemporaryDirectory() as name:
         for arm, lift in _LIFTS.items():

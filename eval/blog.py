@@ -31,8 +31,8 @@ from data.recipe import Recipe, load_recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
 from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
-from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
-from eval.stats.passk import Estimate, bootstrap_indices, mean_interval
+from eval.show.tables import Sheet, label, markdown_of, print_sheets
+from eval.stats.estimate import Estimate, bootstrap_indices, cell, mean_interval
 from rewards import blog
 from rewards.blog import BlogStatus
 

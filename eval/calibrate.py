@@ -27,10 +27,10 @@ from data.common.errors import UserError, run_main
 from data.common.files import write_json
 from data.common.seeds import seed_of
 from data.recipe import RUNS
-from eval.stats.analyses import Counts, Values, unsolved_by
 from eval.stats.conclusion import Conclusion, Margins, decide, is_new
+from eval.stats.counts import Counts, unsolved_by
+from eval.stats.estimate import Values, bootstrap_indices, mean_interval
 from eval.stats.evidence import Arms, evidence
-from eval.stats.passk import bootstrap_indices, mean_interval
 from eval.stats.power import detectable
 
 #: At most this share of arms without a new skill may be called a new capability, and of arms with
@@ -228,7 +228,7 @@ def sampled(truth: Truth, guess: Values, size: Size, rng: np.random.Generator) -
 
 
 def conclusions(arms: Arms, margins: Margins, indices: NDArray[np.int32]) -> list[Conclusion]:
-    """What ``judge`` concludes on one tier, by repetition; counts are [repetitions, problems]."""
+    """What is concluded on one tier, by repetition; counts are [repetitions, problems]."""
     values, budget = evidence(arms, margins)
     cube = np.stack(list(values.values()), axis=-1)  # [repetitions, problems, quantities]
     columns = cube.transpose(1, 0, 2).reshape(cube.shape[1], -1)

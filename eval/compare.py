@@ -25,13 +25,15 @@ from data.run import VERDICTS
 from data.sections import LEVEL, RewardSection
 from eval.answers.files import answered
 from eval.answers.judge import check_judged
-from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets, with_interval
-from eval.stats.passk import (
+from eval.show.tables import Sheet, label, markdown_of, print_sheets
+from eval.stats.estimate import (
     Estimate,
     bootstrap_indices,
+    cell,
     crossed_interval,
     resampled_means,
     widened_by_seeds,
+    with_interval,
 )
 from rewards.parse import ParseFailure, parse
 from rewards.reward import totals

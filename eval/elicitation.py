@@ -59,20 +59,18 @@ from eval.judge import strange_starts
 from eval.show.sheets import conclusion_sheet, sheets
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import (
-    Counts,
     accuracy_histogram,
     coverage,
     crossing,
     expansion,
     floor_adjusted,
-    floor_at,
     sampling_efficiency_gap,
-    solved_within,
     two_by_two,
-    unsolved_by,
 )
-from eval.stats.evidence import Arms, Judgement, judge
-from eval.stats.passk import bootstrap_indices, crossed_interval, ks_for, pass_at_k
+from eval.stats.counts import Counts, unsolved_by
+from eval.stats.estimate import bootstrap_indices, crossed_interval
+from eval.stats.evidence import Arms, Conclusions, conclude
+from eval.stats.passk import floor_at, ks_for, pass_at_k, solved_within
 from eval.stats.summary import tally
 
 FOLDER, JSON, PAGE = "elicitation", "elicitation.json", "elicitation.md"
@@ -140,9 +138,9 @@ def _unsolved(asked: Asked, of: Sequence[str], here: NDArray[np.intp]) -> list[i
     return here[missed[here]].tolist()
 
 
-def conclusion_on(case: Case, asked: Asked, recipe: Recipe) -> Judgement:
+def conclusion_on(case: Case, asked: Asked, recipe: Recipe) -> Conclusions:
     """The conclusion on one judged arm."""
-    return judge(
+    return conclude(
         {
             tier: Arms(
                 base=asked.counts(["base"], tier),

@@ -28,7 +28,8 @@ from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import read_answers
 from eval.answers.parts import claimed
-from eval.show.tables import Sheet, cell, label, markdown_of, print_sheets
+from eval.show.tables import Sheet, label, markdown_of, print_sheets
+from eval.stats.estimate import cell
 from eval.stats.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
 from pipeline.train.trainer import model_inputs
 from rewards.reward import totals

@@ -8,8 +8,8 @@ from data.common.errors import UserError
 from eval import calibrate
 from eval.calibrate import STRENGTHS, Scenario, Size, base_chances, cell, scenarios, sharpened
 from eval.stats.conclusion import Conclusion, Margins
-from eval.stats.evidence import Arms, judge
-from eval.stats.passk import bootstrap_indices
+from eval.stats.estimate import bootstrap_indices
+from eval.stats.evidence import Arms, conclude
 
 MARGINS = Margins(resamples=300)
 SMALL = Size(120, 32, 256)
@@ -74,7 +74,7 @@ def test_all_repetitions_at_once_are_judged_as_one_by_one():
             for name, arm in vars(arms).items()
             if name != "guess" and arm is not None
         }
-        apart.append(judge({"t": Arms(**one, guess=guess)}, MARGINS, i).overall.conclusion)
+        apart.append(conclude({"t": Arms(**one, guess=guess)}, MARGINS, i).overall.conclusion)
     # The resamples differ, so a conclusion on the edge may.
     assert sum(a == b for a, b in zip(together, apart, strict=True)) >= 10
 

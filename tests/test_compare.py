@@ -15,7 +15,7 @@ from eval import compare
 from eval.answers.judge import score_rows
 from eval.answers.sampling import sample_arm
 from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
-from eval.stats.passk import bootstrap_indices
+from eval.stats.estimate import bootstrap_indices
 from rewards.reward import totals
 
 GRADED, BLOG = RewardSection(), RewardSection("blog")

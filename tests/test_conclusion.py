@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.stats.analyses import Counts
 from eval.stats.conclusion import Budget, Conclusion, Margins, decide, is_new, tries_for
-from eval.stats.evidence import Arms, holm, judge
-from eval.stats.passk import Estimate
+from eval.stats.counts import Counts
+from eval.stats.estimate import Estimate
+from eval.stats.evidence import Arms, conclude, holm
 from eval.stats.summary import tally
 
 P, N, M = 200, 64, 256
@@ -52,7 +52,7 @@ def without(p, share=0.15):
 
 
 def concluded(**keywords):
-    return judge({"tier": arms(**keywords)}, MARGINS).overall
+    return conclude({"tier": arms(**keywords)}, MARGINS).overall
 
 
 def test_a_sharpened_model_was_elicited():
@@ -178,7 +178,7 @@ def test_tiers_are_corrected_for_and_one_with_a_new_skill_is_enough():
     p = base()
     plain = arms(base=p, grpo=lifted(p, 6))
     skilled = arms(base=without(p, 0.1), grpo=with_skill(lifted(p, 6), 0.1), seed=4)
-    found = judge({"a": plain, "b": plain, "new": skilled}, MARGINS)
+    found = conclude({"a": plain, "b": plain, "new": skilled}, MARGINS)
     assert [found.tiers[name].conclusion for name in "ab"] == [ELICITED, ELICITED]
     assert found.tiers["new"].conclusion == NEW
     assert found.overall.conclusion == NEW
@@ -191,13 +191,13 @@ def test_what_only_holds_before_the_correction_is_inconclusive():
     p = base()
     # Just enough at the level itself: low end a little above the margin.
     few = arms(base=without(p, 0.05), grpo=with_skill(lifted(p, 6), 0.05), seed=5)
-    alone = judge({"few": few}, MARGINS)
+    alone = conclude({"few": few}, MARGINS)
     tiers = {"few": few, **{name: arms(base=p, grpo=lifted(p, 6)) for name in "abcdefgh"}}
-    corrected = judge(tiers, MARGINS)
+    corrected = conclude(tiers, MARGINS)
     assert alone.overall.conclusion == NEW
     assert corrected.tiers["few"].conclusion == OPEN
     assert "after the correction" in corrected.tiers["few"].reason
-    plain = judge(tiers, replace(MARGINS, correction="none"))
+    plain = conclude(tiers, replace(MARGINS, correction="none"))
     assert plain.tiers["few"].conclusion == NEW
 
 
@@ -290,15 +290,15 @@ def test_counts_that_do_not_fit_each_other_are_refused():
     with pytest.raises(ValueError, match="one chance a problem"):
         Arms(some, some, guess=[0.1])
     with pytest.raises(ValueError, match="at least one tier"):
-        judge({})
+        conclude({})
     uneven = Counts(4, [0, 0], [8, 4], [0, 0])
     with pytest.raises(ValueError, match="equally many"):
-        judge({"t": Arms(Counts(4, [0, 0], 8, [0, 0]), uneven)}, MARGINS)
+        conclude({"t": Arms(Counts(4, [0, 0], 8, [0, 0]), uneven)}, MARGINS)
 
 
 def test_a_ruling_is_json_that_holds_every_number_and_is_the_same_again():
     tier = arms(base=base(), grpo=lifted(base(), 6))
-    one, again = (judge({"t": tier}, MARGINS, seed=3) for _ in range(2))
+    one, again = (conclude({"t": tier}, MARGINS, seed=3) for _ in range(2))
     assert one.sentence.startswith("Elicited: GRPO gains")
     written = json.dumps(one.overall.to_json(), allow_nan=False)
     assert written == json.dumps(again.overall.to_json())
@@ -327,6 +327,6 @@ def test_a_million_verdict_rows_become_a_conclusion_in_seconds():
         Counts(*counted(chance, n), *counted(chance, m))
         for chance in (p, p, lifted(p, 4), np.maximum(p, 0.5))
     ]
-    found = judge({"tier": Arms(drawn[0], drawn[3], base_best=drawn[1], sft=drawn[2])})
+    found = conclude({"tier": Arms(drawn[0], drawn[3], base_best=drawn[1], sft=drawn[2])})
     assert found.overall.conclusion == NEW
     assert time.perf_counter() - start < 60

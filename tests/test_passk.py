@@ -5,18 +5,16 @@ import pytest
 from scipy.special import betaln
 from scipy.stats import hypergeom
 
-from eval.stats.passk import (
+from eval.stats.estimate import (
     Estimate,
     bootstrap_indices,
     crossed_interval,
-    ks_for,
     mean_interval,
-    overtaking_k,
     paired_difference,
-    pass_at_k,
     ratio_interval,
     resampled_means,
 )
+from eval.stats.passk import ks_for, overtaking_k, pass_at_k
 
 
 def test_pass_at_k_equals_the_share_of_all_subsets_that_hold_a_success():

@@ -35,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.sections import RESAMPLES
-from eval.stats.passk import bootstrap_indices, ratio_interval
+from eval.stats.estimate import bootstrap_indices, ratio_interval
 
 if TYPE_CHECKING:
     from torch import Tensor

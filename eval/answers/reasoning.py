@@ -23,7 +23,7 @@ from data.event import Event
 from data.problem import Problem
 from data.rules import KINDS
 from data.sections import RESAMPLES
-from eval.stats.passk import bootstrap_indices, mean_interval, ratio_interval
+from eval.stats.estimate import bootstrap_indices, mean_interval, ratio_interval
 from rewards.parse import ParseFailure, parse
 from rewards.verify import Status
 

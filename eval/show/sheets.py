@@ -12,8 +12,9 @@ from typing import Any
 from eval.answers.likelihood import TOP_P
 from eval.answers.reasoning import Claim
 from eval.show.charts import Bars, Look
-from eval.show.tables import Sheet, cell, label, with_interval
+from eval.show.tables import Sheet, label
 from eval.stats.conclusion import Conclusion
+from eval.stats.estimate import cell, with_interval
 
 #: The conclusions of ``eval.stats.conclusion`` in a sentence each.
 MEANINGS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from data.common.console import WIDTH, plain_console
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts
 from data.policies import GREEDY, GUESSABLE
-from eval.stats.passk import Estimate
+from eval.stats.estimate import Estimate, cell
 
 _LABELS = {"sft": "SFT", "grpo": "GRPO"}
 
@@ -72,20 +72,6 @@ def label(arm: str) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
-    """``27.1 [24.0, 30.2]`` in per cent, or points with ``sign='+'``."""
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    return with_interval(estimate, lambda share: f"{round(100 * share, 1) + 0.0:{sign}.1f}")
-
-
-def with_interval(estimate: Mapping[str, float] | None, written: Callable[[float], str]) -> str:
-    """``value [low, high]``, each number as ``written``; empty where there is no estimate."""
-    if estimate is None:
-        return ""
-    value, low, high = (written(estimate[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def guessable(found: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,6 @@ are fractions of 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,80 +16,24 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, binomtest
 
 from data.sections import LEVEL
-from eval.stats.passk import (
+from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
+from eval.stats.estimate import (
+    TIE,
     Estimate,
+    Indices,
     mean_interval,
-    overtaking_k,
     paired_difference,
-    pass_at_k,
     ratio_interval,
     resampled_means,
 )
+from eval.stats.passk import overtaking_k, pass_at_k
 
 #: Accuracies of which the share of problems at or above is reported.
-THRESHOLDS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-#: Means this close are equal but for rounding.
-_TIE = 1e-12
-
-Values = NDArray[np.float64]
-
-
-class Counts:
-    """One arm's optimal answers on one tier.
-
-    Attributes:
-        n: samples of each problem, [problems].
-        c: optimal ones among them, [problems] or [training seeds, problems].
-        fresh_n, fresh_c: confirmation samples, drawn later with other seeds, 0 where a problem was
-            not asked again; shaped like ``n`` and ``c``. Both None where nothing was.
-    """
-
-    def __init__(
-        self,
-        n: ArrayLike,
-        c: ArrayLike,
-        fresh_n: ArrayLike | None = None,
-        fresh_c: ArrayLike | None = None,
-    ) -> None:
-        self.c = np.atleast_1d(np.asarray(c))
-        self.n = np.broadcast_to(np.asarray(n), self.c.shape[-1:])
-        self.fresh_n = self.fresh_c = None
-        if (fresh_n is None) != (fresh_c is None):
-            raise ValueError("confirmation samples need both fresh_n and fresh_c")
-        if fresh_n is not None:
-            self.fresh_c = np.asarray(fresh_c)
-            self.fresh_n = np.broadcast_to(np.asarray(fresh_n), self.c.shape)
-            if self.fresh_c.shape != self.c.shape:
-                raise ValueError(f"fresh_c {self.fresh_c.shape} is not shaped as c {self.c.shape}")
-
-    @property
-    def problems(self) -> int:
-        return self.c.shape[-1]
-
-
-def solved_within(n: ArrayLike, c: ArrayLike, k: int) -> Values:
-    """``pass_at_k`` for counts of any shape."""
-    n, c = np.broadcast_arrays(n, c)
-    return pass_at_k(n.ravel(), c.ravel(), k).reshape(c.shape)
-
-
-def floor_at(chance: ArrayLike, ks: ArrayLike) -> Values:
-    """Chance that a blind policy solves each problem within k tries, ``1 - (1 - p)^k``.
-
-    Args:
-        chance: p of each problem, [problems], as ``data.policies.random_maximal_success`` gives it.
-        ks: one k or [ks].
-
-    Returns:
-        [problems], or [problems, ks].
-    """
-    p = np.asarray(chance, dtype=np.float64)
-    failing = 1 - (p if np.ndim(ks) == 0 else p[:, None])
-    return 1 - failing ** np.asarray(ks)
+ACCURACIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def floor_adjusted(
-    curve: ArrayLike, floor: ArrayLike, indices: NDArray[np.int32], level: float = LEVEL
+    curve: ArrayLike, floor: ArrayLike, indices: Indices, level: float = LEVEL
 ) -> list[Estimate | None]:
     """pass@k with guessing removed, by k: ``(pass - floor) / (1 - floor)`` of the means.
 
@@ -102,7 +45,7 @@ def floor_adjusted(
         curve, floor: [problems, ks].
     """
     curve, floor = np.asarray(curve, float), np.asarray(floor, float)
-    least = -floor.mean(axis=0) / np.maximum(1 - floor.mean(axis=0), _TIE)
+    least = -floor.mean(axis=0) / np.maximum(1 - floor.mean(axis=0), TIE)
     return ratio_interval(curve - floor, 1 - floor, indices, level, (least, 1.0))
 
 
@@ -125,7 +68,7 @@ class Crossing:
 
 
 def crossing(
-    reference: ArrayLike, tuned: ArrayLike, indices: NDArray[np.int32], level: float = LEVEL
+    reference: ArrayLike, tuned: ArrayLike, indices: Indices, level: float = LEVEL
 ) -> Crossing:
     """The crossing k (``overtaking_k``) with its percentile bootstrap interval.
 
@@ -138,7 +81,7 @@ def crossing(
     reference, tuned = np.asarray(reference, float), np.asarray(tuned, float)
     n = reference.shape[1]
     ahead = resampled_means(tuned - reference, indices)
-    met = ahead <= _TIE
+    met = ahead <= TIE
     ks = np.where(met.any(axis=1), met.argmax(axis=1) + 1, n + 1)
     tail = (1 - level) / 2
     low, high = (
@@ -165,16 +108,16 @@ def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
 def coverage(
     n: ArrayLike,
     c: ArrayLike,
-    indices: NDArray[np.int32],
+    indices: Indices,
     level: float = LEVEL,
 ) -> dict[float, Estimate]:
-    """Share of problems with an accuracy c / n of at least each of ``THRESHOLDS``.
+    """Share of problems with an accuracy c / n of at least each of ``ACCURACIES``.
 
     It is of accuracies as observed: sampling noise spreads them, so compare arms only at equal n.
     """
     accuracy = np.divide(c, n)[:, None]
-    at_least = (accuracy >= np.asarray(THRESHOLDS) - _TIE).astype(np.float64)
-    return dict(zip(THRESHOLDS, mean_interval(at_least, indices, level), strict=True))
+    at_least = (accuracy >= np.asarray(ACCURACIES) - TIE).astype(np.float64)
+    return dict(zip(ACCURACIES, mean_interval(at_least, indices, level), strict=True))
 
 
 @dataclass(frozen=True)
@@ -208,7 +151,7 @@ def two_by_two(base_solved: ArrayLike, tuned_solved: ArrayLike) -> TwoByTwo:
 
 
 def sampling_efficiency_gap(
-    base: Counts, tuned: Counts, k: int, indices: NDArray[np.int32], level: float = LEVEL
+    base: Counts, tuned: Counts, k: int, indices: Indices, level: float = LEVEL
 ) -> Estimate:
     """``pass@k of the base - pass@1 of the tuned arm``: how much of what the base reaches in k
     tries the tuned arm does not yet give at the first. 0: all of it; lower is better.
@@ -218,40 +161,6 @@ def sampling_efficiency_gap(
     """
     reach, at_1 = pass_at_k(base.n, base.c, k), pass_at_k(tuned.n, tuned.c, 1)
     return paired_difference(reach[:, None], at_1[:, None], indices, level)[0]
-
-
-def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
-    """Which problems no reference solved in its first samples, [..., problems]."""
-    return np.logical_and.reduce(np.broadcast_arrays(*(arm.c == 0 for arm in references)))
-
-
-def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
-    """The number of confirmation samples that every arm has of every unsolved problem; 0 where
-    nothing is unsolved.
-
-    Raises:
-        ValueError: when an arm was not asked an unsolved problem again.
-    """
-    if not unsolved.any():
-        return 0
-    least = []
-    for arm in arms:
-        if arm.fresh_n is None:
-            raise ValueError("an arm has no confirmation samples")
-        asked = np.broadcast_to(arm.fresh_n, np.broadcast_shapes(arm.c.shape, unsolved.shape))
-        least.append(int(asked[np.broadcast_to(unsolved, asked.shape)].min()))
-    if min(least) < 1:
-        raise ValueError("a problem that the references left unsolved was not asked again")
-    return min(least)
-
-
-def solved_fresh(arm: Counts, unsolved: NDArray[np.bool_], k: int) -> Values:
-    """Chance of a success within k of an arm's confirmation samples where unsolved, 0 elsewhere."""
-    shape = np.broadcast_shapes(unsolved.shape, arm.c.shape)
-    if not unsolved.any():
-        return np.zeros(shape)
-    n, c, here = np.broadcast_arrays(arm.fresh_n, arm.fresh_c, unsolved)
-    return np.where(here, solved_within(np.where(here, n, k), np.where(here, c, 0), k), 0.0)
 
 
 def certificate(
@@ -309,7 +218,7 @@ class Expansion:
 def expansion(
     reference: Counts,
     tuned: Counts,
-    indices: NDArray[np.int32],
+    indices: Indices,
     rng: np.random.Generator,
     level: float = LEVEL,
 ) -> Expansion:

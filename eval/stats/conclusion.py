@@ -61,9 +61,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from data.sections import Margins
-from eval.show.tables import cell
-from eval.stats.analyses import floor_at
-from eval.stats.passk import Estimate
+from eval.stats.estimate import Estimate, cell
+from eval.stats.passk import floor_at
 
 
 class Conclusion(StrEnum):

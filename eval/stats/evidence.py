@@ -11,18 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.common.seeds import seed_of
 from data.sections import Margins
-from eval.stats.analyses import (
-    Counts,
-    Values,
-    certificate,
-    floor_at,
-    fresh_tries,
-    solved_fresh,
-    solved_within,
-    unsolved_by,
-)
+from eval.stats.analyses import certificate
 from eval.stats.conclusion import Budget, Conclusion, decide, is_new, notes_on, tries_for
-from eval.stats.passk import Estimate, bootstrap_indices, crossed_interval
+from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
+from eval.stats.estimate import Estimate, Values, bootstrap_indices, crossed_interval
+from eval.stats.passk import floor_at, solved_within
 
 #: Quantities that cannot be negative, unlike differences.
 _SHARES = ("certified", "control", "perhaps beyond base")
@@ -59,7 +52,7 @@ class Arms:
         self.guess = None if guess is None else np.asarray(guess, dtype=np.float64)
         if len({arm.problems for arm in self.present}) > 1:
             raise ValueError("all arms need the same problems")
-        if len({arm.fresh_n is None for arm in self.present}) > 1:
+        if len({arm.asked_again for arm in self.present}) > 1:
             raise ValueError("either all arms have confirmation samples or none has")
         if self.guess is not None and self.guess.shape != (base.problems,):
             raise ValueError(f"guess {self.guess.shape} is not one chance a problem")
@@ -100,7 +93,7 @@ def evidence(arms: Arms, margins: Margins) -> tuple[dict[str, Values], Budget]:
     }
     values["large k"] = solved_within(grpo.n, grpo.c, n) - solved_within(base.n, base.c, n)
     guess = np.zeros(base.problems) if arms.guess is None else arms.guess
-    if base.fresh_n is None:
+    if not base.asked_again:
         return values, Budget(n, 0, n, 0, 0, None, float(floor_at(guess, n).mean()))
 
     # Rivals are asked again only what the base left unsolved.
@@ -140,7 +133,7 @@ def _missed(references: Sequence[Counts]) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Ruling:
+class Concluded:
     """A conclusion on one tier, or overall, and all that it rests on.
 
     Attributes:
@@ -166,23 +159,23 @@ class Ruling:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Conclusions:
     """Rulings by tier, and the overall one."""
 
-    overall: Ruling
-    tiers: dict[str, Ruling]
+    overall: Concluded
+    tiers: dict[str, Concluded]
 
     @property
     def sentence(self) -> str:
         return f"{self.overall.conclusion.capitalize()}: {self.overall.reason}."
 
 
-def judge(
+def conclude(
     tiers: Mapping[str, Arms],
     margins: Margins | None = None,
     seed: int = 0,
     who: str = "GRPO",
-) -> Judgement:
+) -> Conclusions:
     """The conclusion on every tier and overall.
 
     Args:
@@ -226,7 +219,7 @@ def judge(
     for name, (_, budget) in found.items():
         (new, divisor), at_level = tested[name], by_divisor[name][0]
         conclusion, reason = decide(at_level, budget, margins, new, who)
-        rulings[name] = Ruling(
+        rulings[name] = Concluded(
             conclusion,
             reason,
             tuple(notes_on(at_level, budget, margins, conclusion)),
@@ -238,7 +231,7 @@ def judge(
             tested_at=(1 - margins.level) / 2 / divisor,
         )
     pool = rulings.pop(OVERALL, None)
-    return Judgement(_overall(rulings, pool), rulings)
+    return Conclusions(_overall(rulings, pool), rulings)
 
 
 def _pooled(parts: Sequence[tuple[dict[str, Values], Budget]]) -> tuple[dict[str, Values], Budget]:
@@ -287,7 +280,7 @@ def holm(depths: Mapping[str, int]) -> dict[str, tuple[bool, int]]:
     return decided
 
 
-def _overall(tiers: Mapping[str, Ruling], pool: Ruling | None) -> Ruling:
+def _overall(tiers: Mapping[str, Concluded], pool: Concluded | None) -> Concluded:
     if pool is None:
         return next(iter(tiers.values()))
     with_new = [name for name, ruling in tiers.items() if ruling.new]

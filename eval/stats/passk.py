@@ -1,46 +1,16 @@
-"""pass@k and its uncertainty: pure functions on arrays of per-problem counts.
-
-Intervals resample problems, not answers: the question is what would change had other problems been
-drawn. Answers to one problem resemble each other, so resampling them would promise too much.
-"""
+"""pass@k: the chance to solve a problem within k tries, from counts of its samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
-from scipy.stats import t as student
+from numpy.typing import ArrayLike
 
-from data.sections import LEVEL
-
-#: Resamples whose problem counts are held in memory at once.
-_BLOCK = 500
-#: Means this close are equal but for rounding.
-_TIE = 1e-12
+from eval.stats.estimate import TIE, Values
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over ``n`` problems and its interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> Values:
     """Unbiased estimate of solving each problem within k tries, from c successes in n samples.
 
     ``1 - C(n - c, k) / C(n, k) = 1 - prod over j < k of (n - c - j) / (n - j)``, the chance that k
@@ -86,182 +56,25 @@ def ks_for(n: int) -> tuple[int, ...]:
     return tuple(sorted(powers | {1, n}))
 
 
-def bootstrap_indices(
-    num_problems: int, resamples: int, rng: np.random.Generator
-) -> NDArray[np.int32]:
-    """Problems drawn with replacement, [resamples, problems]. The same indices for all arms make
-    their comparison paired."""
-    return rng.integers(num_problems, size=(resamples, num_problems), dtype=np.int32)
+def solved_within(n: ArrayLike, c: ArrayLike, k: int) -> Values:
+    """``pass_at_k`` for counts of any shape."""
+    n, c = np.broadcast_arrays(n, c)
+    return pass_at_k(n.ravel(), c.ravel(), k).reshape(c.shape)
 
 
-def resampled_means(values: NDArray[np.float64], indices: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Mean over each resample's problems of ``values`` [problems, columns]: [resamples, columns].
+def floor_at(chance: ArrayLike, ks: ArrayLike) -> Values:
+    """Chance that a blind policy solves each problem within k tries, ``1 - (1 - p)^k``.
 
-    Counts how often each problem was drawn and multiplies, instead of gathering every row.
+    Args:
+        chance: p of each problem, [problems], as ``data.policies.random_maximal_success`` gives it.
+        ks: one k or [ks].
+
+    Returns:
+        [problems], or [problems, ks].
     """
-    problems = len(values)
-    means = np.empty((len(indices), values.shape[1]))
-    for start in range(0, len(indices), _BLOCK):
-        block = indices[start : start + _BLOCK]
-        cells = block + np.arange(len(block))[:, None] * problems
-        drawn = np.bincount(cells.ravel(), minlength=block.size).reshape(block.shape)
-        means[start : start + len(block)] = drawn.astype(np.float64) @ values / problems
-    return means
-
-
-def mean_interval(
-    values: ArrayLike,
-    indices: NDArray[np.int32],
-    level: float = LEVEL,
-    bounds: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
-) -> list[Estimate]:
-    """Mean of each column of ``values`` [problems, columns] with its bootstrap interval.
-
-    The interval is bias-corrected and accelerated (BCa; Efron 1987, JASA 82:171), which costs a
-    mean nothing, as its acceleration is ``sum d^3 / (6 (sum d^2)^1.5)`` with d the deviations.
-
-    Where every problem has the same value no resample differs, and an interval of width 0 would
-    claim certainty. There the exact binomial limit is used: with n problems and confidence 1 - a, a
-    share of problems unlike those seen is at most ``1 - (a / 2)^(1 / n)``, and each of them could
-    lie at either of ``bounds``.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or len(values) != indices.shape[1]:
-        raise ValueError(f"values {values.shape} do not fit indices of {indices.shape[1]} problems")
-    observed = values.mean(axis=0)
-    means = resampled_means(values, indices)
-    return _bca(means, observed, values - observed, level, bounds)
-
-
-def ratio_interval(
-    numerator: ArrayLike,
-    denominator: ArrayLike,
-    indices: NDArray[np.int32],
-    level: float = LEVEL,
-    bounds: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
-) -> list[Estimate | None]:
-    """Mean of ``numerator`` over mean of ``denominator``, by column of [problems, columns], with
-    its BCa interval: a problem is drawn with both its values, so the denominator varies too.
-
-    The acceleration comes from the ratio's influence values, ``(a - ratio b) / mean b`` (Efron and
-    Tibshirani 1993, section 22.5). None where some resample's denominator is 0.
-    """
-    a, b = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
-    below = resampled_means(b, indices)
-    sound = (below > _TIE).all(axis=0) & (b.mean(axis=0) > _TIE)
-    mean = np.where(sound, b.mean(axis=0), 1)
-    observed = a.mean(axis=0) / mean
-    ratios = resampled_means(a, indices) / np.where(sound, below, 1)
-    found = _bca(ratios, observed, (a - observed * b) / mean, level, bounds)
-    return [estimate if fine else None for estimate, fine in zip(found, sound, strict=True)]
-
-
-def _bca(
-    means: NDArray[np.float64],
-    observed: NDArray[np.float64],
-    deviations: NDArray[np.float64],
-    level: float,
-    bounds: tuple[ArrayLike, ArrayLike],
-) -> list[Estimate]:
-    """BCa intervals from resampled statistics [resamples, columns], which are sorted in place, and
-    the influence of each problem [problems, columns]; see ``mean_interval``."""
-    problems, resamples, tail = len(deviations), len(means), (1 - level) / 2
-    means.sort(axis=0)
-    tie = np.abs(means - observed) <= _TIE
-    below = ((means < observed) & ~tie).mean(axis=0) + tie.mean(axis=0) / 2
-    bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
-    spread = (deviations**2).sum(axis=0)
-    constant = spread <= problems * _TIE**2
-    acceleration = (deviations**3).sum(axis=0) / (6 * np.where(constant, 1, spread) ** 1.5)
-    shifted = bias + ndtri([[tail], [1 - tail]])
-    low, high = _quantiles(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
-
-    unseen = 1 - tail ** (1 / problems)
-    low = np.where(constant, observed - unseen * (observed - bounds[0]), low)
-    high = np.where(constant, observed + unseen * (bounds[1] - observed), high)
-    return [
-        Estimate(float(v), float(a), float(b), problems)
-        for v, a, b in zip(observed, low, high, strict=True)
-    ]
-
-
-def crossed_interval(
-    values: ArrayLike,
-    indices: NDArray[np.int32],
-    level: float = LEVEL,
-    bounds: tuple[ArrayLike, ArrayLike] = (-1.0, 1.0),
-) -> list[Estimate]:
-    """Mean of ``values`` [training seeds, problems, columns] by column, with an interval for other
-    problems and other training seeds at once. With one seed it is ``mean_interval``, which says
-    nothing about the spread between training runs.
-
-    Problems are resampled. Seeds are not: three of them have ten different resamples, and their
-    bootstrap is far too narrow. They enter by Student's t with the variance between seeds, and the
-    two parts are joined in quadrature on each side (MOVER; Zou and Donner 2008, Statistics in
-    Medicine 27:1693). What a seed and a problem have between them spreads the seeds' means too, by
-    the residual of the two-way table over the problems; it is in the problems' part already, so it
-    is taken off, but for two seeds, which estimate it too badly and err on the wide side.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    found = mean_interval(values.mean(axis=0), indices, level, bounds)
-    seeds, problems = values.shape[:2]
-    if seeds == 1:
-        return found
-    of_seed = values.mean(axis=1)
-    variance = of_seed.var(axis=0, ddof=1)
-    if seeds > 2:
-        # Of the deviations from the problems' means, in place of the whole table's: less memory.
-        left = ((values - values.mean(axis=0)) ** 2).sum(axis=(0, 1)) / (seeds - 1)
-        residual = (left - problems * variance) / max(problems - 1, 1)
-        variance = np.maximum(0, variance - residual / problems)
-    return widened_by_seeds(found, seeds, variance, level, bounds)
-
-
-def widened_by_seeds(
-    found: list[Estimate],
-    seeds: int,
-    variance: NDArray[np.float64],
-    level: float,
-    bounds: tuple[ArrayLike, ArrayLike],
-) -> list[Estimate]:
-    """Intervals for other problems, widened for other training seeds; see ``crossed_interval``.
-    ``variance`` [columns] is that between ``seeds`` training seeds."""
-    reach = student.ppf((1 + level) / 2, seeds - 1) * np.sqrt(variance / seeds)
-    least, most = (np.broadcast_to(bound, len(found)) for bound in bounds)
-    return [
-        Estimate(
-            e.value,
-            float(max(lowest, e.value - np.hypot(e.value - e.low, r))),
-            float(min(highest, e.value + np.hypot(e.high - e.value, r))),
-            e.n,
-        )
-        for e, r, lowest, highest in zip(found, reach, least, most, strict=True)
-    ]
-
-
-def _quantiles(ordered: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantiles of each column, sorted already, at its own ``shares`` [quantiles, columns]."""
-    place = shares * (len(ordered) - 1)
-    lower = np.floor(place).astype(np.intp)
-    upper = np.minimum(lower + 1, len(ordered) - 1)
-    columns = np.arange(ordered.shape[1])
-    return ordered[lower, columns] + (place - lower) * (
-        ordered[upper, columns] - ordered[lower, columns]
-    )
-
-
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, indices: NDArray[np.int32], level: float = LEVEL
-) -> list[Estimate]:
-    """Mean of ``a - b`` by column with its interval, both [problems, columns] on the same problems.
-
-    Resampling a problem takes both arms' values with it, so what makes a problem hard for both
-    cancels.
-    """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"paired values need one shape, not {a.shape} and {b.shape}")
-    return mean_interval(a - b, indices, level, bounds=(-1.0, 1.0))
+    p = np.asarray(chance, dtype=np.float64)
+    failing = 1 - (p if np.ndim(ks) == 0 else p[:, None])
+    return 1 - failing ** np.asarray(ks)
 
 
 def overtaking_k(reference: Sequence[float], tuned: Sequence[float]) -> int | None:
@@ -269,5 +82,5 @@ def overtaking_k(reference: Sequence[float], tuned: Sequence[float]) -> int | No
 
     Both curves hold pass@k for k = 1, 2, 3, … without gaps.
     """
-    met = np.asarray(reference) >= np.asarray(tuned) - _TIE
+    met = np.asarray(reference) >= np.asarray(tuned) - TIE
     return int(met.argmax()) + 1 if met.any() else None

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
 from eval.stats.analyses import crossing
-from eval.stats.passk import bootstrap_indices, ks_for, mean_interval, pass_at_k, resampled_means
+from eval.stats.estimate import bootstrap_indices, mean_interval, resampled_means
+from eval.stats.passk import ks_for, pass_at_k
 
 #: What is reported of all tiers together, as the training data mixes them.
 ALL = "all"

@@ -17,15 +17,8 @@ from numpy.typing import NDArray
 from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
-from eval.stats.passk import (
-    Estimate,
-    bootstrap_indices,
-    ks_for,
-    mean_interval,
-    overtaking_k,
-    paired_difference,
-    pass_at_k,
-)
+from eval.stats.estimate import Estimate, bootstrap_indices, mean_interval, paired_difference
+from eval.stats.passk import ks_for, overtaking_k, pass_at_k
 from rewards.verify import VALID, Status
 
 #: ``{tier: {policy: {k: share solved}}}``, as ``data.policies.floor`` gives it for a tier.

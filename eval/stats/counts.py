@@ -1,0 +1,79 @@
+"""Counts: how often one arm solved each problem, and what follows for those left unsolved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eval.stats.estimate import Values
+from eval.stats.passk import solved_within
+
+
+class Counts:
+    """One arm's optimal answers on one tier.
+
+    Attributes:
+        n: samples of each problem, [problems].
+        c: optimal ones among them, [problems] or [training seeds, problems].
+        asked_again: whether confirmation samples were drawn, later and with other seeds.
+        fresh_n, fresh_c: those samples and the optimal ones among them, shaped like ``c``; 0 where
+            a problem was not asked again.
+    """
+
+    def __init__(
+        self,
+        n: ArrayLike,
+        c: ArrayLike,
+        fresh_n: ArrayLike | None = None,
+        fresh_c: ArrayLike | None = None,
+    ) -> None:
+        if (fresh_n is None) != (fresh_c is None):
+            raise ValueError("confirmation samples need both fresh_n and fresh_c")
+        self.asked_again = fresh_n is not None
+        self.c = np.atleast_1d(np.asarray(c))
+        self.n = np.broadcast_to(np.asarray(n), self.c.shape[-1:])
+        self.fresh_c = np.zeros_like(self.c) if fresh_c is None else np.asarray(fresh_c)
+        self.fresh_n = np.broadcast_to(0 if fresh_n is None else np.asarray(fresh_n), self.c.shape)
+        if self.fresh_c.shape != self.c.shape:
+            raise ValueError(f"fresh_c {self.fresh_c.shape} is not shaped as c {self.c.shape}")
+
+    @property
+    def problems(self) -> int:
+        return self.c.shape[-1]
+
+
+def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
+    """Which problems no reference solved in its first samples, [..., problems]."""
+    return np.logical_and.reduce(np.broadcast_arrays(*(arm.c == 0 for arm in references)))
+
+
+def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
+    """The number of confirmation samples that every arm has of every unsolved problem; 0 where
+    nothing is unsolved.
+
+    Raises:
+        ValueError: when an arm was not asked an unsolved problem again.
+    """
+    if not unsolved.any():
+        return 0
+    least = min(int(_asked_of(arm, unsolved).min()) for arm in arms)
+    if least < 1:
+        raise ValueError("a problem that the references left unsolved was not asked again")
+    return least
+
+
+def _asked_of(arm: Counts, unsolved: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Confirmation samples of every unsolved problem, in one row."""
+    asked = np.broadcast_to(arm.fresh_n, np.broadcast_shapes(arm.c.shape, unsolved.shape))
+    return asked[np.broadcast_to(unsolved, asked.shape)]
+
+
+def solved_fresh(arm: Counts, unsolved: NDArray[np.bool_], k: int) -> Values:
+    """Chance of a success within k of an arm's confirmation samples where unsolved, 0 elsewhere."""
+    shape = np.broadcast_shapes(unsolved.shape, arm.c.shape)
+    if not unsolved.any():
+        return np.zeros(shape)
+    n, c, here = np.broadcast_arrays(arm.fresh_n, arm.fresh_c, unsolved)
+    return np.where(here, solved_within(np.where(here, n, k), np.where(here, c, 0), k), 0.0)
