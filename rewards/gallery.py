@@ -1,0 +1,142 @@
+"""``make gallery``: one problem of every tier, its answers, and what each reward pays for them.
+
+Writes ``docs/gallery.md``, the same bytes every time. A tier that is added to ``data.tiers`` and a
+shape that is added to ``rewards.reward`` appear in it by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from data.clock import CLOCK
+from data.common.errors import run_main
+from data.common.files import write_text
+from data.make import make_problem
+from data.policies import greedy_by_value
+from data.problem import Problem, Schedule
+from data.prompts import answer, prompt, trace
+from data.rules import BASE_RULES
+from data.sections import RewardSection
+from data.solver import interval_optimum, optimal_schedule
+from data.tiers import TIERS, Tier
+from rewards.reward import SHAPES, totals
+from rewards.verify import verify
+
+PAGE = Path("docs/gallery.md")
+SEED = 7
+
+_OPENING = f"""# Gallery
+
+Written by `make gallery` (`python -m rewards.gallery`, seed {SEED}); do not edit it.
+
+One problem of every tier of `data/tiers.py`, its proven optimum, a typical mistake, and what each
+reward of `rewards/reward.py` pays for each answer. `graded`, `binary` and `ranked` pay from 0 to 1.
+`blog`, the published reward, is there for comparison and means to pay from 0 to 100. `ranked`
+compares an answer with the others in the same table.
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    problems = {name: make_problem(SEED, "gallery", name, tier, 0) for name, tier in TIERS.items()}
+    first = next(iter(problems))
+    sections = (_section(name, problem) for name, problem in problems.items())
+    return "\n".join([_OPENING, _as_text(first, problems[first]), *sections])
+
+
+def _gold(problem: Problem) -> Schedule:
+    gold = optimal_schedule(problem)
+    assert gold is not None, "a problem that was proven has a schedule"
+    return gold
+
+
+def _mistake(problem: Problem, gold: Schedule) -> tuple[str, Schedule]:
+    """What a model typically gets wrong, in words, and the wrong schedule."""
+    careless = interval_optimum(replace(problem, rules=BASE_RULES))
+    if not problem.is_feasible(careless):
+        return "the best schedule if the further rules were not there", careless
+    greedy = greedy_by_value(problem)
+    if problem.objective(greedy) != problem.optimum:
+        return "most weighted minutes first", greedy
+    left_out = next(event for event in problem.events if event not in gold)
+    return "the optimum and one event more", tuple(sorted((*gold, left_out)))
+
+
+def _as_text(name: str, problem: Problem) -> str:
+    gold = _gold(problem)
+    return (
+        f"## What a model reads and writes\n\nThe prompt of the first problem, `{name}`:\n\n"
+        f"```\n{prompt(problem)}\n```\n\nIts gold answer, with the reasoning trace:\n\n"
+        f"```\n{answer(gold, trace(problem, gold))}\n```\n"
+    )
+
+
+def _section(name: str, problem: Problem) -> str:
+    gold = _gold(problem)
+    called, mistake = _mistake(problem, gold)
+    completions = {
+        "gold": answer(gold, "so"),
+        f"mistake: {called}": answer(mistake, "so"),
+        "every event copied": answer(problem.events, "so"),
+        "gold, cut off": answer(gold, "so").removesuffix("</schedule>"),
+    }
+    rules = (f"- {said}" for rule in problem.rules if (said := rule.sentence()))
+    return "\n".join(
+        [
+            f"## `{name}`\n\nSettings of the tier: {_settings(TIERS[name])}.\n",
+            *rules,
+            "\n| event | time | weighted minutes | gold | mistake |\n|---|---|--:|:-:|:-:|",
+            *_day(problem, gold, mistake),
+            f"\nOptimum: {problem.optimum} weighted minutes.\n",
+            *_payments(problem, completions),
+            "",
+        ]
+    )
+
+
+def _settings(tier: Tier) -> str:
+    """What a tier sets otherwise than the default tier."""
+    usual = asdict(Tier())
+    changed = {key: value for key, value in asdict(tier).items() if value != usual[key]}
+    return ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in changed.items())
+
+
+def _day(problem: Problem, gold: Schedule, mistake: Schedule) -> Iterator[str]:
+    for event in problem.events:
+        priority = " (priority)" if event.name in problem.priorities else ""
+        yield (
+            f"| {event.name}{priority} | {CLOCK[event.start]}–{CLOCK[event.end]} "
+            f"| {problem.value[event.name]} | {'●' if event in gold else ''} "
+            f"| {'●' if event in mistake else ''} |"
+        )
+
+
+def _payments(problem: Problem, completions: Mapping[str, str]) -> Iterator[str]:
+    """A table: each answer with its verdict and what each shape pays for it."""
+    texts = list(completions.values())
+    asked = [json.dumps(problem.to_json())] * len(texts)
+    paid = {shape: totals(RewardSection(shape), asked, texts) for shape in SHAPES}
+    yield f"| answer | verdict | {' | '.join(paid)} |\n|---|---|{'--:|' * len(paid)}"
+    for i, (called, completion) in enumerate(completions.items()):
+        verdict = verify(problem, completion)
+        first, *others = verdict.violations or ("",)
+        why = f": {first}" if first else ""
+        more = f" and {len(others)} more" if others else ""
+        rewards = " | ".join(f"{rewards[i]:.2f}" for rewards in paid.values())
+        yield f"| {called} | {verdict.status}{why}{more} | {rewards} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rewards.gallery", description=page.__doc__)
+    parser.add_argument("--out", type=Path, default=PAGE, help=f"file to write (default: {PAGE})")
+    out: Path = parser.parse_args().out
+    write_text(out, page())
+    print(f"{out}: one problem of each of {len(TIERS)} tiers")
+
+
+if __name__ == "__main__":
+    run_main(main)
