@@ -314,7 +314,7 @@ def _feed_completion(content: bytes, folder: Path) -> None:
 
 
 def _logs() -> list[bytes]:
-    from tests.test_health import collapsed, grpo_log, hacked, sft_log
+    from tests.synthetic import collapsed, grpo_log, hacked, sft_log
 
     found = []
     for rows in (grpo_log(1), sft_log(2), hacked(3), collapsed(4)):
@@ -325,15 +325,16 @@ def _logs() -> list[bytes]:
 
 def _feed_log(content: bytes, folder: Path) -> None:
     from data.common.console import plain_console
-    from pipeline import doctor
+    from pipeline.health.logs import examine
+    from pipeline.health.report import as_json, print_patients
 
     path = folder / "log.jsonl"
     path.write_bytes(content)
     with _naming(path):
-        patients = [doctor.examine("arm", path)]
-    json.loads(doctor.as_json(patients))
+        patients = [examine("arm", path)]
+    json.loads(as_json(patients))
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):
-        doctor.print_patients(patients, plain_console())
+        print_patients(patients, plain_console())
 
 
 def _states() -> list[bytes]:
@@ -344,12 +345,13 @@ def _states() -> list[bytes]:
 
 
 def _feed_state(content: bytes, folder: Path) -> None:
-    from pipeline import doctor
+    from pipeline.health.logs import examine
+    from pipeline.health.report import as_json
 
     path = folder / "trainer_state.json"
     path.write_bytes(content)
     with _naming(path):
-        json.loads(doctor.as_json([doctor.examine("arm", path)]))
+        json.loads(as_json([examine("arm", path)]))
 
 
 def _days() -> list[bytes]:

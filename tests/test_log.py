@@ -9,7 +9,7 @@ from data.common.files import read_jsonl
 from pipeline.health.diagnosis import diagnose
 from pipeline.watch.live import Lines
 from pipeline.watch.log import Log, Stopped
-from tests.test_health import collapsed, grpo_log, hacked
+from tests.synthetic import collapsed, grpo_log, hacked
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def test_what_is_wrong_is_said_once_in_two_lines_and_written(began, capsys):
     log = began()
     take(log, collapsed(1))
     (found,) = (one for one in rows_of(log.findings) if one["level"] != "note")
-    assert found["rule"] == "entropy-collapse"
+    assert found["symptom"] == "entropy-collapse"
     said = capsys.readouterr().out.splitlines()
     (first,) = (line for line in said if "entropy-collapse" in line)
-    name = f"{found['level']} ({found['rule']}, step {found['step']})"
+    name = f"{found['level']} ({found['symptom']}, step {found['step']})"
     assert first == f"{name}: {found['title']}: {found['evidence']}"
     assert said[said.index(first) + 1] == f"  {found['advice']}"
 
@@ -79,14 +79,14 @@ def test_the_row_at_which_a_training_is_lost_says_why(began, capsys):
     (row,) = rows_of(log.path)
     assert (row["step"], row["grad_norm"], "loss" in row) == (3, None, False)
     (found,) = rows_of(log.findings)
-    assert (found["rule"], found["level"], found["step"]) == ("nonfinite", "stop", 3)
+    assert (found["symptom"], found["level"], found["step"]) == ("nonfinite", "stop", 3)
     assert found["evidence"] == row["lost"] == "the gradient norm is not a finite number"
     assert f": {row['lost']}" in capsys.readouterr().out
 
 
 def test_a_note_ends_nothing(began):
     rows = grpo_log(1)
-    assert [found.rule for found in diagnose(rows, "grpo")] == ["loss-near-zero"]
+    assert [found.symptom for found in diagnose(rows, "grpo")] == ["loss-near-zero"]
     take(began(stop=("loss-near-zero",)), rows)
 
 
@@ -110,7 +110,7 @@ def test_a_training_that_goes_on_keeps_what_lies_before_and_says_nothing_twice(b
     assert rows_of(again.findings) == whole
     said = capsys.readouterr().out
     assert "step " in said
-    assert not any(f"({row['rule']}, " in said for row in whole)
+    assert not any(f"({row['symptom']}, " in said for row in whole)
 
 
 def test_what_became_worse_is_in_the_same_order_after_an_interruption(began):
@@ -120,7 +120,7 @@ def test_what_became_worse_is_in_the_same_order_after_an_interruption(began):
     log = began()
     take(log, rows)
     whole = rows_of(log.findings)
-    assert [row["rule"] for row in whole].count("zero-variance") == 2
+    assert [row["symptom"] for row in whole].count("zero-variance") == 2
     assert rows_of(began(rows[-1]["step"]).findings) == whole
 
 
@@ -133,7 +133,7 @@ def test_a_rule_that_is_named_after_an_interruption_ends_what_it_had_passed_over
         began(step, stop=("entropy-collapse",))
     begun = began(step)  # what was written then is kept
     assert [row["step"] for row in rows_of(begun.path)] == [row["step"] for row in rows]
-    assert "entropy-collapse" in {row["rule"] for row in rows_of(begun.findings)}
+    assert "entropy-collapse" in {row["symptom"] for row in rows_of(begun.findings)}
 
 
 def test_only_the_main_process_writes_and_speaks(began, tmp_path, capsys):

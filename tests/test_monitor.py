@@ -19,7 +19,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import read_jsonl
 from pipeline import grpo, sft
 from pipeline.health.diagnosis import Finding
-from pipeline.health.symptoms import Level
+from pipeline.health.symptom import Level
 from pipeline.train import backend
 from pipeline.train.checkpoints import last_whole
 from pipeline.train.trainer import training_rows
@@ -313,7 +313,7 @@ def test_a_lost_training_ends_with_its_last_good_checkpoint_and_one_sentence(
         "trainer": "sft",
     }
     (finding,) = (row for _, row in read_jsonl(arm / "findings.jsonl"))
-    assert (finding["rule"], finding["level"], finding["step"]) == ("nonfinite", "stop", 3)
+    assert (finding["symptom"], finding["level"], finding["step"]) == ("nonfinite", "stop", 3)
     assert finding["evidence"] == rows[-1]["lost"]
     assert "stop (nonfinite, step 3): Loss or gradient is not a number" in capsys.readouterr().out
 

@@ -15,8 +15,8 @@ from data import make
 from data.recipe import load_recipe
 from pipeline import grpo
 from pipeline.arms import TRAINERS
-from pipeline.doctor import examine
-from pipeline.health.symptoms import Level
+from pipeline.health.logs import examine
+from pipeline.health.symptom import Level
 
 ROOT = Path(__file__).parents[1]
 RECIPE = load_recipe(ROOT / "pipeline" / "recipes" / "sick.yaml")
@@ -78,15 +78,15 @@ def test_every_arm_but_the_healthy_one_is_expected_to_be_sick():
 def test_a_training_made_sick_on_purpose_is_diagnosed(folder, monkeypatch, capsys, arm):
     symptoms, steps = SICK[arm]
     patient = found_in(folder, monkeypatch, arm, steps)
-    found = {one.rule for one in patient.findings if one.level != Level.NOTE}
+    found = {one.symptom for one in patient.findings if one.level != Level.NOTE}
     assert symptoms & found, found
     # What the doctor says of the log was said while it ran.
     said = capsys.readouterr().out
-    assert all(f"({rule}, step " in said for rule in found)
+    assert all(f"({name}, step " in said for name in found)
 
 
 def test_a_healthy_training_is_found_well(folder, monkeypatch):
     patient = found_in(folder, monkeypatch, "healthy", 60)
-    assert patient.well, patient.findings
+    assert not patient.serious, patient.findings
     # It was there to be looked at: every rule had its signals, and some thing was learnt.
     assert not patient.silent

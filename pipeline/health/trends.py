@@ -1,9 +1,8 @@
 """One signal of a training over its logging steps, in bounded memory, and its trends.
 
-Single points of a training log are noise, so nothing here looks at one: levels are medians of a few
-rows, and trends are ranks. Whether a signal rises is a Mann-Kendall test, which is Kendall's tau
-against time (Mann, Econometrica 13, 1945); by how much, the Theil-Sen slope with its interval (Sen,
-JASA 63, 1968), both from scipy.
+Single points of a training log are noise: levels are medians of a few rows, and trends are ranks.
+A rise is tested by Mann-Kendall, which is Kendall's tau against time (Mann, Econometrica 13, 1945);
+its size is the Theil-Sen slope with its interval (Sen, JASA 63, 1968). Both are scipy's.
 """
 
 from __future__ import annotations
@@ -18,8 +17,12 @@ from scipy.stats import kendalltau, theilslopes
 
 #: Values of a signal that are kept as they are: the first ones and the last ones.
 FIRST, RECENT = 5, 40
-#: Points that a whole signal is kept in, at most; neighbours are averaged when there are more.
+#: Most points that a whole signal is kept in; with more, neighbours are averaged.
 BINS = 64
+#: Rows whose median is a level: at the start, and now.
+START, NOW = 3, 5
+#: Level of the Theil-Sen interval.
+_LEVEL = 0.95
 
 
 class Series:
@@ -35,7 +38,7 @@ class Series:
         self._open: list[float] = []
 
     def add(self, step: int, value: float) -> None:
-        """Take in the next value; at the step of the last one, instead of it."""
+        """Take in the next value. One at the last step or before it replaces what was there."""
         if self._recent and step <= self._recent[-1][0]:
             self.rewind(step)
         self.steps = (self._first[0][0] if self._first else step, step)
@@ -54,8 +57,7 @@ class Series:
             self._rows *= 2
 
     def rewind(self, step: int) -> None:
-        """Forget what was seen at ``step`` and after it: an interrupted training goes on from
-        before it."""
+        """Forget all values at ``step`` and after it, as where a training resumes before it."""
         for kept in (self._first, self._bins, self._recent):
             gone = 0
             while kept and kept[-1][0] >= step:
@@ -63,45 +65,44 @@ class Series:
                 gone += 1
         if self._recent:
             self.count -= gone
-        else:  # of what lies further back, averages are left
+        else:  # only averages are left of values further back
             self.count = max(len(self._first), len(self._bins) * self._rows)
             self._recent.extend(self._bins[-RECENT:] or self._first)
         self._open = []
 
-    def start(self, rows: int) -> float:
+    def start(self, rows: int = START) -> float:
         """Median of the first values."""
         return median(value for _, value in self._first[:rows])
 
-    def now(self, rows: int) -> float:
+    def now(self, rows: int = NOW) -> float:
         """Median of the last values."""
         return median(self.last(rows))
 
-    def last(self, rows: int) -> list[float]:
+    def last(self, rows: int = RECENT) -> list[float]:
         """The last values, oldest first; at most RECENT."""
-        found = [value for _, value in islice(reversed(self._recent), rows)]
-        return found[::-1]
+        return [value for _, value in islice(reversed(self._recent), rows)][::-1]
 
     def ago(self, steps: int, rows: int) -> float | None:
         """Median of the first values that are at most ``steps`` older than the last one."""
         since = self.steps[1] - steps
-        found = [value for step, value in self._recent if step >= since][:rows]
-        return median(found) if len(found) == rows else None
+        values = [value for step, value in self._recent if step >= since][:rows]
+        return median(values) if len(values) == rows else None
 
-    def at_start(self, rows: int) -> tuple[int, int]:
-        """Steps between which the first values lie."""
+    def at_start(self, rows: int = START) -> tuple[int, int]:
+        """Steps of the first values: the first and the last of them."""
         steps = [step for step, _ in self._first[:rows]]
         return steps[0], steps[-1]
 
-    def at_end(self, rows: int) -> tuple[int, int]:
-        """Steps between which the last values lie."""
+    def at_end(self, rows: int = START) -> tuple[int, int]:
+        """Steps of the last values: the first and the last of them."""
         steps = [step for step, _ in islice(reversed(self._recent), rows)]
         return steps[-1], steps[0]
 
     def between(self, first: int, last: int) -> float:
-        """Median of the values between two steps, or the one nearest to them."""
-        found = [value for step, value in self._bins if first <= step <= last]
-        if found:
-            return median(found)
+        """Median of the values between two steps, or the value nearest to them."""
+        values = [value for step, value in self._bins if first <= step <= last]
+        if values:
+            return median(values)
         middle = (first + last) / 2
         return min(self._bins or self._recent, key=lambda point: abs(point[0] - middle))[1]
 
@@ -131,9 +132,14 @@ def thirds(values: Sequence[float]) -> tuple[float, float]:
     return median(values[:rows]), median(values[-rows:])
 
 
-def most_gained(values: Sequence[float], level: float) -> float:
-    """Upper end of the Theil-Sen interval of what was gained from the first to the last value."""
-    return float(theilslopes(values, alpha=level).high_slope) * (len(values) - 1)
+def lowest(values: Sequence[float], rows: int) -> float:
+    """The lowest median of so many neighbours."""
+    return min(median(values[i : i + rows]) for i in range(len(values) - rows + 1))
+
+
+def most_gained(values: Sequence[float]) -> float:
+    """Upper end of the Theil-Sen interval of the gain from the first to the last value."""
+    return float(theilslopes(values, alpha=_LEVEL).high_slope) * (len(values) - 1)
 
 
 def constant(values: Sequence[float]) -> bool:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from data.common.files import to_line, write_jsonl
 from data.run import LOG
 from pipeline.health.diagnosis import LOST, Finding, Watch
-from pipeline.health.symptoms import Level
+from pipeline.health.symptom import Level
 from pipeline.watch.live import Lines
 
 FINDINGS = "findings.jsonl"
@@ -101,7 +101,7 @@ class Log(TrainerCallback):
     def _end_for(self, findings: Sequence[Finding]) -> None:
         """Raise Stopped for the first that is to end the training."""
         for finding in findings:
-            if finding.rule in self.stop and finding.level != Level.NOTE:
+            if finding.symptom in self.stop and finding.level != Level.NOTE:
                 raise Stopped(finding)
 
 
@@ -120,13 +120,13 @@ class Stopped(Exception):  # noqa: N818 - it is none of ours
     """A finding that the recipe ends a training for."""
 
     def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.rule)
+        super().__init__(finding.symptom)
         self.finding = finding
 
 
 def sentence(finding: Finding) -> str:
     """A finding in one or two lines."""
-    said = f"{finding.level} ({finding.rule}, step {finding.step}): {finding.title}: "
+    said = f"{finding.level} ({finding.symptom}, step {finding.step}): {finding.title}: "
     if finding.level == Level.NOTE:
         return f"{said}{finding.evidence}"
     return f"{said}{finding.evidence}\n  {finding.advice}"

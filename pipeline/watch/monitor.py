@@ -54,7 +54,7 @@ from transformers.integrations import (
 from data.common.errors import UserError, going_on
 from data.recipe import Recipe, nearest
 from pipeline.health.signals import NO_SPREAD
-from pipeline.health.symptoms import RULES
+from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model import processes
 from pipeline.train import backend
 from pipeline.watch.live import view
@@ -72,12 +72,12 @@ GIB = 2**30
 def check(recipe: Recipe) -> None:
     """Raise UserError where a recipe names a reporter that is not there, or a rule to stop at that
     does not exist."""
-    rules = [rule.name for rule in RULES]
+    known = [symptom.name for symptom in SYMPTOMS]
     for name in recipe.monitor.stop:
-        if name not in rules:
+        if name not in known:
             raise UserError(
-                f"{recipe.path}: monitor.stop has {name!r}, not one of {', '.join(rules)}"
-                f"{nearest(name, rules)}"
+                f"{recipe.path}: monitor.stop has {name!r}, not one of {', '.join(known)}"
+                f"{nearest(name, known)}"
             )
     for section in ("sft", "grpo"):
         names = getattr(recipe, section).get("report_to") or ()
@@ -149,10 +149,10 @@ def monitored(
             f"({trainer.args.learning_rate:g}), and the same command begins anew{without}"
         ) from None
     except Stopped as stopped:
-        rule = stopped.finding.rule
+        symptom = stopped.finding.symptom
         raise UserError(
-            f"{where}: ended by monitor.stop at step {trainer.state.global_step} ({rule}); "
-            f"{_kept(trainer, saved(), kind)}; without {rule} in monitor.stop {going_on()}"
+            f"{where}: ended by monitor.stop at step {trainer.state.global_step} ({symptom}); "
+            f"{_kept(trainer, saved(), kind)}; without {symptom} in monitor.stop {going_on()}"
         ) from None
     finally:
         shown.close()

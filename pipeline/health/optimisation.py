@@ -1,0 +1,194 @@
+"""Symptoms of the optimisation: loss, gradient norm and learning rate, of SFT and GRPO."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from pipeline.health.reward import dead
+from pipeline.health.signals import FIRM, GRPO, ROWS, SFT, SURE, Signals
+from pipeline.health.symptom import Level, Seen, Symptom
+from pipeline.health.trends import RECENT, START, falls, lowest, thirds
+
+
+@Symptom(
+    title="Loss or gradient is not a number",
+    cause="Numbers overflowed, mostly in float16 or by too long a step; weights that took in a NaN "
+    "keep it, and everything sampled from them is noise.",
+    advice="Stop, go back to the last checkpoint, halve the learning rate, train in bfloat16 or "
+    "float32, keep max_grad_norm at 1 or below.",
+    source="TRL issue 4040 (beta 0 reports no KL at all, so a NaN is a fault); ms-swift issues "
+    "3136 and 3930 (NaN to the end; none at a lower learning rate)",
+    kinds=(SFT, GRPO),
+    needs=("loss",),
+    worst=Level.STOP,
+)
+def nonfinite(
+    s: Signals,
+    bad_rows: int = 2,  # mixed precision skips a single one
+) -> Seen | None:
+    """A loss counts at once, a gradient norm when it lasts."""
+    if s.lost_loss:
+        return Level.STOP, "the loss is not a finite number"
+    if s.lost_norm >= bad_rows:
+        return Level.STOP, f"no finite gradient norm in {s.lost_norm} rows in a row"
+    return None
+
+
+@Symptom(
+    title="Nothing is trained: no gradient, or no step",
+    cause="All weights are frozen, the gradient is cut off on its way to them (as by gradient "
+    "checkpointing below an adapter whose inputs need none), or the schedule has run out.",
+    advice="Check what is trainable (the adapter's layers exist, requires_grad), call "
+    "enable_input_require_grads or set use_reentrant to false, and check learning_rate and its "
+    "schedule.",
+    source="microsoft/LoRA issue 120, open-unlearning issue 178 (checkpointing leaves the adapter "
+    "without a gradient)",
+    kinds=(SFT, GRPO),
+    needs=("gradient norm or learning rate",),
+    worst=Level.STOP,
+)
+def untrained(s: Signals) -> Seen | None:
+    """A norm of 0 while something improves was not measured."""
+    rates, norms = s["learning rate"].last(ROWS), s["gradient norm"].last(2 * ROWS)
+    if len(rates) == ROWS and not any(rates):
+        return Level.STOP, f"the learning rate was 0 in the last {ROWS} rows"
+    if len(norms) < 2 * ROWS or any(norms) or dead(s) or s.learns():
+        return None
+    if falls(s["loss"].whole()) <= SURE:
+        return None
+    return Level.STOP, f"the gradient norm was 0 in the last {len(norms)} rows that had one"
+
+
+@Symptom(
+    title="The gradient norm spikes, again and again",
+    cause="Single batches pull far harder than the others: too high a learning rate, too few "
+    "answers or documents a step, or stale samples (num_iterations above 1).",
+    advice="Lower the learning rate, enlarge the batch, set max_grad_norm to 0.1 to 1, and "
+    "num_iterations to 1.",
+    source="TRL issue 2980 (spikes under num_iterations 4 after a long training)",
+    kinds=(SFT, GRPO),
+    needs=("gradient norm",),
+)
+def grad_spikes(
+    s: Signals,
+    times: float = 5.0,  # the usual norm
+    spikes: int = 3,  # within twice ROWS rows
+) -> Seen | None:
+    norms = s["gradient norm"].last()
+    if len(norms) < 2 * ROWS:
+        return None
+    usual, last = median(norms), norms[-2 * ROWS :]
+    high = [norm for norm in last if norm > times * usual]
+    if len(high) < spikes:
+        return None
+    return Level.WARNING, (
+        f"{len(high)} of the last {len(last)} rows have a gradient norm above {times:g} times "
+        f"the usual {usual:.3g}, up to {max(high):.3g}"
+    )
+
+
+@Symptom(
+    title="The loss on val rises while that in training falls",
+    cause="The model memorises its documents.",
+    advice="Keep the checkpoint with the lowest loss on val, fewer epochs, more documents, a lower "
+    "learning rate or LoRA rank.",
+    source="the usual reading of a gap that grows; nothing here is tuned to it",
+    kinds=(SFT,),
+    needs=("loss", "val loss"),
+)
+def overfitting(
+    s: Signals,
+    points: int = 6,  # fewest measurements on val
+    growth: float = 0.05,  # beyond the lowest, as a share of it
+) -> Seen | None:
+    val, loss = s["val loss"], s["loss"]
+    if val.count < points or loss.count < START:
+        return None
+    least, now = lowest(val.last()[:-START], START), val.now(START)
+    if least <= 0 or now < (1 + growth) * least or loss.now(START) >= loss.start():
+        return None
+    return Level.WARNING, (
+        f"loss on val {least:.3g} at its lowest, {now:.3g} now; in training "
+        f"{loss.start():.3g} → {loss.now(START):.3g}"
+    )
+
+
+@Symptom(
+    title="The loss rises far above where it was",
+    cause="The learning rate is too high, or documents of another kind come late in the order.",
+    advice="Stop, lower the learning rate 3 to 10 times, lengthen the warm-up, shuffle.",
+    source="the usual reading of a rising loss; nothing here is tuned to it",
+    kinds=(SFT,),
+    needs=("loss",),
+    worst=Level.STOP,
+)
+def diverged(
+    s: Signals,
+    up: float = 1.5,  # times its lowest
+    doubled: float = 2.0,  # times its start
+) -> Seen | None:
+    """Compares with the lowest loss; with few rows, or bins of them, with the start. Only val may
+    have been measured before the first step."""
+    loss, val = s["loss"], s["val loss"]
+    if val.count > 2 and (held := min(val.last(2))) >= up * val.start(1) > 0:
+        return Level.STOP, f"loss on val {val.start(1):.3g} at first, {held:.3g} and more now"
+    if loss.count < ROWS:
+        return None
+    start, late = loss.start(), loss.now()
+    if start > 0 and late >= doubled * start:
+        return Level.STOP, f"loss {start:.3g} at the start, {late:.3g} now"
+    values = loss.last() if loss.count <= RECENT else loss.whole()
+    if len(values) < 2 * ROWS:
+        return None
+    least, now = lowest(values, ROWS), loss.now(ROWS)
+    if least <= 0 or now < up * least:
+        return None
+    return Level.STOP, f"loss {least:.3g} at its lowest, {now:.3g} now"
+
+
+@Symptom(
+    title="The loss does not fall",
+    cause="The learning rate is too low, the weights are not trained, or the model knows it all.",
+    advice="Raise the learning rate 3 to 10 times; with LoRA, check that its layers exist; where "
+    "mean_token_accuracy is near 1, skip SFT.",
+    source="the usual reading of a flat loss; nothing here is tuned to it",
+    kinds=(SFT,),
+    needs=("loss",),
+    trend=True,
+)
+def loss_stands(
+    s: Signals,
+    change: float = 0.02,  # share of the loss that counts as a change
+) -> Seen | None:
+    if not s.long("loss"):
+        return None
+    values, val = s["loss"].whole(), s["val loss"].whole()
+    early, late = thirds(values)
+    if early <= 0 or abs(1 - late / early) >= change or falls(values) <= SURE:
+        return None
+    if len(val) > 1 and falls(val) <= FIRM:
+        return None
+    return Level.WARNING, (
+        f"loss {early:.4g} in the first third of {s['loss'].steps[1]} steps, {late:.4g} in the last"
+    )
+
+
+@Symptom(
+    title="A loss near 0 is no fault",
+    cause="Advantages have mean 0 in their group and the probability ratio is 1 at the first "
+    "update, so the loss is near beta times the KL by construction; its gradient is not.",
+    advice="Nothing: watch reward, truth, KL and gradient norm instead.",
+    source="TRL issues 2703 and 3452; open-r1 issue 239",
+    needs=("loss", "gradient norm"),
+    worst=Level.NOTE,
+)
+def loss_near_zero(
+    s: Signals,
+    near: float = 0.05,  # users ask about a loss up to this
+) -> Seen | None:
+    if min(s["loss"].count, s["gradient norm"].count) < ROWS:
+        return None
+    loss, norm = median(map(abs, s["loss"].last(ROWS))), s["gradient norm"].now(ROWS)
+    if loss > near or norm <= 0:
+        return None
+    return Level.NOTE, f"|loss| {loss:.2g}, gradient norm {norm:.2g} (medians of {ROWS} rows)"

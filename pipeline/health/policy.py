@@ -1,0 +1,209 @@
+"""Symptoms of the policy: how far it is from its start (KL), and how sure it is (entropy)."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from pipeline.health.reward import dead
+from pipeline.health.signals import FIRM, ROWS, Signals
+from pipeline.health.symptom import Level, Seen, Symptom
+from pipeline.health.trends import FIRST, NOW, START, most_gained
+
+#: Nats a token up to which the policy stands still, and up to which it creeps.
+KL_FLAT, KL_SLOW = 1e-4, 2e-3
+
+
+def _unmoved(s: Signals) -> bool:
+    """Whether a long training has little KL for no good reason. A rise of the reward that chance
+    brings one time in ten is not one."""
+    if not s.long("KL") or s["KL"].now(ROWS) > KL_SLOW:
+        return False
+    return not (s.solved() or s.learns(FIRM) or dead(s))
+
+
+@Symptom(
+    title="The KL is flat: the policy does not move",
+    cause="The learning rate is too low for the number of steps, beta holds the model to its "
+    "start, or the adapter is not trained.",
+    advice="Raise the learning rate 3 to 10 times (LoRA wants a higher one than full fine-tuning), "
+    "lower beta or set it to 0.",
+    source="TRL issue 3452 (KL of 5e-4 at learning rate 3e-6, reports of no gain); TRL's GRPO "
+    "page: beta is 0 by default, as in arXiv 2503.14476 and 2503.20783",
+    needs=("KL",),
+    trend=True,
+)
+def kl_flat(
+    s: Signals,
+    still: float = 0.5,  # relative growth in the second half; that of even growth from 0
+) -> Seen | None:
+    """No KL at all, or little that has stopped growing."""
+    if not _unmoved(s):
+        return None
+    kl, values = s["KL"].now(ROWS), s["KL"].whole()
+    if not any(values):  # a trainer that does not measure it writes 0
+        return None
+    if kl > KL_FLAT and most_gained(values[len(values) // 2 :]) > still * kl:
+        return None
+    rate = s["learning rate"]
+    paid = f" at a learning rate of {rate.now(1):.2g}" if rate.count else ""
+    little = f"up to {KL_FLAT:g} is none" if kl <= KL_FLAT else "little, and it stands still"
+    return Level.WARNING, (
+        f"after {s['KL'].steps[1]} steps the KL is {kl:.1e} nats a token ({little}){paid}, and "
+        "the reward does not rise"
+    )
+
+
+@Symptom(
+    title="The KL creeps: the policy hardly moves",
+    cause="Steps are too short: the learning rate, or what beta leaves of it.",
+    advice="Raise the learning rate 2 to 3 times, lower beta, or train longer.",
+    source="TRL issue 3452; arXiv 2402.03300 (beta 0.04, which holds the policy)",
+    needs=("KL",),
+    trend=True,
+)
+def kl_slow(
+    s: Signals,
+    steps: int = 120,  # by then it should do more than creep
+) -> Seen | None:
+    first, last = s["KL"].steps
+    if last - first < steps or not _unmoved(s) or (kl := s["KL"].now(ROWS)) <= KL_FLAT:
+        return None
+    return Level.WARNING, (
+        f"after {last} steps the KL is {kl:.1e} nats a token (up to {KL_SLOW:g} is little), "
+        "and the reward does not rise"
+    )
+
+
+@Symptom(
+    title="The KL runs away",
+    cause="The policy leaves what it knew faster than the reward can guide it: too high a learning "
+    "rate, too small a beta, or a reward with a hole that it found.",
+    advice="Go back to an earlier checkpoint, lower the learning rate 2 to 5 times, set beta to "
+    "0.01 to 0.04, and read a few answers.",
+    source="ms-swift issue 6550 (all rewards fall as the KL jumps); arXiv 2210.10760 (true reward "
+    "falls with KL beyond a peak)",
+    needs=("KL",),
+    worst=Level.STOP,
+)
+def kl_runaway(
+    s: Signals,
+    far: float = 0.7,  # nats a token; beyond it, the answers are another model's
+    gone: float = 0.9,  # kl_start nears 1 where none of the start's tokens is likely any more
+    jump: float = 10.0,  # times the KL of ROWS rows before
+    least: float = 0.1,  # nats a token; below it, no jump matters
+) -> Seen | None:
+    series = s["KL"]
+    # Chance does not stray so far twice; a third row might come many steps later.
+    if series.count > 1 and (kl := min(series.last(2))) >= far:
+        level = Level.STOP if kl >= gone else Level.WARNING
+        return level, f"the KL is {kl:.3g} nats a token and more (far is {far:g})"
+    if series.count < NOW or (kl := series.now()) < least:
+        return None
+    before = series.last(NOW + ROWS)[:-NOW]
+    if len(before) < ROWS or kl < jump * median(before):
+        return None
+    return Level.WARNING, (
+        f"the KL went from {median(before):.3g} to {kl:.3g} nats a token within {NOW + ROWS} rows"
+    )
+
+
+@Symptom(
+    title="The entropy collapses",
+    cause="The policy became sure of a few answers and stops exploring; pass@1 may still rise "
+    "while pass@k falls.",
+    advice="Lower the learning rate, raise epsilon_high to 0.28, keep the temperature at 1, set "
+    "beta to 0.01 or so, or stop earlier.",
+    source="arXiv 2505.22617 (performance is traded from entropy and ends with it); arXiv "
+    "2503.14476, clip-higher; here: at learning rate 1e-3, solved in 32 fell by 27 points (README)",
+    needs=("entropy",),
+)
+def entropy_collapse(
+    s: Signals,
+    left: float = 0.35,  # share of the entropy at the start
+    halved: float = 0.55,  # share of the entropy ``steps`` before
+    steps: int = 40,
+) -> Seen | None:
+    series, length, twins = s["entropy"], s["answer length"], s["duplicates"]
+    if series.count < 2 * START:
+        return None
+    rows = max(START, min(ROWS, series.count // 4))
+    now, start = series.now(rows), series.start(min(rows, FIRST))
+    before = series.ago(steps, rows)
+    if 0 < now <= left * start:
+        words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"
+    elif before and 0 < now <= halved * before:
+        words = f"entropy {before:.3g} → {now:.3g} nats a token within {steps} steps"
+    else:
+        return None
+    if length.count > START:
+        words += f"; answers {length.start():.0f} → {length.now(START):.0f} tokens"
+    if twins.count >= START:
+        words += f"; {twins.now(START):.0%} of the answers equal another of their group"
+    return Level.WARNING, words
+
+
+@Symptom(
+    title="The entropy runs up: answers become noise",
+    cause="Steps are so long that the policy loses what it knew, a large epsilon_high rewards "
+    "chance itself, or long answers that ramble weigh too little (loss_type grpo).",
+    advice="Go back to an earlier checkpoint, lower the learning rate 3 to 10 times, lower "
+    "epsilon_high, keep the loss_type dapo.",
+    source="arXiv 2503.14476, section 3.3 (an unhealthy rise of entropy, with gibberish); here: at "
+    "100 times the learning rate (README, sick on purpose)",
+    needs=("entropy",),
+)
+def entropy_rises(
+    s: Signals,
+    times: float = 3.0,  # the entropy at the start
+    more: float = 0.5,  # nats a token beyond it
+) -> Seen | None:
+    series, reward = s["entropy"], s["reward"]
+    if series.count < 2 * START:
+        return None
+    now, start = series.now(START), series.start()
+    if now < max(times * start, start + more):
+        return None
+    words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"
+    if reward.count >= START:
+        words += f"; reward {reward.start():.3g} → {reward.now(START):.3g}"
+    return Level.WARNING, words
+
+
+@Symptom(
+    title="The entropy is flat from the start",
+    cause="Either the model is so sure that all answers to a prompt are the same, or training does "
+    "not change it.",
+    advice="Near 0: raise the temperature, do less SFT. Otherwise: raise the learning rate, lower "
+    "beta, check that the trained weights are those that are sampled.",
+    source="arXiv 2505.22617 (left alone, entropy falls early in every run that learns)",
+    needs=("entropy",),
+    trend=True,
+)
+def entropy_flat(
+    s: Signals,
+    none: float = 0.02,  # nats a token; with so little, nothing is explored
+    same: float = 0.05,  # relative change up to which it stands; 3 times as much is ruled out
+) -> Seen | None:
+    series = s["entropy"]
+    if series.count < ROWS or s.solved():
+        return None
+    start, now = series.start(), series.now()
+    if 0 <= max(start, now) <= none:
+        if s.learns():
+            return None
+        return Level.WARNING, (
+            f"entropy {now:.2g} nats a token from the start (up to {none:g} is none): all "
+            "answers to a prompt are nearly the same"
+        )
+    if not s.long("entropy") or not s["reward"].count or start <= 0:
+        return None
+    if abs(now / start - 1) > same:
+        return None
+    values = series.whole()
+    most = max(most_gained(values), most_gained([-value for value in values]))
+    if most > 3 * same * start or s.learns() or dead(s):
+        return None
+    return Level.WARNING, (
+        f"entropy {start:.3g} → {now:.3g} nats a token in {series.steps[1]} steps, surely no "
+        "trend, and the reward does not rise"
+    )

@@ -1,0 +1,103 @@
+"""The doctor's report on logs: tables for a terminal, JSON for a program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.health.diagnosis import Finding
+from pipeline.health.logs import Patient
+from pipeline.health.symptom import Level
+
+_STYLES = {Level.STOP: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
+
+
+def print_patients(patients: Sequence[Patient], console: Console) -> None:
+    """Print findings arm by arm, of a healthy arm the symptoms looked for; of several arms an
+    overview at the end."""
+    for patient in patients:
+        console.print()
+        console.print(_heading(patient), soft_wrap=True)
+        if patient.serious:
+            console.print(_table(patient.serious))
+        for line in _notes(patient):
+            console.print(Text(line), soft_wrap=True)
+    if len(patients) > 1:
+        console.print()
+        console.print(_overview(patients))
+
+
+def as_json(patients: Iterable[Patient]) -> str:
+    """The same for a program."""
+    content = {"logs": [asdict(patient) for patient in patients]}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _heading(patient: Patient) -> Text:
+    heading = Text(patient.arm, style="bold")
+    if patient.kind is None:
+        return heading.append("  nothing logged yet", style="dim")
+    first, last = patient.steps
+    heading.append(f"  {patient.kind.upper()}, {patient.rows} rows, steps {first} to {last}: ")
+    if not patient.serious:
+        return heading.append("nothing found", style="green")
+    levels = [finding.level for finding in patient.serious]
+    counts = [f"{levels.count(level)} {level}" for level in Level if level in levels]
+    return heading.append(", ".join(counts), style="yellow")
+
+
+def _table(findings: Iterable[Finding]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("level")
+    table.add_column("since", justify="right")
+    table.add_column("finding", ratio=4)
+    table.add_column("evidence", ratio=3)
+    table.add_column("what to change", ratio=3)
+    for finding in findings:
+        table.add_row(
+            Text(finding.level, style=_STYLES[finding.level]),
+            str(finding.step),
+            Text(finding.title, style="bold").append(f". {finding.cause}", style="not bold"),
+            Text(finding.evidence),
+            Text(finding.advice),
+        )
+    return table
+
+
+def _notes(patient: Patient) -> Iterator[str]:
+    if patient.kind is None:
+        return
+    for finding in patient.findings:
+        if finding.level == Level.NOTE:
+            yield f"Note: {finding.title} ({finding.evidence}). {finding.cause}"
+    if not patient.serious:
+        yield f"Looked for: {', '.join(patient.looked)}."
+    if patient.silent:
+        lacking = "; ".join(f"{name} (needs {', '.join(n)})" for name, n in patient.silent.items())
+        yield f"Silent for lack of signals: {lacking}."
+    if patient.short:
+        yield "Too short yet to tell whether KL, reward, entropy or loss stand still."
+    if patient.back:
+        yield (
+            f"{patient.back} rows lie before their predecessor: from there on, each replaces what "
+            "came before it, as after an interruption."
+        )
+
+
+def _overview(patients: Iterable[Patient]) -> Table:
+    table = Table("arm", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("what was found (since step)")
+    for patient in patients:
+        words = [
+            Text(f"{finding.symptom} ({finding.step})", style=_STYLES[finding.level])
+            for finding in sorted(patient.serious, key=lambda finding: finding.step)
+        ]
+        nothing = Text("nothing logged yet" if patient.kind is None else "nothing", style="dim")
+        table.add_row(Text(patient.arm), Text(", ").join(words) if words else nothing)
+    return table
