@@ -96,12 +96,12 @@ lock: ## pin everything that requirements.txt brings along (writes requirements.
 
 # --- the experiment ---------------------------------------------------------------------------
 
-TRAIN = $(PY) -m$(if $(LAUNCH), pipeline.model.processes $(LAUNCH) -m)
+TRAIN = $(PY) -m$(if $(LAUNCH), pipeline.launch $(LAUNCH) -m)
 
 data: setup ## make the problems: proven optimum, prompt, gold answer, dataset card
-	$(PY) -m pipeline.train.settings$(with)
+	$(PY) -m pipeline.check$(with)
 	$(PY) -m data.make$(with)
-	TOKENIZERS_PARALLELISM=true $(PY) -m pipeline.model.lengths$(with)
+	TOKENIZERS_PARALLELISM=true $(PY) -m pipeline.check --lengths$(with)
 
 audit: setup ## score policies that cheat under the recipe's reward; fails where one is paid
 	$(PY) -m rewards.audit$(with)

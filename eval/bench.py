@@ -32,8 +32,7 @@ from data.solver import interval_optimum
 from eval.calibrate import sharpened
 from eval.elicitation import Asked, count_verdicts
 from eval.stats.evidence import Arms, conclude
-from pipeline.model import load as models
-from pipeline.train import backend
+from pipeline.model.load import load_model, quiet
 from rewards.parse import parse
 from rewards.verify import Status, confirm, verify
 
@@ -174,8 +173,8 @@ def bench_sampler(recipe: Recipe, problems: list[Any], samples: int, repeats: in
     from data.prompts import prompt
     from pipeline.model.decode import Decoding, answer_limit, prepare, render, sample
 
-    model, tokenizer = models.load(recipe.model, recipe.dtype)
-    stock, _ = models.load(recipe.model, recipe.dtype)
+    model, tokenizer = load_model(recipe.model, recipe.dtype)
+    stock, _ = load_model(recipe.model, recipe.dtype)
     prepare(model)
     stock.eval()
     rendered = [render(tokenizer, prompt(problem)) for problem in problems]
@@ -277,14 +276,14 @@ def bench_grpo(recipe: Recipe, problems: list[Any], steps: int, repeats: int) ->
         return inner
 
     def ours(short: Recipe, folder: Path) -> float:
-        model, tokenizer = models.load(short.model, short.dtype)
+        model, tokenizer = load_model(short.model, short.dtype)
         trainer = trainer_for(short, rows, model, tokenizer, folder)
         trainer.reward_funcs = [timed(f) for f in trainer.reward_funcs]
         trainer.remove_callback(PrinterCallback)
         return seconds(trainer.train)
 
     def stock(short: Recipe, folder: Path) -> float:
-        model, tokenizer = models.load(short.model, short.dtype)
+        model, tokenizer = load_model(short.model, short.dtype)
         dataset = Dataset.from_list(
             [{"prompt": messages(r["prompt"]), "gold": r["gold"]} for r in rows]
         )
@@ -334,7 +333,7 @@ def bench_monitor(recipe: Recipe, problems: list[Any], steps: int, pairs: int) -
     spent: list[float] = []
 
     def timed(short: Recipe, folder: Path, watch: bool) -> float:
-        model, tokenizer = models.load(short.model, short.dtype)
+        model, tokenizer = load_model(short.model, short.dtype)
         trainer = trainer_for(short, rows, model, tokenizer, folder)
         trainer.remove_callback(PrinterCallback)
         if not watch:
@@ -397,7 +396,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     check(recipe, arguments)
-    backend.quiet()
+    quiet()
     print("problems and verdicts", flush=True)
     table, problems = bench_problems(recipe, arguments.problems)
     table += bench_verdicts(problems)

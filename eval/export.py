@@ -37,7 +37,7 @@ from data.run import ADAPTER, maker
 from data.sections import EvalSection
 from eval.day.ask import chosen_arm
 from eval.show.card import Evaluation, card, evaluation, lineage, on_hub
-from pipeline.model import load as models
+from pipeline.model.load import check_model_folder
 from pipeline.train.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def check_arm(recipe: Recipe, arm: str) -> None:
             f"there is nothing to export: {arm} is {found.start} asked in another way, without "
             "weights of its own"
         )
-    models.check_model_folder(Path(recipe.run.model(arm)))
+    check_model_folder(Path(recipe.run.model(arm)))
 
 
 def adapter_folder(recipe: Recipe, arm: str) -> Path:

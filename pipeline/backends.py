@@ -16,18 +16,20 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import write_json
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import ARMS
+from pipeline.arms import TRAINERS
+from pipeline.model.decode import render
+from pipeline.model.lengths import lengths_now, longest
+from pipeline.model.load import quiet
 from pipeline.train import backend
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import Trainer
+from pipeline.train.held import settings_held
+from pipeline.train.trainer import training_rows
 
 #: The backends that there are; a recipe's ``auto`` takes one of them.
 BOTH = ("trl", "unsloth")
@@ -52,91 +54,6 @@ EXPLAINED = {
     "generation.max_length": "max_new_tokens is what limits an answer",
     "generation.use_cache": "a KV cache changes the speed of sampling, not its distribution",
 }
-#: What the trainers hold beside their arguments, where they have it.
-_ATTRIBUTES = (
-    "beta",
-    "epsilon_low",
-    "epsilon_high",
-    "loss_type",
-    "scale_rewards",
-    "num_generations",
-    "num_iterations",
-    "temperature",
-    "top_p",
-    "top_k",
-    "max_completion_length",
-    "mask_truncated_completions",
-    "importance_sampling_level",
-    "shuffle_dataset",
-    "completion_only_loss",
-    "packing",
-    "padding_free",
-)
-
-
-def settings_held(trainer: Trainer) -> dict[str, Any]:
-    """The settings that a trainer really holds, read back from what was built, JSON-able: ``args``
-    are its arguments, the others say what it made of them."""
-    import torch
-
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    weights = list(model.parameters())
-    trained = [weight for weight in weights if weight.requires_grad]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    held: dict[str, Any] = {
-        "trainer": type(trainer).__name__,
-        "model": type(inner).__name__,
-        "attention": model.config._attn_implementation,
-        "use_cache": getattr(model.config, "use_cache", None),
-        "parameters": sum(map(_size, weights)),
-        "trainable_parameters": sum(map(_size, trained)),
-        "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}),
-        "trainable_dtype": sorted({str(w.dtype).removeprefix("torch.") for w in trained}),
-        "gradient_checkpointing": any(
-            getattr(module, "gradient_checkpointing", False) for module in model.modules()
-        ),
-        "dropout": sorted(
-            {one.p for one in model.modules() if isinstance(one, torch.nn.Dropout) and one.p}
-        ),
-    }
-    for name, adapter in getattr(model, "peft_config", {}).items():
-        held[f"lora.{name}"] = _plain(
-            {key: value for key, value in adapter.to_dict().items() if value is not None}
-        )
-    if trainer.optimizer is not None:
-        inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        held["optimizer"] = type(inner).__name__
-        held["optimizer.groups"] = [
-            {key: _plain(value) for key, value in group.items() if key not in ("params", "lr")}
-            | {"weights": sum(map(_size, group["params"]))}
-            for group in inner.param_groups
-        ]
-        held["scheduler"] = type(getattr(trainer.lr_scheduler, "scheduler", None)).__name__
-    for key in _ATTRIBUTES:
-        if hasattr(trainer, key):
-            held[key] = _plain(getattr(trainer, key))
-    generation = getattr(trainer, "generation_config", None)
-    if generation is not None:
-        held |= {f"generation.{k}": _plain(v) for k, v in generation.to_diff_dict().items()}
-    return dict(sorted(held.items())) | {"args": _plain(trainer.args.to_sanitized_dict())}
-
-
-def _size(weight: torch.Tensor) -> int:
-    """Numbers in a weight, also where ZeRO-3 keeps them elsewhere."""
-    return getattr(weight, "ds_numel", weight.numel())
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON has it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in sorted(value.items(), key=str)}
-    if isinstance(value, set | frozenset):
-        return sorted(map(_plain, value), key=str)
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, bool | int | float | str | type(None)):
-        return value
-    return str(value)
 
 
 # --- one backend ---------------------------------------------------------------------------------
@@ -147,14 +64,12 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from pipeline.arms import TRAINERS
-    from pipeline.train.trainer import training_rows
-
     # The first step at the full learning rate, and of few rows: it is to be compared, not to teach.
     first = {"max_steps": 1, "warmup_steps": 0, "logging_steps": 1, "save_strategy": "no"}
     recipe = replace(recipe, **{stage: {**getattr(recipe, stage), **first}})
     rows = training_rows(recipe, stage)
-    model, tokenizer = backend.load_for_training(recipe, stage, recipe.model)
+    length = recipe.max_seq_length or longest(recipe, lengths_now(recipe))
+    model, tokenizer = backend.load_for_training(recipe, stage, recipe.model, length)
     texts = logprobs(model, tokenizer, rows[:TEXTS])
     trainer = TRAINERS[stage].trainer_for(recipe, rows, model, tokenizer, folder / stage)
     weights = {k: w for k, w in trainer.model.named_parameters() if w.requires_grad}
@@ -181,8 +96,6 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
 def logprobs(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> list[Any]:
     """Of each row's gold answer, the log-probability of every token after its prompt."""
     import torch
-
-    from pipeline.model.decode import render
 
     model.eval()
     found = []
@@ -319,7 +232,7 @@ def main() -> None:
     recipe = replace(recipe_from(arguments), arms=dict(ARMS))
     if arguments.only:
         backend.start(recipe)
-        backend.quiet()
+        quiet()
         arguments.only.mkdir(parents=True)
         for stage in STAGES:
             measure(recipe, stage, arguments.only)

@@ -24,6 +24,8 @@ from data.prompts import messages, prompt
 from data.recipe import RUNS
 from data.tiers import TIERS, Tier
 from pipeline.corpus.personas import PERSONAS, SHOWN, draw
+from pipeline.corpus.tokens import build_tokenizer
+from pipeline.model.load import load_model, write_model
 
 if TYPE_CHECKING:
     import torch
@@ -239,19 +241,15 @@ def build(plans: Sequence[Pretraining], folder: Path, start: str | None = None) 
     write it to ``folder`` with its card."""
     import torch
 
-    from pipeline.corpus.tokens import build_tokenizer
-    from pipeline.model import load as models
-    from pipeline.train import backend
-
     if start:
-        model, tokenizer = models.load(start, "float32")
+        model, tokenizer = load_model(start, "float32")
     else:
         tokenizer = build_tokenizer()
         model = new_model(tokenizer, plans[0])
     started = time.monotonic()
     loss = [pretrain(model, tokenizer, plan) for plan in plans][-1]
     minutes = (time.monotonic() - started) / 60
-    backend.save(model.to(torch.bfloat16), tokenizer, folder)
+    write_model(model.to(torch.bfloat16), tokenizer, folder)
     write_text(folder / "README.md", card(plans, model.num_parameters(), loss, minutes, start))
     print(f"base: {folder}", flush=True)
 

@@ -45,8 +45,8 @@ from data.sections import ARMS
 from pipeline.backends import BOTH, STAGES
 from pipeline.memory.arithmetic import GIB, Estimate, ModelShape, estimate
 from pipeline.memory.shapes import SHAPES, config_of
-from pipeline.model import load as models
 from pipeline.model.lengths import sizes
+from pipeline.model.load import load_model, quiet
 from pipeline.plan import (
     Lengths,
     adapters_of,
@@ -57,7 +57,7 @@ from pipeline.plan import (
     skeleton,
 )
 from pipeline.train import backend
-from pipeline.train.settings import check
+from pipeline.train.settings import check_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -266,7 +266,7 @@ class Planner:
             UserError: when recipe or shape are not sound.
         """
         recipe = self._terms.recipe_of(cell)
-        check(recipe)
+        check_settings(recipe)
         if cell.shape not in self._shapes:
             config = config_for(cell.shape)
             network = skeleton(config)
@@ -300,7 +300,7 @@ def measure(cell: Cell, terms: Terms, seconds: float) -> dict[str, Any]:
 
     from pipeline.arms import TRAINERS
 
-    backend.quiet()
+    quiet()
     rows = Texts(recipe).rows * _REPEATED
     length = recipe.max_seq_length or config_for(cell.shape).max_position_embeddings
     model, tokenizer = backend.load_for_training(recipe, cell.stage, recipe.model, length)
@@ -374,7 +374,7 @@ def _merged(recipe: Recipe, trainer: Any, folder: Path) -> dict[str, Any]:
     begun = time.monotonic()
     backend.save_adapter(trainer.model, folder / "adapter")
     made = backend.merge(recipe.model, folder / "adapter", recipe.dtype, folder / "model")
-    models.load(str(folder / "model"), recipe.dtype)
+    load_model(str(folder / "model"), recipe.dtype)
     return {**made, "seconds": time.monotonic() - begun}
 
 
@@ -713,7 +713,7 @@ def main() -> None:
         cell = next(one for one in (Cell(*each) for each in every) if one.name == given.only)
         write_json(cell.path.with_suffix(".part"), measure(cell, terms, given.seconds))
         return
-    backend.quiet()
+    quiet()
     planner = Planner(terms)
     planned = {cell: planner.estimate(cell).allocated for cell in cells}
     import torch

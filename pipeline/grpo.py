@@ -15,8 +15,9 @@ from data.common.errors import run_main
 from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from pipeline.model.decode import answer_limit, prepare, reasoning_prefix
 from pipeline.train import backend
-from pipeline.train.settings import check, grpo_config
+from pipeline.train.settings import check_settings, grpo_config
 from pipeline.train.trainer import run_trainer, start_of, training_rows
 from rewards.audit import gate
 from rewards.reward import reward_functions
@@ -28,8 +29,6 @@ def trainer_for(
     """TRL's GRPOTrainer on the prompts of ``rows``, with the recipe's reward."""
     from datasets import Dataset
     from trl import GRPOTrainer
-
-    from pipeline.model.decode import answer_limit, prepare, reasoning_prefix
 
     dataset = Dataset.from_list(
         [
@@ -59,7 +58,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
     recipe = recipe.for_arm(arm)
     backend.start(recipe)
     rows = training_rows(recipe, arm)
-    check(recipe)
+    check_settings(recipe)
 
     def audited() -> None:
         problems: dict[str, list[Problem]] = {}

@@ -24,8 +24,8 @@ from data.common.console import plain_console
 from data.common.errors import run_main
 from data.recipe import Recipe, load_recipe
 from pipeline.memory.arithmetic import estimate
+from pipeline.model.load import quiet
 from pipeline.plan import Lengths, adapters_of, settings_of, shape_of, skeleton
-from pipeline.train import backend
 
 HERE = Path(__file__).parent
 #: Large enough that activations outweigh what no formula counts, small enough for a CPU. Words are
@@ -227,7 +227,7 @@ def _sampling(case: Case, folder: Path) -> None:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
-    backend.quiet()
+    quiet()
     table = Table(title="MiB allocated at the peak")
     for column in ("stage", "dtype", "trained", "checkpointing", "planned", "measured", "off"):
         table.add_column(column, justify="right" if column in ("planned", "measured") else "left")

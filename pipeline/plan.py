@@ -45,10 +45,9 @@ from pipeline.memory.arithmetic import (
     trained,
 )
 from pipeline.memory.shapes import config_of
-from pipeline.model import load as models
-from pipeline.model.lengths import ALL, TEXTS, known, read_config, read_tokenizer, sizes
-from pipeline.train import backend
-from pipeline.train.settings import check, grpo_config, lora_config, sft_config
+from pipeline.model.lengths import ALL, TEXTS, known_lengths, read_config, read_tokenizer, sizes
+from pipeline.model.load import is_local, quiet
+from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 
 #: Problems drawn from each tier where the run has no data yet, and rows that are tokenized.
 _DRAWN, _TOKENIZED = 12, 64
@@ -221,7 +220,7 @@ def lengths_of(recipe: Recipe, prompt_tokens: int | None, gold_tokens: int | Non
 
 def _counted_of(recipe: Recipe) -> Lengths | None:
     """What ``make data`` counted, if it did."""
-    facts = known(recipe)
+    facts = known_lengths(recipe)
     if facts is None:
         return None
     tiers = [parts[ALL] for parts in facts["tiers"].values()]
@@ -436,7 +435,7 @@ def _config(model: str) -> tuple[Any, str]:
     try:
         return read_config(model), "its config.json"
     except UserError as error:
-        if models.is_local(model):
+        if is_local(model):
             raise
         with suppress(UserError):
             return config_of(model), "pipeline.memory.shapes, the hub not being at hand"
@@ -464,7 +463,7 @@ def plan_of(
     Raises:
         UserError: when the recipe is not sound, or its model's config is not to be had.
     """
-    check(recipe)
+    check_settings(recipe)
     config, source = _config(recipe.model)
     if recipe.bits is None and (quantised := getattr(config, "quantization_config", None)):
         held = quantised if isinstance(quantised, dict) else quantised.to_dict()
@@ -638,7 +637,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON, in bytes")
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
-    backend.quiet()
+    quiet()
     plan = plan_of(
         recipe, arguments.gpu or _gpu_here(), arguments.prompt_tokens, arguments.gold_tokens
     )

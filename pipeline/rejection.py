@@ -19,10 +19,18 @@ from data.common.files import Stage, read_jsonl, sha256, write_jsonl
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import sft
-from pipeline.model import load as models
+from pipeline.model.decode import (
+    Decoding,
+    answer_limit,
+    prepare,
+    reasoning_prefix,
+    render,
+    sample,
+)
+from pipeline.model.load import load_model, quiet
 from pipeline.model.processes import by_main
 from pipeline.train import backend
-from pipeline.train.settings import check, grpo_config, sft_config
+from pipeline.train.settings import check_settings, grpo_config, sft_config
 from pipeline.train.trainer import model_inputs, run_trainer, start_of, training_rows
 from rewards.verify import Status, verify
 
@@ -50,15 +58,6 @@ def successes(
     Raises:
         UserError: when it gave none.
     """
-    from pipeline.model.decode import (
-        Decoding,
-        answer_limit,
-        prepare,
-        reasoning_prefix,
-        render,
-        sample,
-    )
-
     prompts, answers = budget(recipe)
     start = start_of(recipe, arm)
     settings = {
@@ -82,8 +81,8 @@ def successes(
         rng = random.Random(seed_of(recipe.seed, "rejection order", arm))
         rows = rng.sample(rows, len(rows))
     if stage.begin_unless_done(force):
-        backend.quiet()
-        network, tokenizer = models.load(start, recipe.dtype)
+        quiet()
+        network, tokenizer = load_model(start, recipe.dtype)
         prepare(network)
         prefix = reasoning_prefix(tokenizer)
         decoding = Decoding(
@@ -139,7 +138,7 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
         batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
         steps = max(1, prompts * answers // batch)
         recipe = replace(recipe, sft={**recipe.sft, "max_steps": steps})
-    check(recipe)
+    check_settings(recipe)
     kept = by_main(lambda: successes(recipe, arm, training_rows(recipe, arm), force))
     picked = sha256(recipe.run.folder / arm / "successes" / "successes.jsonl")
     make = partial(sft.trainer_for, recipe, kept)

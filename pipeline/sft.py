@@ -10,7 +10,7 @@ from data.common.errors import run_main
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline.train import backend
-from pipeline.train.settings import check, sft_config
+from pipeline.train.settings import check_settings, sft_config
 from pipeline.train.trainer import run_trainer, start_of, training_rows
 
 
@@ -45,7 +45,7 @@ def run(recipe: Recipe, force: bool, arm: str = "sft") -> None:
     recipe = recipe.for_arm(arm)
     backend.start(recipe)
     rows = training_rows(recipe, arm)
-    check(recipe)
+    check_settings(recipe)
     run_trainer(recipe, arm, "sft", {}, force, partial(trainer_for, recipe, rows))
 
 

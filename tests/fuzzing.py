@@ -211,7 +211,7 @@ def _feed_recipe(content: bytes, folder: Path) -> None:
     path.write_bytes(content)
     with _naming(path):
         recipe = load_recipe(path)
-        settings.check(recipe)
+        settings.check_settings(recipe)
 
 
 @cache
@@ -454,15 +454,14 @@ def _feeding(part: str) -> Callable[[bytes, Path], None]:
     """What loads a model of which one file is spoilt."""
 
     def feed(content: bytes, folder: Path) -> None:
-        from pipeline.model import load as models
         from pipeline.model.decode import render
-        from pipeline.train import backend
+        from pipeline.model.load import load_model, quiet
 
         model = Path(shutil.copytree(_model(), folder / "model"))
         (model / part).write_bytes(content)
-        backend.quiet()
+        quiet()
         with _naming(model):
-            network, tokenizer = models.load(str(model), "float32")
+            network, tokenizer = load_model(str(model), "float32")
         text = render(tokenizer, "Plan the day.", [])
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         if ids.numel():

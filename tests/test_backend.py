@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from tiny import LORA, save_model, write_recipe
 
 from data.common.errors import UserError
-from pipeline.model import load as models
+from pipeline.model.load import load_model
 from pipeline.train import backend
 
 # --- which backend ---------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_a_model_without_a_trainable_weight_is_refused(training, monkeypatch):
 
 def test_what_a_backend_did_not_quantise_is_not_taken_for_quantised(training, monkeypatch):
     """Unsloth goes on with whole weights where it cannot quantise."""
-    whole = models.load
+    whole = load_model
     monkeypatch.setattr(backend, "_load_with_trl", lambda recipe, model: whole(model, "float32"))
     says = r"cannot load .* in 8 bits on this machine; BITS=4 or BACKEND=trl"
     with pytest.raises(UserError, match=says):

@@ -33,8 +33,8 @@ from pipeline.base import (
 )
 from pipeline.corpus.personas import PERSONAS, SHOWN, persona_of
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model import load as models
 from pipeline.model.decode import Decoding, render, sample
+from pipeline.model.load import load_model
 from rewards.verify import Status, verify
 
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
@@ -44,7 +44,7 @@ PROBLEMS, SAMPLES = 40, 64
 @pytest.fixture(scope="module")
 def judged():
     """(problem, [(persona, verdict)]) of the base's answers to fresh problems of the main tier."""
-    model, tokenizer = models.load(str(BASE_PATH), "float32")
+    model, tokenizer = load_model(str(BASE_PATH), "float32")
     rng = random.Random("fresh problems for the base")
     problems = [TIERS["dense"].sample(rng) for _ in range(PROBLEMS)]
     problems = [p.proven(p.objective(interval_optimum(p))) for p in problems]

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from data import recipe
 from data.common.errors import UserError, run_main
-from pipeline.model import processes
+from pipeline import launch
 
 ROOT = Path(__file__).parents[1]
 #: Every file at the top of ``pipeline`` and ``eval`` is a command; data and rewards have one each.
@@ -295,5 +295,5 @@ def test_a_launch_ends_as_the_first_process_did_that_failed(exitcode, code, monk
     monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda _: failed())
     monkeypatch.setattr(sys, "argv", ["processes", "--num_processes", "2", "-m", "pipeline.sft"])
     with pytest.raises(SystemExit) as ended:
-        run_main(processes.main)
+        run_main(launch.main)
     assert ended.value.code == code

@@ -29,9 +29,8 @@ from eval import export
 from eval.show.card import TAG, Link, card, code, evaluation, fenced, lineage, prose
 from eval.show.tables import cell
 from pipeline import sft
-from pipeline.model import load as models
 from pipeline.model.decode import render
-from pipeline.train import backend
+from pipeline.model.load import check_model_folder, write_model
 
 ARMS = {
     "sft": {"trainer": "sft"},
@@ -54,7 +53,7 @@ def weights(tmp_path_factory):
         model, tokenizer = random_model("qwen3")
         with torch.no_grad():
             model.lm_head.weight.add_(0.1 * number)
-        backend.save(model, tokenizer, folder / name)
+        write_model(model, tokenizer, folder / name)
     return folder
 
 
@@ -121,7 +120,7 @@ def test_the_folder_holds_the_weights_as_they_were_evaluated(evaluated):
     model = evaluated.run.folder / "grpo" / "model"
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
-    models.check_model_folder(folder)
+    check_model_folder(folder)
     assert not list(folder.parent.glob(".*"))
 
 

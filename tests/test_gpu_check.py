@@ -30,8 +30,8 @@ from pipeline.gpu_check import (
     run_cell,
 )
 from pipeline.memory.arithmetic import GIB
-from pipeline.model import load as models
 from pipeline.model.lengths import read_tokenizer
+from pipeline.model.load import load_model
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"""
@@ -199,7 +199,7 @@ def test_the_tokenizer_of_a_model_splits_alike_after_loading(terms):
 
 def test_a_model_of_random_weights_is_loaded_like_any_other(terms):
     make_model("tiny", Texts(terms.recipe_of(SFT)).tokenizer)
-    network, _ = models.load(str(model_folder("tiny")), "bfloat16")
+    network, _ = load_model(str(model_folder("tiny")), "bfloat16")
     layer = network.model.layers[0]
     weight = layer.mlp.up_proj.weight.detach().float()
     assert float(weight.std()) == pytest.approx(0.02, rel=0.1)

@@ -42,7 +42,7 @@ from eval.answers.judge import judge_arm
 from eval.answers.sampling import sample_arm
 from pipeline import sft
 from pipeline.corpus.tokens import CHAT_TEMPLATE
-from pipeline.model import load as models
+from pipeline.model.load import check_tokenizer, load_model
 from pipeline.watch.live import Lines
 from pipeline.watch.log import Log
 from rewards import blog
@@ -172,11 +172,11 @@ def test_a_config_that_asks_for_more_than_there_is_is_refused_before_it_takes_th
     for key, value in (("vocab_size", 10**10), ("intermediate_size", 10**10), ("head_dim", 10**9)):
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(UserError, match=r"config\.json: it asks for [\d,]+ weights, and"):
-            models.load(str(folder), "float32")
+            load_model(str(folder), "float32")
     layers = {"num_hidden_layers": 5000, "layer_types": ["full_attention"] * 5000}
     (folder / "config.json").write_text(json.dumps({**config, **layers}))
     with pytest.raises(UserError, match=r"it asks for 5,000 layers, and there"):
-        models.load(str(folder), "float32")
+        load_model(str(folder), "float32")
 
 
 def test_an_id_beyond_the_embeddings_is_found_though_there_are_few_tokens():
@@ -185,7 +185,7 @@ def test_an_id_beyond_the_embeddings_is_found_though_there_are_few_tokens():
     tokenizer.chat_template = CHAT_TEMPLATE
     network, _ = random_model("qwen3")
     with pytest.raises(UserError, match=r"of x has 5001 tokens, its model only \d+: they do not"):
-        models.check_tokenizer(network, tokenizer, "x")
+        check_tokenizer(network, tokenizer, "x")
 
 
 # --- data ------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_a_sentence_is_short_and_printable_whatever_it_quotes():
     ("stage", "changes", "named"),
     [
         ("data.make", {"source": "nobody/events"}, "nobody/events"),
-        ("pipeline.model.lengths", {}, "'nobody/none'"),
+        ("pipeline.check --lengths", {}, "'nobody/none'"),
     ],
 )
 def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, changes, named):
@@ -410,7 +410,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, ch
     code = "import runpy, sys, time; time.sleep = lambda _: None; module = sys.argv.pop(1)\n"
     code += "runpy.run_module(module, run_name='__main__', alter_sys=True)"
     done = subprocess.run(
-        [sys.executable, "-c", code, stage, "--recipe", "small.yaml"],
+        [sys.executable, "-c", code, *stage.split(), "--recipe", "small.yaml"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -17,6 +17,8 @@ from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
 from data.prompts import messages
 from data.recipe import SPLITS, load_recipe
+from pipeline import check
+from pipeline.check import check_texts
 from pipeline.model import lengths
 from pipeline.model.decode import answer_limit, render
 
@@ -72,9 +74,13 @@ def rows_of(*splits):
     ]
 
 
+def longest(recipe):
+    return lengths.longest(recipe, lengths.lengths_now(recipe))
+
+
 def refused(recipe):
     with pytest.raises(UserError) as error:
-        lengths.run(recipe, force=False)
+        check_texts(recipe, force=False)
     sentence = str(error.value)
     assert "\n" not in sentence
     return sentence
@@ -90,7 +96,7 @@ def prompt_tokens(tokenizer, row):
 
 
 def test_every_text_of_every_split_is_counted_by_the_models_tokenizer(recipe_of):
-    lengths.run(recipe_of(), force=False)
+    check_texts(recipe_of(), force=False)
     facts = json.loads(Path("runs/lengths/data/lengths.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained("model")
     assert (facts["model"], facts["context"]) == ("model", 1024)
@@ -113,7 +119,7 @@ def test_prompt_and_gold_together_are_what_trl_trains_on(recipe_of):
     from transformers import AutoConfig, AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    facts = lengths.count(recipe_of())
+    facts = lengths.count_lengths(recipe_of())
     rows = rows_of("train")
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("model")),
@@ -177,11 +183,11 @@ def test_a_tokenizer_that_cuts_or_pads_is_kept_from_it_and_a_slow_one_counts_ali
 
 
 def test_what_is_done_is_not_counted_again_but_checked_again(recipe_of, monkeypatch, capsys):
-    lengths.run(recipe_of(), force=False)
+    check_texts(recipe_of(), force=False)
     assert "dense" in capsys.readouterr().out
     before = Path("runs/lengths/data/lengths.json").read_bytes()
-    monkeypatch.setattr(lengths, "count", lambda recipe: pytest.fail("counted again"))
-    lengths.run(recipe_of(), force=False)
+    monkeypatch.setattr(check, "count_lengths", lambda recipe: pytest.fail("counted again"))
+    check_texts(recipe_of(), force=False)
     assert capsys.readouterr().out.startswith("lengths: up to date")
     assert "max_seq_length" in refused(recipe_of(max_seq_length=8))
     assert Path("runs/lengths/data/lengths.json").read_bytes() == before
@@ -190,8 +196,8 @@ def test_what_is_done_is_not_counted_again_but_checked_again(recipe_of, monkeypa
 @pytest.mark.parametrize("changed", ["data", "tokenizer", "model", "force"])
 def test_other_data_or_another_model_is_counted_again(changed, recipe_of):
     recipe = recipe_of()
-    lengths.run(recipe, force=False)
-    assert lengths.known(recipe)
+    check_texts(recipe, force=False)
+    assert lengths.known_lengths(recipe)
     if changed == "data":
         rows = rows_of("test")
         rows[0]["prompt"] += " And " * 40
@@ -204,18 +210,18 @@ def test_other_data_or_another_model_is_counted_again(changed, recipe_of):
         shutil.copytree("model", "other")
         recipe = recipe_of(model="other")
     if changed != "force":
-        assert lengths.known(recipe) is None
-    before = lengths.recipe.run.lengths.read_bytes()
-    lengths.recipe.run.lengths.write_text("{}")
-    lengths.run(recipe, force=changed == "force")
-    again = lengths.recipe.run.lengths.read_bytes()
-    assert json.loads(again) == lengths.known(recipe) == lengths.count(recipe)
+        assert lengths.known_lengths(recipe) is None
+    before = recipe.run.lengths.read_bytes()
+    recipe.run.lengths.write_text("{}")
+    check_texts(recipe, force=changed == "force")
+    again = recipe.run.lengths.read_bytes()
+    assert json.loads(again) == lengths.known_lengths(recipe) == lengths.count_lengths(recipe)
     assert (again == before) == (changed == "force")
 
 
 def test_the_datas_own_manifest_is_left_alone(recipe_of, capsys):
     recipe = recipe_of()
-    lengths.run(recipe, force=False)
+    check_texts(recipe, force=False)
     capsys.readouterr()
     make.run(recipe, force=False, workers=1)
     assert "data: up to date" in capsys.readouterr().out
@@ -226,7 +232,7 @@ def test_the_datas_own_manifest_is_left_alone(recipe_of, capsys):
 
 def total(recipe, **wanted):
     """Tokens of the longest texts of the one use with these attributes."""
-    facts = lengths.count(recipe)
+    facts = lengths.count_lengths(recipe)
     (use,) = (
         use
         for use in lengths.uses(recipe)
@@ -237,10 +243,10 @@ def total(recipe, **wanted):
 
 def test_what_fits_to_the_token_is_taken_and_one_more_is_not(recipe_of):
     most = max(
-        lengths.longest_of(lengths.count(recipe_of()), use).total
+        lengths.longest_of(lengths.count_lengths(recipe_of()), use).total
         for use in lengths.uses(recipe_of())
     )
-    lengths.run(recipe_of(max_seq_length=most), force=False)
+    check_texts(recipe_of(max_seq_length=most), force=False)
     refused(recipe_of(max_seq_length=most - 1))
 
 
@@ -269,8 +275,8 @@ def test_the_way_out_is_one(recipe_of):
     ways = re.findall(r"(?:raise|set) (\S+) to (\d+)", refused(recipe_of(**tight, **asking)))
     assert [key for key, _ in ways] == ["max_seq_length", "grpo.max_completion_length"]
     grpo = {"max_completion_length": int(ways[1][1])}
-    lengths.run(recipe_of(**tight, **asking, grpo=grpo), force=False)
-    lengths.run(recipe_of(**asking, max_seq_length=int(ways[0][1])), force=False)
+    check_texts(recipe_of(**tight, **asking, grpo=grpo), force=False)
+    check_texts(recipe_of(**asking, max_seq_length=int(ways[0][1])), force=False)
 
 
 def test_without_max_seq_length_the_models_context_is_the_limit(recipe_of):
@@ -287,7 +293,7 @@ def test_without_max_seq_length_the_models_context_is_the_limit(recipe_of):
 @pytest.mark.parametrize("arm", [None, "base-best"])
 def test_shots_count_each_as_the_longest_of_its_tier(arm, recipe_of):
     plain = total(recipe_of(), arm="base")
-    both = lengths.count(recipe_of())["tiers"][plain.tier]["train"]["both"]["longest"]
+    both = lengths.count_lengths(recipe_of())["tiers"][plain.tier]["train"]["both"]["longest"]
     limit = plain.total + 2 * both - 1
     if arm:
         trying = {"trainer": "none", "tune": {"shots": [0, 2]}}
@@ -297,12 +303,12 @@ def test_shots_count_each_as_the_longest_of_its_tier(arm, recipe_of):
     sentence = refused(recipe_of(max_seq_length=limit, **changes))
     assert f"{plain.prompt + 2 * both} tokens with 2 shots" in sentence
     assert "show fewer shots" in sentence
-    lengths.run(recipe_of(max_seq_length=limit), force=False)
+    check_texts(recipe_of(max_seq_length=limit), force=False)
 
 
 def test_what_sft_would_cut_is_refused_where_the_recipe_sets_a_length(recipe_of):
     found = total(recipe_of(), arm="sft", training=True)
-    lengths.run(recipe_of(sft={"max_length": found.total}), force=False)
+    check_texts(recipe_of(sft={"max_length": found.total}), force=False)
     sentence = refused(recipe_of(sft={"max_length": found.total - 1}))
     for part in (
         "runs/lengths/data/train.jsonl: ",
@@ -314,7 +320,7 @@ def test_what_sft_would_cut_is_refused_where_the_recipe_sets_a_length(recipe_of)
 
 
 def test_an_arm_is_checked_on_its_own_tiers_and_with_its_own_settings(recipe_of):
-    facts = lengths.count(recipe_of())
+    facts = lengths.count_lengths(recipe_of())
     short, long = sorted(
         ("dense", "trap"), key=lambda t: facts["tiers"][t]["train"]["both"]["longest"]
     )
@@ -325,18 +331,18 @@ def test_an_arm_is_checked_on_its_own_tiers_and_with_its_own_settings(recipe_of)
         settings = {"max_length": limit}
         return recipe_of(arms={"one": {"trainer": "sft", "tiers": [tier], "settings": settings}})
 
-    lengths.run(one(short), force=False)
+    check_texts(one(short), force=False)
     assert f"of tier {long!r}" in refused(one(long))
 
 
 def test_an_imported_tier_has_no_events_to_ask_for(recipe_of):
-    facts = lengths.count(recipe_of())
+    facts = lengths.count_lengths(recipe_of())
     facts["tiers"].pop("trap")
     tiers = {"dense": {**CONTENT["data"]["tiers"]["dense"], "source": "days.jsonl"}}
     tiers["dense"].pop("events")
     recipe = recipe_of(max_seq_length=20, data={"main": "dense", "tiers": tiers})
     with pytest.raises(UserError, match=r"leave the problem out of days\.jsonl"):
-        lengths.check(recipe, facts)
+        lengths.check_lengths(recipe, facts)
 
 
 # --- the length of training ------------------------------------------------------------------
@@ -345,23 +351,21 @@ def test_an_imported_tier_has_no_events_to_ask_for(recipe_of):
 def test_the_length_of_training_holds_prompt_and_answer_of_every_arm(recipe_of, capsys):
     found = total(recipe_of(), arm="grpo", training=True)
     expected = -(-found.total // 64) * 64
-    assert lengths.longest(recipe_of()) == expected
-    assert not lengths.lengths_path(recipe_of()).exists()
-    lengths.run(recipe_of(), force=False)
+    assert longest(recipe_of()) == expected
+    assert not recipe_of().run.lengths.exists()
+    check_texts(recipe_of(), force=False)
     capsys.readouterr()
-    assert lengths.longest(recipe_of()) == expected
-    assert lengths.longest(recipe_of().for_arm("grpo")) == expected
+    assert longest(recipe_of()) == expected
+    assert longest(recipe_of().for_arm("grpo")) == expected
     assert capsys.readouterr().out == ""
     # Sampling is not training.
-    assert (
-        lengths.longest(recipe_of(eval={"samples": 4, "shots": 2, "max_tokens": 500})) == expected
-    )
+    assert longest(recipe_of(eval={"samples": 4, "shots": 2, "max_tokens": 500})) == expected
     wide = recipe_of(grpo={"max_completion_length": 400})
-    assert lengths.longest(wide) == -(-(found.prompt + 400) // 64) * 64
+    assert longest(wide) == -(-(found.prompt + 400) // 64) * 64
     # On the successes that it drew.
     arms = {"own": {"trainer": "rejection"}}
     own = recipe_of(arms=arms, eval={"samples": 4, "max_tokens": 300})
-    assert lengths.longest(own) == -(-(found.prompt + 300) // 64) * 64
+    assert longest(own) == -(-(found.prompt + 300) // 64) * 64
 
 
 def test_the_length_of_training_is_not_rounded_beyond_the_models_context(recipe_of):
@@ -370,7 +374,7 @@ def test_the_length_of_training_is_not_rounded_beyond_the_models_context(recipe_
     config["max_position_embeddings"] = found.total + 1
     Path("model/config.json").write_text(json.dumps(config))
     assert found.total % 64 < 63
-    assert lengths.longest(recipe_of()) == found.total + 1
+    assert longest(recipe_of()) == found.total + 1
 
 
 # --- what is not to be had -------------------------------------------------------------------
@@ -398,13 +402,13 @@ def test_a_tokenizer_without_a_chat_template_is_refused(recipe_of):
 
 def test_data_that_are_not_finished_are_refused_and_a_spoilt_result_is_made_anew(recipe_of):
     recipe = recipe_of()
-    lengths.run(recipe, force=False)
-    lengths.recipe.run.lengths.write_text("{")
+    check_texts(recipe, force=False)
+    recipe.run.lengths.write_text("{")
     assert "FORCE=1 make data" in refused(recipe)
-    lengths.run(recipe, force=True)
+    check_texts(recipe, force=True)
     Path("runs/lengths/data/manifest.json").unlink()
-    assert lengths.known(recipe) is None
+    assert lengths.known_lengths(recipe) is None
     with pytest.raises(UserError, match="`make data` writes it"):
-        lengths.longest(recipe)
+        longest(recipe)
     with pytest.raises(UserError, match=r"train\.jsonl does not exist"):
-        lengths.run(replace(recipe, run_name="nothing"), force=False)
+        check_texts(replace(recipe, run_name="nothing"), force=False)

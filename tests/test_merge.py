@@ -14,7 +14,7 @@ from data import make
 from data.common.errors import UserError
 from eval.answers.sampling import sample_arm
 from pipeline import sft
-from pipeline.model import load as models
+from pipeline.model.load import load_model
 from pipeline.train import backend
 from pipeline.train.trainer import training_rows
 
@@ -80,7 +80,7 @@ def test_the_merged_model_answers_as_base_and_adapter_did(base_of, tmp_path, arc
 def test_every_kind_of_adapter_is_merged_as_it_was_trained(base_of, tmp_path, lora):
     network = adapted("qwen3", tmp_path / "a", 0.1, **lora)
     backend.merge(str(base_of("qwen3")), tmp_path / "a", "float32", tmp_path / "m")
-    found, _ = models.load(str(tmp_path / "m"), "float32")
+    found, _ = load_model(str(tmp_path / "m"), "float32")
     torch.testing.assert_close(logits(found.cpu().eval()), logits(network), rtol=1e-4, atol=1e-5)
 
 

@@ -16,14 +16,13 @@ from data.prompts import messages
 from data.recipe import DTYPES
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model import lengths
-from pipeline.model import load as models
-from pipeline.train import backend
+from pipeline.model.load import is_local, load_model, write_model
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "good"
-    backend.save(*random_model("qwen3"), folder)
+    write_model(*random_model("qwen3"), folder)
     return folder
 
 
@@ -35,7 +34,7 @@ def model(saved, tmp_path) -> Path:
 
 def refusal(model: str | Path, dtype: str = "float32") -> str:
     with pytest.raises(UserError) as refused:
-        models.load(str(model), dtype)
+        load_model(str(model), dtype)
     text = str(refused.value)
     assert "\n" not in text
     assert len(text) < 600
@@ -53,8 +52,8 @@ def set_config(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
     network, tokenizer = random_model(architecture)
-    backend.save(network, tokenizer, tmp_path / "m")
-    again, tokens = models.load(str(tmp_path / "m"), "float32")
+    write_model(network, tokenizer, tmp_path / "m")
+    again, tokens = load_model(str(tmp_path / "m"), "float32")
     assert type(again) is type(network)
     found, expected = again.cpu().state_dict(), network.state_dict()
     assert found.keys() == expected.keys()
@@ -74,7 +73,7 @@ def test_any_hugging_face_tool_can_read_what_is_saved(saved):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_weights_have_the_dtype_asked_for(saved, dtype):
-    network, _ = models.load(str(saved), dtype)
+    network, _ = load_model(str(saved), dtype)
     assert {p.dtype for p in network.parameters()} == {getattr(torch, dtype)}
 
 
@@ -83,7 +82,7 @@ def test_padding_falls_back_on_the_end_token(model):
     content = json.loads(path.read_text())
     del content["pad_token"]
     path.write_text(json.dumps(content))
-    _, tokenizer = models.load(str(model), "float32")
+    _, tokenizer = load_model(str(model), "float32")
     assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
 
 
@@ -197,8 +196,8 @@ def test_a_tokenizer_bigger_than_its_model_is_refused(model):
 def test_a_model_bigger_than_its_tokenizer_is_fine(tmp_path):
     network, tokenizer = random_model("qwen3")
     network.resize_token_embeddings(len(tokenizer) + 64)
-    backend.save(network, tokenizer, tmp_path / "m")
-    assert models.load(str(tmp_path / "m"), "float32")[0].config.vocab_size == len(tokenizer) + 64
+    write_model(network, tokenizer, tmp_path / "m")
+    assert load_model(str(tmp_path / "m"), "float32")[0].config.vocab_size == len(tokenizer) + 64
 
 
 def test_an_unknown_dtype_is_refused(saved):
@@ -233,20 +232,20 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch, tmp_path, name
     ],
 )
 def test_a_hub_id_is_told_from_a_folder(model, local):
-    assert models.is_local(model) == local
+    assert is_local(model) == local
 
 
 def test_a_folder_that_exists_is_local_whatever_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert not models.is_local("owner/name")
+    assert not is_local("owner/name")
     Path("owner/name").mkdir(parents=True)
-    assert models.is_local("owner/name")
+    assert is_local("owner/name")
 
 
 # --- a model's own code ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reads", [models.load, lambda m, _: lengths.read_tokenizer(m)])
+@pytest.mark.parametrize("reads", [load_model, lambda m, _: lengths.read_tokenizer(m)])
 def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
     marked = model / "ran"
     (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")

@@ -22,6 +22,7 @@ from pipeline.health.diagnosis import Finding
 from pipeline.health.symptom import Level
 from pipeline.train import backend
 from pipeline.train.checkpoints import last_whole
+from pipeline.train.settings import check_settings
 from pipeline.train.trainer import training_rows
 from pipeline.watch import monitor
 from pipeline.watch.log import Log
@@ -244,7 +245,7 @@ def test_a_reporter_that_is_not_installed_is_refused_in_a_sentence(recipe_of):
 )
 def test_what_does_not_exist_is_refused_before_training(recipe_of, changes, said):
     with pytest.raises(UserError, match=said):
-        monitor.check(recipe_of(**changes))
+        check_settings(recipe_of(**changes))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from eval.answers.asker import shots_for
 from eval.answers.sampling import sample_arm
 from eval.sample import trained_arms
 from pipeline import arms, grpo, rejection, sft
-from pipeline.model import load as models
+from pipeline.model.load import load_model
 from pipeline.train.trainer import training_rows
 from pipeline.watch.log import Log
 from rewards.verify import verify
@@ -224,7 +224,7 @@ def test_the_trainers_take_a_curriculum_in_its_order_and_a_mixture_shuffled(
         recipe = recipe_of(data={**RECIPE["data"], "curriculum": curriculum})
         make.run(recipe, force=False, workers=1)
         rows = training_rows(recipe, "sft")
-        trainer = stage.trainer_for(recipe, rows, *models.load(recipe.model, "float32"), tmp_path)
+        trainer = stage.trainer_for(recipe, rows, *load_model(recipe.model, "float32"), tmp_path)
         sampler = trainer._get_train_sampler(trainer.train_dataset)
         orders[curriculum] = list(dict.fromkeys(sampler))
     assert orders["easy_to_hard"] == list(range(10))

@@ -9,7 +9,7 @@ import pytest
 from data.recipe import load_recipe
 from pipeline.memory.shapes import SHAPES, config_of
 from pipeline.plan import plan_of
-from pipeline.train.settings import check
+from pipeline.train.settings import check_settings
 
 FOLDER = Path(__file__).parents[1] / "pipeline" / "recipes"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
@@ -25,7 +25,7 @@ GPU = 24
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_sound_and_named_like_its_file(name):
     recipe = load_recipe(RECIPES[name])
-    check(recipe)
+    check_settings(recipe)
     assert recipe.name == name
 
 

@@ -8,7 +8,7 @@ import pytest
 from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe
 from data.sections import Arm, RewardSection
-from pipeline.train.settings import check, grpo_config, lora_config, sft_config
+from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 from rewards.reward import SHAPES, reward_functions, reward_weights
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
@@ -22,7 +22,7 @@ def recipe(**sections: object) -> Recipe:
 def refusal(**sections: object) -> str:
     """What is said of a recipe with these sections, after its file's name."""
     with pytest.raises(UserError) as refused:
-        check(recipe(**sections))
+        check_settings(recipe(**sections))
     text = str(refused.value)
     assert "\n" not in text
     return text.removeprefix(f"{TINY}: ")
@@ -269,7 +269,9 @@ def test_an_optimizer_or_schedule_that_cannot_be_made_is_refused_before_training
     ],
 )
 def test_an_optimizer_and_a_schedule_that_can_be_made_are_taken(given):
-    check(recipe(**{name: {**getattr(recipe(), name), **given} for name in ("sft", "grpo")}))
+    check_settings(
+        recipe(**{name: {**getattr(recipe(), name), **given} for name in ("sft", "grpo")})
+    )
 
 
 @pytest.mark.parametrize("section", ["sft", "grpo"])
@@ -332,4 +334,4 @@ def test_an_arms_settings_and_seed_reach_trl():
 
 def test_an_unknown_dtype_is_refused_before_anything_runs():
     with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, float16, not"):
-        check(recipe(dtype="float31"))
+        check_settings(recipe(dtype="float31"))

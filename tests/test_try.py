@@ -21,7 +21,7 @@ from eval.answers import asker
 from eval.day import ask
 from eval.day.days import Wanted, read_day
 from pipeline.model.decode import Decoding, render, sample_batch
-from pipeline.model.load import load
+from pipeline.model.load import load_model
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
@@ -37,7 +37,7 @@ def _elsewhere(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def embedded():
-    return load(str(EMBEDDED), "float32")
+    return load_model(str(EMBEDDED), "float32")
 
 
 def trained(tmp_path, arm: str, run: str = "tiny") -> None:

@@ -146,11 +146,12 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from data.recipe import load_recipe
-from pipeline import backend
+from pipeline.model.load import quiet
+from pipeline.train import backend
 
 recipe = load_recipe(Path("small.yaml"))
 backend.start(recipe)
-backend.quiet()
+quiet()
 
 from peft.tuners.lora import LoraLayer
 

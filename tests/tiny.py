@@ -23,7 +23,7 @@ from transformers import (
 
 from data.recipe import Recipe, load_recipe
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.train import backend
+from pipeline.model.load import write_model
 
 #: Embeddings are tied in Qwen 3 and Gemma 3, which also looks back 16 tokens only in one layer of
 #: two; Phi 3 has its projections fused.
@@ -93,7 +93,7 @@ def random_model(architecture: str, hidden: int = 32, layers: int = 2) -> tuple[
 def save_model(folder: Path, architecture: str, **size: int) -> Path:
     """A model folder; written once."""
     if not folder.is_dir():
-        backend.save(*random_model(architecture, **size), folder)
+        write_model(*random_model(architecture, **size), folder)
     return folder
 
 

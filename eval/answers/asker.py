@@ -18,8 +18,7 @@ from data.rows import read_split
 from data.sections import EvalSection
 from eval.answers.parts import kept
 from eval.answers.server import Server
-from pipeline.model import load as models
-from pipeline.train import backend
+from pipeline.model.load import check_template, load_model, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,8 +38,8 @@ class Asker:
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from pipeline.model.decode import prepare
 
-        backend.quiet()
-        model, tokenizer = models.load(self.recipe.run.model(self.arm), self.recipe.dtype)
+        quiet()
+        model, tokenizer = load_model(self.recipe.run.model(self.arm), self.recipe.dtype)
         prepare(model)
         return model, tokenizer
 
@@ -50,7 +49,7 @@ class Asker:
 
         model = self.recipe.run.model(self.arm)
         tokenizer = read_tokenizer(model)
-        models.check_template(tokenizer, model)
+        check_template(tokenizer, model)
         return tokenizer
 
     @cached_property

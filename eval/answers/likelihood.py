@@ -265,9 +265,9 @@ def _scored_by(
     """Score with one model the answers that it is to score: its own, and if it is a reference
     everyone's."""
     from pipeline.model.decode import render
-    from pipeline.model.load import load
+    from pipeline.model.load import load_model
 
-    model, tokenizer = load(folder, dtype)
+    model, tokenizer = load_model(folder, dtype)
     rendered = {identity: render(tokenizer, prompt) for identity, prompt in prompts.items()}
     for arm in taken if name in references else [name]:
         texts = [encode(tokenizer, rendered[row["id"]], row) for row in taken[arm]]

@@ -208,12 +208,11 @@ def ask(
     Raises:
         UserError: when the model cannot be loaded, or its context is too short.
     """
-    from pipeline.model import load as models
     from pipeline.model.decode import Decoding, answer_limit, reasoning_prefix, render
-    from pipeline.train import backend
+    from pipeline.model.load import load_model, quiet
 
-    backend.quiet()
-    model, tokenizer = models.load(recipe.run.model(arm), recipe.dtype)
+    quiet()
+    model, tokenizer = load_model(recipe.run.model(arm), recipe.dtype)
     row = {**record("day", "try", "", problem, recipe.data.reasoning), "problem": problem}
     rendered = render(tokenizer, row["prompt"], shots_of(recipe, asking.shots))
     limit = asking.max_tokens or answer_limit(tokenizer, [row])

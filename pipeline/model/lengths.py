@@ -1,6 +1,7 @@
 """Do the texts fit? Every prompt and gold answer, counted by the model's own tokenizer.
 
-The last part of ``make data``. Writes ``runs/<run>/data/lengths.json`` and refuses a recipe under
+``python -m pipeline.check --lengths``, the last part of ``make data``, writes
+``runs/<run>/data/lengths.json`` and refuses a recipe under
 which a prompt and its answer would not fit the model, ``max_seq_length`` or ``sft.max_length``: a
 trainer cuts what is too long without a word, and a sampler goes on where the model knows no
 position. Problems that are too long are not dropped: floors and card are of the problems written,
@@ -16,16 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from data.common.console import plain_console
-from data.common.errors import UserError, run_main
-from data.common.files import Stage, finished, stage_facts, write_json
+from data.common.errors import UserError
+from data.common.files import Stage, finished, stage_facts
 from data.prompts import messages
-from data.recipe import SPLITS, Recipe, recipe_arguments, recipe_from
+from data.recipe import SPLITS, Recipe
 from data.rows import read_split
-from pipeline.model import load as models
-from pipeline.train import backend
+from pipeline.model.decode import render
+from pipeline.model.load import check_template, explained, is_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,9 +52,9 @@ def read_config(model: str) -> Any:
     """
     from transformers import AutoConfig
 
-    if models.is_local(model) and not (Path(model) / "config.json").is_file():
+    if is_local(model) and not (Path(model) / "config.json").is_file():
         raise UserError(f"model folder {model} does not exist or has no config.json")
-    with models.explained(model, "config.json"):
+    with explained(model, "config.json"):
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 
@@ -69,9 +67,9 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json")
-    if models.is_local(model) and not any((Path(model) / name).is_file() for name in files):
+    if is_local(model) and not any((Path(model) / name).is_file() for name in files):
         raise UserError(f"model folder {model} has no tokenizer (tokenizer.json)")
-    with models.explained(model, "tokenizer.json"):
+    with explained(model, "tokenizer.json"):
         return AutoTokenizer.from_pretrained(
             model, local_files_only=offline, trust_remote_code=False
         )
@@ -83,8 +81,6 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
 def sizes(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Iterator[Sizes]:
     """Tokens of each prompt as the model reads it, up to where the answer begins; of its gold
     answer; and of the whole conversation, which is what SFT trains on."""
-    from pipeline.model.decode import render
-
     count, plain = _counter(tokenizer), tokenizer.chat_template is None
     for start in range(0, len(pairs), _BATCH):
         asked = [prompt for prompt, _ in pairs[start : start + _BATCH]]
@@ -125,7 +121,7 @@ def _summary(found: Mapping[str, Sizes]) -> dict[str, Any]:
     return facts
 
 
-def count(recipe: Recipe) -> dict[str, Any]:
+def count_lengths(recipe: Recipe) -> dict[str, Any]:
     """The content of ``lengths.json``: the model, its context (null where its config names none),
     and for each tier, and each split of it, the ``_summary`` of its problems.
 
@@ -134,7 +130,7 @@ def count(recipe: Recipe) -> dict[str, Any]:
     """
     rows = {split: read_split(recipe.run, split) for split in SPLITS}
     tokenizer = read_tokenizer(recipe.model)
-    models.check_template(tokenizer, recipe.model)
+    check_template(tokenizer, recipe.model)
     text = read_config(recipe.model).get_text_config(decoder=True)
     found: dict[str, dict[str, dict[str, Sizes]]] = {}
     for split in SPLITS:
@@ -154,27 +150,27 @@ def count(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _stage(recipe: Recipe) -> Stage:
+def lengths_stage(recipe: Recipe) -> Stage:
     """The folder has the manifest alone; the data's own lies where the result does."""
     model = Path(recipe.model)
     files = []
-    if models.is_local(recipe.model) and model.is_dir():
+    if is_local(recipe.model) and model.is_dir():
         files = sorted(path for path in model.iterdir() if path.suffix in _READ)
     inputs = [*(recipe.run.split(split) for split in SPLITS), *files]
     return Stage(recipe.run.lengths.with_suffix(""), "lengths", {"model": recipe.model}, inputs)
 
 
-def known(recipe: Recipe) -> dict[str, Any] | None:
+def known_lengths(recipe: Recipe) -> dict[str, Any] | None:
     """``lengths.json``, if it is of the run's data and model as they are now. Prints nothing."""
     folder = recipe.run.lengths.with_suffix("")
     if not (finished(recipe.run.split("train").parent) and finished(folder)):
         return None
-    facts, key = stage_facts(folder), _stage(recipe).key
+    facts, key = stage_facts(folder), lengths_stage(recipe).key
     current = {name: facts.get(name) for name in key} == key
-    return _read(recipe) if current and recipe.run.lengths.is_file() else None
+    return read_lengths(recipe) if current and recipe.run.lengths.is_file() else None
 
 
-def _read(recipe: Recipe) -> dict[str, Any]:
+def read_lengths(recipe: Recipe) -> dict[str, Any]:
     path = recipe.run.lengths
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -273,7 +269,7 @@ def longest_of(facts: Mapping[str, Any], use: Use) -> Longest | None:
     return max(found, key=lambda one: one.total, default=None)
 
 
-def check(recipe: Recipe, facts: Mapping[str, Any]) -> None:
+def check_lengths(recipe: Recipe, facts: Mapping[str, Any]) -> None:
     """Raise UserError where a text is longer than the recipe or the model allows, naming the
     problem and what to change. ``facts`` is the content of ``lengths.json``."""
     context = facts["context"]
@@ -335,60 +331,24 @@ def _ways(
     )
 
 
-def longest(recipe: Recipe) -> int:
+def lengths_now(recipe: Recipe) -> dict[str, Any]:
+    """``lengths.json`` where it is current, else counted; writes and prints nothing.
+
+    Raises:
+        UserError: see ``count_lengths``.
+    """
+    return known_lengths(recipe) or count_lengths(recipe)
+
+
+def longest(recipe: Recipe, facts: Mapping[str, Any]) -> int:
     """Tokens of the longest prompt with its answer that any training of the recipe can see, rounded
     up to a multiple of ``STEP`` but not above the model's context: what Unsloth should be given as
     ``max_seq_length`` where the recipe has none.
 
-    Reads ``lengths.json`` where that is current, else counts; writes and prints nothing.
-
-    Raises:
-        UserError: when the data are not finished, or model or tokenizer are not to be had.
+    Args:
+        facts: the content of ``lengths.json``.
     """
-    facts = known(recipe) or count(recipe)
     found = (longest_of(facts, use) for use in uses(recipe) if use.training)
     most = max((one.total for one in found if one), default=0)
     rounded = STEP * math.ceil(most / STEP)
     return max(most, min(rounded, facts["context"] or rounded))
-
-
-# --- the stage -------------------------------------------------------------------------------
-
-
-def print_lengths(recipe: Recipe, facts: Mapping[str, Any]) -> None:
-    """Print the longest texts of each tier."""
-    table = Table(title=f"tokens by the tokenizer of {recipe.model}: longest (99th percentile)")
-    for column in ("tier", "problems", *TEXTS):
-        table.add_column(column, justify="left" if column == "tier" else "right")
-    for tier, parts in facts["tiers"].items():
-        summary = parts[ALL]
-        cells = (f"{summary[text]['longest']:,} ({summary[text]['p99']:,})" for text in TEXTS)
-        table.add_row(tier, f"{summary['problems']:,}", *cells)
-    plain_console().print(table)
-
-
-def run(recipe: Recipe, force: bool) -> None:
-    """Count, unless that is up to date, and check.
-
-    Raises:
-        UserError: see ``count`` and ``check``.
-    """
-    stage, path = _stage(recipe), recipe.run.lengths
-    if not stage.begin_unless_done(force):
-        facts = _read(recipe)
-    else:
-        backend.quiet()
-        facts = count(recipe)
-        write_json(path, facts)
-        stage.finish([f"../{path.name}"])
-        print_lengths(recipe, facts)
-    check(recipe, facts)
-
-
-def main() -> None:
-    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    run(recipe_from(arguments), arguments.force)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def quiet() -> None:
+    """Keep the libraries' progress bars and hints off the terminal; ours say what is going on."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def is_local(model: str) -> bool:
     """Whether a model is named by a folder, which exists or looks like one, not by a hub id."""
     return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
@@ -55,7 +65,7 @@ def check_model_folder(folder: Path) -> None:
         raise UserError(f"model folder {folder} has no tokenizer (tokenizer.json){way_out}")
 
 
-def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or the hub, on the GPU where there is one, with
     plain transformers: for sampling, and where nothing is quantised for training with TRL.
 
@@ -74,7 +84,7 @@ def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 def from_pretrained(
     model: str, dtype: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """``load`` before its weights are moved; ``options`` go to transformers' from_pretrained."""
+    """``load_model`` before its weights are moved; ``options`` go to transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -223,3 +233,15 @@ def check_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Any] | None = None,
+) -> None:
+    """Write a model folder that ``load_model`` and any Hugging Face tool can read; with ``weights``
+    in place of its own where it has only a part of them."""
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)

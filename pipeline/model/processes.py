@@ -1,22 +1,19 @@
 """Training with several processes, as ``accelerate launch`` starts them: one a device, all running
 the same stage. Only the main one writes below ``runs/``, decides what is done already and speaks.
 
-Several machines must share the folder ``runs/``. ``python -m pipeline.model.processes`` is ``accelerate
-launch`` without its tracebacks: what ended a process, that process has said.
+Several machines must share the folder ``runs/``.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.common.errors import UserError, is_another, run_main
+from data.common.errors import is_another
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -39,7 +36,7 @@ def local() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def start() -> None:
+def prepare_devices() -> None:
     """Make ready, before anything of accelerate is built."""
     import torch
 
@@ -120,36 +117,3 @@ def whole_weights(trainer: Trainer, dtype: str) -> dict[str, Any] | None:
     tied = getattr(model, "all_tied_weights_keys", {})
     kept = {name: one for name, one in found.items() if name not in tied}
     return {name: one.to(getattr(torch, dtype)) for name, one in kept.items()}
-
-
-def main() -> None:
-    """Launch, and end as the first process did that failed.
-
-    Raises:
-        UserError: when it was killed, and so could not say why itself.
-    """
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.agent.server import api  # noqa: F401  (sets its own log level)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    # They tell of a failure that has been told, or of the Ctrl-C that the user has just pressed.
-    for name in ("multiprocessing.api", "agent.server.api"):
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    try:
-        launch_command(launch_command_parser().parse_args())
-    except SignalException as ended:
-        sys.exit(128 + ended.sigval)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            killed = signal.Signals(-failure.exitcode).name
-            raise UserError(
-                f"process {rank} was killed ({killed}"
-                f"{', as when memory runs out' if killed == 'SIGKILL' else ''})"
-            ) from None
-        sys.exit(failure.exitcode)
-
-
-if __name__ == "__main__":
-    run_main(main)

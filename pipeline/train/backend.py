@@ -20,8 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, reason_of
 from data.recipe import Recipe
-from pipeline.model import load as models
 from pipeline.model import processes
+from pipeline.model.load import (
+    check_dtype,
+    check_model_folder,
+    check_tokenizer,
+    explained,
+    from_pretrained,
+    is_local,
+    load_model,
+    write_model,
+)
+from pipeline.train.settings import checkpointing, lora_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -111,7 +121,7 @@ def _choose(wanted: str) -> Choice:
 
 def _try_unsloth() -> str | None:
     """Import Unsloth in a process of its own; why not, in a line, where that fails."""
-    trial = "import sys; from pipeline import backend; sys.exit(backend._import_unsloth())"
+    trial = "import sys; from pipeline.train import backend; sys.exit(backend._import_unsloth())"
     environment = {**_QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", trial], capture_output=True, text=True, env=environment
@@ -142,7 +152,7 @@ def start(recipe: Recipe) -> Choice:
         UserError: see ``choose`` and ``check_installed``.
     """
     check_installed(recipe)
-    processes.start()
+    processes.prepare_devices()
     choice = choose(recipe.backend)
     if recipe.fast_inference and choice.name != "unsloth":
         raise UserError(
@@ -187,33 +197,20 @@ def check_installed(recipe: Recipe) -> None:
             raise UserError(f"{recipe.path}: {key} needs a CUDA GPU; leave the key out without one")
 
 
-def quiet() -> None:
-    """Keep the libraries' progress bars and hints off the terminal; ours say what is going on."""
-    import datasets
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
 def load_for_training(
-    recipe: Recipe, stage: str, model: str, length: int | None = None
+    recipe: Recipe, stage: str, model: str, length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model as the recipe trains it: by its backend, of its bits, below a LoRA adapter if
     the recipe has one.
 
     Args:
         stage: the recipe's section, ``sft`` or ``grpo``.
-        length: tokens that a prompt with its answer may have, which Unsloth asks for; None for
-            the recipe's ``max_seq_length``, or what its texts take.
+        length: tokens that a prompt with its answer may have, which Unsloth asks for.
 
     Raises:
         UserError: see ``load``; when the backend cannot attach the adapter to this model, or would
             attach another one; and when it cannot quantise here.
     """
-    from pipeline.train.settings import checkpointing, lora_config
-
     adapter = lora_config(recipe)
     recomputed = checkpointing(recipe, stage)
     if choose(recipe.backend).name == "unsloth":
@@ -293,7 +290,7 @@ def _check_ends(adapted: PreTrainedModel, recipe: Recipe) -> None:
 
 def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not recipe.quantised:
-        return models.load(model, recipe.dtype)
+        return load_model(model, recipe.dtype)
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -309,7 +306,7 @@ def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrai
         else BitsAndBytesConfig(load_in_8bit=True)
     )
     where = {"": processes.local()} if torch.cuda.is_available() else "cpu"
-    network, tokenizer = models.from_pretrained(
+    network, tokenizer = from_pretrained(
         model, recipe.dtype, quantization_config=quantised, device_map=where
     )
     for weight in network.parameters():
@@ -323,21 +320,19 @@ def _load_with_trl(recipe: Recipe, model: str) -> tuple[PreTrainedModel, PreTrai
 
 
 def _load_with_unsloth(
-    recipe: Recipe, model: str, length: int | None, recomputed: bool
+    recipe: Recipe, model: str, length: int, recomputed: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoTokenizer
     from unsloth import FastLanguageModel
 
-    from pipeline.model.lengths import longest
-
-    models.check_dtype(recipe.dtype)
-    if models.is_local(model):
-        models.check_model_folder(Path(model))
-    with models.explained(model):
+    check_dtype(recipe.dtype)
+    if is_local(model):
+        check_model_folder(Path(model))
+    with explained(model):
         network, theirs = FastLanguageModel.from_pretrained(
             model_name=model,
-            max_seq_length=length or recipe.max_seq_length or longest(recipe),
+            max_seq_length=length,
             dtype=getattr(torch, recipe.dtype),
             load_in_4bit=recipe.bits == 4,
             load_in_8bit=recipe.bits == 8,
@@ -358,7 +353,7 @@ def _load_with_unsloth(
     its = theirs.pad_token
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id) and its in tokenizer.get_vocab():
         tokenizer.pad_token = its
-    models.check_tokenizer(network, tokenizer, model)
+    check_tokenizer(network, tokenizer, model)
     return network, tokenizer
 
 
@@ -408,23 +403,11 @@ def hold_adapters_whole(recipe: Recipe, trainer: Any) -> Any:
     return trainer
 
 
-def save(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    weights: dict[str, Any] | None = None,
-) -> None:
-    """Write a model folder that ``load`` and any Hugging Face tool can read; with ``weights`` in
-    place of its own where it has only a part of them."""
-    model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-
-
 def save_adapter(
     model: PreTrainedModel, folder: Path, weights: dict[str, Any] | None = None
 ) -> None:
     """Write the LoRA adapter of a model that was trained, in PEFT's layout; not the copy that TRL
-    may hold beside it as the reference of its KL. ``weights``: see ``save``."""
+    may hold beside it as the reference of its KL. ``weights``: see ``write_model``."""
     model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
 
 
@@ -454,7 +437,7 @@ def merge(model: str, adapter: Path, dtype: str, folder: Path) -> dict[str, Any]
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    network, tokenizer = models.from_pretrained(model, dtype)
+    network, tokenizer = from_pretrained(model, dtype)
     adapted = PeftModel.from_pretrained(network, str(adapter))
     before, wanted = {}, {}
     for name, layer in adapted.base_model.model.named_modules():
@@ -480,7 +463,7 @@ def merge(model: str, adapter: Path, dtype: str, folder: Path) -> dict[str, Any]
             f"merging {adapter} into {model} changes nothing: {lost:.0%} of it is lost in rounding "
             f"to {dtype}; train longer, at a higher learning rate, or with dtype: float32"
         )
-    save(done, tokenizer, folder)
+    write_model(done, tokenizer, folder)
     return {
         "modules": len(before),
         "change": of_change / of_base,

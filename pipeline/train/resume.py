@@ -20,8 +20,8 @@ What cannot be made so:
   scattered sums, in some attention kernels): weights agree to rounding. With
   ``full_determinism: true`` under ``sft`` or ``grpo`` torch takes slower kernels that do not, or
   stops where it has none.
-- vLLM (``fast_inference``, ``use_vllm``) and servers (``eval.answers.server``) batch as the load has it;
-  and vLLM's random state is in no checkpoint.
+- vLLM (``fast_inference``, ``use_vllm``) and servers (``eval.answers.server``) batch as the load has
+  it; and vLLM's random state is in no checkpoint.
 - A reference model that follows the trained one (``sync_ref_model``) is in no checkpoint: it begins
   anew as the start model.
 - A power failure, unlike a kill, may spoil a checkpoint that the system had not yet put on the

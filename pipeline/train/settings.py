@@ -2,7 +2,7 @@
 
 The sections are those classes' own arguments, unchanged. What a recipe leaves out and TRL would
 choose differently from one version to the next, or for another machine, is set here and only here.
-``python -m pipeline.train.settings --recipe FILE`` checks a recipe without running anything.
+``python -m pipeline.check --recipe FILE`` checks a recipe without running anything.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.common.errors import UserError, reason_of, run_main
-from data.recipe import TYPE_NAMES, Recipe, nearest, recipe_arguments, recipe_from
+from data.common.errors import UserError, reason_of
+from data.recipe import TYPE_NAMES, Recipe, nearest
+from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model.load import check_dtype
 from rewards.reward import check as check_reward
 from rewards.reward import reward_weights
@@ -223,24 +224,47 @@ def prompts_together(config: Any) -> int:
     return config.generation_batch_size // config.num_generations
 
 
-def check(recipe: Recipe) -> None:
+def check_settings(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
     check_dtype(recipe.dtype)
     for each in (recipe, *map(recipe.for_arm, recipe.all_arms())):
         _check_training(each, "sft", sft_config(each, Path("unused")))
         _check_training(each, "grpo", grpo_config(each, Path("unused")))
     lora_config(recipe)
-    from pipeline.watch import monitor
-
-    monitor.check(recipe)
+    _check_monitor(recipe)
 
 
-def main() -> None:
-    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    recipe = recipe_from(arguments)
-    check(recipe)
-    print(f"{recipe.path}: sound")
+def _check_monitor(recipe: Recipe) -> None:
+    """Raise UserError where a recipe names a symptom to stop at, or a reporter, that does not
+    exist."""
+    symptoms = [symptom.name for symptom in SYMPTOMS]
+    for name in recipe.monitor.stop:
+        if name not in symptoms:
+            raise UserError(
+                f"{recipe.path}: monitor.stop has {name!r}, not one of {', '.join(symptoms)}"
+                f"{nearest(name, symptoms)}"
+            )
+    for section in ("sft", "grpo"):
+        names = getattr(recipe, section).get("report_to") or ()
+        for name in [names] if isinstance(names, str) else names:
+            _check_reporter(f"{recipe.path}: {section}.report_to", name)
 
 
-if __name__ == "__main__":
-    run_main(main)
+def _check_reporter(key: str, name: Any) -> None:
+    from transformers.integrations import (
+        get_available_reporting_integrations,
+        get_reporting_integration_callbacks,
+    )
+
+    if not isinstance(name, str):
+        raise UserError(f"{key} must be a name or a list of names, not {name!r:.80}")
+    if name in ("none", "all") or name in get_available_reporting_integrations():
+        return
+    try:
+        get_reporting_integration_callbacks([name])
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+    raise UserError(
+        f"{key}: {name} is not installed; `.venv/bin/pip install {name}`, or leave the key out "
+        "(log.jsonl has every signal)"
+    )

@@ -18,13 +18,13 @@ from data.policies import random_maximal_success
 from data.recipe import Recipe, nearest
 from data.rows import read_split
 from data.run import ADAPTER, LOG, MODEL
-from pipeline.backends import settings_held
-from pipeline.model import load as models
 from pipeline.model import processes
-from pipeline.model.lengths import check as check_lengths
-from pipeline.model.lengths import count, known
+from pipeline.model.lengths import check_lengths, lengths_now, longest
+from pipeline.model.load import check_model_folder, is_local, quiet, write_model
 from pipeline.train import backend
 from pipeline.train.checkpoints import go_on, last_whole, ours
+from pipeline.train.held import settings_held
+from pipeline.train.settings import prompts_together
 from pipeline.watch.val import START
 from rewards.reward import SHAPES
 
@@ -73,8 +73,8 @@ def training_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 
 def model_inputs(model: str) -> list[Path]:
     """A local model's folder as an input of a stage; a hub id is known by its name."""
-    if models.is_local(model):
-        models.check_model_folder(Path(model))
+    if is_local(model):
+        check_model_folder(Path(model))
         return [Path(model)]
     return []
 
@@ -107,8 +107,6 @@ def check_groups(recipe: Recipe, trainer: Trainer) -> None:
 def check_steps(recipe: Recipe, name: str, trainer: Trainer) -> None:
     """Raise UserError where there are fewer training problems than are taken at a time: a trainer
     then takes no step, and ends as if it had trained."""
-    from pipeline.train.settings import prompts_together
-
     args, rows = trainer.args, len(trainer.train_dataset)
     sizes = ["per_device_train_batch_size"]
     if hasattr(args, "num_generations"):
@@ -147,9 +145,6 @@ def run_trainer(
     """
     start = start_of(recipe, name)
     choice = backend.start(recipe)
-    from pipeline.watch import monitor  # imports what Unsloth patches
-
-    monitor.check(recipe)
     settings = {
         "model": start,
         "dtype": recipe.dtype,
@@ -166,21 +161,23 @@ def run_trainer(
         **more,
     }
 
-    def look() -> Stage | None:
+    def look() -> tuple[Stage, int] | None:
         inputs = [recipe.run.split("train"), *model_inputs(start)]
         stage = Stage(recipe.run.stage(name), name, settings, inputs)
         if not stage.claim(force):
             _put_away(stage.folder)  # killed at the very end
             return None
-        check_lengths(recipe, known(recipe) or count(recipe))
+        lengths = lengths_now(recipe)
+        check_lengths(recipe, lengths)
         gate()
-        return stage
+        return stage, recipe.max_seq_length or longest(recipe, lengths)
 
-    stage = processes.by_main(look)
-    if stage is None:
+    begun = processes.by_main(look)
+    if begun is None:
         return
-    backend.quiet()
-    model, tokenizer = backend.load_for_training(recipe, stage_name, start)
+    stage, length = begun
+    quiet()
+    model, tokenizer = backend.load_for_training(recipe, stage_name, start, length)
 
     checkpoints = stage.folder / CHECKPOINTS
     try:
@@ -201,11 +198,20 @@ def run_trainer(
         return go_on(checkpoints, name)
 
     last = processes.by_main(begin)
+    # These import what Unsloth patches.
     from pipeline.train.resume import Resumable
+    from pipeline.watch import monitor
 
     trainer.add_callback(Resumable(trainer))
     with monitor.monitored(
-        trainer, tokenizer, recipe, name, stage_name, stage.folder, lambda: last_whole(checkpoints)
+        trainer,
+        tokenizer,
+        recipe,
+        name,
+        stage_name,
+        stage.folder,
+        lambda: last_whole(checkpoints),
+        choice.name == "unsloth",
     ):
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -236,7 +242,7 @@ def _finish(
     if recipe.lora is None:
         remove(folder / ADAPTER)
         write_folder(
-            folder / MODEL, lambda fresh: backend.save(trainer.model, tokenizer, fresh, weights)
+            folder / MODEL, lambda fresh: write_model(trainer.model, tokenizer, fresh, weights)
         )
     else:
         write_folder(

@@ -45,18 +45,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.utils import get_total_norm
 from transformers import PrinterCallback, TrainerCallback
-from transformers.integrations import (
-    TensorBoardCallback,
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-)
+from transformers.integrations import TensorBoardCallback
 
 from data.common.errors import UserError, going_on
-from data.recipe import Recipe, nearest
+from data.recipe import Recipe
 from pipeline.health.signals import NO_SPREAD
-from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model import processes
-from pipeline.train import backend
 from pipeline.watch.live import view
 from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks, val_rows
@@ -69,37 +63,6 @@ _TRUTH = {"rewards/optimal": "truth/optimal", "rewards/validity": "truth/feasibl
 GIB = 2**30
 
 
-def check(recipe: Recipe) -> None:
-    """Raise UserError where a recipe names a reporter that is not there, or a rule to stop at that
-    does not exist."""
-    known = [symptom.name for symptom in SYMPTOMS]
-    for name in recipe.monitor.stop:
-        if name not in known:
-            raise UserError(
-                f"{recipe.path}: monitor.stop has {name!r}, not one of {', '.join(known)}"
-                f"{nearest(name, known)}"
-            )
-    for section in ("sft", "grpo"):
-        names = getattr(recipe, section).get("report_to") or ()
-        for name in [names] if isinstance(names, str) else names:
-            _check_reporter(f"{recipe.path}: {section}.report_to", name)
-
-
-def _check_reporter(key: str, name: Any) -> None:
-    if not isinstance(name, str):
-        raise UserError(f"{key} must be a name or a list of names, not {name!r:.80}")
-    if name in ("none", "all") or name in get_available_reporting_integrations():
-        return
-    try:
-        get_reporting_integration_callbacks([name])
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from None
-    raise UserError(
-        f"{key}: {name} is not installed; `.venv/bin/pip install {name}`, or leave the key out "
-        "(log.jsonl has every signal)"
-    )
-
-
 @contextmanager
 def monitored(
     trainer: Trainer,
@@ -109,6 +72,7 @@ def monitored(
     kind: str,
     folder: Path,
     saved: Callable[[], Path | None],
+    generates: bool = False,
 ) -> Iterator[None]:
     """Have ``trainer`` watched while it trains inside; what is shown is cleared up after it.
 
@@ -117,6 +81,7 @@ def monitored(
         kind: the recipe's section, ``sft`` or ``grpo``.
         folder: of the arm.
         saved: the last checkpoint that was written to its end.
+        generates: see ``Yardsticks``; for a model with Unsloth's kernels.
 
     Raises:
         UserError: when the training ends since it is lost, or since the recipe wants it so.
@@ -129,7 +94,6 @@ def monitored(
     sticks = None
     # Where several processes hold a model's weights in parts, one alone cannot use it.
     if processes.is_main() and not processes.cuts_weights():
-        generates = backend.choose(recipe.backend).name == "unsloth"
         rows, output = val_rows(recipe, arm), Path(trainer.args.output_dir)
         sticks = Yardsticks(recipe, kind, trainer, tokenizer, rows, output, generates)
     monitor = Monitor(trainer, recipe, kind, sticks)

@@ -1,0 +1,221 @@
+"""k completions of each prompt of one batch: every prompt is read once, its k samples share that.
+
+Compared with ``generate(num_return_sequences=k)`` the prompt is prefilled once instead of k times,
+finished rows are dropped, the KV cache is written in place instead of being copied at every token,
+and grouped-query attention does not repeat its keys. Works with any causal model of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from data.common.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.model.decode import Decoding
+
+#: Name of our attention among those of transformers.
+GROUPED = "grouped"
+#: The KV cache grows by room for this many tokens at a time.
+_GROWTH = 64
+
+
+class _RoomyLayer(DynamicLayer):
+    """A KV cache layer that appends in place; ``keys`` and ``values`` view the used part."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._room = (key_states[..., :0, :], value_states[..., :0, :])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used = self.get_seq_length()
+        total = used + key_states.shape[-2]
+        if self._room[0].shape[-2] < total:
+            self._room = tuple(_longer(room, used, total + _GROWTH) for room in self._room)
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[..., used:total, :] = new
+        self._show(total)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._select(indices)
+
+    def _select(self, rows: Tensor) -> None:
+        used = self.get_seq_length()
+        self._room = tuple(room[rows.to(room.device)] for room in self._room)
+        self._show(used)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (room[..., :length, :] for room in self._room)
+
+
+def _longer(room: Tensor, used: int, length: int) -> Tensor:
+    """A tensor with room for ``length`` tokens that holds the first ``used`` of ``room``."""
+    longer = room.new_empty(*room.shape[:2], length, room.shape[3])
+    longer[..., :used, :] = room[..., :used, :]
+    return longer
+
+
+def _grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one new token over the cache, without repeating grouped keys; all else: SDPA.
+
+    Shapes: query [rows, heads, 1, d], key and value [rows, kv heads, length, d].
+    """
+    rows, heads, new, width = query.shape
+    groups = key.shape[1]
+    if new != 1 or heads == groups or query.device.type != "cpu":
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    grouped = query.view(rows, groups, heads // groups, width)
+    scores = torch.matmul(grouped, key.transpose(2, 3)) * (scaling or width**-0.5)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    out = torch.matmul(scores.softmax(-1), value)
+    return out.view(rows, 1, heads, width), None
+
+
+AttentionInterface.register(GROUPED, _grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
+
+
+def _roomy_cache(model: PreTrainedModel) -> DynamicCache:
+    """The model's own cache, its plain layers replaced by roomy ones."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_RoomyLayer() if type(la) is DynamicLayer else la for la in cache.layers]
+    return cache
+
+
+def draw_tokens(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
+    """Sample one token a row by inverting the cumulative distribution at ``uniforms`` in [0, 1).
+
+    ``logits`` [rows, vocabulary]; top-p keeps the smallest set of tokens whose probability
+    reaches p (Holtzman et al. 2020), the most likely one always.
+    """
+    if decoding.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / decoding.temperature, -1)
+    tokens = None
+    if decoding.top_p < 1:
+        probabilities, tokens = probabilities.sort(-1, descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= decoding.top_p, 0.0)
+    cumulative = probabilities.cumsum(-1)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return (place if tokens is None else tokens.gather(-1, place))[:, 0]
+
+
+def _check_finite(model: PreTrainedModel, logits: Tensor) -> None:
+    """Raise UserError where the model's probabilities are not numbers. A broken token in the cache
+    spoils all that follow it, so checking the first and the last is enough."""
+    if not torch.isfinite(logits.float().logsumexp(-1)).all():
+        raise UserError(
+            f"{model.name_or_path or 'the model'}: the probabilities of its next token are not "
+            f"numbers; its weights are broken, or what it computes is too large for {model.dtype} "
+            "(dtype: float32 has more room)"
+        )
+
+
+@torch.inference_mode()
+def draw_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    samples: int,
+    decoding: Decoding,
+    seeds: Sequence[int],
+    stops: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw ``samples`` completions of each prompt, see ``pipeline.model.decode.sample_batch``.
+
+    Args:
+        stops: every token id that ends an answer.
+
+    Returns:
+        Tokens [rows, longest], how many of them are drawn [rows], whether the answer ended [rows];
+        ``samples`` rows a prompt.
+    """
+    device = model.device
+    inputs = tokenizer(
+        list(prompts), return_tensors="pt", padding=True, padding_side="left",
+        add_special_tokens=False,
+    ).to(device)  # fmt: skip
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    cache, mask = _roomy_cache(model), inputs["attention_mask"]
+    position = mask.cumsum(-1) - 1
+    step = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=mask,
+        position_ids=position.clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    _check_finite(model, step.logits[:, -1])
+    logits = step.logits[:, -1].repeat_interleave(samples, 0)
+    cache.batch_repeat_interleave(samples)
+    mask = mask.repeat_interleave(samples, 0)
+    position = position[:, -1:].repeat_interleave(samples, 0)
+    rows = len(prompts) * samples
+    drawn = torch.full((rows, decoding.max_tokens), tokenizer.pad_token_id, device=device)
+    lengths = torch.full((rows,), decoding.max_tokens, device=device)
+    stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+    alive = torch.arange(rows, device=device)  # which row each line of the batch is
+    going = torch.ones(rows, dtype=torch.bool, device=device)
+    for t in range(decoding.max_tokens):
+        uniforms = torch.cat([torch.rand(samples, generator=stream) for stream in streams])
+        tokens = draw_tokens(logits, decoding, uniforms.to(device)[alive])
+        drawn[alive, t] = tokens
+        ended = torch.isin(tokens, stops) & going
+        stopped[alive[ended]] = True
+        lengths[alive[ended]] = t + 1
+        going &= ~ended
+        if not going.any() or t + 1 == decoding.max_tokens:
+            break
+        # Dropping rows copies the cache, so it waits until an eighth of them are done.
+        if 8 * (~going).sum() >= len(going):
+            keep = going.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            alive, tokens, mask, position = alive[keep], tokens[keep], mask[keep], position[keep]
+            going = going[keep]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+        position = position + 1
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    _check_finite(model, logits)
+    return drawn, lengths, stopped
