@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 from test_command_line import ROOT, STAGES
 
-#: Commands without a goal of their own: `make arms` runs it for an arm that asks for it.
-WITHOUT_GOAL = {"pipeline.rejection", "pipeline.measure"}
+#: Commands without a goal of their own: for an arm that asks for it, for developers, for LAUNCH=.
+WITHOUT_GOAL = {"pipeline.rejection", "pipeline.measure", "pipeline.launch"}
 ODD = "my models, Anna's  (1)/x"
 
 

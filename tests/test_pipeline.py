@@ -395,7 +395,7 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
         rejection.run(recipe, force=False, arm="picked")
 
     problem = make.make_problem(0, "test", "dense", TIERS["dense"], 0)
-    right = verify(problem, make.gold_answer(problem, reasoning=False))
+    right = verify(problem, gold_answer(problem, reasoning=False))
     monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
     rejection.run(recipe, force=True, arm="picked")
     kept = [row for _, row in read_jsonl(recipe.run.folder / "picked/successes/successes.jsonl")]
@@ -460,7 +460,7 @@ def test_an_arm_is_trained_by_its_own_trainer_alone(recipe_of):
 def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
     recipe = recipe_of()
     make.run(recipe, force=False, workers=1)
-    asked, train = make.read_split(recipe.run, "test"), make.read_split(recipe.run, "train")
+    asked, train = read_split(recipe.run, "test"), read_split(recipe.run, "train")
     shots = shots_for(recipe, asked, 2)
     tier_of = {(row["prompt"], row["gold"]): row["tier"] for row in train}
     for row in asked:
