@@ -13,7 +13,7 @@ from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
 from data.policies import random_maximal_success
-from data.rows import read_split
+from data.rows import gold_answer, read_split
 from data.tiers import TIERS
 from eval import elicitation
 from eval import judge as report
