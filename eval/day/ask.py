@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from data.clock import CLOCK
 from data.common.errors import UserError
@@ -16,7 +16,7 @@ from data.sections import EvalSection
 from eval.day.entry import listed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
     from pipeline.model.decode import Decoding, Sample
 
@@ -141,10 +141,11 @@ def stream(
     inputs = tokenizer(rendered, return_tensors="pt", add_special_tokens=False).to(model.device)
     torch.manual_seed(seed)
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    out = model.generate(
+    # A PreTrainedModel alone has no generate; every causal language model has.
+    out = cast("GenerationMixin", model).generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], streamer=streamer
     )
     new = out[0, inputs["input_ids"].shape[1] :].tolist()
     stopped = new[-1] in stops
     text = tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True)
-    return Sample(text, "stop" if stopped else "length", len(new))
+    return Sample(str(text), "stop" if stopped else "length", len(new))

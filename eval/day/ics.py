@@ -28,7 +28,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any
 
 from dateutil.rrule import rrulestr
-from icalendar import Calendar, Component, vRecur
+from icalendar import Calendar, Component, Event, vRecur
 from icalendar.timezone import tzp
 from recurring_ical_events import CalendarQuery, EventAdapter
 
@@ -64,7 +64,7 @@ class _Series:
     """The VEVENTs of one UID: an event with its recurrences, moved and cancelled occurrences."""
 
     uid: str
-    events: Sequence[Component]
+    events: Sequence[Event]
     query: CalendarQuery
 
     @property
@@ -85,7 +85,7 @@ class _Series:
 
     def dates(self, day: date | None, zone: tzinfo | None, left_out: LeftOut) -> set[date]:
         """Dates on which it can be asked: around ``day``, or the first ones of all."""
-        if not any(isinstance(event["DTSTART"].dt, datetime) for event in self.events):
+        if not any(isinstance(_start(event), datetime) for event in self.events):
             return set()
         spans = [(day - _AROUND, day + _AROUND)] if day else self._first_spans()
         for low, high in spans:
@@ -96,8 +96,7 @@ class _Series:
 
     def _first_spans(self) -> Iterator[tuple[date, date]]:
         """Most events can be asked on the day that they start, so the first spans are short."""
-        starts = [event["DTSTART"].dt for event in self.events]
-        low = min(date(start.year, start.month, start.day) for start in starts) - _ONE_DAY
+        low = min(_as_date(_start(event)) for event in self.events) - _ONE_DAY
         for days in _SPANS:
             high = low + timedelta(days=days)
             yield low, high
@@ -130,8 +129,8 @@ def read_calendar(
         which = "first" if recur or len(dates) > 1 else "only"
         notes.insert(0, f"Asked is {day:%A}, {day}, the {which} day with events.")
     entries = []
-    for one in series if day else ():
-        for when, event in one.between(day, day + _ONE_DAY, zone, left_out):
+    for one in series:
+        for when, event in one.between(day, day + _ONE_DAY, zone, left_out) if day else ():
             if isinstance(event, str):
                 left_out[event][one.uid] = one.name
             elif when == day:
@@ -147,15 +146,17 @@ def read_calendar(
     raise UserError(" ".join([f"{none}.", *lost]).rstrip("."))
 
 
-def _placed(event: Component, zone: tzinfo | None) -> tuple[date, Entry | str]:
+def _placed(event: Event, zone: tzinfo | None) -> tuple[date, Entry | str]:
     """The date of an occurrence on the clock of ``zone``, and the event of that day, or why it is
     not one."""
-    given = [event["DTSTART"].dt, event["DTEND"].dt]
+    begin, stop = _start(event), _end(event)
     if str(_first(event, "STATUS")).upper() == "CANCELLED":
-        return given[0], "cancelled"
-    if not isinstance(given[0], datetime):
-        return given[0], "all-day"
-    exact = [moment.astimezone(UTC) if zone and moment.tzinfo else moment for moment in given]
+        return _as_date(begin), "cancelled"
+    if not (isinstance(begin, datetime) and isinstance(stop, datetime)):
+        return begin, "all-day"
+    exact = [
+        moment.astimezone(UTC) if zone and moment.tzinfo else moment for moment in (begin, stop)
+    ]
     local = [moment.astimezone(zone) if moment.tzinfo else moment for moment in exact]
     start, end = (moment.replace(tzinfo=None, fold=0) for moment in local)
     changes = local[0].fold or local[1].fold or end - start != exact[1] - exact[0]
@@ -169,15 +170,15 @@ def _placed(event: Component, zone: tzinfo | None) -> tuple[date, Entry | str]:
         return start.date(), "while the clocks change"
     if start == end:
         return start.date(), "without length"
-    minutes = ((moment - midnight) // timedelta(minutes=1) for moment in (start, end))
+    first, last = ((moment - midnight) // timedelta(minutes=1) for moment in (start, end))
     high = 1 <= _number(event, "PRIORITY") <= 4
-    return start.date(), Entry(_name(event), *minutes, high, tuple(map(str, event.categories)))
+    return start.date(), Entry(_name(event), first, last, high, tuple(map(str, event.categories)))
 
 
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _parsed(text: str, source: str) -> list[Component]:
+def _parsed(text: str, source: str) -> list[Calendar]:
     """The components of a file, VCALENDARs as a rule."""
     tzp.use_default()  # forgets the zones of calendars read before
     try:
@@ -195,12 +196,12 @@ def _parsed(text: str, source: str) -> list[Component]:
     return components
 
 
-def _all_series(calendars: Iterable[Component], left_out: LeftOut) -> Iterator[_Series]:
+def _all_series(calendars: Iterable[Calendar], left_out: LeftOut) -> Iterator[_Series]:
     """The events that can be read, those of one UID together."""
-    together: defaultdict[str, list[Component]] = defaultdict(list)
+    together: defaultdict[str, list[Event]] = defaultdict(list)
     for calendar in calendars:
         void = str(_first(calendar, "METHOD")).upper() == "CANCEL"
-        for event in calendar.walk("VEVENT"):
+        for event in (one for one in calendar.walk("VEVENT") if isinstance(one, Event)):
             uid = str(_first(event, "UID") or id(event))
             if reason := _flaw(event):
                 left_out[reason][uid] = _name(event)
@@ -210,14 +211,14 @@ def _all_series(calendars: Iterable[Component], left_out: LeftOut) -> Iterator[_
             together[uid].append(event)
     for uid, events in together.items():
         alone = Calendar()
-        alone.subcomponents = events
+        alone.subcomponents = list(events)
         try:
             yield _Series(uid, events, CalendarQuery(alone))
         except _BROKEN:
             left_out[_NO_RECURRENCE][uid] = _name(events[0])
 
 
-def _flaw(event: Component) -> str | None:
+def _flaw(event: Event) -> str | None:
     """Why a VEVENT cannot be followed, if so. Its rules are left in a form that can be."""
     adapter = EventAdapter(event)
     event["SEQUENCE"] = _number(event, "SEQUENCE")
@@ -272,17 +273,32 @@ def _comes_true(rule: vRecur, start: datetime | date) -> bool:
     return True
 
 
+def _start(event: Event) -> datetime | date:
+    moment: datetime | date = EventAdapter(event).raw_start
+    return moment
+
+
+def _end(event: Event) -> datetime | date:
+    """DTEND, also where there is a DURATION beside it."""
+    moment: datetime | date = EventAdapter(event).raw_end
+    return moment
+
+
+def _as_date(moment: datetime | date) -> date:
+    return moment.date() if isinstance(moment, datetime) else moment
+
+
 def _first(component: Component, key: str) -> Any:
     """A property, the first one where it is there several times; None where it is missing."""
     value = component.get(key)
     return value[0] if isinstance(value, list) else value
 
 
-def _name(event: Component) -> str:
+def _name(event: Event) -> str:
     return str(_first(event, "SUMMARY") or "")
 
 
-def _number(event: Component, key: str) -> int:
+def _number(event: Event, key: str) -> int:
     """A whole number; 0 where it is missing or spoilt, as RFC 5545 has it for those read here."""
     value = _first(event, key)
     return int(value) if isinstance(value, int) else 0
@@ -292,7 +308,7 @@ def _number(event: Component, key: str) -> int:
 
 
 def _zone(
-    calendars: Sequence[Component], events: Sequence[Component], name: str | None
+    calendars: Sequence[Calendar], events: Sequence[Event], name: str | None
 ) -> tuple[tzinfo | None, list[str]]:
     """The zone whose clock is read, None where all times are floating; and sentences about zones.
 
@@ -305,12 +321,12 @@ def _zone(
     zones: dict[str, tzinfo] = {}
     named: Counter[str] = Counter()
     unknown: dict[str, None] = {}
-    for start in (event["DTSTART"] for event in events):
-        label = start.params.get("TZID")
-        if isinstance(start.dt, datetime) and start.dt.tzinfo:
-            zones.setdefault(label or "UTC", start.dt.tzinfo)
+    for event in events:
+        start, label = _start(event), event["DTSTART"].params.get("TZID")
+        if isinstance(start, datetime) and start.tzinfo:
+            zones.setdefault(label or "UTC", start.tzinfo)
             named.update([label] if label else [])
-        elif isinstance(start.dt, datetime) and label:
+        elif isinstance(start, datetime) and label:
             unknown[label] = None
     notes = [
         f"Time zone {cleaned(one)} is unknown; its times stand as they are." for one in unknown
