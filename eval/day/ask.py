@@ -16,7 +16,8 @@ from data.sections import EvalSection
 from eval.day.entry import listed
 
 if TYPE_CHECKING:
-    from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers._typing import GenerativePreTrainedModel
 
     from pipeline.model.decode import Decoding, Sample
 
@@ -142,7 +143,7 @@ def stream(
     torch.manual_seed(seed)
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     # A PreTrainedModel alone has no generate; every causal language model has.
-    out = cast("GenerationMixin", model).generate(
+    out = cast("GenerativePreTrainedModel", model).generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], streamer=streamer
     )
     new = out[0, inputs["input_ids"].shape[1] :].tolist()
