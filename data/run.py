@@ -73,6 +73,16 @@ class Run:
     def verdicts(self, arm: str) -> Path:
         return self.eval / arm / VERDICTS
 
+    @property
+    def report(self) -> Path:
+        """The counts of every arm: pass@k, differences, floors."""
+        return self.eval / "report.json"
+
+    @property
+    def elicitation(self) -> Path:
+        """The conclusions on the judged arms, and what they rest on."""
+        return self.eval / "elicitation" / "elicitation.json"
+
     def export(self, name: str) -> Path:
         return self.folder / "export" / name
 

@@ -40,7 +40,6 @@ from data.common.files import (
     Stage,
     finished,
     sha256,
-    stage_facts,
     write_json,
     write_text,
 )
@@ -56,7 +55,7 @@ from eval.answers.reasoning import reasoning_report
 from eval.answers.roles import Case, cases, guesses, planned
 from eval.answers.sampling import ask_again
 from eval.judge import strange_starts
-from eval.show.sheets import conclusion_sheet, sheets
+from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import (
     accuracy_histogram,
@@ -265,20 +264,6 @@ def _count(
     return found.samples, found.optimal
 
 
-def standing(recipe: Recipe, reported: Sequence[str]) -> Path | None:
-    """``elicitation.json``, where it is about the answers and verdicts that are there now, and of
-    no arm that is not among those ``reported``."""
-    path = recipe.run.eval / FOLDER / JSON
-    if not (finished(path.parent) and path.is_file()):
-        return None
-    inputs = {Path(name): known for name, known in stage_facts(path.parent)["inputs"].items()}
-    verdicts = {recipe.run.verdicts(arm) for arm in reported}
-    if not verdicts.issuperset(one for one in inputs if one.name == VERDICTS):
-        return None
-    same = all(one.exists() and sha256(one) == known for one, known in inputs.items())
-    return path if same else None
-
-
 def run(recipe: Recipe, force: bool) -> None:
     """Ask again, judge and explain, unless that is up to date."""
     sampled = [arm for arm in recipe.run.names if finished(recipe.run.samples(arm).parent)]
@@ -325,7 +310,9 @@ def run(recipe: Recipe, force: bool) -> None:
         report["notes"] = notes
     write_json(folder / JSON, report)
     sentences = [line for one in report["judged"].values() for line in _sentences(one)] + notes
-    write_text(folder / PAGE, "\n\n".join(sentences) + "\n\n" + markdown_of(list(sheets(report))))
+    write_text(
+        folder / PAGE, "\n\n".join(sentences) + "\n\n" + markdown_of(elicitation_sheets(report))
+    )
     console = plain_console()
     print_sheets([conclusion_sheet(report)], console)
     for sentence in sentences:

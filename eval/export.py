@@ -352,7 +352,7 @@ def main() -> None:
         check_repository(arguments.push)
     elif arguments.public:
         raise UserError("PUBLIC=1 is of what PUSH=owner/name sends to the hub, and there is none")
-    arm = chosen_arm(recipe.run, arguments.arm)
+    arm = chosen_arm(recipe, arguments.arm, model_given=False)
     out, adapter, gguf = arguments.out, arguments.adapter, arguments.gguf
     folder = run(recipe, arm, out, adapter, gguf, arguments.force)
     if arguments.push is not None:

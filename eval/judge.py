@@ -29,8 +29,9 @@ from data.rows import read_split
 from data.run import VERDICTS, maker
 from data.sections import RESAMPLES, Arm
 from eval.answers.judge import judge_arm
-from eval.show.plot import draw
-from eval.show.tables import label, markdown, print_report
+from eval.show.panels import draw_passk
+from eval.show.report_sheets import print_report, report_sheets
+from eval.show.tables import label, markdown_of
 from eval.stats.passk import ks_for
 from eval.stats.summary import Floors, summarise
 
@@ -77,8 +78,11 @@ def write_report(
     if notes:
         report["notes"] = list(notes)
     write_json(folder / "report.json", report)
-    write_text(folder / "report.md", "".join(f"{note}\n\n" for note in notes) + markdown(report))
-    draw(report, folder / "passk.png")
+    write_text(
+        folder / "report.md",
+        "".join(f"{note}\n\n" for note in notes) + markdown_of(report_sheets(report)),
+    )
+    draw_passk(report, folder / "passk.png")
     console = console or plain_console()
     print_report(report, console)
     for note in notes:

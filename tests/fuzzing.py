@@ -427,7 +427,7 @@ def _verdicts() -> list[bytes]:
 
 def _feed_verdicts(content: bytes, folder: Path) -> None:
     from eval.answers.files import answered, read_verdicts
-    from eval.show.showcase import choose, drawn_answer
+    from eval.show.showcase import choose_answers, drawn_answer
     from eval.stats.summary import tally
 
     path = folder / "verdicts.jsonl"
@@ -438,9 +438,9 @@ def _feed_verdicts(content: bytes, folder: Path) -> None:
     tiers = dict.fromkeys(problems, "dense")
     with _naming(path):
         tally("base", read_verdicts(path, tiers), tiers)
-        choice = choose({"base": answered(samples, tiers)}, tiers, 1)
-    for row in choice.rows:
-        drawn_answer(problems[row["id"]], row, row)
+        choice = choose_answers({"base": answered(samples, tiers)}, tiers, 1)
+    for row in choice.answers:
+        drawn_answer(problems[row["id"]], row)
 
 
 @cache

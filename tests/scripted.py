@@ -95,7 +95,7 @@ class World:
         monkeypatch.setattr(recipes, "RUNS", folder / "runs")
         monkeypatch.setattr(files, "_commit", lambda: None)
         monkeypatch.setattr(sampling, "Asker", Scripted)
-        monkeypatch.setattr(report, "draw", lambda _, path: path.touch())
+        monkeypatch.setattr(report, "draw_passk", lambda _, path: path.touch())
         monkeypatch.setattr(elicitation.likelihood, "measure", lambda *_, **__: {})
         monkeypatch.setattr(Scripted, "scripts", self.scripts)
         monkeypatch.setattr(Scripted, "asked", self.asked)

@@ -24,7 +24,7 @@ from eval import report as page
 from eval.answers.roles import Case
 from eval.answers.sampling import ask_again, sample_arm
 from eval.elicitation import JSON, PAGE, Asked, again, conclusion_on
-from eval.show.tables import read_result
+from eval.show.results import read_result, standing_conclusion
 from rewards.verify import Status, verify
 
 ROOT = Path(__file__).parents[1]
@@ -401,14 +401,14 @@ def test_an_answer_that_lacks_a_key_is_named_when_it_is_judged(world, key):
 def test_a_conclusion_on_an_arm_that_is_gone_is_none_any_more(world):
     world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world, SFT_GRPO)
-    assert elicitation.standing(recipe, ["base", "sft", "grpo"])
+    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"])
     shutil.rmtree(recipe.run.folder / "grpo")
     shutil.rmtree(recipe.run.samples("grpo").parent)
-    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
+    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) is None
     world.evaluate(recipe)
     assert not (recipe.run.eval / "elicitation" / "manifest.json").exists()
     page.run(recipe, force=False)
-    text = (recipe.run.eval / page.PAGE).read_text()
+    text = (recipe.run.eval / page.REPORT_PAGE).read_text()
     assert "pass@1: SFT - base" in text
     assert "The conclusion" not in text
 
@@ -417,16 +417,16 @@ def test_a_conclusion_stands_only_while_all_that_it_counts_is_there_and_the_same
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
     path = recipe.run.eval / "elicitation" / JSON
-    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) == path
+    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) == path
     fresh = recipe.run.samples("base").parent / "fresh" / "samples.jsonl"
     content = fresh.read_bytes()
     fresh.write_bytes(content[: len(content) // 2])  # as Ctrl-C leaves it
-    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
+    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) is None
     fresh.write_bytes(content)
-    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) == path
-    assert elicitation.standing(recipe, ["base"]) is None  # the recipe has no grpo any more
+    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) == path
+    assert standing_conclusion(recipe.run, ["base"]) is None  # the recipe has no grpo any more
     path.unlink()
-    assert elicitation.standing(recipe, ["base", "sft", "grpo"]) is None
+    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) is None
 
 
 def test_a_result_that_was_deleted_is_written_again_and_nobody_is_asked(world):

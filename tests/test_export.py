@@ -27,7 +27,7 @@ from data.common.locks import release
 from data.rows import read_split
 from eval import export
 from eval.show.card import TAG, Link, card, code, evaluation, fenced, lineage, prose
-from eval.show.tables import cell
+from eval.stats.estimate import cell
 from pipeline import sft
 from pipeline.model.decode import render
 from pipeline.model.load import check_model_folder, write_model

@@ -11,8 +11,9 @@ from data.common.errors import UserError
 from data.recipe import load_recipe
 from data.sections import Arm
 from eval.judge import comparisons, write_report
-from eval.show.plot import draw
-from eval.show.tables import Sheet, markdown, markdown_of, print_report, print_sheets
+from eval.show.panels import draw_passk
+from eval.show.report_sheets import print_report, report_sheets
+from eval.show.tables import Sheet, markdown_of, print_sheets
 from eval.stats.passk import ks_for
 from eval.stats.summary import summarise
 
@@ -166,7 +167,7 @@ def test_a_tier_that_guessing_solves_more_than_half_of_is_called_guessable(reach
     floors = {**FLOORS, "dense": {"random_maximal": {8: reached}}}
     report = summary(floors=floors)
     words = f"Guessable: a random maximal schedule solves {100 * reached:.1f} % within 8 tries"
-    for text in (printed(report), markdown(report)):
+    for text in (printed(report), markdown_of(report_sheets(report))):
         assert (words in text.replace("\\", "")) == flagged
         assert text.count("Guessable") == flagged, "said of dense alone"
 
@@ -214,7 +215,7 @@ def test_tables_keep_to_100_columns_whatever_the_number_of_arms():
 def test_the_markdown_holds_the_same_tables():
     report = summary()
     base = report["tiers"]["dense"]["arms"]["base"]["pass_at_k"]["1"]
-    text = markdown(report)
+    text = markdown_of(report_sheets(report))
     assert f"| 1 | {100 * base['value']:.1f} [{100 * base['low']:.1f}, " in text
     assert "| k | base | SFT | GRPO | random maximal |" in text
     assert "| k | GRPO - SFT | GRPO - base | SFT - base |" in text
@@ -294,15 +295,15 @@ def test_write_report_leaves_json_markdown_and_a_plot(tmp_path, capsys):
         ("report.json", "report.md", "passk.png")
     )
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
-    assert (tmp_path / "report" / "report.md").read_text() == markdown(report)
+    assert (tmp_path / "report" / "report.md").read_text() == markdown_of(report_sheets(report))
     assert (tmp_path / "report" / "passk.png").read_bytes().startswith(b"\x89PNG")
     assert "dense (main tier): pass@k" in capsys.readouterr().out
 
 
 def test_a_plot_is_the_same_bytes_each_time_and_manages_with_one_arm_and_no_floors(tmp_path):
     report = summary({"base": rows_of("base")}, floors={})
-    draw(report, tmp_path / "one.png")
-    draw(report, tmp_path / "two.png")
+    draw_passk(report, tmp_path / "one.png")
+    draw_passk(report, tmp_path / "two.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 

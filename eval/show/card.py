@@ -25,9 +25,10 @@ from data.recipe import Recipe
 from data.rows import read_split
 from data.run import maker
 from data.sections import EvalSection
-from eval import elicitation
 from eval.answers.files import way_of_asking
-from eval.show.tables import markdown_of, read_result, sheets
+from eval.show.report_sheets import report_sheets
+from eval.show.results import read_result, standing_conclusion
+from eval.show.tables import markdown_of
 from pipeline.model.load import is_local
 from rewards.verify import VALID
 
@@ -189,7 +190,7 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
 
 def _conclusion(recipe: Recipe, arm: str, entry: str, reported: Sequence[str]) -> str | None:
     """The sentence of the conclusion on an arm's entry, where it stands and counts the arm."""
-    path = elicitation.standing(recipe, reported)
+    path = standing_conclusion(recipe.run, reported)
     verdicts = recipe.run.verdicts(arm)
     if path is None or str(verdicts) not in stage_facts(path.parent)["inputs"]:
         return None
@@ -382,7 +383,7 @@ def _tables(report: Mapping[str, Any]) -> str:
     """pass@k and its differences, on every tier."""
     tiers = {code(tier): found for tier, found in report["tiers"].items()}
     shown = {**report, "tiers": tiers, "main": code(report["main"])}
-    return markdown_of(sheet for sheet in sheets(shown) if sheet.columns[0] == "k").rstrip()
+    return markdown_of(sheet for sheet in report_sheets(shown) if sheet.columns[0] == "k").rstrip()
 
 
 def _invalid(report: Mapping[str, Any], arm: str) -> float:

@@ -1,85 +1,109 @@
-"""Small charts of one style: curves and bars, placed for inline SVG, and as a PNG.
+"""Charts of one style, drawn by matplotlib: as PNG files, and as SVG that stands inside a page.
 
-An arm has a ``Look``. In the page its colour is a class, which the style sheet turns into one that
-suits light and dark; marker and line are its own, so that no colour is needed to tell arms apart.
+Marker and line differ from arm to arm, so that no colour is needed to tell arms apart. In the SVG
+colours are variables of ``page.css``, which suit light and dark, and text stays text.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
+
+from markupsafe import Markup
 
 from data.common.files import write_bytes
-from eval.show.plot import STYLES
 
-#: Of a drawing, in the units of its view box; about pixels on a phone.
-WIDTH, HEIGHT = 360, 232
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 12, 40
-#: Curves with more points than this are averaged over equal stretches.
-MOST_POINTS = 120
-#: A marker for every point up to here, and for a few of them beyond.
-_MARKED, _FEW = 12, 5
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.typing import RcKeyType
+
+#: Okabe and Ito's colours, which colour-blind readers tell apart, and a marker for each.
+_COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: Arms beyond the last marker have the markers again, on broken lines.
 _DASHES = ("-", "--", ":")
-#: SVG paths of the markers about 0, 0, in the order of ``STYLES``.
-MARKERS = {
-    "o": "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z",
-    "s": "M-3.2-3.2h6.4v6.4h-6.4z",
-    "^": "M0-4.2L4.2 3.4H-4.2z",
-    "D": "M0-4.6L4.6 0L0 4.6L-4.6 0z",
-    "v": "M0 4.2L4.2-3.4H-4.2z",
-    "P": "M-1.5-4.2h3v2.7h2.7v3h-2.7v2.7h-3v-2.7h-2.7v-3h2.7z",
-    "X": "M-4.2-2.2L-2.2-4.2L0-2L2.2-4.2L4.2-2.2L2 0L4.2 2.2L2.2 4.2L0 2L-2.2 4.2L-4.2 2.2L-2 0z",
+_FLOOR_DASHES = ((0, (5, 2)), (0, (1, 2)), (0, (8, 3, 1, 3)))
+_INK, _SOFT, _RULE, _PAPER = "#333333", "#767676", "#e4e4e4", "#ffffff"
+#: Variables of page.css that take the place of these colours in a page.
+_VARIABLES = {colour: f"var(--a{i})" for i, colour in enumerate(_COLOURS)} | {
+    _INK: "var(--ink)",
+    _SOFT: "var(--soft)",
+    _RULE: "var(--rule)",
+    _PAPER: "var(--paper)",
 }
+_STYLE: dict[RcKeyType, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _SOFT,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": _SOFT,
+    "axes.labelsize": 9.5,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "grid.color": _RULE,
+    "legend.frameon": False,
+    "lines.markeredgecolor": _PAPER,
+    "lines.markersize": 5.5,
+    "svg.fonttype": "none",
+    "text.color": _INK,
+    "text.parse_math": False,  # a tier's name may hold dollars
+    "xtick.color": _SOFT,
+    "xtick.labelsize": 9.5,
+    "xtick.major.size": 0,
+    "ytick.color": _SOFT,
+    "ytick.labelsize": 9.5,
+    "ytick.major.size": 0,
+}
+#: Every point has a marker up to here, and a few of them beyond.
+_MARKED, _FEW = 12, 5
+_LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
 class Look:
-    """How an arm is drawn.
+    """How a curve is drawn, in matplotlib's words.
 
     Attributes:
-        family: the place of its entry in the recipe, which gives the colour; the training seeds of
-            one entry are one family.
-        place: its own place among the arms, which gives marker and line; those of 21 differ.
+        family: class of its part of the SVG, by which a page hides all of one family.
     """
 
-    family: int
-    place: int
+    family: str
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[int, ...]]
 
-    @property
-    def colour(self) -> str:
-        return STYLES[self.family % len(STYLES)][0]
 
-    @property
-    def marker(self) -> str:
-        return STYLES[self.place % len(STYLES)][1]
+def looks_of(arms: Sequence[str]) -> dict[str, Look]:
+    """How each arm is drawn: the seeds of one entry, ``grpo.1`` and ``grpo.2``, are one family and
+    share a colour; marker and line of the first 21 arms differ."""
+    entries = list(dict.fromkeys(arm.partition(".")[0] for arm in arms))
+    looks = {}
+    for place, arm in enumerate(arms):
+        number = entries.index(arm.partition(".")[0])
+        turn, marker = divmod(place, len(_MARKERS))
+        dash = _DASHES[min(turn, len(_DASHES) - 1)]
+        colour = _COLOURS[number % len(_COLOURS)]
+        looks[arm] = Look(f"of-{number}", colour, _MARKERS[marker], dash)
+    return looks
 
-    @property
-    def path(self) -> str:
-        return MARKERS[self.marker]
 
-    @property
-    def turn(self) -> int:
-        """Which of the lines: unbroken, dashed, dotted."""
-        return min(self.place // len(STYLES), len(_DASHES) - 1)
-
-    @property
-    def dash(self) -> str:
-        return _DASHES[self.turn]
-
-    @property
-    def line(self) -> dict[str, str]:
-        """What matplotlib draws its line with."""
-        return {"color": self.colour, "ls": self.dash, "marker": self.marker}
-
-    @property
-    def tint(self) -> str:
-        """The class that page.css gives the colour of."""
-        return f"a{self.family % len(STYLES)}"
+def floor_look(place: int) -> Look:
+    """How what a blind policy reaches is drawn: grey, dashed, without markers."""
+    return Look("floor", _SOFT, "", _FLOOR_DASHES[place % len(_FLOOR_DASHES)])
 
 
 @dataclass(frozen=True)
@@ -87,18 +111,32 @@ class Curve:
     """One curve.
 
     Attributes:
-        label: whose it is.
-        look: of a floor, which has no colour, only the place counts.
         points: (x, y) in order of x; a y of None leaves a gap.
         band: (low, high) of each point, or none.
-        floor: drawn thin and dashed, without markers.
     """
 
     label: str
     look: Look
     points: Sequence[tuple[float, float | None]]
     band: Sequence[tuple[float, float]] = ()
-    floor: bool = False
+
+    @property
+    def marked(self) -> list[int]:
+        """The places of the points that have a marker."""
+        count = len(self.points)
+        if not self.look.marker or count <= _MARKED:
+            return list(range(count)) if self.look.marker else []
+        return sorted({round(i * (count - 1) / (_FEW - 1)) for i in range(_FEW)})
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of a drawing in the SVG: its name there, its class, and what each of its marks says
+    when pointed at."""
+
+    name: str
+    family: str
+    tips: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +146,9 @@ class Panel:
     Attributes:
         name: what the chart shows, in words, for those who do not see it.
         x: what the horizontal axis counts.
-        ticks: on the horizontal axis; chosen where there are none. With ``log``, to base 2.
+        percent: whether y is a share, shown in %.
+        ks: ticks of a horizontal axis to base 2; without any it is linear.
+        faint: whether bands must be so, since there are many.
     """
 
     title: str
@@ -116,186 +156,167 @@ class Panel:
     x: str
     curves: Sequence[Curve]
     percent: bool = False
-    log: bool = False
-    ticks: Sequence[float] = ()
+    ks: Sequence[int] = ()
     top: float | None = None
+    faint: bool = False
 
-    def limits(self) -> tuple[float, float, float, float]:
-        """(least x, greatest x, least y, greatest y) of the axes."""
-        xs = [x for curve in self.curves for x, _ in curve.points]
-        ys = [y for curve in self.curves for _, y in curve.points if y is not None]
-        ys += [end for curve in self.curves for ends in curve.band for end in ends]
-        return min(xs), max(xs), min(0.0, *ys), self.top or max(*ys, 0.0) or 1.0
+    def draw(self, ax: Axes) -> list[Group]:
+        """Draw onto empty axes."""
+        scale = 100 if self.percent else 1
+        heights = [0.0]
+        groups = []
+        for i, curve in enumerate(self.curves):
+            xs = [x for x, _ in curve.points]
+            ys = [math.nan if y is None else scale * y for _, y in curve.points]
+            low, high = ([scale * ends[end] for ends in curve.band] for end in (0, 1))
+            heights += [*(y for y in ys if not math.isnan(y)), *low, *high]
+            _plot(ax, curve, ys, curve.marked).set_gid(f"curve-{i}")
+            tips = [self._tip(curve, j) for j in curve.marked if not math.isnan(ys[j])]
+            groups.append(Group(f"curve-{i}", curve.look.family, tips))
+            if curve.band:
+                band = ax.fill_between(xs, low, high, color=curve.look.colour, lw=0)
+                band.set(alpha=0.05 if self.faint else 0.16, gid=f"band-{i}")
+                groups.append(Group(f"band-{i}", curve.look.family))
+        ax.locator_params(nbins=5, steps=[1, 2, 2.5, 5, 10])
+        if not self.ks:
+            ax.locator_params(axis="x", integer=True)
+        else:
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(self.ks, [str(k) for k in self.ks])
+            ax.minorticks_off()
+        top = scale * self.top if self.top else 1.05 * max(heights) or 1
+        ax.set_ylim(min(heights), top)
+        ax.set_xlabel(self.x, loc="right")
+        return groups
 
-    def place(self) -> dict[str, Any]:
-        """Everything that the template draws, in the units of the view box."""
-        low_x, high_x, low, high = self.limits()
-        y_ticks = nice_ticks(low, high)
-        low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
-        x_ticks = list(self.ticks) or [t for t in nice_ticks(low_x, high_x) if low_x <= t <= high_x]
-        scale = math.log2 if self.log else float
-        left, right = scale(low_x), scale(high_x)
-
-        def across(x: float) -> float:
-            share = (scale(x) - left) / (right - left) if right > left else 0.5
-            return round(_LEFT + share * (WIDTH - _LEFT - _RIGHT), 1)
-
-        def up(y: float) -> float:
-            return round(HEIGHT - _BOTTOM - (y - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM), 1)
-
-        return {
-            "x_ticks": [(across(t), f"{t:g}") for t in x_ticks],
-            "y_ticks": [(up(t), _number(t, self.percent)) for t in y_ticks],
-            "ends": (_LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM),
-            "curves": [_placed(curve, self, across, up) for curve in self.curves],
-        }
+    def _tip(self, curve: Curve, i: int) -> str:
+        x, y = curve.points[i]
+        values = [y or 0.0, *(curve.band[i] if curve.band else ())]
+        first, *ends = (f"{100 * v:.1f}" if self.percent else f"{v:.4g}" for v in values)
+        interval = f" [{', '.join(ends)}]" if ends else ""
+        return f"{curve.label}, {self.x} {x:g}: {first}{interval}{' %' if self.percent else ''}"
 
 
 @dataclass(frozen=True)
 class Bars:
-    """How many problems stand at each place of a scale, one arm's."""
+    """How many problems stand at each place of a scale from 0 to 1, one arm's.
+
+    Attributes:
+        name: what the chart shows, in words, for those who do not see it.
+        bars: (place, count); the first is 0 itself, the others share 0 to 1 equally.
+        top: of the vertical axis, common to all arms.
+    """
 
     title: str
     name: str
     look: Look
-    bars: Sequence[tuple[str, float]]
-    top: float
+    bars: Sequence[tuple[str, int]]
+    top: int
 
-    def place(self) -> dict[str, Any]:
-        """Everything that the template draws, in the units of the view box."""
-        ticks = nice_ticks(0, self.top)
-        height = HEIGHT - _TOP - _BOTTOM
-        places = len(self.bars)
-        step = (WIDTH - _LEFT - _RIGHT) / places
-        heights = [round(count / ticks[-1] * height, 1) for _, count in self.bars]
-        return {
-            "y_ticks": [
-                (round(HEIGHT - _BOTTOM - t / ticks[-1] * height, 1), f"{t:g}") for t in ticks
-            ],
-            # The first bar is an accuracy of 0, the others share 0 to 1 equally.
-            "x_ticks": [
-                (round(_LEFT + place * step, 1), text)
-                for place, text in ((0.5, "0"), ((places + 1) / 2, "0.5"), (places, "1"))
-            ],
-            "ends": (_LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM),
-            "bars": [
-                {
-                    "x": round(_LEFT + i * step + 2, 1),
-                    "y": round(HEIGHT - _BOTTOM - tall, 1),
-                    "width": round(step - 4, 1),
-                    "height": tall,
-                    "tip": f"accuracy {label}: {count:g} problems",
-                }
-                for i, ((label, count), tall) in enumerate(zip(self.bars, heights, strict=True))
-            ],
-        }
+    def draw(self, ax: Axes) -> list[Group]:
+        """Draw onto empty axes."""
+        groups = []
+        for i, (place, count) in enumerate(self.bars):
+            ax.bar(i, count, color=self.look.colour, gid=f"bar-{i}")
+            tip = f"accuracy {place}: {count} problems"
+            groups.append(Group(f"bar-{i}", self.look.family, [tip]))
+        ax.locator_params(axis="y", nbins=4, integer=True)
+        ax.set_xticks([0, len(self.bars) / 2, len(self.bars) - 0.5], ["0", "0.5", "1"])
+        ax.set_ylim(0, 1.05 * self.top)
+        return groups
 
 
-def nice_ticks(low: float, high: float) -> list[float]:
-    """A handful of round numbers that hold ``low`` and ``high`` between them."""
-    from matplotlib.ticker import MaxNLocator
-
-    found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [round(float(tick), 10) for tick in found]
-
-
-def _number(value: float, percent: bool) -> str:
-    return f"{round(100 * value, 6):g}" if percent else f"{value:g}"
+def _plot(ax: Axes, curve: Curve, ys: Sequence[float], marked: Sequence[int]) -> Line2D:
+    xs, look = [x for x, _ in curve.points], curve.look
+    [line] = ax.plot(xs, ys, color=look.colour, linestyle=look.dash, marker=look.marker)
+    width = 1.8 if look.marker else 1.2
+    line.set(markevery=marked, label=curve.label, linewidth=width, clip_on=False)
+    return line
 
 
-def _placed(curve: Curve, panel: Panel, across: Any, up: Any) -> dict[str, Any]:
-    line, pen = [], "M"
-    for x, y in curve.points:
-        line += [] if y is None else [f"{pen}{across(x)} {up(y)}"]
-        pen = "M" if y is None else "L"
-    xs = [across(x) for x, _ in curve.points]
-    edge = [
-        *(f"{x} {up(high)}" for x, (_, high) in zip(xs, curve.band, strict=False)),
-        *(f"{x} {up(low)}" for x, (low, _) in reversed([*zip(xs, curve.band, strict=False)])),
-    ]
-    marked = [] if curve.floor else _marked(len(curve.points))
-    return {
-        "look": curve.look,
-        "floor": curve.floor,
-        "line": "".join(line),
-        "band": f"M{'L'.join(edge)}z" if edge else "",
-        "marks": [
-            {"x": across(x), "y": up(y), "tip": _tip(curve, panel, i)}
-            for i in marked
-            for x, y in [curve.points[i]]
-            if y is not None
-        ],
-    }
+# --- files and markup ----------------------------------------------------------------------------
 
 
-def _marked(points: int) -> Iterable[int]:
-    if points <= _MARKED:
-        return range(points)
-    return sorted({round(i * (points - 1) / (_FEW - 1)) for i in range(_FEW)})
-
-
-def _tip(curve: Curve, panel: Panel, i: int) -> str:
-    x, y = curve.points[i]
-    say = (lambda v: f"{100 * v:.1f}") if panel.percent else (lambda v: f"{v:.4g}")
-    ends = f" [{', '.join(map(say, curve.band[i]))}]" if curve.band else ""
-    return f"{curve.label}, {panel.x} {x:g}: {say(y)}{ends}{' %' if panel.percent else ''}"
-
-
-def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """At most ``MOST_POINTS``: means over stretches of equally many, gaps left out of them."""
-    each = -(-len(points) // MOST_POINTS)
-    if each <= 1:
-        return list(points)
-    found: list[tuple[float, float | None]] = []
-    for start in range(0, len(points), each):
-        stretch = points[start : start + each]
-        ys = [y for _, y in stretch if y is not None]
-        found.append((stretch[-1][0], sum(ys) / len(ys) if ys else None))
-    return found
-
-
-def draw_panels(panels: Sequence[Panel | Bars], path: Path, looks: Mapping[str, Look]) -> None:
-    """The same charts as a PNG, three across; ``looks`` are the arms of a legend."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(1.2 + 3.8 * across, 2.8 * down + 0.6), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
-    for ax, panel in zip(axes.flat, panels, strict=False):
-        ax.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
-        ax.grid(axis="y", color="#E4E4E4", lw=0.8)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(length=0, labelsize=8)
-        (_draw_curves if isinstance(panel, Panel) else _draw_bars)(ax, panel)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    handles = []
-    for name, look in looks.items():
-        handles.append(Line2D([], [], **look.line, ms=5, label=name))
-    if handles:
-        figure.legend(handles=handles, loc="outside upper left", ncols=8, fontsize=9, frameon=False)
+def write_png(charts: Sequence[Panel | Bars], path: Path, caption: str = "") -> None:
+    """Draw charts three across, with one legend and one caption for all."""
+    across = min(3, len(charts))
+    down = -(-len(charts) // across)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    with _figure(1.2 + 3.8 * across, 2.8 * down + 0.7, layout="constrained") as figure:
+        axes = figure.subplots(down, across, squeeze=False).flat
+        named: dict[str, Artist] = {}
+        for ax, chart in zip(axes, charts, strict=False):
+            chart.draw(ax)
+            ax.set_title(chart.title)
+            lines, labels = ax.get_legend_handles_labels()
+            named |= dict(zip(labels, lines, strict=True))
+        for ax in axes[len(charts) :]:
+            ax.set_visible(False)
+        if named:
+            figure.legend(named.values(), named, loc="outside upper left", ncols=8, fontsize=9)
+        figure.supxlabel(caption, fontsize=9)
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     write_bytes(path, content.getvalue())
 
 
-def _draw_curves(ax: Any, panel: Panel) -> None:
-    times = 100 if panel.percent else 1
-    for curve in panel.curves:
-        xs = [x for x, _ in curve.points]
-        ys = [math.nan if y is None else times * y for _, y in curve.points]
-        marked = list(_marked(len(xs)))
-        ax.plot(xs, ys, **curve.look.line, ms=5, lw=1.6, markevery=marked)
-    _, _, low, high = panel.limits()
-    ax.set_ylim(times * low, times * high * 1.05)
-    ax.set_xlabel(panel.x, fontsize=8)
+def inline_svg(chart: Panel | Bars, identity: str) -> Markup:
+    """Draw a chart for inside a page, where no other has its ``identity``."""
+    width, height = (4.2, 2.7) if isinstance(chart, Panel) else (2.8, 1.7)
+    with _figure(width, height, identity) as figure:
+        left, bottom, rest = 0.45 / width, 0.4 / height, 0.1 / height
+        groups = chart.draw(figure.add_axes((left, bottom, 0.98 - left, 1 - bottom - rest)))
+        return _markup(figure, groups, {"class": "chart", "role": "img", "aria-label": chart.name})
 
 
-def _draw_bars(ax: Any, panel: Bars) -> None:
-    labels, counts = zip(*panel.bars, strict=True)
-    ax.bar(range(len(counts)), counts, color=panel.look.colour, width=0.8)
-    ax.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=6)
-    ax.set_ylim(0, panel.top * 1.05)
+def inline_swatch(look: Look, identity: str) -> Markup:
+    """Draw a piece of line with its marker, for a legend inside a page."""
+    with _figure(0.4, 0.18, identity) as figure:
+        ax = figure.add_axes((0.05, 0, 0.9, 1), frame_on=False, xticks=[], yticks=[])
+        _plot(ax, Curve("", look, [(0, 0), (1, 0), (2, 0)]), [0] * 3, [1])
+        return _markup(figure, [], {"class": "swatch", "aria-hidden": "true"})
+
+
+@contextmanager
+def _figure(
+    width: float, height: float, identity: str = "", layout: Literal["constrained"] | None = None
+) -> Iterator[Figure]:
+    """An empty figure, in inches. It is none of pyplot's, so it needs no display."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE | {"svg.hashsalt": identity}):
+        yield Figure(figsize=(width, height), layout=layout)
+
+
+def _markup(figure: Figure, groups: Iterable[Group], attributes: Mapping[str, str]) -> Markup:
+    """The figure as SVG for HTML. Of its ids only those remain that it refers to, which the salt of
+    its figure makes its own; the font is left to the page."""
+    content = io.StringIO()
+    figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    text = content.getvalue()
+    root = ElementTree.fromstring(text)
+    referred = set(re.findall(r"#(\w+)", text))
+    del root[:2]  # metadata, and a style that would be the whole page's
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        if _LINK in element.attrib:
+            element.set("href", element.attrib.pop(_LINK))
+        if "style" in element.attrib:
+            element.set("style", _restyled(element.attrib["style"]))
+    named = {element.attrib["id"]: element for element in root.iter() if "id" in element.attrib}
+    for group in groups:
+        part = named[group.name]
+        part.set("class", group.family)
+        marks = list(part.iter("use")) or list(part.iter("path"))
+        for mark, tip in zip(marks, group.tips, strict=False):
+            ElementTree.SubElement(mark, "title").text = tip
+    for name, element in named.items():
+        if name not in referred:
+            del element.attrib["id"]
+    root.attrib = {"viewBox": root.attrib["viewBox"], **attributes}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _restyled(style: str) -> str:
+    style = re.sub(r"font-family:[^;]*;? ?", "", style)
+    return re.sub(r"#\w{6}", lambda colour: _VARIABLES[colour[0]], style)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -26,68 +26,69 @@ CUT, NAME_CUT = 2000, 80
 #: Violations, and events not as they were asked, that are shown of one answer.
 MOST_NAMED = 12
 
+#: A row of samples joined with its verdict: ``{id, arm, sample, completion, status, …}``.
+Answer = Mapping[str, Any]
 
-@dataclass
-class Choice:
+
+@dataclass(frozen=True)
+class Showcase:
     """The answers to be shown.
 
     Attributes:
-        rows: those chosen, in the order to be shown.
-        optimal, answers: by (arm, problem), how many are optimal, and how many there are.
+        answers: those chosen, in the order to be shown.
+        solved: by (arm, problem), how many answers are optimal, and how many there are.
         total: how many answers there were to choose from.
         each: how many of one arm, tier and status were taken at most.
     """
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    optimal: Counter[tuple[str, str]] = field(default_factory=Counter)
-    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
-    total: int = 0
-    each: int = 0
+    answers: Sequence[Answer]
+    solved: Mapping[tuple[str, str], tuple[int, int]]
+    total: int
+    each: int
 
 
-def choose(
-    answers: Mapping[str, Iterable[Mapping[str, Any]]], tier_of: Mapping[str, str], seed: int
-) -> Choice:
+def choose_answers(
+    answers: Mapping[str, Iterable[Answer]], tier_of: Mapping[str, str], seed: int
+) -> Showcase:
     """Choose equally many answers of every arm, tier and status, as far as there are.
 
     Problems come in one random order for all arms, so that arms are seen on the same problems; of
     one problem a second answer of the same kind is taken only where other problems run out.
 
     Args:
-        answers: per arm, rows ``{id, sample, status, …}`` on problems that ``tier_of`` has.
+        answers: of each arm, on problems that ``tier_of`` has.
         tier_of: the tier of each problem.
         seed: the order of the problems is hashed from it.
     """
-    choice = Choice()
     order = sorted(tier_of, key=lambda name: seed_of(seed, "page", name))
     rank = {name: place for place, name in enumerate(order)}
-    cells: dict[tuple[str, str, str], list[tuple[int, int, int, Mapping[str, Any]]]] = {}
-    nth: Counter[tuple[str, str, str]] = Counter()
+    cells: dict[tuple[str, str, str], list[tuple[int, int, Answer]]] = {}
+    seen: Counter[tuple[str, str, str]] = Counter()
     for arm, rows in answers.items():
         for row in rows:
             name, status = row["id"], str(row["status"])
-            choice.total += 1
-            choice.answers[arm, name] += 1
-            choice.optimal[arm, name] += status == Status.OPTIMAL
             cell = cells.setdefault((arm, tier_of[name], status), [])
-            key = (nth[arm, name, status], rank[name], choice.total)
-            nth[arm, name, status] += 1
-            if len(cell) < PER_CELL or key < cell[-1][:3]:
+            key = (seen[arm, name, status], rank[name])
+            seen[arm, name, status] += 1
+            if len(cell) < PER_CELL or key < cell[-1][:2]:
                 insort(cell, (*key, {**row, "arm": arm}))
                 del cell[PER_CELL:]
-    choice.each = max(1, min(PER_CELL, MOST // max(1, len(cells))))
-    chosen = [row for cell in cells.values() for *_, row in cell[: choice.each]]
+    each = max(1, min(PER_CELL, MOST // max(1, len(cells))))
     tiers, arms = list(dict.fromkeys(tier_of.values())), list(answers)
-    choice.rows = sorted(
-        chosen,
-        key=lambda row: (
-            tiers.index(tier_of[row["id"]]),
-            rank[row["id"]],
-            arms.index(row["arm"]),
-            row["sample"],
-        ),
+    chosen = [
+        (tiers.index(tier), place, arms.index(arm), row["sample"], row)
+        for (arm, tier, _), cell in cells.items()
+        for _, place, row in cell[:each]
+    ]
+    counts: Counter[tuple[str, str]] = Counter()
+    for (arm, name, _), count in seen.items():
+        counts[arm, name] += count
+    return Showcase(
+        [row for *_, row in sorted(chosen)],
+        {pair: (seen[*pair, Status.OPTIMAL], count) for pair, count in counts.items()},
+        seen.total(),
+        each,
     )
-    return choice
 
 
 def lanes(events: Sequence[Event]) -> list[tuple[int, int]]:
@@ -114,11 +115,11 @@ def lanes(events: Sequence[Event]) -> list[tuple[int, int]]:
     return place
 
 
-def _schedule(text: str, status: str) -> Schedule:
+def _schedule(answer: Answer) -> Schedule:
     """The schedule that was judged, empty where none could be read."""
-    parsed = parse(text)
-    if isinstance(parsed, ParseFailure) and status != Status.UNPARSABLE:
-        parsed = parse_leniently(text)  # as its arm is read
+    parsed = parse(answer["completion"])
+    if isinstance(parsed, ParseFailure) and answer["status"] != Status.UNPARSABLE:
+        parsed = parse_leniently(answer["completion"])  # as its arm is read
     return () if isinstance(parsed, ParseFailure) else parsed
 
 
@@ -129,76 +130,68 @@ def drawn_problem(row: Mapping[str, Any]) -> dict[str, Any]:
     beside each other]``.
     """
     problem: Problem = row["problem"]
-    best = frozenset(_schedule(row["gold"], Status.OPTIMAL))
+    best = frozenset(_schedule({"completion": row["gold"], "status": Status.OPTIMAL}))
+    places = lanes(problem.events)
     return {
         "id": row["id"],
         "tier": row["tier"],
         "optimum": problem.optimum,
         "prompt": row["prompt"],
-        "rules": [sentence for rule in problem.rules if (sentence := rule.sentence())],
         "from": min(e.start for e in problem.events) // 60 * 60,
         "to": -(-max(e.end for e in problem.events) // 60) * 60,
         "events": [
             [e.name, e.start, e.end, problem.value[e.name], e.name in problem.priorities, e in best,
              *place]
-            for e, place in zip(problem.events, lanes(problem.events), strict=True)
+            for e, place in zip(problem.events, places, strict=True)
         ],
     }  # fmt: skip
 
 
-def drawn_answer(
-    problem: Problem, verdict: Mapping[str, Any], sample: Mapping[str, Any]
-) -> dict[str, Any]:
+def drawn_answer(problem: Problem, answer: Answer) -> dict[str, Any]:
     """An answer as the page's script draws it beside its problem.
 
     ``chosen``, ``overlapping`` and ``broken`` are places in the problem's events; ``strays`` are
     answered events that the problem does not have so: ``[name, start, end, what, overlapping,
     broken, lane, lanes beside each other]``.
     """
-    text = sample["completion"]
-    answered = _schedule(text, verdict["status"])
+    answered = _schedule(answer)
     # A hostile answer may list a hundred thousand events.
     schedule = answered[: 2 * len(problem.events)]
-    violations = list(verdict["violations"])
+    violations = answer["violations"]
     named = {name for text in violations for name in text.partition(": ")[2].split(" / ")}
     chosen = set(schedule) & set(problem.events)
     strays = list(_strays(problem, schedule))
+    shown = strays[:MOST_NAMED]
     strayed = {event.name for event, _ in strays}
     overlapping = {
         event
-        for pair in combinations(schedule, 2)
-        if pair[0].name != pair[1].name and pair[0].overlaps(pair[1])
-        for event in pair
+        for a, b in combinations(schedule, 2)
+        if a.name != b.name and a.overlaps(b)
+        for event in (a, b)
+    }
+    # A rule may name an event that was not chosen too: one that demands it.
+    broken = {
+        e for e in problem.events if e.name in named and (e in chosen or e.name not in strayed)
     }
 
     def places(events: Container[Event]) -> list[int]:
         return [i for i, event in enumerate(problem.events) if event in events]
 
     return {
-        "arm": verdict["arm"],
-        "sample": verdict["sample"],
-        "status": verdict["status"],
-        "objective": verdict["objective"],
+        **{key: answer[key] for key in ("arm", "sample", "status", "objective")},
         "violations": violations[:MOST_NAMED],
         "more_violations": max(0, len(violations) - MOST_NAMED),
-        "finish": sample.get("finish_reason"),
-        "tokens": sample.get("tokens"),
-        "text": text[:CUT],
-        "cut": max(0, len(text) - CUT),
+        "finish": answer.get("finish_reason"),
+        "tokens": answer.get("tokens"),
+        "text": answer["completion"][:CUT],
+        "cut": max(0, len(answer["completion"]) - CUT),
         "chosen": places(chosen),
         "overlapping": places(overlapping),
-        # Events that were not chosen may be named by a rule too: one that demands them.
-        "broken": [
-            i
-            for i, event in enumerate(problem.events)
-            if event.name in named and (event in chosen or event.name not in strayed)
-        ],
+        "broken": places(broken),
         "strays": [
             [event.name[:NAME_CUT], event.start, event.end, what, event in overlapping,
              event.name in named, *lane]
-            for (event, what), lane in zip(
-                strays[:MOST_NAMED], lanes([e for e, _ in strays[:MOST_NAMED]]), strict=True
-            )
+            for (event, what), lane in zip(shown, lanes([e for e, _ in shown]), strict=True)
         ],
         "more_strays": max(0, len(strays) - MOST_NAMED) + len(answered) - len(schedule),
     }  # fmt: skip

@@ -1,0 +1,365 @@
+"""The tables of ``elicitation.json``: for the terminal, Markdown and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from eval.answers.likelihood import TOP_P
+from eval.answers.reasoning import Claim
+from eval.show.tables import Sheet, label
+from eval.stats.conclusion import Conclusion
+from eval.stats.estimate import cell, with_interval
+
+#: What each conclusion means, in a sentence.
+MEANINGS = {
+    Conclusion.NEW: "reliably solves problems that the base does not reach within all its "
+    "samples, that neither format-only training nor the arm's start explains",
+    Conclusion.ELICITED: "answers more often at the first try what the base reaches with more "
+    "tries",
+    Conclusion.NARROWED: "elicited, and it lost some of what the base reaches with many tries",
+    Conclusion.DISTILLED: "the gain is there before reinforcement learning, in the arm's start",
+    Conclusion.FORMAT: "training for the form of an answer alone explains the gain",
+    Conclusion.INCONCLUSIVE: "no gain to explain, or too few samples to say what it consists of",
+}
+_RIVALS = {"base": "base", "sft": "its start", "format_only": "format-only training"}
+_CLAIMS = {
+    Claim.VALUE: "values",
+    Claim.OVERLAP: "overlaps",
+    Claim.RULE: "broken rules",
+    Claim.TOTAL: "totals",
+}
+#: Groups of answers by their reasoning, and what readers call them.
+_SOUND = {"sound": "sound", "unsound": "unsound", "untraced": "no claims"}
+_PER = ("per_token", "per_answer")
+
+#: The columns of a table with one row for each arm: heading, and the text of an arm's record.
+Columns = Mapping[str, Callable[[Any], str]]
+
+
+def elicitation_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
+    """Every table of ``elicitation.json``."""
+    yield conclusion_sheet(report)
+    for arm, judged in report["judged"].items():
+        for tier, ruling in judged["tiers"].items():
+            for sheet in (estimate_sheet(ruling), *ruling_sheets(ruling)):
+                yield replace(sheet, title=f"{label(arm)} on {tier}: {sheet.title}")
+    for tier, described in report["tiers"].items():
+        for sheets in tier_sheets(described).values():
+            yield from (replace(sheet, title=f"{tier}: {sheet.title}") for sheet in sheets)
+
+
+def conclusion_sheet(report: Mapping[str, Any]) -> Sheet:
+    """A line for each judged arm and tier."""
+    rows = []
+    for arm, judged in report["judged"].items():
+        for tier, ruling in judged["tiers"].items():
+            estimates = ruling["estimates"]
+            rows.append(
+                [
+                    f"{label(arm)} on {tier}",
+                    ruling["conclusion"],
+                    cell(ruling["pass_at_1"]["base"]),
+                    cell(ruling["pass_at_1"][arm]),
+                    cell(estimates["gain over base"], "+"),
+                    cell(estimates["large k"], "+"),
+                    cell(estimates.get("beyond base"), "+"),
+                ]
+            )
+    budget = next(iter(report["judged"].values()))["overall"]["budget"]
+    n, reach = budget["n"], budget["reach"]
+    return Sheet(
+        "Elicited or learnt? in % and points",
+        ["arm", "conclusion", "base @1", "arm @1", "gain", f"gain @{n}", "beyond"],
+        rows,
+        [
+            "Intervals are for other problems and, where an arm has several, other training seeds",
+            f"Beyond: problems not reachable for the base within {reach} samples that the arm "
+            "answers reliably, less those that a second look at the base finds.",
+        ],
+    )
+
+
+# --- one judged arm on one tier ------------------------------------------------------------------
+
+
+def ruling_sheets(ruling: Mapping[str, Any]) -> list[Sheet]:
+    """Where the curves cross, and what was found when asking again."""
+    return _filled(_curve_sheet(ruling), _unsolved_sheet(ruling))
+
+
+def estimate_sheet(ruling: Mapping[str, Any]) -> Sheet:
+    """Every quantity of the rule, and what it is."""
+    tested, seeds = f"{100 * ruling['tested_at']:.2g}", ruling["seeds"]
+    return Sheet(
+        "The quantities of the rule, in points or % of problems",
+        ["", "value"],
+        [
+            [_quantity(name, ruling["budget"]), cell(estimate, "+")]
+            for name, estimate in ruling["estimates"].items()
+        ],
+        [
+            f"{ruling['problems']:,} problems, {seeds:,} training seed{'s' if seeds > 1 else ''}; "
+            f"a new capability was tested at a one-sided {tested} %."
+        ],
+    )
+
+
+def _quantity(name: str, budget: Mapping[str, Any]) -> str:
+    """A quantity's name and what it is."""
+    meanings = {
+        "large k": f"pass@{budget['n']}: the arm minus base",
+        "certified": "such problems, before what chance explains is taken off",
+        "control": "base against base: what its own second look would have counted",
+        "perhaps beyond base": f"solved within {budget['tries']} tries, guessing removed, where "
+        f"base missed in all {budget['reach']} samples",
+    }
+    if name in meanings:
+        return f"{name}: {meanings[name]}"
+    kind, _, rival = name.rpartition(" ")
+    who = _RIVALS.get(rival, rival)
+    said = f"{kind} {who}" if rival in _RIVALS else name
+    if kind == "gain over":
+        return f"{said}: pass@1: the arm minus {who}"
+    if kind == "beyond":
+        missed = "base" if rival == "base" else f"base and {who}"
+        return (
+            f"{said}: problems that it answers reliably and that {missed} always missed, minus "
+            "what chance explains"
+        )
+    return said
+
+
+def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:
+    """Where the base's curve meets the arm's, and the sampling-efficiency gap."""
+    n, gap = ruling["budget"]["n"], ruling["gap"]
+    return Sheet(
+        "Where the curves cross",
+        ["", "base meets or passes at k", "of resamples never", "sampling-efficiency gap, points"],
+        [
+            [label(arm), _crossing(met), f"{100 * met['beyond']:.0f} %", cell(gap[arm], "+")]
+            for arm, met in ruling["crossing"].items()
+        ],
+        [
+            f"The gap is base's pass@{n} minus the arm's pass@1: 0 where the first try gives all "
+            f"that base reaches in {n}."
+        ],
+    )
+
+
+def _crossing(met: Mapping[str, Any]) -> str:
+    k, low, high = (
+        f"beyond {met['n']}" if met[key] is None else str(met[key]) for key in ("k", "low", "high")
+    )
+    return f"{k} [{low}, {high}]"
+
+
+def _unsolved_sheet(ruling: Mapping[str, Any]) -> Sheet:
+    """Expansion and shrinkage on confirmation samples."""
+    groups = {
+        "Expansion: {arm} where base failed": ruling["expansion"],
+        "Shrinkage: base where {arm} failed": ruling["shrinkage"],
+    }
+    return Sheet(
+        "Problems that one of the two left unsolved, asked again with new seeds, in % and points",
+        ["", "unsolved", "fresh tries", "solves", "who failed, again", "net", "net, of all"],
+        [
+            [
+                words.format(arm=label(arm)),
+                f"{asked['unsolved']} of {asked['problems']}",
+                str(asked["tries"]),
+                cell(asked["tuned"]),
+                cell(asked["reference"]),
+                cell(asked["difference"], "+"),
+                cell(asked["share"], "+"),
+            ]
+            for words, arms in groups.items()
+            for arm, asked in arms.items()
+        ],
+        [
+            "Net: minus what the one that failed solves itself when it is asked again; two equal "
+            "models have 0."
+        ],
+    )
+
+
+# --- all arms on one tier ------------------------------------------------------------------------
+
+
+def tier_sheets(described: Mapping[str, Any]) -> dict[str, list[Sheet]]:
+    """What the arms' answers to one tier are like, by topic."""
+    reasoning = described["reasoning"]
+    return {
+        "spread": _filled(*_spread_sheets(described["coverage"], described["floor_adjusted"])),
+        "likelihood": _filled(*_likelihood_sheets(described["likelihood"])),
+        "reasoning": _filled(_truth_sheet(reasoning), _soundness_sheet(reasoning)),
+        "reflection": _filled(_reflection_sheet(reasoning)),
+    }
+
+
+def _filled(*sheets: Sheet) -> list[Sheet]:
+    """Those with rows, without the columns that have nothing in any."""
+    kept = []
+    for sheet in sheets:
+        columns = [0, *(i for i in range(1, len(sheet.columns)) if any(r[i] for r in sheet.rows))]
+        if len(columns) > 1:
+            rows = [[row[i] for i in columns] for row in sheet.rows]
+            kept.append(Sheet(sheet.title, [sheet.columns[i] for i in columns], rows, sheet.notes))
+    return kept
+
+
+def _by_arm(
+    title: str, records: Mapping[str, Any], columns: Columns, notes: Sequence[str] = ()
+) -> Sheet:
+    rows = [
+        [label(arm), *(text(record) for text in columns.values())]
+        for arm, record in records.items()
+    ]
+    return Sheet(title, ["", *columns], rows, list(notes))
+
+
+def _spread_sheets(
+    coverage: Mapping[str, Mapping[str, Any]], adjusted: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Sheet]:
+    def at(key: str, missing: str = "") -> Callable[[Any], str]:
+        return lambda estimates: missing if estimates[key] is None else cell(estimates[key])
+
+    yield _by_arm(
+        "Share of problems whose accuracy is at least …, in %",
+        coverage,
+        {f"{100 * float(share):g} %": at(share) for share in next(iter(coverage.values()))},
+        ["Accuracies as sampled."],
+    )
+    yield _by_arm(
+        "pass@k with guessing removed, in %",
+        adjusted,
+        {f"k = {k}": at(k, "no room") for k in next(iter(adjusted.values()))},
+        [
+            "0 is what random maximal schedules reach, 100 is every problem, below 0 is worse than "
+            "guessing."
+        ],
+    )
+
+
+def _likelihood_sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
+    yield _by_arm(
+        "Entropy, in nats",
+        measured,
+        {
+            "a token": lambda of_arm: in_own_unit(of_arm["entropy"]["per_token"]),
+            "an answer": lambda of_arm: in_own_unit(of_arm["entropy"]["per_answer"]),
+            "tokens an answer": lambda of_arm: in_own_unit(of_arm["tokens"]),
+            "tokens as drawn, %": lambda of_arm: f"{100 * of_arm['tokens_as_drawn']:.1f}",
+        },
+        ["Of the arms that are asked at temperature 1 from the bare prompt."],
+    )
+    kls = {arm: of_arm.get("kl", {}) for arm, of_arm in measured.items()}
+    references = list(dict.fromkeys(reference for kl in kls.values() for reference in kl))
+    for reference in references:
+        yield _by_arm(
+            f"KL divergence to {label(reference)}, in nats",
+            {arm: kl[reference] for arm, kl in kls.items() if reference in kl},
+            {
+                "k1 a token": lambda kl: in_own_unit(kl["k1"]["per_token"]),
+                "k1 an answer": lambda kl: in_own_unit(kl["k1"]["per_answer"]),
+                "k3 a token": lambda kl: in_own_unit(kl["k3"]["per_token"]),
+                "k3 an answer": lambda kl: in_own_unit(kl["k3"]["per_answer"]),
+            },
+            ["Two estimates of the same: k1 is to be quoted; k3 varies less where it is small."],
+        )
+    for model in (None, *references):
+        under = {arm: of_arm["under"].get(model or arm) for arm, of_arm in measured.items()}
+        yield _by_arm(
+            f"How likely an arm's answers are under {label(model) if model else 'itself'}, in nats "
+            "and %",
+            {arm: record for arm, record in under.items() if record is not None},
+            {
+                "log p a token": lambda u: in_own_unit(u["log_likelihood"]["per_token"]),
+                "an answer": lambda u: in_own_unit(u["log_likelihood"]["per_answer"]),
+                "its least likely token": lambda u: in_own_unit(u["least_likely_token"]),
+                f"tokens outside top-p {TOP_P}": lambda u: cell(u["tokens_outside"]),
+                "answers with such a token": lambda u: cell(u["answers_outside"]),
+            },
+        )
+
+
+def in_own_unit(estimate: Mapping[str, float] | None) -> str:
+    """``0.06 [0.05, 0.07]``, no share but a quantity with a unit."""
+    return with_interval(estimate, lambda number: f"{round(number, 4) + 0.0:.3g}")
+
+
+def _truth_sheet(reasoning: Mapping[str, Any]) -> Sheet:
+    def true(kind: Claim) -> Callable[[Any], str]:
+        return lambda of_arm: _claim(of_arm["claims"][kind])
+
+    return _by_arm(
+        "Is the reasoning true? in %",
+        reasoning,
+        {
+            "answers that reason": lambda of_arm: cell(of_arm["reasoning"]),
+            **{f"{_CLAIMS[kind]} true": true(kind) for kind in Claim},
+            "total adds up": lambda of_arm: cell(of_arm["adds_up"]),
+            "answer follows": lambda of_arm: cell(of_arm["follows"]),
+        },
+        [
+            "In brackets, how many such claims were made. Adds up: the total is the sum of "
+            "the values claimed. Follows: the answer has the events that the reasoning keeps."
+        ],
+    )
+
+
+def _claim(claims: Mapping[str, Any]) -> str:
+    return f"{cell(claims['true'])} ({claims['made']:,})".lstrip() if claims["made"] else ""
+
+
+def _soundness_sheet(reasoning: Mapping[str, Any]) -> Sheet:
+    columns: dict[str, Callable[[Any], str]] = {}
+    for group, words in _SOUND.items():
+        columns |= _group_columns(words, lambda of_arm, group=group: of_arm[group])
+    columns["within problems, points"] = lambda of_arm: cell(of_arm["sound_minus_unsound"], "+")
+    return _by_arm(
+        "Does sound reasoning help? optimal answers in %",
+        reasoning,
+        columns,
+        [
+            "Sound: every claim is true. Unsound: some is not. No claims: none can be checked. "
+            "Within problems: sound minus unsound on the problems that have both. Empty: too few "
+            "to tell."
+        ],
+    )
+
+
+def _group_columns(words: str, group_of: Callable[[Any], Any]) -> Columns:
+    """How many answers are in a group, and which share of them is optimal."""
+
+    def answers(record: Any) -> str:
+        group = group_of(record)
+        share = group["share"]["value"] if group["share"] else 0.0
+        return f"{group['answers']:,} ({100 * share:.1f} %)"
+
+    def optimal(record: Any) -> str:
+        return cell(group_of(record)["optimal"])
+
+    return {f"{words}: answers": answers, f"{words}: optimal": optimal}
+
+
+def _reflection_sheet(reasoning: Mapping[str, Any]) -> Sheet:
+    """The check of the "aha moment": are answers with second thoughts right more often?"""
+    reflections = {arm: of_arm["reflection"] for arm, of_arm in reasoning.items()}
+    return _by_arm(
+        "Second thoughts: an “aha moment”? optimal answers in %",
+        {arm: reflection for arm, reflection in reflections.items() if reflection["keywords"]},
+        {
+            **_group_columns("with", lambda reflection: reflection["with"]),
+            **_group_columns("without", lambda reflection: reflection["without"]),
+            "within problems, points": lambda r: cell(r["within_problem"], "+"),
+            "words, and answers that have them": lambda r: ", ".join(
+                f"{word} {count:,}" for word, count in r["keywords"].items()
+            ),
+        },
+        [
+            "Answers with words such as “wait” or “check again”. They are a moment of insight only "
+            "if, within problems, the answers that have them are right more often."
+        ],
+    )

@@ -1,0 +1,142 @@
+"""The charts of a run: pass@k by tier, training signals by step, problems by accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data.policies import GREEDY
+from eval.show.charts import Bars, Curve, Look, Panel, floor_look, looks_of, write_png
+from eval.show.report_sheets import tier_title
+from eval.show.tables import label
+
+#: Signals of a training log: name in the log, title, whether it is a share.
+SHOWN_SIGNALS = (
+    ("reward", "Reward", False),
+    ("rewards/optimal/mean", "Optimal answers, %", True),
+    ("rewards/validity/mean", "Valid answers, %", True),
+    ("val/optimal", "Optimal answers on val, %", True),
+    ("kl", "KL to the reference", False),
+    ("kl_start", "KL to the start", False),
+    ("entropy", "Entropy of a token", False),
+    ("grad_norm", "Gradient norm", False),
+    ("completions/mean_length", "Tokens an answer", False),
+    ("loss", "Loss", False),
+)
+#: Logs with more points than this are averaged over equal stretches.
+MOST_POINTS = 120
+
+
+def passk_panels(report: Mapping[str, Any]) -> list[Panel]:
+    """pass@k of every arm with its interval, and the floors, a panel a tier. All have one scale, a
+    multiple of 10 % that holds every curve."""
+    tiers, looks = report["tiers"], looks_of(report["arms"])
+    heights = chain.from_iterable(map(_heights, tiers.values()))
+    top = min(1.0, math.ceil(10 * max(heights) + 0.2) / 10)
+    panels = []
+    for tier, counted in tiers.items():
+        curves = [*_arm_curves(counted, looks), *_floor_curves(counted)]
+        panels.append(
+            Panel(
+                tier_title(report, tier),
+                f"pass@k on {tier} in %: {'; '.join(map(_ends_said, curves))}",
+                "k",
+                curves,
+                percent=True,
+                ks=counted["ks"],
+                top=top,
+                faint=len(looks) > 6,
+            )
+        )
+    return panels
+
+
+def _heights(counted: Mapping[str, Any]) -> list[float]:
+    """Everything that the scale must hold, of one tier."""
+    estimates = chain.from_iterable(arm["pass_at_k"].values() for arm in counted["arms"].values())
+    shares = chain.from_iterable(by_k.values() for by_k in counted["floors"].values())
+    return [*(e["high"] for e in estimates), *(share for share in shares if share is not None)]
+
+
+def _arm_curves(counted: Mapping[str, Any], looks: Mapping[str, Look]) -> list[Curve]:
+    curves = []
+    for arm, of_arm in counted["arms"].items():
+        estimates = [(k, of_arm["pass_at_k"][str(k)]) for k in counted["ks"]]
+        points = [(k, estimate["value"]) for k, estimate in estimates]
+        band = [(estimate["low"], estimate["high"]) for _, estimate in estimates]
+        curves.append(Curve(label(arm), looks[arm], points, band))
+    return curves
+
+
+def _floor_curves(counted: Mapping[str, Any]) -> list[Curve]:
+    """The random policies, and the greedy one that is best here."""
+    floors = counted["floors"]
+    greedy = [policy for policy in floors if policy in GREEDY]
+    best = max(greedy, key=lambda policy: floors[policy]["1"], default=None)
+    shown = [policy for policy in floors if policy not in GREEDY or policy == best]
+    curves = []
+    for place, policy in enumerate(shown):
+        name = "best greedy rule" if policy == best else policy.replace("_", " ")
+        shares = [(k, floors[policy].get(str(k))) for k in counted["ks"]]
+        if points := [(k, share) for k, share in shares if share is not None]:
+            curves.append(Curve(name, floor_look(place), points))
+    return curves
+
+
+def _ends_said(curve: Curve) -> str:
+    ends = (f"{100 * (y or 0):.1f} at k = {k}" for k, y in (curve.points[0], curve.points[-1]))
+    return f"{curve.label} {' and '.join(ends)}"
+
+
+def training_panels(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], looks: Mapping[str, Look]
+) -> list[Panel]:
+    """A panel for each of SHOWN_SIGNALS that the log of some arm has."""
+    panels = []
+    for signal, title, percent in SHOWN_SIGNALS:
+        curves = []
+        for arm, rows in logs.items():
+            if signal == "loss" and any("reward" in row for row in rows):
+                continue  # GRPO's loss is near 0 whatever happens
+            points = [(row["step"], row[signal]) for row in rows if signal in row]
+            if any(y is not None for _, y in points):
+                curves.append(Curve(label(arm), looks[arm], thinned(points)))
+        if curves:
+            name = f"{title} by training step of {', '.join(curve.label for curve in curves)}"
+            panels.append(Panel(title, name, "step", curves, percent=percent))
+    return panels
+
+
+def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    """At most MOST_POINTS: means over stretches of equally many points, gaps left out of them."""
+    each = -(-len(points) // MOST_POINTS)
+    if each <= 1:
+        return list(points)
+    means: list[tuple[float, float | None]] = []
+    for start in range(0, len(points), each):
+        stretch = points[start : start + each]
+        ys = [y for _, y in stretch if y is not None]
+        means.append((stretch[-1][0], sum(ys) / len(ys) if ys else None))
+    return means
+
+
+def histogram_panels(
+    histogram: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look], where: str = ""
+) -> list[Bars]:
+    """Problems by accuracy, a panel an arm on a common scale; ``where`` begins their titles."""
+    top = max(count for bars in histogram.values() for count in bars.values())
+    panels = []
+    for arm, bars in histogram.items():
+        said = ", ".join(f"{place}: {count}" for place, count in bars.items())
+        name = f"problems of {label(arm)} by accuracy: {said}"
+        panels.append(Bars(where + label(arm), name, looks[arm], list(bars.items()), top))
+    return panels
+
+
+def draw_passk(report: Mapping[str, Any], path: Path) -> None:
+    """Draw pass@k of ``report.json`` to a PNG."""
+    caption = f"k, answers to each problem; problems solved, in %. Bands: {report['interval']}"
+    write_png(passk_panels(report), path, caption)

@@ -1,0 +1,140 @@
+"""The tables of ``report.json``, tier by tier, and its first comparison as a sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from data.policies import GREEDY, GUESSABLE
+from eval.show.tables import Sheet, label, print_sheets
+from eval.stats.estimate import cell
+
+_MEANS = {
+    "valid": "valid (optimal or feasible)",
+    "ratio": "mean ratio to the optimum",
+    "distinct": "distinct answers",
+}
+_COUNTS = {"statuses": "status", "violations": "broken", "finish_reasons": "ended by"}
+
+
+def report_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
+    """Every table of the report."""
+    for tier, counted in report["tiers"].items():
+        basis = f"{counted['problems']:,} problems x {counted['samples']} samples"
+        title, basis = tier_title(report, tier), f"{basis}; {report['interval']}"
+        yield _pass_sheet(title, basis, report["success"], counted)
+        if counted["differences"]:
+            yield _difference_sheet(title, basis, counted)
+        yield _answer_sheet(title, basis, counted)
+
+
+def tier_title(report: Mapping[str, Any], tier: str) -> str:
+    """A tier's name, and whether it is the main one."""
+    return f"{tier} (main tier)" if tier == report["main"] else tier
+
+
+def guessable(counted: Mapping[str, Any]) -> str | None:
+    """What to say of a tier that blind guessing mostly solves within its samples."""
+    k = counted["samples"]
+    guessed = counted["floors"].get("random_maximal", {}).get(str(k))
+    if guessed is None or guessed <= GUESSABLE:
+        return None
+    return (
+        f"Guessable: a random maximal schedule solves {_percent(guessed)} % within {k} tries, so "
+        f"pass@{k} says little about a model here."
+    )
+
+
+def _pass_sheet(title: str, basis: str, success: str, counted: Mapping[str, Any]) -> Sheet:
+    arms, floors = counted["arms"], counted["floors"]
+    greedy = [
+        f"{policy.replace('_', ' ')} {_percent(by_k['1'])} %"
+        for policy, by_k in floors.items()
+        if policy in GREEDY
+    ]
+    random = {policy: by_k for policy, by_k in floors.items() if policy not in GREEDY}
+    notes = [f"Floors at any k: {', '.join(greedy)}."] if greedy else []
+    if sentence := guessable(counted):
+        notes.append(sentence)
+    return Sheet(
+        f"{title}: pass@k in %, success = {success}",
+        ["k", *map(label, arms), *(policy.replace("_", " ") for policy in random)],
+        [
+            [
+                k,
+                *(cell(arm["pass_at_k"][k]) for arm in arms.values()),
+                *(_percent(by_k[k]) for by_k in random.values()),
+            ]
+            for k in map(str, counted["ks"])
+        ],
+        [basis, *notes],
+    )
+
+
+def _difference_sheet(title: str, basis: str, counted: Mapping[str, Any]) -> Sheet:
+    pairs, overtaking = counted["differences"], []
+    for pair in pairs:
+        k, arm = pair["overtaken_at"], label(pair["tuned"])
+        if pair["reference"] == "base":
+            overtaking.append(
+                f"base stays below {arm} at every k up to {counted['samples']}."
+                if k is None
+                else f"base first meets or passes {arm} at k = {k}."
+            )
+    return Sheet(
+        f"{title}: paired differences of pass@k in points",
+        ["k", *(f"{label(p['tuned'])} - {label(p['reference'])}" for p in pairs)],
+        [[k, *(cell(pair["at_k"][k], "+") for pair in pairs)] for k in map(str, counted["ks"])],
+        [basis, *overtaking],
+    )
+
+
+def _answer_sheet(title: str, basis: str, counted: Mapping[str, Any]) -> Sheet:
+    arms = counted["arms"].values()
+    rows = [
+        [name, *(cell(arm[key]) for arm in arms)]
+        for key, name in _MEANS.items()
+        if any(arm[key] for arm in arms)
+    ]
+    for key, heading in _COUNTS.items():
+        total: Counter[str] = Counter()
+        for arm in arms:
+            total.update(arm[key])
+        kinds = list(total) if key == "statuses" else [kind for kind, _ in total.most_common()]
+        for kind in kinds:
+            counts = [(arm[key].get(kind, 0), arm["answers"]) for arm in arms]
+            cells = [f"{count:,} ({_percent(count / answers)} %)" for count, answers in counts]
+            rows.append([f"{heading}: {kind}", *cells])
+    return Sheet(
+        f"{title}: answers; means in %, then answers counted",
+        ["", *map(label, counted["arms"])],
+        rows,
+        [basis],
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def headline(report: Mapping[str, Any]) -> str | None:
+    """The first comparison at k = 1 on the main tier, as a sentence; None with a single arm."""
+    pairs = report["tiers"][report["main"]]["differences"]
+    if not pairs:
+        return None
+    pair, at_1 = pairs[0], pairs[0]["at_k"]["1"]
+    excludes = "excludes" if at_1["low"] > 0 or at_1["high"] < 0 else "includes"
+    return (
+        f"{report['main']} (main tier), pass@1: {label(pair['tuned'])} - "
+        f"{label(pair['reference'])} = {cell(at_1, '+')} points; the interval {excludes} 0."
+    )
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """Print every table and the first comparison."""
+    print_sheets(report_sheets(report), console)
+    if sentence := headline(report):
+        console.print(f"\n{sentence}", markup=False, soft_wrap=True)
