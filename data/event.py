@@ -8,6 +8,7 @@ from typing import Any
 
 from data.clock import CLOCK, MINUTE
 from data.common.errors import UserError
+from data.common.fields import is_text
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,11 +55,3 @@ def event_from_json(item: Any) -> Event:
     if MINUTE[start] >= MINUTE[end]:
         raise UserError(f"event {name!r} ends at {end}, not after its start at {start}")
     return Event(MINUTE[start], MINUTE[end], name)
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written and tokenized.
-
-    JSON can also escape one half of a UTF-16 surrogate pair, which UTF-8 cannot hold.
-    """
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)

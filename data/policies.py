@@ -17,6 +17,9 @@ from data.solver import by_end, is_interval_problem
 
 FLOOR_KS = (1, 4, 16, 64, 256)
 
+#: Share of problems that each policy solves within k tries, by policy and k.
+PolicyFloors = dict[str, dict[int, float]]
+
 #: A tier is guessable where a random maximal schedule is optimal on more than this share of its
 #: problems within the evaluation's largest k: there pass@k says little about a model.
 GUESSABLE = 0.5
@@ -221,7 +224,7 @@ def success_probability(problem: Problem) -> dict[str, float]:
     }
 
 
-def floor(problems: Sequence[Problem], ks: Sequence[int] = FLOOR_KS) -> dict[str, dict[int, float]]:
+def floor(problems: Sequence[Problem], ks: Sequence[int] = FLOOR_KS) -> PolicyFloors:
     """Share of ``problems`` that each blind policy solves within k tries, exactly, for each k."""
     chances = [success_probability(problem) for problem in problems]
     return {

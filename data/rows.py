@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from data.common.errors import UserError
+from data.common.fields import is_text
 from data.common.files import finished, read_jsonl
-from data.event import is_text
 from data.problem import Problem
 from data.prompts import answer, prompt, trace
 from data.rules import BASE_RULES
@@ -21,7 +21,7 @@ class Row(TypedDict):
 
     Attributes:
         id: unique in the run, ``<split>-<tier>-<number>``.
-        problem: with its proven optimum; in the file its JSON form.
+        problem: with its proven optimum; a file has its JSON form (``row_to_json``).
         optimum: weighted minutes.
         gold: an optimal answer, with its reasoning trace where the recipe wants one.
         prompt: what a model is asked.
@@ -48,19 +48,23 @@ def gold_answer(problem: Problem, reasoning: bool) -> str:
     return answer(best, trace(problem, best) if reasoning else None)
 
 
-def record(
-    identity: str, split: str, tier: str, problem: Problem, reasoning: bool
-) -> dict[str, Any]:
-    """The row that all later stages read."""
+def new_row(identity: str, split: str, tier: str, problem: Problem, reasoning: bool) -> Row:
+    """The row of a problem with a proven optimum."""
+    assert problem.optimum is not None
     return {
         "id": identity,
         "split": split,
         "tier": tier,
-        "problem": problem.to_json(),
+        "problem": problem,
         "optimum": problem.optimum,
         "gold": gold_answer(problem, reasoning),
         "prompt": prompt(problem),
     }
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """The row as its line in a file has it."""
+    return {**row, "problem": row["problem"].to_json()}
 
 
 def read_problems(path: Path) -> list[Row]:

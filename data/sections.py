@@ -1,21 +1,48 @@
-"""The sections of a recipe and their defaults, one frozen dataclass each.
+"""The sections of a recipe and their defaults, one frozen dataclass each, with their checks.
 
-``data.recipe`` reads and checks them. The ``sft`` and ``grpo`` sections are TRL's own and have no
-class here.
+``data.recipe`` reads them. The ``sft`` and ``grpo`` sections are TRL's own and have no class here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+from urllib.parse import urlsplit
 
-from data.common.errors import UserError
-from data.tiers import Tier
+from data.common.errors import UserError, require
+from data.common.fields import check_keys, dataclass_from, nearest
+from data.tiers import TIERS, Tier
 
-#: Of every interval, unless a recipe says otherwise.
+SPLITS = ("train", "val", "test")
+BACKENDS = ("auto", "unsloth", "trl")
+TRAINERS = ("sft", "grpo", "rejection", "none")
+CURRICULA = ("mixture", "easy_to_hard")
+#: Level of every interval, unless a recipe says otherwise.
 LEVEL = 0.95
-#: Of the problems, for intervals.
+#: Resamples of the problems for an interval.
 RESAMPLES = 10_000
+#: numpy and torch take no greater seeds.
+MOST_SEED = 2**32 - 1
+#: What an arm may tune: what changes its answers and nothing else.
+_TUNED = ("temperature", "top_p", "shots")
+#: Arms are parts of file names, and these are other folders of a run.
+_ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_FOLDERS = (
+    "base", "data", "eval", "audit", "probe", "compare", "elicitation", "export", "published",
+)  # fmt: skip
+#: What reports call all tiers together.
+_TOGETHER = ("all", "overall")
+
+
+def _at_least(section: object, source: str, **least: int) -> None:
+    """Raise UserError naming ``source`` and the key whose value is too small; None is not."""
+    for key, bound in least.items():
+        value = getattr(section, key)
+        require(
+            value is None or value >= bound, f"{source}.{key} must be {bound} or more, not {value}"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,19 +55,72 @@ class TierUse:
     source: str | None = None
     tier: Tier = field(default_factory=Tier)
 
+    @classmethod
+    def from_recipe(cls, name: str, content: Any, source: str) -> TierUse:
+        """One entry of ``data.tiers``: counts, a source, and attributes of the tier to change.
+
+        Raises:
+            UserError: naming ``source``, the recipe, and the key that is wrong.
+        """
+        prefix = f"data.tiers.{name}."
+        if not isinstance(content, dict):
+            raise UserError(f"{source}: {prefix[:-1]} must be a mapping, such as {{train: 100}}")
+        own = (*SPLITS, "source")
+        check_keys(content, [*own, *(f.name for f in fields(Tier))], source, prefix)
+        counts = {key: value for key, value in content.items() if key in own}
+        changes = {key: value for key, value in content.items() if key not in own}
+        use = dataclass_from(cls, counts, source, prefix)
+        _at_least(use, f"{source}: {prefix[:-1]}", train=0, val=0, test=0)
+        if use.source is not None:
+            for key in changes:
+                raise UserError(f"{source}: {prefix}{key} cannot change an imported tier")
+            return use
+        require(
+            name in TIERS,
+            f"{source}: unknown tier {name!r} (the tiers are {', '.join(TIERS)}, and any name with "
+            f"a source){nearest(name, TIERS)}",
+        )
+        changed = dataclass_from(Tier, changes, source, prefix)
+        tier = replace(TIERS[name], **{key: getattr(changed, key) for key in changes})
+        tier.validate(f"{source}: tier {name!r}")
+        return replace(use, tier=tier)
+
 
 @dataclass(frozen=True)
 class DataSection:
     """``data:`` which problems, and how their gold answers read.
 
-    ``curriculum`` orders the training problems: ``mixture`` (shuffled; how many of each tier is
-    the mixture) or ``easy_to_hard`` (by the chance of a random maximal schedule, best first).
+    Attributes:
+        tiers: by name; ``uses`` reads them.
+        main: the tier that reports speak of first.
+        reasoning: whether gold answers have a trace.
+        curriculum: order of the training problems: ``mixture`` (shuffled; how many of each tier is
+            the mixture) or ``easy_to_hard`` (by the chance of a random maximal schedule).
     """
 
     tiers: dict[str, Any]
     main: str
     reasoning: bool = True
     curriculum: str = "mixture"
+
+    def uses(self, source: str) -> dict[str, TierUse]:
+        """Each tier with its changes applied; UserError names ``source`` and the key."""
+        return {n: TierUse.from_recipe(n, content, source) for n, content in self.tiers.items()}
+
+    def validate(self, source: str, uses: Mapping[str, TierUse]) -> None:
+        """Raise UserError naming ``source`` and the key whose value makes no sense."""
+        require(
+            self.curriculum in CURRICULA,
+            f"{source}.curriculum must be one of {', '.join(CURRICULA)}, not {self.curriculum!r}",
+        )
+        require(self.main in uses, f"{source}.main is {self.main!r}, not one of {', '.join(uses)}")
+        for name in uses:
+            require(name not in _TOGETHER, f"{source}.tiers.{name} cannot be a tier's name")
+        for split in SPLITS:
+            require(
+                getattr(uses[self.main], split),
+                f"{source}.tiers: the main tier {self.main!r} needs {split} problems",
+            )
 
 
 @dataclass(frozen=True)
@@ -56,6 +136,56 @@ class RewardSection:
     shape: str = "graded"
     weights: dict[str, float] | None = None
     unsound: bool = False
+
+
+@dataclass(frozen=True)
+class EvalSection:
+    """``eval:`` how answers are drawn, the same for every arm that does not say otherwise.
+
+    Attributes:
+        samples: answers to each problem.
+        temperature, top_p: of sampling.
+        shots: solved training problems shown before each question.
+        lenient: judge what can be read of a malformed answer (``rewards.parse.parse_leniently``).
+        max_tokens: of an answer; null allows twice the longest gold answer.
+        rows: answers sampled at a time.
+        resamples: of the problems, for intervals.
+        server: address of an OpenAI-compatible server that holds the model, such as vLLM's
+            ``http://host:8000/v1``; null samples here (``eval.answers.server``).
+    """
+
+    samples: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    shots: int = 0
+    lenient: bool = False
+    max_tokens: int | None = None
+    rows: int = 256
+    resamples: int = RESAMPLES
+    server: str | None = None
+
+    def validate(self, source: str) -> None:
+        """Raise UserError naming ``source`` and the key whose value makes no sense."""
+        _at_least(self, source, samples=1, max_tokens=1, rows=1, resamples=1)
+        _at_least(self, source, temperature=0, shots=0)
+        require(0 < self.top_p <= 1, f"{source}.top_p must be above 0, at most 1")
+        require(
+            self.server is None or _is_address(self.server),
+            f"{source}.server must be an address such as http://host:8000/v1, without a name or "
+            f"password, not {self.server!r}",
+        )
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is an http(s) address that may be written into manifests."""
+    try:
+        url = urlsplit(text)
+        sound = url.port is None or url.port > 0
+    except ValueError:  # no port, or no IPv6 address
+        return False
+    plain = text.isprintable() and not any(map(str.isspace, text))
+    known = url.scheme in ("http", "https") and bool(url.hostname) and "@" not in url.netloc
+    return plain and sound and known and not (url.query or url.fragment)
 
 
 @dataclass(frozen=True)
@@ -90,36 +220,61 @@ class Arm:
         """The recipe's section that its training takes its arguments from."""
         return {"rejection": "sft", "none": None}.get(self.trainer, self.trainer)
 
+    def members(self, name: str) -> list[str]:
+        """What the entry ``name`` is called, once for each of its seeds."""
+        return [f"{name}.{seed}" for seed in self.seeds] or [name]
+
+    def validate(
+        self, source: str, name: str, known: Collection[str], trained: Collection[str]
+    ) -> None:
+        """Raise UserError where the arm cannot be trained, or not after the one it starts from.
+
+        Args:
+            source: the recipe and the key, as messages name them.
+            known: the arms before it.
+            trained: the tiers that have train problems.
+        """
+        require(
+            _ARM_NAME.fullmatch(name) and name not in _FOLDERS,
+            f"{source} cannot be an arm's name; take letters, digits, '_' and '-', at most 100",
+        )
+        for key, choices in (("trainer", TRAINERS), ("backend", (*BACKENDS, None))):
+            value = getattr(self, key)
+            names = ", ".join(one for one in choices if one)
+            require(value in choices, f"{source}.{key} must be one of {names}, not {value!r}")
+        require(
+            self.start in known,
+            f"{source}.start must be an arm before it ({', '.join(known)}), not {self.start!r}",
+        )
+        for tier in self.tiers:
+            require(
+                tier in trained, f"{source}.tiers: data.tiers has no train problems of {tier!r}"
+            )
+        for key in ("samples", "resamples"):
+            require(
+                key not in self.eval,
+                f"{source}.eval.{key} cannot differ: arms are compared at the same k",
+            )
+        for key, values in self.tune.items():
+            require(
+                key in _TUNED and values,
+                f"{source}.tune takes {', '.join(_TUNED)}, each with a list of values to try, "
+                f"not {key}: {list(values)}",
+            )
+        tried = [("tune", {key: value}) for key, values in self.tune.items() for value in values]
+        recipe, _, key = source.rpartition(": ")
+        for section, changes in [("eval", self.eval), *tried]:
+            asking = dataclass_from(EvalSection, changes, recipe, f"{key}.{section}.")
+            asking.validate(f"{source}.{section}")
+        require(
+            len(set(self.seeds)) == len(self.seeds)
+            and all(0 <= s <= MOST_SEED for s in self.seeds),
+            f"{source}.seeds must be different, each 0 to {MOST_SEED}",
+        )
+
 
 #: What an experiment trains unless its recipe says otherwise.
 ARMS = {"sft": Arm("sft"), "grpo": Arm("grpo", "sft")}
-
-
-@dataclass(frozen=True)
-class EvalSection:
-    """``eval:`` how answers are drawn, the same for every arm that does not say otherwise.
-
-    Attributes:
-        samples: answers to each problem.
-        temperature, top_p: of sampling.
-        shots: solved training problems shown before each question.
-        lenient: judge what can be read of a malformed answer (``rewards.parse.parse_leniently``).
-        max_tokens: of an answer; null allows twice the longest gold answer.
-        rows: answers sampled at a time.
-        resamples: of the problems, for intervals.
-        server: address of an OpenAI-compatible server that holds the model, such as vLLM's
-            ``http://host:8000/v1``; null samples here (``eval.answers.server``).
-    """
-
-    samples: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    shots: int = 0
-    lenient: bool = False
-    max_tokens: int | None = None
-    rows: int = 256
-    resamples: int = RESAMPLES
-    server: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,14 +300,9 @@ class MonitorSection:
 
     def validate(self, source: str = "monitor") -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        for key, least in (("every", 0), ("kl_every", 0), ("problems", 1), ("samples", 1)):
-            if getattr(self, key) < least:
-                raise UserError(
-                    f"{source}.{key} must be {least} or more, not {getattr(self, key)!r}"
-                )
+        _at_least(self, source, every=0, kl_every=0, problems=1, samples=1)
         for stage in self.sampled:
-            if stage not in ("sft", "grpo"):
-                raise UserError(f"{source}.sampled takes sft and grpo, not {stage!r}")
+            require(stage in ("sft", "grpo"), f"{source}.sampled takes sft and grpo, not {stage!r}")
 
 
 @dataclass(frozen=True)
@@ -183,37 +333,35 @@ class Margins:
     correction: str = "holm"
     resamples: int = RESAMPLES
 
-    def validate(self, source: str = "conclusion") -> None:
+    def validate(self, source: str = "conclusion.margins") -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
         for key in ("gain", "narrowed", "new", "reach"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(
-                    f"{source}.{key} must be a share of problems, 0 to below 1, "
-                    f"not {getattr(self, key)!r}"
-                )
-        if self.new > self.reach:
-            raise UserError(
-                f"{source}.new ({self.new}) must not be above {source}.reach ({self.reach}): what "
-                "is too little to be new would be too much to be elicited"
+            value = getattr(self, key)
+            require(
+                0 <= value < 1,
+                f"{source}.{key} must be a share of problems, 0 to below 1, not {value!r}",
             )
+        require(
+            self.new <= self.reach,
+            f"{source}.new ({self.new}) must not be above {source}.reach ({self.reach}): what is "
+            "too little to be new would be too much to be elicited",
+        )
         for key, low, high in (("level", 0.5, 1), ("floor", 0, 1), ("luck", 0, self.new)):
-            if not low < getattr(self, key) < high:
-                raise UserError(
-                    f"{source}.{key} must be above {low} and below {high}, "
-                    f"not {getattr(self, key)!r}"
-                )
-        for key, least in (("lift", 1), ("resamples", 100)):
-            if getattr(self, key) < least:
-                raise UserError(
-                    f"{source}.{key} must be {least} or more, not {getattr(self, key)!r}"
-                )
-        if self.correction not in ("holm", "none"):
-            raise UserError(f"{source}.correction must be holm or none, not {self.correction!r}")
+            value = getattr(self, key)
+            require(
+                low < value < high,
+                f"{source}.{key} must be above {low} and below {high}, not {value!r}",
+            )
+        _at_least(self, source, lift=1, resamples=100)
+        require(
+            self.correction in ("holm", "none"),
+            f"{source}.correction must be holm or none, not {self.correction!r}",
+        )
 
 
 @dataclass(frozen=True)
 class ConclusionSection:
-    """``conclusion:`` which arms are judged, elicited or learnt, by ``eval.stats.conclusion``.
+    """``conclusion:`` what is concluded on which arms, by the rule of ``eval.stats.rule``.
 
     Attributes:
         arms: judged, each against the base and the arm that it starts from; null judges ``grpo``
@@ -228,3 +376,35 @@ class ConclusionSection:
     format_only: str | None = None
     fresh: int = 256
     margins: Margins = Margins()
+
+    def validate(self, source: str, arms: Mapping[str, Arm], judged: Collection[str]) -> None:
+        """Raise UserError where an arm has no place in it, or a margin makes no sense.
+
+        Args:
+            source: the recipe and the key, as messages name them.
+            arms: the recipe's, by entry.
+            judged: the entries that get a conclusion.
+        """
+        self.margins.validate(f"{source}.margins")
+        _at_least(self, source, fresh=1)
+        rivals = [("base_best", self.base_best), ("format_only", self.format_only)]
+        for key, name in [*(("arms", name) for name in self.arms or ()), *rivals]:
+            require(
+                name is None or name in arms,
+                f"{source}.{key} names {name!r}, not an entry of arms ({', '.join(arms)})"
+                f"{nearest(name or '', arms)}",
+            )
+        best = arms.get(self.base_best or "")
+        require(
+            not best or (best.trainer == "none" and best.start == "base" and not best.seeds),
+            f"{source}.base_best: {self.base_best!r} must be the base itself, asked in another way "
+            "(trainer none, start base, no seeds)",
+        )
+        for name in judged:
+            for key, rival in rivals:
+                require(rival != name, f"{source}.{key} is {name!r}, which is judged")
+                require(
+                    not rival or arms[rival].seeds in ((), arms[name].seeds),
+                    f"{source}.{key}: {rival!r} needs no seeds or those of {name!r}, since they "
+                    "are compared seed by seed",
+                )

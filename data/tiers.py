@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, replace
 
 from data.clock import MINUTE
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.event import Event
 from data.names import EVENT_NAMES
 from data.policies import GREEDY, feasible_schedules
@@ -60,12 +60,15 @@ class Tier:
     kinds: tuple[str, ...] = ()
     binding: bool = False
 
-    def validate(self, name: str) -> None:
-        """Raise UserError where the tier cannot produce a problem, or a value makes no sense."""
+    def validate(self, source: str) -> None:
+        """Raise UserError where the tier cannot produce a problem, or a value makes no sense.
+
+        Args:
+            source: the tier, as messages name it.
+        """
 
         def need(condition: bool, key: str, what: str) -> None:
-            if not condition:
-                raise UserError(f"tier {name!r}: {key} {what}, not {getattr(self, key)!r}")
+            require(condition, f"{source}: {key} {what}, not {getattr(self, key)!r}")
 
         low, high = self.events
         need(1 <= low <= high, "events", "must be [fewest, most], 1 or more")

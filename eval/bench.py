@@ -24,10 +24,10 @@ from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import write_json, write_jsonl
 from data.common.seeds import seed_of
-from data.make import make_problem
+from data.draw import make_problem
 from data.prompts import answer, trace
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import gold_answer, record
+from data.rows import gold_answer, new_row
 from data.solver import interval_optimum
 from eval.calibrate import sharpened
 from eval.elicitation import Asked, count_verdicts
@@ -57,7 +57,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def bench_problems(recipe: Recipe, count: int) -> tuple[list[Row], list[Any]]:
     """Problems drawn and proven a second, on one core: by CP-SAT, and by dynamic programming."""
-    name, tier = recipe.data.main, recipe.tier_uses()[recipe.data.main].tier
+    name, tier = recipe.data.main, recipe.tier_uses[recipe.data.main].tier
     problems: list[Any] = []
 
     def prove_all() -> None:
@@ -227,7 +227,7 @@ def grpo_arm(recipe: Recipe) -> str:
     Raises:
         UserError: when there is none.
     """
-    for name, arm in recipe.all_arms().items():
+    for name, arm in recipe.all_arms.items():
         if arm.trainer == "grpo":
             return name
     raise UserError(
@@ -243,10 +243,9 @@ def fewest_problems(recipe: Recipe) -> int:
     return prompts_together(grpo_config(recipe, Path("unused")))
 
 
-def _training_rows(recipe: Recipe, problems: list[Any]) -> list[dict[str, Any]]:
+def _training_rows(recipe: Recipe, problems: list[Any]) -> list[Any]:
     return [
-        {**record(f"bench-{i}", "train", recipe.data.main, p, False), "problem": p}
-        for i, p in enumerate(problems)
+        new_row(f"bench-{i}", "train", recipe.data.main, p, False) for i, p in enumerate(problems)
     ]
 
 

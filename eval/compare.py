@@ -218,9 +218,7 @@ def sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
 def pairs(recipe: Recipe, tier: str) -> list[tuple[str, str]]:
     """The comparisons of a tier: each arm trained on it with what it started from, then the GRPO
     arms among each other."""
-    trained = [
-        name for name, arm in recipe.arms.items() if tier in (arm.tiers or recipe.tier_uses())
-    ]
+    trained = [name for name, arm in recipe.arms.items() if tier in (arm.tiers or recipe.tier_uses)]
     paid = [name for name in trained if recipe.arms[name].trainer == "grpo"]
     # An arm with seeds is one line, whichever of its models another arm starts from.
     starts = [(name, recipe.arms[name].start.partition(".")[0]) for name in trained]
@@ -238,7 +236,7 @@ def run(recipe: Recipe, force: bool) -> None:
         raise UserError(
             f"{recipe.run.folder / 'eval'} is not judged to the end; `make eval` judges it"
         )
-    inputs, names = [recipe.run.split("test")], ["base", *recipe.all_arms()]
+    inputs, names = [recipe.run.split("test")], ["base", *recipe.all_arms]
     for name in names:
         samples = recipe.run.samples(name)
         if not finished(samples.parent) or not samples.with_name(VERDICTS).is_file():

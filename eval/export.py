@@ -55,7 +55,7 @@ def check_arm(recipe: Recipe, arm: str) -> None:
             f"there is nothing to export: base is {recipe.model} as it was given; name a trained "
             "arm (ARM=grpo), or train one (`make arms`)"
         )
-    found = recipe.all_arms()[arm]
+    found = recipe.all_arms[arm]
     if found.trainer == "none":
         raise UserError(
             f"there is nothing to export: {arm} is {found.start} asked in another way, without "

@@ -95,7 +95,7 @@ def strange_starts(recipe: Recipe, names: Sequence[str]) -> list[str]:
 
     What the two differ in is then more than what the arm's training did.
     """
-    found, arms = [], recipe.all_arms()
+    found, arms = [], recipe.all_arms
     for name in names:
         if name == "base" or arms[name].trainer == "none":
             continue
@@ -124,7 +124,7 @@ def strange_starts(recipe: Recipe, names: Sequence[str]) -> list[str]:
 def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
     """Each arm with what it started from, with the base, where it is asked in another way with the
     base asked in that way, and with its twin by another backend; the last trained first."""
-    arms = recipe.all_arms()
+    arms = recipe.all_arms
     asked = {_way(arm): name for name, arm in arms.items() if _is_base(arm)}
     first: dict[str, str] = {}
     twins = {name: first.setdefault(_made(arms, name), name) for name in arms}

@@ -16,7 +16,7 @@ TRAINERS = {"sft": sft, "grpo": grpo, "rejection": rejection}
 def main() -> None:
     arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
     recipe = recipe_from(arguments)
-    arms = {name: arm for name, arm in recipe.all_arms().items() if arm.trainer != "none"}
+    arms = {name: arm for name, arm in recipe.all_arms.items() if arm.trainer != "none"}
     # What Unsloth has patched stays so: arms of several backends need a process each.
     several = len({recipe.for_arm(name).backend for name in arms}) > 1
     for name, arm in arms.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from data import recipe
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
+from data.common.fields import nearest
 from data.run import LOG
 from pipeline.health.logs import examine
 from pipeline.health.report import as_json, print_patients
@@ -55,7 +56,7 @@ def run_folder(name: str) -> Path:
         return folder
     known = sorted({path.parent.parent.name for path in recipe.RUNS.glob(f"*/*/{LOG}")})
     there = f"runs with a log are {', '.join(known)}" if known else "no run has a log yet"
-    raise UserError(f"{folder} does not exist; {there}{recipe.nearest(name, known)}")
+    raise UserError(f"{folder} does not exist; {there}{nearest(name, known)}")
 
 
 def main() -> None:

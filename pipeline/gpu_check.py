@@ -222,7 +222,7 @@ def make_model(shape: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def rows_of(recipe: Recipe) -> list[dict[str, Any]]:
     """Training rows of the recipe's tiers, the same on every machine, the longest first."""
-    tiers = {name: use.tier for name, use in recipe.tier_uses().items() if not use.source}
+    tiers = {name: use.tier for name, use in recipe.tier_uses.items() if not use.source}
     rows = drawn_rows(recipe, RUN, tiers, _DRAWN)
     if not rows:
         raise UserError(f"{recipe.path}: all its tiers are imported; gpu-check draws its problems")

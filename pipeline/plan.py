@@ -25,9 +25,9 @@ from rich.table import Table
 from data.common.console import plain_console
 from data.common.errors import UserError, reason_of, run_main
 from data.common.files import finished
-from data.make import make_problem
+from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import read_split, record
+from data.rows import Row, new_row, read_split
 from data.tiers import TIERS, Tier
 from pipeline.backends import BOTH
 from pipeline.memory.arithmetic import (
@@ -251,7 +251,7 @@ def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
         rows = [row for split in ("train", "test") for row in read_split(recipe.run, split)]
         return [(row["prompt"], row["gold"]) for row in rows], f"longest of {len(rows):,} problems"
     # Of an imported tier, ours of that name stands in.
-    tiers = {n: TIERS.get(n) if use.source else use.tier for n, use in recipe.tier_uses().items()}
+    tiers = {n: TIERS.get(n) if use.source else use.tier for n, use in recipe.tier_uses.items()}
     rows = drawn_rows(recipe, "plan", tiers, _DRAWN)
     if not rows:
         raise UserError(
@@ -264,15 +264,14 @@ def _texts(recipe: Recipe) -> tuple[list[tuple[str, str]], str]:
 
 def drawn_rows(
     recipe: Recipe, purpose: str, tiers: Mapping[str, Tier | None], count: int
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows of ``count`` problems of each tier that is known, as ``read_split`` gives those of a
     split; ``purpose`` takes the split's place, so they are other problems than a run's."""
     rows = []
     for name, tier in tiers.items():
         for i in range(count if tier else 0):
             problem = make_problem(recipe.seed, purpose, name, tier, i)
-            row = record(f"{name}-{i}", purpose, name, problem, recipe.data.reasoning)
-            rows.append({**row, "problem": problem})
+            rows.append(new_row(f"{name}-{i}", purpose, name, problem, recipe.data.reasoning))
     return rows
 
 
@@ -326,7 +325,7 @@ def settings_of(
         gold=lengths.gold,
     )
     found: dict[Settings, str] = {}
-    for name, arm in recipe.all_arms().items():
+    for name, arm in recipe.all_arms.items():
         each = recipe.for_arm(name)
         if each.backend not in ("auto", kind):
             continue
@@ -334,7 +333,7 @@ def settings_of(
             found.setdefault(_sft(each, common, lengths), name)
         elif arm.section == "grpo":
             found.setdefault(_grpo(each, common, lengths), name)
-    for name in ("base", *recipe.all_arms()):
+    for name in ("base", *recipe.all_arms):
         each = recipe.for_arm(name)
         bits = 16 if recipe.bits == 16 else own
         sampling = replace(common, bits=bits, adapters=(), rank=0, extra=0)
@@ -446,7 +445,7 @@ def kinds_of(recipe: Recipe) -> list[str]:
     """What the arms of a recipe may be trained by."""
     if recipe.fast_inference:
         return ["unsloth"]
-    arms = [name for name, arm in recipe.all_arms().items() if arm.section]
+    arms = [name for name, arm in recipe.all_arms.items() if arm.section]
     named = {recipe.for_arm(name).backend for name in arms} or {recipe.backend}
     return [kind for kind in BOTH if named & {"auto", kind}]
 

@@ -66,7 +66,7 @@ def successes(
         "seed": recipe.seed,
         "prompts": prompts,
         "answers": answers,
-        "tiers": recipe.all_arms()[arm].tiers,
+        "tiers": recipe.all_arms[arm].tiers,
         "curriculum": recipe.data.curriculum,
         "decoding": [recipe.eval.temperature, recipe.eval.top_p, recipe.eval.max_tokens],
     }
@@ -129,7 +129,7 @@ def _read(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
 def run(recipe: Recipe, force: bool, arm: str) -> None:
     """Sample, keep the successes, train on them; the merged result is ``<arm>/model``."""
     start_of(recipe, arm, "rejection")
-    settings = recipe.all_arms()[arm].settings
+    settings = recipe.all_arms[arm].settings
     recipe = recipe.for_arm(arm)
     backend.start(recipe)
     if "max_steps" not in settings:

@@ -30,13 +30,14 @@ from rich.table import Table
 
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
+from data.common.fields import nearest
 from data.common.files import Stage, write_json, write_text
 from data.common.seeds import seed_of
+from data.draw import make_problem
 from data.event import Schedule
-from data.make import make_problem
 from data.problem import Problem
 from data.published import read_published
-from data.recipe import Recipe, nearest, recipe_arguments, recipe_from
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import RewardSection, TierUse
 from data.solver import optimal_schedule
 from data.tiers import TIERS
@@ -441,7 +442,7 @@ def problems_of(
     Raises:
         UserError: naming a tier that there is not.
     """
-    uses = recipe.tier_uses()
+    uses = recipe.tier_uses
     found = {}
     for name in tiers or uses:
         if name not in uses and name not in TIERS:

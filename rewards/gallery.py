@@ -15,8 +15,8 @@ from pathlib import Path
 from data.clock import CLOCK
 from data.common.errors import run_main
 from data.common.files import write_text
+from data.draw import make_problem
 from data.event import Schedule
-from data.make import make_problem
 from data.policies import greedy_by_value
 from data.problem import Problem
 from data.prompts import answer, prompt, trace

@@ -20,8 +20,8 @@ from functools import lru_cache
 from typing import Any
 
 from data.common.errors import UserError
+from data.common.fields import nearest
 from data.problem import problem_from_text
-from data.recipe import nearest
 from data.sections import RewardSection
 from rewards import blog
 from rewards.verify import VALID, Status, Verdict, verify_text

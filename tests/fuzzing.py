@@ -35,7 +35,7 @@ from data.problem import Problem, problem_from_text
 from data.prompts import answer, prompt
 from data.published import read_published
 from data.recipe import load_recipe
-from data.rows import read_problems, record
+from data.rows import new_row, read_problems, row_to_json
 from data.sections import RewardSection
 from data.solver import UnprovenError, optimal_schedule, prove
 from data.tiers import EFFORT
@@ -225,7 +225,7 @@ def _problems() -> list[Problem]:
 def _rows() -> list[bytes]:
     rows = []
     for i, problem in enumerate(_problems()):
-        rows.append(record(f"test-{i}", "test", "dense", problem, bool(i % 2)))
+        rows.append(row_to_json(new_row(f"test-{i}", "test", "dense", problem, bool(i % 2))))
     return [b"".join(_as_json(row) + b"\n" for row in rows[at : at + 3]) for at in range(8)]
 
 

@@ -14,9 +14,9 @@ from data import recipe as recipes
 from data.common import files
 from data.common.files import Stage, write_jsonl
 from data.common.seeds import seed_of
-from data.make import make_problem
+from data.draw import make_problem
 from data.recipe import Recipe, load_recipe
-from data.rows import record
+from data.rows import new_row, row_to_json
 from data.tiers import TIERS
 from eval import elicitation
 from eval import judge as report
@@ -116,14 +116,16 @@ class World:
         folder = recipe.run.data
         for split in ("train", "val", "test"):
             rows = [
-                record(
-                    f"{split}-{name}-{i:05d}",
-                    split,
-                    name,
-                    make_problem(recipe.seed, split, name, TIERS[name], i),
-                    reasoning=False,
+                row_to_json(
+                    new_row(
+                        f"{split}-{name}-{i:05d}",
+                        split,
+                        name,
+                        make_problem(recipe.seed, split, name, TIERS[name], i),
+                        reasoning=False,
+                    )
                 )
-                for name, use in recipe.tier_uses().items()
+                for name, use in recipe.tier_uses.items()
                 for i in range(getattr(use, split))
             ]
             write_jsonl(folder / f"{split}.jsonl", rows)
@@ -131,7 +133,7 @@ class World:
 
     def train(self, recipe: Recipe, *names: str) -> None:
         """Leave what a training leaves, of these arms or of all."""
-        for name, arm in recipe.all_arms().items():
+        for name, arm in recipe.all_arms.items():
             if arm.trainer != "none" and (not names or name in names):
                 model = recipe.run.folder / name / "model"
                 model.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ from conftest import BLOG, day, random_problem, tier_problems
 
 import rewards.audit
 from data.common.errors import UserError
+from data.draw import make_problem
 from data.event import Event
-from data.make import make_problem
 from data.policies import feasible_schedules
 from data.problem import Problem
 from data.published import read_published

@@ -135,7 +135,7 @@ def test_half_of_the_skills_corpus_is_the_embedded_ones_and_each_further_rule_ha
 
 
 def test_the_recipe_asks_for_what_the_skills_corpus_holds():
-    uses = load_recipe(RECIPES / "skills.yaml").tier_uses()
+    uses = load_recipe(RECIPES / "skills.yaml").tier_uses
     in_corpus = {tier.kinds[0]: tier for tier, _ in SKILLS if tier.kinds}
     assert uses.keys() == in_corpus.keys()
     assert all(use.train and use.test for use in uses.values())

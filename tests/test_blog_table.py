@@ -13,7 +13,7 @@ from data.common.files import stage_facts, write_jsonl
 from data.policies import floor
 from data.prompts import answer
 from data.recipe import load_recipe
-from data.rows import record
+from data.rows import new_row, row_to_json
 from data.solver import optimal_schedule
 from eval.answers.files import ProblemFile
 from eval.answers.sampling import sample_arm
@@ -68,7 +68,7 @@ def test_the_published_table_comes_out_exactly_with_what_it_hides():
 @pytest.fixture
 def problem_file(tmp_path) -> ProblemFile:
     rows = [
-        record(f"test-blog-{i}", "test", "blog", problem, False)
+        row_to_json(new_row(f"test-blog-{i}", "test", "blog", problem, False))
         for i, problem in enumerate(tier_problems("blog", 12))
     ]
     path = tmp_path / "test.jsonl"

@@ -13,7 +13,7 @@ from scripted import Scripted, World, lines, place, solving
 from data import make
 from data.common.errors import UserError
 from data.common.files import Stage, read_jsonl, write_jsonl
-from data.make import make_problem
+from data.draw import make_problem
 from data.recipe import load_recipe
 from data.rows import read_split
 from data.sections import Margins

@@ -71,7 +71,7 @@ def train(recipe, weights, *names, lora=None):
     """Leave what a training leaves, with weights that can be loaded."""
     for name in names:
         folder = recipe.run.folder / name
-        start = export.model_folder(recipe, recipe.all_arms()[name].start)
+        start = export.model_folder(recipe, recipe.all_arms[name].start)
         settings = {
             "model": start,
             "dtype": "float32",

@@ -16,7 +16,8 @@ from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
 from data.prompts import messages
-from data.recipe import SPLITS, load_recipe
+from data.recipe import load_recipe
+from data.sections import SPLITS
 from pipeline import check
 from pipeline.check import check_texts
 from pipeline.model import lengths

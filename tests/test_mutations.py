@@ -21,8 +21,8 @@ import rewards.parse
 import rewards.reward
 import rewards.verify
 from data.clock import MINUTE
+from data.draw import make_problem
 from data.event import Event
-from data.make import make_problem
 from data.problem import Problem
 from data.prompts import answer, schedule_xml
 from data.rules import (

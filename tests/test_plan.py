@@ -12,7 +12,7 @@ from test_shapes import PARAMETERS
 from transformers import AutoConfig
 
 from data.common.errors import UserError
-from data.make import make_problem
+from data.draw import make_problem
 from data.prompts import prompt
 from data.recipe import Recipe, load_recipe
 from pipeline import plan
@@ -171,7 +171,7 @@ def test_lengths_are_counted_with_the_tokenizer_at_hand():
     found = lengths_of(given, None, None)
     assert "the model's tokenizer" in found.source
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    for name, use in given.tier_uses().items():
+    for name, use in given.tier_uses.items():
         text = prompt(make_problem(given.seed, "plan", name, use.tier, 3))
         ids = tokenizer(render(tokenizer, text), add_special_tokens=False)["input_ids"]
         assert len(ids) <= found.prompt
@@ -242,7 +242,7 @@ def test_what_is_checkpointed_is_the_recipes_word_and_unsloth_offloads_it():
 
 def test_arms_of_the_same_size_are_one_and_others_are_not():
     ablation = load_recipe(TINY.with_name("ablation.yaml"))
-    assert len(ablation.all_arms()) > 3
+    assert len(ablation.all_arms) > 3
     found = settings_of(ablation, "trl", LENGTHS)
     assert len({(s.stage, s.rows, s.group) for s in found}) == len(found)
     arms = recipe().arms

@@ -5,8 +5,8 @@ from itertools import permutations
 import pytest
 from conftest import CORRUPTIONS, day, minutes, tier_problems, weighted
 
+from data.draw import make_problem
 from data.event import Event
-from data.make import make_problem
 from data.problem import Problem
 from data.prompts import answer, trace
 from data.rows import gold_answer

@@ -23,7 +23,7 @@ from data.policies import random_maximal
 from data.problem import Problem
 from data.prompts import answer, schedule_xml
 from data.recipe import load_recipe
-from data.rows import record
+from data.rows import new_row
 from data.rules import BASE_RULES, MustInclude
 from eval import elicitation, report
 from eval.answers import likelihood
@@ -434,7 +434,7 @@ def test_a_drawn_answer_stays_small_whatever_is_in_it():
 
 
 def test_a_problem_is_drawn_with_priorities_and_the_optimal_schedule():
-    found = drawn_problem({**record("x", "test", "t", day(), True), "problem": day()})
+    found = drawn_problem(new_row("x", "test", "t", day(), True))
     assert (found["from"], found["to"]) == (540, 720)
     by_name = {name: rest for name, *rest in found["events"]}
     assert [name for name, rest in by_name.items() if rest[3]] == ["Chess"]

@@ -96,7 +96,7 @@ def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(
 
 def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():
     elicitation = load_recipe(RECIPES / "elicitation.yaml")
-    found = {case.name: case for case in cases(elicitation, ["base", *elicitation.all_arms()])}
+    found = {case.name: case for case in cases(elicitation, ["base", *elicitation.all_arms])}
     assert list(found) == ["grpo", "grpo-only", "rejection-sft"]
     assert found["grpo"].members == ("grpo.1", "grpo.2", "grpo.3")
     assert [case.start for case in found.values()] == ["sft", None, None]
@@ -104,7 +104,7 @@ def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():
     assert {case.format_only for case in found.values()} == {("format-only",)}
 
     skills = load_recipe(RECIPES / "skills.yaml")
-    found = cases(skills, ["base", *skills.all_arms()])
+    found = cases(skills, ["base", *skills.all_arms])
     by_tier = {tier: [c.name for c in found if c.tiers == (tier,)] for tier in ("gap", "at_most")}
     assert by_tier == {
         "gap": ["sft-gap", "grpo-gap"],

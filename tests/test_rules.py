@@ -464,7 +464,7 @@ def test_the_fingerprint_changes_with_what_a_rule_asks():
 def test_a_rule_can_be_drawn_for_any_day_of_its_tier(kind):
     rng = random.Random(2)
     tier = Tier(events=(3, 8), rules=(1, 1), kinds=(kind,))
-    tier.validate("mine")
+    tier.validate("tier 'mine'")
     found = [tier.sample(rng) for _ in range(50)]
     for problem in found:
         *base, rule = problem.rules

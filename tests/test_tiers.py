@@ -44,7 +44,7 @@ def seconds(function, *arguments: object) -> float:
 def some(count: int = 30, **attributes: object) -> list[Problem]:
     """Problems of a small tier with these attributes that have a schedule, with their optimum."""
     tier = Tier(**{"events": (5, 8), "window": ("09:00", "14:00"), **attributes})
-    tier.validate("mine")
+    tier.validate("tier 'mine'")
     drawn = [tier.sample(random.Random(seed)) for seed in range(count)]
     return [p.proven(brute_force(p)[0]) for p in drawn if brute_force(p)[2]]
 
@@ -272,7 +272,7 @@ def test_an_overlapping_event_overlaps_just_one():
 def test_a_senseless_value_is_named_with_its_tier_and_key(key, value, says):
     tier = replace(TIERS["blog"], **{key: value})
     with pytest.raises(UserError) as error:
-        tier.validate("mine")
+        tier.validate("tier 'mine'")
     text = str(error.value)
     assert text.startswith(f"tier 'mine': {key} ")
     assert says in text
@@ -282,7 +282,7 @@ def test_a_senseless_value_is_named_with_its_tier_and_key(key, value, says):
 
 def test_too_few_events_for_a_trap_are_refused():
     with pytest.raises(UserError, match="must be 3 or more"):
-        replace(TIERS["trap"], events=(2, 2)).validate("mine")
+        replace(TIERS["trap"], events=(2, 2)).validate("tier 'mine'")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_too_few_events_for_a_trap_are_refused():
 )
 def test_attributes_that_do_not_go_together_are_refused(attributes, says):
     with pytest.raises(UserError) as error:
-        Tier(**attributes).validate("mine")
+        Tier(**attributes).validate("tier 'mine'")
     assert says in str(error.value)
 
 
@@ -313,7 +313,7 @@ def test_attributes_that_do_not_go_together_are_refused(attributes, says):
 )
 def test_a_tier_without_any_problem_gives_up_with_a_sentence(tier, monkeypatch):
     monkeypatch.setattr("data.tiers.ATTEMPTS", 200)
-    tier.validate("mine")
+    tier.validate("tier 'mine'")
     with pytest.raises(UserError, match="no problem in 200 draws; widen its window"):
         tier.sample(random.Random(1))
 
@@ -329,7 +329,7 @@ def test_an_event_may_fill_the_whole_window():
     tier = Tier(
         events=(1, 1), window=("09:00", "10:00"), grid=60, durations=(60, 60, 1), priorities=(0, 1)
     )
-    tier.validate("mine")
+    tier.validate("tier 'mine'")
     [event] = tier.sample(random.Random(1)).events
     assert event == Event(540, 600, event.name)
 
@@ -337,12 +337,12 @@ def test_an_event_may_fill_the_whole_window():
 def test_a_window_that_holds_no_start_on_the_grid_is_refused():
     tier = Tier(window=("09:01", "09:31"), grid=60, durations=(30, 30, 15))
     with pytest.raises(UserError, match="tier 'mine'"):
-        tier.validate("mine")
+        tier.validate("tier 'mine'")
 
 
 def test_no_share_means_no_priority_and_no_overlap():
     tier = Tier(events=(4, 8), overlap=(0, 0), priorities=(0, 0))
-    tier.validate("mine")
+    tier.validate("tier 'mine'")
     problems = [tier.sample(random.Random(seed)) for seed in range(20)]
     assert not any(p.priorities for p in problems)
     assert not any(map(pairs, problems))

@@ -49,6 +49,12 @@ class UserError(Exception):
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def require(condition: object, message: str) -> None:
+    """Raise UserError with ``message`` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
 def reason_of(error: Exception, most: int | None = 200) -> str:
     """What a library's error says, on one line of at most ``most`` characters."""
     return " ".join(str(error).split())[:most]

@@ -60,8 +60,8 @@ class Asker:
             NotServedError: when it holds another one.
         """
         names = [self.arm]
-        while names[-1] != "base" and self.recipe.all_arms()[names[-1]].trainer == "none":
-            names.append(self.recipe.all_arms()[names[-1]].start)
+        while names[-1] != "base" and self.recipe.all_arms[names[-1]].trainer == "none":
+            names.append(self.recipe.all_arms[names[-1]].start)
         model = self.recipe.run.model(self.arm)
         return self.server.model_of(names, model, self.recipe.dtype)
 

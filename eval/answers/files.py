@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, shown
+from data.common.fields import dataclass_from
 from data.common.files import MANIFEST, read_jsonl, stage_facts
 from data.problem import Problem
 from data.published import check_row, prove_rows, read_rows
-from data.recipe import build
 from data.run import VERDICTS
 from data.sections import EvalSection
 from data.solver import prove
@@ -228,6 +228,6 @@ def way_of_asking(folder: Path) -> EvalSection:
     if asking is None:
         raise UserError(f"{folder} was sampled by an earlier version; FORCE=1 make eval redoes it")
     try:
-        return build(EvalSection, asking, str(folder / MANIFEST), "asking.")
+        return dataclass_from(EvalSection, asking, str(folder / MANIFEST), "asking.")
     except UserError as error:  # of another version's keys, or by hand
         raise UserError(f"{error}; FORCE=1 make eval redoes it") from None

@@ -46,19 +46,19 @@ class Case:
 
 def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
     """The conclusions that can be made of the arms that were sampled; what cannot is said."""
-    tested = [name for name, use in recipe.tier_uses().items() if use.test]
+    tested = [name for name, use in recipe.tier_uses.items() if use.test]
     best, form = recipe.conclusion.base_best, recipe.conclusion.format_only
     if best and best not in sampled:
         print(f"eval: {best} was not sampled, so the base is held to be at its best as it is")
         best = None
-    forms = tuple(recipe.members(form)) if form else ()
+    forms = tuple(recipe.arms[form].members(form)) if form else ()
     if not set(forms) <= set(sampled):
         print(f"eval: {form} was not sampled, so the conclusion does not ask what it explains")
         forms = ()
     found = []
     for name in recipe.judged():
         arm = recipe.arms[name]
-        members = tuple(recipe.members(name))
+        members = tuple(recipe.arms[name].members(name))
         start = None if arm.start == "base" else arm.start
         missing = {"base", *members, *([start] if start else [])} - set(sampled)
         if missing:

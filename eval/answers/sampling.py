@@ -36,7 +36,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
     model = recipe.run.model(arm)
     test = read_split(recipe.run, "test")
     asking = recipe.for_arm(arm).eval
-    tune = {} if arm == "base" else recipe.all_arms()[arm].tune
+    tune = {} if arm == "base" else recipe.all_arms[arm].tune
     if tune and shard:
         if shard.number > 1:
             print(f"eval {arm}: tuned and sampled by one process, --shard 1/{shard.of}", flush=True)

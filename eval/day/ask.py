@@ -21,11 +21,12 @@ from rich.console import Console
 from data.clock import CLOCK
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
+from data.common.fields import nearest
 from data.names import EVENT_NAMES
 from data.problem import Problem
-from data.recipe import MOST_SEED, Recipe, nearest, recipe_arguments, recipe_from
-from data.rows import record
-from data.sections import EvalSection
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import new_row
+from data.sections import MOST_SEED, EvalSection
 from eval.answers.asker import shots_for
 from eval.answers.judge import score_rows
 from eval.day.days import Day, Wanted, day_of, prove_day, read_day
@@ -48,7 +49,7 @@ def chosen_arm(recipe: Recipe, arm: str | None, model_given: bool) -> str:
     Raises:
         UserError: when the recipe has no such arm, or it is not trained.
     """
-    known = recipe.all_arms()
+    known = recipe.all_arms
     if arm is None:
         trained = [a for a, what in known.items() if what.trainer != "none"]
         trained = [a for a in trained if not model_given and recipe.run.is_trained(a)]
@@ -213,7 +214,7 @@ def ask(
 
     quiet()
     model, tokenizer = load_model(recipe.run.model(arm), recipe.dtype)
-    row = {**record("day", "try", "", problem, recipe.data.reasoning), "problem": problem}
+    row = new_row("day", "try", "", problem, recipe.data.reasoning)
     rendered = render(tokenizer, row["prompt"], shots_of(recipe, asking.shots))
     limit = asking.max_tokens or answer_limit(tokenizer, [row])
     limit = min(limit, room_for(model, tokenizer, rendered, row["gold"]) or limit)

@@ -28,10 +28,10 @@ from typing import Any
 
 from data.clock import DAY
 from data.common.errors import UserError
+from data.common.fields import nearest
 from data.event import Event, Schedule
 from data.problem import Problem
 from data.published import check_row, problem_of
-from data.recipe import nearest
 from data.rules import BASE_RULES
 from data.solver import UnprovenError, optimal_schedule
 from eval.day.entry import UNFIT, Entry, cleaned, json_entry, listed, typed_entry

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.clock import DAY
 from data.common.errors import UserError
-from data.recipe import nearest
+from data.common.fields import nearest
 
 #: Characters of a name; longer ones are cut.
 MOST_NAME = 80

@@ -33,7 +33,7 @@ from icalendar.timezone import tzp
 from recurring_ical_events import CalendarQuery, EventAdapter
 
 from data.common.errors import UserError
-from data.recipe import nearest
+from data.common.fields import nearest
 from eval.day.entry import Entry, cleaned, listed
 
 #: Years of dates that are followed; Apple dates birthdays without a year to 1604.

@@ -115,7 +115,7 @@ def lineage(recipe: Recipe, arm: str) -> list[Link]:
     folder = Path(recipe.run.model(arm))
     found = [Link(arm, str(folder), sha256(folder), stage_facts(folder.parent))]
     while (facts := found[0].facts) is not None:
-        start = _weights_of(recipe, recipe.all_arms()[found[0].arm].start)
+        start = _weights_of(recipe, recipe.all_arms[found[0].arm].start)
         model = recipe.run.model(start)
         if facts["settings"]["model"] != model:
             raise UserError(
@@ -132,7 +132,7 @@ def lineage(recipe: Recipe, arm: str) -> list[Link]:
 
 def _weights_of(recipe: Recipe, arm: str) -> str:
     """The arm itself, or, where it is one asked in another way, that one."""
-    while arm != "base" and (found := recipe.all_arms()[arm]).trainer == "none":
+    while arm != "base" and (found := recipe.all_arms[arm]).trainer == "none":
         arm = found.start
     return arm
 
@@ -149,12 +149,12 @@ def evaluation(recipe: Recipe, links: Sequence[Link]) -> Evaluation | str:
     shown = [x.arm for x in links if x.arm in report["arms"] and _is_counted(recipe, x, judged)]
     if arm not in shown:
         return "The run's evaluation is of other weights than these; `make eval` evaluates these."
-    entry = next(name for name in recipe.arms if arm in recipe.members(name))
+    entry = next(name for name in recipe.arms if arm in recipe.arms[name].members(name))
     return Evaluation(
         _of_arms(report, shown),
         way_of_asking(recipe.run.samples(arm).parent),
         _conclusion(recipe, arm, entry, report["arms"]),
-        len(recipe.members(entry)),
+        len(recipe.arms[entry].members(entry)),
     )
 
 
@@ -220,7 +220,7 @@ def card(
 
     result = found if isinstance(found, Evaluation) else None
     arm, start = links[-1].arm, links[-2]
-    tiers = recipe.all_arms()[arm].tiers or tuple(recipe.tier_uses())
+    tiers = recipe.all_arms[arm].tiers or tuple(recipe.tier_uses)
     rows = [row for row in read_split(recipe.run, "train") if row["tier"] in tiers]
     path = recipe.run.split("train")
     same = links[-1].facts["inputs"].get(str(path)) == sha256(path)
@@ -258,7 +258,7 @@ def _metadata(
     known = base.arm == "base" and on_hub(base.model)
     trained = links[1:]
     backends = {_backend(link.facts) for link in trained if link.facts}
-    sources = [use.source.partition(":")[0] for use in recipe.tier_uses().values() if use.source]
+    sources = [use.source.partition(":")[0] for use in recipe.tier_uses.values() if use.source]
     name = f"{recipe.run_name}-{links[-1].arm}"
     return ModelCardData(
         base_model=base.model if known else None,
@@ -268,7 +268,7 @@ def _metadata(
         tags=[
             TAG,
             "scheduling",
-            *dict.fromkeys(recipe.all_arms()[link.arm].trainer for link in trained),
+            *dict.fromkeys(recipe.all_arms[link.arm].trainer for link in trained),
             "trl",
             *(["unsloth"] if "unsloth" in backends else []),
         ],
@@ -336,7 +336,7 @@ def called(link: Link) -> str:
 
 
 def _way(recipe: Recipe, link: Link) -> str:
-    return _WAYS[recipe.all_arms()[link.arm].trainer]
+    return _WAYS[recipe.all_arms[link.arm].trainer]
 
 
 def _line(recipe: Recipe, before: Link | None, link: Link) -> str:
@@ -361,7 +361,7 @@ def _backend(facts: Mapping[str, Any]) -> str | None:
 def _settings(recipe: Recipe, link: Link) -> dict[str, Any]:
     """What a training really used, as its manifest says."""
     facts, settings = link.facts, link.facts["settings"]
-    section = recipe.all_arms()[link.arm].section
+    section = recipe.all_arms[link.arm].section
     given, used = settings.get(section, {}), dict(facts.get("trained_with", {}))
     if used.get("max_steps", 0) > 0:
         used.pop("num_train_epochs", None)  # does not count then

@@ -10,7 +10,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError
-from data.recipe import nearest
+from data.common.fields import nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from data.common.errors import UserError
 from data.common.files import Stage, finished, stage_facts
 from data.prompts import messages
-from data.recipe import SPLITS, Recipe
+from data.recipe import Recipe
 from data.rows import read_split
+from data.sections import SPLITS
 from pipeline.model.decode import render
 from pipeline.model.load import check_template, explained, is_local
 
@@ -208,7 +209,7 @@ class Use:
 
 def uses(recipe: Recipe) -> Iterator[Use]:
     """What training and evaluation of every arm read."""
-    for name, arm in recipe.all_arms().items():
+    for name, arm in recipe.all_arms.items():
         each = recipe.for_arm(name)
         tokens = each.eval.max_tokens
         if arm.section == "sft":
@@ -218,9 +219,9 @@ def uses(recipe: Recipe) -> Iterator[Use]:
         if arm.trainer == "grpo":
             key = "max_completion_length"
             yield Use(name, True, "train", arm.tiers, f"grpo.{key}", each.grpo.get(key))
-    for name in ("base", *recipe.all_arms()):
+    for name in ("base", *recipe.all_arms):
         asking = recipe.for_arm(name).eval
-        tune = {} if name == "base" else recipe.all_arms()[name].tune
+        tune = {} if name == "base" else recipe.all_arms[name].tune
         shots = max(tune.get("shots", (asking.shots,)))
         key = "eval.max_tokens"
         yield Use(name, False, "test", (), key, asking.max_tokens, shots)
@@ -323,7 +324,7 @@ def _ways(
         yield "show fewer shots"
     if not found.total <= (context or math.inf):
         yield "take a model with a longer context"
-    source = recipe.tier_uses()[found.tier].source
+    source = recipe.tier_uses[found.tier].source
     yield (
         f"leave the problem out of {source}"
         if source

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, reason_of
-from data.recipe import TYPE_NAMES, Recipe, nearest
+from data.common.fields import TYPE_NAMES, nearest
+from data.recipe import Recipe
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model.load import check_dtype
 from rewards.reward import check as check_reward
@@ -227,7 +228,7 @@ def prompts_together(config: Any) -> int:
 def check_settings(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
     check_dtype(recipe.dtype)
-    for each in (recipe, *map(recipe.for_arm, recipe.all_arms())):
+    for each in (recipe, *map(recipe.for_arm, recipe.all_arms)):
         _check_training(each, "sft", sft_config(each, Path("unused")))
         _check_training(each, "grpo", grpo_config(each, Path("unused")))
     lora_config(recipe)

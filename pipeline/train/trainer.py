@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, reason_of
+from data.common.fields import nearest
 from data.common.files import Stage, remove, write_folder
 from data.policies import random_maximal_success
-from data.recipe import Recipe, nearest
+from data.recipe import Recipe
 from data.rows import read_split
 from data.run import ADAPTER, LOG, MODEL
 from pipeline.model import processes
@@ -48,7 +49,7 @@ def start_of(recipe: Recipe, arm: str, trainer: str | None = None) -> str:
         UserError: when the recipe has no such arm, the one it starts from is not trained, or the
             arm is not one of ``trainer``.
     """
-    arms = recipe.all_arms()
+    arms = recipe.all_arms
     if arm not in arms:
         known = ", ".join(arms)
         raise UserError(f"{recipe.path}: arms has no {arm!r} (it has {known}){nearest(arm, arms)}")
@@ -64,7 +65,7 @@ def start_of(recipe: Recipe, arm: str, trainer: str | None = None) -> str:
 
 def training_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
     """The training problems of an arm, in the order of the recipe's curriculum."""
-    tiers = recipe.all_arms()[arm].tiers
+    tiers = recipe.all_arms[arm].tiers
     rows = [row for row in read_split(recipe.run, "train") if not tiers or row["tier"] in tiers]
     if recipe.data.curriculum == "easy_to_hard":
         rows.sort(key=lambda row: -random_maximal_success(row["problem"]))
@@ -151,7 +152,7 @@ def run_trainer(
         "seed": recipe.seed,
         "lora": recipe.lora,
         "curriculum": recipe.data.curriculum,
-        "tiers": recipe.all_arms()[name].tiers,
+        "tiers": recipe.all_arms[name].tiers,
         "backend": choice.name,
         "bits": recipe.bits,
         "max_seq_length": recipe.max_seq_length,

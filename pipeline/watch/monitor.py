@@ -99,7 +99,7 @@ def monitored(
     monitor = Monitor(trainer, recipe, kind, sticks)
     trainer.add_callback(monitor)
     where = f"{recipe.path}: {arm}"
-    own = f"arms.{arm}.settings" if "learning_rate" in recipe.all_arms()[arm].settings else kind
+    own = f"arms.{arm}.settings" if "learning_rate" in recipe.all_arms[arm].settings else kind
     try:
         yield
     except Lost as lost:

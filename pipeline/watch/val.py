@@ -47,7 +47,7 @@ class Encoded:
 def val_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
     """The ``monitor.problems`` of val that a training is measured by, always the same ones: evenly
     from the arm's tiers, or from all where those have none."""
-    tiers = recipe.all_arms()[arm].tiers
+    tiers = recipe.all_arms[arm].tiers
     rows = read_split(recipe.run, "val")
     rows = [row for row in rows if not tiers or row["tier"] in tiers] or rows
     count = min(recipe.monitor.problems, len(rows))

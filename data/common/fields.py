@@ -1,0 +1,116 @@
+"""Dataclasses from what YAML or JSON holds: every key and type checked, every mistake a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from data.common.errors import UserError, shown
+
+T = TypeVar("T")
+
+#: Types as a message names them.
+TYPE_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping of keys",
+    type(None): "null",
+}
+
+
+def dataclass_from(cls: type[T], content: Any, source: str, prefix: str = "") -> T:
+    """Build a dataclass from a mapping; fields with ``internal`` in their metadata are not keys.
+
+    Args:
+        source: the file, as messages name it.
+        prefix: of every key in messages, such as ``data.``.
+
+    Raises:
+        UserError: naming ``source`` and the key that is missing, unknown, or of the wrong type.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping of keys")
+    assert dataclasses.is_dataclass(cls)
+    known = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
+    check_keys(content, known, source, prefix)
+    hints = typing.get_type_hints(cls)
+    values = {k: _converted(hints[k], v, source, prefix + k) for k, v in content.items()}
+    for name, spec in known.items():
+        needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if needed and name not in values:
+            raise UserError(f"{source}: key {prefix + name!r} is missing")
+    return cls(**values)
+
+
+def check_keys(content: Iterable[Any], known: Iterable[str], source: str, prefix: str) -> None:
+    """Raise UserError naming the first key that is not among the ``known`` ones."""
+    known = list(known)
+    for key in content:
+        if key not in known:
+            near = nearest(str(key), known)
+            raise UserError(f"{source}: unknown key {prefix + str(key)!r}{near}")
+
+
+def _converted(hint: Any, value: Any, source: str, key: str) -> Any:
+    """``value`` as the annotated type, or UserError."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):  # of one type with None
+        if value is None:
+            return None
+        return _converted(next(o for o in options if o is not type(None)), value, source, key)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return dataclass_from(hint, value, source, f"{key}.")
+    if origin is tuple:
+        return _converted_tuple(options, value, source, key)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {key} must be a mapping of keys, not {shown(value)}")
+        return {str(k): _converted(options[1], v, source, f"{key}.{k}") for k, v in value.items()}
+    if hint is float and type(value) is int and abs(value) < 1 << 1000:
+        return float(value)
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise UserError(f"{source}: {key} must be {TYPE_NAMES[hint]}, not {shown(value)}")
+    if isinstance(value, str) and not is_plain(value):
+        raise UserError(f"{source}: {key} is no plain text, or too long: {shown(value)}")
+    return value
+
+
+def _converted_tuple(options: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
+    if options[1:] == (Ellipsis,):
+        if not isinstance(value, list):
+            raise UserError(f"{source}: {key} must be a list, not {shown(value)}")
+        options = options[:1] * len(value)
+    if not isinstance(value, list) or len(value) != len(options):
+        raise UserError(
+            f"{source}: {key} must be a list of {len(options)} values, not {shown(value)}"
+        )
+    return tuple(_converted(o, v, source, key) for o, v in zip(options, value, strict=True))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written and tokenized.
+
+    JSON can also escape one half of a UTF-16 surrogate pair, which UTF-8 cannot hold.
+    """
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text can name a file, and be written into a manifest."""
+    return is_text(text) and "\0" not in text and len(text) < 1024
