@@ -28,9 +28,10 @@ from data.draw import make_problem
 from data.prompts import answer, trace
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import gold_answer, new_row
+from data.sections import Margins
 from data.solver import interval_optimum
-from eval.calibrate import sharpened
 from eval.elicitation import Asked, count_verdicts
+from eval.stats.cases import sharpened
 from eval.stats.evidence import Arms, conclude
 from pipeline.model.load import load_model, quiet
 from rewards.parse import parse
@@ -132,7 +133,7 @@ def bench_judging(count: int) -> list[Row]:
         }
         asked = Asked(rows, first, again)
         base, sft, grpo = (asked.counts(arms, "bench") for arms in (["base"], ["sft"], _MEMBERS))
-        conclude({"bench": Arms(base, grpo, sft=sft)})
+        conclude({"bench": Arms(base, grpo, sft=sft)}, Margins())
 
     with tempfile.TemporaryDirectory() as name:
         for arm, lift in _LIFTS.items():

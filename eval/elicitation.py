@@ -182,7 +182,7 @@ def compared(case: Case, tier: str, asked: Asked, recipe: Recipe) -> dict[str, A
             "shrinkage": expansion(tuned, base, indices, rng, level=level),
         }
         for key, value in found.items():
-            report.setdefault(key, {})[member] = value.to_json()
+            report.setdefault(key, {})[member] = asdict(value)
     return report
 
 
@@ -331,9 +331,9 @@ def report_on(
         named = label(case.name) in judgement.overall.reason
         judged[case.name] = {
             "sentence": f"{'' if named else label(case.name) + ': '}{judgement.sentence}",
-            "overall": judgement.overall.to_json(),
+            "overall": asdict(judgement.overall),
             "tiers": {
-                tier: {**ruling.to_json(), **compared(case, tier, asked, recipe)}
+                tier: {**asdict(ruling), **compared(case, tier, asked, recipe)}
                 for tier, ruling in judgement.tiers.items()
             },
         }

@@ -8,7 +8,6 @@ from data.policies import floor, random_maximal_success
 from data.tiers import TIERS
 from eval.stats.analyses import (
     accuracy_histogram,
-    certificate,
     coverage,
     crossing,
     expansion,
@@ -16,6 +15,7 @@ from eval.stats.analyses import (
     sampling_efficiency_gap,
     two_by_two,
 )
+from eval.stats.certificate import certificate
 from eval.stats.counts import Counts, fresh_tries, unsolved_by
 from eval.stats.estimate import bootstrap_indices
 from eval.stats.passk import floor_at, pass_at_k, solved_within

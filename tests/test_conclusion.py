@@ -1,11 +1,13 @@
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from eval.stats.conclusion import Budget, Conclusion, Margins, decide, is_new, tries_for
+from data.sections import Margins
+from eval.stats.certificate import tries_for
+from eval.stats.conclusion import Conclusion, Evidence, SampleBudget, decide
 from eval.stats.counts import Counts
 from eval.stats.estimate import Estimate
 from eval.stats.evidence import Arms, conclude, holm
@@ -184,7 +186,7 @@ def test_tiers_are_corrected_for_and_one_with_a_new_skill_is_enough():
     assert found.overall.conclusion == NEW
     assert found.sentence.startswith("New capability: on new:")
     assert found.overall.problems == 3 * P
-    assert min(ruling.tested_at for ruling in found.tiers.values()) == pytest.approx(0.025 / 4)
+    assert min(one.tested_at for one in found.tiers.values()) == pytest.approx(0.025 / 4)
 
 
 def test_what_only_holds_before_the_correction_is_inconclusive():
@@ -218,7 +220,7 @@ def test_holm_equals_the_textbook_on_random_p_values():
         assert {name for name, (yes, _) in holm(depths).items() if yes} == rejected
 
 
-BUDGET = Budget(64, 16, 320, 256, 47, 0.1, 0.3)
+BUDGET = SampleBudget(64, 16, 320, 256, 47, 0.1, 0.3)
 CLEAR, NONE, UNSURE = (0.10, 0.20), (-0.01, 0.01), (-0.02, 0.10)
 
 
@@ -251,7 +253,7 @@ CLEAR, NONE, UNSURE = (0.10, 0.20), (-0.01, 0.01), (-0.02, 0.10)
         ),
     ],
 )
-def test_each_line_of_the_rule_decides(changes, expected):
+def test_each_line_of_the_criterion_decides(changes, expected):
     ends = {
         "gain over base": CLEAR,
         "gain over sft": CLEAR,
@@ -264,9 +266,10 @@ def test_each_line_of_the_rule_decides(changes, expected):
     } | changes
     estimates = {name: Estimate(sum(e) / 2, *e, 100) for name, e in ends.items()}
     margins = Margins()
-    found, reason = decide(estimates, BUDGET, margins, is_new(estimates, margins))
-    assert found == expected, reason
-    assert "impossible" not in reason
+    evidence = Evidence(estimates, BUDGET)
+    decision = decide(evidence, margins, evidence.shows_new(margins))
+    assert decision.conclusion == expected, decision.reason
+    assert "impossible" not in decision.reason
 
 
 @pytest.mark.parametrize(("tries", "says"), [(1, "1 try"), (4, "4 tries")])
@@ -276,9 +279,8 @@ def test_what_was_elicited_is_said_with_its_number_of_tries(tries, says):
         "large k": Estimate(0.0, -0.01, 0.01, 9),
         "perhaps beyond base": Estimate(0.0, 0.0, 0.012, 9),
     }
-    budget = replace(BUDGET, tries=tries, reach=320)
-    _, reason = decide(estimates, budget, Margins(), new=False)
-    assert f"what it solves within {says} base reaches within 320 samples" in reason
+    evidence = Evidence(estimates, replace(BUDGET, tries=tries))
+    assert f"within {says} base" in decide(evidence, Margins(), new=False).reason
 
 
 def test_counts_that_do_not_fit_each_other_are_refused():
@@ -290,18 +292,18 @@ def test_counts_that_do_not_fit_each_other_are_refused():
     with pytest.raises(ValueError, match="one chance a problem"):
         Arms(some, some, guess=[0.1])
     with pytest.raises(ValueError, match="at least one tier"):
-        conclude({})
+        conclude({}, MARGINS)
     uneven = Counts(4, [0, 0], [8, 4], [0, 0])
     with pytest.raises(ValueError, match="equally many"):
         conclude({"t": Arms(Counts(4, [0, 0], 8, [0, 0]), uneven)}, MARGINS)
 
 
-def test_a_ruling_is_json_that_holds_every_number_and_is_the_same_again():
+def test_a_conclusion_is_json_that_holds_every_number_and_is_the_same_again():
     tier = arms(base=base(), grpo=lifted(base(), 6))
     one, again = (conclude({"t": tier}, MARGINS, seed=3) for _ in range(2))
     assert one.sentence.startswith("Elicited: GRPO gains")
-    written = json.dumps(one.overall.to_json(), allow_nan=False)
-    assert written == json.dumps(again.overall.to_json())
+    written = json.dumps(asdict(one.overall), allow_nan=False)
+    assert written == json.dumps(asdict(again.overall))
     found = json.loads(written)
     assert found["conclusion"] == "elicited"
     assert set(found["estimates"]["beyond base"]) == {"value", "low", "high", "n"}
@@ -327,6 +329,8 @@ def test_a_million_verdict_rows_become_a_conclusion_in_seconds():
         Counts(*counted(chance, n), *counted(chance, m))
         for chance in (p, p, lifted(p, 4), np.maximum(p, 0.5))
     ]
-    found = conclude({"tier": Arms(drawn[0], drawn[3], base_best=drawn[1], sft=drawn[2])})
+    found = conclude(
+        {"tier": Arms(drawn[0], drawn[3], base_best=drawn[1], sft=drawn[2])}, Margins()
+    )
     assert found.overall.conclusion == NEW
     assert time.perf_counter() - start < 60

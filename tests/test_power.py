@@ -2,20 +2,22 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from eval.calibrate import GUESS, STRENGTHS, Scenario, Size, _new, cell
-from eval.stats.conclusion import Conclusion, Margins
+from data.sections import Margins
+from eval.calibrate import calibrate_case
+from eval.stats.cases import GUESS, STRENGTHS, KnownCase, StudySize, new_skill
+from eval.stats.conclusion import Conclusion
 from eval.stats.power import SPREAD, detectable
 
 
-@pytest.mark.parametrize("size", [Size(150, 64, 256), Size(400, 64, 256)])
+@pytest.mark.parametrize("size", [StudySize(150, 64, 256), StudySize(400, 64, 256)])
 def test_a_new_skill_of_the_least_share_is_found_about_as_often_as_stated(size):
     margins = Margins(resamples=500)
     guess = np.random.default_rng(1).beta(*GUESS, 500)
     share = detectable(**vars(size), margins=margins, guess=guess, skill=0.3).new
 
     def power(share):
-        new = Scenario(f"new on {share}", _new(share), (Conclusion.NEW,))
-        return [cell(new, strength, size, 100, margins, 1).right for strength in STRENGTHS]
+        new = KnownCase(f"new on {share}", new_skill(share), (Conclusion.NEW,))
+        return [calibrate_case(new, one, size, 100, margins, 1).right for one in STRENGTHS]
 
     # It assumes a base that misses half; others miss fewer, and then less is taken off.
     assert min(power(share)) >= 0.75

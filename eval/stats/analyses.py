@@ -8,12 +8,11 @@ are fractions of 1.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, binomtest
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
 from data.sections import LEVEL
 from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
@@ -62,9 +61,6 @@ class Crossing:
     high: int | None
     n: int
     beyond: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def crossing(
@@ -130,9 +126,6 @@ class TwoByTwo:
     neither: int
     p: float
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def two_by_two(base_solved: ArrayLike, tuned_solved: ArrayLike) -> TwoByTwo:
     """The table solved by base / solved by the tuned arm, [problems] each, with exact McNemar.
@@ -163,37 +156,6 @@ def sampling_efficiency_gap(
     return paired_difference(reach[:, None], at_1[:, None], indices, level)[0]
 
 
-def certificate(
-    missed: int, fresh: int, lift: float, luck: float, chance: ArrayLike = 0.0
-) -> NDArray[np.int64]:
-    """How many of ``fresh`` samples the tuned arm must get right, on a problem that the reference
-    missed in all of ``missed``, for the two not to be one model, sharpened.
-
-    Were the tuned arm's chance a try no more than ``1 - (1 - p)^lift (1 - g)``, the reference's p
-    sharpened ``lift`` times over or else a blind guess, both things happen together with
-    ``(1 - p)^missed P(Binomial(fresh, that) >= x)``. The x given is the least that keeps this at
-    ``luck`` or below whatever p is, so on at most that share of problems chance gives a
-    certificate. ``fresh + 1``, which nothing reaches, where none does.
-
-    Args:
-        chance: g, of a blind guess in one try, a number or [problems].
-
-    Returns:
-        x, shaped like ``chance``.
-    """
-    # Guesses rounded up, so that few differ and none gains by it.
-    rounded, of_problem = np.unique(np.ceil(np.asarray(chance, float) * 500), return_inverse=True)
-    misses = np.geomspace(1, luck, 500)  # (1 - p)^missed; for a greater p that alone is below luck
-    p = 1 - misses ** (lift / max(missed, 1))
-    tuned = 1 - (1 - p) * (1 - np.minimum(rounded / 500, 1)[:, None])
-    low, high = np.zeros(len(rounded), np.int64), np.full(len(rounded), fresh + 1)
-    while (low < high).any():  # bisection: low is not yet enough, or it is the answer
-        x = (low + high) // 2
-        enough = (misses * binom.sf(x[:, None] - 1, fresh, tuned)).max(axis=1) <= luck
-        low, high = np.where(enough, low, x + 1), np.where(enough, x, high)
-    return high[of_problem].reshape(np.shape(chance))
-
-
 @dataclass(frozen=True)
 class Expansion:
     """Problems the reference left unsolved in its first samples, asked again.
@@ -210,9 +172,6 @@ class Expansion:
     reference: Estimate | None
     difference: Estimate | None
     share: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def expansion(

@@ -1,7 +1,8 @@
 """The conclusion: did reinforcement learning elicit what the base could do, or teach something new?
 
-The rule, written down before any data. Every condition is about an interval, never about a point;
-"gain over X" is the paired difference of pass@1, tuned - X; margins are those of ``Margins``.
+The criterion, written down before any data. Every condition is about an interval, never about a
+point; "gain over X" is the paired difference of pass@1, tuned - X; margins are those of
+``Margins``.
 
     1  beyond the base                                  low > new
        and beyond format-only and the SFT start alike   low > new      -> new capability
@@ -18,51 +19,47 @@ The rule, written down before any data. Every condition is about an interval, ne
     6  pass@n, tuned - base            low <= -narrowed and high < 0   -> elicited and narrowed
                                        otherwise                       -> elicited
 
-The first line that holds decides; ``least`` is ``reach``, or the low end of "beyond the base" where
-that is less, so that the other arm must be seen to explain it.
+The first line that holds decides. ``least`` is ``reach``, or the low end of "beyond the base" where
+that is less: the other arm must be seen to explain it.
 
-**Beyond X** is a share of problems. One counts when X missed it in its n samples, was asked again
-with new seeds and missed it in all m confirmation samples too, and the tuned arm, on confirmation
-samples of its own, is right so often that it has a ``certificate``: neither X sharpened up to
+**Beyond X** is a share of problems. A problem counts when X missed it in its n samples, was asked
+again with new seeds and missed it in all m confirmation samples too, and the tuned arm is right so
+often on confirmation samples of its own that it has a ``certificate``: neither X sharpened up to
 ``lift`` times over nor blind guessing would come by that and X's misses together on more than
-``luck`` of the problems. From each problem that X missed, the chance of one blind guess is taken
-off, so that a guess made once and kept to is no skill; and from the share, the control, base
-against base: problems missed at first that base's own fresh samples would have certified. So "new
-capability" rests on confirmation samples, has base against base as its null, holds at large k
-against the base at its best (missed by ``base`` and by ``base_best``), and says "not reachable
-within n + m samples". It never says out of reach: a base that would need thousands of samples
-cannot be told from one that never succeeds, nor new skill from sharpening far beyond ``lift``.
+``luck`` of the problems. From each problem that X missed the chance of one blind guess is taken
+off, so a guess made once and kept to is no skill. From the share the control is taken off, base
+against base: problems missed at first that base's own fresh samples would have certified.
 
-A sum of gains and losses would not do here. Problems on which the base still has a little luck, or
-guessing more than the tuned arm, would be set against the new ones and hide them; so each problem
-is counted by itself, and what chance may count is bounded for each.
+So "new capability" rests on confirmation samples, has base against base as its null, holds at large
+k against the base at its best (missed by ``base`` and by ``base_best``), and says "not reachable
+within n + m samples". It never says out of reach: a base that would need thousands of samples looks
+like one that never succeeds, and sharpening far beyond ``lift`` like a new skill.
 
-**Perhaps beyond the base** asks less, since "elicited" is a claim as well and needs evidence: it is
-the share of problems that the base missed in all n + m samples, each with the tuned arm's chance,
+Each problem is counted by itself, since a sum of gains and losses would let problems on which the
+base has a little luck, or guesses more than the tuned arm, hide the new ones.
+
+**Perhaps beyond the base** asks less, since "elicited" is a claim as well and needs evidence: the
+share of problems that the base missed in all n + m samples, each with the tuned arm's chance,
 guessing removed, of solving it within ``tries``, a ``lift``-th of m. At most ``reach`` may be so.
 
-"No change" is no conclusion of its own: the question is what a gain consists of, and without a gain
-nothing answers it; the reason says whether a gain was ruled out or the data are too few.
+"No change" is no conclusion of its own: the question is what a gain consists of. The reason says
+whether a gain was ruled out or the data are too few.
 
 Several tiers are several chances of a false discovery. "New capability" is tested with Holm's
 correction over the tiers and the pooled problems, each at one-sided ``(1 - level) / 2``, so the
 chance of any false one in a report stays below that. The other conclusions claim nothing new and
-are not corrected. Overall: new capability where some tier or the pool has it, else the rule on the
-problems of all tiers together.
+are not corrected. Overall: new capability where some tier or the pool has it, else the criterion on
+the problems of all tiers together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-
-import numpy as np
-from numpy.typing import ArrayLike
 
 from data.sections import Margins
 from eval.stats.estimate import Estimate, cell
-from eval.stats.passk import floor_at
 
 
 class Conclusion(StrEnum):
@@ -76,8 +73,16 @@ class Conclusion(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+#: Other explanations than the whole reward, in the order of the criterion: what a gain is where one
+#: of them has it too, and its name in words.
+_RIVALS = {
+    "format_only": (Conclusion.FORMAT, "format-only training"),
+    "sft": (Conclusion.DISTILLED, "its SFT start"),
+}
+
+
 @dataclass(frozen=True)
-class Budget:
+class SampleBudget:
     """How many samples each condition is about; 0 where there are no confirmation samples.
 
     Attributes:
@@ -98,126 +103,160 @@ class Budget:
     guessed_n: float
 
 
-def tries_for(m: int, most: int, guess: ArrayLike, margins: Margins) -> int:
-    """Tries of the tuned arm, which has ``most``, against ``m`` of a reference: no more than
-    ``lift`` and guessing (chance in one try, [problems]) allow, and at least 1. It depends on the
-    problems and on how many samples there are, never on how they came out."""
-    ks = np.arange(1, max(1, min(m // margins.lift, most)) + 1)
-    return max(1, int((floor_at(guess, ks).mean(axis=0) <= margins.floor).sum()))
+@dataclass(frozen=True)
+class Evidence:
+    """What the criterion looks at.
 
-
-def is_new(estimates: Mapping[str, Estimate], margins: Margins) -> bool:
-    """Whether line 1 finds a new capability. All its parts must hold, so nothing is corrected for
-    there being several: a test that rejects only where each of its parts does has the level of each
-    (Berger 1982, Technometrics 24:295).
+    Attributes:
+        estimates: every quantity with its interval. "gain over X", for the base and each rival, and
+            "large k" are always there; "beyond X", "certified", "control" and "perhaps beyond base"
+            where there are confirmation samples.
+        budget: the samples behind them.
     """
-    beyond = [e for name, e in estimates.items() if name.startswith("beyond ")]
-    return bool(beyond) and all(e.low > margins.new for e in beyond)
+
+    estimates: Mapping[str, Estimate]
+    budget: SampleBudget
+
+    def gain(self, over: str) -> Estimate | None:
+        return self.estimates.get(f"gain over {over}")
+
+    def beyond(self, arm: str) -> Estimate | None:
+        return self.estimates.get(f"beyond {arm}")
+
+    def shows_new(self, margins: Margins) -> bool:
+        """Whether line 1 finds a new capability. All its parts must hold, so nothing is corrected
+        for their number: a test that rejects only where each of its parts does has the level of
+        each (Berger 1982, Technometrics 24:295)."""
+        beyond = [e for name, e in self.estimates.items() if name.startswith("beyond ")]
+        return bool(beyond) and all(e.low > margins.new for e in beyond)
 
 
-def decide(
-    estimates: Mapping[str, Estimate],
-    budget: Budget,
-    margins: Margins,
-    new: bool,
-    who: str = "GRPO",
-) -> tuple[Conclusion, str]:
-    """The rule of this module's docstring: the conclusion and the deciding condition in words.
+@dataclass(frozen=True)
+class Decision:
+    """A conclusion, and the condition that decided in words."""
+
+    conclusion: Conclusion
+    reason: str
+
+
+def decide(evidence: Evidence, margins: Margins, new: bool, who: str = "GRPO") -> Decision:
+    """The criterion of this module's docstring: the first line that holds.
 
     Args:
-        new: whether ``is_new`` holds at the level that the correction asks for.
+        new: whether ``shows_new`` holds at the level that the correction asks for.
         who: what the judged arm is called.
     """
-    beyond = estimates.get("beyond base")
     if new:
-        return Conclusion.NEW, (
-            f"on {_share(beyond)} of problems {who} answers reliably (in {budget.needed} or more "
-            f"of {budget.fresh} fresh tries) what was not reachable for base within {budget.reach} "
-            f"samples, and what base sharpened {margins.lift} times over or guessing would not"
-        )
-    if beyond is not None and beyond.low > margins.new:
-        return _not_new(estimates, margins)
+        return _new_capability(evidence, margins, who)
+    lines = (_explained_beyond_base, _no_sure_gain, _explained_gain, _perhaps_out_of_reach)
+    for line in lines:
+        decision = line(evidence, margins, who)
+        if decision is not None:
+            return decision
+    return _elicited(evidence, margins, who)
 
-    gain = estimates["gain over base"]
+
+def _new_capability(evidence: Evidence, margins: Margins, who: str) -> Decision:
+    budget = evidence.budget
+    return Decision(
+        Conclusion.NEW,
+        f"on {_share(evidence.estimates['beyond base'])} of problems {who} answers reliably (in "
+        f"{budget.needed} or more of {budget.fresh} fresh tries) what was not reachable for base "
+        f"within {budget.reach} samples, and what base sharpened {margins.lift} times over or "
+        "guessing would not",
+    )
+
+
+def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
+    """Line 1: beyond the base, yet not a new capability of reinforcement learning."""
+    base = evidence.beyond("base")
+    if base is None or base.low <= margins.new:
+        return None
+    beyond = f"{_share(base)} of problems lie beyond base"
+    rivals = {rival: over for rival in _RIVALS if (over := evidence.beyond(rival)) is not None}
+    for rival, over in rivals.items():
+        if over.high < min(margins.reach, base.low):
+            conclusion, name = _RIVALS[rival]
+            return Decision(conclusion, f"{beyond}, but not beyond {name} ({_share(over)})")
+    open_ones = [_RIVALS[r][1] for r, over in reversed(rivals.items()) if over.low <= margins.new]
+    if open_ones:
+        why = f"whether {' and '.join(open_ones)} explains them is open"
+        return Decision(Conclusion.INCONCLUSIVE, f"{beyond}; {why}")
+    return Decision(
+        Conclusion.INCONCLUSIVE,
+        f"{beyond}, which is not sure enough after the correction for the number of tiers",
+    )
+
+
+def _no_sure_gain(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
+    """Line 2: no gain over the base, or none that is sure."""
+    gain = evidence.estimates["gain over base"]
     if gain.high < margins.gain:
         what = "falls behind base" if gain.high < 0 else "gains nothing of weight over base"
-        return Conclusion.INCONCLUSIVE, (
-            f"{who} {what} at k = 1 ({_points(gain)}), so there is nothing to explain"
-        )
-    if gain.low <= 0:
-        return Conclusion.INCONCLUSIVE, f"whether {who} gains at k = 1 is open ({_points(gain)})"
-    for rival, conclusion in (("format_only", Conclusion.FORMAT), ("sft", Conclusion.DISTILLED)):
-        over = estimates.get(f"gain over {rival}")
-        if over is None:
-            continue
-        if over.high < margins.gain:
-            return conclusion, (
-                f"{who} gains {_points(gain)} over base at k = 1 but nothing of weight over "
-                f"{_NAMES[rival]} ({_points(over)})"
-            )
-        if over.low <= 0:
-            return Conclusion.INCONCLUSIVE, (
-                f"{who} gains {_points(gain)} over base at k = 1; whether {_NAMES[rival]} explains "
-                f"it is open ({_points(over)})"
-            )
-    perhaps = estimates.get("perhaps beyond base")
+        why = f"{who} {what} at k = 1 ({_points(gain)}), so there is nothing to explain"
+    elif gain.low <= 0:
+        why = f"whether {who} gains at k = 1 is open ({_points(gain)})"
+    else:
+        return None
+    return Decision(Conclusion.INCONCLUSIVE, why)
+
+
+def _gained(evidence: Evidence, who: str) -> str:
+    return f"{who} gains {_points(evidence.estimates['gain over base'])} over base at k = 1"
+
+
+def _explained_gain(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
+    """Lines 3 and 4: a rival has the gain too, or may have it."""
+    gained = _gained(evidence, who)
+    for rival, (conclusion, name) in _RIVALS.items():
+        over = evidence.gain(rival)
+        if over is not None and over.high < margins.gain:
+            why = f"{gained} but nothing of weight over {name} ({_points(over)})"
+            return Decision(conclusion, why)
+        if over is not None and over.low <= 0:
+            why = f"{gained}; whether {name} explains it is open ({_points(over)})"
+            return Decision(Conclusion.INCONCLUSIVE, why)
+    return None
+
+
+def _perhaps_out_of_reach(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
+    """Line 5: the base may not have reached all of the gain."""
+    perhaps, budget = evidence.estimates.get("perhaps beyond base"), evidence.budget
+    gained = _gained(evidence, who)
     if perhaps is None:
-        return Conclusion.INCONCLUSIVE, (
-            f"{who} gains {_points(gain)} over base at k = 1, but there are no confirmation "
-            "samples to tell a skill of the base from a new one"
+        why = (
+            f"{gained}, but there are no confirmation samples to tell a skill of the base from a "
+            "new one"
         )
-    if perhaps.high >= margins.reach:
-        return Conclusion.INCONCLUSIVE, (
-            f"{who} gains {_points(gain)} over base at k = 1; whether all of it was reachable for "
-            f"base is open: within {_tries(budget.tries)} it solves {_share(perhaps)} of problems "
-            f"that base missed in all {budget.reach} samples"
+    elif perhaps.high >= margins.reach:
+        why = (
+            f"{gained}; whether all of it was reachable for base is open: within "
+            f"{_tries(budget.tries)} it solves {_share(perhaps)} of problems that base missed in "
+            f"all {budget.reach} samples"
         )
+    else:
+        return None
+    return Decision(Conclusion.INCONCLUSIVE, why)
+
+
+def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
+    """Line 6: elicited, and narrowed where pass@n fell."""
+    budget, large = evidence.budget, evidence.estimates["large k"]
     within = (
-        f"{who} gains {_points(gain)} over base at k = 1, and what it solves within "
-        f"{_tries(budget.tries)} base reaches within {budget.reach} samples, but for at most "
-        f"{perhaps.high:.1%} of problems"
+        f"{_gained(evidence, who)}, and what it solves within {_tries(budget.tries)} base reaches "
+        f"within {budget.reach} samples, but for at most "
+        f"{evidence.estimates['perhaps beyond base'].high:.1%} of problems"
     )
-    large = estimates["large k"]
     if large.low <= -margins.narrowed and large.high < 0:
-        return Conclusion.NARROWED, f"{within}; at k = {budget.n} it loses ({_points(large)})"
-    return Conclusion.ELICITED, within
+        why = f"{within}; at k = {budget.n} it loses ({_points(large)})"
+        return Decision(Conclusion.NARROWED, why)
+    return Decision(Conclusion.ELICITED, within)
 
 
-_NAMES = {"sft": "its SFT start", "format_only": "format-only training"}
-
-
-def _not_new(estimates: Mapping[str, Estimate], margins: Margins) -> tuple[Conclusion, str]:
-    """Beyond the base, yet not a new capability of reinforcement learning."""
-    beyond = _share(estimates["beyond base"])
-    least = min(margins.reach, estimates["beyond base"].low)
-    for rival, conclusion in (("format_only", Conclusion.FORMAT), ("sft", Conclusion.DISTILLED)):
-        over = estimates.get(f"beyond {rival}")
-        if over is not None and over.high < least:
-            return conclusion, (
-                f"{beyond} of problems lie beyond base, but not beyond {_NAMES[rival]} "
-                f"({_share(over)})"
-            )
-    open_ones = [
-        _NAMES[rival]
-        for rival in _NAMES
-        if (over := estimates.get(f"beyond {rival}")) is not None and over.low <= margins.new
-    ]
-    if open_ones:
-        return Conclusion.INCONCLUSIVE, (
-            f"{beyond} of problems lie beyond base; whether {' and '.join(open_ones)} explains "
-            "them is open"
-        )
-    return Conclusion.INCONCLUSIVE, (
-        f"{beyond} of problems lie beyond base, which is not sure enough after the correction for "
-        "the number of tiers"
-    )
-
-
-def notes_on(
-    estimates: Mapping[str, Estimate], budget: Budget, margins: Margins, conclusion: Conclusion
-) -> list[str]:
+def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> list[str]:
+    """What a reader must know beside a conclusion."""
     notes: list[str] = []
-    large = estimates["large k"]
+    large, budget = evidence.estimates["large k"], evidence.budget
     if conclusion == Conclusion.ELICITED and large.low <= -margins.narrowed:
         notes.append(f"whether it narrowed at k = {budget.n} is open ({_points(large)})")
     if conclusion == Conclusion.NEW and large.high < 0:
@@ -245,8 +284,8 @@ def _tries(count: int) -> str:
 
 
 def _points(estimate: Estimate) -> str:
-    return f"{cell(estimate.to_json(), '+')} points"
+    return f"{cell(asdict(estimate), '+')} points"
 
 
 def _share(estimate: Estimate) -> str:
-    return f"{cell(estimate.to_json())} %"
+    return f"{cell(asdict(estimate))} %"

@@ -58,13 +58,13 @@ def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
     """
     if not unsolved.any():
         return 0
-    least = min(int(_asked_of(arm, unsolved).min()) for arm in arms)
+    least = min(int(asked_of(arm, unsolved).min()) for arm in arms)
     if least < 1:
         raise ValueError("a problem that the references left unsolved was not asked again")
     return least
 
 
-def _asked_of(arm: Counts, unsolved: NDArray[np.bool_]) -> NDArray[np.int64]:
+def asked_of(arm: Counts, unsolved: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Confirmation samples of every unsolved problem, in one row."""
     asked = np.broadcast_to(arm.fresh_n, np.broadcast_shapes(arm.c.shape, unsolved.shape))
     return asked[np.broadcast_to(unsolved, asked.shape)]

@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 from scipy.special import ndtri
 from scipy.stats import binom
 
-from eval.stats.analyses import certificate
-from eval.stats.conclusion import Margins
+from data.sections import Margins
+from eval.stats.certificate import certificate
 
 #: A problem that a model can solve is found with this chance.
 FOUND = 0.95

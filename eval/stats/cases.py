@@ -1,0 +1,201 @@
+"""Cases with a known truth: what training did to a base model's chances, and counts drawn from it.
+
+Each problem has a chance of success a try in each arm; a case says what training did to the base's
+chances. Answers are drawn from them as samples of a model would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.sections import Margins
+from eval.stats.conclusion import Conclusion
+from eval.stats.counts import Counts, unsolved_by
+from eval.stats.estimate import Values
+from eval.stats.evidence import Arms
+
+#: The stated effect: a skill new on this share of problems, with this chance of success a try.
+STATED, SKILL = 0.10, 0.3
+#: Narrowing keeps what the base solves at least at this rate; the share that distillation teaches.
+KEPT, TAUGHT = 0.1, 0.2
+
+#: Base models: how problems' chances of success a try are distributed. (weight, a, b) of each beta
+#: distribution; what the weights leave is problems that it never solves.
+STRENGTHS: dict[str, tuple[tuple[float, float, float], ...]] = {
+    "weak": ((0.5, 0.5, 8),),
+    "middle": ((0.8, 0.6, 4),),
+    "strong": ((0.5, 1.2, 6), (0.45, 4, 2)),
+    # Many problems that it solves once in thousands of tries: hardest to distinguish from never.
+    "long tail": ((1.0, 0.2, 3),),
+}
+#: Blind guessing's chance a try, (a, b) of a beta distribution: 3 % on average.
+GUESS = (1, 32)
+
+
+@dataclass(frozen=True)
+class StudySize:
+    """How much is sampled: problems, samples of each, confirmation samples of the unsolved."""
+
+    problems: int
+    samples: int
+    fresh: int
+
+    def __str__(self) -> str:
+        return f"{self.problems} x {self.samples} + {self.fresh}"
+
+
+@dataclass(frozen=True)
+class Chances:
+    """Chances of success a try, [repetitions, problems], of every arm of a case."""
+
+    base: Values
+    grpo: Values
+    sft: Values | None = None
+    format_only: Values | None = None
+    base_best: Values | None = None
+
+
+#: From the base's chances and those of guessing, what training makes of them.
+Training = Callable[[Values, Values, np.random.Generator], Chances]
+
+
+@dataclass(frozen=True)
+class KnownCase:
+    """What training did.
+
+    Attributes:
+        right: conclusions that are right; "new capability" is false wherever it is not among them.
+        bounded: whether power is bounded; without, the share of right conclusions is only shown.
+        false_bounded: whether false "new capability" is; not where the criterion cannot tell.
+    """
+
+    name: str
+    training: Training
+    right: tuple[Conclusion, ...]
+    bounded: bool = True
+    false_bounded: bool = True
+
+
+def sharpened(p: Values, lift: float | Values) -> Values:
+    """What ``lift`` tries give, in one: ``1 - (1 - p)^lift``."""
+    return 1 - (1 - p) ** lift
+
+
+def _beside_light_training(base: Values, grpo: Values) -> Chances:
+    """SFT and format-only training explain some of the gain, as they do in practice."""
+    return Chances(base, grpo, sharpened(base, 1.2), sharpened(base, 1.1))
+
+
+def _sharpening(lift: float) -> Training:
+    return lambda p, g, rng: _beside_light_training(p, sharpened(p, lift))
+
+
+def _unevenly(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    lift = np.exp(rng.uniform(0, np.log(Margins().lift), p.shape))
+    return _beside_light_training(p, sharpened(p, lift))
+
+
+def _at_worst(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    """Every problem so hard that sharpening looks most like a new skill."""
+    base = np.full(p.shape, 1 - (1 - 0.17) ** (1 / Margins().lift))
+    return Chances(base, sharpened(base, Margins().lift), base, base)
+
+
+def _narrowing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    return _beside_light_training(p, np.where(p < KEPT, 0, sharpened(p, 16)))
+
+
+def new_skill(share: float, kept: float = 0.0) -> Training:
+    """A skill new on a share of problems; of the others only those at rate ``kept`` are kept."""
+
+    def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+        new = rng.random(p.shape) < share
+        base = np.where(new, 0, p)
+        tuned = np.where(base < kept, 0, sharpened(base, 4))
+        return _beside_light_training(base, np.where(new, SKILL, tuned))
+
+    return training
+
+
+def _form(share: float) -> Training:
+    """The base answers in the form asked for only so often; the skill behind it is unchanged."""
+    return lambda p, g, rng: Chances(share * p, 0.97 * p, base_best=0.9 * p, format_only=0.95 * p)
+
+
+def _distilling(lift: float) -> Training:
+    """SFT taught what base could not; GRPO sharpened that."""
+
+    def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+        taught = rng.random(p.shape) < TAUGHT
+        base = np.where(taught, 0, p)
+        sft = np.where(taught, SKILL, sharpened(base, 2))
+        return Chances(base, sharpened(sft, lift), sft, sharpened(base, 1.1))
+
+    return training
+
+
+def _guessing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    return _beside_light_training(p, 1 - (1 - sharpened(p, 4)) * (1 - g))
+
+
+def _keeping_a_guess(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    """Training fixed one answer a problem, by chance the right one."""
+    return _beside_light_training(p, np.where(rng.random(p.shape) < g, 1, sharpened(p, 4)))
+
+
+def known_cases(margins: Margins) -> tuple[KnownCase, ...]:
+    """Everything that the criterion is tested on."""
+    new, elicited, narrowed = Conclusion.NEW, Conclusion.ELICITED, Conclusion.NARROWED
+    still, distilled, form = Conclusion.INCONCLUSIVE, Conclusion.DISTILLED, Conclusion.FORMAT
+    lift, least = margins.lift, margins.new
+    return (
+        KnownCase("identical", _sharpening(1), (still,)),
+        KnownCase("sharpened 4 times", _sharpening(4), (elicited,)),
+        KnownCase(f"sharpened {lift} times", _sharpening(lift), (elicited,)),
+        KnownCase("sharpened unevenly", _unevenly, (elicited,)),
+        KnownCase(f"sharpened {lift} times, at worst", _at_worst, (elicited, still)),
+        KnownCase("sharpened, and guesses", _guessing, (elicited,), bounded=False),
+        KnownCase("sharpened, keeps a guess", _keeping_a_guess, (elicited,), bounded=False),
+        KnownCase("narrowed", _narrowing, (narrowed,)),
+        KnownCase("format only, 40 % before", _form(0.4), (form,), bounded=False),
+        KnownCase("format only, none before", _form(0.0), (form,)),
+        KnownCase("distilled", _distilling(1), (distilled,)),
+        KnownCase("distilled, then sharpened", _distilling(2), (distilled,)),
+        KnownCase(f"new on {least:.0%}: the margin", new_skill(least), (still, elicited)),
+        KnownCase("new on 5 %", new_skill(0.05), (new,), bounded=False),
+        KnownCase(f"new on {STATED:.0%}: stated", new_skill(STATED), (new,)),
+        KnownCase(f"new on {STATED:.0%}, narrowed", new_skill(STATED, KEPT), (new,)),
+        KnownCase("new on 20 %", new_skill(0.2), (new,)),
+        KnownCase("sharpened 256 times", _sharpening(256), (elicited,), False, False),
+    )
+
+
+def base_chances(strength: str, shape: tuple[int, int], rng: np.random.Generator) -> Values:
+    """Chances of success a try of a base model, [repetitions, problems]."""
+    draw, chances = rng.random(shape), np.zeros(shape)
+    edge = 0.0
+    for weight, a, b in STRENGTHS[strength]:
+        here = (draw >= edge) & (draw < edge + weight)
+        chances[here] = rng.beta(a, b, here.sum())
+        edge += weight
+    return chances
+
+
+def drawn_counts(
+    chances: Chances, guess: Values, size: StudySize, rng: np.random.Generator
+) -> Arms:
+    """Counts as an evaluation has them: confirmation samples where the base solved nothing."""
+    present = {name: p for name, p in vars(chances).items() if p is not None}
+    first = {name: rng.binomial(size.samples, p) for name, p in present.items()}
+    bases = [Counts(size.samples, first[name]) for name in ("base", "base_best") if name in first]
+    fresh_n = np.where(unsolved_by(bases), size.fresh, 0)
+    return Arms(
+        **{
+            name: Counts(size.samples, first[name], fresh_n, rng.binomial(fresh_n, p))
+            for name, p in present.items()
+        },
+        guess=guess,
+    )
