@@ -8,7 +8,7 @@ samples of its prompt, without bias.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -246,7 +246,7 @@ class Measured:
                 zip(map(str, self.ks.tolist()), estimates(self.curves[:, self.ks - 1]), strict=True)
             ),
             # Where pass@k meets one half: the tries in which half of the problems are solved.
-            "half_solved": crossing(self.curves, half, self.indices, LEVEL).to_json(),
+            "half_solved": asdict(crossing(self.curves, half, self.indices, LEVEL)),
         }
 
 
