@@ -13,6 +13,8 @@ from data.sections import ARMS, Arm
 BASE = "base"
 #: Below an arm's folder: the finished model, the LoRA adapter that was merged into it, the log.
 MODEL, ADAPTER, LOG = "model", "adapter", "log.jsonl"
+#: Below an arm's checkpoints: answers of its start, which ``kl_start`` is measured on.
+START = "start.jsonl"
 #: Below an arm's folder in ``eval``.
 SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
 

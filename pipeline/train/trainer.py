@@ -18,7 +18,7 @@ from data.common.files import Stage, remove, write_folder
 from data.policies import random_maximal_success
 from data.recipe import Recipe
 from data.rows import read_split
-from data.run import ADAPTER, LOG, MODEL
+from data.run import ADAPTER, LOG, MODEL, START
 from pipeline.model import processes
 from pipeline.model.lengths import check_lengths, lengths_now, longest
 from pipeline.model.load import check_model_folder, is_local, quiet, write_model
@@ -26,7 +26,6 @@ from pipeline.train import backend
 from pipeline.train.checkpoints import go_on, last_whole, ours
 from pipeline.train.held import settings_held
 from pipeline.train.settings import prompts_together
-from pipeline.watch.val import START
 from rewards.reward import SHAPES
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""What a training shows while it runs: a live view in a terminal, elsewhere a line a step."""
+"""Progress of a training on the terminal: a live view, or a line a step where it cannot be drawn."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from datetime import timedelta
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from data.common.console import plain_console
 
-#: Signals that are shown: name in the log, heading, format.
+#: Signals that are shown with their course: name in the log, heading, format.
 SHOWN = (
     ("loss", "loss", ".4f"),
     ("val/loss", "val loss", ".4f"),
@@ -32,8 +32,8 @@ SHOWN = (
     ("completions/duplicates", "duplicates", ".0%"),
     ("frac_reward_zero_std", "flat groups", ".0%"),
 )
-#: What is shown below them as it is now.
-NOW = (
+#: Signals whose last value alone is shown, below the others.
+LAST = (
     ("learning_rate", "learning rate", ".2g"),
     ("clip_ratio/region_mean", "clipped", ".1%"),
     ("reward_std", "spread of rewards", ".3f"),
@@ -52,17 +52,13 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
     """The last ``width`` values as bars, from their least to their greatest."""
     shown = values[-width:]
     low, high = min(shown), max(shown)
-    if high == low:
-        return _BARS[0] * len(shown)
-    scale = (len(_BARS) - 1) / (high - low)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0
     return "".join(_BARS[round((value - low) * scale)] for value in shown)
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any."""
-    minutes, rest = divmod(int(max(0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=int(seconds)))
 
 
 class Lines:
@@ -76,28 +72,26 @@ class Lines:
         self.first, self.last, self.steps = step, step, steps
         self.started = time.monotonic()
 
-    def past(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """The rows of a training that goes on, which were shown then."""
+    def past(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """The rows of a training that resumes, which were shown before."""
 
-    def left(self) -> float | None:
-        """Seconds to the end, at the speed so far; None before the first step, and at the end."""
+    def left(self) -> list[str]:
+        """Time to the end at the speed so far; nothing before the first step and at the end."""
         if self.last in (self.first, self.steps):
-            return None
+            return []
         each = (time.monotonic() - self.started) / (self.last - self.first)
-        return each * (self.steps - self.last)
+        return [f"{clock(each * (self.steps - self.last))} left"]
 
-    def show(self, step: int, signals: Mapping[str, Any]) -> None:
+    def show(self, step: int, signals: Mapping[str, object]) -> None:
         """A logging step's signals."""
         self.last = step
         shown = [
-            f"{heading} {signals[name]:{form}}"
+            f"{heading} {value:{form}}"
             for name, heading, form in SHOWN
-            if isinstance(signals.get(name), float | int)
+            if isinstance(value := signals.get(name), float | int)
         ]
         if shown:
-            left = self.left()
-            shown += [] if left is None else [f"{clock(left)} left"]
-            print(f"step {step}/{self.steps}  " + "  ".join(shown), flush=True)
+            print("  ".join([f"step {step}/{self.steps}", *shown, *self.left()]), flush=True)
 
     def say(self, text: str) -> None:
         """A sentence of its own."""
@@ -108,29 +102,28 @@ class Lines:
 
 
 class View(Lines):
-    """The same, drawn anew in place: progress, time left, and every signal as a sparkline."""
+    """The same, redrawn in place: progress, time left, and every signal as a sparkline."""
 
     def __init__(self, title: str, console: Console) -> None:
         super().__init__(title)
         self.console = console
         self.series: dict[str, list[float]] = {}
-        self.live: Live | None = None
+        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
 
     def open(self, step: int, steps: int) -> None:
         super().open(step, steps)
-        self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2)
         self.live.start()
 
-    def past(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def past(self, rows: Iterable[Mapping[str, object]]) -> None:
         for row in rows:
             self._add(row)
 
-    def show(self, step: int, signals: Mapping[str, Any]) -> None:
+    def show(self, step: int, signals: Mapping[str, object]) -> None:
         self.last = step
         self._add(signals)
 
-    def _add(self, signals: Mapping[str, Any]) -> None:
-        for name, _, _ in (*SHOWN, *NOW):
+    def _add(self, signals: Mapping[str, object]) -> None:
+        for name, _, _ in (*SHOWN, *LAST):
             if isinstance(value := signals.get(name), float | int):
                 self.series.setdefault(name, []).append(value)
 
@@ -138,22 +131,18 @@ class View(Lines):
         self.console.print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
+        self.live.stop()
 
     def render(self) -> Group:
-        """What is drawn."""
-        head = Table.grid(padding=(0, 2))
-        left = self.left()
+        """Progress, a row for each signal, and the last values."""
+        head, body = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
         head.add_row(
             Text(self.title, style="bold"),
             ProgressBar(total=max(1, self.steps), completed=self.last, width=_WIDTH),
             f"{self.last}/{self.steps}",
             f"{clock(time.monotonic() - self.started)} so far",
-            "" if left is None else f"{clock(left)} left",
+            *self.left(),
         )
-        body = Table.grid(padding=(0, 2))
         body.add_column()
         body.add_column(justify="right")
         body.add_column(no_wrap=True)
@@ -161,12 +150,12 @@ class View(Lines):
             # A copy: the training may add to it while another thread draws.
             if values := list(self.series.get(name, ())):
                 body.add_row(heading, f"{values[-1]:{form}}", Text(sparkline(values), style="cyan"))
-        now = [
-            f"{heading} {values[-1]:{form}}"
-            for name, heading, form in NOW
-            if (values := self.series.get(name))
+        last = [
+            f"{heading} {self.series[name][-1]:{form}}"
+            for name, heading, form in LAST
+            if name in self.series
         ]
-        return Group(head, body, Text("  ".join(now), style="dim"))
+        return Group(head, body, Text("  ".join(last), style="dim"))
 
 
 def view(title: str) -> Lines:

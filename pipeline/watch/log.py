@@ -1,11 +1,11 @@
-"""What a trainer reports: every signal to ``log.jsonl``, what is wrong to ``findings.jsonl``, the
-main ones and what is wrong on the terminal."""
+"""A training's log: all signals to ``log.jsonl``, findings to ``findings.jsonl``, the main signals
+and all findings to the terminal."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,22 @@ from pipeline.watch.live import Lines
 FINDINGS = "findings.jsonl"
 
 
+class Stopped(Exception):  # noqa: N818 - not an error of ours
+    """A finding at which the recipe ends a training."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.symptom)
+        self.finding = finding
+
+
 class Log(TrainerCallback):
-    """Writes ``log.jsonl``, one line a logging step, shows it, and says what is wrong, once.
+    """Writes ``log.jsonl``, one line a logging step, shows it, and says each finding once.
 
     Args:
         folder: of the arm.
         kind: ``sft`` or ``grpo``.
         view: where it is shown.
-        stop: rules whose finding ends the training.
+        stop: symptoms that end the training.
     """
 
     def __init__(self, folder: Path, kind: str, view: Lines, stop: Sequence[str] = ()) -> None:
@@ -36,97 +44,81 @@ class Log(TrainerCallback):
         self.view, self.stop, self.watch = view, stop, Watch(kind)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep of an interrupted training's log what lies before its checkpoint.
+        """Keep what lies before the checkpoint that a training resumes from.
 
         Raises:
-            Stopped: when that shows what is to end the training.
+            Stopped: when that shows a symptom that ends the training.
         """
         if not state.is_world_process_zero:
             return
-        # Neither its end, nor a torn line.
-        kept = []
-        if state.global_step and self.path.is_file():
-            for line in self.path.read_bytes().splitlines(keepends=True):
-                row = _row(line)
-                if row is None or row["step"] > state.global_step or "train_runtime" in row:
-                    break
-                kept.append(row)
+        kept = list(_rows_until(self.path, state.global_step)) if state.global_step else []
         write_jsonl(self.path, kept)
         self.view.open(state.global_step, state.max_steps)
         self.view.past(kept)
-        raised = [finding for row in kept for finding in self.watch.update(row)]  # and said, then
-        write_jsonl(self.findings, map(asdict, raised))
-        self._end_for(self.watch.findings)  # of a rule that the recipe did not name then
+        findings = [finding for row in kept for finding in self.watch.update(row)]
+        write_jsonl(self.findings, map(asdict, findings))
+        # The recipe may not have named a symptom when it was found.
+        self._end_for(self.watch.findings)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
     ) -> None:
-        if logs and state.is_world_process_zero:
-            self.record(state.global_step, logs)
-
-    def record(self, step: int, logs: dict[str, Any]) -> None:
         """Write, show and judge a row.
 
         Raises:
-            Stopped: when it shows what is to end the training.
+            Stopped: when it shows a symptom that ends the training.
         """
-        fresh = self.watch.update(self._write(step, logs))
-        self._say(fresh)
-        self._end_for(fresh)
+        if logs and state.is_world_process_zero:
+            self._end_for(self._record(state.global_step, logs))
 
-    def end(self, step: int, logs: dict[str, Any], why: str) -> None:
+    def end(self, step: int, logs: Mapping[str, Any], why: str) -> None:
         """Write and show the row at which a training is lost, and say why."""
-        row = self._write(step, {**logs, LOST: why, "trainer": self.watch.kind})
-        self._say(self.watch.update(row))
+        self._record(step, {**logs, LOST: why, "trainer": self.watch.kind})
 
-    def _write(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
-        # JSON has no NaN: a signal that is not a number is written as null.
+    def _record(self, step: int, logs: Mapping[str, Any]) -> list[Finding]:
+        # JSON has no NaN: a signal that is not finite is written as null.
         signals = {
-            key: value if not isinstance(value, float) or math.isfinite(value) else None
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in logs.items()
         }
         row = {"step": step, **signals}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_line(row))
+        _append(self.path, row)
         if "train_runtime" not in logs:
             self.view.show(step, signals)
-        return row
-
-    def _say(self, findings: Sequence[Finding]) -> None:
+        findings = self.watch.update(row)
         for finding in findings:
-            with self.findings.open("a", encoding="utf-8") as file:
-                file.write(to_line(asdict(finding)))
+            _append(self.findings, asdict(finding))
             self.view.say(sentence(finding))
+        return findings
 
     def _end_for(self, findings: Sequence[Finding]) -> None:
-        """Raise Stopped for the first that is to end the training."""
+        """Raise Stopped for the first that ends the training."""
         for finding in findings:
             if finding.symptom in self.stop and finding.level != Level.NOTE:
                 raise Stopped(finding)
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """A row as it was written; None of a line that is torn or spoilt."""
-    try:
-        row = json.loads(line)
-        to_line(row)  # a number that is none cannot be written again
-    except (ValueError, RecursionError):
-        return None
-    sound = isinstance(row, dict) and type(row.get("step")) is int and line.endswith(b"\n")
-    return row if sound else None
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_line(row))
 
 
-class Stopped(Exception):  # noqa: N818 - it is none of ours
-    """A finding that the recipe ends a training for."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.symptom)
-        self.finding = finding
+def _rows_until(path: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The rows up to a step, but not beyond a torn or spoilt line, or the end of a training."""
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            to_line(row)  # refuses numbers that are not finite
+        except (ValueError, RecursionError):
+            return
+        sound = isinstance(row, dict) and type(row.get("step")) is int and line.endswith(b"\n")
+        if not sound or row["step"] > step or "train_runtime" in row:
+            return
+        yield row
 
 
 def sentence(finding: Finding) -> str:
     """A finding in one or two lines."""
-    said = f"{finding.level} ({finding.symptom}, step {finding.step}): {finding.title}: "
-    if finding.level == Level.NOTE:
-        return f"{said}{finding.evidence}"
-    return f"{said}{finding.evidence}\n  {finding.advice}"
+    name = f"{finding.level} ({finding.symptom}, step {finding.step})"
+    advice = "" if finding.level == Level.NOTE else f"\n  {finding.advice}"
+    return f"{name}: {finding.title}: {finding.evidence}{advice}"

@@ -1,34 +1,34 @@
-"""A training that can be watched: what is added to TRL's signals, and what ends it.
+"""Watching a training: signals beside TRL's own, and the numbers that end it.
 
-Takes hold of a trainer of TRL's, patched by Unsloth or not, by wrapping methods of that one object;
-TRL itself is not touched. Ours are put beside TRL's own before its reporters (``report_to``) run,
-so that wandb, trackio and tensorboard have them as ``log.jsonl`` has. Every logging step:
+Wraps methods of one trainer instance, patched by Unsloth or not; TRL itself is not patched. Our
+signals stand beside TRL's before its reporters (``report_to``) run, so wandb, trackio and
+tensorboard have them as ``log.jsonl`` has. Every logging step:
 
 ==========================  ======================================================================
-signal                      what it is
+signal                      meaning
 ==========================  ======================================================================
 truth/optimal, /feasible    share of the training answers that are optimal, that break no rule: the
                             verdicts that the reward was made from, whatever the reward
 completions/duplicates      share of the answers that equal another one of their group, in tokens;
                             with several processes of those that the main one drew
-kl_start                    KL(now ‖ start) in nats a token, whatever ``beta``:
-                            ``yardsticks.kl_from``; every ``monitor.kl_every`` steps
-frac_reward_zero_std        share of the groups that are rewarded alike, in place of TRL's own,
-                            which asks for the batch's spread where that scales rewards, and
+kl_start                    KL(now ‖ start) in nats a token, whatever ``beta``: ``val.kl_from``;
+                            every ``monitor.kl_every`` steps
+frac_reward_zero_std        share of the groups that are rewarded alike. TRL's own, which this
+                            replaces, asks for the batch's spread where that scales rewards, and
                             takes rounding for a difference
 val/optimal, /feasible,     on fixed val problems, every ``monitor.every`` steps and before the
-/reward, /entropy, /loss    first: ``yardsticks.Yardsticks.val``
-time/generate, /reward,     seconds a step: drawing the answers; judging them; all the rest of it
+/reward, /entropy, /loss    first: ``val.Yardsticks.val``
+time/generate, /reward,     seconds a step: drawing the answers; judging them; the rest of it
 /train
 time/monitor                seconds since the last row, spent on val and kl_start
 tokens_per_second           of prompts and answers, per second of the steps themselves since tokens
                             were last counted: in GRPO only where answers are drawn
-memory                      GiB: most that torch held on the main process's GPU since the start
+memory                      GiB: peak that torch allocated on the main process's GPU since the start
                             (``max_memory_allocated``), without a GPU that process's peak
 ==========================  ======================================================================
 
-A loss or gradient norm that is not a finite number ends the training before it reaches a weight, a
-weight that is none before it is saved.
+A loss or gradient norm that is not finite ends the training before it reaches a weight, a weight
+that is not finite before it is saved.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ import resource
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn.utils import get_total_norm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from data.common.errors import UserError, going_on
 from data.recipe import Recipe
+from data.sections import MonitorSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
 from pipeline.watch.live import view
@@ -56,17 +58,30 @@ from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks, val_rows
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedTokenizerBase, Trainer
 
-#: Signals by a second name: what the verdict says, beside what the reward pays.
+#: Second names of signals: the truth is what the verdicts say, whatever the reward pays.
 _TRUTH = {"rewards/optimal": "truth/optimal", "rewards/validity": "truth/feasible"}
-GIB = 2**30
+
+#: Numbers that must be finite, by the key that a row has them under.
+_FINITE = {
+    "loss": "the loss",
+    "grad_norm": "the gradient norm",
+    "weight": "a weight",
+    "probability": "the probability of a next token",
+}
+#: Ours by torch's words for a probability that cannot be drawn from. A GPU only says it stopped.
+_NOT_DRAWN = {
+    "probability tensor": f"{_FINITE['probability']} is not a finite number",
+    "device-side assert": "the GPU stopped as it drew answers (device-side assert), as where a "
+    "probability is not a finite number",
+}
 
 
 @contextmanager
 def monitored(
     trainer: Trainer,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     arm: str,
     kind: str,
@@ -74,29 +89,25 @@ def monitored(
     saved: Callable[[], Path | None],
     generates: bool = False,
 ) -> Iterator[None]:
-    """Have ``trainer`` watched while it trains inside; what is shown is cleared up after it.
+    """Have ``trainer`` watched while it trains inside; afterwards it is as it was.
 
     Args:
         recipe: as it stands for the arm.
         kind: the recipe's section, ``sft`` or ``grpo``.
         folder: of the arm.
-        saved: the last checkpoint that was written to its end.
+        saved: returns the last checkpoint that was written to its end.
         generates: see ``Yardsticks``; for a model with Unsloth's kernels.
 
     Raises:
-        UserError: when the training ends since it is lost, or since the recipe wants it so.
+        UserError: when a number is lost, or a finding is one that the recipe stops at.
     """
     trainer.remove_callback(PrinterCallback)
     _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
     shown = view(f"{arm} ({kind})")
     log = Log(folder, kind, shown, recipe.monitor.stop)
+    sticks = _yardsticks(trainer, tokenizer, recipe, arm, kind, generates)
+    monitor = Monitor(trainer, recipe.monitor, kind, sticks)
     trainer.add_callback(log)
-    sticks = None
-    # Where several processes hold a model's weights in parts, one alone cannot use it.
-    if processes.is_main() and not processes.cuts_weights():
-        rows, output = val_rows(recipe, arm), Path(trainer.args.output_dir)
-        sticks = Yardsticks(recipe, kind, trainer, tokenizer, rows, output, generates)
-    monitor = Monitor(trainer, recipe, kind, sticks)
     trainer.add_callback(monitor)
     where = f"{recipe.path}: {arm}"
     own = f"arms.{arm}.settings" if "learning_rate" in recipe.all_arms[arm].settings else kind
@@ -109,8 +120,8 @@ def monitored(
         without = "" if checkpoint is None else ", without that checkpoint (copy it, to keep it)"
         raise UserError(
             f"{where}: {lost} at step {lost.step}, and training ended before it reached "
-            f"{lost.next}; {_kept(trainer, checkpoint, kind)}; lower {own}.learning_rate "
-            f"({trainer.args.learning_rate:g}), and the same command begins anew{without}"
+            f"{lost.spared}; {_kept(trainer, checkpoint, kind)}; lower {own}.learning_rate "
+            f"({trainer.args.learning_rate:g}), and the same command restarts{without}"
         ) from None
     except Stopped as stopped:
         symptom = stopped.finding.symptom
@@ -121,13 +132,40 @@ def monitored(
     finally:
         shown.close()
         monitor.release()
-        wandb = sys.modules.get("wandb")
-        if wandb and getattr(wandb, "run", None):
+        if (wandb := sys.modules.get("wandb")) and getattr(wandb, "run", None):
             wandb.finish()  # or the next arm would be reported as more of this one
 
 
+def _yardsticks(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    arm: str,
+    kind: str,
+    generates: bool,
+) -> Yardsticks | None:
+    """None in a process that measures nothing: all but the main one, and all where several hold a
+    model's weights in parts."""
+    if not processes.is_main() or processes.cuts_weights():
+        return None
+    section = recipe.monitor
+    return Yardsticks(
+        trainer,
+        tokenizer,
+        val_rows(recipe.run, recipe.all_arms[arm].tiers, section.problems),
+        Path(trainer.args.output_dir),
+        reward=recipe.reward,
+        seed=recipe.seed,
+        samples=section.samples if kind in section.sampled else 0,
+        golds=kind == "sft",
+        max_tokens=recipe.grpo.get("max_completion_length") or recipe.eval.max_tokens,
+        together=recipe.eval.rows,
+        generates=generates,
+    )
+
+
 def _keep_reports(trainer: Trainer, name: str, folder: Path) -> None:
-    """Name what is reported, and have TensorBoard's files outlive the checkpoints, in
+    """Name the run for reporters, and have TensorBoard's files outlive the checkpoints, in
     ``tensorboard`` below ``folder``."""
     trainer.args.run_name = trainer.args.run_name or name
     for callback in trainer.callback_handler.callbacks:
@@ -136,56 +174,45 @@ def _keep_reports(trainer: Trainer, name: str, folder: Path) -> None:
 
 
 def _kept(trainer: Trainer, checkpoint: Path | None, kind: str) -> str:
-    if checkpoint is None:
-        sooner = (
-            f"a smaller {kind}.save_steps saves sooner"
-            if trainer.args.save_strategy == "steps"
-            else f"{kind}.save_strategy: steps saves sooner"
-        )
-        return f"nothing was saved yet ({sooner})"
-    return f"the weights of step {checkpoint.name.rpartition('-')[2]} are in {checkpoint}"
+    if checkpoint is not None:
+        return f"the weights of step {checkpoint.name.rpartition('-')[2]} are in {checkpoint}"
+    if trainer.args.save_strategy == "steps":
+        return f"nothing was saved yet (a smaller {kind}.save_steps saves sooner)"
+    return f"nothing was saved yet ({kind}.save_strategy: steps saves sooner)"
 
 
-#: What must be a finite number, by the key that a row has it under.
-_FINITE = {
-    "loss": "the loss",
-    "grad_norm": "the gradient norm",
-    "weight": "a weight",
-    "probability": "the probability of a next token",
-}
-#: What torch says where such a probability is drawn from, and what we say. A GPU says no more than
-#: that it stopped.
-_NOT_DRAWN = {
-    "probability tensor": f"{_FINITE['probability']} is not a finite number",
-    "device-side assert": "the GPU stopped as it drew answers (device-side assert), as where a "
-    "probability is not a finite number",
-}
+class Lost(Exception):  # noqa: N818 - not an error of ours
+    """A number that must be finite is not; the text says which.
 
+    Attributes:
+        signal: its key in a row.
+        step, rate: of the training: its step and learning rate.
+        spared: what the number did not reach.
+    """
 
-class Lost(Exception):  # noqa: N818 - it is none of ours
-    """What must be a finite number is none, in the words ``said``; ``signal`` is its key in a row,
-    and ``next`` is what it has not spoiled."""
-
-    def __init__(self, signal: str, said: str, step: int, rate: float, next: str) -> None:
-        super().__init__(said)
-        self.signal, self.step, self.rate, self.next = signal, step, rate, next
+    def __init__(self, signal: str, text: str, step: int, rate: float, spared: str) -> None:
+        super().__init__(text)
+        self.signal, self.step, self.rate, self.spared = signal, step, rate, spared
 
 
 class Monitor(TrainerCallback):
-    """Adds our signals to a trainer's, and raises Lost where it is.
+    """Adds our signals to a trainer's; raises Lost.
 
-    ``sticks`` is None in a process that measures nothing.
+    Args:
+        section: how often val and KL are measured.
+        kind: ``sft`` or ``grpo``.
+        sticks: None in a process that measures nothing.
     """
 
     def __init__(
-        self, trainer: Trainer, recipe: Recipe, kind: str, sticks: Yardsticks | None
+        self, trainer: Trainer, section: MonitorSection, kind: str, sticks: Yardsticks | None
     ) -> None:
         self.trainer, self.sticks = trainer, sticks
-        self.every = recipe.monitor.every
-        self.kl_every = recipe.monitor.kl_every
+        self.every, self.kl_every = section.every, section.kl_every
+        #: Seconds by part of a step, and steps, since the last row.
         self.spent: Counter[str] = Counter()
         self.steps = 0
-        #: Of the steps since tokens were last counted, as they are only where answers are drawn.
+        #: Of the steps since tokens were last counted.
         self.seconds = 0.0
         self._held: list[tuple[Any, str]] = []
         self._wrap(trainer, "log", self._log)
@@ -212,18 +239,16 @@ class Monitor(TrainerCallback):
             delattr(owner, name)
         self._held = []
 
-    # --- when ------------------------------------------------------------------------------------
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.logged = state.global_step
-        # SFT counts its tokens itself; where it goes on, Resumable has set the count before.
+        # SFT counts its tokens itself; where it resumes, Resumable has set the count before.
         counted = getattr(self.trainer, "_total_train_tokens", None)
         self.tokens = state.num_input_tokens_seen if counted is None else counted
         if self.sticks and (self.every or self.kl_every):
             began = time.perf_counter()
-            found = self.sticks.begin(fresh=state.global_step == 0)
-            if found and self.every:
-                self.trainer.log({**found, "time/monitor": time.perf_counter() - began})
+            measured = self.sticks.begin(fresh=state.global_step == 0)
+            if measured and self.every:
+                self.trainer.log({**measured, "time/monitor": time.perf_counter() - began})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
@@ -234,49 +259,40 @@ class Monitor(TrainerCallback):
         self.seconds += seconds
         self.steps += 1
         if not self._weights_are_finite():
-            raise self._lost("weight", step=state.global_step, next="a checkpoint")
-
-    def _due(self, every: int, step: int) -> bool:
-        """Whether a multiple of ``every`` was passed since the row before."""
-        return bool(every) and step // every > self.logged // every
+            raise self._lost("weight", step=state.global_step, spared="a checkpoint")
 
     def _weights_are_finite(self) -> bool:
-        """Of those that are trained; not asked where several processes hold them in parts."""
+        """Of the trained weights; not checked where several processes hold them in parts."""
         if processes.cuts_weights():
             return True
         trained = [w for w in self.trainer.model.parameters() if w.requires_grad]
         return math.isfinite(get_total_norm(trained).item())
 
-    # --- what ------------------------------------------------------------------------------------
-
-    def _timed(self, part: str) -> Callable[..., Any]:
-        def timed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            found = original(*args, **kwargs)
-            self.spent[part] += time.perf_counter() - began
-            return found
-
-        return timed
+    def _timed(self, part: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        returned = call(*args, **kwargs)
+        self.spent[part] += time.perf_counter() - began
+        return returned
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._timed("generate")(original, *args, **kwargs)
+            return self._timed("generate", original, *args, **kwargs)
         except RuntimeError as error:  # of torch.multinomial
-            for words, said in _NOT_DRAWN.items():
+            for words, text in _NOT_DRAWN.items():
                 if words in str(error):
-                    raise self._lost("probability", said) from None
+                    raise self._lost("probability", text) from None
             raise
 
     @property
     def _metrics(self) -> dict[str, list[float]]:
-        """What TRL's trainer logs the means of next."""
+        """Values whose means TRL's trainer logs next."""
         return self.trainer._metrics["train" if self.trainer.model.training else "eval"]
 
     def _scored(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        found = original(*args, **kwargs)
+        batch = original(*args, **kwargs)
         if self._metrics["frac_reward_zero_std"]:
             self._metrics["frac_reward_zero_std"][-1] = self.flat
-        return found
+        return batch
 
     def _rewards(
         self,
@@ -290,22 +306,22 @@ class Monitor(TrainerCallback):
         for prompt, answer in zip(prompts, answers, strict=True):
             groups[str(prompt)].append(tuple(answer))
         self._metrics["completions/duplicates"].append(duplicates(groups.values()))
-        found = self._timed("reward")(original, inputs, prompts, completions, answers)
-        paid = (found * self.trainer.reward_weights.to(found.device)).nansum(1)
-        groups_paid = paid.view(-1, self.trainer.num_generations)
-        self.flat = (groups_paid.amax(1) - groups_paid.amin(1) <= NO_SPREAD).float().mean().item()
-        return found
+        columns = self._timed("reward", original, inputs, prompts, completions, answers)
+        paid = (columns * self.trainer.reward_weights.to(columns.device)).nansum(1)
+        by_group = paid.view(-1, self.trainer.num_generations)
+        self.flat = (by_group.amax(1) - by_group.amin(1) <= NO_SPREAD).float().mean().item()
+        return columns
 
     def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
-        # The trainer itself would put the mean of its neighbours in the place of such a loss.
+        # The trainer itself would replace such a loss by the mean of its neighbours.
         if not math.isfinite(loss.item()):
             raise self._lost("loss")
         return loss
 
     def _clip(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         norm = original(*args, **kwargs)
-        # With scaled gradients of float16 the optimizer leaves such a step out itself.
+        # With scaled gradients of float16 the optimizer skips such a step itself.
         if norm is not None and not self.trainer.args.fp16:
             value = norm.item() if hasattr(norm, "item") else norm
             if not math.isfinite(value):
@@ -313,52 +329,57 @@ class Monitor(TrainerCallback):
         return norm
 
     def _lost(
-        self, signal: str, said: str = "", step: int | None = None, next: str = "the weights"
+        self, signal: str, text: str = "", step: int | None = None, spared: str = "the weights"
     ) -> Lost:
-        said = said or f"{_FINITE[signal]} is not a finite number"
+        text = text or f"{_FINITE[signal]} is not a finite number"
         rate = float(self.trainer._get_learning_rate())
-        return Lost(signal, said, step or self.trainer.state.global_step + 1, rate, next)
+        return Lost(signal, text, step or self.trainer.state.global_step + 1, rate, spared)
 
     def _log(
         self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any
     ) -> Any:
         if "loss" in logs:
-            self._add(logs)
+            step = self.trainer.state.global_step
+            self._add_truth_and_speed(logs)
+            if self.sticks:
+                self._add_yardsticks(self.sticks, logs, step)
+            self.logged = step
         return original(logs, *args, **kwargs)
 
-    def _add(self, logs: dict[str, float]) -> None:
-        """Put our signals beside the trainer's, which it averages over the steps since the last
-        row in ``_metrics``."""
+    def _add_truth_and_speed(self, logs: dict[str, float]) -> None:
         metrics = self.trainer._metrics["train"]
         for reward, truth in _TRUTH.items():
-            if found := metrics.get(f"{reward}/mean"):
-                metrics[truth] = list(found)
-        if found := metrics.get("num_tokens"):
+            if values := metrics.get(f"{reward}/mean"):
+                metrics[truth] = list(values)
+        if counted := metrics.get("num_tokens"):
             if self.seconds:
-                logs["tokens_per_second"] = (found[-1] - self.tokens) / self.seconds
-            self.tokens, self.seconds = found[-1], 0.0
-        parts = [part for part in ("generate", "reward") if part in self.spent]
-        rest = self.spent["step"] - sum(self.spent[part] for part in parts)
-        for part, seconds in [*((part, self.spent[part]) for part in parts), ("train", rest)]:
+                logs["tokens_per_second"] = (counted[-1] - self.tokens) / self.seconds
+            self.tokens, self.seconds = counted[-1], 0.0
+        step = self.spent.pop("step", 0.0)
+        parts = {**self.spent, "train": step - sum(self.spent.values())}
+        for part, seconds in parts.items():
             logs[f"time/{part}"] = seconds / max(1, self.steps)
         logs["memory"] = peak_memory()
         self.spent.clear()
         self.steps = 0
-        step = self.trainer.state.global_step
-        if self.sticks:
-            began = time.perf_counter()
-            if self._due(self.kl_every, step):
-                logs.update(self.sticks.kl())
-            if self._due(self.every, step):
-                try:
-                    logs.update(self.sticks.val())
-                except UserError:  # weights that are numbers may give logits that are none
-                    raise self._lost("probability", step=step, next="a checkpoint") from None
-            logs["time/monitor"] = time.perf_counter() - began
-        self.logged = step
+
+    def _add_yardsticks(self, sticks: Yardsticks, logs: dict[str, float], step: int) -> None:
+        def due(every: int) -> bool:
+            """Whether a multiple of ``every`` was passed since the row before."""
+            return bool(every) and step // every > self.logged // every
+
+        began = time.perf_counter()
+        if due(self.kl_every):
+            logs.update(sticks.kl())
+        if due(self.every):
+            try:
+                logs.update(sticks.val())
+            except UserError:  # finite weights may give logits that are not
+                raise self._lost("probability", step=step, spared="a checkpoint") from None
+        logs["time/monitor"] = time.perf_counter() - began
 
 
-def duplicates(groups: Any) -> float:
+def duplicates(groups: Iterable[Iterable[Hashable]]) -> float:
     """The share of all answers that equal another answer of their own group."""
     counts = [Counter(group) for group in groups]
     equal = sum(count for each in counts for count in each.values() if count > 1)
@@ -367,9 +388,7 @@ def duplicates(groups: Any) -> float:
 
 def peak_memory() -> float:
     """GiB, see the module."""
-    import torch
-
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
+        return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # as getrusage counts on each
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30

@@ -1,8 +1,7 @@
-"""What a model in training is measured by beside its training: the problems of val, and answers of
-the model that it started from.
+"""Yardsticks of a model in training: val problems, and answers of the model it started from.
 
-Nothing here leaves a trace in the training: the model is put back as it was, what is drawn has
-random streams of its own, and the weights after training are the same bits with and without.
+Nothing here leaves a trace in the training: the model is put back as it was, draws have random
+streams of their own, and the trained weights are the same bits with and without.
 """
 
 from __future__ import annotations
@@ -16,22 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from trl.models.utils import unwrap_model_for_generation
+
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
 from data.common.seeds import seed_of
-from data.recipe import Recipe
-from data.rows import read_split
+from data.rows import Row, read_split
+from data.run import START, Run
+from data.sections import RewardSection
+from pipeline.model.decode import (
+    Decoding,
+    Sample,
+    answer_limit,
+    reasoning_prefix,
+    render,
+    sample,
+    stop_tokens,
+)
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-    from pipeline.model.decode import Sample
-
-#: Below a stage's checkpoints: the answers of the start that ``kl_start`` is measured on.
-START = "start.jsonl"
 #: Logits that are held at a time when texts are scored; 0.25 GiB of float32.
 _LOGITS = 2**26
 
@@ -44,13 +51,12 @@ class Encoded:
     answer: list[int]
 
 
-def val_rows(recipe: Recipe, arm: str) -> list[dict[str, Any]]:
-    """The ``monitor.problems`` of val that a training is measured by, always the same ones: evenly
-    from the arm's tiers, or from all where those have none."""
-    tiers = recipe.all_arms[arm].tiers
-    rows = read_split(recipe.run, "val")
+def val_rows(run: Run, tiers: Sequence[str], problems: int) -> list[Row]:
+    """The val problems that a training is measured by, always the same ones: evenly from the arm's
+    ``tiers``, or from all where those have none."""
+    rows = read_split(run, "val")
     rows = [row for row in rows if not tiers or row["tier"] in tiers] or rows
-    count = min(recipe.monitor.problems, len(rows))
+    count = min(problems, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
@@ -58,109 +64,104 @@ class Yardsticks:
     """Measures the model of one trainer. Only where it is held whole, and in the main process.
 
     Args:
-        recipe: as it stands for the arm.
-        kind: the recipe's section, ``sft`` or ``grpo``.
         rows: of ``val_rows``.
-        folder: where the start's answers are kept for a training that goes on.
-        generates: draw with the trainer's own way of generating, which Unsloth's kernels need, in
-            place of ``pipeline.model.decode``.
+        folder: where the start's answers are kept for a training that resumes.
+        reward: the answers are paid by it.
+        seed: of the recipe.
+        samples: answers to each problem; 0 for a stage in which none are drawn.
+        golds: whether the loss on gold answers is measured.
+        max_tokens: of an answer where the trainer has no limit; None for twice the longest gold.
+        together: most answers drawn at a time.
+        generates: draw with the trainer's own way of generating, which Unsloth's kernels need,
+            instead of ``pipeline.model.decode``.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        kind: str,
         trainer: Trainer,
         tokenizer: PreTrainedTokenizerBase,
-        rows: Sequence[dict[str, Any]],
+        rows: Sequence[Row],
         folder: Path,
+        *,
+        reward: RewardSection,
+        seed: int,
+        samples: int,
+        golds: bool,
+        max_tokens: int | None,
+        together: int,
         generates: bool = False,
     ) -> None:
-        from pipeline.model.decode import answer_limit, reasoning_prefix, render
-
-        self.recipe, self.trainer, self.tokenizer, self.rows = recipe, trainer, tokenizer, rows
-        self.generates = generates
+        self.trainer, self.tokenizer, self.rows = trainer, tokenizer, rows
+        self.reward, self.seed, self.samples = reward, seed, samples
+        self.golds, self.generates = golds, generates
         self.prefix = reasoning_prefix(tokenizer)
         self.prompts = [render(tokenizer, row["prompt"]) for row in rows]
-        self.limit = (  # training's, where it draws
-            getattr(trainer.args, "max_completion_length", None)
-            or recipe.grpo.get("max_completion_length")
-            or recipe.eval.max_tokens
-            or answer_limit(tokenizer, rows)
-        )
-        self.golds, self.sampled = kind == "sft", kind in recipe.monitor.sampled
         args = trainer.args
+        limit = getattr(args, "max_completion_length", None) or max_tokens
+        self.limit = limit or answer_limit(tokenizer, rows)
         # As many at a time as the training draws, which there is memory for.
-        together = args.per_device_train_batch_size * (
-            getattr(args, "steps_per_generation", 0) or 0
-        )
-        self.together = min(recipe.eval.rows, together or recipe.eval.rows)
+        drawn = args.per_device_train_batch_size * (getattr(args, "steps_per_generation", 0) or 0)
+        self.together = min(together, drawn or together)
         self.path = folder / START
         self.start: list[tuple[Encoded, list[float]]] = []
 
     def begin(self, fresh: bool) -> dict[str, float]:
         """Before the first step: val of the start, and its answers, scored by itself. A training
-        that goes on takes the answers that were kept; without them, or where they are spoilt,
+        that resumes takes the answers that were kept; without them, or where they are spoilt,
         there is no KL."""
-        if fresh and not self.sampled:
-            return self.val()
         if not fresh:
-            if self.path.is_file():
-                model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-                try:
-                    found = _read_start(self.path, model.config.get_text_config().vocab_size)
-                    self.start = list(found)
-                except UserError as error:
-                    print(f"{error}: kl_start is not measured from here on", flush=True)
+            self._resume()
             return {}
+        if not self.samples:
+            return self.val()
         with undisturbed(self.trainer) as model:
             drawn = self._draw(model)
-            # At temperature 1, as it must be: they stand for what the start would answer.
-            texts = [
-                self._encoded(prompt, *group[:1])
-                for prompt, group in zip(self.prompts, drawn, strict=True)
-            ]
-            self.start = [
-                (text, found.tolist())
-                for text, found in zip(texts, scores(model, texts), strict=True)
-            ]
-            found = self._val(model, drawn)
+            # At temperature 1, as they stand for what the start would answer.
+            texts = [self._encoded(i, group[0]) for i, group in enumerate(drawn)]
+            own = [each.tolist() for each in scores(model, texts)]
+            self.start = list(zip(texts, own, strict=True))
+            measured = self._val(model, drawn)
         write_jsonl(
             self.path,
             (
-                {"prompt": text.prompt, "answer": text.answer, "scores": found}
-                for text, found in self.start
+                {"prompt": text.prompt, "answer": text.answer, "scores": own}
+                for text, own in self.start
             ),
         )
-        return found
+        return measured
+
+    def _resume(self) -> None:
+        if self.path.is_file():
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            try:
+                self.start = list(_read_start(self.path, model.config.get_text_config().vocab_size))
+            except UserError as error:
+                print(f"{error}: kl_start is not measured from here on", flush=True)
 
     def val(self) -> dict[str, float]:
-        """``val/optimal``, ``val/feasible`` (shares of the answers) and ``val/reward`` (their mean
-        under the recipe's reward) of ``monitor.samples`` answers to each problem, at temperature 1,
-        always with the same random numbers, in the stages of ``monitor.sampled``, and
-        ``val/entropy``, the mean negative log-probability of their tokens in nats, which is what
-        the entropy of a token is on average; in SFT ``val/loss``, the same of the gold answers.
-        The ends of answers count."""
-        with undisturbed(self.trainer) as model:
-            return self._val(model, self._draw(model) if self.sampled else None)
+        """Measure the model on the val problems, always with the same random numbers.
 
-    def _val(self, model: Any, drawn: Sequence[Sequence[Sample]] | None) -> dict[str, float]:
-        found = {}
-        if drawn is not None:
-            found = self._judged(drawn)
-            texts = [
-                self._encoded(prompt, one)
-                for prompt, group in zip(self.prompts, drawn, strict=True)
-                for one in group
-            ]
-            found["val/entropy"] = _surprise(scores(model, texts))
+        Returns:
+            In stages with ``samples``, answers at temperature 1: ``val/optimal`` and
+            ``val/feasible`` (shares of the answers), ``val/reward`` (their mean under the recipe's
+            reward) and ``val/entropy`` (the mean negative log-probability of their tokens in nats,
+            an estimate of the entropy of a token). In SFT ``val/loss``, the same of the gold
+            answers. The ends of answers count.
+        """
+        with undisturbed(self.trainer) as model:
+            return self._val(model, self._draw(model) if self.samples else [])
+
+    def _val(self, model: PreTrainedModel, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
+        measured = {}
+        if drawn:
+            measured = self._judged(drawn)
+            texts = [self._encoded(i, one) for i, group in enumerate(drawn) for one in group]
+            measured["val/entropy"] = _surprise(scores(model, texts))
         if self.golds:
-            golds = [
-                Encoded(self._ids(prompt), [*self._ids(row["gold"]), self.tokenizer.eos_token_id])
-                for prompt, row in zip(self.prompts, self.rows, strict=True)
-            ]
-            found["val/loss"] = _surprise(scores(model, golds))
-        return found
+            golds = [Sample(row["gold"], "stop", 0) for row in self.rows]
+            texts = [self._encoded(i, gold) for i, gold in enumerate(golds)]
+            measured["val/loss"] = _surprise(scores(model, texts))
+        return measured
 
     def _judged(self, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
         asked, texts, verdicts = [], [], []
@@ -170,7 +171,7 @@ class Yardsticks:
                 asked.append(problem)
                 texts.append(self.prefix + one.completion)
                 verdicts.append(verify(row["problem"], texts[-1]).status)
-        paid = totals(self.recipe.reward, asked, texts)
+        paid = totals(self.reward, asked, texts)
         return {
             "val/optimal": verdicts.count(Status.OPTIMAL) / len(verdicts),
             "val/feasible": sum(status in VALID for status in verdicts) / len(verdicts),
@@ -183,31 +184,30 @@ class Yardsticks:
             return {}
         with undisturbed(self.trainer) as model:
             now = scores(model, [text for text, _ in self.start])
-        before = [score for _, found in self.start for score in found]
-        return {"kl_start": kl_from(before, [score for found in now for score in found.tolist()])}
+        before = [score for _, own in self.start for score in own]
+        return {"kl_start": kl_from(before, [score for each in now for score in each.tolist()])}
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _encoded(self, row: int, answer: Sample) -> Encoded:
+        """The prompt of a row and an answer to it, with its end where it has one."""
+        prompt, text = self.tokenizer(
+            [self.prompts[row], answer.completion], add_special_tokens=False
+        )["input_ids"]
+        end = [self.tokenizer.eos_token_id] if answer.finish_reason == "stop" else []
+        return Encoded(prompt, [*text, *end])
 
-    def _encoded(self, prompt: str, sample: Sample) -> Encoded:
-        end = [self.tokenizer.eos_token_id] if sample.finish_reason == "stop" else []
-        return Encoded(self._ids(prompt), [*self._ids(sample.completion), *end])
-
-    def _draw(self, model: Any) -> list[list[Sample]]:
-        """``monitor.samples`` answers to each problem, at temperature 1."""
-        from pipeline.model.decode import Decoding, sample
-
-        count, decoding = self.recipe.monitor.samples, Decoding(self.limit)
-        seeds = [seed_of(self.recipe.seed, "monitor", row["id"]) for row in self.rows]
+    def _draw(self, model: PreTrainedModel) -> list[list[Sample]]:
+        """Answers to each problem, at temperature 1."""
+        seeds = [seed_of(self.seed, "monitor", row["id"]) for row in self.rows]
+        asked = self.prompts, self.samples, Decoding(self.limit)
         if self.generates:
-            return generated(self.trainer, self.tokenizer, self.prompts, count, decoding, seeds[0])
-        drawn = sample(model, self.tokenizer, self.prompts, count, decoding, seeds, self.together)
+            return generated(self.trainer, self.tokenizer, *asked, seeds[0])
+        drawn = sample(model, self.tokenizer, *asked, seeds, self.together)
         return [group for _, group in sorted(drawn, key=lambda each: each[0])]
 
 
-def _surprise(found: Iterable[torch.Tensor]) -> float:
+def _surprise(scored: Iterable[torch.Tensor]) -> float:
     """The mean negative log-probability of all tokens."""
-    each = [score for text in found for score in text.tolist()]
+    each = [score for text in scored for score in text.tolist()]
     return -sum(each) / max(1, len(each))
 
 
@@ -218,7 +218,7 @@ def _read_start(path: Path, vocabulary: int) -> Iterator[tuple[Encoded, list[flo
         UserError: naming the line that is not as it was written.
     """
 
-    def are_tokens(value: Any) -> bool:
+    def are_tokens(value: object) -> bool:
         return isinstance(value, list) and all(
             type(token) is int and 0 <= token < vocabulary for token in value
         )
@@ -240,12 +240,11 @@ def _read_start(path: Path, vocabulary: int) -> Iterator[tuple[Encoded, list[flo
 def kl_from(before: Sequence[float], now: Sequence[float]) -> float:
     """KL(now ‖ start) in nats a token: the mean of ``r ln r - (r - 1)``, r = p_now / p_start.
 
-    The tokens were drawn from the start, after each beginning of its own answers; there
+    The tokens were drawn from the start, after each prefix of its own answers; there
     ``E[r ln r] = KL(now ‖ start)`` and ``E[r - 1] = 0``, so this is unbiased and never below 0. It
-    is Schulman's k3 (joschu.net/blog/kl-approx.html) turned round: k3 draws from the model now,
-    which takes the start's weights at every step to score what was drawn, this one takes the
-    start's scores of a few texts, once. Direction and unit are those of TRL's ``kl``; the prefixes
-    are the start's and not the present model's.
+    is Schulman's k3 (joschu.net/blog/kl-approx.html) turned round: k3 draws from the model now, and
+    the start's weights must score these draws at every step; this one needs the start's scores of
+    a few texts, once. Direction and unit are those of TRL's ``kl``, but with the start's prefixes.
 
     Args:
         before, now: log-probability of each token, under the start and under the model now.
@@ -256,12 +255,9 @@ def kl_from(before: Sequence[float], now: Sequence[float]) -> float:
 
 @contextmanager
 def undisturbed(trainer: Trainer) -> Iterator[Any]:
-    """The trainer's model in eval mode; afterwards model and global random streams are as before.
-
-    A model under mixed precision computes here as it does in training.
+    """Yield the trainer's model in eval mode; afterwards it and the global random streams are as
+    before. A model under mixed precision computes here as it does in training.
     """
-    import torch
-
     model = trainer.accelerator.unwrap_model(trainer.model)
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -283,8 +279,6 @@ def scores(model: Any, texts: Sequence[Encoded]) -> list[torch.Tensor]:
 
     Padded on the right, where a causal model does not look, so that no backend needs the mask.
     """
-    import torch
-
     found: dict[int, torch.Tensor] = {}
     for batch in _batches(texts, model.config.get_text_config().vocab_size):
         longest = max(len(texts[i].prompt) + len(texts[i].answer) for i in batch)
@@ -324,15 +318,10 @@ def generated(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     samples: int,
-    decoding: Any,
+    decoding: Decoding,
     seed: int,
 ) -> list[list[Sample]]:
-    """Answers as a GRPO trainer draws them without vLLM, which goes with Unsloth's kernels too."""
-    import torch
-    from trl.models.utils import unwrap_model_for_generation
-
-    from pipeline.model.decode import Sample, stop_tokens
-
+    """Answers as a GRPO trainer draws them without vLLM, which suits Unsloth's kernels too."""
     inputs = tokenizer(
         list(prompts), return_tensors="pt", padding=True, padding_side="left",
         add_special_tokens=False,
@@ -347,10 +336,10 @@ def generated(
             num_return_sequences=samples, max_new_tokens=decoding.max_tokens,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=stops.tolist(),
         )[:, inputs["input_ids"].shape[1] :].cpu()  # fmt: skip
-    found = []
+    answers = []
     for row in drawn:
         ends = torch.isin(row, stops).nonzero()[:, 0].tolist()
         end = ends[0] if ends else len(row)
         text = tokenizer.decode(row[:end], skip_special_tokens=True)
-        found.append(Sample(text, "stop" if ends else "length", end + bool(ends)))
-    return [found[i : i + samples] for i in range(0, len(found), samples)]
+        answers.append(Sample(text, "stop" if ends else "length", end + bool(ends)))
+    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
