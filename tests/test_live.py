@@ -1,31 +1,24 @@
+"""Progress on the terminal: a line a step, or a live view where it can be drawn."""
+
 import io
 
 import pytest
 from rich.console import Console
 
-from pipeline.watch.live import Lines, View, clock, sparkline, view
-
-ROW = {"loss": 0.1234, "reward": 0.5, "truth/optimal": 0.25, "memory": 3.0, "kl": None}
+from pipeline.watch.live import Lines, View, sparkline, view
 
 
 @pytest.mark.parametrize(
-    ("values", "bars"),
+    ("values", "width", "bars"),
     [
-        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
-        ([5.0], "▁"),
-        ([2, 2, 2], "▁▁▁"),
-        ([-1, 1, -1], "▁█▁"),
-        ([9] * 5 + [0, 1, 0], "▁█▁"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
+        ([5.0], 8, "▁"),
+        ([2, 2, 2], 8, "▁▁▁"),
+        ([9, 9, 0, 1, 0], 3, "▁█▁"),
     ],
 )
-def test_a_sparkline_goes_from_the_least_of_what_it_shows_to_the_most(values, bars):
-    assert sparkline(values, 8 if len(values) < 9 and values[0] != 9 else 3) == bars
-
-
-def test_times_are_read_at_a_glance():
-    assert [clock(s) for s in (-3, 0, 61.9, 3600, 36_061)] == [
-        *("0:00", "0:00", "1:01", "1:00:00", "10:01:01")
-    ]
+def test_a_sparkline_goes_from_the_least_of_its_values_to_the_greatest(values, width, bars):
+    assert sparkline(values, width) == bars
 
 
 def test_without_a_terminal_each_step_is_a_line(capsys):
@@ -34,14 +27,14 @@ def test_without_a_terminal_each_step_is_a_line(capsys):
     shown.open(10, 40)
     shown.show(10, {"val/optimal": 0.5})
     shown.started -= 20
-    shown.show(20, ROW)
+    shown.show(20, {"loss": 0.1234, "reward": 0.5, "truth/optimal": 0.25, "memory": 3, "kl": None})
     shown.show(30, {"memory": 1.0})
     shown.show(40, {"loss": 0.5})
     shown.say("warning: so it is")
     shown.close()
     assert capsys.readouterr().out.splitlines() == [
         "step 10/40  val optimal 50.0%",
-        "step 20/40  loss 0.1234  reward 0.500  optimal 25.0%  0:40 left",
+        "step 20/40  loss 0.1234  reward 0.500  optimal 25.0%  0:00:40 left",
         "step 40/40  loss 0.5000",
         "warning: so it is",
     ]
@@ -49,7 +42,7 @@ def test_without_a_terminal_each_step_is_a_line(capsys):
 
 @pytest.fixture
 def terminal():
-    """A view in a terminal, and what it wrote."""
+    """A view in a terminal, and its output."""
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=100, color_system=None)
     return View("grpo (grpo)", console), written
@@ -67,13 +60,10 @@ def test_in_a_terminal_signals_are_drawn_with_progress_and_time_left(terminal):
     said = written.getvalue()
     assert "warning: [red]so it is[/red]" in said
     last = said.rpartition("grpo (grpo)")[2]
-    assert "15/40" in last
-    assert "0:20 so far" in last
-    assert "0:50 left" in last
+    for part in ("15/40", "0:00:20", "0:00:50", "50.0%", "tokens a second 812"):
+        assert part in last
     reward = next(line for line in last.splitlines() if "reward" in line)
     assert reward.split() == ["reward", "0.200", "▁█▅"]
-    assert "50.0%" in last
-    assert "tokens a second 812" in last
     assert "optimal" not in last.replace("val optimal", "")
 
 

@@ -1,4 +1,4 @@
-"""Progress of a training on the terminal: a live view, or a line a step where it cannot be drawn."""
+"""Progress of a training on the terminal: a live view or, where it cannot be drawn, lines."""
 
 from __future__ import annotations
 
@@ -66,6 +66,8 @@ class Lines:
 
     def __init__(self, title: str) -> None:
         self.title = title
+        self.first = self.last = self.steps = 0
+        self.started = time.monotonic()
 
     def open(self, step: int, steps: int) -> None:
         """A training begins at ``step`` of ``steps``."""

@@ -153,7 +153,7 @@ def _yardsticks(
         trainer,
         tokenizer,
         val_rows(recipe.run, recipe.all_arms[arm].tiers, section.problems),
-        Path(trainer.args.output_dir),
+        Path(str(trainer.args.output_dir)),
         reward=recipe.reward,
         seed=recipe.seed,
         samples=section.samples if kind in section.sampled else 0,
@@ -207,10 +207,11 @@ class Monitor(TrainerCallback):
     def __init__(
         self, trainer: Trainer, section: MonitorSection, kind: str, sticks: Yardsticks | None
     ) -> None:
-        self.trainer, self.sticks = trainer, sticks
+        self.trainer: Any = trainer  # TRL's trainers have attributes of their own
+        self.sticks = sticks
         self.every, self.kl_every = section.every, section.kl_every
         #: Seconds by part of a step, and steps, since the last row.
-        self.spent: Counter[str] = Counter()
+        self.spent: dict[str, float] = defaultdict(float)
         self.steps = 0
         #: Of the steps since tokens were last counted.
         self.seconds = 0.0

@@ -218,23 +218,14 @@ def _read_start(path: Path, vocabulary: int) -> Iterator[tuple[Encoded, list[flo
         UserError: naming the line that is not as it was written.
     """
 
-    def are_tokens(value: object) -> bool:
-        return isinstance(value, list) and all(
-            type(token) is int and 0 <= token < vocabulary for token in value
-        )
-
     for number, row in read_jsonl(path):
-        prompt, answer, known = (row.get(key) for key in ("prompt", "answer", "scores"))
-        if not (
-            are_tokens(prompt)
-            and prompt
-            and are_tokens(answer)
-            and isinstance(known, list)
-            and len(known) == len(answer)
-            and all(type(score) is float and math.isfinite(score) for score in known)
-        ):
+        lists = [row.get(key) for key in ("prompt", "answer", "scores")]
+        prompt, answer, own = (each if isinstance(each, list) else [] for each in lists)
+        tokens = all(type(token) is int and 0 <= token < vocabulary for token in prompt + answer)
+        scored = all(type(score) is float and math.isfinite(score) for score in own)
+        if not (prompt and tokens and scored and len(own) == len(answer)):
             raise UserError(f"{path}:{number} is not as it was written")
-        yield Encoded(prompt, answer), known
+        yield Encoded(prompt, answer), own
 
 
 def kl_from(before: Sequence[float], now: Sequence[float]) -> float:
@@ -336,10 +327,14 @@ def generated(
             num_return_sequences=samples, max_new_tokens=decoding.max_tokens,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=stops.tolist(),
         )[:, inputs["input_ids"].shape[1] :].cpu()  # fmt: skip
-    answers = []
-    for row in drawn:
-        ends = torch.isin(row, stops).nonzero()[:, 0].tolist()
-        end = ends[0] if ends else len(row)
-        text = tokenizer.decode(row[:end], skip_special_tokens=True)
-        answers.append(Sample(text, "stop" if ends else "length", end + bool(ends)))
+    stopped = torch.isin(drawn, stops)
+    longest = drawn.shape[1]
+    ends = torch.where(stopped.any(1), stopped.int().argmax(1), longest).tolist()
+    texts = tokenizer.batch_decode(
+        [row[:end] for row, end in zip(drawn, ends, strict=True)], skip_special_tokens=True
+    )
+    answers = [
+        Sample(text, "stop" if end < longest else "length", min(end + 1, longest))
+        for text, end in zip(texts, ends, strict=True)
+    ]
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
