@@ -29,7 +29,7 @@ from data.prompts import answer
 from data.published import read_rows
 from data.recipe import Recipe, load_recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
-from eval.answers.files import Key, ProblemFile, read_samples
+from eval.answers.files import Key, Layout, ProblemFile, SampleRow, read_samples
 from eval.answers.judge import score_rows_as_published
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import Estimate, bootstrap_indices, cell, mean_interval
@@ -41,7 +41,7 @@ PUBLISHED = Path(__file__).parents[1] / "pipeline" / "recipes" / "blog-7b.yaml"
 #: Where the tables lie in a run's ``eval``, and as what.
 FOLDER, OUTPUTS = "published", ("blog.json", "blog.md")
 #: What says nothing about the experiment.
-_NAMES = ("name", "path", "run")
+_NAMES = ("name", "path", "run_name")
 #: The published table's columns.
 _HEADINGS = {
     BlogStatus.FORMAT_ERROR: "format",
@@ -182,7 +182,7 @@ def _copied(problem: Problem) -> float:
     return sum(blog.rewards(blog.row_of(problem), copy).values())
 
 
-def line(model: str, problems: Asked, samples: Sequence[dict[str, Any]], key: str) -> Line:
+def line(model: str, problems: Asked, samples: Sequence[SampleRow], key: Layout) -> Line:
     """Judge one model's answers, each of ``samples`` with its problem's name under ``key``."""
     verdicts = list(score_rows_as_published(problems.rows, samples, key))
     right: dict[Key, list[bool]] = {}

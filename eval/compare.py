@@ -242,7 +242,7 @@ def run(recipe: Recipe, force: bool) -> None:
         if not finished(samples.parent) or not samples.with_name(VERDICTS).is_file():
             raise UserError(f"arm {name!r} is not judged yet; `make eval` judges it")
         inputs += [samples, samples.with_name(VERDICTS)]
-    check_judged(recipe, names)
+    check_judged(recipe.run, names)
     rewards = {name: (arm.reward or recipe.reward).__dict__ for name, arm in recipe.arms.items()}
     settings = {"seed": recipe.seed, "resamples": recipe.eval.resamples, "rewards": rewards}
     stage = Stage(recipe.run.eval / "compare", "compare", settings, inputs)

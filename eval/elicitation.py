@@ -49,7 +49,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import VERDICTS
 from eval.answers import likelihood
-from eval.answers.files import answered, read_answers, read_verdicts, way_of_asking
+from eval.answers.files import SampleRow, answered, read_answers, read_verdicts, way_of_asking
 from eval.answers.judge import check_judged, judge_arm
 from eval.answers.reasoning import reasoning_report
 from eval.answers.roles import Case, cases, guesses, planned
@@ -237,7 +237,7 @@ def likelihoods(
     )
 
 
-def _first_answers(path: Path, asked: Asked) -> Iterator[dict[str, Any]]:
+def _first_answers(path: Path, asked: Asked) -> Iterator[SampleRow]:
     rows = read_answers(path, asked.ids)
     return (row for row in rows if row["sample"] < likelihood.PER_PROBLEM)
 
@@ -274,7 +274,7 @@ def run(recipe: Recipe, force: bool) -> None:
         print("elicitation: no arm to judge; conclusion.arms in the recipe names them", flush=True)
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in found)]
-    check_judged(recipe, names)
+    check_judged(recipe.run, names)
     rows = read_split(recipe.run, "test")
     ids = {row["id"] for row in rows}
     samples = {arm: recipe.run.samples(arm) for arm in names}
@@ -290,7 +290,7 @@ def run(recipe: Recipe, force: bool) -> None:
         "margins": asdict(recipe.conclusion.margins),
         "lenient": {arm: recipe.for_arm(arm).eval.lenient for arm in names},
     }
-    notes = strange_starts(recipe, names)
+    notes = strange_starts(recipe.run, names)
     if notes:
         settings["notes"] = notes
     verdicts = [path.with_name(VERDICTS) for path in samples.values()]

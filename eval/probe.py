@@ -23,7 +23,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import read_split
+from data.rows import Row, read_split
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import read_answers
@@ -107,7 +107,7 @@ def plan_for(recipe: Recipe, problems: int, samples: int | None) -> Plan:
     return Plan(group, problems, asking, tuple(ignored))
 
 
-def chosen_rows(recipe: Recipe, count: int) -> list[dict[str, Any]]:
+def chosen_rows(recipe: Recipe, count: int) -> list[Row]:
     """``count`` training problems at random, so tiers come in the shares of the training data; in
     the order of the data."""
     rows = read_split(recipe.run, "train")
@@ -146,7 +146,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     if not stage.begin_unless_done(force, [folder / SAMPLES]):
         return
     asked = chosen_rows(recipe, plan.problems)
-    asker = Asker(recipe, arm)
+    asker = Asker(recipe.run, arm, recipe.dtype, recipe.seed)
     limit = plan.asking.max_tokens or asker.limit(read_split(recipe.run, "train"))
     asking = replace(plan.asking, max_tokens=limit)
     with claimed(folder / SAMPLES):

@@ -41,7 +41,7 @@ def run(recipe: Recipe, force: bool) -> None:
     arms = report["arms"]
     logs = {arm: run.log(arm) for arm in arms if run.log(arm).is_file()}
     judged = [a for a in arms if run.samples(a).is_file() and run.verdicts(a).is_file()]
-    check_judged(recipe, judged)
+    check_judged(recipe.run, judged)
     standing = standing_conclusion(run, arms)
     if standing is None and finished(run.elicitation.parent):
         print(

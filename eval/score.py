@@ -1,7 +1,7 @@
 """Judge anyone's completions: ``python -m eval.score --problems P.jsonl --completions C.jsonl``.
 
 Sampling and judging meet only at a file, so any model can be judged, and as often as one likes.
-Two layouts are read, each told by its keys:
+Two layouts are read, distinguished by their keys:
 
 - ours: problems ``{id, split, tier, problem, …}``, completions ``{id, arm, sample, completion}``;
 - published: problems ``{index, events, priority_events, optimal_score}``, completions ``{index,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ from rich.text import Text
 
 from data.common.errors import UserError, run_main
 from data.common.files import write_jsonl
-from eval.answers.files import ProblemFile, read_samples
-from eval.answers.judge import score_rows, score_rows_as_published
-from rewards import blog
+from eval.answers.files import ProblemFile, SampleRow, VerdictRow, read_samples
+from eval.answers.judge import PublishedRow, score_rows, score_rows_as_published
+from rewards.blog import BlogStatus
 from rewards.verify import Status
 
 
-def summary(verdicts: list[dict[str, Any]], statuses: Iterable[str], measure: str) -> Table:
+def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], measure: str) -> Table:
     """How many completions have each status, and the mean of ``measure``, a column for each arm."""
-    arms: dict[str, list[dict[str, Any]]] = {}
+    arms: dict[str, list[Mapping[str, Any]]] = {}
     for verdict in verdicts:
         arms.setdefault(str(verdict.get("arm", "completions")), []).append(verdict)
     table = Table("status")
@@ -41,7 +41,7 @@ def summary(verdicts: list[dict[str, Any]], statuses: Iterable[str], measure: st
         table.add_row(status, *(str(count[status]) for count in counts))
     table.add_section()
     table.add_row("judged", *(str(len(rows)) for rows in arms.values()))
-    means = (sum(v[measure] for v in rows) / len(rows) for rows in arms.values())
+    means = (sum(row[measure] for row in rows) / len(rows) for rows in arms.values())
     table.add_row(f"mean {measure}", *(f"{mean:.4f}" for mean in means))
     return table
 
@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
         prog="python -m eval.score",
         description="Judge completions of any model: status counts, and one verdict a completion.",
         epilog="Both our layout and the published one (index, events, priority_events, "
-        "optimal_score) are read; which one a file has is told by its keys.",
+        "optimal_score) are read; the keys of a file say which one it has.",
     )
     parser.add_argument(
         "--problems",
@@ -91,6 +91,22 @@ def _check_out(out: Path, inputs: Iterable[Path]) -> None:
         raise UserError(f"--out {out} would replace an input; name another file")
 
 
+def _judge(
+    problem_file: ProblemFile, samples: Sequence[SampleRow], console: Console
+) -> list[VerdictRow]:
+    """Judge the samples of sound problems, and say which problems and how many are left out."""
+    problems, rejects = problem_file.problems()
+    for reject in rejects:
+        console.print(f"left out: {reject}", markup=False, soft_wrap=True)
+    judged = [sample for sample in samples if sample[problem_file.key] in problems]
+    if skipped := len(samples) - len(judged):
+        note = f"{skipped} completions of problems left out are skipped; --judge blog judges"
+        console.print(f"{note} them as published", soft_wrap=True)
+    if not judged:
+        raise UserError(f"all completions are of problems of {problem_file.source} left out")
+    return list(score_rows(problems, judged, problem_file.key))
+
+
 def main() -> None:
     options = _options()
     if options.out:
@@ -98,22 +114,13 @@ def main() -> None:
     console = Console(highlight=False)
     problem_file = ProblemFile(options.problems)
     samples = read_samples(options.completions, problem_file)
+    verdicts: Sequence[VerdictRow] | Sequence[PublishedRow]
     if options.judge == "blog":
         verdicts = list(score_rows_as_published(problem_file.rows(), samples, problem_file.key))
-        table = summary(verdicts, blog.BlogStatus, "score")
+        console.print(summary(verdicts, BlogStatus, "score"))
     else:
-        problems, rejects = problem_file.problems()
-        for reject in rejects:
-            console.print(f"left out: {reject}", markup=False, soft_wrap=True)
-        judged = [sample for sample in samples if sample[problem_file.key] in problems]
-        if skipped := len(samples) - len(judged):
-            note = f"{skipped} completions of problems left out are skipped; --judge blog judges"
-            console.print(f"{note} them as published", soft_wrap=True)
-        if not judged:
-            raise UserError(f"{options.completions} answers only problems that are left out")
-        verdicts = list(score_rows(problems, judged, problem_file.key))
-        table = summary(verdicts, Status, "ratio")
-    console.print(table)
+        verdicts = _judge(problem_file, samples, console)
+        console.print(summary(verdicts, Status, "ratio"))
     if options.out:
         write_jsonl(options.out, verdicts)
         console.print(f"{options.out}: {len(verdicts)} verdicts", markup=False, soft_wrap=True)

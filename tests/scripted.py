@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,7 +67,6 @@ class Scripted(Asker):
         return [[i] for i in range(len(rows))]
 
     def answers(self, rows, asking, stream="sample") -> Iterator[list[dict[str, Any]]]:
-        self._started = time.monotonic() - 1
         self.asked.append((self.arm, stream, [row["id"] for row in rows], asking))
         for count, row in enumerate(rows):
             if count == self.patience:
@@ -143,7 +141,7 @@ class World:
 
     def evaluate(self, recipe: Recipe) -> dict[str, Any]:
         """``make eval``; the content of ``elicitation.json``."""
-        for arm in trained_arms(recipe):
+        for arm in trained_arms(recipe.run):
             sample_arm(recipe, arm, force=False)
         report.run(recipe, force=False)
         elicitation.run(recipe, force=False)

@@ -596,7 +596,7 @@ def test_an_arm_asked_in_another_way_is_compared_with_the_base_asked_in_that_way
             "grpo-other": {"trainer": "none", "start": "grpo", "eval": {"temperature": 0.5}},
         }
     )
-    pairs = report.comparisons(recipe)
+    pairs = report.comparisons(recipe.all_arms())
     assert len(pairs) == len(set(pairs))
     beside = {arm: [other for tuned, other in pairs if tuned == arm] for arm, _ in pairs}
     assert list(beside.items()) == [
@@ -673,7 +673,7 @@ def test_an_arm_trained_from_another_base_or_trained_no_more_is_named(world):
     world.train(recipe)
     Stage(recipe.run.folder / "sft", "sft", {"model": "old/base"}).finish([])
     (recipe.run.folder / "grpo" / "manifest.json").unlink()
-    assert report.strange_starts(recipe, ["base", "sft", "grpo"]) == [
+    assert report.strange_starts(recipe.run, ["base", "sft", "grpo"]) == [
         f"Note: SFT was trained from old/base, and base is {recipe.model} here, so they differ in "
         "more than this training; `make sft` trains it again.",
         "Note: the answers of GRPO are of a model that is there no more; `make grpo` trains it "

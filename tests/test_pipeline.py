@@ -55,8 +55,8 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     make.run(recipe, force=False, workers=1)
     sft.run(recipe, force=False)
     grpo.run(recipe, force=False)
-    assert trained_arms(recipe) == ["base", "sft", "grpo"]
-    for arm in trained_arms(recipe):
+    assert trained_arms(recipe.run) == ["base", "sft", "grpo"]
+    for arm in trained_arms(recipe.run):
         sample_arm(recipe, arm, force=False)
     report.run(recipe, force=False)
     found = json.loads((recipe.run.eval / "report.json").read_text())
@@ -123,7 +123,7 @@ def test_grpo_can_start_from_the_base_without_sft(recipe_of):
     recipe = recipe_of(arms={"grpo": {"trainer": "grpo"}})
     make.run(recipe, force=False, workers=1)
     grpo.run(recipe, force=False)
-    assert trained_arms(recipe) == ["base", "grpo"]
+    assert trained_arms(recipe.run) == ["base", "grpo"]
 
 
 def test_grpo_without_its_sft_model_says_what_to_run(recipe_of):
@@ -153,11 +153,11 @@ def test_every_arm_is_trained_each_after_the_one_it_starts_from(recipe_of, monke
     with pytest.raises(UserError, match=r"warm\.2/model is not finished; `make arms` trains it"):
         grpo.run(recipe, force=False, arm="paid")
     make.run(recipe, force=False, workers=1)
-    assert trained_arms(recipe) == ["base"]
+    assert trained_arms(recipe.run) == ["base"]
     assert "no finished blogs model, so it is left out; `make arms`" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["arms", "--recipe", str(recipe.path)])
     arms.main()
-    assert trained_arms(recipe) == ["base", "warm.1", "warm.2", "blogs", "paid"]
+    assert trained_arms(recipe.run) == ["base", "warm.1", "warm.2", "blogs", "paid"]
     tuned = ("base", "warm.1", "warm.2", "blogs")
     weights = {arm: _weights(recipe.run.model(arm)) for arm in tuned}
     for one, other in combinations(weights, 2):
@@ -176,7 +176,7 @@ def test_a_reward_that_fails_its_audit_is_not_trained_on_unless_asked_to(recipe_
     make.run(recipe, force=False, workers=1)
     with pytest.raises(UserError, match=r"the reward 'blog' fails its audit.*UNSOUND=1 make grpo"):
         grpo.run(recipe, force=False)
-    assert trained_arms(recipe) == ["base"]
+    assert trained_arms(recipe.run) == ["base"]
     capsys.readouterr()
     grpo.run(recipe, force=False, unsound=True)
     assert "WARNING: training under a reward that the audit fails" in capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_a_reward_that_fails_its_audit_is_not_trained_on_unless_asked_to(recipe_
     allowed = recipe_of(arms={"grpo": paid}, reward={"shape": "blog", "unsound": True}, name="two")
     make.run(allowed, force=False, workers=1)
     grpo.run(allowed, force=False)
-    assert trained_arms(allowed) == ["base", "grpo"]
+    assert trained_arms(allowed.run) == ["base", "grpo"]
 
 
 # --- what is trained on, and in which order ---------------------------------------------------
@@ -331,7 +331,7 @@ def test_a_training_that_took_no_step_is_not_finished(recipe_of, monkeypatch):
     monkeypatch.setattr("pipeline.train.trainer.check_steps", lambda *_: None)
     with pytest.raises(UserError, match="grpo took no step, so there is nothing to save"):
         grpo.run(recipe, force=False)
-    assert trained_arms(recipe) == ["base"]
+    assert trained_arms(recipe.run) == ["base"]
 
 
 def test_a_mistake_that_only_the_trainer_finds_leaves_what_was_finished(recipe_of, capsys):
@@ -427,7 +427,7 @@ def test_an_arm_without_training_is_its_start_asked_in_another_way(recipe_of):
     tiers = {"dense": {"train": 8, "val": 2, "test": 3, "events": [3, 4]}}
     recipe = recipe_of(arms={"base-best": best}, data={"main": "dense", "tiers": tiers})
     make.run(recipe, force=False, workers=1)
-    assert trained_arms(recipe) == ["base", "base-best"]
+    assert trained_arms(recipe.run) == ["base", "base-best"]
     sample_arm(recipe, "base-best", force=False)
     rows = [row for _, row in read_jsonl(recipe.run.samples("base-best"))]
     assert len(rows) == 3 * 4
@@ -461,9 +461,10 @@ def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
     recipe = recipe_of()
     make.run(recipe, force=False, workers=1)
     asked, train = read_split(recipe.run, "test"), read_split(recipe.run, "train")
-    shots = shots_for(recipe, asked, 2)
+    tiers = {row["id"]: row["tier"] for row in asked}
+    shots = shots_for(recipe.run, recipe.seed, tiers, 2)
     tier_of = {(row["prompt"], row["gold"]): row["tier"] for row in train}
     for row in asked:
         assert [tier_of[shot] for shot in shots[row["id"]]] == [row["tier"]] * 2
     with pytest.raises(UserError, match="9 shots need as many train problems of tier 'dense'"):
-        shots_for(recipe, asked, 9)
+        shots_for(recipe.run, recipe.seed, tiers, 9)

@@ -173,7 +173,7 @@ def in_batches(folder, rows):
     with contextlib.chdir(folder):
         recipe = load_recipe(Path("small.yaml"))
         asked = read_split(recipe.run, "test")
-        batches = Asker(recipe, "base").batches(asked, recipe.eval)
+        batches = Asker(recipe.run, "base", recipe.dtype, recipe.seed).batches(asked, recipe.eval)
     return [[row for i in batch for row in rows[4 * i : 4 * i + 4]] for batch in batches]
 
 

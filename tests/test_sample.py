@@ -224,8 +224,8 @@ def test_only_arms_whose_weights_are_there_are_asked(world, capsys):
     arms = {"sft": {"trainer": "sft"}, "own": {"trainer": "grpo", "start": "sft"}}
     recipe = world.recipe({**arms, "cool": {"trainer": "none", "start": "own"}})
     world.train(recipe, "sft")
-    assert trained_arms(recipe) == ["base", "sft"]
+    assert trained_arms(recipe.run) == ["base", "sft"]
     said = capsys.readouterr().out
     assert "no finished own model, so it is left out; `make arms` trains it" in said
     world.train(recipe)
-    assert trained_arms(recipe) == ["base", "sft", "own", "cool"]
+    assert trained_arms(recipe.run) == ["base", "sft", "own", "cool"]

@@ -51,7 +51,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, record
 
 
-def to_line(record: dict[str, Any]) -> str:
+def to_line(record: Mapping[str, Any]) -> str:
     """One JSONL line, the same bytes on every machine."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -77,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(map(to_line, records)))
 
 

@@ -1,4 +1,4 @@
-"""Reads the files of answers and verdicts, and anyone's problems and completions."""
+"""Reads the files of answers and verdicts, ours and anyone's; every mistake names its line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from data.common.errors import UserError, shown
 from data.common.fields import dataclass_from
@@ -19,132 +19,175 @@ from data.solver import prove
 from rewards import blog
 from rewards.verify import Status
 
-#: Beside an arm's samples.
-#: What a problem is called by: ``id`` in our layout, ``index`` in the published one.
+#: The key that names a problem, in our layout or the published one, and its values.
+Layout = Literal["id", "index"]
 Key = str | int
 
 
-_KEY_TYPES: dict[str, type] = {"id": str, "index": int}
+class SampleRow(TypedDict):
+    """One answer. Ours have every key but ``index``; others at least a name and the completion.
+
+    Attributes:
+        sample: its number among the answers of this arm to this problem, from 0.
+        finish_reason: ``stop``, or ``length`` where it was cut off.
+        tokens: drawn, the end token included.
+    """
+
+    index: NotRequired[int]
+    id: NotRequired[str]
+    arm: NotRequired[str]
+    sample: NotRequired[int]
+    completion: str
+    finish_reason: NotRequired[str]
+    tokens: NotRequired[int]
 
 
-def _is_share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
+class VerdictRow(TypedDict):
+    """The judgement of one answer, see ``rewards.verify.Verdict``; its place as in SampleRow."""
+
+    index: NotRequired[int]
+    id: NotRequired[str]
+    arm: NotRequired[str]
+    sample: NotRequired[int]
+    finish_reason: NotRequired[str | None]
+    status: str
+    violations: list[str]
+    objective: int
+    optimum: int
+    ratio: float
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+class AnsweredRow(SampleRow):
+    """One answer with its verdict."""
+
+    status: str
+    violations: list[str]
+    objective: int
+    ratio: float
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int
-
-
-#: Keys of rows that ``make eval`` writes: in words and as a check.
-_SAMPLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "completion": ("a text", _is_text),
-    "finish_reason": ("a text", _is_text),
-    "tokens": ("a whole number", _is_whole),
-}
-
-
-_VERDICT: dict[str, tuple[str, Callable[[Any], bool]]] = {
+#: What a value must be: in words, and as a check.
+Kind = tuple[str, Callable[[Any], bool]]
+_TEXT: Kind = ("a text", lambda value: isinstance(value, str))
+_WHOLE: Kind = ("a whole number", lambda value: type(value) is int)
+_SAMPLE = {"completion": _TEXT, "finish_reason": _TEXT, "tokens": _WHOLE}
+_VERDICT: dict[str, Kind] = {
     "status": (f"one of {', '.join(Status)}", lambda value: value in list(Status)),
-    "violations": ("a list of texts", _is_texts),
-    "objective": ("a whole number", _is_whole),
-    "ratio": ("a number from 0 to 1", _is_share),
+    "violations": (
+        "a list of texts",
+        lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    ),
+    "objective": _WHOLE,
+    "ratio": (
+        "a number from 0 to 1",
+        lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    ),
 }
+_REASON: Kind = ("a text or null", lambda value: value is None or isinstance(value, str))
 
 
-_REASON = ("a text or null", lambda value: value is None or _is_text(value))
-
-
-def read_answers(
-    path: Path, ids: Container[str], by: str = "make eval"
-) -> Iterator[dict[str, Any]]:
+def read_answers(path: Path, ids: Container[str], by: str = "make eval") -> Iterator[SampleRow]:
     """The rows of a ``samples.jsonl`` of answers to the problems ``ids``, drawn ``by`` a command.
 
     Raises:
-        UserError: naming the line that is not as the command writes it, and the way out.
+        UserError: naming the line that differs from what the command writes, and the way out.
     """
-    return _read_ours(path, ids, _SAMPLE, f"`{by}` draws")
+    return (cast(SampleRow, row) for row in _checked(path, ids, _SAMPLE, f"`{by}` draws"))
 
 
-def read_verdicts(path: Path, ids: Container[str]) -> Iterator[dict[str, Any]]:
+def read_verdicts(path: Path, ids: Container[str]) -> Iterator[VerdictRow]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
-    return _read_ours(path, ids, {**_VERDICT, "finish_reason": _REASON}, "`make eval` judges")
+    kinds = {**_VERDICT, "finish_reason": _REASON}
+    return (cast(VerdictRow, row) for row in _checked(path, ids, kinds, "`make eval` judges"))
 
 
-def answered(samples: Path, ids: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Every answer of a ``samples.jsonl`` to the problems ``ids``, with what the file of verdicts
-    beside it says: ``{id, arm, sample, completion, finish_reason, tokens, status, violations,
-    objective, ratio}``. A million of them need no memory.
+def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
+    """Every answer of a ``samples.jsonl`` to the problems ``ids``, with its verdict from the file
+    beside it. Streams: a million answers need no memory.
 
     Raises:
-        UserError: naming the file, and its line, that is not as ``make eval`` writes it, or where
-            the two files are not of the same answers, or lack a problem.
+        UserError: naming the file and line that differs from what ``make eval`` writes, or where
+            the two files are of different answers, or lack a problem.
     """
-    verdicts, lacking = samples.with_name(VERDICTS), set(ids)
-    pairs = zip_longest(read_answers(samples, ids), read_verdicts(verdicts, ids), fillvalue={})
-    for sample, verdict in pairs:
-        if any(sample.get(key) != verdict.get(key) for key in ("id", "sample")):
+    path, lacking = samples.with_name(VERDICTS), set(ids)
+    for sample, verdict in zip_longest(read_answers(samples, ids), read_verdicts(path, ids)):
+        place, judged = (row and (row["id"], row["sample"]) for row in (sample, verdict))
+        if place != judged:
             raise UserError(
-                f"{verdicts} is not of the answers beside it; delete it, and `make eval` judges "
+                f"{path} is not of the answers beside it; delete it, and `make eval` judges "
                 "them again"
             )
         lacking.discard(sample["id"])
-        yield {**sample, **{key: verdict[key] for key in _VERDICT}}
+        yield {
+            **sample,
+            "status": verdict["status"],
+            "violations": verdict["violations"],
+            "objective": verdict["objective"],
+            "ratio": verdict["ratio"],
+        }
     if lacking:
         raise UserError(f"{samples} lacks problems; delete it, and `make eval` draws it again")
 
 
-def _read_ours(
-    path: Path,
-    ids: Container[str],
-    keys: Mapping[str, tuple[str, Callable[[Any], bool]]],
-    does: str,
+def _checked(
+    path: Path, ids: Container[str], kinds: Mapping[str, Kind], does: str
 ) -> Iterator[dict[str, Any]]:
+    """Rows whose keys are of their ``kinds`` and whose samples count from 0 for every problem."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; {does} it")
-    way_out = f"delete {path.name}, and {does} it again"
     count: Counter[str] = Counter()
     try:
         for number, row in read_jsonl(path):
             where, name = f"{path}:{number}", row.get("id")
             if not isinstance(name, str) or name not in ids:
                 raise UserError(f'{where}: "id" is {shown(name)}, no problem that was asked')
-            # So are lines found that are there twice, or no more.
             if type(row.get("sample")) is not int or row["sample"] != count[name]:
                 raise UserError(
-                    f'{where}: "sample" is {shown(row.get("sample"))} where the one to be expected '
-                    f"of {name} is {count[name]}"
+                    f'{where}: "sample" is {shown(row.get("sample"))}, the next one of {name} '
+                    f"is {count[name]}"
                 )
             count[name] += 1
-            for key, (what, good) in keys.items():
-                if not good(row.get(key)):
-                    raise UserError(f'{where}: "{key}" must be {what}, not {shown(row.get(key))}')
+            for key, (words, is_good) in kinds.items():
+                if not is_good(row.get(key)):
+                    raise UserError(f'{where}: "{key}" must be {words}, not {shown(row.get(key))}')
             yield row
     except UserError as error:
-        raise UserError(f"{error}; {way_out}") from None
+        raise UserError(f"{error}; delete {path.name}, and {does} it again") from None
+
+
+def way_of_asking(folder: Path) -> EvalSection:
+    """How a sampled arm was asked, with everything resolved that was tuned or left open.
+
+    Raises:
+        UserError: when its manifest does not say, or not in the keys of this version.
+    """
+    asking = stage_facts(folder).get("asking")
+    if asking is None:
+        raise UserError(f"{folder} was sampled by an earlier version; FORCE=1 make eval redoes it")
+    try:
+        return dataclass_from(EvalSection, asking, str(folder / MANIFEST), "asking.")
+    except UserError as error:
+        raise UserError(f"{error}; FORCE=1 make eval redoes it") from None
 
 
 class ProblemFile:
     """The problems of one file (or hub dataset) in either layout.
 
     Attributes:
-        key: ``id`` or ``index``, what its problems are called by.
-        records: (row number, where it stands, record) of each problem by its key.
+        key: the key that names its problems.
+        records: (row number, where it stands, record) of each problem by its name.
+
+    Raises:
+        UserError: naming the line without a name, or with a name that an earlier line has.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self.key: Layout = "id"
         self.records: dict[Key, tuple[int, str, dict[str, Any]]] = {}
-        self.key = ""
         for number, where, record in read_rows(source):
-            self.key = self.key or ("id" if "problem" in record else "index")
+            if not self.records:
+                self.key = "id" if "problem" in record else "index"
             name = _named(record, self.key, where, "a problem")
             if name in self.records:
                 hint = "" if Path(source).exists() else "; name a split, as in owner/name:test"
@@ -156,7 +199,8 @@ class ProblemFile:
             raise UserError(f"{source} holds no problem")
 
     def problems(self) -> tuple[dict[Key, Problem], list[str]]:
-        """Problems by key, proven again, and why others of the published layout were left out.
+        """Problems by name, proven again, and why unsound ones of the published layout are left
+        out.
 
         Raises:
             UserError: naming the line, when a problem of our own layout is not sound.
@@ -177,9 +221,9 @@ class ProblemFile:
         return {name: row for name, (_, _, row) in self.records.items()}
 
 
-def _our_problem(where: str, record: dict[str, Any]) -> Problem:
+def _our_problem(where: str, record: Mapping[str, Any]) -> Problem:
     try:
-        problem = Problem.from_json(record.get("problem"))
+        problem = Problem.from_json(record.get("problem", {}))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     best = prove(problem)
@@ -189,17 +233,16 @@ def _our_problem(where: str, record: dict[str, Any]) -> Problem:
     return problem
 
 
-def _named(record: dict[str, Any], key: str, where: str, what: str) -> Key:
-    """What the record calls its problem; UserError when it does not."""
-    kind = _KEY_TYPES[key]
+def _named(record: Mapping[str, Any], key: Layout, where: str, what: str) -> Key:
+    """The name that a record gives its problem; UserError when it gives none."""
+    kind, words = (str, "a text") if key == "id" else (int, "a whole number")
     if type(record.get(key)) is not kind:
-        wanted = "a text" if kind is str else "a whole number"
-        found = f"not {record[key]!r:.80}" if key in record else "which is missing"
-        raise UserError(f'{where}: {what} needs "{key}", {wanted}, {found}')
+        given = f"not {record[key]!r:.80}" if key in record else "which is missing"
+        raise UserError(f'{where}: {what} needs "{key}", {words}, {given}')
     return record[key]
 
 
-def read_samples(path: Path, problem_file: ProblemFile) -> list[dict[str, Any]]:
+def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
     """Completions of the problems of a file, in order.
 
     Raises:
@@ -216,18 +259,7 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[dict[str, Any]]:
             )
         if not isinstance(sample.get("completion"), str):
             raise UserError(f'{where}: {what} needs "completion", a text')
-        samples.append(sample)
+        samples.append(cast(SampleRow, sample))
     if not samples:
         raise UserError(f"{path} holds no completion")
     return samples
-
-
-def way_of_asking(folder: Path) -> EvalSection:
-    """How a sampled arm was asked, all that was tuned or left open resolved."""
-    asking = stage_facts(folder).get("asking")
-    if asking is None:
-        raise UserError(f"{folder} was sampled by an earlier version; FORCE=1 make eval redoes it")
-    try:
-        return dataclass_from(EvalSection, asking, str(folder / MANIFEST), "asking.")
-    except UserError as error:  # of another version's keys, or by hand
-        raise UserError(f"{error}; FORCE=1 make eval redoes it") from None

@@ -4,70 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar, cast
 
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts, write_jsonl
 from data.problem import Problem
-from data.recipe import Recipe
-from data.run import VERDICTS
-from eval.answers.files import Key, read_answers
+from data.run import VERDICTS, Run
+from eval.answers.files import Key, Layout, SampleRow, VerdictRow, read_answers
 from rewards import blog
 from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Verdict, confirm, verify
+
+#: Names of problems of one layout, or of either.
+Name = TypeVar("Name", bound=Key)
 
 #: What a verdict takes over from its sample, where the sample has it.
 _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
 
 
+class JudgedRow(VerdictRow):
+    """A verdict with the text that it judges, by which distinct answers are counted."""
+
+    answer: str
+
+
+class PublishedRow(TypedDict, total=False):
+    """The published evaluator's judgement of one answer."""
+
+    index: int
+    id: str
+    arm: str
+    sample: int
+    finish_reason: str
+    status: str
+    score: float
+
+
 def score_rows(
-    problems: Mapping[Key, Problem],
-    samples: Iterable[dict[str, Any]],
-    key: str = "id",
+    problems: Mapping[Name, Problem],
+    samples: Iterable[SampleRow],
+    key: Layout = "id",
     lenient: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """Judge samples ``{id or index, completion, …}`` in order, one verdict row each:
-    ``{id, arm, sample, status, violations, objective, optimum, ratio}``.
+) -> Iterator[VerdictRow]:
+    """Judge samples in order, one verdict each; ``key`` names their problems.
 
     Each distinct (problem, schedule) is confirmed by CP-SAT once, about half a millisecond; a
-    sample beyond that costs some 20 microseconds. ``lenient`` judges what can be read of a
-    malformed answer too.
+    further sample costs some 20 microseconds. ``lenient`` judges the readable part of a malformed
+    answer too.
 
     Raises:
         DisagreementError: when CP-SAT does not confirm a verdict.
     """
     for sample in samples:
-        problem = problems[sample[key]]
-        verdict = _confirmed(problem, sample["completion"], lenient)
-        yield {**_carried(sample), **verdict.to_json()}
+        verdict = _confirmed(problems[cast(Name, sample[key])], sample["completion"], lenient)
+        yield cast(VerdictRow, {**_carried(sample), **verdict.to_json()})
 
 
-def _confirmed(problem: Problem, completion: str, lenient: bool = False) -> Verdict:
+def _confirmed(problem: Problem, completion: str, lenient: bool) -> Verdict:
     schedule = parse(completion)
     if lenient and isinstance(schedule, ParseFailure):
         schedule = parse_leniently(completion)
     if isinstance(schedule, ParseFailure):
-        return verify(problem, completion)  # nothing that CP-SAT could confirm
+        return verify(problem, completion)  # there is nothing for CP-SAT to confirm
     return confirm(problem, schedule)
 
 
 def score_rows_as_published(
-    rows: Mapping[Key, Mapping[str, Any]], samples: Iterable[dict[str, Any]], key: str = "index"
-) -> Iterator[dict[str, Any]]:
-    """The published evaluator's judgement of samples: ``{index, status, score}`` each."""
+    rows: Mapping[Key, Mapping[str, Any]], samples: Iterable[SampleRow], key: Layout = "index"
+) -> Iterator[PublishedRow]:
+    """The published evaluator's judgement of samples."""
     for sample in samples:
-        row = rows[sample[key]]
-        status, score = blog.judge(row, sample["completion"])
-        yield {**_carried(sample), "status": status, "score": score}
+        status, score = blog.judge(rows[sample[key]], sample["completion"])
+        yield cast(PublishedRow, {**_carried(sample), "status": status, "score": score})
 
 
-def _carried(sample: dict[str, Any]) -> dict[str, Any]:
-    return {name: sample[name] for name in _CARRIED if name in sample}
+def _carried(sample: SampleRow) -> dict[str, object]:
+    row: Mapping[str, object] = sample
+    return {name: row[name] for name in _CARRIED if name in row}
 
 
 def judge_arm(
     problems: Mapping[str, Problem], samples: Path, lenient: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JudgedRow]:
     """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows.
 
     Raises:
@@ -77,14 +95,12 @@ def judge_arm(
     rows = list(score_rows(problems, answers, lenient=lenient))
     write_jsonl(samples.with_name(VERDICTS), rows)
     for row, answer in zip(rows, answers, strict=True):
-        # The answer itself, so that distinct ones can be counted.
         yield {**row, "answer": answer["completion"]}
 
 
-def check_judged(recipe: Recipe, names: Iterable[str]) -> None:
-    """Raise UserError unless what was judged of these arms is the samples that are there now."""
-    folder = recipe.run.eval
-    judged = stage_facts(folder)["inputs"] if finished(folder) else {}
-    for path in (recipe.run.samples(arm) for arm in names):
+def check_judged(run: Run, arms: Iterable[str]) -> None:
+    """Raise UserError unless the judged samples of these arms are the ones that are there now."""
+    judged = stage_facts(run.eval)["inputs"] if finished(run.eval) else {}
+    for path in map(run.samples, arms):
         if judged.get(str(path)) != sha256(path):
             raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")

@@ -1,31 +1,30 @@
 """An arm's samples on disk, drawn by one process, or in parts by several at the same time.
 
-``samples.jsonl`` is the whole. While n processes draw, each with a GPU or a machine of its own, it
-is ``samples.1-of-n.jsonl`` to ``samples.n-of-n.jsonl`` beside it, each written as the answers come,
-and who finishes last puts them together. Nothing but this folder, which all of them see, holds them
-together:
+``samples.jsonl`` is the whole. While n processes draw, each with its own GPU or machine, each writes
+its part ``samples.i-of-n.jsonl`` beside it as the answers come, and the last to finish joins them.
+They share nothing but this folder:
 
-- Every file that is written has a lock (``flock``, which ends with its process), so that no two
-  processes write one file, nor one the whole while others draw parts.
-- To begin and to put together, processes take turns. So of two that finish at the same moment the
-  first may lack the second's answers, but the second finds the first's; or the first finds all, and
-  the second a finished stage.
-- A problem's answers count wherever they lie, so what several began one may finish.
+- Every file being written is locked (``data.common.locks``), so no file has two writers, and nobody writes the whole while others draw parts.
+- Processes take turns to begin and to join. Of two that finish at the same moment, the second
+  finds the answers of the first, or a finished stage.
+- A problem's answers count wherever they lie, so one process may finish what several began.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from data.common.errors import UserError
 from data.common.files import BEGUN, Stage, finished, write_bytes
 from data.common.locks import holding, is_held, lock_file
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, order=True)
@@ -35,21 +34,27 @@ class Shard:
     number: int
     of: int
 
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
     def path(self, whole: Path) -> Path:
         return whole.with_name(f"{whole.stem}.{self.number}-of-{self.of}{whole.suffix}")
+
+    def share(self, items: Sequence[T], batches: Sequence[Sequence[int]]) -> list[T]:
+        """The part's items, in order: every n-th of the ``batches``, which hold their indices.
+
+        The last batch, which may be smaller, is the last of its part too, so a part that is cut
+        into batches again gives the same ones.
+        """
+        dealt = batches[self.number - 1 :: self.of]
+        return [items[i] for i in sorted(i for batch in dealt for i in batch)]
 
 
 def read_shard(text: str) -> Shard:
     """``2/4`` as a Shard.
 
     Raises:
-        UserError: when it is none.
+        UserError: when it is not one.
     """
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    shard = Shard(int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    shard = Shard(int(match[1]), int(match[2])) if match else None
     if shard is None or not 1 <= shard.number <= shard.of:
         raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/4, not {text!r}")
     return shard
@@ -73,7 +78,7 @@ def kept(path: Path, samples: int) -> dict[str, list[bytes]]:
     for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):  # the torn last line of an interrupted write
             break
-        # A spoilt line is left out: then its problem lacks an answer, and is asked again.
+        # Without its spoilt line a problem lacks an answer, and is asked again.
         with suppress(ValueError, RecursionError, KeyError, TypeError):
             rows.setdefault(json.loads(line)["id"], []).append(line)
     return {identity: lines for identity, lines in rows.items() if len(lines) == samples}
@@ -81,23 +86,23 @@ def kept(path: Path, samples: int) -> dict[str, list[bytes]]:
 
 def gathered(whole: Path, samples: int, but: Path | None = None) -> dict[str, list[bytes]]:
     """``kept`` of the whole and all its parts, ``but`` left out."""
-    found: dict[str, list[bytes]] = {}
+    answers: dict[str, list[bytes]] = {}
     for path in (whole, *parts(whole).values()):
         if path != but:
-            found |= kept(path, samples)
-    return found
+            answers |= kept(path, samples)
+    return answers
 
 
-def put_together(whole: Path, rows: Sequence[Mapping[str, Any]], samples: int) -> set[str]:
-    """Write the answers to ``rows`` as one file, in the order of ``rows``, and remove its parts.
+def put_together(whole: Path, ids: Collection[str], samples: int) -> set[str]:
+    """Write the answers to all problems ``ids`` as one file, in their order, and remove its parts.
 
-    So the file is the same whoever drew the answers, in whatever order. Returns the problems that
-    are not answered yet; while there are any, nothing is written.
+    The file is the same whoever drew the answers, in whatever order. Returns the problems that lack
+    answers; while there are any, nothing is written.
     """
-    found = gathered(whole, samples)
-    lacking = {row["id"] for row in rows} - found.keys()
+    answers = gathered(whole, samples)
+    lacking = set(ids) - answers.keys()
     if not lacking:
-        write_bytes(whole, b"".join(line for row in rows for line in found[row["id"]]))
+        write_bytes(whole, b"".join(line for identity in ids for line in answers[identity]))
         _remove(parts(whole).values())
         # A process that still holds one of these has nothing left to write.
         _remove(map(lock_file, _locked_parts(whole)))
@@ -114,12 +119,12 @@ def _remove(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def claimed(whole: Path, shard: Shard | None = None) -> Iterator[bool]:
-    """Hold what this process is going to write: the whole, or one part.
+    """Lock what this process is going to write: the whole, or one part.
 
     Yields whether no other process draws a part.
 
     Raises:
-        UserError: when another process holds it.
+        UserError: when another process writes it.
     """
     mine = shard.path(whole) if shard else whole
     with holding(mine):
@@ -141,38 +146,39 @@ def _locked_parts(whole: Path) -> list[Path]:
 
 
 def begin(stage: Stage, whole: Path, shard: Shard | None, force: bool, alone: bool) -> bool:
-    """Whether there is anything to draw, said where there is not. To be called in turn, holding
-    what ``claimed`` gives.
+    """Mark a stage of sampling as begun unless it is done; returns whether there is work left.
 
-    What lies there from another way of asking is removed. ``force`` begins anew what is finished;
-    of a stage that others have begun a part redoes itself alone.
+    Called in turn, holding what ``claimed`` gives. Answers to another way of asking are removed.
+    ``force`` restarts what is finished; in a stage that others have begun a part redoes itself
+    alone.
 
     Raises:
-        UserError: when others are drawing by other settings, or for another number of parts.
+        UserError: when others draw by other settings, or in another number of parts.
     """
-    if not alone and not finished(stage.folder) and _begun(stage.folder) != stage.key:
+    folder = stage.folder
+    if not alone and not finished(folder) and _begun(folder) != stage.key:
         raise UserError(
-            f"{stage.folder} is being sampled by other processes with other settings; stop them, "
-            "or let them finish"
+            f"{folder} is being sampled by other processes with other settings; stop them, or let "
+            "them finish"
         )
-    begun = [whole, *parts(whole).values()]
-    force_all = force and (shard is None or finished(stage.folder))
-    if not stage.begin_unless_done(force_all, begun, shared=True):
+    partial = [whole, *parts(whole).values()]
+    restart = force and (shard is None or finished(folder))
+    if not stage.begin_unless_done(restart, partial, shared=True):
         return False
     if stage.goes_on and shard:
         if force:
             _remove([shard.path(whole)])
-        others = sorted({str(one.of) for one in parts(whole)} - {str(shard.of)})
+        others = sorted({str(part.of) for part in parts(whole)} - {str(shard.of)})
         if others:
             raise UserError(
-                f"{stage.folder} holds parts of {' and '.join(others)}, not of {shard.of}; go on "
-                f"with --shard i/{others[0]}, or let one process draw the rest (without --shard)"
+                f"{folder} holds parts of {' and '.join(others)}, not of {shard.of}; go on with "
+                f"--shard i/{others[0]}, or let one process draw the rest (without --shard)"
             )
     return True
 
 
-def _begun(folder: Path) -> Any:
-    """What a stage noted that it had begun; None where there is none."""
+def _begun(folder: Path) -> object:
+    """The key that a stage noted when it began; None without a readable note."""
     try:
         return json.loads((folder / BEGUN).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):

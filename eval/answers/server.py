@@ -1,17 +1,15 @@
-"""Samples from an OpenAI-compatible completions server, in place of ``pipeline.model.decode.sample``.
+"""Answers from an OpenAI-compatible completions server, in place of sampling here.
 
-``vllm serve MODEL --data-parallel-size N`` spreads over N GPUs what is asked of it; a recipe's
-``eval: {server: http://host:8000/v1}`` asks it. What is the same as in sampling here: the prompts,
-rendered here; temperature, top_p and the limit of tokens; nothing else that changes the
-distribution, since what a model's ``generation_config.json`` suggests (a top-k, a penalty) is set
-to nothing; the end token counts as one. What is not promised: the same answers again. Each problem
-has its own seed, but a server makes its random numbers in its own way, and rounds as the requests
-beside one have it.
+``vllm serve MODEL --data-parallel-size N`` spreads requests over N GPUs; a recipe's ``eval:
+{server: http://host:8000/v1}`` asks it. As in ``pipeline.model.decode.sample``: the prompts, which
+are rendered here; temperature, top_p and the limit of tokens; the end token counts as one. Whatever
+else could change the distribution, such as a top-k that the model's ``generation_config.json``
+suggests, is set to nothing. Not promised: the same answers again. Each problem has its own seed,
+but a server draws random numbers in its own way, and rounds as the requests beside one have it.
 
-The protocol is vLLM's: ``GET /models`` lists ``{id, root}``; ``POST /completions`` takes fields
-that other servers may not know (``top_k``, ``return_token_ids``, …); either refuses with ``{error:
-{message}}``. A key that the server wants is taken from ``VLLM_API_KEY``. What comes back is text
-and stays text.
+The protocol is vLLM's: ``GET /models`` lists ``{id, root}``; ``POST /completions`` takes fields that
+other servers may not know (``top_k``, ``return_token_ids``, …). A key that the server wants is taken
+from ``VLLM_API_KEY``. Everything that comes back is treated as text.
 """
 
 from __future__ import annotations
@@ -19,16 +17,16 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.common.errors import UserError, going_on
+from pipeline.model.decode import Decoding, Sample
 
 if TYPE_CHECKING:
-    from httpx import AsyncClient, Response
+    from httpx import AsyncClient
     from transformers import PreTrainedTokenizerBase
-
-    from pipeline.model.decode import Decoding, Sample
 
 T = TypeVar("T")
 
@@ -38,7 +36,7 @@ WAITS: tuple[float, ...] = (1, 2, 4, 8, 16)
 CONNECT, ANSWER = 10.0, 1800.0
 #: Requests under way at most, whatever the recipe's ``rows`` would allow.
 AT_MOST = 64
-#: What tells a server to sample from the model as it is.
+#: Fields of a request that have the server sample from the model as it is.
 _AS_IT_IS = {
     "top_k": -1,
     "min_p": 0.0,
@@ -49,6 +47,14 @@ _AS_IT_IS = {
     "return_token_ids": True,
 }
 _TOO_MANY = 429
+#: Ways out of a refusal, by its status.
+_WAYS_OUT = {
+    **dict.fromkeys((401, 403), "; VLLM_API_KEY is its key"),
+    **dict.fromkeys((404, 405), "; does its address end in /v1?"),
+}
+
+#: The body of a request.
+Body = Mapping[str, object]
 
 
 class NotServedError(UserError):
@@ -62,23 +68,20 @@ class Server:
         self.address = address.rstrip("/")
 
     def model_of(self, names: Sequence[str], model: str, dtype: str) -> dict[str, str]:
-        """``{id, root}`` of the model that is served under one of an arm's ``names``, or is the
-        one of its folder (or hub id) ``model``.
+        """``{id, root}`` of an arm's model: the one served under the first of ``names``, else the
+        one of the folder (or hub id) ``model``, else one served under another of ``names``.
 
         Raises:
             NotServedError: when there is none; says which command serves it.
         """
-        held = asyncio.run(self._models())
-        for card in held:
-            if card["id"] == names[0]:
+        cards = asyncio.run(self._models())
+        by_name = {card["id"]: card for card in reversed(cards)}
+        folders = {os.path.abspath(name): card for card in cards for name in card.values()}
+        known = [by_name.get(names[0]), folders.get(os.path.abspath(model))]
+        for card in [*known, *map(by_name.get, names[1:])]:
+            if card:
                 return card
-        for card in held:
-            if any(os.path.abspath(name) == os.path.abspath(model) for name in card.values()):
-                return card
-        for card in held:
-            if card["id"] in names:
-                return card
-        served = ", ".join(_plain(card["id"]) for card in held) or "no model"
+        served = ", ".join(_plain(card["id"]) for card in cards) or "no model"
         raise NotServedError(
             f"{self.address} holds {served}, not {model}; `vllm serve {shlex.quote(model)} "
             f"--served-model-name {names[0]} --dtype {dtype}` serves it"
@@ -94,16 +97,15 @@ class Server:
         seeds: Sequence[int],
         at_once: int,
     ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (prompt index, its samples) as they come, ``at_once`` prompts being asked at a
-        time. The tokenizer counts tokens where the server does not say which they were.
+        """Yield (prompt index, its samples) as they come, asking ``at_once`` prompts at a time. The
+        tokenizer counts tokens where the server does not say them.
 
         Raises:
-            UserError: when the server refuses, cannot be reached any more, or answers otherwise
-                than the protocol has it.
+            UserError: when the server refuses, can no longer be reached, or breaks the protocol.
         """
         # At temperature 0 all answers are the same, and vLLM gives only one of them.
         drawn = 1 if decoding.temperature == 0 else samples
-        requests = [
+        bodies = [
             {
                 "model": model,
                 "prompt": prompt,
@@ -118,31 +120,28 @@ class Server:
         ]
         # One event loop for all: Ctrl-C ends the requests under way, and the server's work on them.
         with asyncio.Runner() as loop:
-            answers = self._completed(requests, min(at_once, AT_MOST))
-            while (found := loop.run(_next(answers))) is not None:
-                i, choices = found
-                told = [_sample(choice, tokenizer) for choice in choices]
-                yield i, told * (samples // drawn)
+            read = partial(_samples, count=drawn, tokenizer=tokenizer)
+            answers = self._completed(bodies, read, min(at_once, AT_MOST))
+            while (answer := loop.run(_next(answers))) is not None:
+                i, said = answer
+                yield i, said * (samples // drawn)
 
     async def _models(self) -> list[dict[str, str]]:
         async with self._client() as client:
-            return await self._asked(client, "GET", "/models", None, _cards)
+            return await self._ask(client, "GET", "/models", None, _cards)
 
     async def _completed(
-        self, requests: Sequence[dict[str, Any]], at_once: int
-    ) -> AsyncIterator[tuple[int, list[dict[str, Any]]]]:
-        """Yield (index, choices) of each request, whichever is answered first."""
+        self, bodies: Sequence[Body], read: Callable[[Any], T], at_once: int
+    ) -> AsyncIterator[tuple[int, T]]:
+        """Yield (index, its answer as ``read``) of each request, as they are answered."""
         turns = asyncio.Semaphore(at_once)
 
-        async def complete(i: int, request: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+        async def complete(i: int) -> tuple[int, T]:
             async with turns:
-                choices = await self._asked(
-                    client, "POST", "/completions", request, lambda found: _choices(found, request)
-                )
-            return i, choices
+                return i, await self._ask(client, "POST", "/completions", bodies[i], read)
 
         async with self._client() as client:
-            tasks = [asyncio.create_task(complete(i, one)) for i, one in enumerate(requests)]
+            tasks = [asyncio.create_task(complete(i)) for i in range(len(bodies))]
             try:
                 for task in asyncio.as_completed(tasks):
                     yield await task
@@ -161,36 +160,37 @@ class Server:
             limits=httpx.Limits(max_connections=AT_MOST),
         )
 
-    async def _asked(
-        self, client: AsyncClient, method: str, path: str, body: Any, read: Callable[[Any], T]
+    async def _ask(
+        self,
+        client: AsyncClient,
+        method: str,
+        path: str,
+        body: Body | None,
+        read: Callable[[Any], T],
     ) -> T:
-        """What ``read`` makes of the server's JSON. Tries again where the server cannot be reached,
-        is busy, fails, or breaks off; ``read`` raises ValueError for what is no whole answer."""
+        """The server's JSON as ``read`` makes it, which raises ValueError unless the answer is
+        whole. Tries again where the server cannot be reached, is busy, fails, or breaks off."""
         import httpx
 
         for wait in (*WAITS, None):
             try:
                 response = await client.request(method, self.address + path, json=body)
-            except httpx.ReadTimeout:  # the same would be asked again, and take as long
+                if response.is_success:
+                    return read(response.json())
+                said = f"{method} {path} with {response.status_code} ({_plain(response.text)})"
+                if response.status_code < 500 and response.status_code != _TOO_MANY:
+                    hint = _WAYS_OUT.get(response.status_code, "")
+                    raise UserError(f"{self.address} refuses {said}{hint}")
+                trouble = f"fails {said}"
+            except httpx.ReadTimeout:  # the same request would take as long again
                 raise UserError(
                     f"the server {self.address} has not answered within {ANSWER:g} s; what was "
                     f"answered is kept, {going_on()} (smaller eval.rows ask it less at a time)"
                 ) from None
             except httpx.RequestError as error:
                 trouble = f"cannot be reached ({_plain(f'{type(error).__name__}: {error}')})"
-            else:
-                if response.is_success:
-                    try:
-                        return read(response.json())
-                    except (ValueError, RecursionError) as error:
-                        trouble = f"gives no whole answer to {method} {path} ({_plain(error)})"
-                elif response.status_code >= 500 or response.status_code == _TOO_MANY:
-                    trouble = f"fails {method} {path} with {_said(response)}"
-                else:
-                    raise UserError(
-                        f"{self.address} refuses {method} {path} with {_said(response)}"
-                        f"{_hint(response.status_code, method)}"
-                    )
+            except (ValueError, RecursionError) as error:
+                trouble = f"gives no whole answer to {method} {path} ({_plain(error)})"
             if wait is not None:
                 await asyncio.sleep(wait)
         raise UserError(
@@ -203,9 +203,9 @@ async def _next(answers: AsyncIterator[T]) -> T | None:
     return await anext(answers, None)
 
 
-def _cards(found: Any) -> list[dict[str, str]]:
+def _cards(said: Any) -> list[dict[str, str]]:
     """``{id, root}`` of each model in the answer to ``GET /models``."""
-    listed = found.get("data") if isinstance(found, dict) else None
+    listed = said.get("data") if isinstance(said, dict) else None
     if not isinstance(listed, list):
         raise ValueError("no list of models")
     cards = []
@@ -217,55 +217,31 @@ def _cards(found: Any) -> list[dict[str, str]]:
     return cards
 
 
-def _choices(found: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The choices in the answer to ``POST /completions``, by their index."""
-    choices = found.get("choices") if isinstance(found, dict) else None
+def _samples(said: Any, count: int, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
+    """The ``count`` choices in the answer to ``POST /completions``, by their index."""
+    choices = said.get("choices") if isinstance(said, dict) else None
     if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
         raise ValueError("no choices")
-    by_index = {one.get("index"): one for one in choices}
-    if len(choices) != request["n"] or by_index.keys() != set(range(request["n"])):
-        raise ValueError(f"{len(choices)} choices where {request['n']} were asked for")
-    for one in choices:
-        if not isinstance(one.get("text"), str):
-            raise ValueError("a choice without text")
-        if one.get("finish_reason") not in ("stop", "length"):
-            raise ValueError(f"a choice that ended by {one.get('finish_reason')!r}")
-    return [by_index[i] for i in range(request["n"])]
+    by_index = {one["index"]: one for one in choices if type(one.get("index")) is int}
+    if len(choices) != count or by_index.keys() != set(range(count)):
+        raise ValueError(f"{len(choices)} choices where {count} were asked for")
+    return [_sample(by_index[i], tokenizer) for i in range(count)]
 
 
-def _sample(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
-    """One choice as sampling here would give it; the end token counts as one."""
-    from pipeline.model.decode import Sample
-
-    text, ids = choice["text"], choice.get("token_ids")
+def _sample(choice: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
+    """One choice as sampling here would give it."""
+    text, reason, ids = (choice.get(key) for key in ("text", "finish_reason", "token_ids"))
+    if not isinstance(text, str):
+        raise ValueError("a choice without text")
+    if reason not in ("stop", "length"):
+        raise ValueError(f"a choice that ended by {reason!r}")
     if not isinstance(ids, list):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = [*ids, *([tokenizer.eos_token_id] if choice["finish_reason"] == "stop" else [])]
-    return Sample(text, choice["finish_reason"], len(ids))
+        ids = [*ids, *([tokenizer.eos_token_id] if reason == "stop" else [])]
+    return Sample(text, reason, len(ids))
 
 
-def _said(response: Response) -> str:
-    """The status of a refusal and the server's words for it."""
-    try:
-        found = response.json()
-    except (ValueError, RecursionError):
-        found = response.text
-    if isinstance(found, dict):
-        error = found.get("error", found)
-        words = error.get("message", error.get("detail")) if isinstance(error, dict) else error
-        found = found if words is None else words
-    return f"{response.status_code} ({_plain(found)})"
-
-
-def _hint(status: int, method: str) -> str:
-    if status in (401, 403):
-        return "; VLLM_API_KEY is its key"
-    if status in (404, 405) and method == "GET":
-        return "; does its address end in /v1?"
-    return ""
-
-
-def _plain(words: Any) -> str:
+def _plain(words: object) -> str:
     """A server's words on one line, without what would steer a terminal."""
     text = "".join(c if c.isprintable() else " " for c in str(words))
     return " ".join(text.split())[:300] or "no words"

@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import new_row
 from data.sections import MOST_SEED, EvalSection
 from eval.answers.asker import shots_for
+from eval.answers.files import SampleRow
 from eval.answers.judge import score_rows
 from eval.day.days import Day, Wanted, day_of, prove_day, read_day
 from eval.day.entry import listed, typed_entry
@@ -111,7 +112,7 @@ def _typed(wanted: Wanted, console: Console) -> Day:
 
 def shots_of(recipe: Recipe, count: int) -> list[tuple[str, str]]:
     """``count`` solved training problems of the main tier, for an arm that is asked with some."""
-    return shots_for(recipe, [{"id": "try", "tier": recipe.data.main}], count)["try"]
+    return shots_for(recipe.run, recipe.seed, {"try": recipe.data.main}, count)["try"]
 
 
 def room_for(
@@ -231,8 +232,14 @@ def ask(
         lambda text: write(console, text, end=""),
     )
     write(console, "")
-    given = {"id": "day", "arm": arm, "sample": 0, **asdict(sample)}
-    given["completion"] = prefix + sample.completion
+    given: SampleRow = {
+        "id": "day",
+        "arm": arm,
+        "sample": 0,
+        "completion": prefix + sample.completion,
+        "finish_reason": sample.finish_reason,
+        "tokens": sample.tokens,
+    }
     (verdict,) = score_rows({"day": problem}, [given], lenient=asking.lenient)
     drawn = drawn_answer(problem, {**given, **verdict})
     draw(console, drawn_problem(row), drawn)
