@@ -125,18 +125,9 @@ def run(recipe: Recipe, force: bool) -> None:
         "comparisons": pairs,
         **({"notes": notes} if notes else {}),
     }
-<<<<<<< HEAD
-    notes = strange_starts(recipe, sampled)
-    if notes:
-        settings["notes"] = notes
-    inputs = [recipe.run.split("test"), *(recipe.run.samples(arm) for arm in sampled)]
-    stage = Stage(recipe.run.eval, "eval", settings, inputs)
-    if not stage.begin_unless_done(force):
-=======
     inputs = [run.split("test"), *map(run.samples, sampled)]
     stage = Stage(run.eval, "eval", settings, inputs)
-    if stage.is_current(force):
->>>>>>> ea07b7a (Answers have typed rows; an asker takes values, not the recipe)
+    if not stage.begin_unless_done(force):
         return
     problems = {row["id"]: row["problem"] for row in rows}
     tiers = {row["id"]: row["tier"] for row in rows}

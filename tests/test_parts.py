@@ -282,7 +282,10 @@ def test_no_part_is_written_by_two_processes(recipe):
 
 def test_the_whole_is_not_written_while_parts_are_nor_they_while_it_is(recipe):
     path = recipe.run.samples("base")
-    with claimed(path, Shard(1, 2)), pytest.raises(UserError, match="is being written by process"):
+    with (
+        claimed(path, Shard(1, 2)),
+        pytest.raises(UserError, match="other processes are drawing parts"),
+    ):
         sample_arm(recipe, "base", force=False)
     with claimed(path):
         for shard in (None, Shard(1, 2)):

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
@@ -140,9 +139,9 @@ def tokenizer():
 def drawn(vllm, tokenizer, prompts=("one", "two"), samples=3, at_once=2, **decoding):
     """What the server answers, in the order of the prompts."""
     way = Decoding(**{"max_tokens": 9, **decoding})
-    seeds = list(range(100, 100 + len(prompts)))
-    found = Server(vllm.address).sample("base", tokenizer, prompts, samples, way, seeds, at_once)
-    return [answers for _, answers in sorted(found, key=lambda pair: pair[0])]
+    seeds = range(100, 100 + len(prompts))
+    asked = Server(vllm.address).sample("base", tokenizer, prompts, samples, way, seeds, at_once)
+    return [answers for _, answers in sorted(asked, key=lambda pair: pair[0])]
 
 
 # --- the protocol --------------------------------------------------------------------------
@@ -215,64 +214,51 @@ def test_answers_are_given_as_they_come(vllm, tokenizer):
     [
         "drop",
         (500, {"error": {"message": "EngineDeadError"}}),
-        (503, b""),
-        (429, {"error": {"message": "busy"}}),
+        (429, b""),
         (200, b'{"choices": ['),
         (200, b"\xff\xfe"),
         (200, {"choices": [choice(0, "alone")]}),
-        (200, {"choices": [choice(0, "a"), choice(0, "b"), choice(1, "c")]}),
+        (200, {"choices": [choice(0, "a"), choice(0, "b"), choice([], "c")]}),
         (200, {"choices": [choice(i, "cut off", "abort") for i in range(3)]}),
         (200, {"choices": [choice(i, None) for i in range(3)]}),
         (200, {"choices": [1, 2, 3]}),
         (200, []),
     ],
 )
-def test_what_breaks_once_is_asked_again_in_the_same_way(vllm, tokenizer, trouble):
+def test_a_request_that_breaks_is_repeated_as_it_was(vllm, tokenizer, trouble):
     vllm.trouble = {0: trouble}
     [answers] = drawn(vllm, tokenizer, ["one"])
     assert [one.completion for one in answers] == ["100:0", "100:1", "100:2"]
-    assert len(vllm.asked) == 2
-    assert vllm.asked[0] == vllm.asked[1]
+    first, second = vllm.asked
+    assert first == second
 
 
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        ("drop", r"cannot be reached \(RemoteProtocolError: .*\)"),
-        ((503, {"error": {"message": "load\x1b[31ming"}}), r"with 503 \(load \[31ming\)"),
-        ((500, b"oh\nno"), r"fails POST /completions with 500 \(oh no\)"),
-        ((200, {}), r"gives no whole answer to POST /completions \(no choices\)"),
-        ((200, b"<html>"), r"gives no whole answer to POST /completions \(Expecting value"),
-        ((200, {"choices": [choice(0, "a")]}), r"\(1 choices where 3 were asked for\)"),
+        ("drop", "RemoteProtocolError"),
+        ((503, b"load\x1b[31m\ning"), "503 (load [31m ing)"),
+        ((200, {}), "no choices"),
+        ((200, {"choices": [choice(0, "a")]}), "1 choices where 3"),
     ],
 )
-def test_what_stays_broken_ends_with_one_sentence(vllm, tokenizer, trouble, said):
+def test_a_server_that_stays_broken_ends_the_sampling_with_one_sentence(
+    vllm, tokenizer, trouble, said
+):
     vllm.trouble = dict.fromkeys(range(9), trouble)
-    with pytest.raises(UserError, match=said) as raised:
+    with pytest.raises(UserError) as raised:
         drawn(vllm, tokenizer, ["one"])
     text = str(raised.value)
-    assert text.startswith(f"the server {vllm.address} ")
-    assert text.endswith("after 3 tries; what was answered is kept, the same command goes on")
+    assert vllm.address in text
+    assert said in text
+    assert text.endswith("the same command goes on")
     assert text.isprintable()
     assert len(vllm.asked) == 3
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ({"error": {"message": "too many\ntokens", "code": 400}}, "too many tokens"),
-        ({"object": "error", "message": "too long"}, "too long"),
-        ({"detail": [{"loc": ["body", "n"]}]}, "[{'loc': ['body', 'n']}]"),
-        ({"error": "no"}, "no"),
-        (b"plain words", "plain words"),
-        (b"", "no words"),
-        ([1], "[1]"),
-    ],
-)
-def test_a_refusal_is_said_in_the_servers_words_and_not_asked_again(vllm, tokenizer, body, said):
-    vllm.trouble = {0: (400, body)}
-    says = f"{vllm.address} refuses POST /completions with 400 ({said})"
-    with pytest.raises(UserError, match=f"^{re.escape(says)}$"):
+def test_a_refusal_is_said_in_the_servers_words_and_not_repeated(vllm, tokenizer):
+    vllm.trouble = {0: (400, {"error": {"message": "too many tokens"}})}
+    with pytest.raises(UserError, match=r"refuses POST /completions with 400 \(.*too many tokens"):
         drawn(vllm, tokenizer, ["one"])
     assert len(vllm.asked) == 1
 
@@ -280,75 +266,66 @@ def test_a_refusal_is_said_in_the_servers_words_and_not_asked_again(vllm, tokeni
 def test_a_server_that_takes_too_long_is_not_asked_the_same_again(vllm, tokenizer, monkeypatch):
     monkeypatch.setattr(server, "ANSWER", 0.2)
     vllm.trouble = {0: "hang"}
-    with pytest.raises(UserError, match=r"has not answered within 0\.2 s; what was answered is"):
+    with pytest.raises(UserError, match=r"within 0\.2 s"):
         drawn(vllm, tokenizer, ["one"])
     assert len(vllm.asked) == 1
 
 
-def test_where_there_is_no_server_one_sentence_says_so(vllm, tokenizer):
-    address = vllm.address
+def test_an_address_without_a_server_is_one_sentence(vllm):
     vllm.server_close()
-    with pytest.raises(UserError, match=rf"^the server {address} cannot be reached \(Connect"):
-        Server(address).model_of(["base"], "x", "float32")
+    with pytest.raises(UserError, match=rf"^the server {vllm.address} .*ConnectError"):
+        Server(vllm.address).model_of(["base"], "x", "float32")
 
 
 # --- which model ---------------------------------------------------------------------------
 
 
-def found(vllm, *names, model="runs/tiny/grpo/model"):
+def held_name(vllm, *names, model="runs/tiny/grpo/model"):
     return Server(vllm.address + "/").model_of(names, model, "bfloat16")["id"]
 
 
-def test_an_arms_model_is_known_by_the_arms_name_or_by_its_folder(vllm):
-    folder = os.path.abspath("runs/tiny/grpo/model")
-    for held in (
+@pytest.mark.parametrize(
+    "held",
+    [
         {"id": "grpo", "root": "/elsewhere"},
         {"id": "runs/tiny/grpo/model"},
-        {"id": "x", "root": folder},
-    ):
-        vllm.held = [{"id": "other", "root": "/other"}, held]
-        assert found(vllm, "grpo") == held["id"]
-    vllm.held = [{"id": "Qwen/Qwen2.5-0.5B-Instruct"}]
-    assert found(vllm, "base", model="Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+        {"id": "x", "root": os.path.abspath("runs/tiny/grpo/model")},
+    ],
+)
+def test_an_arms_model_is_known_by_the_arms_name_or_by_its_folder(vllm, held):
+    vllm.held = [{"id": "other", "root": "/other"}, held]
+    assert held_name(vllm, "grpo") == held["id"]
 
 
 def test_its_own_name_comes_first_then_its_folder_then_the_arm_that_it_asks(vllm):
-    vllm.held = [
-        {"id": "base"},
-        {"id": "x", "root": "runs/tiny/grpo/model"},
-        {"id": "grpo"},
-    ]
-    assert found(vllm, "grpo") == "grpo"
-    assert found(vllm, "best", "base") == "x"
-    assert found(vllm, "best", "base", model="other") == "base"
+    vllm.held = [{"id": "base"}, {"id": "x", "root": "runs/tiny/grpo/model"}, {"id": "grpo"}]
+    assert held_name(vllm, "grpo") == "grpo"
+    assert held_name(vllm, "best", "base") == "x"
+    assert held_name(vllm, "best", "base", model="other") == "base"
 
 
-@pytest.mark.parametrize(
-    ("held", "said"),
-    [([{"id": "gr\x1bpo2"}, {"id": "b"}], "holds gr po2, b, not"), ([], "holds no model, not")],
-)
-def test_another_model_is_named_with_the_command_that_serves_the_right_one(vllm, held, said):
+@pytest.mark.parametrize("held", [[{"id": "gr\x1bpo2"}, {"id": "b"}], []])
+def test_another_model_is_named_with_the_command_that_serves_the_right_one(vllm, held):
     vllm.held = held
-    with pytest.raises(NotServedError, match=said) as raised:
-        found(vllm, "grpo", model="my runs/grpo/model")
-    assert str(raised.value).endswith(
-        "not my runs/grpo/model; `vllm serve 'my runs/grpo/model' --served-model-name grpo "
-        "--dtype bfloat16` serves it"
-    )
+    with pytest.raises(NotServedError) as raised:
+        held_name(vllm, "grpo", model="my runs/grpo/model")
+    command = "vllm serve 'my runs/grpo/model' --served-model-name grpo --dtype bfloat16"
+    assert f"`{command}`" in str(raised.value)
+    assert str(raised.value).isprintable()
 
 
 def test_the_key_of_the_environment_is_shown_to_the_server(vllm, monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     vllm.key = "secret"
-    with pytest.raises(UserError, match=r"with 401 \(Unauthorized\); VLLM_API_KEY is its key$"):
-        found(vllm, "base")
+    with pytest.raises(UserError, match=r"401 .*VLLM_API_KEY"):
+        held_name(vllm, "base")
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    assert found(vllm, "base") == "base"
+    assert held_name(vllm, "base") == "base"
 
 
 def test_an_address_without_its_path_is_said(vllm):
     address = vllm.address.removesuffix("/v1")
-    with pytest.raises(UserError, match=r"404 \(Not Found\); does its address end in /v1\?$"):
+    with pytest.raises(UserError, match="404 .* end in /v1"):
         Server(address).model_of(["base"], "x", "float32")
 
 
@@ -399,7 +376,7 @@ def test_an_arm_is_sampled_by_its_server_and_never_loaded(world, vllm, tokenizer
     assert manifest(recipe)["settings"]["engine"] == "server"
 
 
-def test_the_limit_is_of_the_arms_own_tokenizer_where_the_recipe_sets_none(world, vllm):
+def test_without_a_limit_in_the_recipe_the_arms_own_tokenizer_sets_it(world, vllm):
     recipe = recipe_of(world, vllm, max_tokens=None)
     sample_arm(recipe, "base", force=False)
     [limit] = {body["max_tokens"] for body in vllm.asked}
@@ -526,18 +503,10 @@ def test_arms_may_have_servers_of_their_own(world, vllm, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "address",
-    [
-        "localhost:8000/v1",
-        "ftp://h/v1",
-        "http://",
-        "http://a b/v1",
-        "http://u:p@h/v1",
-        "http://h:x",
-    ],
+    "address", ["localhost:8000/v1", "ftp://h/v1", "http://a b/v1", "http://u:p@h/v1", "http://h:x"]
 )
-def test_what_is_no_address_is_refused_with_the_recipe(world, address):
-    with pytest.raises(UserError, match=r"eval\.server must be an address such as http://host:80"):
+def test_a_wrong_address_is_refused_with_the_recipe(world, address):
+    with pytest.raises(UserError, match=r"eval\.server must be an address"):
         world.recipe({}, eval={"server": address})
     with pytest.raises(UserError, match=r"arms\.cool\.eval\.server must be an address"):
         world.recipe({"cool": {"trainer": "none", "eval": {"server": address}}})

@@ -4,7 +4,8 @@
 its part ``samples.i-of-n.jsonl`` beside it as the answers come, and the last to finish joins them.
 They share nothing but this folder:
 
-- Every file being written is locked (``data.common.locks``), so no file has two writers, and nobody writes the whole while others draw parts.
+- Every file being written is locked (``data.common.locks``), so no file has two writers, and
+  nobody writes the whole while others draw parts.
 - Processes take turns to begin and to join. Of two that finish at the same moment, the second
   finds the answers of the first, or a finished stage.
 - A problem's answers count wherever they lie, so one process may finish what several began.
