@@ -37,6 +37,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
             NotServedError when the arm's server holds another model.
     """
     run, asking = recipe.run, recipe.for_arm(arm).eval
+    test = read_split(run, "test")
     tune: Tune = {} if arm == BASE else run.arms[arm].tune
     if tune and shard:
         if shard.number > 1:
@@ -50,7 +51,6 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
     path = run.samples(arm)
     splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]
     stage = Stage(path.parent, f"eval {arm}", settings, _inputs(run, arm, splits))
-    test = read_split(run, "test")
     with ExitStack() as locks:
         with in_turn(path.parent):
             alone = locks.enter_context(claimed(path, shard))
