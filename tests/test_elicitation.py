@@ -596,7 +596,7 @@ def test_an_arm_asked_in_another_way_is_compared_with_the_base_asked_in_that_way
             "grpo-other": {"trainer": "none", "start": "grpo", "eval": {"temperature": 0.5}},
         }
     )
-    pairs = report.comparisons(recipe.all_arms())
+    pairs = report.comparisons(recipe.all_arms)
     assert len(pairs) == len(set(pairs))
     beside = {arm: [other for tuned, other in pairs if tuned == arm] for arm, _ in pairs}
     assert list(beside.items()) == [

@@ -159,7 +159,7 @@ def test_where_the_base_overtakes_is_said_of_every_arm_that_is_compared_with_it(
     ],
 )
 def test_each_arm_is_compared_with_what_it_started_from_and_with_the_base(arms, pairs):
-    assert comparisons(replace(load_recipe(TINY), arms=arms).all_arms()) == pairs
+    assert comparisons(replace(load_recipe(TINY), arms=arms).all_arms) == pairs
 
 
 @pytest.mark.parametrize(("reached", "flagged"), [(0.5, False), (0.501, True), (1.0, True)])
@@ -299,7 +299,7 @@ def test_a_plot_is_the_same_bytes_each_time_and_manages_with_one_arm_and_no_floo
 
 def test_an_arm_is_compared_with_its_twin_by_another_backend():
     recipe = load_recipe(TINY.with_name("backends.yaml"))
-    pairs = comparisons(recipe.all_arms())
+    pairs = comparisons(recipe.all_arms)
     assert ("grpo-unsloth", "grpo") in pairs
     assert ("sft-unsloth", "sft") in pairs
     assert ("grpo", "grpo-unsloth") not in pairs
