@@ -138,9 +138,7 @@ def test_a_token_is_outside_just_where_sampling_at_top_p_cannot_draw_it():
     for top_p in (0.3, 0.7, 0.95):
         uniforms = torch.linspace(0, 1 - 1e-6, 2000)
         for row in logits:
-            drawn = set(
-                draw_tokens(row.expand(2000, -1), Decoding(1, 1.0, top_p), uniforms).tolist()
-            )
+            drawn = set(draw_tokens(row.expand(2000, -1), 1.0, top_p, uniforms).tolist())
             _, _, outside = likelihood.token_statistics(row.expand(9, -1), torch.arange(9), top_p)
             inside = {token for token in range(9) if not outside[token]}
             assert drawn <= inside
