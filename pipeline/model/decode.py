@@ -104,10 +104,8 @@ def sample_batch(
     """
     from pipeline.model.sampler import draw_batch
 
-    drawn = draw_batch(
-        model, tokenizer, prompts, samples, seeds, stop_tokens(model, tokenizer),
-        decoding.max_tokens, decoding.temperature, decoding.top_p,
-    )  # fmt: skip
+    stops = stop_tokens(model, tokenizer)
+    drawn = draw_batch(model, tokenizer, prompts, samples, decoding, seeds, stops)
     tokens, lengths, stopped = (tensor.tolist() for tensor in drawn)
     ends = [length - stop for length, stop in zip(lengths, stopped, strict=True)]
     texts = tokenizer.batch_decode(

@@ -1,0 +1,125 @@
+"""How a trained model came about, and what was measured of it, by the manifests of its run.
+
+Nothing is taken over that does not belong to the very weights that are there now: an arm may have
+been trained again since another started from it, or since it was evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.files import finished, sha256, stage_facts
+from data.run import BASE, Run, maker
+from data.sections import EvalSection
+from eval.answers.files import way_of_asking
+from eval.show.results import read_result, standing_conclusion
+
+
+@dataclass(frozen=True)
+class Link:
+    """One model on the way from the base to an arm.
+
+    Attributes:
+        arm: its name, ``base`` first.
+        model: its folder or hub id.
+        sha256: of its folder as the next one was trained from it; None for a model of the hub.
+        facts: its training's manifest; empty for the base, and where it was trained again since.
+    """
+
+    arm: str
+    model: str
+    sha256: str | None
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``make eval`` found of a model.
+
+    Attributes:
+        report: ``report.json``, of the arms of the lineage alone.
+        asking: how the arm was asked.
+        sentence: the conclusion on it, None where there is none.
+        seeds: how many trained models that sentence is about.
+    """
+
+    report: Mapping[str, Any]
+    asking: EvalSection
+    sentence: str | None
+    seeds: int
+
+
+def lineage(run: Run, arm: str) -> list[Link]:
+    """The models from the base to ``arm``. It begins later where one was trained again since.
+
+    Raises:
+        UserError: when an arm was trained from another model than the recipe starts it from now.
+    """
+    folder = Path(run.model(arm))
+    links = [Link(arm, str(folder), sha256(folder), stage_facts(folder.parent))]
+    while facts := links[0].facts:
+        start = run.weights_of(run.arms[links[0].arm].start)
+        model = run.model(start)
+        if facts["settings"]["model"] != model:
+            raise UserError(
+                f"{links[0].model} was trained from {facts['settings']['model']}, and the recipe "
+                f"starts it from {model} now: name the recipe and MODEL that it was trained with, "
+                f"or train it again ({maker(links[0].arm)})"
+            )
+        known = facts["inputs"].get(model)
+        same = start != BASE and finished(run.stage(start)) and sha256(Path(model)) == known
+        links.insert(0, Link(start, model, known, stage_facts(run.stage(start)) if same else {}))
+    return links
+
+
+def evaluation(run: Run, links: Sequence[Link]) -> Evaluation | None:
+    """What was measured of the last of ``links``, None where nothing was. A model before it is in
+    the report where its samples are of the weights in the lineage."""
+    arm = links[-1].arm
+    if not finished(run.eval):
+        return None
+    report, judged = read_result(run.report), stage_facts(run.eval)["inputs"]
+    counted = [x.arm for x in links if x.arm in report["arms"] and _is_counted(run, x, judged)]
+    if arm not in counted:
+        return None
+    entry = arm.partition(".")[0]
+    seeds = sum(name.partition(".")[0] == entry for name in run.arms)
+    sentence = _sentence(run, arm, entry, report["arms"])
+    asking = way_of_asking(run.samples(arm).parent)
+    return Evaluation(_of_arms(report, counted), asking, sentence, seeds)
+
+
+def _is_counted(run: Run, link: Link, judged: Mapping[str, str]) -> bool:
+    """Whether the samples that were judged are of the weights of ``link``."""
+    path = run.samples(link.arm)
+    if not finished(path.parent):
+        return False
+    facts = stage_facts(path.parent)
+    drawn_from = facts["settings"]["model"], facts["inputs"].get(link.model)
+    return drawn_from == (link.model, link.sha256) and facts["sha256"] == judged.get(str(path))
+
+
+def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> Mapping[str, Any]:
+    """A report with these arms alone."""
+    tiers = {}
+    for tier, counted in report["tiers"].items():
+        pairs = [
+            pair
+            for pair in counted["differences"]
+            if pair["tuned"] in arms and pair["reference"] in arms
+        ]
+        kept = {arm: counted["arms"][arm] for arm in arms}
+        tiers[tier] = {**counted, "arms": kept, "differences": pairs}
+    return {**report, "arms": list(arms), "tiers": tiers}
+
+
+def _sentence(run: Run, arm: str, entry: str, reported: Sequence[str]) -> str | None:
+    """The conclusion on an arm's entry, where it stands and counts the arm."""
+    path = standing_conclusion(run, reported)
+    if path is None or str(run.verdicts(arm)) not in stage_facts(path.parent)["inputs"]:
+        return None
+    return read_result(path)["judged"].get(entry, {}).get("sentence")
