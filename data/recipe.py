@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, require, shown
-from data.common.fields import dataclass_from, is_plain, nearest
+from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
 from data.common.yaml_loader import read_yaml
 from data.run import Run
 from data.sections import (
     ARMS,
     BACKENDS,
-    MOST_SEED,
+    SEEDS,
     Arm,
     ConclusionSection,
     DataSection,
@@ -67,11 +67,11 @@ class Recipe:
     sft: dict[str, Any]
     grpo: dict[str, Any]
     eval: EvalSection = field(default_factory=EvalSection)
-    seed: int = 0
-    dtype: str = "float32"
-    backend: str = "auto"
-    bits: int | None = None
-    max_seq_length: int | None = None
+    seed: int = setting(SEEDS, 0)
+    dtype: str = setting(one_of(*DTYPES), "float32")
+    backend: str = setting(one_of(*BACKENDS), "auto")
+    bits: int | None = setting(one_of(*BITS), None)
+    max_seq_length: int | None = setting(at_least(1), None)
     fast_inference: bool = False
     reward: RewardSection = field(default_factory=RewardSection)
     conclusion: ConclusionSection = field(default_factory=ConclusionSection)
@@ -131,27 +131,6 @@ class Recipe:
         """Raise UserError naming the file and the key that is wrong."""
         where = f"{self.path}: "
         require(
-            0 <= self.seed <= MOST_SEED,
-            f"{where}seed must be 0 to {MOST_SEED}, not {self.seed}",
-        )
-        self._check_loading(where)
-        self.eval.validate(f"{where}eval")
-        self.monitor.validate(f"{where}monitor")
-        self.data.validate(f"{where}data", self.tier_uses)
-        trained = [name for name, use in self.tier_uses.items() if use.train]
-        known = ["base"]
-        for name, arm in self.arms.items():
-            arm.validate(f"{where}arms.{name}", name, known, trained)
-            known += arm.members(name)
-        self.conclusion.validate(f"{where}conclusion", self.arms, self.judged())
-
-    def _check_loading(self, where: str) -> None:
-        """Raise UserError where no backend could load the model so."""
-        for key, known in (("backend", BACKENDS), ("bits", (*BITS, None)), ("dtype", DTYPES)):
-            value = getattr(self, key)
-            names = ", ".join("null" if one is None else str(one) for one in known)
-            require(value in known, f"{where}{key} must be one of {names}, not {shown(value)}")
-        require(
             not self.quantised or self.lora is not None,
             f"{where}weights of {self.bits} bits cannot be trained; give a lora: section",
         )
@@ -159,10 +138,13 @@ class Recipe:
             self.bits != 16 or self.dtype != "float32",
             f"{where}weights of 16 bits need dtype: bfloat16 (or float16)",
         )
-        require(
-            self.max_seq_length is None or self.max_seq_length >= 1,
-            f"{where}max_seq_length must be 1 or more",
-        )
+        self.data.validate(f"{where}data", self.tier_uses)
+        trained = [name for name, use in self.tier_uses.items() if use.train]
+        known = ["base"]
+        for name, arm in self.arms.items():
+            arm.validate(f"{where}arms.{name}", name, known, trained)
+            known += arm.members(name)
+        self.conclusion.validate(f"{where}conclusion", self.arms, self.judged())
 
 
 def load_recipe(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 from data.common.errors import UserError
 from data.common.fields import is_text
@@ -62,7 +63,7 @@ def new_row(identity: str, split: str, tier: str, problem: Problem, reasoning: b
     }
 
 
-def row_to_json(row: Row) -> dict[str, Any]:
+def row_to_json(row: Row) -> Mapping[str, object]:
     """The row as its line in a file has it."""
     return {**row, "problem": row["problem"].to_json()}
 

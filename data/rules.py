@@ -12,22 +12,37 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations, pairwise
 from typing import Any, ClassVar
 
 from data.clock import MINUTE
-from data.common.errors import UserError
+from data.common.errors import require
 from data.cpsat import DayModel
 from data.event import Event
+
+#: Types of a rule's fields, by which JSON is checked and events are found (``Rule.names``).
+EventName = str
+EventNames = tuple[str, ...]
+Time = str
+Count = int
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "EventName": ("text", lambda v: isinstance(v, str)),
+    "EventNames": (
+        "a list of texts",
+        lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
+    ),
+    "Time": ("a time between 00:00 and 23:59", lambda v: isinstance(v, str) and v in MINUTE),
+    "Count": ("a whole number above 0", lambda v: type(v) is int and v > 0),
+}
 
 
 @dataclass(frozen=True)
 class Rule:
     """Base of all rules; a subclass gives ``kind`` and the three forms.
 
-    Fields are text, whole numbers, or tuples of them; lists are taken as tuples.
+    Its fields are of the types above; a list is taken as a tuple.
 
     Attributes:
         kind: its name in JSON and in recipes.
@@ -40,7 +55,8 @@ class Rule:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            object.__setattr__(self, field.name, _as_tuple(getattr(self, field.name)))
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, tuple(value) if type(value) is list else value)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -59,12 +75,22 @@ class Rule:
         """Name each way in which ``schedule`` (in the order answered) breaks the rule."""
         raise NotImplementedError
 
-    def names(self) -> tuple[str, ...]:
-        """The events that the rule speaks of."""
-        return ()
-
     def check(self) -> None:
-        """Raise UserError where the fields make no sense."""
+        """Raise UserError where fields of the right types make no sense."""
+
+    def need(self, condition: bool, key: str, what: str) -> None:
+        """Raise UserError unless a field is what it must be."""
+        value = getattr(self, key)
+        require(condition, f"rule {self.kind!r}: {key} must be {what}, not {value!r}")
+
+    def names(self) -> EventNames:
+        """The events that the rule speaks of."""
+        named: EventNames = ()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("EventName", "EventNames"):
+                named += value if isinstance(value, tuple) else (value,)
+        return named
 
     def to_json(self) -> dict[str, Any]:
         return {"rule": self.kind, **asdict(self)}
@@ -84,16 +110,15 @@ class Rule:
         return [self.kind, *(plain(getattr(self, field.name)) for field in fields(self))]
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+# --- the base rules --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NotEmpty(Rule):
     """A schedule has at least one event."""
 
-    kind: ClassVar[str] = "not_empty"
-    hereditary: ClassVar[bool] = False
+    kind = "not_empty"
+    hereditary = False
 
     def sentence(self) -> str | None:
         return None
@@ -110,21 +135,17 @@ class NotEmpty(Rule):
 class Chronological(Rule):
     """Events are listed in the order of their starts."""
 
-    kind: ClassVar[str] = "chronological"
+    kind = "chronological"
 
     def sentence(self) -> str | None:
         return "List the chosen events in order of start."
 
     def constrain(self, day: DayModel) -> None:
-        # Any set of events can be listed in order, so only a given answer can break this rule.
-        if not day.position:
-            return
-        for i, j in combinations(range(len(day.events)), 2):
-            if day.events[i].start != day.events[j].start:
-                first, second = (i, j) if day.events[i].start < day.events[j].start else (j, i)
-                day.model.add(day.position[first] < day.position[second]).only_enforce_if(
-                    day.chosen[i], day.chosen[j]
-                )
+        # There are positions only where an answer is judged: any events can be listed in order.
+        placed = zip(day.events, day.chosen, day.position, strict=False)
+        for (a, a_chosen, first), (b, b_chosen, second) in combinations(sorted(placed), 2):
+            if a.start < b.start:
+                day.model.add(first < second).only_enforce_if(a_chosen, b_chosen)
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
         for before, after in pairwise(schedule):
@@ -136,7 +157,7 @@ class Chronological(Rule):
 class NoOverlap(Rule):
     """No two events share a minute; one may start when another ends."""
 
-    kind: ClassVar[str] = "no_overlap"
+    kind = "no_overlap"
 
     def sentence(self) -> str | None:
         return "No two chosen events overlap; one may start at the minute another ends."
@@ -163,6 +184,9 @@ class NoOverlap(Rule):
 BASE_RULES: tuple[Rule, ...] = (NotEmpty(), Chronological(), NoOverlap())
 
 
+# --- further rules ---------------------------------------------------------------------------
+
+
 class ForbidsPairs(Rule):
     """Base of rules that forbid two events to stand in one schedule."""
 
@@ -186,8 +210,8 @@ class ForbidsPairs(Rule):
 class Gap(ForbidsPairs):
     """So many minutes between the end of a chosen event and the start of any later one."""
 
-    kind: ClassVar[str] = "gap"
-    minutes: int
+    kind = "gap"
+    minutes: Count
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -200,9 +224,6 @@ class Gap(ForbidsPairs):
         # Events that overlap are another rule's matter.
         return 0 <= second.start - first.end < self.minutes
 
-    def check(self) -> None:
-        need(self, self.minutes > 0, "minutes", "above 0")
-
 
 @dataclass(frozen=True)
 class Travel(ForbidsPairs):
@@ -211,10 +232,10 @@ class Travel(ForbidsPairs):
     Events at neither place need no travel.
     """
 
-    kind: ClassVar[str] = "travel"
-    here: tuple[str, ...]
-    there: tuple[str, ...]
-    minutes: int
+    kind = "travel"
+    here: EventNames
+    there: EventNames
+    minutes: Count
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -236,61 +257,50 @@ class Travel(ForbidsPairs):
         )
         return apart and 0 <= second.start - first.end < self.minutes
 
-    def names(self) -> tuple[str, ...]:
-        return (*self.here, *self.there)
-
     def canonical(self, anonymous: Mapping[str, list[int]]) -> list[Any]:
         kind, here, there, minutes = super().canonical(anonymous)
         return [kind, *sorted((here, there)), minutes]  # there and back take equally long
 
     def check(self) -> None:
-        need(self, bool(self.here), "here", "one event or more")
-        need(self, bool(self.there), "there", "one event or more")
-        need(self, not set(self.here) & set(self.there), "there", "without events of here")
-        need(self, self.minutes > 0, "minutes", "above 0")
+        for key in ("here", "there"):
+            self.need(bool(getattr(self, key)), key, "one event or more")
+        self.need(not set(self.here) & set(self.there), "there", "without events of here")
 
 
 @dataclass(frozen=True)
 class Before(ForbidsPairs):
     """If both are chosen, one event ends by the start of the other."""
 
-    kind: ClassVar[str] = "before"
-    first: str
-    then: str
+    kind = "before"
+    first: EventName
+    then: EventName
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
-        if len(events) < 2:
-            return None
-        first, then = rng.sample([e.name for e in events], 2)
-        return cls(first, then)
+        return cls(*rng.sample([e.name for e in events], 2)) if len(events) > 1 else None
 
     def sentence(self) -> str | None:
         return f"If both are chosen, {self.first} comes before {self.then}."
 
     def clashes(self, first: Event, second: Event) -> bool:
-        # Two different events, so that of each name there is one.
-        times = {first.name: first, second.name: second}
-        return times.keys() == {self.first, self.then} and (
-            times[self.first].end > times[self.then].start
+        events = {first.name: first, second.name: second}
+        return events.keys() == {self.first, self.then} and (
+            events[self.first].end > events[self.then].start
         )
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
         for _ in super().violations(schedule):
             yield f"before: {self.first} / {self.then}"
 
-    def names(self) -> tuple[str, ...]:
-        return (self.first, self.then)
-
     def check(self) -> None:
-        need(self, self.first != self.then, "then", "another event than first")
+        self.need(self.first != self.then, "then", "another event than first")
 
 
 @dataclass(frozen=True)
 class OfGroup(Rule):
     """Base of rules about a ``group`` of events, two or three where it is drawn."""
 
-    group: tuple[str, ...]
+    group: EventNames
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -298,15 +308,16 @@ class OfGroup(Rule):
             return None
         return cls(tuple(rng.sample([e.name for e in events], rng.randint(2, 3))))
 
-    def names(self) -> tuple[str, ...]:
-        return self.group
+    def chosen_in(self, schedule: Sequence[Event]) -> list[str]:
+        """The names of the group in a schedule."""
+        return sorted({e.name for e in schedule} & set(self.group))
 
 
 @dataclass(frozen=True)
 class AtMostOne(OfGroup):
     """At most one event of a group."""
 
-    kind: ClassVar[str] = "at_most_one"
+    kind = "at_most_one"
 
     def sentence(self) -> str | None:
         return f"Choose at most one of {spoken(self.group)}."
@@ -315,20 +326,20 @@ class AtMostOne(OfGroup):
         day.model.add_at_most_one(day.chosen_of(self.group))
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        found = sorted({e.name for e in schedule} & set(self.group))
-        if len(found) > 1:
-            yield f"at_most_one: {' / '.join(found)}"
+        chosen = self.chosen_in(schedule)
+        if len(chosen) > 1:
+            yield f"at_most_one: {' / '.join(chosen)}"
 
     def check(self) -> None:
-        need(self, len(set(self.group)) > 1, "group", "two different events or more")
+        self.need(len(set(self.group)) > 1, "group", "two different events or more")
 
 
 @dataclass(frozen=True)
 class AtLeastOne(OfGroup):
     """At least one event of a group."""
 
-    kind: ClassVar[str] = "at_least_one"
-    hereditary: ClassVar[bool] = False
+    kind = "at_least_one"
+    hereditary = False
 
     def sentence(self) -> str | None:
         return f"Choose at least one of {spoken(self.group)}."
@@ -337,20 +348,20 @@ class AtLeastOne(OfGroup):
         day.model.add_bool_or(day.chosen_of(self.group))
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        if not {e.name for e in schedule} & set(self.group):
+        if not self.chosen_in(schedule):
             yield f"at_least_one: {' / '.join(self.group)}"
 
     def check(self) -> None:
-        need(self, bool(self.group), "group", "one event or more")
+        self.need(bool(self.group), "group", "one event or more")
 
 
 @dataclass(frozen=True)
 class MustInclude(Rule):
     """One event that every schedule has."""
 
-    kind: ClassVar[str] = "must_include"
-    hereditary: ClassVar[bool] = False
-    event: str
+    kind = "must_include"
+    hereditary = False
+    event: EventName
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -366,16 +377,13 @@ class MustInclude(Rule):
         if self.event not in {e.name for e in schedule}:
             yield f"must_include: {self.event}"
 
-    def names(self) -> tuple[str, ...]:
-        return (self.event,)
-
 
 @dataclass(frozen=True)
 class AtMost(Rule):
     """At most so many events."""
 
-    kind: ClassVar[str] = "at_most"
-    count: int
+    kind = "at_most"
+    count: Count
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -391,16 +399,13 @@ class AtMost(Rule):
         if len(schedule) > self.count:
             yield f"at_most: {len(schedule)} of {self.count}"
 
-    def check(self) -> None:
-        need(self, self.count > 0, "count", "above 0")
-
 
 @dataclass(frozen=True)
 class Budget(Rule):
     """So many minutes at most, all chosen events together, unweighted."""
 
-    kind: ClassVar[str] = "budget"
-    minutes: int
+    kind = "budget"
+    minutes: Count
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -410,8 +415,7 @@ class Budget(Rule):
         return f"The chosen events take at most {self.minutes} minutes together."
 
     def constrain(self, day: DayModel) -> None:
-        taken = sum(event.duration * chosen for event, chosen in day.choices)
-        day.model.add(taken <= self.minutes)
+        day.model.add(sum(e.duration * chosen for e, chosen in day.choices) <= self.minutes)
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
         # An altered event may end before it starts: it takes no time, and gives none.
@@ -419,18 +423,15 @@ class Budget(Rule):
         if taken > self.minutes:
             yield f"budget: {taken} of {self.minutes} minutes"
 
-    def check(self) -> None:
-        need(self, self.minutes > 0, "minutes", "above 0")
-
 
 @dataclass(frozen=True)
 class Break(Rule):
     """So many minutes in a row, inside a window, in which nothing happens."""
 
-    kind: ClassVar[str] = "break"
-    minutes: int
-    start: str
-    end: str
+    kind = "break"
+    minutes: Count
+    start: Time
+    end: Time
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -464,23 +465,14 @@ class Break(Rule):
         yield f"break: {self.minutes} minutes between {self.start} and {self.end}"
 
     def check(self) -> None:
-        need(self, self.minutes > 0, "minutes", "above 0")
-        for key in ("start", "end"):
-            need(self, getattr(self, key) in MINUTE, key, "a time between 00:00 and 23:59")
         room = MINUTE[self.end] - MINUTE[self.start]
-        need(self, room >= self.minutes, "end", f"at least {self.minutes} minutes after start")
+        self.need(room >= self.minutes, "end", f"at least {self.minutes} minutes after start")
 
 
 def spoken(names: Sequence[str]) -> str:
     """``A``, ``A and B``, ``A, B and C``."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def need(rule: Rule, condition: bool, key: str, what: str) -> None:
-    """Raise UserError unless a field of a rule is what it must be."""
-    if not condition:
-        raise UserError(f"rule {rule.kind!r}: {key} must be {what}, not {getattr(rule, key)!r}")
 
 
 #: Every rule by its kind, in the order in which a problem lists them.
@@ -494,29 +486,24 @@ KINDS: dict[str, type[Rule]] = {
 #: Those that a tier can draw: all but the base rules.
 DRAWN_KINDS = tuple(KINDS)[len(BASE_RULES) :]
 
-_TYPES = {
-    "int": ("a whole number", lambda v: type(v) is int),
-    "str": ("text", lambda v: isinstance(v, str)),
-    "tuple[str, ...]": (
-        "a list of texts",
-        lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
-    ),
-}
-
 
 def rule_from_json(record: Any) -> Rule:
     """``{"rule": kind, …}`` to a Rule; UserError names an unknown kind or a wrong field."""
-    if not isinstance(record, dict) or str(record.get("rule")) not in KINDS:
-        raise UserError(f'a rule must be {{"rule": one of {", ".join(KINDS)}}}, not {record!r:.80}')
+    require(
+        isinstance(record, dict) and str(record.get("rule")) in KINDS,
+        f'a rule must be {{"rule": one of {", ".join(KINDS)}}}, not {record!r:.80}',
+    )
     values = {key: value for key, value in record.items() if key != "rule"}
     cls = KINDS[record["rule"]]
-    names = [field.name for field in fields(cls)]
-    if set(values) != set(names):
-        takes = ", ".join(names) or "no fields"
-        raise UserError(f"rule {cls.kind!r} takes {takes}, not {', '.join(values) or 'none'}")
+    types = {field.name: str(field.type) for field in fields(cls)}
+    require(
+        values.keys() == types.keys(),
+        f"rule {cls.kind!r} takes {', '.join(types) or 'no fields'}, not "
+        f"{', '.join(values) or 'none'}",
+    )
     rule = cls(**values)
-    for field in fields(rule):
-        what, fits = _TYPES[str(field.type)]
-        need(rule, fits(getattr(rule, field.name)), field.name, what)
+    for key, name in types.items():
+        words, fits = _TYPES[name]
+        rule.need(fits(getattr(rule, key)), key, words)
     rule.check()
     return rule

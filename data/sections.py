@@ -12,19 +12,26 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data.common.errors import UserError, require
-from data.common.fields import check_keys, dataclass_from, nearest
+from data.common.fields import (
+    Limit,
+    at_least,
+    check_keys,
+    check_limits,
+    dataclass_from,
+    nearest,
+    one_of,
+    setting,
+)
 from data.tiers import TIERS, Tier
 
 SPLITS = ("train", "val", "test")
 BACKENDS = ("auto", "unsloth", "trl")
-TRAINERS = ("sft", "grpo", "rejection", "none")
-CURRICULA = ("mixture", "easy_to_hard")
 #: Level of every interval, unless a recipe says otherwise.
 LEVEL = 0.95
 #: Resamples of the problems for an interval.
 RESAMPLES = 10_000
-#: numpy and torch take no greater seeds.
-MOST_SEED = 2**32 - 1
+#: numpy and torch take no other seeds.
+SEEDS = Limit(lambda seed: 0 <= seed < 2**32, f"0 to {2**32 - 1}")
 #: What an arm may tune: what changes its answers and nothing else.
 _TUNED = ("temperature", "top_p", "shots")
 #: Arms are parts of file names, and these are other folders of a run.
@@ -36,22 +43,13 @@ _FOLDERS = (
 _TOGETHER = ("all", "overall")
 
 
-def _at_least(section: object, source: str, **least: int) -> None:
-    """Raise UserError naming ``source`` and the key whose value is too small; None is not."""
-    for key, bound in least.items():
-        value = getattr(section, key)
-        require(
-            value is None or value >= bound, f"{source}.{key} must be {bound} or more, not {value}"
-        )
-
-
 @dataclass(frozen=True)
 class TierUse:
     """How a recipe uses one tier: problems per split, from our generator or from ``source``."""
 
-    train: int = 0
-    val: int = 0
-    test: int = 0
+    train: int = setting(at_least(0), 0)
+    val: int = setting(at_least(0), 0)
+    test: int = setting(at_least(0), 0)
     source: str | None = None
     tier: Tier = field(default_factory=Tier)
 
@@ -70,7 +68,6 @@ class TierUse:
         counts = {key: value for key, value in content.items() if key in own}
         changes = {key: value for key, value in content.items() if key not in own}
         use = dataclass_from(cls, counts, source, prefix)
-        _at_least(use, f"{source}: {prefix[:-1]}", train=0, val=0, test=0)
         if use.source is not None:
             for key in changes:
                 raise UserError(f"{source}: {prefix}{key} cannot change an imported tier")
@@ -101,7 +98,7 @@ class DataSection:
     tiers: dict[str, Any]
     main: str
     reasoning: bool = True
-    curriculum: str = "mixture"
+    curriculum: str = setting(one_of("mixture", "easy_to_hard"), "mixture")
 
     def uses(self, source: str) -> dict[str, TierUse]:
         """Each tier with its changes applied; UserError names ``source`` and the key."""
@@ -109,10 +106,6 @@ class DataSection:
 
     def validate(self, source: str, uses: Mapping[str, TierUse]) -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        require(
-            self.curriculum in CURRICULA,
-            f"{source}.curriculum must be one of {', '.join(CURRICULA)}, not {self.curriculum!r}",
-        )
         require(self.main in uses, f"{source}.main is {self.main!r}, not one of {', '.join(uses)}")
         for name in uses:
             require(name not in _TOGETHER, f"{source}.tiers.{name} cannot be a tier's name")
@@ -138,6 +131,21 @@ class RewardSection:
     unsound: bool = False
 
 
+def _is_address(text: str) -> bool:
+    """Whether a text is an http(s) address that may be written into manifests."""
+    try:
+        url = urlsplit(text)
+        sound = url.port is None or url.port > 0
+    except ValueError:  # no port, or no IPv6 address
+        return False
+    plain = text.isprintable() and not any(map(str.isspace, text))
+    known = url.scheme in ("http", "https") and bool(url.hostname) and "@" not in url.netloc
+    return plain and sound and known and not (url.query or url.fragment)
+
+
+_ADDRESS = Limit(_is_address, "an address such as http://host:8000/v1, without a name or password")
+
+
 @dataclass(frozen=True)
 class EvalSection:
     """``eval:`` how answers are drawn, the same for every arm that does not say otherwise.
@@ -154,38 +162,15 @@ class EvalSection:
             ``http://host:8000/v1``; null samples here (``eval.answers.server``).
     """
 
-    samples: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    shots: int = 0
+    samples: int = setting(at_least(1), 64)
+    temperature: float = setting(at_least(0), 1.0)
+    top_p: float = setting(Limit(lambda p: 0 < p <= 1, "above 0 and at most 1"), 1.0)
+    shots: int = setting(at_least(0), 0)
     lenient: bool = False
-    max_tokens: int | None = None
-    rows: int = 256
-    resamples: int = RESAMPLES
-    server: str | None = None
-
-    def validate(self, source: str) -> None:
-        """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        _at_least(self, source, samples=1, max_tokens=1, rows=1, resamples=1)
-        _at_least(self, source, temperature=0, shots=0)
-        require(0 < self.top_p <= 1, f"{source}.top_p must be above 0, at most 1")
-        require(
-            self.server is None or _is_address(self.server),
-            f"{source}.server must be an address such as http://host:8000/v1, without a name or "
-            f"password, not {self.server!r}",
-        )
-
-
-def _is_address(text: str) -> bool:
-    """Whether a text is an http(s) address that may be written into manifests."""
-    try:
-        url = urlsplit(text)
-        sound = url.port is None or url.port > 0
-    except ValueError:  # no port, or no IPv6 address
-        return False
-    plain = text.isprintable() and not any(map(str.isspace, text))
-    known = url.scheme in ("http", "https") and bool(url.hostname) and "@" not in url.netloc
-    return plain and sound and known and not (url.query or url.fragment)
+    max_tokens: int | None = setting(at_least(1), None)
+    rows: int = setting(at_least(1), 256)
+    resamples: int = setting(at_least(1), RESAMPLES)
+    server: str | None = setting(_ADDRESS, None)
 
 
 @dataclass(frozen=True)
@@ -205,12 +190,12 @@ class Arm:
         tune: keys of ``eval`` with the values to try on the val problems; the best is taken.
     """
 
-    trainer: str
+    trainer: str = setting(one_of("sft", "grpo", "rejection", "none"))
     start: str = "base"
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = setting(SEEDS, ())
     tiers: tuple[str, ...] = ()
     reward: RewardSection | None = None
-    backend: str | None = None
+    backend: str | None = setting(one_of(*BACKENDS), None)
     settings: dict[str, Any] = field(default_factory=dict)
     eval: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -238,10 +223,6 @@ class Arm:
             _ARM_NAME.fullmatch(name) and name not in _FOLDERS,
             f"{source} cannot be an arm's name; take letters, digits, '_' and '-', at most 100",
         )
-        for key, choices in (("trainer", TRAINERS), ("backend", (*BACKENDS, None))):
-            value = getattr(self, key)
-            names = ", ".join(one for one in choices if one)
-            require(value in choices, f"{source}.{key} must be one of {names}, not {value!r}")
         require(
             self.start in known,
             f"{source}.start must be an arm before it ({', '.join(known)}), not {self.start!r}",
@@ -264,13 +245,8 @@ class Arm:
         tried = [("tune", {key: value}) for key, values in self.tune.items() for value in values]
         recipe, _, key = source.rpartition(": ")
         for section, changes in [("eval", self.eval), *tried]:
-            asking = dataclass_from(EvalSection, changes, recipe, f"{key}.{section}.")
-            asking.validate(f"{source}.{section}")
-        require(
-            len(set(self.seeds)) == len(self.seeds)
-            and all(0 <= s <= MOST_SEED for s in self.seeds),
-            f"{source}.seeds must be different, each 0 to {MOST_SEED}",
-        )
+            dataclass_from(EvalSection, changes, recipe, f"{key}.{section}.")
+        require(len(set(self.seeds)) == len(self.seeds), f"{source}.seeds must be different")
 
 
 #: What an experiment trains unless its recipe says otherwise.
@@ -291,18 +267,20 @@ class MonitorSection:
             all others are only said. A loss that is not a number always ends it.
     """
 
-    every: int = 25
-    problems: int = 32
-    samples: int = 2
-    kl_every: int = 5
-    sampled: tuple[str, ...] = ("grpo",)
+    every: int = setting(at_least(0), 25)
+    problems: int = setting(at_least(1), 32)
+    samples: int = setting(at_least(1), 2)
+    kl_every: int = setting(at_least(0), 5)
+    sampled: tuple[str, ...] = setting(one_of("sft", "grpo"), ("grpo",))
     stop: tuple[str, ...] = ()
 
-    def validate(self, source: str = "monitor") -> None:
-        """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        _at_least(self, source, every=0, kl_every=0, problems=1, samples=1)
-        for stage in self.sampled:
-            require(stage in ("sft", "grpo"), f"{source}.sampled takes sft and grpo, not {stage!r}")
+
+#: A share of problems.
+_SHARE = Limit(lambda value: 0 <= value < 1, "a share of problems, 0 to below 1")
+
+
+def _between(low: float, high: float) -> Limit:
+    return Limit(lambda value: low < value < high, f"above {low} and below {high}")
 
 
 @dataclass(frozen=True)
@@ -322,40 +300,28 @@ class Margins:
         resamples: of the problems.
     """
 
-    level: float = LEVEL
-    gain: float = 0.03
-    narrowed: float = 0.05
-    new: float = 0.02
-    reach: float = 0.05
-    lift: int = 16
-    luck: float = 0.01
-    floor: float = 0.5
-    correction: str = "holm"
-    resamples: int = RESAMPLES
+    level: float = setting(_between(0.5, 1), LEVEL)
+    gain: float = setting(_SHARE, 0.03)
+    narrowed: float = setting(_SHARE, 0.05)
+    new: float = setting(_SHARE, 0.02)
+    reach: float = setting(_SHARE, 0.05)
+    lift: int = setting(at_least(1), 16)
+    luck: float = setting(_between(0, 1), 0.01)
+    floor: float = setting(_between(0, 1), 0.5)
+    correction: str = setting(one_of("holm", "none"), "holm")
+    resamples: int = setting(at_least(100), RESAMPLES)
 
     def validate(self, source: str = "conclusion.margins") -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        for key in ("gain", "narrowed", "new", "reach"):
-            value = getattr(self, key)
-            require(
-                0 <= value < 1,
-                f"{source}.{key} must be a share of problems, 0 to below 1, not {value!r}",
-            )
+        check_limits(self, f"{source}.")
         require(
             self.new <= self.reach,
             f"{source}.new ({self.new}) must not be above {source}.reach ({self.reach}): what is "
             "too little to be new would be too much to be elicited",
         )
-        for key, low, high in (("level", 0.5, 1), ("floor", 0, 1), ("luck", 0, self.new)):
-            value = getattr(self, key)
-            require(
-                low < value < high,
-                f"{source}.{key} must be above {low} and below {high}, not {value!r}",
-            )
-        _at_least(self, source, lift=1, resamples=100)
         require(
-            self.correction in ("holm", "none"),
-            f"{source}.correction must be holm or none, not {self.correction!r}",
+            self.luck < self.new,
+            f"{source}.luck must be below {source}.new ({self.new}), not {self.luck}",
         )
 
 
@@ -374,7 +340,7 @@ class ConclusionSection:
     arms: tuple[str, ...] | None = None
     base_best: str | None = None
     format_only: str | None = None
-    fresh: int = 256
+    fresh: int = setting(at_least(1), 256)
     margins: Margins = Margins()
 
     def validate(self, source: str, arms: Mapping[str, Arm], judged: Collection[str]) -> None:
@@ -386,7 +352,6 @@ class ConclusionSection:
             judged: the entries that get a conclusion.
         """
         self.margins.validate(f"{source}.margins")
-        _at_least(self, source, fresh=1)
         rivals = [("base_best", self.base_best), ("format_only", self.format_only)]
         for key, name in [*(("arms", name) for name in self.arms or ()), *rivals]:
             require(

@@ -115,17 +115,9 @@ def answers(draw, problem: Problem) -> tuple[Event, ...]:
     if how == "spoilt" and listed:
         at = draw(st.integers(0, len(listed) - 1))
         start, end, name = listed[at].start, listed[at].end, listed[at].name
-        listed[at] = draw(
-            st.sampled_from(
-                (
-                    Event(start + 5, end, name),
-                    Event(start, end + 5, name),
-                    Event(end, start, name),
-                    Event(start, end, name.lower()),
-                    Event(start, end, "Z"),
-                )
-            )
-        )
+        moved = (start + 5, end, name), (start, end + 5, name), (end, start, name)
+        unknown = (start, end, name.lower()), (start, end, "Z")
+        listed[at] = Event(*draw(st.sampled_from((*moved, *unknown))))
     return tuple(listed)
 
 
@@ -243,55 +235,41 @@ EXAMPLES = [
     (
         Gap(30),
         "Leave at least 30 minutes between one chosen event and the next.",
-        "Art Echo",
-        "Art Drill Chess",
-        ["gap: Art / Drill"],
+        "Art Echo", "Art Drill Chess", "gap: Art / Drill",
     ),
     (
         Travel(("Art", "Drill"), ("Chess",), 60),
         "Going between the place of Art and Drill and the place of Chess takes 60 minutes.",
-        "Art Drill Echo",
-        "Art Drill Echo Chess",
-        ["travel: Drill / Chess"],
+        "Art Drill Echo", "Art Drill Echo Chess", "travel: Drill / Chess",
     ),
     (
         Before("Chess", "Art"),
         "If both are chosen, Chess comes before Art.",
-        "Art Drill",
-        "Art Chess",
-        ["before: Chess / Art"],
+        "Art Drill", "Art Chess", "before: Chess / Art",
     ),
     (
         AtMostOne(("Drill", "Chess", "Art")),
         "Choose at most one of Drill, Chess and Art.",
-        "Band Chess",
-        "Art Drill",
-        ["at_most_one: Art / Drill"],
+        "Band Chess", "Art Drill", "at_most_one: Art / Drill",
     ),
     (
         AtLeastOne(("Drill", "Chess")),
         "Choose at least one of Drill and Chess.",
-        "Art Drill Chess",
-        "Art Echo",
-        ["at_least_one: Drill / Chess"],
+        "Art Drill Chess", "Art Echo", "at_least_one: Drill / Chess",
     ),
-    (MustInclude("Echo"), "Choose Echo.", "Art Echo", "Art", ["must_include: Echo"]),
-    (AtMost(2), "Choose at most 2 events.", "Art Drill", "Art Drill Echo", ["at_most: 3 of 2"]),
+    (MustInclude("Echo"), "Choose Echo.", "Art Echo", "Art", "must_include: Echo"),
+    (AtMost(2), "Choose at most 2 events.", "Art Drill", "Art Drill Echo", "at_most: 3 of 2"),
     (
         Budget(120),
         "The chosen events take at most 120 minutes together.",
-        "Art Drill Chess",
-        "Art Drill Echo Chess",
-        ["budget: 150 of 120 minutes"],
+        "Art Drill Chess", "Art Drill Echo Chess", "budget: 150 of 120 minutes",
     ),
     (
         Break(60, "10:00", "12:00"),
         "Keep 60 minutes in a row free between 10:00 and 12:00.",
-        "Art Chess",
-        "Art Echo Chess",
-        ["break: 60 minutes between 10:00 and 12:00"],
+        "Art Chess", "Art Echo Chess", "break: 60 minutes between 10:00 and 12:00",
     ),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -302,9 +280,9 @@ EXAMPLES = [
 def test_a_further_rule_reads_and_judges_like_this(rule, sentence, keeping, breaking, says):
     assert rule.sentence() == sentence
     assert list(rule.violations(on_the_day(keeping))) == []
-    assert list(rule.violations(on_the_day(breaking))) == says
+    assert list(rule.violations(on_the_day(breaking))) == [says]
     # In whatever order the events are answered.
-    assert sorted(rule.violations(on_the_day(breaking)[::-1])) == sorted(says)
+    assert list(rule.violations(on_the_day(breaking)[::-1])) == [says]
 
 
 def test_a_rule_says_what_it_asks_once_or_leaves_it_to_the_task():
@@ -314,34 +292,27 @@ def test_a_rule_says_what_it_asks_once_or_leaves_it_to_the_task():
     assert all(text is None or text.endswith(".") for text in sentences)
 
 
-def test_not_empty_names_the_empty_schedule_only():
-    assert list(NotEmpty().violations(())) == ["empty"]
-    assert list(NotEmpty().violations(day().events[:1])) == []
-
-
-def test_chronological_names_the_pair_that_is_out_of_order():
-    art, band, drill, echo, _ = day().events
-    found = list(Chronological().violations((band, art, echo, drill)))
-    assert found == ["not_chronological: Band / Art", "not_chronological: Echo / Drill"]
-
-
-def test_events_that_start_together_are_in_order_either_way():
-    a, b = Event(540, 570, "A"), Event(540, 600, "B")
-    assert not list(Chronological().violations((a, b)))
-    assert not list(Chronological().violations((b, a)))
-
-
-def test_no_overlap_names_every_pair_in_the_order_answered():
-    art, band, drill, echo, chess = day().events
-    found = list(NoOverlap().violations((echo, band, art, drill, chess)))
-    assert found == ["overlap: Echo / Band", "overlap: Band / Art", "overlap: Band / Drill"]
-
-
-def test_touching_events_do_not_overlap():
-    art, _, drill, _, _ = day().events
-    assert art.end == drill.start
-    assert not list(NoOverlap().violations((art, drill)))
-    assert not list(NoOverlap().violations((drill, art)))
+@pytest.mark.parametrize(
+    ("rule", "answered", "says"),
+    [
+        (NotEmpty(), "", ["empty"]),
+        (NotEmpty(), "Art", []),
+        (
+            Chronological(),
+            "Band Art Echo Drill",
+            ["not_chronological: Band / Art", "not_chronological: Echo / Drill"],
+        ),
+        (
+            NoOverlap(),
+            "Echo Band Art Drill Chess",
+            ["overlap: Echo / Band", "overlap: Band / Art", "overlap: Band / Drill"],
+        ),
+        (NoOverlap(), "Art Drill", []),  # they touch
+        (NoOverlap(), "Drill Art", []),
+    ],
+)
+def test_a_base_rule_judges_events_in_the_order_answered(rule, answered, says):
+    assert list(rule.violations(on_the_day(answered))) == says
 
 
 @settings(max_examples=300)
@@ -358,49 +329,48 @@ def test_no_overlap_means_no_minute_shared(data):
 
 # --- at the minute ---------------------------------------------------------------------------
 
-
-def test_a_gap_counts_from_the_end_to_the_start_and_to_later_events_too():
-    a, b, c = Event(540, 600, "A"), Event(615, 620, "B"), Event(650, 660, "C")
-    assert not list(Gap(15).violations((a, b, c)))
-    assert list(Gap(16).violations((a, b, c))) == ["gap: A / B"]
-    assert list(Gap(60).violations((a, b, c))) == ["gap: A / B", "gap: A / C", "gap: B / C"]
-
-
-def test_events_that_overlap_are_not_too_close_as_well():
-    a, b = Event(540, 600, "A"), Event(570, 630, "B")
-    assert not list(Gap(15).violations((a, b)))
-    assert not list(Travel(("A",), ("B",), 15).violations((a, b)))
+APART = ((540, 600), (615, 620), (650, 660))
+OVERLAPPING = ((540, 600), (570, 630))
+TOGETHER = ((540, 570), (540, 600))
+CLOSE = ((540, 600), (610, 620), (630, 640))
+TOUCHING = ((540, 600), (600, 630))
+BREAK = "break: {} minutes between {} and {}"
+MORNING_AND_NOON = ((600, 660), (690, 720))
 
 
-def test_travel_takes_time_both_ways_and_none_within_a_place():
-    a, b, c = Event(540, 600, "A"), Event(610, 620, "B"), Event(630, 640, "C")
-    assert list(Travel(("A", "C"), ("B",), 11).violations((a, b, c))) == [
-        "travel: A / B",
-        "travel: B / C",
-    ]
-    assert not list(Travel(("A", "C"), ("B",), 10).violations((a, b, c)))
-
-
-def test_the_first_of_two_may_end_when_the_second_starts():
-    a, b = Event(540, 600, "A"), Event(600, 630, "B")
-    assert not list(Before("A", "B").violations((a, b)))
-    assert list(Before("B", "A").violations((a, b)))
-    assert list(Before("A", "B").violations((Event(540, 601, "A"), b)))
-
-
-def test_a_break_may_fill_the_room_between_two_events_or_the_edge_of_its_window():
-    morning, noon = Event(600, 660, "Morning"), Event(690, 720, "Noon")
-    assert not list(Break(30, "10:30", "12:00").violations((morning, noon)))
-    assert list(Break(31, "10:30", "12:00").violations((morning, noon)))
-    assert not list(Break(30, "09:30", "12:00").violations((morning, noon)))
-    assert list(Break(30, "09:31", "11:29").violations((morning, noon)))
-    assert not list(Break(30, "11:45", "12:30").violations((morning, noon)))
-    assert not list(Break(60, "11:00", "12:00").violations(()))
-
-
-def test_an_event_that_ends_before_it_starts_buys_no_minutes():
-    a, backwards = Event(540, 600, "A"), Event(700, 600, "B")
-    assert list(Budget(59).violations((a, backwards))) == ["budget: 60 of 59 minutes"]
+@pytest.mark.parametrize(
+    ("rule", "spans", "says"),
+    [
+        (Chronological(), TOGETHER, []),
+        (Chronological(), TOGETHER[::-1], []),
+        # A gap counts from the end to the start, and to later events too.
+        (Gap(15), APART, []),
+        (Gap(16), APART, ["gap: A / B"]),
+        (Gap(60), APART, ["gap: A / B", "gap: A / C", "gap: B / C"]),
+        # Events that overlap are not too close as well.
+        (Gap(15), OVERLAPPING, []),
+        (Travel(("A",), ("B",), 15), OVERLAPPING, []),
+        # Travel takes time both ways, and none within a place.
+        (Travel(("A", "C"), ("B",), 11), CLOSE, ["travel: A / B", "travel: B / C"]),
+        (Travel(("A", "C"), ("B",), 10), CLOSE, []),
+        # The first of two may end when the second starts.
+        (Before("A", "B"), TOUCHING, []),
+        (Before("B", "A"), TOUCHING, ["before: B / A"]),
+        (Before("A", "B"), ((540, 601), (600, 630)), ["before: A / B"]),
+        # A break may fill the room between two events, or the edge of its window.
+        (Break(30, "10:30", "12:00"), MORNING_AND_NOON, []),
+        (Break(31, "10:30", "12:00"), MORNING_AND_NOON, [BREAK.format(31, "10:30", "12:00")]),
+        (Break(30, "09:30", "12:00"), MORNING_AND_NOON, []),
+        (Break(30, "09:31", "11:29"), MORNING_AND_NOON, [BREAK.format(30, "09:31", "11:29")]),
+        (Break(30, "11:45", "12:30"), MORNING_AND_NOON, []),
+        (Break(60, "11:00", "12:00"), (), []),
+        # An event that ends before it starts buys no minutes.
+        (Budget(59), ((540, 600), (700, 600)), ["budget: 60 of 59 minutes"]),
+    ],
+)  # fmt: skip
+def test_a_rule_holds_to_the_minute(rule, spans, says):
+    events = [Event(start, end, name) for (start, end), name in zip(spans, "ABC", strict=False)]
+    assert list(rule.violations(events)) == says
 
 
 # --- in a problem ----------------------------------------------------------------------------
@@ -435,29 +405,18 @@ def test_the_fingerprint_ignores_the_names_in_rules_and_the_order_of_groups():
 def test_the_fingerprint_changes_with_what_a_rule_asks():
     a, b, c = Event(540, 600, "A"), Event(610, 620, "B"), Event(630, 640, "C")
     rules = [
-        Gap(15),
-        Gap(16),
-        Budget(15),
-        AtMost(15),
-        Before("A", "B"),
-        Before("B", "A"),
-        Before("A", "C"),
-        AtMostOne(("A", "B")),
-        AtMostOne(("A", "C")),
-        AtLeastOne(("A", "B")),
-        AtLeastOne(("A",)),
-        MustInclude("A"),
-        MustInclude("B"),
-        Travel(("A",), ("B",), 15),
-        Travel(("A",), ("B",), 20),
-        Travel(("A",), ("B", "C"), 15),
-        Travel(("A", "C"), ("B",), 15),
-        Break(15, "11:00", "12:00"),
-        Break(15, "11:00", "12:01"),
-        Break(16, "11:00", "12:00"),
-    ]
+        Gap(15), Gap(16), Budget(15), AtMost(15),
+        Before("A", "B"), Before("B", "A"), Before("A", "C"),
+        AtMostOne(("A", "B")), AtMostOne(("A", "C")),
+        AtLeastOne(("A", "B")), AtLeastOne(("A",)), MustInclude("A"), MustInclude("B"),
+        Travel(("A",), ("B",), 15), Travel(("A",), ("B",), 20),
+        Travel(("A",), ("B", "C"), 15), Travel(("A", "C"), ("B",), 15),
+        Break(15, "11:00", "12:00"), Break(15, "11:00", "12:01"), Break(16, "11:00", "12:00"),
+    ]  # fmt: skip
     problems = [Problem((a, b, c), ("A",), (*BASE_RULES, rule)) for rule in rules]
     assert len({problem.fingerprint for problem in problems}) == len(rules)
+    there_and_back = [Problem((a, b), (), (Travel((x,), (y,), 30),)) for x, y in ("AB", "BA")]
+    assert len({problem.fingerprint for problem in there_and_back}) == 1
 
 
 @pytest.mark.parametrize("kind", DRAWN_KINDS)
@@ -487,68 +446,33 @@ def test_a_rule_for_a_lone_event_makes_sense_or_is_not_drawn(kind):
 
 
 @pytest.mark.parametrize(
-    ("record", "says"),
+    ("kind", "values", "key"),
     [
-        ({"rule": "gap"}, "rule 'gap' takes minutes, not none"),
-        ({"rule": "gap", "minutes": 5, "x": 1}, "rule 'gap' takes minutes, not minutes, x"),
-        ({"rule": "not_empty", "x": 1}, "rule 'not_empty' takes no fields, not x"),
-        ({"rule": "gap", "minutes": "15"}, "'gap': minutes must be a whole number, not '15'"),
-        ({"rule": "gap", "minutes": 15.0}, "'gap': minutes must be a whole number, not 15.0"),
-        ({"rule": "gap", "minutes": True}, "'gap': minutes must be a whole number, not True"),
-        ({"rule": "gap", "minutes": [15]}, "'gap': minutes must be a whole number, not (15,)"),
-        ({"rule": "gap", "minutes": 0}, "'gap': minutes must be above 0, not 0"),
-        ({"rule": "budget", "minutes": -5}, "'budget': minutes must be above 0, not -5"),
-        ({"rule": "at_most", "count": 0}, "'at_most': count must be above 0, not 0"),
-        ({"rule": "must_include", "event": ["A"]}, "event must be text, not ('A',)"),
-        ({"rule": "before", "first": "A", "then": "A"}, "then must be another event than first"),
-        ({"rule": "at_most_one", "group": "A"}, "group must be a list of texts, not 'A'"),
-        ({"rule": "at_most_one", "group": ["A", 1]}, "group must be a list of texts"),
-        ({"rule": "at_most_one", "group": [["A"], ["B"]]}, "group must be a list of texts"),
-        ({"rule": "at_most_one", "group": ["A", "A"]}, "group must be two different events"),
-        ({"rule": "at_least_one", "group": []}, "group must be one event or more, not ()"),
-        (
-            {"rule": "travel", "here": [], "there": ["B"], "minutes": 5},
-            "here must be one event or more",
-        ),
-        (
-            {"rule": "travel", "here": ["A"], "there": [], "minutes": 5},
-            "there must be one event or more",
-        ),
-        (
-            {"rule": "travel", "here": ["A"], "there": ["B", "A"], "minutes": 5},
-            "there must be without events of here",
-        ),
-        (
-            {"rule": "break", "minutes": 5, "start": "9:00", "end": "10:00"},
-            "'break': start must be a time between 00:00 and 23:59, not '9:00'",
-        ),
-        (
-            {"rule": "break", "minutes": 5, "start": "09:00", "end": "24:00"},
-            "end must be a time between 00:00 and 23:59",
-        ),
-        ({"rule": "break", "minutes": 5, "start": 540, "end": "10:00"}, "start must be text"),
-        (
-            {"rule": "break", "minutes": 61, "start": "09:00", "end": "10:00"},
-            "end must be at least 61 minutes after start, not '10:00'",
-        ),
-        (
-            {"rule": "break", "minutes": 5, "start": "10:00", "end": "09:00"},
-            "end must be at least 5 minutes after start",
-        ),
+        ("gap", {}, ""),
+        ("gap", {"minutes": 5, "x": 1}, ""),
+        ("not_empty", {"x": 1}, ""),
+        *(("gap", {"minutes": bad}, "minutes") for bad in ("15", 15.0, True, [15], 0)),
+        ("budget", {"minutes": -5}, "minutes"),
+        ("at_most", {"count": 0}, "count"),
+        ("must_include", {"event": ["A"]}, "event"),
+        ("before", {"first": "A", "then": "A"}, "then"),
+        *(("at_most_one", {"group": bad}, "group") for bad in ("A", ["A", 1], [["A"], ["B"]])),
+        ("at_most_one", {"group": ["A", "A"]}, "group"),
+        ("at_least_one", {"group": []}, "group"),
+        ("travel", {"here": [], "there": ["B"], "minutes": 5}, "here"),
+        ("travel", {"here": ["A"], "there": [], "minutes": 5}, "there"),
+        ("travel", {"here": ["A"], "there": ["B", "A"], "minutes": 5}, "there"),
+        ("break", {"minutes": 5, "start": "9:00", "end": "10:00"}, "start"),
+        ("break", {"minutes": 5, "start": 540, "end": "10:00"}, "start"),
+        ("break", {"minutes": 5, "start": "09:00", "end": "24:00"}, "end"),
+        ("break", {"minutes": 61, "start": "09:00", "end": "10:00"}, "end"),
+        ("break", {"minutes": 5, "start": "10:00", "end": "09:00"}, "end"),
     ],
 )
-def test_a_rule_that_makes_no_sense_is_named_in_one_sentence(record, says):
+def test_a_rule_that_makes_no_sense_is_named_in_one_sentence(kind, values, key):
     with pytest.raises(UserError) as refused:
-        rule_from_json(record)
-    assert says in str(refused.value)
-    assert str(refused.value).startswith(f"rule {record['rule']!r}")
-    assert "\n" not in str(refused.value)
-
-
-def test_a_way_has_one_fingerprint_in_both_directions():
-    events = (Event(540, 600, "A"), Event(600, 660, "B"))
-    there, back = (
-        Problem(events, (), (*BASE_RULES, Travel((a,), (b,), 30))).fingerprint
-        for a, b in ("AB", "BA")
+        rule_from_json({"rule": kind, **values})
+    assert str(refused.value).startswith(
+        f"rule {kind!r}: {key} must be" if key else f"rule {kind!r}"
     )
-    assert there == back
+    assert "\n" not in str(refused.value)

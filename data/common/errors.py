@@ -9,37 +9,28 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 #: Seconds that the other processes of a training leave the main one to say what is wrong.
-_PATIENCE = 30
-#: What safetensors, tokenizers and torch, in types of their own, say of a write that failed.
+_LEFT_TO_MAIN = 30
+#: Words for a full disk in errors of safetensors', tokenizers' and torch's own types.
 _FULL_DISK = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "inline_container.cc",
-    "PytorchStreamWriter",
-)
+    "No space left on device", "Disk quota exceeded", "inline_container.cc", "PytorchStreamWriter",
+)  # fmt: skip
 _TOO_LARGE = "File too large"
-#: What the system says of a path that the user gave, or that lies where a file of ours is to be.
+#: Errors of a path that the user gave, or that lies where a file of ours is to be.
 _UNUSABLE = (
-    errno.EACCES,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
+    errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
     errno.ELOOP,
-)
-#: Characters of a sentence, of which the end is kept too: it has the way out.
+)  # fmt: skip
+#: Characters of a sentence, and of its end, which is kept since it has the way out.
 _SENTENCE, _END = 1200, 400
 
 
 class UserError(Exception):
     """A mistake in what the user gave us; its text names the file, line or key and the way out.
 
-    It may quote a hostile file: what is no printable character is escaped, and it is cut in the
-    middle where it is long.
+    May quote hostile text: escapes unprintable characters and shortens the middle.
     """
 
     def __str__(self) -> str:
@@ -56,22 +47,22 @@ def require(condition: object, message: str) -> None:
 
 
 def reason_of(error: Exception, most: int | None = 200) -> str:
-    """What a library's error says, on one line of at most ``most`` characters."""
+    """The message of a library's error, on one line of at most ``most`` characters."""
     return " ".join(str(error).split())[:most]
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 3, 4, 4
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 100
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 3, 4, 4
 
 
 def shown(value: Any) -> str:
-    """A value of any size as a sentence names it: its representation, cut where it is long."""
-    return _SHORT.repr(value)
+    """The representation of a value, shortened where it is long."""
+    return _REPR.repr(value)
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a stage's ``main`` and turn what a user can mend into one sentence and an exit code.
+    """Run a command's ``main``; turn a mistake that a user can mend into a sentence and exit code.
 
     Our own bugs are not caught: they keep their traceback.
     """
@@ -80,40 +71,41 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _leave_to_main()
+        if is_another():
+            # All processes meet the mistake. The main one says it, and is waited for, since what
+            # launched them ends the others then; one that is left met a mistake of its own.
+            time.sleep(_LEFT_TO_MAIN)
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        if is_another():
-            sys.exit(130)
-        print(f"\ninterrupted; what was finished is kept, {going_on()}", file=sys.stderr)
+        if not is_another():
+            print(f"\ninterrupted; what was finished is kept, {going_on()}", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _end_without_room(error.errno == errno.EFBIG)
-        if error.errno in _UNUSABLE:
-            named = "a file" if error.filename is None else error.filename
-            sys.exit(f"error: {UserError(f'{named} cannot be used ({error.strerror})')}")
-        raise
     except Exception as error:
-        if any(sign in str(error) for sign in (*_FULL_DISK, _TOO_LARGE)):
-            _end_without_room(_TOO_LARGE in str(error))
+        if sentence := _of_the_disk(error):
+            sys.exit(f"error: {UserError(sentence)}")
         raise
 
 
-def _end_without_room(too_large: bool) -> NoReturn:
-    """End as a write that failed asks for; ``too_large``: a file, not the disk's contents."""
-    if too_large:
-        sys.exit(
-            "error: a file would be larger than `ulimit -f` or the file system allows; raise the "
-            f"limit, then {going_on()}"
+def _of_the_disk(error: Exception) -> str | None:
+    """The sentence about a disk that is full or a path that cannot be used; None for a bug."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EFBIG or _TOO_LARGE in str(error):
+        return (
+            "a file would be larger than `ulimit -f` or the file system allows; raise the limit, "
+            f"then {going_on()}"
         )
-    sys.exit(f"error: the disk is full; make room, then {going_on()}")
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in _FULL_DISK):
+        return f"the disk is full; make room, then {going_on()}"
+    if isinstance(error, OSError) and number in _UNUSABLE:
+        return f"{error.filename or 'a file'} cannot be used ({error.strerror})"
+    return None
 
 
 def going_on() -> str:
-    """What goes on with the work of this command, to end a sentence with. With FORCE=1 a stage
-    begins anew, and what it had left half done is gone; without, that is finished, and what was not
-    begun anew stays as it was."""
+    """How to go on with the work of this command, as the end of a sentence.
+
+    FORCE=1 starts a stage from nothing, so that what it left half done is lost.
+    """
     if "--force" in sys.argv:
         return "the same command without FORCE=1 goes on, redoing only what was begun"
     return "the same command goes on"
@@ -122,10 +114,3 @@ def going_on() -> str:
 def is_another() -> bool:
     """Whether this process trains beside a main one (``pipeline.model.processes``)."""
     return os.environ.get("RANK", "0") != "0"
-
-
-def _leave_to_main() -> None:
-    """Processes that train together meet a mistake together. The main one says it, and what
-    launched them then ends the others. One that is left has met a mistake of its own."""
-    if is_another():
-        time.sleep(_PATIENCE)

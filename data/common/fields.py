@@ -1,4 +1,5 @@
-"""Dataclasses from what YAML or JSON holds: every key and type checked, every mistake a sentence."""
+"""Dataclasses from what YAML or JSON holds: every key, type and value checked, every mistake one
+sentence."""
 
 from __future__ import annotations
 
@@ -7,12 +8,12 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from data.common.errors import UserError, shown
+from data.common.errors import UserError, require, shown
 
-T = TypeVar("T")
+Section = typing.TypeVar("Section")
 
 #: Types as a message names them.
 TYPE_NAMES: dict[type, str] = {
@@ -26,7 +27,38 @@ TYPE_NAMES: dict[type, str] = {
 }
 
 
-def dataclass_from(cls: type[T], content: Any, source: str, prefix: str = "") -> T:
+class Limit(NamedTuple):
+    """What a value must be, and how a message says so."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(least: float) -> Limit:
+    return Limit(lambda value: value >= least, f"{least} or more")
+
+
+def one_of(*choices: object) -> Limit:
+    return Limit(lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
+
+
+def setting(limit: Limit, default: Any = dataclasses.MISSING) -> Any:
+    """A field whose value, or every part of it where it is a tuple, keeps a limit or is None."""
+    return dataclasses.field(default=default, metadata={"limit": limit})
+
+
+def check_limits(section: Any, prefix: str) -> None:
+    """Raise UserError naming ``prefix`` and the key of the first value beyond its limit."""
+    for spec in dataclasses.fields(section):
+        limit, value = spec.metadata.get("limit"), getattr(section, spec.name)
+        for one in value if isinstance(value, tuple) else [value]:
+            require(
+                limit is None or one is None or limit.holds(one),
+                f"{prefix}{spec.name} must be {limit and limit.words}, not {shown(one)}",
+            )
+
+
+def dataclass_from(cls: type[Section], content: Any, source: str, prefix: str = "") -> Section:
     """Build a dataclass from a mapping; fields with ``internal`` in their metadata are not keys.
 
     Args:
@@ -34,7 +66,7 @@ def dataclass_from(cls: type[T], content: Any, source: str, prefix: str = "") ->
         prefix: of every key in messages, such as ``data.``.
 
     Raises:
-        UserError: naming ``source`` and the key that is missing, unknown, or of the wrong type.
+        UserError: naming ``source`` and the key that is missing, unknown, or of a wrong value.
     """
     if not isinstance(content, dict):
         raise UserError(f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping of keys")
@@ -47,7 +79,9 @@ def dataclass_from(cls: type[T], content: Any, source: str, prefix: str = "") ->
         needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if needed and name not in values:
             raise UserError(f"{source}: key {prefix + name!r} is missing")
-    return cls(**values)
+    section = cls(**values)
+    check_limits(section, f"{source}: {prefix}")
+    return section
 
 
 def check_keys(content: Iterable[Any], known: Iterable[str], source: str, prefix: str) -> None:
@@ -62,24 +96,20 @@ def check_keys(content: Iterable[Any], known: Iterable[str], source: str, prefix
 def _converted(hint: Any, value: Any, source: str, key: str) -> Any:
     """``value`` as the annotated type, or UserError."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    if hint is Any or (value is None and type(None) in options):
         return value
-    if origin in (types.UnionType, typing.Union):  # of one type with None
-        if value is None:
-            return None
-        return _converted(next(o for o in options if o is not type(None)), value, source, key)
+    if origin is types.UnionType:  # of one type with None
+        return _converted(options[0], value, source, key)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return dataclass_from(hint, value, source, f"{key}.")
     if origin is tuple:
         return _converted_tuple(options, value, source, key)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{source}: {key} must be a mapping of keys, not {shown(value)}")
-        return {str(k): _converted(options[1], v, source, f"{key}.{k}") for k, v in value.items()}
     if hint is float and type(value) is int and abs(value) < 1 << 1000:
         return float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise UserError(f"{source}: {key} must be {TYPE_NAMES[hint]}, not {shown(value)}")
+    if type(value) is not (origin or hint) or (hint is float and not math.isfinite(value)):
+        raise UserError(f"{source}: {key} must be {TYPE_NAMES[origin or hint]}, not {shown(value)}")
+    if origin is dict:
+        return {str(k): _converted(options[1], v, source, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, str) and not is_plain(value):
         raise UserError(f"{source}: {key} is no plain text, or too long: {shown(value)}")
     return value
@@ -87,13 +117,11 @@ def _converted(hint: Any, value: Any, source: str, key: str) -> Any:
 
 def _converted_tuple(options: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
     if options[1:] == (Ellipsis,):
-        if not isinstance(value, list):
-            raise UserError(f"{source}: {key} must be a list, not {shown(value)}")
-        options = options[:1] * len(value)
+        options, words = options[:1] * (len(value) if isinstance(value, list) else 0), "a list"
+    else:
+        words = f"a list of {len(options)} values"
     if not isinstance(value, list) or len(value) != len(options):
-        raise UserError(
-            f"{source}: {key} must be a list of {len(options)} values, not {shown(value)}"
-        )
+        raise UserError(f"{source}: {key} must be {words}, not {shown(value)}")
     return tuple(_converted(o, v, source, key) for o, v in zip(options, value, strict=True))
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,8 @@ from data.common.errors import UserError
 from data.common.locks import hold, release
 
 MANIFEST, BEGUN = "manifest.json", "begun.json"
-#: Those on which weights and answers depend, and (numpy's random numbers, scipy's distributions)
-#: every interval.
-_PACKAGES = (
+#: Packages on which weights, answers and intervals depend.
+_RECORDED = (
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "unsloth",
     "ortools", "numpy", "scipy",
 )  # fmt: skip
@@ -51,14 +51,16 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, record
 
 
-def to_line(record: Mapping[str, Any]) -> str:
+def to_line(record: Mapping[str, object]) -> str:
     """One JSONL line, the same bytes on every machine."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: a temporary name beside it, flushed to disk, then renamed. What a killed
-    process left under that name the next one writes over."""
+    """Write a file whole: under a temporary name, flushed to disk, then renamed.
+
+    A leftover temporary file is overwritten.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -72,12 +74,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text whole, as UTF-8. Lone surrogates, which a completion may hold but UTF-8 may
-    not, are written as their escape."""
+    """Write a text whole, as UTF-8; lone surrogates, which a completion may hold, as escapes."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     write_text(path, "".join(map(to_line, records)))
 
 
@@ -119,7 +120,7 @@ def remove(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, or of a folder's files by name (manifests aside: they hold wall times).
+    """Hash of a file, or of a folder's files by name, without manifests, which hold wall times.
 
     Raises:
         UserError: when there is nothing at ``path``.
@@ -152,10 +153,10 @@ def stage_facts(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path} does not exist: its stage is not finished")
-    found = _read_object(path)
-    if not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
+    manifest = _read_object(path)
+    if not all(isinstance(manifest.get(key), dict) for key in ("settings", "inputs")):
         raise UserError(f"{path} cannot be read; delete it, and its stage is done again")
-    return found
+    return manifest
 
 
 class Stage:
@@ -267,35 +268,26 @@ class Stage:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of ours; empty when it is missing or spoilt: its work is redone."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(FileNotFoundError, ValueError, RecursionError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    versions = {}
+    for package in _RECORDED:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def _commit() -> str | None:
     """The git commit of this code, marked when the tree differs from it; None outside git."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            [*git, "--abbrev=12"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

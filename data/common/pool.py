@@ -1,4 +1,4 @@
-"""A pool of processes that Ctrl-C ends in good order, and that ends with the process it works for."""
+"""A pool of processes that Ctrl-C ends in good order, and that ends with its main process."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from data.names import EVENT_NAMES
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import new_row
-from data.sections import MOST_SEED, EvalSection
+from data.sections import SEEDS, EvalSection
 from eval.answers.asker import shots_for
 from eval.answers.files import SampleRow
 from eval.answers.judge import score_rows
@@ -273,8 +273,8 @@ def main() -> None:
     arguments = _arguments().parse_args()
     recipe = recipe_from(arguments)
     seed = recipe.seed if arguments.seed is None else arguments.seed
-    if not 0 <= seed <= MOST_SEED:
-        raise UserError(f"--seed must be 0 to {MOST_SEED}, not {seed}")
+    if not SEEDS.holds(seed):
+        raise UserError(f"--seed must be {SEEDS.words}, not {seed}")
     arm = chosen_arm(recipe, arguments.arm, arguments.model is not None)
     asking = recipe.for_arm(arm).eval
     if arguments.temperature is not None:
