@@ -1,9 +1,7 @@
-"""What training did to a model, one question a function: floors, crossings, coverage, 2 x 2 tables,
-sampling efficiency, expansion and shrinkage.
+"""What training did to a model, one question a function.
 
-Pure functions on per-problem counts. ``problems`` is one tier's problems in one order for all arms,
-so that every comparison is paired; ``indices`` are ``passk.bootstrap_indices`` over them. Shares
-are fractions of 1.
+Counts are of one tier's problems, in one order for all arms, so that every comparison is paired;
+``indices`` are ``bootstrap_indices`` over them. Shares are fractions of 1.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from eval.stats.estimate import (
     TIE,
     Estimate,
     Indices,
+    Values,
     mean_interval,
     paired_difference,
     ratio_interval,
@@ -32,7 +31,7 @@ ACCURACIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def floor_adjusted(
-    curve: ArrayLike, floor: ArrayLike, indices: Indices, level: float = LEVEL
+    curve: Values, floor: Values, indices: Indices, level: float = LEVEL
 ) -> list[Estimate | None]:
     """pass@k with guessing removed, by k: ``(pass - floor) / (1 - floor)`` of the means.
 
@@ -43,7 +42,6 @@ def floor_adjusted(
     Args:
         curve, floor: [problems, ks].
     """
-    curve, floor = np.asarray(curve, float), np.asarray(floor, float)
     least = -floor.mean(axis=0) / np.maximum(1 - floor.mean(axis=0), TIE)
     return ratio_interval(curve - floor, 1 - floor, indices, level, (least, 1.0))
 
@@ -63,9 +61,7 @@ class Crossing:
     beyond: float
 
 
-def crossing(
-    reference: ArrayLike, tuned: ArrayLike, indices: Indices, level: float = LEVEL
-) -> Crossing:
+def crossing(reference: Values, tuned: Values, indices: Indices, level: float = LEVEL) -> Crossing:
     """The crossing k (``overtaking_k``) with its percentile bootstrap interval.
 
     Limits are order statistics, so they are k that occurred. Near-equal curves cross wherever
@@ -74,10 +70,8 @@ def crossing(
     Args:
         reference, tuned: pass@k of every problem for k = 1, 2, … n, [problems, n].
     """
-    reference, tuned = np.asarray(reference, float), np.asarray(tuned, float)
     n = reference.shape[1]
-    ahead = resampled_means(tuned - reference, indices)
-    met = ahead <= TIE
+    met = resampled_means(tuned - reference, indices) <= TIE
     ks = np.where(met.any(axis=1), met.argmax(axis=1) + 1, n + 1)
     tail = (1 - level) / 2
     low, high = (
@@ -102,10 +96,7 @@ def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
 
 
 def coverage(
-    n: ArrayLike,
-    c: ArrayLike,
-    indices: Indices,
-    level: float = LEVEL,
+    n: ArrayLike, c: ArrayLike, indices: Indices, level: float = LEVEL
 ) -> dict[float, Estimate]:
     """Share of problems with an accuracy c / n of at least each of ``ACCURACIES``.
 
@@ -196,13 +187,19 @@ def expansion(
     tries = fresh_tries([reference, tuned], unsolved)
     ours, theirs = (solved_fresh(arm, unsolved, tries) for arm in (tuned, reference))
     [share] = mean_interval((ours - theirs)[:, None], indices, level, (-1.0, 1.0))
-    found: list[Estimate | None] = [None, None, None]
+    among: dict[str, Estimate] = {}
     if unsolved.any():
         here = rng.integers(unsolved.sum(), size=(len(indices), unsolved.sum()), dtype=np.int32)
         a, b = ours[unsolved, None], theirs[unsolved, None]
-        found = [
-            *mean_interval(a, here, level),
-            *mean_interval(b, here, level),
-            *paired_difference(a, b, here, level),
-        ]
-    return Expansion(int(unsolved.sum()), unsolved.size, tries, *found, share)
+        among["tuned"] = mean_interval(a, here, level)[0]
+        among["reference"] = mean_interval(b, here, level)[0]
+        among["difference"] = paired_difference(a, b, here, level)[0]
+    return Expansion(
+        int(unsolved.sum()),
+        unsolved.size,
+        tries,
+        among.get("tuned"),
+        among.get("reference"),
+        among.get("difference"),
+        share,
+    )

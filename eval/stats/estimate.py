@@ -81,10 +81,7 @@ def resampled_means(values: Values, indices: Indices) -> Values:
 
 
 def mean_interval(
-    values: ArrayLike,
-    indices: Indices,
-    level: float = LEVEL,
-    bounds: Bounds = (0.0, 1.0),
+    values: Values, indices: Indices, level: float = LEVEL, bounds: Bounds = (0.0, 1.0)
 ) -> list[Estimate]:
     """Mean of each column of ``values`` [problems, columns] with its bootstrap interval.
 
@@ -96,7 +93,6 @@ def mean_interval(
     share of problems unlike those seen is at most ``1 - (a / 2)^(1 / n)``, and each of them could
     lie at either of ``bounds``.
     """
-    values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or len(values) != indices.shape[1]:
         raise ValueError(f"values {values.shape} do not fit indices of {indices.shape[1]} problems")
     observed = values.mean(axis=0)
@@ -128,11 +124,7 @@ def ratio_interval(
 
 
 def _bca(
-    means: Values,
-    observed: Values,
-    deviations: Values,
-    level: float,
-    bounds: Bounds,
+    means: Values, observed: Values, deviations: Values, level: float, bounds: Bounds
 ) -> list[Estimate]:
     """BCa intervals from resampled statistics [resamples, columns], which are sorted in place, and
     the influence of each problem [problems, columns]; see ``mean_interval``."""
@@ -157,10 +149,7 @@ def _bca(
 
 
 def crossed_interval(
-    values: ArrayLike,
-    indices: Indices,
-    level: float = LEVEL,
-    bounds: Bounds = (-1.0, 1.0),
+    values: Values, indices: Indices, level: float = LEVEL, bounds: Bounds = (-1.0, 1.0)
 ) -> list[Estimate]:
     """Mean of ``values`` [training seeds, problems, columns] by column, with an interval for other
     problems and other training seeds at once. With one seed it is ``mean_interval``, which says
@@ -173,7 +162,6 @@ def crossed_interval(
     the residual of the two-way table over the problems; it is in the problems' part already, so it
     is taken off, but for two seeds, which estimate it too badly and err on the wide side.
     """
-    values = np.asarray(values, dtype=np.float64)
     found = mean_interval(values.mean(axis=0), indices, level, bounds)
     seeds, problems = values.shape[:2]
     if seeds == 1:
@@ -189,11 +177,7 @@ def crossed_interval(
 
 
 def widened_by_seeds(
-    found: list[Estimate],
-    seeds: int,
-    variance: Values,
-    level: float,
-    bounds: Bounds,
+    found: list[Estimate], seeds: int, variance: Values, level: float, bounds: Bounds
 ) -> list[Estimate]:
     """Intervals for other problems, widened for other training seeds; see ``crossed_interval``.
     ``variance`` [columns] is that between ``seeds`` training seeds."""
@@ -222,14 +206,13 @@ def _quantiles(ordered: Values, shares: Values) -> Values:
 
 
 def paired_difference(
-    a: ArrayLike, b: ArrayLike, indices: Indices, level: float = LEVEL
+    a: Values, b: Values, indices: Indices, level: float = LEVEL
 ) -> list[Estimate]:
     """Mean of ``a - b`` by column with its interval, both [problems, columns] on the same problems.
 
     Resampling a problem takes both arms' values with it, so what makes a problem hard for both
     cancels.
     """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired values need one shape, not {a.shape} and {b.shape}")
     return mean_interval(a - b, indices, level, bounds=(-1.0, 1.0))

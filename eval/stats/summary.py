@@ -1,14 +1,13 @@
 """Verdict rows of several arms to the numbers of ``report.json``.
 
-Rows are counted as they come, so counting a million of them needs no more memory than the problems
-they answer.
+Rows are counted as they come: a million of them need no more memory than the problems they answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,13 @@ from numpy.typing import NDArray
 from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
-from eval.stats.estimate import Estimate, bootstrap_indices, mean_interval, paired_difference
+from eval.stats.estimate import (
+    Estimate,
+    Indices,
+    bootstrap_indices,
+    mean_interval,
+    paired_difference,
+)
 from eval.stats.passk import ks_for, overtaking_k, pass_at_k
 from rewards.verify import VALID, Status
 
@@ -46,50 +51,41 @@ class TierTotals:
     finish_reasons: Counter[str] = field(default_factory=Counter)
 
 
-def tally(arm: str, rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) -> Tally:
+def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) -> Tally:
     """Count one arm's verdicts.
 
-    Raises:
-        UserError: when a row lacks a key, or has a problem or status that is not known.
+    Args:
+        rows: ``{id, status, violations, ratio}`` of known problems; ``finish_reason`` and
+            ``answer``, any text or number that distinguishes answers to one problem, where known.
+        problems_by_id: the tier of each problem.
     """
     place = {name: i for i, name in enumerate(problems_by_id)}
-    tier_at = list(problems_by_id.values())
-    samples, optimal, valid = ([0] * len(place) for _ in range(3))
+    totals = {tier: TierTotals() for tier in problems_by_id.values()}
+    samples, optimal, valid, distinct = ([0] * len(place) for _ in range(4))
     ratio = [0.0] * len(place)
     answers: set[int] = set()
-    distinct: list[int] | None = [0] * len(place)
-    totals = {tier: TierTotals() for tier in tier_at}
-    known = {str(status) for status in Status}
-    try:
-        for row in rows:
-            i = place.get(row["id"])
-            if i is None:
-                raise UserError(f"arm {arm!r} answers {row['id']!r}, which is not asked here")
-            status, total = row["status"], totals[tier_at[i]]
-            if status not in known:
-                raise UserError(f"arm {arm!r} has a verdict of unknown status {status!r:.80}")
-            samples[i] += 1
-            optimal[i] += status == Status.OPTIMAL
-            valid[i] += status in VALID
-            ratio[i] += row["ratio"]
-            total.statuses[status] += 1
-            total.violations.update({text.partition(":")[0] for text in row["violations"]})
-            if (reason := row.get("finish_reason")) is not None:
-                total.finish_reasons[reason] += 1
-            if (answer := row.get("answer")) is None:
-                distinct = None  # a share among some of the answers would mislead
-            elif distinct is not None:
-                seen = len(answers)
-                answers.add(hash((i, answer)))
-                distinct[i] += len(answers) - seen
-    except KeyError as missing:
-        raise UserError(f"arm {arm!r} has a verdict without {missing}; score it again") from None
+    all_answers_known = True
+    for row in rows:
+        i, status, total = place[row["id"]], row["status"], totals[problems_by_id[row["id"]]]
+        samples[i] += 1
+        optimal[i] += status == Status.OPTIMAL
+        valid[i] += status in VALID
+        ratio[i] += row["ratio"]
+        total.statuses[status] += 1
+        total.violations.update({text.partition(":")[0] for text in row["violations"]})
+        if (reason := row.get("finish_reason")) is not None:
+            total.finish_reasons[reason] += 1
+        if (answer := row.get("answer")) is None:
+            all_answers_known = False  # a share among some of the answers would mislead
+        elif (answer := hash((i, answer))) not in answers:
+            answers.add(answer)
+            distinct[i] += 1
     return Tally(
         np.array(samples),
         np.array(optimal),
         np.array(valid),
         np.array(ratio),
-        None if distinct is None else np.array(distinct),
+        np.array(distinct) if all_answers_known else None,
         totals,
     )
 
@@ -101,18 +97,14 @@ def check_alike(
     names, tier_of = list(problems_by_id), np.array(list(problems_by_id.values()))
     for tier in tiers:
         here = np.flatnonzero(tier_of == tier)
-        most = max(tallies, key=lambda arm: tallies[arm].samples[here].max())
-        wanted = int(tallies[most].samples[here].max())
-        if not wanted:
-            raise UserError(f"no arm has samples of tier {tier!r}; sample it or leave it out")
+        wanted = max(1, *(int(counts.samples[here].max()) for counts in tallies.values()))
         for arm, counts in tallies.items():
             odd = here[counts.samples[here] != wanted]
             if len(odd):
                 raise UserError(
                     f"arm {arm!r} has {counts.samples[odd[0]]} samples of problem "
-                    f"{names[odd[0]]!r} where {most!r} has {wanted} a problem; arms are compared "
-                    "only on the same problems, each sampled equally often, so finish or redo its "
-                    "sampling"
+                    f"{names[odd[0]]!r} where {wanted} are expected; arms are compared only on the "
+                    "same problems, each sampled equally often, so finish or redo its sampling"
                 )
 
 
@@ -126,16 +118,16 @@ def summarise(
     seed: int,
     comparisons: Sequence[tuple[str, str]],
     resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """The content of ``report.json``; see ``write_report``."""
+) -> dict[str, object]:
+    """The content of ``report.json``; see ``eval.judge.write_report``.
+
+    Raises:
+        UserError: when an arm's problems or samples are not those of the others.
+    """
     present = [arm for arm in arms if arm in verdict_rows]
-    if not present:
-        raise UserError(f"none of the arms {', '.join(arms)} has verdicts; sample one first")
     tier_of = np.array(list(problems_by_id.values()))
-    shown = [tier for tier in sorted(tiers, key=lambda t: t != main) if (tier_of == tier).any()]
-    if main not in shown:
-        raise UserError(f"the main tier {main!r} has no problem to report on")
-    tallies = {arm: tally(arm, verdict_rows[arm], problems_by_id) for arm in present}
+    shown = sorted(tiers, key=lambda tier: tier != main)
+    tallies = {arm: tally(verdict_rows[arm], problems_by_id) for arm in present}
     check_alike(tallies, problems_by_id, shown)
     return {
         "success": str(Status.OPTIMAL),
@@ -162,22 +154,24 @@ def _tier_summary(
     seed: int,
     resamples: int,
     comparisons: Sequence[tuple[str, str]],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Everything about one tier, whose problems are at ``here``."""
     n = int(next(iter(tallies.values())).samples[here[0]])
-    ks = np.array(ks_for(n))
+    ks = ks_for(n)
+    columns = np.array(ks) - 1
     # One set of indices for all arms: the differences between them are paired.
     rng = np.random.default_rng(seed_of(seed, "report", tier))
     indices = bootstrap_indices(len(here), resamples, rng)
     curves = {arm: pass_at_k(n, t.optimal[here], np.arange(1, n + 1)) for arm, t in tallies.items()}
+    at_ks = {arm: curve[:, columns] for arm, curve in curves.items()}
     return {
         "problems": len(here),
         "samples": n,
-        "ks": ks.tolist(),
+        "ks": list(ks),
         "arms": {
             arm: {
                 "answers": len(here) * n,
-                "pass_at_k": _by_k(ks, mean_interval(curves[arm][:, ks - 1], indices, LEVEL)),
+                "pass_at_k": _by_k(ks, mean_interval(at_ks[arm], indices, LEVEL)),
                 **_rates(tally, here, indices),
                 **_counts(tally.totals[tier]),
             }
@@ -188,10 +182,7 @@ def _tier_summary(
                 "tuned": tuned,
                 "reference": reference,
                 "at_k": _by_k(
-                    ks,
-                    paired_difference(
-                        curves[tuned][:, ks - 1], curves[reference][:, ks - 1], indices, LEVEL
-                    ),
+                    ks, paired_difference(at_ks[tuned], at_ks[reference], indices, LEVEL)
                 ),
                 "overtaken_at": overtaking_k(
                     curves[reference].mean(axis=0), curves[tuned].mean(axis=0)
@@ -201,26 +192,25 @@ def _tier_summary(
             if tuned in tallies and reference in tallies
         ],
         "floors": {
-            policy: {str(k): shares.get(k) for k in ks.tolist()}
+            policy: {str(k): shares.get(k) for k in ks}
             for policy, shares in floors.get(tier, {}).items()
         },
     }
 
 
-def _by_k(ks: NDArray[np.int64], estimates: Iterable[Estimate]) -> dict[str, Any]:
-    return {str(k): e.to_json() for k, e in zip(ks.tolist(), estimates, strict=True)}
+def _by_k(ks: Iterable[int], estimates: Iterable[Estimate]) -> dict[str, dict[str, float]]:
+    return {str(k): asdict(estimate) for k, estimate in zip(ks, estimates, strict=True)}
 
 
 def _rates(
-    tally: Tally, here: NDArray[np.intp], indices: NDArray[np.int32]
-) -> dict[str, dict[str, Any] | None]:
+    tally: Tally, here: NDArray[np.intp], indices: Indices
+) -> dict[str, dict[str, float] | None]:
     """Shares of answers, each a mean over problems: valid, ratio, distinct (where known)."""
     sums = {"valid": tally.valid, "ratio": tally.ratio, "distinct": tally.distinct}
     known = {name: total for name, total in sums.items() if total is not None}
     columns = np.stack([total[here] / tally.samples[here] for total in known.values()], axis=1)
-    estimates = mean_interval(columns, indices, LEVEL)
-    found = {name: e.to_json() for name, e in zip(known, estimates, strict=True)}
-    return {name: found.get(name) for name in sums}
+    estimates = map(asdict, mean_interval(columns, indices, LEVEL))
+    return {**dict.fromkeys(sums), **dict(zip(known, estimates, strict=True))}
 
 
 def _counts(totals: TierTotals) -> dict[str, dict[str, int]]:
