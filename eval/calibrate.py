@@ -10,8 +10,9 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -133,24 +134,17 @@ def calibrate_case(
     )
 
 
-def calibration_sheet(calibrations: Iterable[Calibration], failures: list[str]) -> Sheet:
-    """Every conclusion in % of the repetitions, and what is out of bounds."""
-    return Sheet(
-        "conclusions drawn, in % of repetitions",
-        ["what training did", "base", "problems x n + fresh", *_HEADINGS.values(), "right", ""],
-        [
-            [
-                one.scenario,
-                one.strength,
-                str(one.size),
-                *(f"{100 * one.counts[name] / one.repetitions:.0f}" for name in _HEADINGS),
-                f"{100 * one.right:.0f}",
-                "out of bounds" if one.failures else "ok",
-            ]
-            for one in calibrations
-        ],
-        failures,
-    )
+def calibration_sheets(calibrations: Iterable[Calibration]) -> Iterator[Sheet]:
+    """A table for each case: its conclusions in % of the repetitions."""
+    for case, of_case in groupby(calibrations, key=lambda one: one.scenario):
+        rows, failures = [], []
+        for one in of_case:
+            shares = (100 * one.counts[name] / one.repetitions for name in _HEADINGS)
+            mark = "out of bounds" if one.failures else "ok"
+            cells = (f"{share:.0f}" for share in (*shares, 100 * one.right))
+            rows.append([f"{one.strength}, {one.size}", *cells, mark])
+            failures += one.failures
+        yield Sheet(f"{case}, in %", ["", *_HEADINGS.values(), "right", ""], rows, failures)
 
 
 def _options() -> argparse.Namespace:
@@ -201,8 +195,8 @@ def main() -> None:
             "failures": failures,
         },
     )
-    console = plain_console(140)
-    print_sheets([calibration_sheet(calibrations, failures)], console)
+    console = plain_console()
+    print_sheets(calibration_sheets(calibrations), console)
     chance = [GUESS[0] / sum(GUESS)]
     stated = detectable(**asdict(STUDY_SIZES[0]), margins=margins, guess=chance, skill=SKILL)
     console.print(f"Said beforehand: {stated.sentence}", soft_wrap=True)

@@ -260,7 +260,7 @@ def count_verdicts(
 def _count(
     arm: str, verdicts: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    found = tally(arm, verdicts, {row["id"]: row["tier"] for row in rows})
+    found = tally(verdicts, {row["id"]: row["tier"] for row in rows})
     return found.samples, found.optimal
 
 

@@ -1,8 +1,8 @@
 """Stage ``make probe``: has GRPO anything to work with? Asked before training, of one arm's model.
 
 The model answers a few hundred training prompts, decoded as GRPO would and paid by the recipe's
-reward; ``eval.stats.readiness`` says what groups of the recipe's size would look like. They are training
-prompts because those are what GRPO sees; an SFT model has seen their gold answers.
+reward; ``eval.stats.readiness`` says what groups of the recipe's size would look like. They are
+training prompts because those are what GRPO sees; an SFT model has seen their gold answers.
 
 Writes ``runs/<run>/probe/<arm>``: ``samples.jsonl``, ``probe.json`` and ``probe.md``.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,24 +24,28 @@ from data.common.files import Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
+from data.run import SAMPLES
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import read_answers
 from eval.answers.parts import claimed
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
-from eval.stats.estimate import cell
-from eval.stats.readiness import ALL, RULE, THRESHOLDS, Outcomes, in_words, summarise
+from eval.stats.estimate import cell, with_interval
+from eval.stats.readiness import ADVICE, ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.train.trainer import model_inputs
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
 
-SAMPLES, REPORT, PAGE = "samples.jsonl", "probe.json", "probe.md"
+if TYPE_CHECKING:
+    from trl import GRPOConfig
+
+RESULT, WORDS = "probe.json", "probe.md"
 #: Decoding settings of GRPO that the sampler here does not have, and their neutral values.
 _NOT_FOLLOWED = {"top_k": (0, None), "min_p": (0, None), "repetition_penalty": (1, None)}
 
 
-def judge(
-    rows: Sequence[Mapping[str, Any]], problems: Mapping[str, str], reward: RewardSection
+def outcomes_of(
+    rows: Iterable[Mapping[str, Any]], problems: Mapping[str, str], reward: RewardSection
 ) -> Outcomes:
     """Outcomes of sample rows ``{id, completion, finish_reason}``, in the order of ``problems``,
     which are JSON strings by id, each with equally many rows. Judged as training does."""
@@ -65,10 +69,12 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProbePlan:
     """How the probe asks: a number of training problems, as GRPO would decode.
 
-    ``ignored`` are settings of GRPO's decoding that are not followed.
+    Attributes:
+        group: answers to a prompt in GRPO.
+        ignored: settings of GRPO's decoding that are not followed.
     """
 
     group: int
@@ -77,16 +83,20 @@ class Plan:
     ignored: tuple[str, ...]
 
 
-def plan_for(recipe: Recipe, problems: int, samples: int | None) -> Plan:
-    """The plan of a recipe; ``samples`` defaults to 64, or twice the group if that is more.
+def probe_plan(
+    config: GRPOConfig, limit: int | None, rows: int, problems: int, samples: int | None
+) -> ProbePlan:
+    """The plan for GRPO's settings.
+
+    Args:
+        limit: tokens of an answer, None where the recipe does not say.
+        rows: answers drawn at once.
+        samples: of each problem; 64 by default, or twice the group if that is more.
 
     Raises:
-        UserError: when there are fewer samples than a group has answers, or TRL refuses the recipe.
+        UserError: when there are fewer samples than a group has answers.
     """
-    from pipeline.train.settings import grpo_config
-
-    config = grpo_config(recipe, Path("unused"))
-    group = config.num_generations
+    group = config.num_generations or 1
     samples = max(64, 2 * group) if samples is None else samples
     if problems < 1:
         raise UserError(f"--problems must be 1 or more, not {problems}")
@@ -95,188 +105,148 @@ def plan_for(recipe: Recipe, problems: int, samples: int | None) -> Plan:
             f"--samples must be at least grpo.num_generations, which is {group}, not {samples}"
         )
     asking = replace(
-        EvalSection(rows=recipe.eval.rows),
+        EvalSection(rows=rows),
         samples=samples,
         temperature=config.temperature,
         top_p=config.top_p,
-        max_tokens=recipe.grpo.get("max_completion_length"),
+        max_tokens=limit,
     )
     ignored = [
         key for key, neutral in _NOT_FOLLOWED.items() if getattr(config, key, None) not in neutral
     ]
-    return Plan(group, problems, asking, tuple(ignored))
+    return ProbePlan(group, problems, asking, tuple(ignored))
 
 
-def chosen_rows(recipe: Recipe, count: int) -> list[Row]:
-    """``count`` training problems at random, so tiers come in the shares of the training data; in
-    the order of the data."""
-    rows = read_split(recipe.run, "train")
-    rng = random.Random(seed_of(recipe.seed, "probe"))
-    return [rows[i] for i in sorted(rng.sample(range(len(rows)), min(count, len(rows))))]
-
-
-def probe_folder(recipe: Recipe, arm: str) -> Path:
-    return recipe.run.probe(arm)
+def chosen_rows(rows: list[Row], count: int, seed: int) -> list[Row]:
+    """``count`` problems at random, so tiers come in the shares of the data; in its order."""
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[i] for i in sorted(chosen)]
 
 
 def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: bool) -> None:
-    """Sample, judge and report, unless that is up to date; sampling goes on where it stopped.
+    """Sample, judge and report, unless that is done; sampling goes on where it stopped.
 
     Raises:
         UserError: when there is no such arm, or its model is not trained.
     """
+    from pipeline.train.settings import grpo_config
+
     if arm not in recipe.run.names:
         raise UserError(f"--arm must be one of {', '.join(recipe.run.names)}, not {arm!r}")
     recipe.run.require_trained(arm)
-    plan = plan_for(recipe, problems, samples)
-    model = recipe.run.model(arm)
+    limit = recipe.grpo.get("max_completion_length")
+    plan = probe_plan(
+        grpo_config(recipe, Path("unused")), limit, recipe.eval.rows, problems, samples
+    )
+    model, folder = recipe.run.model(arm), recipe.run.probe(arm)
+    reward, resamples = recipe.reward, recipe.eval.resamples
     settings = {
         "arm": arm,
         "model": model,
         "dtype": recipe.dtype,
         "seed": recipe.seed,
-        "reward": [recipe.reward.shape, recipe.reward.weights],
-        "resamples": recipe.eval.resamples,
+        "reward": [reward.shape, reward.weights],
+        "resamples": resamples,
         **asdict(plan),
     }
-    folder = probe_folder(recipe, arm)
-    stage = Stage(
-        folder, f"probe {arm}", settings, [recipe.run.split("train"), *model_inputs(model)]
-    )
+    inputs = [recipe.run.split("train"), *model_inputs(model)]
+    stage = Stage(folder, f"probe {arm}", settings, inputs)
     if not stage.begin_unless_done(force, [folder / SAMPLES]):
         return
-    asked = chosen_rows(recipe, plan.problems)
+    training = read_split(recipe.run, "train")
+    asked = chosen_rows(training, plan.problems, seed_of(recipe.seed, "probe"))
     asker = Asker(recipe.run, arm, recipe.dtype, recipe.seed)
-    limit = plan.asking.max_tokens or asker.limit(read_split(recipe.run, "train"))
-    asking = replace(plan.asking, max_tokens=limit)
+    asking = replace(plan.asking, max_tokens=limit or asker.limit(training))
     with claimed(folder / SAMPLES):
         write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
     answers = read_answers(folder / SAMPLES, texts, f"make probe ARM={arm}")
-    outcomes = judge(list(answers), texts, recipe.reward)
+    outcomes, tiers = outcomes_of(answers, texts, reward), [row["tier"] for row in asked]
     report = {
         "arm": arm,
         "model": model,
         "group": plan.group,
-        "samples": plan.asking.samples,
-        "temperature": plan.asking.temperature,
-        "top_p": plan.asking.top_p,
+        "samples": asking.samples,
+        "temperature": asking.temperature,
+        "top_p": asking.top_p,
         "ignored": list(plan.ignored),
-        "reward": {"shape": recipe.reward.shape, "weights": recipe.reward.weights},
-        "interval": f"{100 * LEVEL:.0f} % interval, problems resampled "
-        f"{recipe.eval.resamples:,} times",
-        "thresholds": THRESHOLDS,
-        "tiers": summarise(
-            outcomes,
-            [row["tier"] for row in asked],
-            plan.group,
-            recipe.seed,
-            recipe.eval.resamples,
-        ),
+        "reward": {"shape": reward.shape, "weights": reward.weights},
+        "interval": f"{100 * LEVEL:.0f} % interval, problems resampled {resamples:,} times",
+        "thresholds": LIMITS,
+        "tiers": readiness_by_tier(outcomes, tiers, plan.group, recipe.seed, resamples),
     }
-    write_json(folder / REPORT, report)
-    shown = list(sheets(report))
-    write_text(folder / PAGE, f"{headline(report)}\n\n{markdown_of(shown)}\n{rule_text()}")
+    _show(report, folder)
+    stage.finish([SAMPLES, RESULT, WORDS], sha256=sha256(folder / SAMPLES))
+    print(f"probe: {folder} has {RESULT}, {WORDS} and {SAMPLES}", flush=True)
+
+
+def _show(report: Mapping[str, Any], folder: Path) -> None:
+    """Write and print a report."""
+    tables, advice = list(readiness_sheets(report)), advice_sentence(report)
+    write_json(folder / RESULT, report)
+    write_text(folder / WORDS, f"{advice}\n\n{markdown_of(tables)}\n{_advice_table()}")
     console = plain_console()
-    print_sheets(shown, console)
-    console.print(f"\n{headline(report)}", markup=False, soft_wrap=True)
-    stage.finish([SAMPLES, REPORT, PAGE], sha256=sha256(folder / SAMPLES))
-    print(f"probe: {folder} has {REPORT}, {PAGE} and {SAMPLES}", flush=True)
+    print_sheets(tables, console)
+    console.print(f"\n{advice}", markup=False, soft_wrap=True)
 
 
-# --- in words --------------------------------------------------------------------------------
-
-
-def headline(report: Mapping[str, Any]) -> str:
+def advice_sentence(report: Mapping[str, Any]) -> str:
     """The advice as a sentence; that of all tiers where there are several."""
-    name, found = list(report["tiers"].items())[-1]
-    given = found["advice"]
+    name, readiness = list(report["tiers"].items())[-1]
+    given = readiness["advice"]
     more = ""
     if given["group"]:
         more = f" (grpo.num_generations: {given['group']})"
     if given["tiers"]:
         more = f" ({', '.join(given['tiers'])})"
-    where = "the training problems" if name == ALL else f"tier {name}"
+    where = "the training problems" if name == ALL_TIERS else f"tier {name}"
     return (
         f"Probe of {label(report['arm'])} on {where}: {given['advice']}{more}, because "
         f"{given['because']}. The same in {100 * given['firmness']:.0f} % of the resamples."
     )
 
 
-def sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
+def readiness_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
     """The tables of ``probe.json``."""
-    tiers, n, group = report["tiers"], report["samples"], report["group"]
-    asked = ", ".join(f"{name} {t['problems']}" for name, t in tiers.items())
+    tiers, n, group = report["tiers"], report["samples"], str(report["group"])
+    asked = ", ".join(f"{name} {tier['problems']}" for name, tier in tiers.items())
     basis = f"{n} samples a problem; problems: {asked}; {report['interval']}"
-    size = str(group)
-    picks: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
-        "answers that can be read": lambda t: t["readable"],
-        "answers that break no rule": lambda t: t["valid"],
-        "answers cut off": lambda t: t["truncated"],
-        "optimal answers (pass@1)": lambda t: t["pass_at_k"]["1"],
-        f"groups of {group} with mixed outcomes": lambda t: t["groups"][size]["mixed"],
-        f"groups of {group} with equal rewards": lambda t: t["groups"][size]["flat"],
-        f"groups of {group}, all optimal": lambda t: t["solved"],
-        f"groups of {group}, none optimal": lambda t: t["unsolved"],
+    lines: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "answers that can be read": lambda tier: cell(tier["readable"]),
+        "answers that break no rule": lambda tier: cell(tier["valid"]),
+        "answers cut off": lambda tier: cell(tier["truncated"]),
+        "optimal answers (pass@1)": lambda tier: cell(tier["pass_at_k"]["1"]),
+        f"groups of {group}, mixed outcomes": lambda tier: cell(tier["groups"][group]["mixed"]),
+        f"groups of {group}, equal rewards": lambda tier: cell(tier["groups"][group]["flat"]),
+        f"groups of {group}, all optimal": lambda tier: cell(tier["solved"]),
+        f"groups of {group}, none optimal": lambda tier: cell(tier["unsolved"]),
+        "mean reward (no %)": lambda tier: with_interval(tier["reward"], "{:.3g}".format),
+        "advice": lambda tier: tier["advice"]["advice"],
+        "  same in resamples": lambda tier: f"{100 * tier['advice']['firmness']:.0f} %",
     }
-    rows = [[name, *(cell(pick(t)) for t in tiers.values())] for name, pick in picks.items()]
-    rows.append(
-        ["mean reward (no %)", *(_plain(t["reward"]) for t in tiers.values())],
-    )
-    rows.append(
-        ["tries to solve half of them", *(_tries(t["half_solved"]) for t in tiers.values())]
-    )
-    rows.append(["advice", *(t["advice"]["advice"] for t in tiers.values())])
-    rows.append(
-        ["  same in resamples", *(f"{100 * t['advice']['firmness']:.0f} %" for t in tiers.values())]
-    )
-    notes = [basis]
-    if report["ignored"]:
-        notes.append(f"Not followed: grpo.{', grpo.'.join(report['ignored'])}.")
-    yield Sheet(f"Is {label(report['arm'])} ready for GRPO? shares in %", ["", *tiers], rows, notes)
-    for key, title in (("mixed", "mixed outcomes"), ("flat", "equal rewards")):
-        first = next(iter(tiers.values()))
-        yield Sheet(
-            f"Groups with {title} by their size, in %",
-            ["group", *tiers],
-            [[g, *(cell(t["groups"][g][key]) for t in tiers.values())] for g in first["groups"]],
-            [basis],
-        )
-    yield Sheet(
-        f"pass@k in %, success = {Status.OPTIMAL}",
-        ["k", *tiers],
-        [[k, *(cell(t["pass_at_k"][k]) for t in tiers.values())] for k in first["pass_at_k"]],
-        [basis],
-    )
+    rows = [[name, *map(written, tiers.values())] for name, written in lines.items()]
+    ignored = [f"Not followed: grpo.{', grpo.'.join(report['ignored'])}"] * bool(report["ignored"])
+    title = f"Is {label(report['arm'])} ready for GRPO? shares in %"
+    yield Sheet(title, ["", *tiers], rows, [basis, *ignored])
+    first = next(iter(tiers.values()))
+    for key, what in (("mixed", "mixed outcomes"), ("flat", "equal rewards")):
+        rows = [
+            [size, *(cell(tier["groups"][size][key]) for tier in tiers.values())]
+            for size in first["groups"]
+        ]
+        yield Sheet(f"Groups with {what} by their size, in %", ["group", *tiers], rows, [basis])
+    rows = [
+        [k, *(cell(tier["pass_at_k"][k]) for tier in tiers.values())] for k in first["pass_at_k"]
+    ]
+    yield Sheet(f"pass@k in %, success = {Status.OPTIMAL}", ["k", *tiers], rows, [basis])
 
 
-def _plain(estimate: Mapping[str, float]) -> str:
-    value, low, high = (f"{estimate[key]:.3g}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _tries(found: Mapping[str, Any]) -> str:
-    value, low, high = (
-        f"over {found['n']}" if found[key] is None else str(found[key])
-        for key in ("k", "low", "high")
-    )
-    return f"{value} [{low}, {high}]"
-
-
-def rule_text() -> str:
-    """The rule in Markdown."""
-    lines = [f"| {advice} | {in_words(when)} |" for advice, when, _ in RULE]
+def _advice_table() -> str:
+    """All advice in Markdown."""
+    lines = [f"| {advice.name} | {advice.because} |\n" for advice in ADVICE]
     return (
-        "\n".join(
-            [
-                "The advice is the first of these that holds:",
-                "",
-                "| advice | when |",
-                "|---|---|",
-                *lines,
-            ]
-        )
-        + "\n"
+        "The advice is the first of these that holds:\n\n| advice | when |\n|---|---|\n"
+        + "".join(lines)
     )
 
 

@@ -408,7 +408,7 @@ def _feed_samples(content: bytes, folder: Path) -> None:
     problems = {f"test-{i}": problem for i, problem in enumerate(_problems()[:3])}
     with _naming(path):
         rows = list(judge_arm(problems, path))
-    counts = tally("base", rows, dict.fromkeys(problems, "dense"))
+    counts = tally(rows, dict.fromkeys(problems, "dense"))
     assert counts.samples.sum() == len(rows)
     assert len(list(read_verdicts(path.with_name(VERDICTS), problems))) == len(rows)
     source = folder / "test.jsonl"
@@ -437,7 +437,7 @@ def _feed_verdicts(content: bytes, folder: Path) -> None:
     problems = {f"test-{i}": problem for i, problem in enumerate(_problems()[:3])}
     tiers = dict.fromkeys(problems, "dense")
     with _naming(path):
-        tally("base", read_verdicts(path, tiers), tiers)
+        tally(read_verdicts(path, tiers), tiers)
         choice = choose_answers({"base": answered(samples, tiers)}, tiers, 1)
     for row in choice.answers:
         drawn_answer(problems[row["id"]], row)

@@ -321,7 +321,7 @@ def test_a_million_verdict_rows_become_a_conclusion_in_seconds():
             for i in range(problems)
             for s in np.where(rng.random(samples) < chance[i], "optimal", "infeasible").tolist()
         )
-        found = tally("arm", rows, tiers)
+        found = tally(rows, tiers)
         return found.samples, found.optimal
 
     start = time.perf_counter()

@@ -17,16 +17,16 @@ from data.recipe import load_recipe
 from data.sections import RewardSection
 from eval import probe
 from eval.stats.readiness import (
-    RULE,
-    THRESHOLDS,
-    Measured,
+    ADVICE,
+    LIMITS,
+    GroupShares,
     Outcomes,
-    Seen,
+    Readiness,
     advise,
     alike,
     group_sizes,
+    readiness_by_tier,
     reward_classes,
-    summarise,
 )
 from pipeline.corpus.tokens import build_tokenizer
 
@@ -54,7 +54,7 @@ def outcomes_of(optimal, rewards=None, **changes):
 
 
 def measured(outcomes, group=4, resamples=300):
-    return Measured(outcomes, group, np.random.default_rng(0), resamples)
+    return Readiness(outcomes, group, np.random.default_rng(0), resamples)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -112,14 +112,6 @@ def test_a_reward_can_teach_where_success_does_not_vary():
     assert found["groups"]["4"]["flat"]["value"] == 0
 
 
-def test_tries_to_a_first_success_are_where_half_of_the_problems_are_solved():
-    # 1 - C(7, k) / C(8, k) = k / 8 for one success of eight: half at k = 4.
-    found = measured(outcomes_of([[1, *[0] * 7]] * 5)).report()["half_solved"]
-    assert (found["k"], found["low"], found["high"], found["n"]) == (4, 4, 4, 8)
-    found = measured(outcomes_of(np.zeros((5, 8)))).report()["half_solved"]
-    assert (found["k"], found["low"], found["high"], found["beyond"]) == (None, None, None, 1)
-
-
 def test_group_sizes_are_powers_of_two_within_the_samples_and_the_recipes_own():
     assert group_sizes(16, 64) == [2, 4, 8, 16, 32, 64]
     assert group_sizes(6, 15) == [2, 4, 6, 8]
@@ -132,13 +124,9 @@ def seen(group=8, ready=(), flat=0.1, mixed=0.5, at=None, **shares):
     """A model that is ready, with changes; ``at`` gives (flat, mixed) of further group sizes."""
     good = {"readable": 1.0, "truncated": 0.0, "solved": 0.0, "valid": 1.0, "unsolved": 0.0}
     sizes = {group: (flat, mixed), **(at or {})}
-    return Seen(
-        good | shares,
-        {size: pair[0] for size, pair in sizes.items()},
-        {size: pair[1] for size, pair in sizes.items()},
-        group,
-        ready,
-    )
+    flat_of = {f"flat {size}": pair[0] for size, pair in sizes.items()}
+    mixed_of = {f"mixed {size}": pair[1] for size, pair in sizes.items()}
+    return GroupShares(good | shares | flat_of | mixed_of, group, sorted(sizes), ready)
 
 
 POOR = {"flat": 0.9, "mixed": 0.1}
@@ -160,19 +148,19 @@ POOR = {"flat": 0.9, "mixed": 0.1}
         (seen(**POOR), "bigger base"),
     ],
 )
-def test_each_line_of_the_rule_decides_where_it_is_the_first_to_hold(found, advice):
-    assert advise(found)[0] == advice
+def test_the_first_advice_that_holds_is_given(found, advice):
+    assert advise(found).name == advice
 
 
-def test_every_advice_of_the_rule_is_reached_above():
-    cases = test_each_line_of_the_rule_decides_where_it_is_the_first_to_hold.pytestmark[0].args[1]
-    assert {advice for advice, _, _ in RULE} == {advice for _, advice in cases}
+def test_every_advice_is_reached_above():
+    cases = test_the_first_advice_that_holds_is_given.pytestmark[0].args[1]
+    assert {advice.name for advice in ADVICE} == {advice for _, advice in cases}
 
 
 def test_thresholds_themselves_are_on_the_ready_side():
-    at = {name: THRESHOLDS[name] for name in ("readable", "truncated", "solved")}
-    found = seen(flat=THRESHOLDS["flat"], mixed=THRESHOLDS["mixed"], **at)
-    assert advise(found)[0] == "ready"
+    at = {name: LIMITS[name] for name in ("readable", "truncated", "solved")}
+    found = seen(flat=LIMITS["flat"], mixed=LIMITS["mixed"], **at)
+    assert advise(found).name == "ready"
 
 
 def test_the_smallest_group_that_would_do_is_named():
@@ -188,7 +176,9 @@ def test_another_tier_that_is_ready_is_named_and_all_tiers_are_reported_together
     rng = np.random.default_rng(0)
     optimal = np.concatenate([rng.random((20, 8)) < 0.5, np.zeros((20, 8), bool)])
     outcomes = outcomes_of(optimal, valid=np.ones_like(optimal))
-    found = summarise(outcomes, ["easy"] * 20 + ["hard"] * 20, group=4, seed=1, resamples=300)
+    found = readiness_by_tier(
+        outcomes, ["easy"] * 20 + ["hard"] * 20, group=4, seed=1, resamples=300
+    )
     assert list(found) == ["easy", "hard", "all"]
     assert found["easy"]["advice"]["advice"] == "ready"
     assert found["hard"]["advice"]["advice"] == "easier tier"
@@ -196,7 +186,7 @@ def test_another_tier_that_is_ready_is_named_and_all_tiers_are_reported_together
     assert found["all"]["problems"] == 40
     middle = found["all"]["groups"]["4"]["mixed"]["value"]
     assert middle == pytest.approx(found["easy"]["groups"]["4"]["mixed"]["value"] / 2)
-    assert list(summarise(outcomes.of(range(20)), ["easy"] * 20, 4, 1, 300)) == ["easy"]
+    assert list(readiness_by_tier(outcomes.of(range(20)), ["easy"] * 20, 4, 1, 300)) == ["easy"]
 
 
 def test_advice_on_the_edge_is_not_called_firm():
@@ -221,7 +211,7 @@ def test_answers_are_judged_and_paid_as_in_training():
     ]
     rows = [{"id": "p", "completion": c, "finish_reason": r} for c, r in answers]
     weights = {"format": 0.1, "optimal": 0.9}
-    found = probe.judge(rows, {"p": text}, RewardSection("graded", weights))
+    found = probe.outcomes_of(rows, {"p": text}, RewardSection("graded", weights))
     assert found.optimal.tolist() == [[True, False, False, False]]
     assert found.valid.tolist() == [[True, True, False, False]]
     assert found.readable.tolist() == [[True, True, True, False]]
@@ -234,7 +224,7 @@ def test_under_a_reward_by_rank_groups_are_flat_just_where_verdicts_tie():
     text = json.dumps(problem.to_json())
     one = schedule_xml(problem.events[:1])
     rows = [{"id": "p", "completion": c, "finish_reason": "stop"} for c in (one, one, one, "")]
-    found = probe.judge(rows, {"p": text}, RewardSection("ranked"))
+    found = probe.outcomes_of(rows, {"p": text}, RewardSection("ranked"))
     expected = comb(3, 2) / comb(4, 2)
     assert alike(reward_classes(found.reward), [2])[0, 0] == pytest.approx(expected)
 

@@ -1,13 +1,12 @@
 """Whether GRPO has anything to work with: what groups of answers would look like, and advice.
 
 GRPO learns from differences within a group of answers to one prompt: a group in which all are paid
-alike teaches nothing. Pure functions on what was sampled; a group of g is judged from n >= g
-samples of its prompt, without bias.
+alike teaches nothing. A group of g is judged from n >= g samples of its prompt, without bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,19 +15,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
-from eval.stats.analyses import crossing
-from eval.stats.estimate import bootstrap_indices, mean_interval, resampled_means
+from eval.stats.estimate import Values, bootstrap_indices, mean_interval, resampled_means
 from eval.stats.passk import ks_for, pass_at_k
 
 #: What is reported of all tiers together, as the training data mixes them.
-ALL = "all"
+ALL_TIERS = "all"
 #: Resamples in which the advice is given again.
 _SECOND_OPINIONS = 2000
 #: Rewards this close are equal but for rounding; TRL takes them so too.
 _DECIMALS = 8
 
-#: All thresholds of the advice, shares of answers or of groups.
-THRESHOLDS = {
+#: The limits of the advice, shares of answers or of groups.
+LIMITS = {
     "readable": 0.5,  # answers with a schedule, at least
     "truncated": 0.2,  # answers cut off, at most
     "solved": 0.5,  # groups with nothing but optimal answers, at most
@@ -39,80 +37,91 @@ THRESHOLDS = {
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """What was sampled, [problems, samples] each; the rewards are GRPO's totals."""
+class GroupShares:
+    """What the advice looks at.
 
-    optimal: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
-    readable: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    reward: NDArray[np.float64]
-
-    def of(self, problems: ArrayLike) -> Outcomes:
-        """The same of some problems."""
-        return Outcomes(*(values[problems] for values in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the advice looks at: shares by their names in THRESHOLDS, those of ``flat`` and
-    ``mixed`` groups by size, and the tiers that are ready."""
+    Attributes:
+        shares: "readable", "valid", "truncated", "solved" and "unsolved"; and for each group size
+            g "flat g" and "mixed g".
+        group: the recipe's.
+        sizes: every g, in order.
+        ready_tiers: further tiers that are ready.
+    """
 
     shares: Mapping[str, float]
-    flat: Mapping[int, float]
-    mixed: Mapping[int, float]
     group: int
+    sizes: Sequence[int]
     ready_tiers: Sequence[str] = ()
 
-    def teaches(self, group: int) -> bool:
+    def below(self, name: str) -> bool:
+        return self.shares[name] < LIMITS[name]
+
+    def above(self, name: str) -> bool:
+        return self.shares[name] > LIMITS[name]
+
+    def teaches(self, size: int) -> bool:
         """Whether groups of a size differ enough, in reward and in success."""
-        return self.flat[group] <= THRESHOLDS["flat"] and self.mixed[group] >= THRESHOLDS["mixed"]
+        flat, mixed = self.shares[f"flat {size}"], self.shares[f"mixed {size}"]
+        return flat <= LIMITS["flat"] and mixed >= LIMITS["mixed"]
 
     @property
     def large_enough(self) -> int | None:
         """The smallest larger group that teaches, of those that the samples can tell of."""
-        return next((g for g in sorted(self.flat) if g > self.group and self.teaches(g)), None)
+        return next((g for g in self.sizes if g > self.group and self.teaches(g)), None)
 
 
-#: (advice, when, the test): the first that holds decides.
-RULE: tuple[tuple[str, str, Callable[[Seen], Any]], ...] = (
-    (
+@dataclass(frozen=True)
+class Advice:
+    """What to do, and when. ``when`` names the limits in braces."""
+
+    name: str
+    when: str
+    holds: Callable[[GroupShares], object]
+
+    @property
+    def because(self) -> str:
+        return self.when.format(**{name: f"{100 * share:.0f} %" for name, share in LIMITS.items()})
+
+
+#: The first that holds is given.
+ADVICE = (
+    Advice(
         "more SFT",
         "fewer than {readable} of the answers can be read: the form is not there yet",
-        lambda seen: seen.shares["readable"] < THRESHOLDS["readable"],
+        lambda seen: seen.below("readable"),
     ),
-    (
+    Advice(
         "longer answers",
         "more than {truncated} of the answers are cut off: raise grpo.max_completion_length",
-        lambda seen: seen.shares["truncated"] > THRESHOLDS["truncated"],
+        lambda seen: seen.above("truncated"),
     ),
-    (
+    Advice(
         "harder tier",
         "more than {solved} of the groups are optimal throughout: little is left to learn",
-        lambda seen: seen.shares["solved"] > THRESHOLDS["solved"],
+        lambda seen: seen.above("solved"),
     ),
-    (
+    Advice(
         "ready",
         "at most {flat} of the groups have equal rewards, and at least {mixed} have both "
         "optimal and other answers",
         lambda seen: seen.teaches(seen.group),
     ),
-    (
+    Advice(
         "larger group",
         "a larger group, within the samples drawn, would be ready",
         lambda seen: seen.large_enough,
     ),
-    (
+    Advice(
         "more SFT",
         "fewer than {valid} of the answers break no rule",
-        lambda seen: seen.shares["valid"] < THRESHOLDS["valid"],
+        lambda seen: seen.below("valid"),
     ),
-    (
+    Advice(
         "easier tier",
         "another tier of the training data is ready: train on it first",
         lambda seen: seen.ready_tiers,
     ),
-    (
+    Advice(
         "bigger base",
         "none of these: the answers are well formed, and optimal ones too rare to find",
         lambda seen: True,
@@ -120,17 +129,11 @@ RULE: tuple[tuple[str, str, Callable[[Seen], Any]], ...] = (
 )
 
 
-def in_words(when: str) -> str:
-    """A sentence of RULE with its thresholds."""
-    return when.format(**{name: f"{100 * share:.0f} %" for name, share in THRESHOLDS.items()})
+def advise(seen: GroupShares) -> Advice:
+    return next(advice for advice in ADVICE if advice.holds(seen))
 
 
-def advise(seen: Seen) -> tuple[str, str]:
-    """(advice, why) by RULE."""
-    return next((advice, in_words(when)) for advice, when, test in RULE if test(seen))
-
-
-def alike(classes: ArrayLike, groups: Sequence[int]) -> NDArray[np.float64]:
+def alike(classes: ArrayLike, sizes: Sequence[int]) -> Values:
     """Chance that g of a problem's n samples, drawn without replacement, are all of one class.
 
     ``sum over classes of C(m, g) / C(n, g)`` with m of the samples in a class: an unbiased estimate
@@ -138,24 +141,24 @@ def alike(classes: ArrayLike, groups: Sequence[int]) -> NDArray[np.float64]:
 
     Args:
         classes: samples in each class, [problems, classes], each row adding up to n >= g.
-        groups: the g.
+        sizes: the g.
 
     Returns:
-        [problems, groups].
+        [problems, sizes].
     """
     counts = np.asarray(classes)
     n = np.broadcast_to(counts.sum(axis=1, keepdims=True), counts.shape)
-    within = 1 - pass_at_k(n.ravel(), (n - counts).ravel(), groups)
-    return within.reshape(*counts.shape, len(groups)).sum(axis=1)
+    within = 1 - pass_at_k(n.ravel(), (n - counts).ravel(), sizes)
+    return within.reshape(*counts.shape, len(sizes)).sum(axis=1)
 
 
-def reward_classes(reward: NDArray[np.float64]) -> NDArray[np.int64]:
+def reward_classes(reward: Values) -> NDArray[np.int64]:
     """How often each problem's samples have each of its rewards, [problems, most distinct], padded
     with 0."""
     counts = [np.unique(row, return_counts=True)[1] for row in np.round(reward, _DECIMALS)]
     padded = np.zeros((len(counts), max(map(len, counts))), np.int64)
-    for row, found in zip(padded, counts, strict=True):
-        row[: len(found)] = found
+    for row, of_problem in zip(padded, counts, strict=True):
+        row[: len(of_problem)] = of_problem
     return padded
 
 
@@ -165,92 +168,93 @@ def group_sizes(group: int, samples: int) -> list[int]:
     return sorted(powers | {group})
 
 
-class Measured:
-    """Some problems' outcomes as what the report and the advice are made of.
+@dataclass(frozen=True)
+class Outcomes:
+    """What was sampled, [problems, samples] each; the rewards are GRPO's totals."""
 
-    Attributes:
-        columns: by problem, the shares named in ``names``, then flat and mixed groups by size.
-        curves: pass@k for k = 1, 2, … n, [problems, n].
-    """
+    optimal: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    readable: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    reward: Values
 
-    names = ("readable", "valid", "truncated", "solved", "unsolved")
+    def of(self, problems: Iterable[int]) -> Outcomes:
+        """The same of some problems."""
+        chosen = list(problems)
+        return Outcomes(*(values[chosen] for values in vars(self).values()))
+
+
+class Readiness:
+    """Some problems' outcomes as the report and the advice need them."""
 
     def __init__(
         self, outcomes: Outcomes, group: int, rng: np.random.Generator, resamples: int = RESAMPLES
     ) -> None:
-        self.problems, n = outcomes.optimal.shape
-        self.group, self.sizes, self.ks = group, group_sizes(group, n), np.array(ks_for(n))
-        self.reward = outcomes.reward.mean(axis=1, keepdims=True)
-        self.bounds = float(outcomes.reward.min()), float(outcomes.reward.max())
+        problems, n = outcomes.optimal.shape
         c = outcomes.optimal.sum(axis=1)
-        self.curves = pass_at_k(n, c, np.arange(1, n + 1))
-        solved = alike(np.stack([c, n - c], axis=1), self.sizes)
-        self.columns = np.column_stack(
-            [
-                outcomes.readable.mean(axis=1),
-                outcomes.valid.mean(axis=1),
-                outcomes.truncated.mean(axis=1),
-                1 - pass_at_k(n, n - c, group),
-                1 - pass_at_k(n, c, group),
-                alike(reward_classes(outcomes.reward), self.sizes),
-                1 - solved,
-            ]
-        )
-        self.indices = bootstrap_indices(self.problems, resamples, rng)
+        self.outcomes, self.group, self.sizes = outcomes, group, group_sizes(group, n)
+        flat = alike(reward_classes(outcomes.reward), self.sizes)
+        mixed = 1 - alike(np.stack([c, n - c], axis=1), self.sizes)
+        self.shares = {
+            "readable": outcomes.readable.mean(axis=1),
+            "valid": outcomes.valid.mean(axis=1),
+            "truncated": outcomes.truncated.mean(axis=1),
+            "solved": 1 - pass_at_k(n, n - c, group),
+            "unsolved": 1 - pass_at_k(n, c, group),
+            **{f"flat {g}": column for g, column in zip(self.sizes, flat.T, strict=True)},
+            **{f"mixed {g}": column for g, column in zip(self.sizes, mixed.T, strict=True)},
+        }
+        self.columns = np.column_stack(list(self.shares.values()))
+        self.indices = bootstrap_indices(problems, resamples, rng)
 
-    def seen(self, means: NDArray[np.float64] | None = None, ready: Sequence[str] = ()) -> Seen:
-        """What the advice looks at, from the means of ``columns``, or of a resample's."""
+    def seen(self, means: Values | None = None, ready: Sequence[str] = ()) -> GroupShares:
+        """What the advice looks at, from the means over the problems, or of a resample's."""
         values = (self.columns.mean(axis=0) if means is None else means).tolist()
-        flat, mixed = len(self.names), len(self.names) + len(self.sizes)
-        return Seen(
-            dict(zip(self.names, values[:flat], strict=True)),
-            dict(zip(self.sizes, values[flat:mixed], strict=True)),
-            dict(zip(self.sizes, values[mixed:], strict=True)),
-            self.group,
-            ready,
+        return GroupShares(
+            dict(zip(self.shares, values, strict=True)), self.group, self.sizes, ready
         )
 
-    def advice(self, ready: Sequence[str]) -> dict[str, Any]:
+    def advice(self, ready: Sequence[str]) -> dict[str, object]:
         """The advice, why, and the share of resamples in which it is the same."""
         seen = self.seen(ready=ready)
-        advice, why = advise(seen)
-        others = resampled_means(self.columns, self.indices[:_SECOND_OPINIONS])
-        same = [advise(self.seen(means, ready))[0] == advice for means in others]
+        advice = advise(seen)
+        resampled = resampled_means(self.columns, self.indices[:_SECOND_OPINIONS])
+        same = [advise(self.seen(means, ready)).name == advice.name for means in resampled]
         return {
-            "advice": advice,
-            "because": why,
-            "group": seen.large_enough if advice == "larger group" else None,
-            "tiers": list(ready) if advice == "easier tier" else None,
+            "advice": advice.name,
+            "because": advice.because,
+            "group": seen.large_enough if advice.name == "larger group" else None,
+            "tiers": list(ready) if advice.name == "easier tier" else None,
             "firmness": float(np.mean(same)),
         }
 
     def report(self) -> dict[str, Any]:
         """Every number but the advice, with intervals that resample problems."""
-
-        def estimates(values: NDArray[np.float64], **given: Any) -> list[dict[str, Any]]:
-            return [e.to_json() for e in mean_interval(values, self.indices, LEVEL, **given)]
-
-        found = estimates(self.columns)
-        shares = {name: found.pop(0) for name in self.names}
-        flat, mixed = found[: len(self.sizes)], found[len(self.sizes) :]
-        half = np.full_like(self.curves, 0.5)
+        estimates = map(asdict, mean_interval(self.columns, self.indices, LEVEL))
+        shares = dict(zip(self.shares, estimates, strict=True))
+        groups = {
+            str(g): {"flat": shares.pop(f"flat {g}"), "mixed": shares.pop(f"mixed {g}")}
+            for g in self.sizes
+        }
+        problems, n = self.outcomes.optimal.shape
+        ks, reward = ks_for(n), self.outcomes.reward
+        curves = pass_at_k(n, self.outcomes.optimal.sum(axis=1), np.arange(1, n + 1))
+        at_ks = curves[:, np.array(ks) - 1]
+        ends = (float(reward.min()), float(reward.max()))
+        [paid] = mean_interval(reward.mean(axis=1, keepdims=True), self.indices, LEVEL, ends)
         return {
-            "problems": self.problems,
+            "problems": problems,
             **shares,
-            "reward": estimates(self.reward, bounds=self.bounds)[0],
-            "groups": {
-                str(size): {"flat": f, "mixed": m}
-                for size, f, m in zip(self.sizes, flat, mixed, strict=True)
+            "reward": asdict(paid),
+            "groups": groups,
+            "pass_at_k": {
+                str(k): asdict(estimate)
+                for k, estimate in zip(ks, mean_interval(at_ks, self.indices, LEVEL), strict=True)
             },
-            "pass_at_k": dict(
-                zip(map(str, self.ks.tolist()), estimates(self.curves[:, self.ks - 1]), strict=True)
-            ),
-            # Where pass@k meets one half: the tries in which half of the problems are solved.
-            "half_solved": asdict(crossing(self.curves, half, self.indices, LEVEL)),
         }
 
 
-def summarise(
+def readiness_by_tier(
     outcomes: Outcomes, tiers: Sequence[str], group: int, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Any]]:
     """The report and advice of each tier, and of all together where there are several.
@@ -263,21 +267,13 @@ def summarise(
     names = list(dict.fromkeys(tiers))
     chosen = {name: [i for i, tier in enumerate(tiers) if tier == name] for name in names}
     if len(names) > 1:
-        chosen[ALL] = list(range(len(tiers)))
-    measured = {
-        name: Measured(
-            outcomes.of(problems),
-            group,
-            np.random.default_rng(seed_of(seed, "probe", name)),
-            resamples,
-        )
-        for name, problems in chosen.items()
-    }
-    ready = [name for name in names if advise(measured[name].seen())[0] == "ready"]
+        chosen[ALL_TIERS] = list(range(len(tiers)))
+    measured = {}
+    for name, problems in chosen.items():
+        rng = np.random.default_rng(seed_of(seed, "probe", name))
+        measured[name] = Readiness(outcomes.of(problems), group, rng, resamples)
+    ready = [name for name in names if advise(measured[name].seen()).name == "ready"]
     return {
-        name: {
-            **found.report(),
-            "advice": found.advice([tier for tier in ready if tier != name]),
-        }
-        for name, found in measured.items()
+        name: {**one.report(), "advice": one.advice([tier for tier in ready if tier != name])}
+        for name, one in measured.items()
     }
