@@ -1,9 +1,9 @@
-"""The published experiment, reproduced, and what its table does not say: ``make blog``.
+"""The published experiment, reproduced, and what its table leaves out: ``make blog``.
 
 ``--begin`` prints where the recipe departs from the published settings and writes the recipe of the
 run; without it, after training and sampling, the published table follows: the published evaluator's
-judgement of every arm, and of the answers that came with the published files. Beside it stands what
-that table leaves out: how many answers are optimal, what blind guessing and copying would reach.
+judgement of every arm, and of the answers that came with the published files. Beside it stand how
+many answers are optimal, and what blind guessing and copying would reach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
-from data.common.files import Stage, finished, write_json, write_text
+from data.common.files import Stage, write_json, write_text
 from data.common.seeds import seed_of
 from data.policies import floor
 from data.problem import Problem
@@ -29,7 +29,7 @@ from data.prompts import answer
 from data.published import read_rows
 from data.recipe import Recipe, load_recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
-from eval.answers.files import Key, Layout, ProblemFile, SampleRow, read_samples
+from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import Estimate, bootstrap_indices, cell, mean_interval
@@ -38,9 +38,7 @@ from rewards.blog import BlogStatus
 
 #: The published settings.
 PUBLISHED = Path(__file__).parents[1] / "pipeline" / "recipes" / "blog-7b.yaml"
-#: Where the tables lie in a run's ``eval``, and as what.
-FOLDER, OUTPUTS = "published", ("blog.json", "blog.md")
-#: What says nothing about the experiment.
+#: Keys of a recipe that say nothing about the experiment.
 _NAMES = ("name", "path", "run_name")
 #: The published table's columns.
 _HEADINGS = {
@@ -52,27 +50,22 @@ _HEADINGS = {
     BlogStatus.VALID: "valid",
 }
 
+# --- the recipe ----------------------------------------------------------------------------------
 
-# --- the recipe ------------------------------------------------------------------------------
-
-
-def differences(published: Recipe, ours: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, published value, our value) of every setting in which two recipes differ; None where a
-    recipe leaves it out."""
-    found, here = (
-        _flat({key: value for key, value in asdict(one).items() if key not in _NAMES})
-        for one in (published, ours)
-    )
-    return [
-        (key, found.get(key), here.get(key))
-        for key in {**found, **here}
-        if found.get(key) != here.get(key)
-    ]
+#: (key, published value, our value) of a setting; None where a recipe leaves it out.
+Difference = tuple[str, object, object]
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def differences(recipe: Recipe) -> list[Difference]:
+    """Every setting in which a recipe differs from the published ones."""
+    there, here = _flat(asdict(load_recipe(PUBLISHED))), _flat(asdict(recipe))
+    pairs = [(key, there.get(key), here.get(key)) for key in {**there, **here}]
+    return [(key, a, b) for key, a, b in pairs if a != b and key not in _NAMES]
+
+
+def _flat(section: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Values by dotted key."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in section.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -81,23 +74,22 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def departures(recipe: Recipe) -> Sheet:
-    """Where a recipe departs from the published settings, as a table."""
-    found = differences(load_recipe(PUBLISHED), recipe)
+def departures(source: Path, settings: Sequence[Difference]) -> Sheet:
+    """The settings of a recipe that are not as published, as a table."""
     return Sheet(
-        f"{recipe.path}: settings that are not as published ({PUBLISHED.name})",
+        f"{source}: settings that are not as published ({PUBLISHED.name})",
         ["setting", "published", "here"],
-        [[key, *("none" if value is None else str(value) for value in two)] for key, *two in found],
-        [] if found else ["None: every setting is as published."],
+        [[key, *("none" if v is None else str(v) for v in values)] for key, *values in settings],
+        [] if settings else ["None: every setting is as published."],
     )
 
 
-def begin(recipe: Recipe, files: Path | None, out: Path) -> None:
+def write_recipe(recipe: Recipe, files: Path | None, out: Path) -> None:
     """Write the recipe of the run: ``recipe``, its published data taken from ``files`` if given.
 
     Raises:
-        UserError: when the published data is neither there nor to be had from the hub, or
-            ``recipe`` is the one that this writes.
+        UserError: when the published data is neither there nor on the hub, or ``recipe`` is the
+            one that this writes.
     """
     if recipe.path.resolve() == out.resolve():
         raise UserError(
@@ -115,7 +107,7 @@ def begin(recipe: Recipe, files: Path | None, out: Path) -> None:
         "name": out.parent.name,
         "data": {"tiers": tiers},
     }
-    head = "# Written by `make blog`, which writes it anew.\n"
+    head = "# Written by `make blog`, which overwrites it.\n"
     write_text(out, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
@@ -131,21 +123,7 @@ def _check_source(source: str) -> None:
             ) from None
 
 
-# --- the table -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Problems that some models answered, and what answers without thought reach there.
-
-    Attributes:
-        guessed: by each blind policy, the share of problems that one try solves.
-        copied: what the published reward pays of 100 for copying every event.
-    """
-
-    rows: Mapping[Key, Mapping[str, Any]]
-    guessed: Mapping[str, float]
-    copied: float
+# --- the table -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -167,13 +145,33 @@ class Line:
     optimal: Estimate
 
 
-def asked(problem_file: ProblemFile) -> Asked:
-    """The problems of a file; blind policies are held against those that keep the rules."""
-    problems = list(problem_file.problems()[0].values())
-    return Asked(
-        problem_file.rows(),
-        {policy: by_k[1] for policy, by_k in floor(problems, (1,)).items()},
-        fmean(map(_copied, problems)),
+@dataclass(frozen=True)
+class PublishedTable:
+    """Models that answered the same problems, and what answers without thought reach there.
+
+    Attributes:
+        problems: how many.
+        guessed: by each blind policy, the share of problems that one try solves.
+        reward_of_copying: what the published reward pays of 100 for copying every event.
+    """
+
+    problems: int
+    guessed: Mapping[str, float]
+    reward_of_copying: float
+    models: Sequence[Line]
+
+
+def judge_as_published(problems: Path, answers: Mapping[str, Path]) -> PublishedTable:
+    """Judge the files of ``answers``, by model, to a file of problems. Blind policies are measured
+    on the problems that keep the rules."""
+    problem_file = ProblemFile(str(problems))
+    sound = list(problem_file.problems()[0].values())
+    rows = problem_file.rows()
+    return PublishedTable(
+        len(rows),
+        {policy: by_k[1] for policy, by_k in floor(sound, (1,)).items()},
+        fmean(map(_copied, sound)),
+        [_line(model, problem_file, rows, path) for model, path in answers.items()],
     )
 
 
@@ -182,20 +180,19 @@ def _copied(problem: Problem) -> float:
     return sum(blog.rewards(blog.row_of(problem), copy).values())
 
 
-def line(model: str, problems: Asked, samples: Sequence[SampleRow], key: Layout) -> Line:
-    """Judge one model's answers, each of ``samples`` with its problem's name under ``key``."""
-    verdicts = list(score_rows_as_published(problems.rows, samples, key))
+def _line(
+    model: str, problem_file: ProblemFile, rows: Mapping[Key, Mapping[str, Any]], path: Path
+) -> Line:
+    key, samples = problem_file.key, read_samples(path, problem_file)
+    verdicts = list(score_rows_as_published(rows, samples, key))
     right: dict[Key, list[bool]] = {}
     for verdict in verdicts:
         # The score is minutes over minutes: 1 exactly where they are equal.
         right.setdefault(verdict[key], []).append(verdict["score"] == 1)
-    shares = np.array([[fmean(found)] for found in right.values()])
+    shares = np.array([[fmean(tries)] for tries in right.values()])
     rng = np.random.default_rng(seed_of(0, "blog"))
     indices = bootstrap_indices(len(shares), RESAMPLES, rng)
-    paid = [
-        sum(blog.rewards(problems.rows[sample[key]], sample["completion"]).values())
-        for sample in samples
-    ]
+    paid = [sum(blog.rewards(rows[row[key]], row["completion"]).values()) for row in samples]
     return Line(
         model,
         len(verdicts),
@@ -206,69 +203,40 @@ def line(model: str, problems: Asked, samples: Sequence[SampleRow], key: Layout)
     )
 
 
-def lines_of_run(recipe: Recipe, sampled: Sequence[str]) -> tuple[Asked, list[Line]]:
-    """The arms of the run that were sampled to their end."""
-    problem_file = ProblemFile(str(recipe.run.split("test")))
-    problems = asked(problem_file)
-    return problems, [
-        line(label(arm), problems, read_samples(recipe.run.samples(arm), problem_file), "id")
-        for arm in sampled
-    ]
-
-
-def lines_of_files(files: Path) -> tuple[Asked, list[Line]]:
-    """Every model whose answers (``completions-<model>.jsonl``) came with the published files."""
-    problem_file = ProblemFile(str(files / "test.jsonl"))
-    problems = asked(problem_file)
-    return problems, [
-        line(
-            path.stem.removeprefix("completions-"),
-            problems,
-            read_samples(path, problem_file),
-            problem_file.key,
-        )
-        for path in _answers_in(files)
-    ]
-
-
-def _answers_in(files: Path) -> list[Path]:
-    return sorted(files.glob("completions-*.jsonl"))
-
-
-def sheets(title: str, problems: Asked, lines: Sequence[Line]) -> Iterator[Sheet]:
-    """The published table, and beside it what it does not say."""
+def published_sheets(title: str, table: PublishedTable) -> Iterator[Sheet]:
+    """The published table, and beside it what that leaves out."""
+    counts = sorted({line.answers for line in table.models})
+    each = " or ".join(f"{count:,}" for count in counts)
     yield Sheet(
         f"{title}: the published evaluator, of 100 answers",
         ["model", *_HEADINGS.values(), "score"],
         [
             [
-                one.model,
-                *(_of_100(one.statuses.get(status, 0), one.answers) for status in _HEADINGS),
-                f"{one.score:.4f}",
+                line.model,
+                *(f"{round(100 * line.statuses.get(s, 0) / line.answers, 1):g}" for s in _HEADINGS),
+                f"{line.score:.4f}",
             ]
-            for one in lines
+            for line in table.models
         ],
         [
-            f"{len(problems.rows):,} problems, {_each(lines)}. An answer counts under the first "
-            "rule that it breaks; score: the average over all answers, 0 where not valid."
+            f"{table.problems:,} problems, {each} answers a model. An answer counts under the "
+            "first rule that it breaks; score: the average over all answers, 0 where not valid."
         ],
     )
-    guess = 100 * problems.guessed["random_maximal"]
-    policies = ", ".join(
-        f"{p.replace('_', ' ')} {100 * s:.1f}" for p, s in problems.guessed.items()
-    )
+    guessed = {policy: f"{100 * share:.1f}" for policy, share in table.guessed.items()}
+    policies = ", ".join(f"{p.replace('_', ' ')} {share}" for p, share in guessed.items())
     yield Sheet(
         f"{title}: what that table does not say",
         ["model", "optimal, %", "guessed, %", "reward", "reward of copying"],
         [
             [
-                one.model,
-                cell(asdict(one.optimal)),
-                f"{guess:.1f}",
-                f"{one.reward:.1f}",
-                f"{problems.copied:.1f}",
+                line.model,
+                cell(line.optimal.to_json()),
+                guessed["random_maximal"],
+                f"{line.reward:.1f}",
+                f"{table.reward_of_copying:.1f}",
             ]
-            for one in lines
+            for line in table.models
         ],
         [
             f"Optimal: valid, with the optimal score; {100 * LEVEL:.0f} % interval, problems "
@@ -280,71 +248,47 @@ def sheets(title: str, problems: Asked, lines: Sequence[Line]) -> Iterator[Sheet
     )
 
 
-def _of_100(count: int, answers: int) -> str:
-    return f"{round(100 * count / answers, 1):g}"
-
-
-def _each(lines: Sequence[Line]) -> str:
-    counts = sorted({one.answers for one in lines})
-    return " or ".join(f"{count:,}" for count in counts) + " answers a model"
-
-
-def to_json(problems: Asked, lines: Sequence[Line]) -> dict[str, Any]:
-    return {
-        "problems": len(problems.rows),
-        "guessed": dict(problems.guessed),
-        "reward_of_copying": problems.copied,
-        "models": [asdict(one) for one in lines],
-    }
-
-
 def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
-    """Print the tables and write them to ``runs/<run>/eval/published``, unless that is up to date.
+    """Print the tables and write them to ``runs/<run>/eval/published``, unless that is done.
 
     Raises:
         UserError: when no arm was sampled to its end.
     """
-    sampled = [arm for arm in recipe.run.names if finished(recipe.run.samples(arm).parent)]
+    run = recipe.run
+    sampled = {label(arm): run.samples(arm) for arm in run.sampled()}
     if not sampled:
-        raise UserError(
-            f"{recipe.run.folder / 'eval'} has no finished samples; `make blog` draws them"
-        )
-    departed = departures(recipe)
-    inputs = [recipe.run.split("test"), *(recipe.run.samples(arm) for arm in sampled)]
-    if files is not None:
-        inputs += [files / "test.jsonl", *_answers_in(files)]
-    settings = {"arms": sampled, "differences": departed.rows}
-    stage = Stage(recipe.run.eval / FOLDER, "blog", settings, inputs)
-    if not stage.begin_unless_done(force):
-        return
-    console = plain_console()
-    groups = {"this run": lines_of_run(recipe, sampled)}
+        raise UserError(f"{run.eval} has no finished samples; `make blog` draws them")
+    groups = {"this run": (run.split("test"), sampled)}
     notes = []
     if files is None:
         notes.append("BLOG=folder with the published files adds the answers that came with them.")
+    elif came := answers_in(files):
+        groups["published answers"] = (files / "test.jsonl", came)
     else:
-        groups["published answers"] = lines_of_files(files)
-        if not groups["published answers"][1]:
-            del groups["published answers"]
-            notes.append(f"{files} has no answers (completions-<model>.jsonl).")
-    found = [
-        sheet
-        for title, (problems, lines) in groups.items()
-        for sheet in sheets(title, problems, lines)
-    ]
-    print_sheets(found, console)
+        notes.append(f"{files} has no answers (completions-<model>.jsonl).")
+    departed = departures(recipe.path, differences(recipe))
+    inputs = [file for problems, by in groups.values() for file in (problems, *by.values())]
+    settings = {"arms": list(sampled), "differences": departed.rows}
+    stage = Stage(run.eval / "published", "blog", settings, inputs)
+    if not stage.begin_unless_done(force):
+        return
+    tables = {title: judge_as_published(*group) for title, group in groups.items()}
+    sheets = [sheet for title, table in tables.items() for sheet in published_sheets(title, table)]
+    console = plain_console()
+    print_sheets(sheets, console)
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
-    write_json(
-        stage.folder / OUTPUTS[0],
-        {
-            "differences": departed.rows,
-            **{title: to_json(problems, lines) for title, (problems, lines) in groups.items()},
-        },
-    )
-    write_text(stage.folder / OUTPUTS[1], markdown_of([*found, departed]))
-    stage.finish(OUTPUTS)
-    print(f"blog: {stage.folder} has {', '.join(OUTPUTS)}", flush=True)
+    content = {title: asdict(table) for title, table in tables.items()}
+    write_json(stage.folder / "blog.json", {"differences": departed.rows, **content})
+    write_text(stage.folder / "blog.md", markdown_of([*sheets, departed]))
+    stage.finish(["blog.json", "blog.md"])
+    print(f"blog: {stage.folder} has blog.json and blog.md", flush=True)
+
+
+def answers_in(files: Path) -> dict[str, Path]:
+    """The answers that came with the published files, ``completions-<model>.jsonl``, by model."""
+    paths = sorted(files.glob("completions-*.jsonl"))
+    return {path.stem.removeprefix("completions-"): path for path in paths}
 
 
 def main() -> None:
@@ -364,9 +308,10 @@ def main() -> None:
             f"{files} has no test.jsonl; BLOG= must name a folder of the published files"
         )
     if arguments.begin:
-        begin(recipe, files, arguments.begin)
+        write_recipe(recipe, files, arguments.begin)
         arguments.recipe = arguments.begin
-        print_sheets([departures(recipe_from(arguments))], plain_console())
+        departed = differences(recipe_from(arguments))
+        print_sheets([departures(arguments.begin, departed)], plain_console())
     else:
         run(recipe, files, arguments.force)
 
