@@ -63,9 +63,10 @@ def in_this_process(monkeypatch):
         command = ["make", "--dry-run", *goals, *(f"{k}={v}" for k, v in options.items())]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for line in lines.splitlines():
-            words = shlex.split(line)
-            if "-m" in words and (module := words[words.index("-m") + 1]) != "pip":
-                monkeypatch.setattr(sys, "argv", words[words.index("-m") + 1 :])
+            _, python, flags = line.partition(".venv/bin/python -m ")
+            module, *words = shlex.split(flags) or ("pip",)
+            if python and module != "pip":
+                monkeypatch.setattr(sys, "argv", [module, *words])
                 importlib.import_module(module).main()
 
     return make
