@@ -1,8 +1,8 @@
-"""Stage ``make report``: everything that was found, on one HTML page and in pictures.
+"""Stage ``make report``: everything that was found, on one HTML page.
 
 Writes ``runs/<run>/eval/report.html``, which needs no other file and no network
-(``eval.show.page``), and ``report.files/training.png`` and ``accuracy.png``. A section of the page
-whose content the run does not have is left out.
+(``eval.show.page``), and ``report.files/training.png``. A section of the page whose content the run
+does not have is left out.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, run_main, shown
-from data.common.files import Stage, finished, read_jsonl, sha256, stage_facts, write_text
+from data.common.files import Stage, finished, read_jsonl, sha256, write_text
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, read_split
+from data.rows import read_split
 from data.run import Run
 from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
 from eval.show import page
 from eval.show.charts import looks_of, write_png
-from eval.show.panels import SHOWN_SIGNALS, histogram_panels, training_panels
+from eval.show.panels import SHOWN_SIGNALS, training_panels
+from eval.show.report_sheets import headline, report_sheets
 from eval.show.results import read_result, standing_conclusion
 from eval.show.showcase import choose_answers
 from eval.show.tables import label
+from rewards.verify import Status
 
 REPORT_PAGE = "report.html"
-#: Folder of the PNGs and the manifest; no arm has this name.
+#: Folder of the PNG and the manifest; no arm has this name.
 REPORT_FILES = "report.files"
-
-Logs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def run(recipe: Recipe, force: bool) -> None:
-    """Write the page and the PNGs of a run that was evaluated, unless they are up to date."""
+    """Write the page of a run that was evaluated, unless it is up to date."""
     run = recipe.run
     if not (finished(run.eval) and run.report.is_file()):
         raise UserError(f"{run.report} does not exist or is not finished; `make eval` writes it")
@@ -41,7 +41,7 @@ def run(recipe: Recipe, force: bool) -> None:
     arms = report["arms"]
     logs = {arm: run.log(arm) for arm in arms if run.log(arm).is_file()}
     judged = [a for a in arms if run.samples(a).is_file() and run.verdicts(a).is_file()]
-    check_judged(recipe.run, judged)
+    check_judged(run, judged)
     standing = standing_conclusion(run, arms)
     if standing is None and finished(run.elicitation.parent):
         print(
@@ -62,44 +62,67 @@ def run(recipe: Recipe, force: bool) -> None:
     stage = Stage(folder, "report", settings, [*inputs, *([standing] if standing else [])])
     if not stage.begin_unless_done(force):
         return
+    training = training_panels(
+        {arm: [*_logged(path)] for arm, path in logs.items()}, looks_of(arms)
+    )
+    (folder / "training.png").unlink(missing_ok=True)
+    if training:
+        write_png(training, folder / "training.png")
     elicitation = read_result(standing) if standing else None
-    read = {arm: list(_logged(path)) for arm, path in logs.items()}
-    rows = read_split(run, "test")
-    sections = [
-        page.result_section(report, elicitation, facts),
-        page.passk_section(report),
-        page.elicitation_section(elicitation, arms) if elicitation else None,
-        page.answers_section(report),
-        page.training_section(read, arms),
-        _samples(run, judged, rows, recipe.seed) if judged else None,
-        page.tables_section(report),
-    ]
-    text = page.render(recipe.run_name, arms, [section for section in sections if section])
-    pictures = _draw(folder, arms, read, elicitation)
+    sections = _sections(run, report, elicitation, facts, training, judged, recipe.seed)
+    text = page.page_text(recipe.run_name, arms, list(sections))
     write_text(run.eval / REPORT_PAGE, text)
-    stage.finish([f"../{REPORT_PAGE}", *pictures])
-    size = len(text.encode(errors="replace")) / 1e6
-    print(f"report: {run.eval / REPORT_PAGE}, {size:.1f} MB", flush=True)
+    stage.finish([f"../{REPORT_PAGE}", *(["training.png"] if training else [])])
+    print(f"report: {run.eval / REPORT_PAGE}, {len(text) / 1e6:.1f} MB", flush=True)
+
+
+def _sections(
+    run: Run,
+    report: Mapping[str, Any],
+    elicitation: Mapping[str, Any] | None,
+    facts: Mapping[str, str],
+    training: Sequence[page.Panel],
+    judged: Sequence[str],
+    seed: int,
+) -> Iterator[page.PageSection]:
+    """The sections of the page in their order."""
+    notes = [*report.get("notes", []), *(elicitation or {}).get("notes", [])]
+    yield page.PageSection(
+        "result",
+        "",
+        {
+            "headline": headline(report),
+            "elicitation": elicitation,
+            "notes": list(dict.fromkeys(notes)),
+            "facts": facts,
+        },
+    )
+    yield page.passk_section(report)
+    if elicitation:
+        yield page.elicitation_section(elicitation, report["arms"])
+    yield page.PageSection("answers", "Answers", {"report": report, "statuses": list(Status)})
+    if training:
+        yield page.training_section(training, report["arms"])
+    if judged:
+        asked = {row["id"]: row for row in read_split(run, "test")}
+        tiers = {name: row["tier"] for name, row in asked.items()}
+        rows = {arm: answered(run.samples(arm), asked) for arm in judged}
+        yield page.samples_section(judged, choose_answers(rows, tiers, seed), asked)
+    yield page.PageSection("tables", "Tables", {"sheets": list(report_sheets(report))})
 
 
 def _asked(run: Run, arms: Iterable[str]) -> dict[str, str]:
     """How the arms were asked, as their samples say: the recipe may have changed since."""
-    ways: dict[str, list[str]] = {}
+    ways = {}
     for arm in arms:
         folder = run.samples(arm).parent
-        if finished(folder) and "asking" in stage_facts(folder):
+        if finished(folder):
             asking = way_of_asking(folder)
-            way = f"T = {asking.temperature:g}, top-p = {asking.top_p:g}"
-            ways.setdefault(way, []).append(label(arm))
-    said = [f"{', '.join(by)}: {way}" for way, by in ways.items()] if len(ways) > 1 else [*ways]
-    return {"sampling": "; ".join(said)} if said else {}
-
-
-def _samples(run: Run, arms: Sequence[str], rows: Sequence[Row], seed: int) -> page.Section:
-    asked = {row["id"]: row for row in rows}
-    answers = {arm: answered(run.samples(arm), asked) for arm in arms}
-    tiers = {name: row["tier"] for name, row in asked.items()}
-    return page.samples_section(arms, choose_answers(answers, tiers, seed), asked)
+            ways[label(arm)] = f"T = {asking.temperature:g}, top-p = {asking.top_p:g}"
+    different = list(dict.fromkeys(ways.values()))
+    if len(different) > 1:
+        different = [f"{arm}: {way}" for arm, way in ways.items()]
+    return {"sampling": "; ".join(different)} if different else {}
 
 
 def _logged(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -111,33 +134,13 @@ def _logged(path: Path) -> Iterator[Mapping[str, Any]]:
     for number, row in read_jsonl(path):
         signals = [signal for signal, *_ in SHOWN_SIGNALS if row.get(signal) is not None]
         for key in ("step", *signals):
-            value = row.get(key)
+            value: Any = row.get(key)
             if type(value) not in (int, float) or not abs(value) < 1e100:
                 raise UserError(
                     f'{path}:{number}: "{key}" must be a number, not {shown(value)}; delete the '
                     "line, or the file to leave the training out"
                 )
         yield row
-
-
-def _draw(
-    folder: Path, arms: Sequence[str], logs: Logs, elicitation: Mapping[str, Any] | None
-) -> list[str]:
-    """Draw the PNGs; returns their names."""
-    for old in folder.glob("*.png"):
-        old.unlink()  # an earlier run may have had more of them
-    looks = looks_of(arms)
-    tiers = elicitation["tiers"] if elicitation else {}
-    histograms = [
-        bars
-        for tier, described in tiers.items()
-        for bars in histogram_panels(described["histogram"], looks, f"{tier}: ")
-    ]
-    drawn = {"training.png": training_panels(logs, looks), "accuracy.png": histograms}
-    for name, charts in drawn.items():
-        if charts:
-            write_png(charts, folder / name)
-    return [name for name, charts in drawn.items() if charts]
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.typing import RcKeyType
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart, and a marker for each.
 _COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -33,44 +32,17 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: Arms beyond the last marker have the markers again, on broken lines.
 _DASHES = ("-", "--", ":")
 _FLOOR_DASHES = ((0, (5, 2)), (0, (1, 2)), (0, (8, 3, 1, 3)))
-_INK, _SOFT, _RULE, _PAPER = "#333333", "#767676", "#e4e4e4", "#ffffff"
-#: Variables of page.css that take the place of these colours in a page.
-_VARIABLES = {colour: f"var(--a{i})" for i, colour in enumerate(_COLOURS)} | {
-    _INK: "var(--ink)",
-    _SOFT: "var(--soft)",
-    _RULE: "var(--rule)",
-    _PAPER: "var(--paper)",
+#: Variables of page.css that take the place of colours in a page; the last ones are the style's.
+_VARIABLES = {
+    **{colour: f"var(--a{i})" for i, colour in enumerate(_COLOURS)},
+    "#333333": "var(--ink)",
+    "#767676": "var(--soft)",
+    "#e4e4e4": "var(--rule)",
+    "#ffffff": "var(--paper)",
 }
-_STYLE: dict[RcKeyType, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _SOFT,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": _SOFT,
-    "axes.labelsize": 9.5,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "grid.color": _RULE,
-    "legend.frameon": False,
-    "lines.markeredgecolor": _PAPER,
-    "lines.markersize": 5.5,
-    "svg.fonttype": "none",
-    "text.color": _INK,
-    "text.parse_math": False,  # a tier's name may hold dollars
-    "xtick.color": _SOFT,
-    "xtick.labelsize": 9.5,
-    "xtick.major.size": 0,
-    "ytick.color": _SOFT,
-    "ytick.labelsize": 9.5,
-    "ytick.major.size": 0,
-}
+_STYLE = Path(__file__).parent / "templates" / "chart.mplstyle"
 #: Every point has a marker up to here, and a few of them beyond.
 _MARKED, _FEW = 12, 5
-_LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
@@ -103,7 +75,7 @@ def looks_of(arms: Sequence[str]) -> dict[str, Look]:
 
 def floor_look(place: int) -> Look:
     """How what a blind policy reaches is drawn: grey, dashed, without markers."""
-    return Look("floor", _SOFT, "", _FLOOR_DASHES[place % len(_FLOOR_DASHES)])
+    return Look("floor", "#767676", "", _FLOOR_DASHES[place % len(_FLOOR_DASHES)])
 
 
 @dataclass(frozen=True)
@@ -129,14 +101,9 @@ class Curve:
         return sorted({round(i * (count - 1) / (_FEW - 1)) for i in range(_FEW)})
 
 
-@dataclass(frozen=True)
-class Group:
-    """A part of a drawing in the SVG: its name there, its class, and what each of its marks says
-    when pointed at."""
-
-    name: str
-    family: str
-    tips: Sequence[str] = ()
+#: What the marks of each part of a drawing say when pointed at, by the part's id in the SVG; the id
+#: is a class, a dot and a number.
+Tips = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -160,23 +127,22 @@ class Panel:
     top: float | None = None
     faint: bool = False
 
-    def draw(self, ax: Axes) -> list[Group]:
+    def draw(self, ax: Axes) -> Tips:
         """Draw onto empty axes."""
         scale = 100 if self.percent else 1
-        heights = [0.0]
-        groups = []
+        heights, tips = [0.0], Tips()
         for i, curve in enumerate(self.curves):
             xs = [x for x, _ in curve.points]
             ys = [math.nan if y is None else scale * y for _, y in curve.points]
             low, high = ([scale * ends[end] for ends in curve.band] for end in (0, 1))
             heights += [*(y for y in ys if not math.isnan(y)), *low, *high]
-            _plot(ax, curve, ys, curve.marked).set_gid(f"curve-{i}")
-            tips = [self._tip(curve, j) for j in curve.marked if not math.isnan(ys[j])]
-            groups.append(Group(f"curve-{i}", curve.look.family, tips))
+            line, band = f"{curve.look.family}.{i}", f"{curve.look.family}.{i}-band"
+            _plot(ax, curve, ys, curve.marked).set_gid(line)
+            tips[line] = [self._tip(curve, j) for j in curve.marked if not math.isnan(ys[j])]
             if curve.band:
-                band = ax.fill_between(xs, low, high, color=curve.look.colour, lw=0)
-                band.set(alpha=0.05 if self.faint else 0.16, gid=f"band-{i}")
-                groups.append(Group(f"band-{i}", curve.look.family))
+                alpha = 0.05 if self.faint else 0.16
+                ax.fill_between(xs, low, high, color=curve.look.colour, alpha=alpha, lw=0, gid=band)
+                tips[band] = []
         ax.locator_params(nbins=5, steps=[1, 2, 2.5, 5, 10])
         if not self.ks:
             ax.locator_params(axis="x", integer=True)
@@ -187,7 +153,7 @@ class Panel:
         top = scale * self.top if self.top else 1.05 * max(heights) or 1
         ax.set_ylim(min(heights), top)
         ax.set_xlabel(self.x, loc="right")
-        return groups
+        return tips
 
     def _tip(self, curve: Curve, i: int) -> str:
         x, y = curve.points[i]
@@ -213,17 +179,17 @@ class Bars:
     bars: Sequence[tuple[str, int]]
     top: int
 
-    def draw(self, ax: Axes) -> list[Group]:
+    def draw(self, ax: Axes) -> Tips:
         """Draw onto empty axes."""
-        groups = []
-        for i, (place, count) in enumerate(self.bars):
-            ax.bar(i, count, color=self.look.colour, gid=f"bar-{i}")
-            tip = f"accuracy {place}: {count} problems"
-            groups.append(Group(f"bar-{i}", self.look.family, [tip]))
+        for i, (_, count) in enumerate(self.bars):
+            ax.bar(i, count, color=self.look.colour, gid=f"bar.{i}")
         ax.locator_params(axis="y", nbins=4, integer=True)
         ax.set_xticks([0, len(self.bars) / 2, len(self.bars) - 0.5], ["0", "0.5", "1"])
         ax.set_ylim(0, 1.05 * self.top)
-        return groups
+        return {
+            f"bar.{i}": [f"accuracy {place}: {count} problems"]
+            for i, (place, count) in enumerate(self.bars)
+        }
 
 
 def _plot(ax: Axes, curve: Curve, ys: Sequence[float], marked: Sequence[int]) -> Line2D:
@@ -237,7 +203,7 @@ def _plot(ax: Axes, curve: Curve, ys: Sequence[float], marked: Sequence[int]) ->
 # --- files and markup ----------------------------------------------------------------------------
 
 
-def write_png(charts: Sequence[Panel | Bars], path: Path, caption: str = "") -> None:
+def write_png(charts: Sequence[Panel], path: Path, caption: str = "") -> None:
     """Draw charts three across, with one legend and one caption for all."""
     across = min(3, len(charts))
     down = -(-len(charts) // across)
@@ -264,8 +230,8 @@ def inline_svg(chart: Panel | Bars, identity: str) -> Markup:
     width, height = (4.2, 2.7) if isinstance(chart, Panel) else (2.8, 1.7)
     with _figure(width, height, identity) as figure:
         left, bottom, rest = 0.45 / width, 0.4 / height, 0.1 / height
-        groups = chart.draw(figure.add_axes((left, bottom, 0.98 - left, 1 - bottom - rest)))
-        return _markup(figure, groups, {"class": "chart", "role": "img", "aria-label": chart.name})
+        tips = chart.draw(figure.add_axes((left, bottom, 0.98 - left, 1 - bottom - rest)))
+        return _markup(figure, tips, {"class": "chart", "role": "img", "aria-label": chart.name})
 
 
 def inline_swatch(look: Look, identity: str) -> Markup:
@@ -273,7 +239,7 @@ def inline_swatch(look: Look, identity: str) -> Markup:
     with _figure(0.4, 0.18, identity) as figure:
         ax = figure.add_axes((0.05, 0, 0.9, 1), frame_on=False, xticks=[], yticks=[])
         _plot(ax, Curve("", look, [(0, 0), (1, 0), (2, 0)]), [0] * 3, [1])
-        return _markup(figure, [], {"class": "swatch", "aria-hidden": "true"})
+        return _markup(figure, {}, {"class": "swatch", "aria-hidden": "true"})
 
 
 @contextmanager
@@ -284,39 +250,27 @@ def _figure(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE | {"svg.hashsalt": identity}):
+    with rc_context({"svg.hashsalt": identity}, _STYLE):
         yield Figure(figsize=(width, height), layout=layout)
 
 
-def _markup(figure: Figure, groups: Iterable[Group], attributes: Mapping[str, str]) -> Markup:
+def _markup(figure: Figure, tips: Tips, attributes: Mapping[str, str]) -> Markup:
     """The figure as SVG for HTML. Of its ids only those remain that it refers to, which the salt of
     its figure makes its own; the font is left to the page."""
     content = io.StringIO()
     figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    text = content.getvalue()
+    text = content.getvalue().replace("xlink:href", "href")
+    text = re.sub(r' xmlns="[^"]*"|font-family:[^;"]*;? ?', "", text)
+    text = re.sub(r"#[0-9a-f]{6}\b", lambda colour: _VARIABLES[colour[0]], text)
     root = ElementTree.fromstring(text)
-    referred = set(re.findall(r"#(\w+)", text))
     del root[:2]  # metadata, and a style that would be the whole page's
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        if _LINK in element.attrib:
-            element.set("href", element.attrib.pop(_LINK))
-        if "style" in element.attrib:
-            element.set("style", _restyled(element.attrib["style"]))
-    named = {element.attrib["id"]: element for element in root.iter() if "id" in element.attrib}
-    for group in groups:
-        part = named[group.name]
-        part.set("class", group.family)
-        marks = list(part.iter("use")) or list(part.iter("path"))
-        for mark, tip in zip(marks, group.tips, strict=False):
+    parts = {part.attrib["id"]: part for part in root.iter() if "id" in part.attrib}
+    for name in parts.keys() - set(re.findall(r"#(\w+)", text)):
+        del parts[name].attrib["id"]
+    for name, said in tips.items():
+        parts[name].set("class", name.partition(".")[0])
+        marks = list(parts[name].iter("use")) or list(parts[name].iter("path"))
+        for mark, tip in zip(marks, said, strict=False):
             ElementTree.SubElement(mark, "title").text = tip
-    for name, element in named.items():
-        if name not in referred:
-            del element.attrib["id"]
     root.attrib = {"viewBox": root.attrib["viewBox"], **attributes}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _restyled(style: str) -> str:
-    style = re.sub(r"font-family:[^;]*;? ?", "", style)
-    return re.sub(r"#\w{6}", lambda colour: _VARIABLES[colour[0]], style)

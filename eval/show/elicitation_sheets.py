@@ -9,20 +9,8 @@ from typing import Any
 from eval.answers.likelihood import TOP_P
 from eval.answers.reasoning import Claim
 from eval.show.tables import Sheet, label
-from eval.stats.conclusion import Conclusion
 from eval.stats.estimate import cell, with_interval
 
-#: What each conclusion means, in a sentence.
-MEANINGS = {
-    Conclusion.NEW: "reliably solves problems that the base does not reach within all its "
-    "samples, that neither format-only training nor the arm's start explains",
-    Conclusion.ELICITED: "answers more often at the first try what the base reaches with more "
-    "tries",
-    Conclusion.NARROWED: "elicited, and it lost some of what the base reaches with many tries",
-    Conclusion.DISTILLED: "the gain is there before reinforcement learning, in the arm's start",
-    Conclusion.FORMAT: "training for the form of an answer alone explains the gain",
-    Conclusion.INCONCLUSIVE: "no gain to explain, or too few samples to say what it consists of",
-}
 _RIVALS = {"base": "base", "sft": "its start", "format_only": "format-only training"}
 _CLAIMS = {
     Claim.VALUE: "values",
@@ -30,9 +18,6 @@ _CLAIMS = {
     Claim.RULE: "broken rules",
     Claim.TOTAL: "totals",
 }
-#: Groups of answers by their reasoning, and what readers call them.
-_SOUND = {"sound": "sound", "unsound": "unsound", "untraced": "no claims"}
-_PER = ("per_token", "per_answer")
 
 #: The columns of a table with one row for each arm: heading, and the text of an arm's record.
 Columns = Mapping[str, Callable[[Any], str]]
@@ -314,14 +299,15 @@ def _claim(claims: Mapping[str, Any]) -> str:
 
 
 def _soundness_sheet(reasoning: Mapping[str, Any]) -> Sheet:
-    columns: dict[str, Callable[[Any], str]] = {}
-    for group, words in _SOUND.items():
-        columns |= _group_columns(words, lambda of_arm, group=group: of_arm[group])
-    columns["within problems, points"] = lambda of_arm: cell(of_arm["sound_minus_unsound"], "+")
     return _by_arm(
         "Does sound reasoning help? optimal answers in %",
         reasoning,
-        columns,
+        {
+            **_group_columns("sound", "sound"),
+            **_group_columns("unsound", "unsound"),
+            **_group_columns("no claims", "untraced"),
+            "within problems, points": lambda of_arm: cell(of_arm["sound_minus_unsound"], "+"),
+        },
         [
             "Sound: every claim is true. Unsound: some is not. No claims: none can be checked. "
             "Within problems: sound minus unsound on the problems that have both. Empty: too few "
@@ -330,18 +316,17 @@ def _soundness_sheet(reasoning: Mapping[str, Any]) -> Sheet:
     )
 
 
-def _group_columns(words: str, group_of: Callable[[Any], Any]) -> Columns:
+def _group_columns(words: str, group: str) -> Columns:
     """How many answers are in a group, and which share of them is optimal."""
 
-    def answers(record: Any) -> str:
-        group = group_of(record)
-        share = group["share"]["value"] if group["share"] else 0.0
-        return f"{group['answers']:,} ({100 * share:.1f} %)"
+    def answers(record: Mapping[str, Any]) -> str:
+        share = record[group]["share"]
+        return f"{record[group]['answers']:,} ({100 * share['value'] if share else 0:.1f} %)"
 
-    def optimal(record: Any) -> str:
-        return cell(group_of(record)["optimal"])
-
-    return {f"{words}: answers": answers, f"{words}: optimal": optimal}
+    return {
+        f"{words}: answers": answers,
+        f"{words}: optimal": lambda record: cell(record[group]["optimal"]),
+    }
 
 
 def _reflection_sheet(reasoning: Mapping[str, Any]) -> Sheet:
@@ -351,8 +336,8 @@ def _reflection_sheet(reasoning: Mapping[str, Any]) -> Sheet:
         "Second thoughts: an “aha moment”? optimal answers in %",
         {arm: reflection for arm, reflection in reflections.items() if reflection["keywords"]},
         {
-            **_group_columns("with", lambda reflection: reflection["with"]),
-            **_group_columns("without", lambda reflection: reflection["without"]),
+            **_group_columns("with", "with"),
+            **_group_columns("without", "without"),
             "within problems, points": lambda r: cell(r["within_problem"], "+"),
             "words, and answers that have them": lambda r: ", ".join(
                 f"{word} {count:,}" for word, count in r["keywords"].items()

@@ -33,32 +33,26 @@ MOST_POINTS = 120
 def passk_panels(report: Mapping[str, Any]) -> list[Panel]:
     """pass@k of every arm with its interval, and the floors, a panel a tier. All have one scale, a
     multiple of 10 % that holds every curve."""
-    tiers, looks = report["tiers"], looks_of(report["arms"])
-    heights = chain.from_iterable(map(_heights, tiers.values()))
-    top = min(1.0, math.ceil(10 * max(heights) + 0.2) / 10)
-    panels = []
-    for tier, counted in tiers.items():
-        curves = [*_arm_curves(counted, looks), *_floor_curves(counted)]
-        panels.append(
-            Panel(
-                tier_title(report, tier),
-                f"pass@k on {tier} in %: {'; '.join(map(_ends_said, curves))}",
-                "k",
-                curves,
-                percent=True,
-                ks=counted["ks"],
-                top=top,
-                faint=len(looks) > 6,
-            )
+    looks = looks_of(report["arms"])
+    curves = {
+        tier: [*_arm_curves(counted, looks), *_floor_curves(counted)]
+        for tier, counted in report["tiers"].items()
+    }
+    drawn = list(chain.from_iterable(curves.values()))
+    highest = max(y or 0 for curve in drawn for _, y in (*curve.points, *curve.band))
+    return [
+        Panel(
+            tier_title(report, tier),
+            f"pass@k on {tier} in %: {'; '.join(map(_ends_said, of_tier))}",
+            "k",
+            of_tier,
+            percent=True,
+            ks=report["tiers"][tier]["ks"],
+            top=min(1.0, math.ceil(10 * highest + 0.2) / 10),
+            faint=len(looks) > 6,
         )
-    return panels
-
-
-def _heights(counted: Mapping[str, Any]) -> list[float]:
-    """Everything that the scale must hold, of one tier."""
-    estimates = chain.from_iterable(arm["pass_at_k"].values() for arm in counted["arms"].values())
-    shares = chain.from_iterable(by_k.values() for by_k in counted["floors"].values())
-    return [*(e["high"] for e in estimates), *(share for share in shares if share is not None)]
+        for tier, of_tier in curves.items()
+    ]
 
 
 def _arm_curves(counted: Mapping[str, Any], looks: Mapping[str, Look]) -> list[Curve]:
