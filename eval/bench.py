@@ -30,8 +30,10 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import gold_answer, new_row
 from data.sections import Margins
 from data.solver import interval_optimum
-from eval.elicitation import Asked, count_verdicts
+from eval.answers.counted import count_solved
+from eval.answers.files import read_verdicts
 from eval.stats.cases import sharpened
+from eval.stats.counts import Counts, by_seed
 from eval.stats.evidence import Arms, conclude
 from pipeline.model.load import load_model, quiet
 from rewards.parse import parse
@@ -119,21 +121,21 @@ _JUDGED = 200
 def bench_judging(count: int) -> list[Row]:
     """Rows of verdict files to a conclusion: five simulated arms, three of them one arm's training
     seeds, with about ``count`` rows in all."""
-    rows = [{"id": f"bench-{i}", "tier": "bench"} for i in range(_JUDGED)]
+    problems = {f"bench-{i}": "bench" for i in range(_JUDGED)}
     rng = np.random.default_rng(0)
-    solving = rng.beta(0.6, 6, len(rows))
-    samples, fresh = count // (len(_LIFTS) * len(rows)), 256
-    count = samples * len(_LIFTS) * len(rows)
+    solving = rng.beta(0.6, 6, _JUDGED)
+    samples, fresh = count // (len(_LIFTS) * _JUDGED), 256
+    count = samples * len(_LIFTS) * _JUDGED
 
     def judged(folder: Path) -> None:
-        first = {arm: count_verdicts(arm, folder / f"{arm}.jsonl", rows) for arm in _LIFTS}
-        again = {
-            arm: (np.full(len(rows), fresh), rng.binomial(fresh, sharpened(solving, lift)))
-            for arm, lift in _LIFTS.items()
-        }
-        asked = Asked(rows, first, again)
-        base, sft, grpo = (asked.counts(arms, "bench") for arms in (["base"], ["sft"], _MEMBERS))
-        conclude({"bench": Arms(base, grpo, sft=sft)}, Margins())
+        counts = {}
+        for arm, lift in _LIFTS.items():
+            verdicts = read_verdicts(folder / f"{arm}.jsonl", problems)
+            first = count_solved(verdicts, problems)
+            again = Counts(fresh, rng.binomial(fresh, sharpened(solving, lift)))
+            counts[arm] = first.with_fresh(again)
+        grpo = by_seed([counts[arm] for arm in _MEMBERS])
+        conclude({"bench": Arms(counts["base"], grpo, sft=counts["sft"])}, Margins())
 
     with tempfile.TemporaryDirectory() as name:
         for arm, lift in _LIFTS.items():
@@ -142,7 +144,7 @@ def bench_judging(count: int) -> list[Row]:
                 Path(name) / f"{arm}.jsonl",
                 (
                     {
-                        "id": row["id"],
+                        "id": problem,
                         "arm": arm,
                         "sample": j,
                         "status": Status.OPTIMAL if j < c else Status.INFEASIBLE,
@@ -151,7 +153,7 @@ def bench_judging(count: int) -> list[Row]:
                         "optimum": 100,
                         "ratio": float(j < c),
                     }
-                    for row, c in zip(rows, right, strict=True)
+                    for problem, c in zip(problems, right, strict=True)
                     for j in range(samples)
                 ),
             )

@@ -137,7 +137,8 @@ def calibrate_case(
 def calibration_sheets(calibrations: Iterable[Calibration]) -> Iterator[Sheet]:
     """A table for each case: its conclusions in % of the repetitions."""
     for case, of_case in groupby(calibrations, key=lambda one: one.scenario):
-        rows, failures = [], []
+        rows: list[list[str]] = []
+        failures: list[str] = []
         for one in of_case:
             shares = (100 * one.counts[name] / one.repetitions for name in _HEADINGS)
             mark = "out of bounds" if one.failures else "ok"

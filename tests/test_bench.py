@@ -76,19 +76,19 @@ def test_a_watched_training_is_timed_beside_one_that_nobody_watches(tmp_path, mo
     assert share.figure == f"{0.5 * parts[0] / (6 - 0.5 * parts[0]):.1%}"
 
 
-def test_verdict_rows_are_timed_to_a_verdict(clock, monkeypatch):
+def test_verdict_rows_are_timed_to_a_conclusion(clock, monkeypatch):
     """Of 2,500 asked for: five arms answer 200 problems equally often."""
     read = []
-    count_verdicts = bench.count_verdicts
+    read_verdicts = bench.read_verdicts
 
-    def counted(arm, path, rows):
+    def noted(path, ids):
         read.extend(path.read_text().splitlines())
-        return count_verdicts(arm, path, rows)
+        return read_verdicts(path, ids)
 
-    monkeypatch.setattr(bench, "count_verdicts", counted)
+    monkeypatch.setattr(bench, "read_verdicts", noted)
     [row] = bench_judging(2_500)
     assert len(read) == 2_000
-    assert row.what == "seconds from 2,000 verdict rows to a verdict"
+    assert row.what == "seconds from 2,000 verdict rows to a conclusion"
     assert (row.figure, row.ratio) == ("1.0", "2,000 rows a second")
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,17 @@ from data.tiers import TIERS
 from eval import elicitation
 from eval import judge as report
 from eval import report as page
+from eval.answers.counted import Solved, to_ask_again
 from eval.answers.roles import Case
 from eval.answers.sampling import ask_again, sample_arm
-from eval.elicitation import JSON, PAGE, Asked, again, conclusion_on
+from eval.elicitation import conclusions_on
 from eval.show.results import read_result, standing_conclusion
+from eval.stats.counts import Counts
 from rewards.verify import Status, verify
 
 ROOT = Path(__file__).parents[1]
 N, FRESH = 8, 32
+MARGINS = Margins(lift=2, resamples=200)
 GRPO = {"grpo": {"trainer": "grpo"}}
 SFT_GRPO = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
 AGAIN = {"again": {"trainer": "none"}}
@@ -45,8 +47,7 @@ def world(tmp_path, monkeypatch):
 def asked_of(tiers, n=N, **solved):
     """Counts made by hand: ``tiers`` of the problems, and of each arm how often it solved each."""
     rows = [{"id": f"p{i}", "tier": tier} for i, tier in enumerate(tiers)]
-    first = {arm: (np.full(len(rows), n), np.array(c)) for arm, c in solved.items()}
-    return Asked(rows, first, {})
+    return Solved(rows, {arm: Counts(n, c) for arm, c in solved.items()})
 
 
 def case_of(name="grpo", members=("grpo",), tiers=("dense",), start=None, best=None, forms=()):
@@ -63,7 +64,7 @@ def test_what_every_base_left_unsolved_all_are_asked_again():
         form=[9, 9, 9, 9],
     )
     case = case_of(start="sft", best="best", forms=("form",))
-    assert again([case], asked) == {
+    assert to_ask_again([case], asked) == {
         "base": [0, 1],  # 1 for expansion and shrinkage, which are against the base alone
         "best": [0],
         "sft": [0],
@@ -79,7 +80,7 @@ def test_what_a_judged_arm_left_unsolved_it_and_the_base_are_asked_again_and_nob
         sft=[0, 0, 0, 1],
         **{"grpo.1": [0, 5, 5, 5], "grpo.2": [5, 0, 5, 5]},
     )
-    found = again([case_of(members=("grpo.1", "grpo.2"), start="sft")], asked)
+    found = to_ask_again([case_of(members=("grpo.1", "grpo.2"), start="sft")], asked)
     assert found == {"base": [0, 1, 3], "sft": [3], "grpo.1": [0, 3], "grpo.2": [1, 3]}
 
 
@@ -88,15 +89,15 @@ def test_an_arm_is_asked_again_on_its_own_tiers_alone_and_cases_add_up():
     asked = asked_of(tiers, base=[0, 0, 4, 4], sft=[4, 4, 4, 0], grpo=[4, 4, 0, 0])
     of_grpo = case_of(tiers=("dense",), start="sft")
     of_sft = case_of(name="sft", members=("sft",), tiers=("trap",))
-    assert again([of_grpo], asked) == {"base": [0, 2], "sft": [0], "grpo": [0, 2]}
-    assert again([of_sft], asked) == {"base": [1, 3], "sft": [1, 3]}
+    assert to_ask_again([of_grpo], asked) == {"base": [0, 2], "sft": [0], "grpo": [0, 2]}
+    assert to_ask_again([of_sft], asked) == {"base": [1, 3], "sft": [1, 3]}
     both = {"base": [0, 1, 2, 3], "sft": [0, 1, 3], "grpo": [0, 2]}
-    assert again([of_grpo, of_sft], asked) == again([of_sft, of_grpo], asked) == both
+    assert to_ask_again([of_grpo, of_sft], asked) == to_ask_again([of_sft, of_grpo], asked) == both
 
 
 def test_where_all_is_solved_nobody_is_asked_again():
     asked = asked_of(["dense"] * 2, base=[1, 1], grpo=[1, 1])
-    assert again([case_of()], asked) == {"base": [], "grpo": []}
+    assert to_ask_again([case_of()], asked) == {"base": [], "grpo": []}
 
 
 @pytest.fixture(scope="module")
@@ -109,21 +110,15 @@ def problems():
     ]
 
 
-@pytest.fixture
-def recipe(world):
-    return world.recipe(GRPO)
-
-
 def drawn(rows, cases, seed, **chances):
     """What real stages count, of arms that are right with these chances a try."""
     rng = np.random.default_rng(seed)
-    first = {arm: (np.full(len(rows), N), rng.binomial(N, p)) for arm, p in chances.items()}
-    fresh = {}
-    for arm, places in again(cases, Asked(rows, first, {})).items():
+    counts = {arm: Counts(N, rng.binomial(N, p)) for arm, p in chances.items()}
+    for arm, places in to_ask_again(cases, Solved(rows, counts)).items():
         n = np.zeros(len(rows), int)
         n[places] = FRESH
-        fresh[arm] = (n, rng.binomial(n, chances[arm]))
-    return Asked(rows, first, fresh)
+        counts[arm] = counts[arm].with_fresh(Counts(n, rng.binomial(n, chances[arm])))
+    return Solved(rows, counts)
 
 
 def skills(rows, seed=9):
@@ -132,61 +127,62 @@ def skills(rows, seed=9):
     return np.where(rng.random(len(rows)) < 0.3, 0.0, rng.beta(0.7, 4, len(rows)))
 
 
-def test_base_against_itself_is_never_new(problems, recipe):
+def test_base_against_itself_is_never_new(problems):
     p, case = skills(problems), case_of(tiers=("dense", "trap"))
     found = Counter()
     for seed in range(25):
         asked = drawn(problems, [case], seed, base=p, grpo=p)
-        judged = conclusion_on(case, asked, recipe)
+        judged = conclusions_on(case, asked, MARGINS, 0)
         found[judged.overall.conclusion] += 1
         assert "new capability" not in {ruling.conclusion for ruling in judged.tiers.values()}
     assert found == {"inconclusive": 25}
 
 
-def test_three_seeds_of_the_base_beside_itself_are_not_new_either(problems, recipe):
+def test_three_seeds_of_the_base_beside_itself_are_not_new_either(problems):
     p = skills(problems)
     members = ("grpo.1", "grpo.2", "grpo.3")
     case = case_of(members=members, tiers=("dense",), start="sft", best="best")
     for seed in range(10):
         chances = dict.fromkeys(("base", "best", "sft", *members), p)
-        judged = conclusion_on(case, drawn(problems, [case], seed, **chances), recipe)
+        judged = conclusions_on(case, drawn(problems, [case], seed, **chances), MARGINS, 0)
         assert judged.overall.conclusion == "inconclusive"
         assert judged.overall.seeds == 3
 
 
-def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(problems, recipe):
+def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(problems):
     p = skills(problems)
     skilled = np.where(p == 0, 0.95, np.minimum(1, 2 * p))
     case = case_of(tiers=("dense", "trap"), start="sft")
 
     def overall(start):
         asked = drawn(problems, [case], 1, base=p, sft=start, grpo=skilled)
-        return conclusion_on(case, asked, recipe).overall.conclusion
+        return conclusions_on(case, asked, MARGINS, 0).overall.conclusion
 
     assert overall(start=p) == "new capability"
     assert overall(start=skilled) == "distilled"
 
 
-def test_what_was_not_asked_again_never_counts_as_beyond(problems, recipe):
+def test_what_was_not_asked_again_never_counts_as_beyond(problems):
     """Whatever the tuned arm does where the base solved something, only its gain may change."""
     p = skills(problems)
     case = case_of(tiers=("dense",))
     asked = drawn(problems, [case], 3, base=p, grpo=np.where(p == 0, 0.95, p))
-    spared = asked.fresh["grpo"][0] == 0
+    grpo = asked.counts["grpo"]
+    spared = grpo.fresh_n == 0
     assert spared.sum() > 10
     estimates = []
     for c in (np.ones_like(spared), np.full_like(spared, N, dtype=int)):
-        n, solved = asked.first["grpo"]
-        changed = {**asked.first, "grpo": (n, np.where(spared, c, solved))}
-        ruling = conclusion_on(case, replace(asked, first=changed), recipe).overall
-        estimates.append(ruling.estimates)
+        changed = Counts(N, np.where(spared, c, grpo.c), grpo.fresh_n, grpo.fresh_c)
+        counts = {**asked.counts, "grpo": changed}
+        overall = conclusions_on(case, Solved(problems, counts), MARGINS, 0).overall
+        estimates.append(overall.estimates)
     fresh = ("beyond base", "certified", "control", "perhaps beyond base")
     for name in fresh:
         assert estimates[0][name] == estimates[1][name]
     assert estimates[0]["gain over base"] != estimates[1]["gain over base"]
     dense = np.array([row["tier"] == "dense" for row in problems])
     certified = estimates[0]["certified"].value * dense.sum()
-    assert 0 < certified <= (dense & (asked.first["base"][1] == 0)).sum()
+    assert 0 < certified <= (dense & (asked.counts["base"].c == 0)).sum()
 
 
 # --- the stage ------------------------------------------------------------------------------
@@ -218,7 +214,7 @@ def test_an_arm_that_solves_what_base_never_does_has_a_new_capability(world, cap
     assert found["sentence"].startswith("New capability: on 2")
     # Printed, and on the page.
     said = capsys.readouterr().out
-    page = (recipe.run.eval / "elicitation" / PAGE).read_text()
+    page = (recipe.run.elicitation.with_suffix(".md")).read_text()
     assert found["sentence"] in said
     assert page.startswith(found["sentence"])
     assert "| GRPO on dense | new capability |" in page
@@ -338,12 +334,12 @@ def test_an_interrupted_stage_ends_with_the_same_conclusion(world, monkeypatch):
     for arm in ("base", "grpo"):
         (recipe.run.samples(arm).parent / "fresh" / "manifest.json").unlink()
     (recipe.run.eval / "elicitation" / "manifest.json").unlink()
-    (recipe.run.eval / "elicitation" / JSON).unlink()
+    (recipe.run.elicitation).unlink()
     monkeypatch.setattr(Scripted, "patience", 5)
     with pytest.raises(KeyboardInterrupt):
         elicitation.run(recipe, force=False)
     monkeypatch.setattr(Scripted, "patience", None)
-    assert not (recipe.run.eval / "elicitation" / JSON).exists()
+    assert not (recipe.run.elicitation).exists()
     world.asked.clear()
     elicitation.run(recipe, force=False)
     assert world.found(recipe) == whole
@@ -416,7 +412,7 @@ def test_a_conclusion_on_an_arm_that_is_gone_is_none_any_more(world):
 def test_a_conclusion_stands_only_while_all_that_it_counts_is_there_and_the_same(world):
     world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
-    path = recipe.run.eval / "elicitation" / JSON
+    path = recipe.run.elicitation
     assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) == path
     fresh = recipe.run.samples("base").parent / "fresh" / "samples.jsonl"
     content = fresh.read_bytes()
@@ -434,7 +430,7 @@ def test_a_result_that_was_deleted_is_written_again_and_nobody_is_asked(world):
     recipe, _ = judged_run(world)
     folder = recipe.run.eval
     world.asked.clear()
-    for path in (folder / "report.json", folder / "elicitation" / JSON):
+    for path in (folder / "report.json", recipe.run.elicitation):
         content = path.read_bytes()
         assert read_result(path) == json.loads(content)
         path.write_bytes(content.replace(b'"n": 40', b'"n": "40"', 1))
@@ -497,7 +493,7 @@ def test_without_an_arm_to_judge_nothing_is_asked_again_and_nothing_written(worl
     world.train(recipe, "sft")
     with pytest.raises(FileNotFoundError):
         world.evaluate(recipe)
-    assert "no conclusion on grpo, since grpo is not sampled" in capsys.readouterr().out
+    assert "no conclusion on grpo: grpo" in capsys.readouterr().out
     assert world.again() == {}
 
 
@@ -576,7 +572,7 @@ def test_each_judged_arm_has_its_own_conclusion_on_its_own_tiers(world):
     assert trap  # the base and the slow one are asked again there, the quick one is not
     assert not trap & set(world.again()["quick"])
     assert list(found["detectable"]) == list(found["tiers"]) == ["dense", "trap"]
-    page = (recipe.run.eval / "elicitation" / PAGE).read_text()
+    page = (recipe.run.elicitation.with_suffix(".md")).read_text()
     for name in ("slow on dense", "slow on trap", "quick on dense"):
         assert f"| {name} |" in page
     for member in ("slow.1", "slow.2", "slow.3", "quick"):
@@ -646,8 +642,8 @@ def test_an_arm_trained_from_another_model_than_the_one_beside_it_is_named(world
     stage = Stage(models["grpo"].parent, "grpo", {"model": str(models["sft"])}, [models["sft"]])
     stage.finish([])
     folder = recipe.run.eval
-    pages = [folder / "report.md", folder / "elicitation" / PAGE]
-    contents = [folder / "report.json", folder / "elicitation" / JSON]
+    pages = [folder / "report.md", recipe.run.elicitation.with_suffix(".md")]
+    contents = [folder / "report.json", recipe.run.elicitation]
     world.evaluate(recipe)
     assert "Note: GRPO" not in capsys.readouterr().out + "".join(p.read_text() for p in pages)
     assert all("notes" not in json.loads(path.read_text()) for path in contents)
@@ -708,7 +704,7 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
         sample_arm(recipe, arm, force=False)
     report.run(recipe, force=False)
     elicitation.run(recipe, force=False)
-    found = json.loads((recipe.run.eval / "elicitation" / JSON).read_text())
+    found = json.loads((recipe.run.elicitation).read_text())
     assert found["judged"]["again"]["overall"]["conclusion"] == "inconclusive"
 
     # One model: other names and other streams, other answers; the same ones, the same answers.

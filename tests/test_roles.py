@@ -19,7 +19,7 @@ ARMS = {
     "grpo": {"trainer": "grpo", "start": "sft", "seeds": SEEDS},
     "form": {"trainer": "grpo", "start": "sft", "seeds": SEEDS},
 }
-VERDICT = {"base_best": "best", "format_only": "form"}
+ROLES = {"base_best": "best", "format_only": "form"}
 EVERYONE = ("base", "best", "sft", "grpo.1", "grpo.2", "form.1", "form.2")
 TIERS_ASKED = {"dense": {"train": 4, "val": 1, "test": 3}, "trap": {"train": 4, "test": 2}}
 
@@ -31,7 +31,7 @@ def world(tmp_path, monkeypatch):
 
 @pytest.fixture
 def recipe(world):
-    return world.recipe(ARMS, VERDICT, data={"main": "dense", "tiers": TIERS_ASKED})
+    return world.recipe(ARMS, ROLES, data={"main": "dense", "tiers": TIERS_ASKED})
 
 
 def test_a_judged_arm_has_its_members_its_start_and_the_rivals_of_the_recipe(recipe, capsys):
@@ -40,7 +40,6 @@ def test_a_judged_arm_has_its_members_its_start_and_the_rivals_of_the_recipe(rec
     [case] = cases(recipe, EVERYONE)
     assert case == Case("grpo", members, tiers, "sft", "best", forms)
     assert case.bases == ("base", "best")
-    assert case.rivals == ("sft", "form.1", "form.2")
     assert sorted(case.everyone) == sorted(EVERYONE)
     assert capsys.readouterr().out == ""
 
@@ -50,7 +49,7 @@ def test_an_arm_from_the_base_has_no_start_and_the_base_is_asked_as_it_is_where_
 ):
     [case] = cases(world.recipe({"grpo": {"trainer": "grpo"}}), ["base", "grpo"])
     assert case == Case("grpo", ("grpo",), ("dense",), None, None, ())
-    assert (case.bases, case.rivals) == (("base",), ())
+    assert case.bases == ("base",)
     assert case.everyone == ("base", "grpo")
 
 
@@ -74,10 +73,10 @@ def test_without_the_base_its_start_or_one_of_its_seeds_an_arm_is_not_judged(
     recipe, capsys, missing
 ):
     assert cases(recipe, [name for name in EVERYONE if name != missing]) == []
-    assert f"no conclusion on grpo, since {missing} is not sampled" in capsys.readouterr().out
+    assert f"no conclusion on grpo: {missing} not sampled" in capsys.readouterr().out
 
 
-def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(world, capsys):
+def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_recipe(world, capsys):
     tiers = {**TIERS_ASKED, "blog": {"train": 2}}
     arms = {
         "all": {"trainer": "grpo"},
@@ -91,7 +90,7 @@ def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_verdict(
         ("trapped", ("trap",)),
         ("all", ("dense", "trap")),
     ]
-    assert "no conclusion on unasked, since its tiers have no test" in capsys.readouterr().out
+    assert "no conclusion on unasked" in capsys.readouterr().out
 
 
 def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from data.policies import random_maximal_success
 from data.problem import Problem
 from data.recipe import Recipe
 from data.rows import read_split
-from eval.stats.power import Detectable, detectable
+from eval.stats.power import detectable
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,13 @@ class Case:
         return ("base", self.base_best) if self.base_best else ("base",)
 
     @property
-    def rivals(self) -> tuple[str, ...]:
-        """Arms that may explain what the judged one gained."""
-        return (*((self.start,) if self.start else ()), *self.format_only)
-
-    @property
     def everyone(self) -> tuple[str, ...]:
-        return (*self.bases, *self.rivals, *self.members)
+        start = (self.start,) if self.start else ()
+        return (*self.bases, *start, *self.format_only, *self.members)
 
 
 def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
-    """The conclusions that can be made of the arms that were sampled; what cannot is said."""
+    """What can be concluded on of the arms that were sampled; says what cannot."""
     tested = [name for name, use in recipe.tier_uses.items() if use.test]
     best, form = recipe.conclusion.base_best, recipe.conclusion.format_only
     if best and best not in sampled:
@@ -55,45 +51,36 @@ def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
     if not set(forms) <= set(sampled):
         print(f"eval: {form} was not sampled, so the conclusion does not ask what it explains")
         forms = ()
-    found = []
+    judged = []
     for name in recipe.judged():
         arm = recipe.arms[name]
-        members = tuple(recipe.arms[name].members(name))
+        members = tuple(arm.members(name))
         start = None if arm.start == "base" else arm.start
-        missing = {"base", *members, *([start] if start else [])} - set(sampled)
-        if missing:
-            print(
-                f"eval: no conclusion on {name}, since {', '.join(sorted(missing))} is not sampled"
-            )
-            continue
         tiers = tuple(tier for tier in tested if not arm.tiers or tier in arm.tiers)
-        if not tiers:
-            print(f"eval: no conclusion on {name}, since its tiers have no test problems")
-            continue
-        found.append(Case(name, members, tiers, start, best, forms))
-    return found
+        case = Case(name, members, tiers, start, best, forms)
+        missing = set(case.everyone) - set(sampled)
+        if missing:
+            print(f"eval: no conclusion on {name}: {', '.join(sorted(missing))} not sampled")
+        elif not tiers:
+            print(f"eval: no conclusion on {name}: its tiers have no test problems")
+        else:
+            judged.append(case)
+    return judged
 
 
-def guesses(problems: list[Problem]) -> list[float]:
+def guesses(problems: Iterable[Problem]) -> list[float]:
     """The chance of a blind guess at each problem: of a random maximal schedule to be optimal."""
     return [float(random_maximal_success(problem)) for problem in problems]
 
 
-def planned(recipe: Recipe, problems: list[Problem]) -> Detectable:
-    """What the recipe's samples of one tier's problems can detect."""
-    return detectable(
-        len(problems),
-        recipe.eval.samples,
-        recipe.conclusion.fresh,
-        recipe.conclusion.margins,
-        guesses(problems),
-    )
-
-
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     """What the planned samples can detect, a sentence for each tier that is judged."""
-    found = cases(recipe, sampled)
-    rows = read_split(recipe.run, "test") if found else []
-    for tier in dict.fromkeys(tier for case in found for tier in case.tiers):
-        here = [row["problem"] for row in rows if row["tier"] == tier]
-        yield f"{tier}: {planned(recipe, here).sentence}"
+    judged = cases(recipe, sampled)
+    rows = read_split(recipe.run, "test") if judged else []
+    section = recipe.conclusion
+    for tier in dict.fromkeys(tier for case in judged for tier in case.tiers):
+        chances = guesses(row["problem"] for row in rows if row["tier"] == tier)
+        effects = detectable(
+            len(chances), recipe.eval.samples, section.fresh, section.margins, chances
+        )
+        yield f"{tier}: {effects.sentence}"

@@ -43,6 +43,25 @@ class Counts:
     def problems(self) -> int:
         return self.c.shape[-1]
 
+    def of(self, places: NDArray[np.intp]) -> Counts:
+        """The same of some problems."""
+        fresh = (self.fresh_n[..., places], self.fresh_c[..., places]) if self.asked_again else ()
+        return Counts(self.n[places], self.c[..., places], *fresh)
+
+    def with_fresh(self, again: Counts) -> Counts:
+        """The same with the samples of ``again`` as confirmation samples."""
+        return Counts(self.n, self.c, again.n, again.c)
+
+
+def by_seed(arms: Sequence[Counts]) -> Counts:
+    """Arms that differ in nothing but the training seed as one; a single arm without that axis."""
+    if len(arms) == 1:
+        return arms[0]
+    fresh = [np.stack([arm.fresh_n for arm in arms]), np.stack([arm.fresh_c for arm in arms])]
+    return Counts(
+        arms[0].n, np.stack([arm.c for arm in arms]), *(fresh if arms[0].asked_again else ())
+    )
+
 
 def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
     """Which problems no reference solved in its first samples, [..., problems]."""

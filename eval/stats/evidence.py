@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -234,11 +234,16 @@ def _pooled(parts: Sequence[tuple[Quantities, SampleBudget]]) -> tuple[Quantitie
     every = [budget for _, budget in parts]
     # A tier whose problems were all solved has no confirmation samples to speak of.
     budgets = [budget for budget in every if budget.fresh] or every
-    least = [
-        min((of_tier for of_tier in column if of_tier is not None), default=None)
-        for column in zip(*map(astuple, budgets), strict=True)
-    ]
-    return values, SampleBudget(*least)
+    guessed = [budget.guessed for budget in budgets if budget.guessed is not None]
+    return values, SampleBudget(
+        n=min(budget.n for budget in budgets),
+        tries=min(budget.tries for budget in budgets),
+        reach=min(budget.reach for budget in budgets),
+        fresh=min(budget.fresh for budget in budgets),
+        needed=min(budget.needed for budget in budgets),
+        guessed=min(guessed, default=None),
+        guessed_n=min(budget.guessed_n for budget in budgets),
+    )
 
 
 def _seeds(values: Quantities) -> int:
