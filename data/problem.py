@@ -20,13 +20,13 @@ PRIORITY_WEIGHT = 2
 class Problem:
     """Events, priorities and rules of one day, and the proven optimum in weighted minutes.
 
-    ``optimum`` is None only between generation and proof; a problem read from a file has one.
+    ``optimum`` is 0 between drawing and proof only; a problem read from a file has one.
     """
 
     events: tuple[Event, ...]
     priorities: tuple[str, ...]
     rules: tuple[Rule, ...] = BASE_RULES
-    optimum: int | None = None
+    optimum: int = 0
 
     @cached_property
     def by_name(self) -> dict[str, Event]:
@@ -70,6 +70,11 @@ class Problem:
         shape = sorted(anonymous.values())
         rules = sorted((rule.canonical(anonymous) for rule in self.rules), key=json.dumps)
         return hashlib.sha256(json.dumps([shape, rules]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def text(self) -> str:
+        """The JSON string that a dataset column holds, since Arrow would pad ragged structs."""
+        return json.dumps(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -119,8 +124,7 @@ class Problem:
 
 @lru_cache(maxsize=4096)
 def problem_from_text(text: str) -> Problem:
-    """A Problem from its JSON string, the form in which it travels through a dataset column
-    (Arrow would pad ragged structs with nulls). Cached: a group of completions shares one.
+    """A Problem from its ``text``; cached, since a group of completions shares one.
 
     Raises:
         UserError: when it is no JSON, or no problem.

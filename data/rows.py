@@ -51,7 +51,6 @@ def gold_answer(problem: Problem, reasoning: bool) -> str:
 
 def new_row(identity: str, split: str, tier: str, problem: Problem, reasoning: bool) -> Row:
     """The row of a problem with a proven optimum."""
-    assert problem.optimum is not None
     return {
         "id": identity,
         "split": split,
@@ -103,7 +102,6 @@ def _check_optimum(problem: Problem) -> None:
     later. What further rules cost is not proven again: that takes CP-SAT."""
     relaxed = replace(problem, rules=BASE_RULES)
     best = relaxed.objective(interval_optimum(relaxed))
-    assert problem.optimum is not None
     if problem.optimum > best or (is_interval_problem(problem) and problem.optimum < best):
         raise UserError(f'"optimum" is {problem.optimum}, the proven one {best}')
 

@@ -62,7 +62,7 @@ def admits(problem: Problem, schedule: Sequence[Event]) -> bool:
         # A 0/1 variable that should be 2 makes the model infeasible: a duplicate.
         day.model.add(day.chosen[i] == times_listed[event.name])
         day.model.add(day.position[i] == position.get(event.name, len(day.events)))
-    if problem.optimum is not None:
+    if problem.optimum:
         day.model.add(day.weighted_minutes <= problem.optimum)
     status, _ = day.solve()
     return status == cp_model.OPTIMAL

@@ -7,7 +7,6 @@ the reward agrees with the truth. Writes ``runs/<run>/eval/compare``: ``compare.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -61,7 +60,7 @@ def arm_table(
     Truth is the verdict's ratio to the optimum, 0 where a rule is broken.
     """
     place = {row["id"]: i for i, row in enumerate(asked)}
-    texts = [json.dumps(row["problem"].to_json()) for row in asked]
+    texts = [row["problem"].text for row in asked]
     at = np.array([place[row["id"]] for row in answers])
     paid = np.array(
         totals(reward, [texts[i] for i in at], [row["completion"] for row in answers]), dtype=float

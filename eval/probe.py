@@ -9,7 +9,6 @@ Writes ``runs/<run>/probe/<arm>``: ``samples.jsonl``, ``probe.json`` and ``probe
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -159,7 +158,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     asking = replace(plan.asking, max_tokens=limit or asker.limit(training))
     with claimed(folder / SAMPLES):
         write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
-    texts = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
+    texts = {row["id"]: row["problem"].text for row in asked}
     answers = read_answers(folder / SAMPLES, texts, f"make probe ARM={arm}")
     outcomes, tiers = outcomes_of(answers, texts, reward), [row["tier"] for row in asked]
     report = {

@@ -6,7 +6,6 @@ answers to a prompt, has each rewarded, and reinforces those above their group's
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,7 @@ def trainer_for(
     from trl import GRPOTrainer
 
     dataset = Dataset.from_list(
-        [
-            {"prompt": messages(row["prompt"]), "problem": json.dumps(row["problem"].to_json())}
-            for row in rows
-        ]
+        [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     )
     prepare(model)
     trainer = GRPOTrainer(
@@ -64,7 +60,13 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
         problems: dict[str, list[Problem]] = {}
         for row in rows:
             problems.setdefault(row["tier"], []).append(row["problem"])
-        gate(recipe, problems, unsound or recipe.reward.unsound)
+        gate(
+            recipe.reward,
+            problems,
+            recipe.seed,
+            str(recipe.path),
+            unsound or recipe.reward.unsound,
+        )
 
     paid = {"reward": [recipe.reward.shape, recipe.reward.weights]}
     run_trainer(recipe, arm, "grpo", paid, force, partial(trainer_for, recipe, rows), audited)

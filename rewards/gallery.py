@@ -119,7 +119,7 @@ def _day(problem: Problem, gold: Schedule, mistake: Schedule) -> Iterator[str]:
 def _payments(problem: Problem, completions: Mapping[str, str]) -> Iterator[str]:
     """A table: each answer with its verdict and what each shape pays for it."""
     texts = list(completions.values())
-    asked = [json.dumps(problem.to_json())] * len(texts)
+    asked = [problem.text] * len(texts)
     paid = {shape: totals(RewardSection(shape), asked, texts) for shape in SHAPES}
     yield f"| answer | verdict | {' | '.join(paid)} |\n|---|---|{'--:|' * len(paid)}"
     for i, (called, completion) in enumerate(completions.items()):

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from data.common.errors import UserError
-from data.common.fields import nearest
+from data.common.errors import require
+from data.common.fields import check_keys, nearest
 from data.problem import problem_from_text
 from data.sections import RewardSection
 from rewards import blog
@@ -104,37 +104,35 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def check(section: RewardSection, source: str) -> None:
+def check_reward(section: RewardSection, source: str) -> None:
     """Raise UserError, naming ``source`` and the key, where a reward cannot be what it says.
 
     Weights of 0 or more are all it takes for a graded reward to be monotone, since every component
     is: no infeasible answer earns more than a feasible one, no feasible one more than a better one.
     """
-    if section.shape not in SHAPES:
-        raise UserError(
-            f"{source}: unknown reward.shape {section.shape!r} (the shapes are "
-            f"{', '.join(SHAPES)}){nearest(section.shape, SHAPES)}"
-        )
+    require(
+        section.shape in SHAPES,
+        f"{source}: unknown reward.shape {section.shape!r} (the shapes are {', '.join(SHAPES)})"
+        f"{nearest(section.shape, SHAPES)}",
+    )
     if section.weights is None:
         return
-    if section.shape != "graded":
-        raise UserError(
-            f"{source}: reward.weights belong to the shape 'graded', not to {section.shape!r}; "
-            "leave them out"
-        )
+    require(
+        section.shape == "graded",
+        f"{source}: reward.weights belong to the shape 'graded', not to {section.shape!r}; leave "
+        "them out",
+    )
+    check_keys(section.weights, COMPONENTS, source, "reward.weights.")
     for name, weight in section.weights.items():
-        if name not in COMPONENTS:
-            raise UserError(
-                f"{source}: unknown key 'reward.weights.{name}' (the components are "
-                f"{', '.join(COMPONENTS)}){nearest(name, COMPONENTS)}"
-            )
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(
-                f"{source}: reward.weights.{name} must be 0 or more, not {weight!r}: below 0, a "
-                "worse answer would earn more"
-            )
-    if not any(section.weights.values()):
-        raise UserError(f"{source}: reward.weights needs a component with a weight above 0")
+        require(
+            math.isfinite(weight) and weight >= 0,
+            f"{source}: reward.weights.{name} must be 0 or more, not {weight!r}: below 0, a worse "
+            "answer would earn more",
+        )
+    require(
+        any(section.weights.values()),
+        f"{source}: reward.weights needs a component with a weight above 0",
+    )
 
 
 def _weights(section: RewardSection) -> dict[str, float]:

@@ -85,7 +85,7 @@ def verify_schedule(problem: Problem, schedule: Schedule) -> Verdict:
     Raises:
         AssertionError: when a feasible schedule beats the problem's optimum, which was proven.
     """
-    assert problem.optimum is not None, "a problem is judged only after its optimum is proven"
+    assert problem.optimum, "a problem is judged only after its optimum is proven"
     broken = violations(problem, schedule)
     if broken:
         return Verdict(Status.INFEASIBLE, broken, 0, problem.optimum)
@@ -99,7 +99,6 @@ def verify(problem: Problem, completion: str) -> Verdict:
     """Judge a completion with the plain checks, about 20 microseconds."""
     schedule = parse(completion)
     if isinstance(schedule, ParseFailure):
-        assert problem.optimum is not None
         return Verdict(Status.UNPARSABLE, (schedule.value,), 0, problem.optimum)
     return verify_schedule(problem, schedule)
 

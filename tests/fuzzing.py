@@ -243,7 +243,7 @@ def _feed_rows(content: bytes, folder: Path) -> None:
 def _use(problem: Problem) -> None:
     """Whatever a stage does with a problem that it was given."""
     prompt(problem).encode()
-    assert problem_from_text(json.dumps(problem.to_json())) == problem
+    assert problem_from_text(problem.text) == problem
     assert problem.fingerprint
     with contextlib.suppress(UnprovenError):
         best = prove(problem, EFFORT)
@@ -292,7 +292,7 @@ def _feed_completion(content: bytes, folder: Path) -> None:
     # Mostly the day that gold was of: a mutated answer to another one is all unknown events.
     known = [p for p in _problems() if p.events[0].name in text] or _problems()
     problem = known[len(text) % len(known)]
-    column = json.dumps(problem.to_json())
+    column = problem.text
     verdict = verify(problem, text)
     assert verify(problem, text) == verdict, "judged otherwise the second time"
     assert 0 <= verdict.ratio <= 1

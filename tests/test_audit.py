@@ -4,7 +4,6 @@ import json
 import random
 import re
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +18,13 @@ from data.event import Event
 from data.policies import feasible_schedules
 from data.problem import Problem
 from data.published import read_published
-from data.recipe import load_recipe
 from data.sections import RewardSection
 from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
-from rewards.attacks import ATTACKS, EDITS, Case, near_optimal, references, scale
-from rewards.audit import CEILING, Audit, Row, audit, gate, main, to_markdown
+from rewards.attacks import ATTACKS, Case, near_optimal, references, scale
+from rewards.audit import CEILING, Audit, audit, gate, main, to_markdown
+from rewards.edits import EDITS
+from rewards.scoring import Earnings, surely_above
 from rewards.verify import Status, verify
 
 AUDITED = ("dense", "trap", "blog", "rules", "gap", "at_most")
@@ -48,20 +48,11 @@ def case(problem: Problem, stranger=None) -> Case:
     return Case(problem, optimal_schedule(problem), stranger, random.Random(3))
 
 
-def rows_of(found: Audit) -> dict[str, Row]:
+def rows_of(found: Audit) -> dict[str, Earnings]:
     return {row.policy: row for row in found.rows}
 
 
 # --- the panel ------------------------------------------------------------------------------
-
-
-def test_the_panel_has_every_attack_that_must_be_in_it():
-    assert set(ATTACKS) >= {
-        "empty", "format only", "copy every event", "shortest valid answer", "one longest event",
-        "first two events", "all priorities", "decoy in the reasoning", "two schedules",
-        "gold of another problem", "gold with a time shifted", "duplicated events",
-        "unsorted gold", "gigantic output", "look alike names", "words between the events",
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("tier", AUDITED)
@@ -77,6 +68,7 @@ def test_no_attack_is_a_right_answer_nor_better_than_it_says(tier):
                 status = verify(problem, completion).status
                 assert order.index(status) >= order.index(attack.at_best), name
                 assert status != Status.OPTIMAL, name
+    assert len(made) == 28
     some = {name for name, count in made.items() if count}
     assert some == set(ATTACKS) - (set() if problems(tier)[0].rules[3:] else {"rules ignored"})
 
@@ -96,10 +88,6 @@ def test_a_shifted_time_differs_at_the_end_of_the_day_too():
         problem = Problem((Event(start, end, "Art"),), (), optimum=end - start)
         shifted = ATTACKS["gold with a time shifted"].make(case(problem))
         assert verify(problem, shifted).status == Status.INFEASIBLE
-
-
-def test_the_gigantic_output_is_gigantic():
-    assert len(ATTACKS["gigantic output"].make(case(day()))) > 15_000
 
 
 def test_the_next_best_schedule_is_the_best_below_the_optimum():
@@ -140,7 +128,7 @@ def test_a_ranked_answer_meets_random_ones_gold_and_a_spoilt_one():
 def test_a_sound_reward_pays_no_attack_above_the_ceiling_or_a_random_schedule(shape, tier):
     found = outcome(shape, tier)
     assert found.failures == ()
-    assert found.findings == ()
+    assert found.disagreements == ()
     assert found.best_attack.of_gold <= CEILING
     rows = rows_of(found)
     attacks = {row.policy for row in found.rows if row.kind != "scale"}
@@ -182,23 +170,13 @@ def test_a_row_says_what_was_earned():
     assert longest.above_feasible_low < longest.above_feasible < 0
 
 
-def test_a_hundred_problems_take_a_second_or_two():
-    some = {"dense": problems("dense", 100)}
-    started = time.process_time()
-    audit(RewardSection("ranked"), some, 0)
-    assert time.process_time() - started < 6  # about 1 on an idle core
-
-
 # --- what it refuses ------------------------------------------------------------------------
 
 
 def test_a_reward_for_the_form_alone_fails_by_the_ceiling():
     found = audit(RewardSection("graded", {"format": 1.0}), {"dense": problems("dense")}, 0)
-    assert (
-        "dense: 'format only' earns 1.000 on average over 30 problems, 100% of gold"
-        in "\n".join(found.failures)
-    )
-    assert "the ceiling is 50%" in found.failures[0]
+    assert any("'format only' earns 1.000" in failure for failure in found.failures)
+    assert "50%" in found.failures[0]
 
 
 def test_an_answer_paid_as_much_as_an_optimal_one_fails():
@@ -222,10 +200,9 @@ def test_below_the_ceiling_more_than_a_random_schedule_is_too_much():
 
 
 def test_what_chance_may_explain_is_no_failure():
-    low = rewards.audit._low
-    assert low([0.2]) is None
-    assert low([0.2, 0.2]) == pytest.approx(0.2)
-    assert low([0.9, -0.7, 0.9, -0.7]) < 0 < low([0.9, 0.7] * 50)
+    assert surely_above([0.2]) is None
+    assert surely_above([0.2, 0.2]) == pytest.approx(0.2)
+    assert surely_above([0.9, -0.7, 0.9, -0.7]) < 0 < surely_above([0.9, 0.7] * 50)
 
 
 def test_the_published_reward_fails_on_every_count_and_the_search_finds_its_maximum():
@@ -238,11 +215,11 @@ def test_the_published_reward_fails_on_every_count_and_the_search_finds_its_maxi
     assert rows_of(found)["search"].mean > 95
 
 
-def test_a_finding_can_be_played_again():
-    [finding] = outcome("blog", "blog").findings
-    problem = Problem.from_json(json.loads(finding["problem"]))
-    more, less = finding["earns_more"], finding["earns_less"]
-    assert more["reward"] - less["reward"] == finding["gap"] > 50
+def test_a_disagreement_can_be_played_again():
+    [pair] = outcome("blog", "blog").to_json()["disagreements"]
+    problem = Problem.from_json(json.loads(pair["problem"]))
+    more, less = pair["earns_more"], pair["earns_less"]
+    assert more["reward"] - less["reward"] == pair["gap"] > 50
     for answer in (more, less):
         assert verify(problem, answer["completion"]).to_json() == answer["verdict"]
 
@@ -273,62 +250,45 @@ def test_every_edit_takes_any_text():
 # --- the gate -------------------------------------------------------------------------------
 
 
-def recipe_file(folder: Path, reward: dict) -> Path:
-    path = folder / "a.yaml"
-    content = {
-        "name": "a",
-        "model": "m",
-        "data": {
-            "main": "dense",
-            "tiers": {name: {"train": 8, "val": 4, "test": 4} for name in ("dense", "rules")},
-        },
-        "sft": {},
-        "grpo": {},
-        "reward": reward,
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
+def at_the_gate(shape: str, allow_unsound: bool = False) -> None:
+    some = {tier: problems(tier)[:8] for tier in ("dense", "rules")}
+    gate(RewardSection(shape), some, 0, "a.yaml", allow_unsound)
 
 
-def some_problems() -> dict[str, list[Problem]]:
-    return {"dense": problems("dense")[:8], "rules": problems("rules")[:8]}
-
-
-def test_the_gate_lets_a_sound_reward_pass_in_one_line(tmp_path, capsys):
-    gate(load_recipe(recipe_file(tmp_path, {"shape": "graded"})), some_problems(), False)
+def test_the_gate_lets_a_sound_reward_pass_in_one_line(capsys):
+    at_the_gate("graded")
     [line] = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(
-        r"audit: the reward 'graded' is sound; .* \d+% of gold's reward \(.*\)", line
-    )
+    assert re.fullmatch(r"audit: the reward 'graded' is sound; .* \d+% of gold's .*", line)
 
 
-def test_the_gate_refuses_an_unsound_reward_with_the_figure_and_the_way_out(tmp_path):
-    recipe = load_recipe(recipe_file(tmp_path, {"shape": "blog"}))
-    with pytest.raises(UserError, match=r"a.yaml: .* fails its audit: .*% of gold.*UNSOUND=1"):
-        gate(recipe, some_problems(), False)
+def test_the_gate_refuses_an_unsound_reward_with_the_figure_and_the_way_out():
+    with pytest.raises(UserError, match=r"^a\.yaml: .*'blog' fails .*% of gold.*UNSOUND=1"):
+        at_the_gate("blog")
 
 
-def test_an_unsound_reward_is_trained_on_if_told_to_with_a_warning(tmp_path, capsys):
-    gate(load_recipe(recipe_file(tmp_path, {"shape": "blog"})), some_problems(), True)
+def test_an_unsound_reward_is_trained_on_if_told_to_with_a_warning(capsys):
+    at_the_gate("blog", allow_unsound=True)
     warning = capsys.readouterr().out
-    assert warning.startswith("WARNING: training under a reward that the audit fails:\n")
+    assert warning.startswith("WARNING")
     assert "of gold's reward" in warning
 
 
-def test_the_gate_takes_so_many_problems_of_a_tier_at_most(tmp_path, monkeypatch, capsys):
+def test_the_gate_takes_so_many_problems_of_a_tier_at_most(monkeypatch):
+    class ScoredError(Exception):
+        pass
+
+    def score(section, tier, some, seed):
+        raise ScoredError(len(some))
+
     monkeypatch.setattr(rewards.audit, "PROBLEMS", 3)
-    seen = {}
-    monkeypatch.setattr(
-        rewards.audit, "_score_tier", lambda section, tier, found, seed: seen.update({tier: found})
-    )
-    with pytest.raises(AttributeError):  # the stand-in returns nothing
-        gate(load_recipe(recipe_file(tmp_path, {})), {"dense": problems("dense")}, False)
-    assert seen == {"dense": problems("dense")[:3]}
+    monkeypatch.setattr(rewards.audit, "score_tier", score)
+    with pytest.raises(ScoredError, match="3"):
+        at_the_gate("graded")
 
 
-def test_a_reward_that_makes_no_sense_does_not_reach_the_gate(tmp_path):
+def test_a_reward_that_makes_no_sense_does_not_reach_the_gate():
     with pytest.raises(UserError, match=r"unknown reward\.shape"):
-        gate(load_recipe(recipe_file(tmp_path, {"shape": "none"})), some_problems(), False)
+        at_the_gate("none")
 
 
 # --- the stage ------------------------------------------------------------------------------
@@ -338,56 +298,57 @@ def test_a_reward_that_makes_no_sense_does_not_reach_the_gate(tmp_path):
 def command(tmp_path, monkeypatch):
     """Runs ``python -m rewards.audit`` here, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    uses = {name: {"train": 8, "val": 4, "test": 4} for name in ("dense", "rules")}
+    recipe = {"name": "a", "model": "m", "data": {"main": "dense", "tiers": uses}}
 
-    def run(reward: dict, *flags: str) -> None:
-        path = recipe_file(tmp_path, reward)
-        monkeypatch.setattr(sys, "argv", ["audit", "--recipe", str(path), *flags])
+    def run(shape: str, *flags: str) -> dict:
+        content = {**recipe, "sft": {}, "grpo": {}, "reward": {"shape": shape}}
+        Path("a.yaml").write_text(yaml.safe_dump(content))
+        monkeypatch.setattr(sys, "argv", ["audit", "--recipe", "a.yaml", *flags])
         main()
+        return json.loads(Path("runs/a/audit/audit.json").read_text())
 
     return run
 
 
 def test_the_audit_prints_and_writes_a_table_a_tier(command, capsys):
-    command({"shape": "graded"}, "--problems", "5")
+    found = command("graded", "--problems", "5")
+    assert found["sound"] is True
+    assert {row["tier"] for row in found["rows"]} == {"dense", "rules"}
     shown = capsys.readouterr().out
     written = Path("runs/a/audit/audit.md").read_text()
-    for tier in ("dense", "rules"):
-        assert f"{tier} under the reward 'graded'" in shown
-        assert f"## {tier}" in written
+    assert "## dense" in written
+    assert "## rules" in written
     for name in (*ATTACKS, "gold", "near-optimal", "random feasible", "random maximal", "search"):
         assert name in shown
         assert f"| {name} |" in written
-    found = json.loads(Path("runs/a/audit/audit.json").read_text())
-    assert found["sound"] is True
-    assert {row["tier"] for row in found["rows"]} == {"dense", "rules"}
     assert json.loads(Path("runs/a/audit/manifest.json").read_text())["failures"] == 0
 
 
 def test_a_failing_audit_is_written_and_ends_in_one_sentence(command, capsys):
     with pytest.raises(UserError, match=r"^the reward 'blog' fails .*audit\.md$"):
-        command({"shape": "blog"}, "--problems", "5", "--tiers", "dense")
+        command("blog", "--problems", "5", "--tiers", "dense")
     assert "fails: dense: " in capsys.readouterr().out
     assert "- **fails:** dense: " in Path("runs/a/audit/audit.md").read_text()
     assert json.loads(Path("runs/a/audit/audit.json").read_text())["sound"] is False
 
 
 def test_any_tier_can_be_audited_whether_the_recipe_has_it_or_not(command):
-    command({}, "--problems", "3", "--tiers", "gap")
-    found = json.loads(Path("runs/a/audit/audit.json").read_text())
+    found = command("graded", "--problems", "3", "--tiers", "gap")
     assert {row["tier"] for row in found["rows"]} == {"gap"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "names"),
     [
-        (["--tiers", "dens"], "--tiers: unknown tier 'dens' .*; did you mean 'dense'"),
-        (["--problems", "0"], "--problems must be 1 or more"),
-        (["--ceiling", "1.5"], "--ceiling must be 0 to 1"),
+        (["--tiers", "dens"], "--tiers: .*'dens' .*; did you mean 'dense'"),
+        (["--problems", "0"], "--problems"),
+        (["--ceiling", "1.5"], "--ceiling"),
     ],
 )
-def test_a_wrong_flag_is_named(command, flags, message):
-    with pytest.raises(UserError, match=message):
-        command({}, *flags)
+def test_a_wrong_flag_is_named(command, flags, names):
+    with pytest.raises(UserError, match=names):
+        command("graded", *flags)
 
 
 def test_the_tables_in_markdown_are_whole():

@@ -58,7 +58,7 @@ def test_an_arms_table_holds_the_shares_of_its_answers(answered):
 @pytest.mark.parametrize("reward", [GRADED, BLOG], ids=lambda section: section.shape)
 def test_the_correlation_of_reward_and_truth_is_that_over_all_answers(answered, reward):
     asked, answers = answered
-    problems = {row["id"]: json.dumps(row["problem"].to_json()) for row in asked}
+    problems = {row["id"]: row["problem"].text for row in asked}
     texts = [row["completion"] for row in answers]
     paid = totals(reward, [problems[row["id"]] for row in answers], texts)
     expected = np.corrcoef(paid, [row["ratio"] for row in answers])[0, 1]

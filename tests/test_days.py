@@ -273,7 +273,7 @@ def test_a_priority_added_to_a_problem_of_ours_is_proven_anew():
     problem = small_day()
     found = read(problem.to_json(), "art").problem
     assert found.priorities == ("Chess", "Art")
-    assert found.optimum is None
+    assert found.optimum == 0
     assert prove_day(found, "d.txt")[0].optimum == 240
 
 

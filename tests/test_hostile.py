@@ -477,7 +477,7 @@ def test_hostile_characters_survive_their_way_to_the_verdicts(case, tmp_path):
 
 def test_gold_is_paid_in_full_so_the_bounds_above_are_reached():
     for problem in tier_problems("dense", 3):
-        column, gold = json.dumps(problem.to_json()), answer(optimal_schedule(problem), "x")
+        column, gold = problem.text, answer(optimal_schedule(problem), "x")
         assert verify(problem, gold).status is Status.OPTIMAL
         assert totals(RewardSection("graded"), [column], [gold]) == [pytest.approx(1)]
         assert sum(blog.rewards(blog.row_of(problem), gold).values()) <= 100

@@ -42,7 +42,7 @@ RANDOM = {"random_feasible": random_feasible, "random_maximal": random_maximal}
 
 
 def with_rules(problem: Problem, *rules) -> Problem:
-    return replace(problem, rules=(*BASE_RULES, *rules), optimum=None)
+    return replace(problem, rules=(*BASE_RULES, *rules), optimum=0)
 
 
 def some_problems(count: int, seed: int, most: int) -> list[Problem]:

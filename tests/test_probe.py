@@ -201,7 +201,7 @@ def test_advice_on_the_edge_is_not_called_firm():
 
 def test_answers_are_judged_and_paid_as_in_training():
     problem = day()
-    text = json.dumps(problem.to_json())
+    text = problem.text
     best = [problem.by_name[n] for n in ("Art", "Drill", "Echo", "Chess")]
     answers = [
         (schedule_xml(best), "stop"),
@@ -221,7 +221,7 @@ def test_answers_are_judged_and_paid_as_in_training():
 
 def test_under_a_reward_by_rank_groups_are_flat_just_where_verdicts_tie():
     problem = day()
-    text = json.dumps(problem.to_json())
+    text = problem.text
     one = schedule_xml(problem.events[:1])
     rows = [{"id": "p", "completion": c, "finish_reason": "stop"} for c in (one, one, one, "")]
     found = probe.outcomes_of(rows, {"p": text}, RewardSection("ranked"))

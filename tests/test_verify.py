@@ -182,7 +182,7 @@ def test_a_problem_without_a_proven_optimum_is_not_judged():
 
 def test_text_and_record_give_the_same_verdict():
     problem = day()
-    text = json.dumps(problem.to_json())
+    text = problem.text
     for completion in ("", answer(interval_optimum(problem), "so"), schedule_xml(problem.events)):
         assert verify_text(text, completion) == verify(problem, completion)
 

@@ -128,7 +128,7 @@ def _day_of_json(text: str, source: str, wanted: Wanted) -> Day:
     chosen = _chosen(wanted.priorities, {event.name: (event.name,) for event in problem.events})
     marked = tuple(dict.fromkeys([*problem.priorities, *chosen]))
     if marked != problem.priorities:
-        problem = replace(problem, priorities=marked, optimum=None)
+        problem = replace(problem, priorities=marked, optimum=0)
     return Day(problem, tuple(notes))
 
 

@@ -20,8 +20,7 @@ from data.common.fields import TYPE_NAMES, nearest
 from data.recipe import Recipe
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model.load import check_dtype
-from rewards.reward import check as check_reward
-from rewards.reward import reward_weights
+from rewards.reward import check_reward, reward_weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -6,7 +6,6 @@ streams of their own, and the trained weights are the same bits with and without
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -166,7 +165,7 @@ class Yardsticks:
     def _judged(self, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
         asked, texts, verdicts = [], [], []
         for row, group in zip(self.rows, drawn, strict=True):
-            problem = json.dumps(row["problem"].to_json())
+            problem = row["problem"].text
             for one in group:
                 asked.append(problem)
                 texts.append(self.prefix + one.completion)
