@@ -306,7 +306,7 @@ def test_a_training_of_no_step_is_refused(given, key):
     ("shape", "weights", "says"),
     [
         ("grades", None, "unknown reward.shape 'grades' (the shapes are "),
-        ("graded", {"optimum": 1.0}, "unknown key 'reward.weights.optimum' (the components are "),
+        ("graded", {"optimum": 1.0}, "unknown key 'reward.weights.optimum'"),
         ("graded", {}, "reward.weights needs a component with a weight above 0"),
         ("binary", {"optimal": 1.0}, "reward.weights belong to the shape 'graded', not to"),
     ],
