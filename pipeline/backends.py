@@ -27,6 +27,7 @@ from pipeline.arms import TRAINERS
 from pipeline.model.decode import render
 from pipeline.model.lengths import lengths_now, longest
 from pipeline.model.load import quiet
+from pipeline.model.score import encode, log_probabilities
 from pipeline.train import backend
 from pipeline.train.held import settings_held
 from pipeline.train.trainer import training_rows
@@ -70,7 +71,12 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
     rows = training_rows(recipe, stage)
     length = recipe.max_seq_length or longest(recipe, lengths_now(recipe))
     model, tokenizer = backend.load_for_training(recipe, stage, recipe.model, length)
-    texts = logprobs(model, tokenizer, rows[:TEXTS])
+    model.eval()
+    golds = [
+        encode(tokenizer, render(tokenizer, row["prompt"]), row["gold"], stopped=False)
+        for row in rows[:TEXTS]
+    ]
+    scores = log_probabilities(model, golds)
     trainer = TRAINERS[stage].trainer_for(recipe, rows, model, tokenizer, folder / stage)
     weights = {k: w for k, w in trainer.model.named_parameters() if w.requires_grad}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -85,29 +91,12 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
         folder / f"{stage}.json",
         {
             "held": settings_held(trainer),
-            "logprobs": [row.tolist() for row in texts],
+            "logprobs": scores,
             "loss": float(log["loss"]),
             "grad_norm": float(log["grad_norm"]),
             "threads": torch.get_num_threads(),
         },
     )
-
-
-def logprobs(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> list[Any]:
-    """Of each row's gold answer, the log-probability of every token after its prompt."""
-    import torch
-
-    model.eval()
-    found = []
-    for row in rows:
-        asked = tokenizer(render(tokenizer, row["prompt"]), add_special_tokens=False)["input_ids"]
-        gold = tokenizer(row["gold"], add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([asked + gold], device=model.device)
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-        scores = logits.float().log_softmax(-1)[len(asked) - 1 : -1]
-        found.append(scores.gather(-1, ids[0, len(asked) :, None])[:, 0].cpu())
-    return found
 
 
 # --- both ----------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_tokens_are_drawn_by_their_probability():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -20.0]).expand(40_000, 5)
     uniforms = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
     for temperature in (0.5, 1.0, 2.0):
-        drawn = draw_tokens(logits, Decoding(max_tokens=1, temperature=temperature), uniforms)
+        drawn = draw_tokens(logits, temperature, 1.0, uniforms)
         share = torch.bincount(drawn, minlength=5) / 40_000
         expected = torch.softmax(logits[0] / temperature, -1)
         assert torch.allclose(share, expected, atol=0.01)
@@ -95,16 +95,12 @@ def test_top_p_draws_from_the_smallest_set_that_reaches_p_and_no_other():
     probabilities = torch.tensor([0.4, 0.3, 0.2, 0.1])
     shuffled = probabilities[[2, 0, 3, 1]]
     uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    drawn = draw_tokens(
-        shuffled.log().expand(20_000, 4), Decoding(max_tokens=1, top_p=0.65), uniforms
-    )
+    drawn = draw_tokens(shuffled.log().expand(20_000, 4), 1.0, 0.65, uniforms)
     share = torch.bincount(drawn, minlength=4) / 20_000
     assert torch.allclose(share, torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=0.015)
     assert share[0] == 0
     assert share[2] == 0
-    only = draw_tokens(
-        shuffled.log().expand(100, 4), Decoding(max_tokens=1, top_p=0.01), uniforms[:100]
-    )
+    only = draw_tokens(shuffled.log().expand(100, 4), 1.0, 0.01, uniforms[:100])
     assert set(only.tolist()) == {1}
 
 

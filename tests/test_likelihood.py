@@ -16,7 +16,7 @@ from transformers import (
 from data.common.errors import UserError
 from data.prompts import prompt
 from eval.answers import likelihood
-from eval.answers.likelihood import Encoded, Scored, encode, k1, k3, measure, score, summarise
+from eval.answers.likelihood import Scored, encode_row, k1, k3, measure, score, summarise
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render, sample_batch
 from pipeline.model.sampler import draw_tokens
@@ -54,7 +54,7 @@ def _texts(tokenizer, model, count=4):
     for asked, answers in zip(rendered, found, strict=True):
         for one in answers:
             row = {"completion": one.completion, "finish_reason": one.finish_reason}
-            texts.append(encode(tokenizer, asked, row))
+            texts.append(encode_row(tokenizer, asked, row))
             rows.append(one)
     return texts, rows
 
@@ -100,23 +100,13 @@ def test_scores_do_not_depend_on_the_size_of_the_batches(tokenizer):
         np.testing.assert_allclose(a.entropy, b.entropy, atol=1e-4)
 
 
-def test_no_batch_holds_more_logits_than_allowed_unless_it_is_one_text():
-    lengths = [3, 50, 7, 7, 20, 1, 90, 4]
-    texts = [Encoded((1,) * (100 - n), (2,) * n) for n in lengths]
-    batches = list(likelihood._batches(texts, 60))
-    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] + 1 for i in batch) <= 60
-    assert len(batches) < len(lengths)
-
-
 def test_sampled_answers_get_their_own_tokens_back_and_an_end_only_where_they_stopped(tokenizer):
     model = _model(tokenizer)
     texts, rows = _texts(tokenizer, model, 16)
     assert {row.finish_reason for row in rows} >= {"length"}
     for text, row in zip(texts, rows, strict=True):
         assert (text.answer[-1:] == (tokenizer.eos_token_id,)) == (row.finish_reason == "stop")
-    gold = encode(tokenizer, "x", {"completion": "Zoo visit", "finish_reason": "stop"})
+    gold = encode_row(tokenizer, "x", {"completion": "Zoo visit", "finish_reason": "stop"})
     assert len(gold.answer) == 2
 
 
@@ -127,7 +117,7 @@ def test_a_reasoning_that_the_template_opens_is_not_scored_twice(tokenizer):
     )
     row = {"completion": "<think>Pick a few.", "finish_reason": "length"}
     asked = render(other, "x")
-    assert encode(other, asked, row).answer == tuple(
+    assert encode_row(other, asked, row).answer == tuple(
         other("Pick a few.", add_special_tokens=False)["input_ids"]
     )
 
@@ -138,9 +128,7 @@ def test_a_token_is_outside_just_where_sampling_at_top_p_cannot_draw_it():
     for top_p in (0.3, 0.7, 0.95):
         uniforms = torch.linspace(0, 1 - 1e-6, 2000)
         for row in logits:
-            drawn = set(
-                draw_tokens(row.expand(2000, -1), Decoding(1, 1.0, top_p), uniforms).tolist()
-            )
+            drawn = set(draw_tokens(row.expand(2000, -1), 1.0, top_p, uniforms).tolist())
             _, _, outside = likelihood.token_statistics(row.expand(9, -1), torch.arange(9), top_p)
             inside = {token for token in range(9) if not outside[token]}
             assert drawn <= inside
@@ -266,7 +254,7 @@ def test_every_arm_is_held_against_itself_and_the_references(tokenizer, tmp_path
     # One problem, two answers: the mean of what each model says of them.
     taken = [row for row in rows["grpo"] if row["id"] == "p2" and row["sample"] < 2]
     asked = render(tokenizer, _asked()[2]["prompt"])
-    texts = [encode(tokenizer, asked, row) for row in taken]
+    texts = [encode_row(tokenizer, asked, row) for row in taken]
     expected = np.mean([np.sum(_slowly(networks["base"], text, 0.95)[0]) for text in texts])
     under = found["dense"]["grpo"]["under"]["base"]["log_likelihood"]
     assert under["per_answer"]["value"] == pytest.approx(expected, abs=1e-3)

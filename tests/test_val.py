@@ -14,8 +14,7 @@ from data import make
 from data.prompts import answer
 from data.sections import RewardSection
 from pipeline.model.decode import Sample, render
-from pipeline.watch import val
-from pipeline.watch.val import Encoded, Yardsticks, kl_from, scores, undisturbed, val_rows
+from pipeline.watch.val import Yardsticks, kl_from, undisturbed, val_rows
 
 slow = pytest.mark.slow
 
@@ -186,25 +185,6 @@ def test_spoilt_answers_of_the_start_leave_the_kl_out_and_that_is_said(sticks, r
     said = capsys.readouterr().out
     assert f"{made.path}:2 " in said
     assert "kl_start" in said
-
-
-@slow
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
-@pytest.mark.parametrize("most", [2**26, 30_000], ids=["together", "one by one"])
-def test_scores_are_those_of_each_text_by_itself(architecture, most, monkeypatch):
-    monkeypatch.setattr(val, "_LOGITS", most)
-    model, _ = random_model(architecture)
-    rng = random.Random(0)
-    texts = [
-        Encoded(*([rng.randrange(500) for _ in range(count)] for count in (asked, answered)))
-        for asked, answered in ((40, 7), (9, 1), (23, 12), (9, 30))
-    ]
-    with torch.no_grad():
-        for text, each in zip(texts, scores(model, texts), strict=True):
-            logits = model(input_ids=torch.tensor([text.prompt + text.answer])).logits[0]
-            alone = logits.log_softmax(-1)[len(text.prompt) - 1 : -1]
-            alone = alone.gather(-1, torch.tensor(text.answer)[:, None])[:, 0]
-            assert torch.allclose(each, alone, atol=1e-5)
 
 
 # --- no trace ----------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.sections import RESAMPLES
 from eval.stats.estimate import bootstrap_indices, ratio_interval
+from pipeline.model.decode import reasoning_prefix, render
+from pipeline.model.load import load_model
+from pipeline.model.score import Encoded, answer_logits, encode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,14 +71,6 @@ class Scored:
     outside: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The tokens of a prompt and of its answer, the end included where the answer stopped."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-
 def k1(log_p: ArrayLike, log_q: ArrayLike) -> Values:
     """``log p - log q`` of samples of p: its mean is KL(p || q)."""
     return np.asarray(log_p, np.float64) - np.asarray(log_q, np.float64)
@@ -90,76 +85,24 @@ def k3(log_p: ArrayLike, log_q: ArrayLike) -> Values:
 # --- the model part --------------------------------------------------------------------------
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> Encoded:
+def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> Encoded:
     """The tokens of a rendered prompt and of a sampled answer to it."""
-    from pipeline.model.decode import reasoning_prefix
-
     text = row["completion"].removeprefix(reasoning_prefix(tokenizer))
-    asked, said = tokenizer([prompt, text], add_special_tokens=False)["input_ids"]
-    end = [tokenizer.eos_token_id] if row["finish_reason"] == "stop" else []
-    return Encoded(tuple(asked), (*said, *end))
+    return encode(tokenizer, prompt, text, row["finish_reason"] == "stop")
 
 
 def score(
     model: PreTrainedModel, texts: Sequence[Encoded], top_p: float = TOP_P, budget: int = _BUDGET
 ) -> list[Scored]:
-    """Score answers by one forward pass a batch, as large as ``budget`` logits allow."""
-    import torch
-
+    """Score answers, as many at a time as ``budget`` logits allow."""
     model.eval()
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    found: list[Scored | None] = [None] * len(texts)
-    with torch.inference_mode():
-        for batch in _batches(texts, budget // vocabulary):
-            scored = _forward(model, [texts[i] for i in batch], top_p)
-            for i, one in zip(batch, scored, strict=True):
-                found[i] = one
-    return found
-
-
-def _batches(texts: Sequence[Encoded], tokens: int) -> Iterator[list[int]]:
-    """Texts of like length together, at most ``tokens`` of their answers, padding included."""
-    batch: list[int] = []
-    longest = 0
-    for i in sorted(range(len(texts)), key=lambda i: len(texts[i].prompt) + len(texts[i].answer)):
-        longest = max(longest, len(texts[i].answer) + 1)
-        if batch and longest * (len(batch) + 1) > tokens:
-            yield batch
-            batch, longest = [], len(texts[i].answer) + 1
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _forward(model: PreTrainedModel, texts: Sequence[Encoded], top_p: float) -> list[Scored]:
-    """Score one batch, padded on the left, so that all answers end together."""
-    import torch
-
-    longest = max(len(text.answer) for text in texts)
-    width = max(len(text.prompt) + len(text.answer) for text in texts)
-    ids = torch.zeros(len(texts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        both = [*text.prompt, *text.answer]
-        ids[row, width - len(both) :] = torch.tensor(both)
-        mask[row, width - len(both) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=False,
-        logits_to_keep=longest + 1,
-    ).logits[:, -longest - 1 : -1]
-    log_p, entropy, outside = token_statistics(logits, ids[:, width - longest :], top_p)
-    return [
-        Scored(
-            log_p[row, longest - len(text.answer) :].double().cpu().numpy(),
-            entropy[row, longest - len(text.answer) :].double().cpu().numpy(),
-            outside[row, longest - len(text.answer) :].cpu().numpy(),
+    scored = {}
+    for i, logits, tokens in answer_logits(model, texts, budget, left=True):
+        log_p, entropy, outside = token_statistics(logits, tokens, top_p)
+        scored[i] = Scored(
+            log_p.double().cpu().numpy(), entropy.double().cpu().numpy(), outside.cpu().numpy()
         )
-        for row, text in enumerate(texts)
-    ]
+    return [scored[i] for i in range(len(texts))]
 
 
 def token_statistics(logits: Tensor, tokens: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,13 +207,10 @@ def _scored_by(
 ) -> Iterator[tuple[str, list[Encoded], list[Scored]]]:
     """Score with one model the answers that it is to score: its own, and if it is a reference
     everyone's."""
-    from pipeline.model.decode import render
-    from pipeline.model.load import load_model
-
     model, tokenizer = load_model(folder, dtype)
     rendered = {identity: render(tokenizer, prompt) for identity, prompt in prompts.items()}
     for arm in taken if name in references else [name]:
-        texts = [encode(tokenizer, rendered[row["id"]], row) for row in taken[arm]]
+        texts = [encode_row(tokenizer, rendered[row["id"]], row) for row in taken[arm]]
         yield arm, texts, score(model, texts, top_p)
 
 

@@ -104,8 +104,10 @@ def sample_batch(
     """
     from pipeline.model.sampler import draw_batch
 
-    stops = stop_tokens(model, tokenizer)
-    drawn = draw_batch(model, tokenizer, prompts, samples, decoding, seeds, stops)
+    drawn = draw_batch(
+        model, tokenizer, prompts, samples, seeds, stop_tokens(model, tokenizer),
+        decoding.max_tokens, decoding.temperature, decoding.top_p,
+    )  # fmt: skip
     tokens, lengths, stopped = (tensor.tolist() for tensor in drawn)
     ends = [length - stop for length, stop in zip(lengths, stopped, strict=True)]
     texts = tokenizer.batch_decode(

@@ -8,13 +8,14 @@ and grouped-query attention does not repeat its keys. Works with any causal mode
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    BatchEncoding,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,9 +25,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from data.common.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.model.decode import Decoding
 
 #: Name of our attention among those of transformers.
 GROUPED = "grouped"
@@ -115,27 +113,27 @@ def _roomy_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
-def draw_tokens(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
+def draw_tokens(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -> Tensor:
     """Sample one token a row by inverting the cumulative distribution at ``uniforms`` in [0, 1).
 
     ``logits`` [rows, vocabulary]; top-p keeps the smallest set of tokens whose probability
     reaches p (Holtzman et al. 2020), the most likely one always.
     """
-    if decoding.temperature == 0:
+    if temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / decoding.temperature, -1)
+    probabilities = torch.softmax(logits.float() / temperature, -1)
     tokens = None
-    if decoding.top_p < 1:
+    if top_p < 1:
         probabilities, tokens = probabilities.sort(-1, descending=True)
         before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= decoding.top_p, 0.0)
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     cumulative = probabilities.cumsum(-1)
     target = uniforms[:, None] * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     return (place if tokens is None else tokens.gather(-1, place))[:, 0]
 
 
-def _check_finite(model: PreTrainedModel, logits: Tensor) -> None:
+def check_finite(model: PreTrainedModel, logits: Tensor) -> None:
     """Raise UserError where the model's probabilities are not numbers. A broken token in the cache
     spoils all that follow it, so checking the first and the last is enough."""
     if not torch.isfinite(logits.float().logsumexp(-1)).all():
@@ -146,15 +144,56 @@ def _check_finite(model: PreTrainedModel, logits: Tensor) -> None:
         )
 
 
+class _Rows:
+    """The rows of a batch that are not finished, their cache and the logits of their next token."""
+
+    def __init__(self, model: PreTrainedModel, inputs: BatchEncoding, samples: int) -> None:
+        """Read every prompt once; its ``samples`` rows start from there."""
+        self.model, self.cache, mask = model, _roomy_cache(model), inputs["attention_mask"]
+        position = mask.cumsum(-1) - 1
+        step = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=mask,
+            position_ids=position.clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        check_finite(model, step.logits[:, -1])
+        self.logits = step.logits[:, -1].repeat_interleave(samples, 0)
+        self.cache.batch_repeat_interleave(samples)
+        self.mask = mask.repeat_interleave(samples, 0)
+        self.position = position[:, -1:].repeat_interleave(samples, 0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all but these ``rows``."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def append(self, tokens: Tensor) -> None:
+        """Read one more token of each row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        self.position = self.position + 1
+        self.logits = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+
 @torch.inference_mode()
 def draw_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     samples: int,
-    decoding: Decoding,
     seeds: Sequence[int],
     stops: Tensor,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw ``samples`` completions of each prompt, see ``pipeline.model.decode.sample_batch``.
 
@@ -162,8 +201,8 @@ def draw_batch(
         stops: every token id that ends an answer.
 
     Returns:
-        Tokens [rows, longest], how many of them are drawn [rows], whether the answer ended [rows];
-        ``samples`` rows a prompt.
+        Tokens [rows, max_tokens], how many of them were drawn [rows], and whether the answer ended
+        [rows]; ``samples`` rows a prompt.
     """
     device = model.device
     inputs = tokenizer(
@@ -171,51 +210,28 @@ def draw_batch(
         add_special_tokens=False,
     ).to(device)  # fmt: skip
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-    cache, mask = _roomy_cache(model), inputs["attention_mask"]
-    position = mask.cumsum(-1) - 1
-    step = model(
-        input_ids=inputs["input_ids"],
-        attention_mask=mask,
-        position_ids=position.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    _check_finite(model, step.logits[:, -1])
-    logits = step.logits[:, -1].repeat_interleave(samples, 0)
-    cache.batch_repeat_interleave(samples)
-    mask = mask.repeat_interleave(samples, 0)
-    position = position[:, -1:].repeat_interleave(samples, 0)
+    batch = _Rows(model, inputs, samples)
     rows = len(prompts) * samples
-    drawn = torch.full((rows, decoding.max_tokens), tokenizer.pad_token_id, device=device)
-    lengths = torch.full((rows,), decoding.max_tokens, device=device)
+    drawn = torch.full((rows, max_tokens), tokenizer.pad_token_id, device=device)
+    lengths = torch.full((rows,), max_tokens, device=device)
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)  # which row each line of the batch is
     going = torch.ones(rows, dtype=torch.bool, device=device)
-    for t in range(decoding.max_tokens):
+    for t in range(max_tokens):
         uniforms = torch.cat([torch.rand(samples, generator=stream) for stream in streams])
-        tokens = draw_tokens(logits, decoding, uniforms.to(device)[alive])
+        tokens = draw_tokens(batch.logits, temperature, top_p, uniforms.to(device)[alive])
         drawn[alive, t] = tokens
         ended = torch.isin(tokens, stops) & going
         stopped[alive[ended]] = True
         lengths[alive[ended]] = t + 1
         going &= ~ended
-        if not going.any() or t + 1 == decoding.max_tokens:
+        if not going.any() or t + 1 == max_tokens:
             break
         # Dropping rows copies the cache, so it waits until an eighth of them are done.
         if 8 * (~going).sum() >= len(going):
-            keep = going.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            alive, tokens, mask, position = alive[keep], tokens[keep], mask[keep], position[keep]
-            going = going[keep]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
-        position = position + 1
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-    _check_finite(model, logits)
+            kept = going.nonzero()[:, 0]
+            batch.keep(kept)
+            alive, tokens, going = alive[kept], tokens[kept], going[kept]
+        batch.append(tokens)
+    check_finite(model, batch.logits)
     return drawn, lengths, stopped

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,22 +31,12 @@ from pipeline.model.decode import (
     sample,
     stop_tokens,
 )
+from pipeline.model.score import Encoded, encode, log_probabilities
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-
-#: Logits that are held at a time when texts are scored; 0.25 GiB of float32.
-_LOGITS = 2**26
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt and an answer to it, in tokens."""
-
-    prompt: list[int]
-    answer: list[int]
 
 
 def val_rows(run: Run, tiers: Sequence[str], problems: int) -> list[Row]:
@@ -117,8 +106,7 @@ class Yardsticks:
             drawn = self._draw(model)
             # At temperature 1, as they stand for what the start would answer.
             texts = [self._encoded(i, group[0]) for i, group in enumerate(drawn)]
-            own = [each.tolist() for each in scores(model, texts)]
-            self.start = list(zip(texts, own, strict=True))
+            self.start = list(zip(texts, log_probabilities(model, texts), strict=True))
             measured = self._val(model, drawn)
         write_jsonl(
             self.path,
@@ -155,11 +143,11 @@ class Yardsticks:
         if drawn:
             measured = self._judged(drawn)
             texts = [self._encoded(i, one) for i, group in enumerate(drawn) for one in group]
-            measured["val/entropy"] = _surprise(scores(model, texts))
+            measured["val/entropy"] = _surprise(log_probabilities(model, texts))
         if self.golds:
             golds = [Sample(row["gold"], "stop", 0) for row in self.rows]
             texts = [self._encoded(i, gold) for i, gold in enumerate(golds)]
-            measured["val/loss"] = _surprise(scores(model, texts))
+            measured["val/loss"] = _surprise(log_probabilities(model, texts))
         return measured
 
     def _judged(self, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
@@ -182,17 +170,14 @@ class Yardsticks:
         if not self.start:
             return {}
         with undisturbed(self.trainer) as model:
-            now = scores(model, [text for text, _ in self.start])
+            now = log_probabilities(model, [text for text, _ in self.start])
         before = [score for _, own in self.start for score in own]
-        return {"kl_start": kl_from(before, [score for each in now for score in each.tolist()])}
+        return {"kl_start": kl_from(before, [score for each in now for score in each])}
 
     def _encoded(self, row: int, answer: Sample) -> Encoded:
         """The prompt of a row and an answer to it, with its end where it has one."""
-        prompt, text = self.tokenizer(
-            [self.prompts[row], answer.completion], add_special_tokens=False
-        )["input_ids"]
-        end = [self.tokenizer.eos_token_id] if answer.finish_reason == "stop" else []
-        return Encoded(prompt, [*text, *end])
+        stopped = answer.finish_reason == "stop"
+        return encode(self.tokenizer, self.prompts[row], answer.completion, stopped)
 
     def _draw(self, model: PreTrainedModel) -> list[list[Sample]]:
         """Answers to each problem, at temperature 1."""
@@ -204,9 +189,9 @@ class Yardsticks:
         return [group for _, group in sorted(drawn, key=lambda each: each[0])]
 
 
-def _surprise(scored: Iterable[torch.Tensor]) -> float:
+def _surprise(scored: Iterable[list[float]]) -> float:
     """The mean negative log-probability of all tokens."""
-    each = [score for text in scored for score in text.tolist()]
+    each = [score for text in scored for score in text]
     return -sum(each) / max(1, len(each))
 
 
@@ -224,7 +209,7 @@ def _read_start(path: Path, vocabulary: int) -> Iterator[tuple[Encoded, list[flo
         scored = all(type(score) is float and math.isfinite(score) for score in own)
         if not (prompt and tokens and scored and len(own) == len(answer)):
             raise UserError(f"{path}:{number} is not as it was written")
-        yield Encoded(prompt, answer), own
+        yield Encoded(tuple(prompt), tuple(answer)), own
 
 
 def kl_from(before: Sequence[float], now: Sequence[float]) -> float:
@@ -262,45 +247,6 @@ def undisturbed(trainer: Trainer) -> Iterator[Any]:
             module.training = mode
         if told is not None:
             os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = told
-
-
-def scores(model: Any, texts: Sequence[Encoded]) -> list[torch.Tensor]:
-    """The log-probability of each token of each answer, float32 on the CPU.
-
-    Padded on the right, where a causal model does not look, so that no backend needs the mask.
-    """
-    found: dict[int, torch.Tensor] = {}
-    for batch in _batches(texts, model.config.get_text_config().vocab_size):
-        longest = max(len(texts[i].prompt) + len(texts[i].answer) for i in batch)
-        first = min(len(texts[i].prompt) for i in batch)
-        ids, mask = torch.zeros(2, len(batch), longest, dtype=torch.long)
-        for row, i in enumerate(batch):
-            both = torch.tensor([*texts[i].prompt, *texts[i].answer])
-            ids[row, : len(both)], mask[row, : len(both)] = both, 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        kept = longest - first + 1
-        logits = model(
-            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept
-        ).logits[:, -kept:-1]
-        each = torch.log_softmax(logits.float(), -1).gather(-1, ids[:, first:, None])[..., 0].cpu()
-        for row, i in enumerate(batch):
-            start = len(texts[i].prompt) - first
-            found[i] = each[row, start : start + len(texts[i].answer)]
-    return [found[i] for i in range(len(texts))]
-
-
-def _batches(texts: Sequence[Encoded], vocabulary: int) -> Iterator[list[int]]:
-    """Texts with prompts of like length together, few enough for their logits."""
-    batch: list[int] = []
-    for i in sorted(range(len(texts)), key=lambda i: len(texts[i].prompt)):
-        longest = max(len(texts[j].prompt) + len(texts[j].answer) for j in [*batch, i])
-        kept = longest - len(texts[batch[0] if batch else i].prompt) + 1
-        if batch and kept * (len(batch) + 1) * vocabulary > _LOGITS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def generated(
