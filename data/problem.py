@@ -81,7 +81,7 @@ class Problem:
             "events": [event.to_json() for event in self.events],
             "priorities": list(self.priorities),
             "rules": [rule.to_json() for rule in self.rules],
-            "optimum": self.optimum,
+            "optimum": self.optimum or None,
         }
 
     @classmethod

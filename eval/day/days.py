@@ -175,7 +175,7 @@ def _json_problem(value: dict[str, Any], source: str) -> Problem:
         problem = read(value)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    return problem if read is problem_of else replace(problem, optimum=known)
+    return problem if read is problem_of else replace(problem, optimum=known or 0)
 
 
 def _written_out(given: dict[str, Any], source: str) -> dict[str, Any]:
@@ -270,6 +270,6 @@ def prove_day(problem: Problem, source: str) -> tuple[Problem, Schedule]:
     optimum = None if best is None else problem.objective(best)
     if not best or not optimum:
         raise UserError(f"{source}: no schedule keeps the rules of this day")
-    if problem.optimum not in (None, optimum):
+    if problem.optimum not in (0, optimum):
         raise UserError(f'{source}: "optimum" is {problem.optimum}, the proven one {optimum}')
     return problem.proven(optimum), best
