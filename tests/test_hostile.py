@@ -43,7 +43,7 @@ from eval.answers.sampling import sample_arm
 from pipeline import sft
 from pipeline.corpus.tokens import CHAT_TEMPLATE
 from pipeline.model.load import check_tokenizer, load_model
-from pipeline.watch.live import Lines
+from pipeline.watch.live import Progress
 from pipeline.watch.log import Log
 from rewards import blog
 from rewards.reward import SHAPES, totals
@@ -334,7 +334,7 @@ def test_a_spoilt_log_is_named_by_its_line_where_it_is_to_be_drawn(here, says, r
 def test_a_training_goes_on_with_the_rows_of_its_log_before_a_spoilt_one(tmp_path, line):
     rows = [b'{"step": 1, "loss": 3.0}', line.encode(errors="surrogateescape"), b'{"step": 2}']
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(rows) + b"\n")
-    log = Log(tmp_path, "sft", Lines("sft"))
+    log = Log(tmp_path, "sft", Progress("sft"))
     state = SimpleNamespace(global_step=4, max_steps=9, is_world_process_zero=True)
     log.on_train_begin(None, state, None)
     assert list(read_jsonl(log.path)) == [(1, {"step": 1, "loss": 3.0})]

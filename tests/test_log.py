@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from data.common.files import read_jsonl
-from pipeline.watch.live import Lines
+from pipeline.watch.live import Progress
 from pipeline.watch.log import Log, Stopped
 from tests.synthetic import changed, collapsed, grpo_log
 
@@ -16,7 +16,7 @@ def began(tmp_path):
     """A function that begins a training at a step, and returns its log."""
 
     def begin(step=0, stop=(), main=True):
-        log = Log(tmp_path, "grpo", Lines("arm"), stop)
+        log = Log(tmp_path, "grpo", Progress("arm"), stop)
         log.state = SimpleNamespace(global_step=step, max_steps=100, is_world_process_zero=main)
         log.on_train_begin(None, log.state, None)
         return log

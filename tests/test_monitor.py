@@ -456,7 +456,7 @@ def test_a_finding_ends_the_training_where_the_recipe_says_so(
 @slow
 def test_ctrl_c_closes_the_view_and_is_passed_on(recipe_of, tmp_path, monkeypatch):
     closed = []
-    monkeypatch.setattr("pipeline.watch.live.Lines.close", lambda self: closed.append(self))
+    monkeypatch.setattr("pipeline.watch.live.Progress.close", lambda self: closed.append(self))
 
     def stop(self, args, state, control, **_):
         raise KeyboardInterrupt

@@ -12,58 +12,51 @@ from tiny import random_model, save_model, write_recipe
 
 from data import make
 from data.prompts import answer
-from data.sections import RewardSection
 from pipeline.model.decode import Sample, render
 from pipeline.watch.val import Yardsticks, kl_from, undisturbed, val_rows
 
 slow = pytest.mark.slow
 
 
-def held(model):
+def held(model, output=None):
     """As much of a trainer as is used."""
     return SimpleNamespace(
         model=model,
-        args=SimpleNamespace(per_device_train_batch_size=4),
+        args=SimpleNamespace(per_device_train_batch_size=4, output_dir=output),
         accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
     )
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run with val problems of two tiers."""
+def recipe(tmp_path_factory):
+    """A recipe and its val problems of two tiers."""
     place = tmp_path_factory.mktemp("yardsticks")
     tiers = {name: {"train": 2, "val": 6, "test": 2} for name in ("dense", "trap")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        model = save_model(place / "qwen3", "qwen3")
-        recipe = write_recipe(place, model, data={"main": "dense", "tiers": tiers})
-        make.run(recipe, force=False, workers=1)
-        yield recipe.run
+        made = write_recipe(
+            place,
+            save_model(place / "qwen3", "qwen3"),
+            data={"main": "dense", "tiers": tiers},
+            monitor={"problems": 4, "samples": 2, "sampled": ["sft", "grpo"]},
+        )
+        make.run(made, force=False, workers=1)
+        yield made
 
 
 @pytest.fixture
-def sticks(run, tmp_path):
+def sticks(recipe, tmp_path):
     """A function that makes Yardsticks of a model with random weights."""
     model, tokenizer = random_model("qwen3")
 
     def build(kind="sft"):
-        return Yardsticks(
-            held(model),
-            tokenizer,
-            val_rows(run, (), 4),
-            tmp_path,
-            reward=RewardSection(weights={"format": 0.1, "optimal": 0.9}),
-            seed=3,
-            samples=2,
-            golds=kind == "sft",
-            max_tokens=12,
-            together=256,
-        )
+        return Yardsticks(held(model, tmp_path), tokenizer, recipe, kind, kind)
 
     return build
 
 
-def test_the_val_problems_are_always_the_same_and_of_every_tier(run):
+def test_the_val_problems_are_always_the_same_and_of_every_tier(recipe):
+    run = recipe.run
     rows = val_rows(run, (), 4)
     assert [row["tier"] for row in rows] == ["dense", "dense", "trap", "trap"]
     assert rows == val_rows(run, (), 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 
 from rich.console import Console, Group
@@ -61,21 +61,58 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
 
-class Lines:
-    """Progress in plain lines, one a logging step."""
+class Progress:
+    """Progress of one training: drawn on ``console``, or without one a plain line a step.
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    Drawn are progress, time left, and every signal as a sparkline, in place.
+    """
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title, self.console = title, console
         self.first = self.last = self.steps = 0
         self.started = time.monotonic()
+        self.series: dict[str, list[float]] = {}
+        self.live = console and Live(
+            get_renderable=self.render, console=console, refresh_per_second=2
+        )
 
     def open(self, step: int, steps: int) -> None:
         """A training begins at ``step`` of ``steps``."""
         self.first, self.last, self.steps = step, step, steps
         self.started = time.monotonic()
+        if self.live:
+            self.live.start()
 
-    def past(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """The rows of a training that resumes, which were shown before."""
+    def add(self, signals: Mapping[str, object]) -> dict[str, float]:
+        """Take in a row without showing it; returns its numbers."""
+        values = {
+            name: value
+            for name, _, _ in (*SHOWN, *LAST)
+            if isinstance(value := signals.get(name), float | int)
+        }
+        for name, value in values.items():
+            self.series.setdefault(name, []).append(value)
+        return values
+
+    def show(self, step: int, signals: Mapping[str, object]) -> None:
+        """Show a logging step's signals."""
+        self.last = step
+        values = self.add(signals)
+        shown = [f"{head} {values[name]:{form}}" for name, head, form in SHOWN if name in values]
+        if shown and not self.live:
+            print("  ".join([f"step {step}/{self.steps}", *shown, *self.left()]), flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a sentence of its own."""
+        if self.console:
+            self.console.print(Text(text), soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """The training is over, however it ended."""
+        if self.live:
+            self.live.stop()
 
     def left(self) -> list[str]:
         """Time to the end at the speed so far; nothing before the first step and at the end."""
@@ -83,57 +120,6 @@ class Lines:
             return []
         each = (time.monotonic() - self.started) / (self.last - self.first)
         return [f"{clock(each * (self.steps - self.last))} left"]
-
-    def show(self, step: int, signals: Mapping[str, object]) -> None:
-        """A logging step's signals."""
-        self.last = step
-        shown = [
-            f"{heading} {value:{form}}"
-            for name, heading, form in SHOWN
-            if isinstance(value := signals.get(name), float | int)
-        ]
-        if shown:
-            print("  ".join([f"step {step}/{self.steps}", *shown, *self.left()]), flush=True)
-
-    def say(self, text: str) -> None:
-        """A sentence of its own."""
-        print(text, flush=True)
-
-    def close(self) -> None:
-        """The training is over, however it ended."""
-
-
-class View(Lines):
-    """The same, redrawn in place: progress, time left, and every signal as a sparkline."""
-
-    def __init__(self, title: str, console: Console) -> None:
-        super().__init__(title)
-        self.console = console
-        self.series: dict[str, list[float]] = {}
-        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
-
-    def open(self, step: int, steps: int) -> None:
-        super().open(step, steps)
-        self.live.start()
-
-    def past(self, rows: Iterable[Mapping[str, object]]) -> None:
-        for row in rows:
-            self._add(row)
-
-    def show(self, step: int, signals: Mapping[str, object]) -> None:
-        self.last = step
-        self._add(signals)
-
-    def _add(self, signals: Mapping[str, object]) -> None:
-        for name, _, _ in (*SHOWN, *LAST):
-            if isinstance(value := signals.get(name), float | int):
-                self.series.setdefault(name, []).append(value)
-
-    def say(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
-
-    def close(self) -> None:
-        self.live.stop()
 
     def render(self) -> Group:
         """Progress, a row for each signal, and the last values."""
@@ -148,20 +134,17 @@ class View(Lines):
         body.add_column()
         body.add_column(justify="right")
         body.add_column(no_wrap=True)
+        # A copy: the training may add to it while another thread draws.
+        series = {name: list(values) for name, values in self.series.copy().items()}
         for name, heading, form in SHOWN:
-            # A copy: the training may add to it while another thread draws.
-            if values := list(self.series.get(name, ())):
+            if values := series.get(name):
                 body.add_row(heading, f"{values[-1]:{form}}", Text(sparkline(values), style="cyan"))
-        last = [
-            f"{heading} {self.series[name][-1]:{form}}"
-            for name, heading, form in LAST
-            if name in self.series
-        ]
+        last = [f"{head} {series[name][-1]:{form}}" for name, head, form in LAST if name in series]
         return Group(head, body, Text("  ".join(last), style="dim"))
 
 
-def view(title: str) -> Lines:
-    """The live view where the output is a terminal that can draw it, else plain lines."""
+def progress(title: str) -> Progress:
+    """Progress that is drawn where the output is a terminal that can, else in plain lines."""
     console = plain_console()
     fit = console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
-    return View(title, console) if fit and not console.options.ascii_only else Lines(title)
+    return Progress(title, console if fit and not console.options.ascii_only else None)

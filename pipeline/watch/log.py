@@ -16,7 +16,7 @@ from data.common.files import to_line, write_jsonl
 from data.run import LOG
 from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.symptom import Level
-from pipeline.watch.live import Lines
+from pipeline.watch.live import Progress
 
 FINDINGS = "findings.jsonl"
 
@@ -35,13 +35,13 @@ class Log(TrainerCallback):
     Args:
         folder: of the arm.
         kind: ``sft`` or ``grpo``.
-        view: where it is shown.
+        shown: where it is shown.
         stop: symptoms that end the training.
     """
 
-    def __init__(self, folder: Path, kind: str, view: Lines, stop: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, kind: str, shown: Progress, stop: Sequence[str] = ()) -> None:
         self.path, self.findings = folder / LOG, folder / FINDINGS
-        self.view, self.stop, self.watch = view, stop, Watch(kind)
+        self.shown, self.stop, self.watch = shown, stop, Watch(kind)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep what lies before the checkpoint that a training resumes from.
@@ -53,8 +53,9 @@ class Log(TrainerCallback):
             return
         kept = list(_rows_until(self.path, state.global_step)) if state.global_step else []
         write_jsonl(self.path, kept)
-        self.view.open(state.global_step, state.max_steps)
-        self.view.past(kept)
+        self.shown.open(state.global_step, state.max_steps)
+        for row in kept:
+            self.shown.add(row)
         findings = [finding for row in kept for finding in self.watch.update(row)]
         write_jsonl(self.findings, map(asdict, findings))
         # The recipe may not have named a symptom when it was found.
@@ -84,11 +85,11 @@ class Log(TrainerCallback):
         row = {"step": step, **signals}
         _append(self.path, row)
         if "train_runtime" not in logs:
-            self.view.show(step, signals)
+            self.shown.show(step, signals)
         findings = self.watch.update(row)
         for finding in findings:
             _append(self.findings, asdict(finding))
-            self.view.say(sentence(finding))
+            self.shown.say(sentence(finding))
         return findings
 
     def _end_for(self, findings: Sequence[Finding]) -> None:

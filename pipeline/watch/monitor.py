@@ -53,9 +53,9 @@ from data.recipe import Recipe
 from data.sections import MonitorSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
-from pipeline.watch.live import view
+from pipeline.watch.live import progress
 from pipeline.watch.log import Log, Stopped
-from pipeline.watch.val import Yardsticks, val_rows
+from pipeline.watch.val import Yardsticks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -103,9 +103,12 @@ def monitored(
     """
     trainer.remove_callback(PrinterCallback)
     _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
-    shown = view(f"{arm} ({kind})")
+    shown = progress(f"{arm} ({kind})")
     log = Log(folder, kind, shown, recipe.monitor.stop)
-    sticks = _yardsticks(trainer, tokenizer, recipe, arm, kind, generates)
+    sticks = None
+    # Where several processes hold a model's weights in parts, one alone cannot use it.
+    if processes.is_main() and not processes.cuts_weights():
+        sticks = Yardsticks(trainer, tokenizer, recipe, arm, kind, generates)
     monitor = Monitor(trainer, recipe.monitor, kind, sticks)
     trainer.add_callback(log)
     trainer.add_callback(monitor)
@@ -136,34 +139,6 @@ def monitored(
             wandb.finish()  # or the next arm would be reported as more of this one
 
 
-def _yardsticks(
-    trainer: Trainer,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    arm: str,
-    kind: str,
-    generates: bool,
-) -> Yardsticks | None:
-    """None in a process that measures nothing: all but the main one, and all where several hold a
-    model's weights in parts."""
-    if not processes.is_main() or processes.cuts_weights():
-        return None
-    section = recipe.monitor
-    return Yardsticks(
-        trainer,
-        tokenizer,
-        val_rows(recipe.run, recipe.all_arms[arm].tiers, section.problems),
-        Path(str(trainer.args.output_dir)),
-        reward=recipe.reward,
-        seed=recipe.seed,
-        samples=section.samples if kind in section.sampled else 0,
-        golds=kind == "sft",
-        max_tokens=recipe.grpo.get("max_completion_length") or recipe.eval.max_tokens,
-        together=recipe.eval.rows,
-        generates=generates,
-    )
-
-
 def _keep_reports(trainer: Trainer, name: str, folder: Path) -> None:
     """Name the run for reporters, and have TensorBoard's files outlive the checkpoints, in
     ``tensorboard`` below ``folder``."""
@@ -182,13 +157,8 @@ def _kept(trainer: Trainer, checkpoint: Path | None, kind: str) -> str:
 
 
 class Lost(Exception):  # noqa: N818 - not an error of ours
-    """A number that must be finite is not; the text says which.
-
-    Attributes:
-        signal: its key in a row.
-        step, rate: of the training: its step and learning rate.
-        spared: what the number did not reach.
-    """
+    """A number that must be finite is not: ``signal`` in a row, at a step and learning rate of the
+    training; it did not reach what is ``spared``."""
 
     def __init__(self, signal: str, text: str, step: int, rate: float, spared: str) -> None:
         super().__init__(text)
@@ -210,11 +180,9 @@ class Monitor(TrainerCallback):
         self.trainer: Any = trainer  # TRL's trainers have attributes of their own
         self.sticks = sticks
         self.every, self.kl_every = section.every, section.kl_every
-        #: Seconds by part of a step, and steps, since the last row.
-        self.spent: dict[str, float] = defaultdict(float)
-        self.steps = 0
-        #: Of the steps since tokens were last counted.
-        self.seconds = 0.0
+        self.spent: dict[str, float] = defaultdict(float)  # seconds by part, since the last row
+        self.steps = 0  # since the last row
+        self.seconds = 0.0  # of the steps since tokens were last counted
         self._held: list[tuple[Any, str]] = []
         self._wrap(trainer, "log", self._log)
         self._wrap(trainer, "training_step", self._training_step)

@@ -19,9 +19,9 @@ from trl.models.utils import unwrap_model_for_generation
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
 from data.common.seeds import seed_of
+from data.recipe import Recipe
 from data.rows import Row, read_split
 from data.run import START, Run
-from data.sections import RewardSection
 from pipeline.model.decode import (
     Decoding,
     Sample,
@@ -52,14 +52,8 @@ class Yardsticks:
     """Measures the model of one trainer. Only where it is held whole, and in the main process.
 
     Args:
-        rows: of ``val_rows``.
-        folder: where the start's answers are kept for a training that resumes.
-        reward: the answers are paid by it.
-        seed: of the recipe.
-        samples: answers to each problem; 0 for a stage in which none are drawn.
-        golds: whether the loss on gold answers is measured.
-        max_tokens: of an answer where the trainer has no limit; None for twice the longest gold.
-        together: most answers drawn at a time.
+        recipe: as it stands for the arm.
+        kind: the recipe's section, ``sft`` or ``grpo``.
         generates: draw with the trainer's own way of generating, which Unsloth's kernels need,
             instead of ``pipeline.model.decode``.
     """
@@ -68,29 +62,29 @@ class Yardsticks:
         self,
         trainer: Trainer,
         tokenizer: PreTrainedTokenizerBase,
-        rows: Sequence[Row],
-        folder: Path,
-        *,
-        reward: RewardSection,
-        seed: int,
-        samples: int,
-        golds: bool,
-        max_tokens: int | None,
-        together: int,
+        recipe: Recipe,
+        arm: str,
+        kind: str,
         generates: bool = False,
     ) -> None:
-        self.trainer, self.tokenizer, self.rows = trainer, tokenizer, rows
-        self.reward, self.seed, self.samples = reward, seed, samples
-        self.golds, self.generates = golds, generates
+        self.trainer, self.tokenizer, self.generates = trainer, tokenizer, generates
+        self.seed, self.reward, section = recipe.seed, recipe.reward, recipe.monitor
+        self.samples = section.samples if kind in section.sampled else 0
+        self.golds = kind == "sft"
+        self.rows = val_rows(recipe.run, recipe.all_arms[arm].tiers, section.problems)
         self.prefix = reasoning_prefix(tokenizer)
-        self.prompts = [render(tokenizer, row["prompt"]) for row in rows]
-        args = trainer.args
-        limit = getattr(args, "max_completion_length", None) or max_tokens
-        self.limit = limit or answer_limit(tokenizer, rows)
+        self.prompts = [render(tokenizer, row["prompt"]) for row in self.rows]
+        args: Any = trainer.args  # SFT's or GRPO's
+        self.limit = (
+            getattr(args, "max_completion_length", None)
+            or recipe.grpo.get("max_completion_length")
+            or recipe.eval.max_tokens
+            or answer_limit(tokenizer, self.rows)
+        )
         # As many at a time as the training draws, which there is memory for.
         drawn = args.per_device_train_batch_size * (getattr(args, "steps_per_generation", 0) or 0)
-        self.together = min(together, drawn or together)
-        self.path = folder / START
+        self.together = min(recipe.eval.rows, drawn or recipe.eval.rows)
+        self.path = Path(args.output_dir) / START
         self.start: list[tuple[Encoded, list[float]]] = []
 
     def begin(self, fresh: bool) -> dict[str, float]:
