@@ -69,6 +69,7 @@ def test_a_healthy_sft_run_raises_nothing():
     warm = sft_log(1, first=0.25, last=0.2)  # from a good model
     warm[0]["grad_norm"] = 8.0
     assert not raised(warm, SFT)
+    assert not raised(with_norm(sft_log(1), lambda row: 0.0), SFT)  # of a trainer without norms
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.2])
@@ -131,15 +132,8 @@ def test_an_explained_or_unmeasured_signal_is_not_a_symptom(log, symptoms):
     assert not raised(log()) & set(symptoms)
 
 
-def test_a_gradient_norm_of_0_in_an_sft_that_learns_was_not_measured():
-    assert not raised(with_norm(sft_log(1), lambda row: 0.0), SFT)
-
-
 def test_an_sft_that_loses_at_once_what_its_start_could_has_diverged():
-    log = [{"step": 0, "val/loss": 0.28}, *sft_log(1, first=1.2, last=0.6)]
-    for row in log[1:]:
-        if "eval_loss" in row:
-            row["val/loss"] = row.pop("eval_loss")
+    log = [{"step": 0, "eval_loss": 0.28}, *sft_log(1, first=1.2, last=0.6)]
     (finding,) = diagnose(log, SFT)
     assert (finding.symptom, finding.level, finding.step) == ("diverged", Level.STOP, 50)
 
@@ -293,15 +287,6 @@ def test_a_signal_that_is_one_strange_number_throughout_fails_nothing(value):
 
 
 # --- the watch -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [grpo_log, stuck, hacked, collapsed, SICK["kl-runaway"]])
-def test_a_watch_finds_at_each_step_what_the_diagnosis_finds_up_to_there(make):
-    log = make(5)
-    watch = Watch(GRPO)
-    for n, row in enumerate(log, start=1):
-        watch.update(row)
-        assert watch.findings == diagnose(log[:n], GRPO)
 
 
 def test_a_watch_raises_each_symptom_once_and_again_only_when_it_gets_worse():

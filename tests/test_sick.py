@@ -16,14 +16,11 @@ from data.recipe import load_recipe
 from pipeline import grpo
 from pipeline.arms import TRAINERS
 from pipeline.health.logs import examine
-from pipeline.health.symptom import Level
 
 ROOT = Path(__file__).parents[1]
 RECIPE = load_recipe(ROOT / "pipeline" / "recipes" / "sick.yaml")
 
-pytestmark = pytest.mark.slow
-
-#: That a KL creeps shows after 140 steps with a second model: minutes, which `make sick` takes.
+#: A creeping KL shows after 140 steps with a second model: minutes, left to `make sick`.
 LONG = {"beta-10"}
 #: By arm: its symptoms, of which one or more must be found, and within how many steps.
 SICK = {
@@ -36,6 +33,8 @@ SICK = {
     "by-heart": ({"train-val-gap"}, 60),
     "sft-rate-1000": ({"diverged"}, 26),
 }
+#: Arms that are measured on val, which costs a fifth of the time.
+MEASURED = ("by-heart", "sft-rate-1000", "healthy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,37 +55,44 @@ def folder(tmp_path_factory):
     return place
 
 
-def found_in(folder, monkeypatch, arm: str, steps: int):
-    """What the doctor finds in an arm of the recipe that ends after ``steps``."""
+@pytest.fixture
+def examined(folder, monkeypatch):
+    """A function that trains an arm for some steps, and examines its log."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(grpo, "gate", lambda *_: None)  # the audit has tests of its own
-    settings = {**RECIPE.arms[arm].settings, "max_steps": steps}
-    short = replace(RECIPE, arms={arm: replace(RECIPE.arms[arm], settings=settings)})
-    # Val costs a fifth of the time, and three of them need it.
-    every = RECIPE.monitor.every if arm in ("by-heart", "sft-rate-1000", "healthy") else 0
-    monitor = replace(RECIPE.monitor, every=every)
-    short = replace(short, model=str(ROOT / RECIPE.model), monitor=monitor)
-    TRAINERS[RECIPE.arms[arm].trainer].run(short, False, arm)
-    return examine(arm, RECIPE.run.folder / arm / "log.jsonl")
+
+    def train(arm, steps):
+        settings = {**RECIPE.arms[arm].settings, "max_steps": steps}
+        every = RECIPE.monitor.every if arm in MEASURED else 0
+        short = replace(
+            RECIPE,
+            arms={arm: replace(RECIPE.arms[arm], settings=settings)},
+            model=str(ROOT / RECIPE.model),
+            monitor=replace(RECIPE.monitor, every=every),
+        )
+        TRAINERS[RECIPE.arms[arm].trainer].run(short, False, arm)
+        return examine(arm, RECIPE.run.log(arm))
+
+    return train
 
 
 def test_every_arm_but_the_healthy_one_is_expected_to_be_sick():
     assert {*SICK, *LONG, "healthy"} == {*RECIPE.arms}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", SICK)
-def test_a_training_made_sick_on_purpose_is_diagnosed(folder, monkeypatch, capsys, arm):
+def test_a_training_made_sick_on_purpose_is_diagnosed(examined, capsys, arm):
     symptoms, steps = SICK[arm]
-    patient = found_in(folder, monkeypatch, arm, steps)
-    found = {one.symptom for one in patient.findings if one.level != Level.NOTE}
-    assert symptoms & found, found
-    # What the doctor says of the log was said while it ran.
+    names = {one.symptom for one in examined(arm, steps).serious}
+    assert symptoms & names, names
+    # The doctor's findings on the log were said while it ran.
     said = capsys.readouterr().out
-    assert all(f"({name}, step " in said for name in found)
+    assert all(f"({name}, step " in said for name in names)
 
 
-def test_a_healthy_training_is_found_well(folder, monkeypatch):
-    patient = found_in(folder, monkeypatch, "healthy", 60)
-    assert not patient.serious, patient.findings
-    # It was there to be looked at: every rule had its signals, and some thing was learnt.
+@pytest.mark.slow
+def test_a_healthy_training_has_no_findings_though_all_symptoms_were_looked_for(examined):
+    patient = examined("healthy", 60)
+    assert not patient.serious
     assert not patient.silent
