@@ -14,7 +14,14 @@ from data.sections import RewardSection
 from eval import compare
 from eval.answers.judge import score_rows
 from eval.answers.sampling import sample_arm
-from eval.compare import COLUMNS, RATES, arm_table, compare_tier, correlation, sheets
+from eval.compare import (
+    MOMENTS,
+    RATES,
+    arm_table,
+    compare_tier,
+    comparison_sheets,
+    correlation,
+)
 from eval.stats.estimate import bootstrap_indices
 from rewards.reward import totals
 
@@ -67,14 +74,14 @@ def test_the_correlation_of_reward_and_truth_is_that_over_all_answers(answered, 
 
 
 def test_a_reward_that_never_varies_has_no_correlation():
-    table = np.zeros((4, COLUMNS))
+    table = np.zeros((4, len(RATES) + MOMENTS))
     table[:, len(RATES)], table[:, len(RATES) + 2] = 0.5, 0.25  # x and xx
     assert np.isnan(correlation(table.mean(axis=0)))
 
 
 def tables(*optimal):
-    """One table [seeds, problems, COLUMNS] whose optimal shares are given by seed."""
-    found = np.zeros((len(optimal), 40, COLUMNS))
+    """One table [seeds, problems, len(RATES) + MOMENTS] whose optimal shares are given by seed."""
+    found = np.zeros((len(optimal), 40, len(RATES) + MOMENTS))
     rng = np.random.default_rng(3)
     for seed, share in enumerate(optimal):
         found[seed, :, 0] = np.clip(share + rng.normal(0, 0.02, 40), 0, 1)
@@ -129,7 +136,7 @@ def test_a_difference_is_taken_seed_by_seed_and_problem_by_problem():
 
 def test_the_tables_name_every_arm_and_leave_a_missing_correlation_blank():
     summary = {"level": 0.95, "resamples": 1_000, "samples": 8, "tiers": {"dense": compared()}}
-    arms, differences = sheets(summary)
+    arms, differences = comparison_sheets(summary)
     assert [row[0] for row in arms.rows] == ["base", "a", "b"]
     assert all(row[-1] == "" for row in arms.rows)
     assert [row[0] for row in differences.rows] == ["a - base", "b - base", "a - b"]
