@@ -38,8 +38,8 @@ from data.rows import read_split
 from data.run import ADAPTER, BASE, Run, maker
 from data.sections import EvalSection
 from eval.day.ask import chosen_arm
-from eval.show.card import Export, card, is_repository, on_hub
-from eval.show.lineage import evaluation, lineage
+from eval.show.card import Exported, card_text
+from eval.show.lineage import evaluation, is_repository, lineage
 from pipeline.model.decode import answer_limit
 from pipeline.model.load import check_model_folder
 from pipeline.train.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -71,7 +71,7 @@ def run(
     out = out or run.export(f"{arm}-{ADAPTER}" if adapter else arm)
     check_out(run, out)
     if gguf:
-        check_gguf(gguf, out)
+        check_gguf()
     from transformers import AutoTokenizer  # after Unsloth, which patches it
 
     model = Path(run.model(arm))
@@ -83,7 +83,7 @@ def run(
         limit = answer_limit(tokenizer, read_split(run, "test"))
         asking = replace(asking, max_tokens=limit)
     file = f"{recipe.run_name}-{arm}.{gguf}.gguf" if gguf else ""
-    text = card(Export(run, links, result, asking, adapter, file), recipe.data)
+    text = card_text(Exported(links, result, asking, adapter, file), run, recipe.data)
     # The card names the weights by their hash, the recipe's decoding is not in it.
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = {"card": digest, "asking": asdict(asking), "adapter": adapter, "gguf": gguf}
@@ -95,7 +95,7 @@ def run(
 
     def fill(fresh: Path) -> None:
         shutil.copytree(source, fresh)
-        if adapter and not on_hub(links[-2].model):
+        if adapter and not links[-2].on_hub:
             _forget_base(fresh / ADAPTER_CONFIG)
         write_decoding(fresh, asking, model, tokenizer)
         write_text(fresh / CARD, text)
@@ -150,18 +150,16 @@ def check_out(run: Run, out: Path) -> None:
     """Raise UserError unless ``out`` is new, empty, or an export, and outside what the run's other
     stages made."""
     inside, whole = out.resolve(), run.folder.resolve()
-    if inside.is_relative_to(whole) and not inside.is_relative_to(whole / "export"):
+    if inside.is_relative_to(whole) and not inside.is_relative_to(run.export("").resolve()):
         raise UserError(f"{out} belongs to the run itself; give OUT a folder elsewhere")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out} is a link or a file; give OUT a folder")
-    if out.is_dir() and any(out.iterdir()) and not _is_export(out):
+    marks = [
+        mark.read_text(errors="replace") for mark in (out / MANIFEST, out / BEGUN) if mark.is_file()
+    ]
+    is_export = any(f'"stage": "{STAGE}"' in mark for mark in marks)
+    if out.is_dir() and any(out.iterdir()) and not is_export:
         raise UserError(f"{out} holds something else already; give OUT another folder")
-
-
-def _is_export(out: Path) -> bool:
-    marks = (out / name for name in (MANIFEST, BEGUN))
-    said = f'"stage": "{STAGE}"'
-    return any(mark.is_file() and said in mark.read_text(errors="replace") for mark in marks)
 
 
 def check_untouched(out: Path, stage: Stage) -> None:
@@ -209,19 +207,15 @@ def write_decoding(
 # --- GGUF ----------------------------------------------------------------------------------------
 
 
-def _by_hand(kind: str, out: Path) -> str:
-    return (
-        f"export without it and let llama.cpp make {kind} of the folder "
-        f"(`python convert_hf_to_gguf.py {out}`, then `llama-quantize`)"
-    )
+_BY_HAND = "export without it and let llama.cpp convert the folder (convert_hf_to_gguf.py)"
 
 
-def check_gguf(kind: str, out: Path) -> None:
+def check_gguf() -> None:
     """Raise UserError unless Unsloth can write GGUF here; imports it, before what it patches."""
     import torch
 
     if find_spec("unsloth") is None or not torch.cuda.is_available():
-        raise UserError(f"GGUF={kind} needs Unsloth on a CUDA GPU; {_by_hand(kind, out)}")
+        raise UserError(f"GGUF needs Unsloth on a CUDA GPU; {_BY_HAND}")
     import unsloth  # noqa: F401
 
 
@@ -241,10 +235,7 @@ def write_gguf(model: Path, kind: str, path: Path) -> None:
                 f"{folder}/gguf", tokenizer, quantization_method=kind
             )
         except RuntimeError as error:  # whatever llama.cpp lacks
-            reason = _first_line(error)
-            raise UserError(
-                f"Unsloth cannot write GGUF={kind} ({reason}); {_by_hand(kind, model)}"
-            ) from None
+            raise UserError(f"Unsloth wrote no GGUF ({_first_line(error)}); {_BY_HAND}") from None
         files = [Path(file) for file in made["gguf_files"]]
         shutil.move(next(f for f in files if f.name.lower().endswith(f"{kind}.gguf")), path)
 

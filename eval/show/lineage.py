@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts
 from data.run import BASE, Run, maker
 from data.sections import EvalSection
 from eval.answers.files import way_of_asking
 from eval.show.results import read_result, standing_conclusion
+from pipeline.model.load import is_local
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,28 @@ class Link:
     model: str
     sha256: str | None
     facts: Mapping[str, Any]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is named by an id of the hub."""
+        return self.arm == BASE and is_repository(self.model) and not is_local(self.model)
+
+    @property
+    def called(self) -> str:
+        """What to load it by. Of a folder outside this tree the last part is shown; the rest is
+        private."""
+        path = Path(self.model)
+        private = path.is_absolute() or path.parts[:1] in (("~",), ("..",))
+        return self.arm if self.arm != BASE else path.name if private else self.model
+
+
+def is_repository(name: str) -> bool:
+    """Whether the hub would take this as an id."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
