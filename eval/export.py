@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +28,6 @@ from data.common.files import (
     MANIFEST,
     Stage,
     finished,
-    sha256,
-    stage_facts,
     write_folder,
     write_json,
     write_text,
@@ -38,7 +37,7 @@ from data.rows import read_split
 from data.run import ADAPTER, BASE, Run, maker
 from data.sections import EvalSection
 from eval.day.ask import chosen_arm
-from eval.show.card import Exported, card_text
+from eval.show.card import card_text
 from eval.show.lineage import evaluation, is_repository, lineage
 from pipeline.model.decode import answer_limit
 from pipeline.model.load import check_model_folder
@@ -83,13 +82,13 @@ def run(
         limit = answer_limit(tokenizer, read_split(run, "test"))
         asking = replace(asking, max_tokens=limit)
     file = f"{recipe.run_name}-{arm}.{gguf}.gguf" if gguf else ""
-    text = card_text(Exported(links, result, asking, adapter, file), run, recipe.data)
+    text = card_text(run, recipe.data, links, result, asking, adapter, file)
     # The card names the weights by their hash, the recipe's decoding is not in it.
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = {"card": digest, "asking": asdict(asking), "adapter": adapter, "gguf": gguf}
     stage = Stage(out, STAGE, settings, [source] if adapter else [])
-    if not force:
-        check_untouched(out, stage)
+    if finished(out) and not (force or stage.is_done()):
+        raise UserError(f"{out} holds an older export; FORCE=1 replaces it, OUT names another")
     if not stage.begin_unless_done(force):
         return out
 
@@ -97,20 +96,17 @@ def run(
         shutil.copytree(source, fresh)
         if adapter and not links[-2].on_hub:
             _forget_base(fresh / ADAPTER_CONFIG)
-        write_decoding(fresh, asking, model, tokenizer)
+        write_json(fresh / "generation_config.json", decoding(asking, model, tokenizer))
         write_text(fresh / CARD, text)
         if gguf:
             write_gguf(source, gguf, fresh / file)
         shutil.copy(out / BEGUN, fresh)  # killed before its manifest is there, it is an export yet
 
     write_folder(out, fill)
-    stage.finish(sorted(_files(out) - {BEGUN}), card=sha256(out / CARD))
+    names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
+    stage.finish(sorted(name for name in names if name != BEGUN))
     print(f"export: {out}; its card, {CARD}, names no licence: that is yours to add", flush=True)
     return out
-
-
-def _files(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
 def _forget_base(path: Path) -> None:
@@ -162,46 +158,27 @@ def check_out(run: Run, out: Path) -> None:
         raise UserError(f"{out} holds something else already; give OUT another folder")
 
 
-def check_untouched(out: Path, stage: Stage) -> None:
-    """Raise UserError where ``stage`` would write over what somebody changed in an export."""
-    if not finished(out) or stage.is_done():
-        return
-    facts, files = stage_facts(out), _files(out)
-    edited = {CARD} if CARD in files and sha256(out / CARD) != facts["card"] else set()
-    if changed := sorted(edited | files - {*facts["outputs"], MANIFEST}):
-        raise UserError(
-            f"{out} is out of date, and {changed[0]} in it is yours; FORCE=1 replaces the folder, "
-            "OUT names another"
-        )
-
-
-def write_decoding(
-    folder: Path, asking: EvalSection, model: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Write ``generation_config.json``: the decoding of the evaluation, in transformers' words.
-
-    Of the model's own settings only its tokens are kept: the evaluation used no others.
-    """
-    from transformers import AutoConfig, GenerationConfig
-
-    if (model / "generation_config.json").is_file():
-        own = GenerationConfig.from_pretrained(model)
-    else:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        own = GenerationConfig.from_model_config(config)
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+def decoding(
+    asking: EvalSection, model: Path, tokenizer: PreTrainedTokenizerBase
+) -> Mapping[str, object]:
+    """The content of ``generation_config.json``: the decoding of the evaluation, in transformers'
+    words. Of the model's own settings only the tokens are kept: the evaluation used no others."""
+    files = [model / name for name in ("generation_config.json", "config.json")]
+    own = json.loads(next(file for file in files if file.is_file()).read_text(encoding="utf-8"))
+    ends = own.get("eos_token_id")
     padding = tokenizer.pad_token_id
-    decoding = GenerationConfig(
-        do_sample=asking.temperature > 0,
-        max_new_tokens=asking.max_tokens,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, *ends} - {None}),
-        pad_token_id=tokenizer.eos_token_id if padding is None else padding,
-    )
-    if asking.temperature > 0:
+    drawn = {"temperature": asking.temperature, "top_p": asking.top_p}
+    return {
+        "do_sample": asking.temperature > 0,
         # transformers would keep the 50 likeliest tokens
-        decoding.update(temperature=asking.temperature, top_p=asking.top_p, top_k=0)
-    decoding.save_pretrained(folder)
+        **({**drawn, "top_k": 0} if asking.temperature > 0 else {}),
+        "max_new_tokens": asking.max_tokens,
+        "bos_token_id": own.get("bos_token_id"),
+        "eos_token_id": sorted(
+            {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        ),
+        "pad_token_id": tokenizer.eos_token_id if padding is None else padding,
+    }
 
 
 # --- GGUF ----------------------------------------------------------------------------------------

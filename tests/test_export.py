@@ -21,7 +21,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import Stage, read_jsonl, sha256, write_jsonl
 from data.rows import read_split
 from eval import export
-from eval.show.card import TAG, Exported, card_text, code, fenced, prose
+from eval.show.card import TAG, card_text, code, fenced, prose
 from eval.show.lineage import Link, evaluation, lineage
 from eval.stats.estimate import cell
 from pipeline.model.decode import render
@@ -164,48 +164,34 @@ def test_an_export_that_is_up_to_date_is_not_redone(evaluated, capsys):
     assert folder.stat().st_ino != before[1]
 
 
-@pytest.mark.parametrize("name", ["README.md", "notes.txt"])
-def test_what_a_user_wrote_into_an_export_is_kept_until_they_give_it_up(world, recipe, name):
-    path = export.run(recipe, "grpo") / name
-    path.write_text("license: mit")
+def test_an_older_export_and_what_a_user_wrote_into_it_is_kept_until_they_give_it_up(world, recipe):
+    folder = export.run(recipe, "grpo")
+    (folder / "README.md").write_text("license: mit")
     export.run(recipe, "grpo")  # up to date
     world.evaluate(recipe)
-    with pytest.raises(UserError, match=f"{re.escape(name)} in it is yours; FORCE=1"):
+    with pytest.raises(UserError, match="older export; FORCE=1 replaces it"):
         export.run(recipe, "grpo")
-    assert path.read_text() == "license: mit"
-    export.run(recipe, "grpo", force=True)
-    assert not path.exists() or path.read_text() != "license: mit"
+    assert told(folder) == "license: mit"
+    assert "| k |" in told(export.run(recipe, "grpo", force=True))
 
 
-def test_what_fails_in_the_middle_leaves_the_older_export_whole(world, recipe, monkeypatch):
+@pytest.mark.parametrize("at", ["decoding", "finish"])
+def test_what_fails_in_the_middle_loses_nothing_and_is_taken_up_again(recipe, monkeypatch, at):
     folder = export.run(recipe, "grpo")
     files = {path.name: path.read_bytes() for path in folder.iterdir() if "json" not in path.name}
-    world.evaluate(recipe)
 
-    def full(*_):
+    def fails(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export, "write_decoding", full)
+        patched.setattr(*((Stage, "finish") if at == "finish" else (export, "decoding")), fails)
         with pytest.raises(SystemExit, match="the disk is full"):
-            run_main(lambda: export.run(recipe, "grpo"))
+            run_main(lambda: export.run(recipe, "grpo", force=True))
     assert {name: (folder / name).read_bytes() for name in files} == files
     assert not list(folder.parent.glob(".*.tmp"))
-    assert "| k |" in told(export.run(recipe, "grpo"))
-
-
-def test_killed_before_its_manifest_an_export_is_taken_up_again(recipe, monkeypatch):
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Stage, "finish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            export.run(recipe, "grpo")
-    assert (Path(NAME) / "model.safetensors").is_file()
-    files = {path.name for path in export.run(recipe, "grpo").iterdir()}
-    assert "manifest.json" in files
-    assert "begun.json" not in files
+    names = {path.name for path in export.run(recipe, "grpo").iterdir()}
+    assert "manifest.json" in names
+    assert "begun.json" not in names
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -248,7 +234,6 @@ def test_a_folder_that_is_no_export_is_never_written_over(recipe, out, force):
 def test_another_empty_folder_will_do(recipe):
     Path("mine").mkdir()
     assert export.run(recipe, "grpo", Path("mine")) == Path("mine")
-    assert Path("mine/model.safetensors").is_file()
     assert not Path(NAME).exists()
 
 
@@ -265,32 +250,27 @@ def card_of(recipe, arm="grpo", links=None, report=None):
     links = links or lineage(recipe.run, arm)
     result = evaluation(recipe.run, lineage(recipe.run, arm))
     result = replace(result, report=report) if report else result
-    return ModelCard(card_text(Exported(links, result, result.asking), recipe.run, recipe.data))
+    return ModelCard(card_text(recipe.run, recipe.data, links, result, result.asking))
 
 
 def test_the_metadata_is_what_the_hub_reads(evaluated):
-    found = ModelCard.load(export.run(evaluated, "grpo") / "README.md").data
-    assert (found.base_model, found.library_name) == ("nobody/base", "transformers")
-    assert found.tags == [TAG, "scheduling", "sft", "grpo", "trl"]
-    assert (found.license, found.datasets) == (None, None)
-    [result] = found.eval_results
-    counted = json.loads(evaluated.run.report.read_text())["tiers"]["dense"]
-    at_1 = counted["arms"]["grpo"]["pass_at_k"]["1"]
-    assert (result.dataset_config, result.dataset_split) == ("dense", "test")
-    assert (result.metric_type, result.metric_value) == ("pass@1", round(at_1["value"], 4))
-    assert result.metric_args["interval"] == [round(at_1[end], 4) for end in ("low", "high")]
-    assert (result.metric_args["problems"], result.metric_args["samples"]) == (40, 8)
-
-
-def test_every_tier_has_its_own_result_and_hub_data_sets_are_named(evaluated):
     report = json.loads(evaluated.run.report.read_text())
-    report["tiers"]["more"] = report["tiers"]["dense"]
+    counted = report["tiers"]["dense"]
+    report["tiers"]["more"] = counted
     uses = evaluated.data.tiers | {"hub": {"test": 1, "source": "some/set:test"},
                                    "file": {"test": 1, "source": "my/set.jsonl"}}  # fmt: skip
     recipe = replace(evaluated, data=replace(evaluated.data, tiers=uses))
-    data = card_of(recipe, report=report).data
-    assert [result.dataset_config for result in data.eval_results] == ["dense", "more"]
-    assert data.datasets == ["some/set"]
+    found = card_of(recipe, report=report).data
+    assert (found.base_model, found.library_name) == ("nobody/base", "transformers")
+    assert found.tags == [TAG, "scheduling", "sft", "grpo", "trl"]
+    assert (found.license, found.datasets) == (None, ["some/set"])
+    result, other = found.eval_results
+    at_1 = counted["arms"]["grpo"]["pass_at_k"]["1"]
+    assert (result.dataset_config, other.dataset_config) == ("dense", "more")
+    assert (result.dataset_split, result.metric_type) == ("test", "pass@1")
+    assert result.metric_value == round(at_1["value"], 4)
+    assert result.metric_args["interval"] == [round(at_1[end], 4) for end in ("low", "high")]
+    assert (result.metric_args["problems"], result.metric_args["samples"]) == (40, 8)
 
 
 def test_the_card_has_the_tables_and_the_conclusion_as_they_stand(world, evaluated):
@@ -306,6 +286,11 @@ def test_the_card_has_the_tables_and_the_conclusion_as_they_stand(world, evaluat
     assert 0 < invalid < 1
     assert f"On `dense` {100 * invalid:.1f} %" in text
     assert "Conclusion" not in told(export.run(evaluated, "sft")), "that is on another arm"
+    path = evaluated.run.verdicts("grpo")
+    write_jsonl(path, [row for _, row in read_jsonl(path)][::-1])
+    text = told(export.run(evaluated, "grpo", force=True))
+    assert "Conclusion" not in text, "that is on other answers"
+    assert "| k |" in text
 
 
 def test_the_card_shows_a_training_problem_and_what_training_really_used(recipe):
@@ -326,22 +311,18 @@ def lines_of_lineage(text):
     return re.findall("^- (`.*)", text, re.M)
 
 
-def test_the_lineage_names_every_model_with_its_hash_and_commit(recipe):
-    path = recipe.run.folder / "grpo" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "commit": "abc123"}))
-    sft, grpo = (sha256(recipe.run.folder / arm / "model") for arm in ("sft", "grpo"))
-    assert lines_of_lineage(told(export.run(recipe, "grpo"))) == [
-        "`base`: `nobody/base` of the Hugging Face hub",
-        f"`sft`: from `base` by supervised fine-tuning on gold answers, SHA-256 `{sft}`",
-        f"`grpo`: from `sft` by GRPO with verifiable rewards, SHA-256 `{grpo}`, code at commit "
-        "`abc123`",
-    ]
-
-
-def test_an_arm_asked_in_another_way_is_no_model_of_the_lineage(world):
+def test_the_lineage_names_every_model_with_its_hash_and_commit(world):
     recipe = world.recipe({**ARMS, "late": {"trainer": "grpo", "start": "cold"}})
     train(recipe, "sft", "late")
-    assert [link.arm for link in lineage(recipe.run, "late")] == ["base", "sft", "late"]
+    path = recipe.run.stage("late") / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "commit": "abc123"}))
+    sft, late = (sha256(recipe.run.stage(arm) / "model") for arm in ("sft", "late"))
+    assert lines_of_lineage(told(export.run(recipe, "late"))) == [
+        "`base`: `nobody/base` of the Hugging Face hub",
+        f"`sft`: from `base` by supervised fine-tuning on gold answers, SHA-256 `{sft}`",
+        f"`late`: from `sft` by GRPO with verifiable rewards, SHA-256 `{late}`, code at commit "
+        "`abc123`",
+    ], "cold is sft, asked in another way"
 
 
 def test_a_local_base_is_named_without_the_way_to_it(world, tmp_path):
@@ -368,18 +349,10 @@ def test_an_evaluation_of_other_weights_is_not_shown(world, recipe, lack):
     if lack == "other samples":
         path = recipe.run.samples("grpo").with_name("manifest.json")
         path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "of others"}))
-    text = told(export.run(recipe, "grpo"))
+    text = told(export.run(recipe, "grpo", force=True))
     assert ModelCard(text).data.eval_results is None
     assert "`make eval`" in text
     assert "| k |" not in text
-
-
-def test_a_conclusion_on_other_answers_is_not_told(evaluated):
-    path = evaluated.run.verdicts("grpo")
-    write_jsonl(path, [row for _, row in read_jsonl(path)][::-1])
-    found = evaluation(evaluated.run, lineage(evaluated.run, "grpo"))
-    assert found.sentence is None
-    assert "grpo" in found.report["arms"]
 
 
 def test_an_arm_on_the_way_that_was_trained_again_is_not_shown_for_the_old_one(evaluated):
@@ -647,18 +620,14 @@ def test_gguf_without_a_gpu_or_unsloth_says_what_to_do_instead(recipe, monkeypat
     assert not Path(NAME).exists()
 
 
-def test_unsloths_gguf_lies_beside_the_weights(recipe, unsloth):
+def test_unsloths_gguf_lies_beside_the_weights_or_its_reason_is_told(recipe, unsloth):
+    unsloth.error = RuntimeError("llama.cpp could not be built.\nmore\n")
+    with pytest.raises(UserError, match=r"\(llama\.cpp could not be built\); .*convert_hf_to_gguf"):
+        export.run(recipe, "grpo", gguf="q4_k_m")
+    assert not (Path(NAME) / "model.safetensors").exists()
+    unsloth.error = None
     folder = export.run(recipe, "grpo", gguf="q4_k_m")
     name = "scripted-grpo.q4_k_m.gguf"
     assert (folder / name).read_text() == "model.Q4_K_M.gguf"
     assert [path.name for path in folder.glob("*gguf*")] == [name]
     assert f"`{name}`" in told(folder)
-
-
-def test_where_unsloth_cannot_have_llama_cpp_its_reason_is_told(recipe, unsloth):
-    unsloth.error = RuntimeError("llama.cpp could not be built.\nmore\n")
-    with pytest.raises(UserError, match=r"\(llama\.cpp could not be built\); .*convert_hf_to_gguf"):
-        export.run(recipe, "grpo", gguf="q8_0")
-    assert not (Path(NAME) / "model.safetensors").exists()
-    export.run(recipe, "grpo")
-    assert (Path(NAME) / "model.safetensors").is_file()

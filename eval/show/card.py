@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,28 +49,24 @@ _SHOWN_ARGUMENTS = (
 )
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What a card is about.
+def card_text(
+    run: Run,
+    data: DataSection,
+    links: Sequence[Link],
+    result: Evaluation | None,
+    asking: EvalSection,
+    adapter: bool = False,
+    gguf: str = "",
+) -> str:
+    """Metadata and Markdown, the same for the same files.
 
-    Attributes:
+    Args:
         links: the models from the base to the exported one.
         result: what was measured of it; None where nothing was.
         asking: the decoding of its ``generation_config.json``, ``max_tokens`` resolved.
         adapter: it is the LoRA adapter alone.
         gguf: name of a GGUF file beside it, or nothing.
     """
-
-    links: Sequence[Link]
-    result: Evaluation | None
-    asking: EvalSection
-    adapter: bool = False
-    gguf: str = ""
-
-
-def card_text(exported: Exported, run: Run, data: DataSection) -> str:
-    """Metadata and Markdown, the same for the same files."""
-    links, result = exported.links, exported.result
     arms = {link.arm: run.arms[link.arm] for link in links[1:]}
     arm = links[-1].arm
     rows = [
@@ -88,8 +83,8 @@ def card_text(exported: Exported, run: Run, data: DataSection) -> str:
         arm=arm,
         links=links,
         ways={name: _WAYS[trained.trainer] for name, trained in arms.items()},
-        start=links[-2] if exported.adapter else None,
-        gguf=exported.gguf,
+        start=links[-2] if adapter else None,
+        gguf=gguf,
         tags=list(dict.fromkeys(tags)),
         datasets=[source for source in dict.fromkeys(sources) if is_data_set(source)],
         example=max(rows, key=lambda row: row["tier"] == data.main),  # the first such one
@@ -97,7 +92,7 @@ def card_text(exported: Exported, run: Run, data: DataSection) -> str:
         tables=result and _tables(result.report),
         invalid=result and _invalid(result.report, arm),
         main=data.main,
-        asking=exported.asking,
+        asking=asking,
         steps=steps,
         problems=Counter(row["tier"] for row in rows) if same else {},
     )  # fmt: skip

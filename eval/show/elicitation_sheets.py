@@ -11,7 +11,6 @@ from eval.answers.reasoning import Claim
 from eval.show.tables import Sheet, label
 from eval.stats.estimate import cell, with_interval
 
-_RIVALS = {"base": "base", "sft": "its start", "format_only": "format-only training"}
 _CLAIMS = {
     Claim.VALUE: "values",
     Claim.OVERLAP: "overlaps",
@@ -93,27 +92,23 @@ def estimate_sheet(ruling: Mapping[str, Any]) -> Sheet:
 
 def _quantity(name: str, budget: Mapping[str, Any]) -> str:
     """A quantity's name and what it is."""
-    meanings = {
-        "large k": f"pass@{budget['n']}: the arm minus base",
-        "certified": "such problems, before what chance explains is taken off",
-        "control": "base against base: what its own second look would have counted",
-        "perhaps beyond base": f"solved within {budget['tries']} tries, guessing removed, where "
-        f"base missed in all {budget['reach']} samples",
+    gain, start, form = "pass@1: the arm minus", "its start", "format-only training"
+    reliable = "problems that it answers reliably and that"
+    missed = "always missed, minus what chance explains"
+    said = {
+        "gain over base": f"gain over base: {gain} base",
+        "gain over sft": f"gain over {start}: {gain} {start}",
+        "gain over format_only": f"gain over {form}: {gain} {form}",
+        "beyond base": f"beyond base: {reliable} base {missed}",
+        "beyond sft": f"beyond {start}: {reliable} base and {start} {missed}",
+        "beyond format_only": f"beyond {form}: {reliable} base and {form} {missed}",
+        "large k": f"large k: pass@{budget['n']}: the arm minus base",
+        "certified": "certified: such problems, before what chance explains is taken off",
+        "control": "control: base against base: what its own second look would have counted",
+        "perhaps beyond base": f"perhaps beyond base: solved within {budget['tries']} tries, "
+        f"guessing removed, where base missed in all {budget['reach']} samples",
     }
-    if name in meanings:
-        return f"{name}: {meanings[name]}"
-    kind, _, rival = name.rpartition(" ")
-    who = _RIVALS.get(rival, rival)
-    said = f"{kind} {who}" if rival in _RIVALS else name
-    if kind == "gain over":
-        return f"{said}: pass@1: the arm minus {who}"
-    if kind == "beyond":
-        missed = "base" if rival == "base" else f"base and {who}"
-        return (
-            f"{said}: problems that it answers reliably and that {missed} always missed, minus "
-            "what chance explains"
-        )
-    return said
+    return said.get(name, name)
 
 
 def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:

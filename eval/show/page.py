@@ -20,7 +20,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from data.policies import GREEDY
 from data.rows import Row
 from eval.show.charts import Bars, Look, Panel, inline_svg, inline_swatch, looks_of
 from eval.show.elicitation_sheets import (
@@ -30,7 +29,7 @@ from eval.show.elicitation_sheets import (
     tier_sheets,
 )
 from eval.show.panels import histogram_panels, passk_panels
-from eval.show.report_sheets import guessable, tier_title
+from eval.show.report_sheets import pass_sheet, tier_title
 from eval.show.showcase import Showcase, drawn_answer, drawn_problem
 from eval.show.tables import label
 from rewards.verify import Status
@@ -83,8 +82,8 @@ def passk_section(report: Mapping[str, Any]) -> PageSection:
     """pass@k by tier."""
     panels = passk_panels(report)
     pictures = [
-        Picture(panel.title, inline_svg(panel, f"passk-{tier}"), _tier_notes(counted))
-        for panel, (tier, counted) in zip(panels, report["tiers"].items(), strict=True)
+        Picture(panel.title, inline_svg(panel, f"passk-{tier}"), pass_sheet(report, tier).notes)
+        for panel, tier in zip(panels, report["tiers"], strict=True)
     ]
     floors = {
         curve.label: inline_swatch(curve.look, f"floor-{curve.label}")
@@ -99,16 +98,6 @@ def passk_section(report: Mapping[str, Any]) -> PageSection:
         "pictures": pictures,
     }
     return PageSection("passk", "pass@k", content)
-
-
-def _tier_notes(counted: Mapping[str, Any]) -> list[str]:
-    notes = [f"{counted['problems']:,} problems × {counted['samples']} samples."]
-    greedy = {p: by_k["1"] for p, by_k in counted["floors"].items() if p in GREEDY}
-    if greedy:
-        best = max(greedy, key=lambda policy: greedy[policy])
-        share = f"{100 * greedy[best]:.1f}"
-        notes.append(f"Best greedy rule: {best.replace('_', ' ')}, {share} % at any k.")
-    return [*notes, *([sentence] if (sentence := guessable(counted)) else [])]
 
 
 def _legend(arms: Iterable[str], looks: Mapping[str, Look], where: str) -> Legend:

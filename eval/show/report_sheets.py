@@ -23,12 +23,10 @@ _COUNTS = {"statuses": "status", "violations": "broken", "finish_reasons": "ende
 def report_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
     """Every table of the report."""
     for tier, counted in report["tiers"].items():
-        basis = f"{counted['problems']:,} problems x {counted['samples']} samples"
-        title, basis = tier_title(report, tier), f"{basis}; {report['interval']}"
-        yield _pass_sheet(title, basis, report["success"], counted)
+        yield pass_sheet(report, tier)
         if counted["differences"]:
-            yield _difference_sheet(title, basis, counted)
-        yield _answer_sheet(title, basis, counted)
+            yield _difference_sheet(report, tier)
+        yield _answer_sheet(report, tier)
 
 
 def tier_title(report: Mapping[str, Any], tier: str) -> str:
@@ -36,7 +34,12 @@ def tier_title(report: Mapping[str, Any], tier: str) -> str:
     return f"{tier} (main tier)" if tier == report["main"] else tier
 
 
-def guessable(counted: Mapping[str, Any]) -> str | None:
+def _basis(report: Mapping[str, Any], tier: str) -> str:
+    counted = report["tiers"][tier]
+    return f"{counted['problems']:,} problems x {counted['samples']} samples; {report['interval']}"
+
+
+def _guessable(counted: Mapping[str, Any]) -> str | None:
     """What to say of a tier that blind guessing mostly solves within its samples."""
     k = counted["samples"]
     guessed = counted["floors"].get("random_maximal", {}).get(str(k))
@@ -48,7 +51,9 @@ def guessable(counted: Mapping[str, Any]) -> str | None:
     )
 
 
-def _pass_sheet(title: str, basis: str, success: str, counted: Mapping[str, Any]) -> Sheet:
+def pass_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
+    """pass@k of every arm and of the random policies."""
+    counted = report["tiers"][tier]
     arms, floors = counted["arms"], counted["floors"]
     greedy = [
         f"{policy.replace('_', ' ')} {_percent(by_k['1'])} %"
@@ -57,10 +62,10 @@ def _pass_sheet(title: str, basis: str, success: str, counted: Mapping[str, Any]
     ]
     random = {policy: by_k for policy, by_k in floors.items() if policy not in GREEDY}
     notes = [f"Floors at any k: {', '.join(greedy)}."] if greedy else []
-    if sentence := guessable(counted):
+    if sentence := _guessable(counted):
         notes.append(sentence)
     return Sheet(
-        f"{title}: pass@k in %, success = {success}",
+        f"{tier_title(report, tier)}: pass@k in %, success = {report['success']}",
         ["k", *map(label, arms), *(policy.replace("_", " ") for policy in random)],
         [
             [
@@ -70,11 +75,12 @@ def _pass_sheet(title: str, basis: str, success: str, counted: Mapping[str, Any]
             ]
             for k in map(str, counted["ks"])
         ],
-        [basis, *notes],
+        [_basis(report, tier), *notes],
     )
 
 
-def _difference_sheet(title: str, basis: str, counted: Mapping[str, Any]) -> Sheet:
+def _difference_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
+    counted = report["tiers"][tier]
     pairs, overtaking = counted["differences"], []
     for pair in pairs:
         k, arm = pair["overtaken_at"], label(pair["tuned"])
@@ -85,14 +91,15 @@ def _difference_sheet(title: str, basis: str, counted: Mapping[str, Any]) -> She
                 else f"base first meets or passes {arm} at k = {k}."
             )
     return Sheet(
-        f"{title}: paired differences of pass@k in points",
+        f"{tier_title(report, tier)}: paired differences of pass@k in points",
         ["k", *(f"{label(p['tuned'])} - {label(p['reference'])}" for p in pairs)],
         [[k, *(cell(pair["at_k"][k], "+") for pair in pairs)] for k in map(str, counted["ks"])],
-        [basis, *overtaking],
+        [_basis(report, tier), *overtaking],
     )
 
 
-def _answer_sheet(title: str, basis: str, counted: Mapping[str, Any]) -> Sheet:
+def _answer_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
+    counted = report["tiers"][tier]
     arms = counted["arms"].values()
     rows = [
         [name, *(cell(arm[key]) for arm in arms)]
@@ -109,10 +116,10 @@ def _answer_sheet(title: str, basis: str, counted: Mapping[str, Any]) -> Sheet:
             cells = [f"{count:,} ({_percent(count / answers)} %)" for count, answers in counts]
             rows.append([f"{heading}: {kind}", *cells])
     return Sheet(
-        f"{title}: answers; means in %, then answers counted",
+        f"{tier_title(report, tier)}: answers; means in %, then answers counted",
         ["", *map(label, counted["arms"])],
         rows,
-        [basis],
+        [_basis(report, tier)],
     )
 
 
