@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.health.signals import GRPO, ROWS, SFT, LogRow, Signals, number
+from pipeline.health.signals import GRPO, SFT, LogRow, Signals, number
 from pipeline.health.symptom import Level, Symptom
 from pipeline.health.symptoms import SYMPTOMS
+from pipeline.health.trends import ENOUGH
 
 #: Key of the row at which a training was ended because a number was not finite: why, in words.
 LOST = "lost"
@@ -58,7 +59,7 @@ class Watch:
         self.signals = Signals()
         self.symptoms = [symptom for symptom in SYMPTOMS if kind in symptom.kinds]
         self._raised: dict[str, Finding] = {}
-        self._due = ROWS  # the row at which trends are tested next
+        self._due = ENOUGH  # the row at which trends are tested next
 
     @property
     def findings(self) -> list[Finding]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from data.common.errors import UserError
 from data.common.files import read_jsonl
 from pipeline.health.diagnosis import LOST, Finding, Watch
-from pipeline.health.signals import GRPO, MANY, SFT, STEPS, LogRow
+from pipeline.health.signals import GRPO, SFT, STEPS, LogRow
 from pipeline.health.symptom import Level
+from pipeline.health.trends import MANY
 
 #: Rows that are looked at for the trainer that wrote them.
 _UNDECIDED = 1000

@@ -5,9 +5,9 @@ from __future__ import annotations
 from statistics import median
 
 from pipeline.health.reward import dead
-from pipeline.health.signals import FIRM, GRPO, ROWS, SFT, SURE, Signals
+from pipeline.health.signals import FIRM, GRPO, SFT, SURE, Signals
 from pipeline.health.symptom import Level, Seen, Symptom
-from pipeline.health.trends import RECENT, START, falls, lowest, thirds
+from pipeline.health.trends import ENOUGH, FEW, RECENT, falls, lowest, thirds
 
 
 @Symptom(
@@ -49,10 +49,10 @@ def nonfinite(
 )
 def untrained(s: Signals) -> Seen | None:
     """A norm of 0 while something improves was not measured."""
-    rates, norms = s["learning rate"].last(ROWS), s["gradient norm"].last(2 * ROWS)
-    if len(rates) == ROWS and not any(rates):
-        return Level.STOP, f"the learning rate was 0 in the last {ROWS} rows"
-    if len(norms) < 2 * ROWS or any(norms) or dead(s) or s.learns():
+    rates, norms = s["learning rate"].last(ENOUGH), s["gradient norm"].last(2 * ENOUGH)
+    if len(rates) == ENOUGH and not any(rates):
+        return Level.STOP, f"the learning rate was 0 in the last {ENOUGH} rows"
+    if len(norms) < 2 * ENOUGH or any(norms) or dead(s) or s.learns():
         return None
     if falls(s["loss"].whole()) <= SURE:
         return None
@@ -72,12 +72,12 @@ def untrained(s: Signals) -> Seen | None:
 def grad_spikes(
     s: Signals,
     times: float = 5.0,  # the usual norm
-    spikes: int = 3,  # within twice ROWS rows
+    spikes: int = 3,  # within twice ENOUGH rows
 ) -> Seen | None:
     norms = s["gradient norm"].last()
-    if len(norms) < 2 * ROWS:
+    if len(norms) < 2 * ENOUGH:
         return None
-    usual, last = median(norms), norms[-2 * ROWS :]
+    usual, last = median(norms), norms[-2 * ENOUGH :]
     high = [norm for norm in last if norm > times * usual]
     if len(high) < spikes:
         return None
@@ -102,14 +102,14 @@ def overfitting(
     growth: float = 0.05,  # beyond the lowest, as a share of it
 ) -> Seen | None:
     val, loss = s["val loss"], s["loss"]
-    if val.count < points or loss.count < START:
+    if val.count < points or loss.count < FEW:
         return None
-    least, now = lowest(val.last()[:-START], START), val.now(START)
-    if least <= 0 or now < (1 + growth) * least or loss.now(START) >= loss.start():
+    least, now = lowest(val.last()[:-FEW], FEW), val.now(FEW)
+    if least <= 0 or now < (1 + growth) * least or loss.now(FEW) >= loss.start():
         return None
     return Level.WARNING, (
         f"loss on val {least:.3g} at its lowest, {now:.3g} now; in training "
-        f"{loss.start():.3g} → {loss.now(START):.3g}"
+        f"{loss.start():.3g} → {loss.now(FEW):.3g}"
     )
 
 
@@ -132,15 +132,15 @@ def diverged(
     loss, val = s["loss"], s["val loss"]
     if val.count > 2 and (held := min(val.last(2))) >= up * val.start(1) > 0:
         return Level.STOP, f"loss on val {val.start(1):.3g} at first, {held:.3g} and more now"
-    if loss.count < ROWS:
+    if loss.count < ENOUGH:
         return None
     start, late = loss.start(), loss.now()
     if start > 0 and late >= doubled * start:
         return Level.STOP, f"loss {start:.3g} at the start, {late:.3g} now"
     values = loss.last() if loss.count <= RECENT else loss.whole()
-    if len(values) < 2 * ROWS:
+    if len(values) < 2 * ENOUGH:
         return None
-    least, now = lowest(values, ROWS), loss.now(ROWS)
+    least, now = lowest(values, ENOUGH), loss.now(ENOUGH)
     if least <= 0 or now < up * least:
         return None
     return Level.STOP, f"loss {least:.3g} at its lowest, {now:.3g} now"
@@ -186,9 +186,9 @@ def loss_near_zero(
     s: Signals,
     near: float = 0.05,  # users ask about a loss up to this
 ) -> Seen | None:
-    if min(s["loss"].count, s["gradient norm"].count) < ROWS:
+    if min(s["loss"].count, s["gradient norm"].count) < ENOUGH:
         return None
-    loss, norm = median(map(abs, s["loss"].last(ROWS))), s["gradient norm"].now(ROWS)
+    loss, norm = median(map(abs, s["loss"].last(ENOUGH))), s["gradient norm"].now(ENOUGH)
     if loss > near or norm <= 0:
         return None
-    return Level.NOTE, f"|loss| {loss:.2g}, gradient norm {norm:.2g} (medians of {ROWS} rows)"
+    return Level.NOTE, f"|loss| {loss:.2g}, gradient norm {norm:.2g} (medians of {ENOUGH} rows)"

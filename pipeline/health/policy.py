@@ -5,9 +5,9 @@ from __future__ import annotations
 from statistics import median
 
 from pipeline.health.reward import dead
-from pipeline.health.signals import FIRM, ROWS, Signals
+from pipeline.health.signals import FIRM, Signals
 from pipeline.health.symptom import Level, Seen, Symptom
-from pipeline.health.trends import FIRST, NOW, START, most_gained
+from pipeline.health.trends import ENOUGH, FEW, FIRST, SOME, most_gained
 
 #: Nats a token up to which the policy stands still, and up to which it creeps.
 KL_FLAT, KL_SLOW = 1e-4, 2e-3
@@ -16,7 +16,7 @@ KL_FLAT, KL_SLOW = 1e-4, 2e-3
 def _unmoved(s: Signals) -> bool:
     """Whether a long training has little KL for no good reason. A rise of the reward that chance
     brings one time in ten is not one."""
-    if not s.long("KL") or s["KL"].now(ROWS) > KL_SLOW:
+    if not s.long("KL") or s["KL"].now(ENOUGH) > KL_SLOW:
         return False
     return not (s.solved() or s.learns(FIRM) or dead(s))
 
@@ -39,7 +39,7 @@ def kl_flat(
     """No KL at all, or little that has stopped growing."""
     if not _unmoved(s):
         return None
-    kl, values = s["KL"].now(ROWS), s["KL"].whole()
+    kl, values = s["KL"].now(ENOUGH), s["KL"].whole()
     if not any(values):  # a trainer that does not measure it writes 0
         return None
     if kl > KL_FLAT and most_gained(values[len(values) // 2 :]) > still * kl:
@@ -66,7 +66,7 @@ def kl_slow(
     steps: int = 120,  # by then it should do more than creep
 ) -> Seen | None:
     first, last = s["KL"].steps
-    if last - first < steps or not _unmoved(s) or (kl := s["KL"].now(ROWS)) <= KL_FLAT:
+    if last - first < steps or not _unmoved(s) or (kl := s["KL"].now(ENOUGH)) <= KL_FLAT:
         return None
     return Level.WARNING, (
         f"after {last} steps the KL is {kl:.1e} nats a token (up to {KL_SLOW:g} is little), "
@@ -89,7 +89,7 @@ def kl_runaway(
     s: Signals,
     far: float = 0.7,  # nats a token; beyond it, the answers are another model's
     gone: float = 0.9,  # kl_start nears 1 where none of the start's tokens is likely any more
-    jump: float = 10.0,  # times the KL of ROWS rows before
+    jump: float = 10.0,  # times the KL of ENOUGH rows before
     least: float = 0.1,  # nats a token; below it, no jump matters
 ) -> Seen | None:
     series = s["KL"]
@@ -97,13 +97,14 @@ def kl_runaway(
     if series.count > 1 and (kl := min(series.last(2))) >= far:
         level = Level.STOP if kl >= gone else Level.WARNING
         return level, f"the KL is {kl:.3g} nats a token and more (far is {far:g})"
-    if series.count < NOW or (kl := series.now()) < least:
+    if series.count < SOME or (kl := series.now()) < least:
         return None
-    before = series.last(NOW + ROWS)[:-NOW]
-    if len(before) < ROWS or kl < jump * median(before):
+    before = series.last(SOME + ENOUGH)[:-SOME]
+    if len(before) < ENOUGH or kl < jump * median(before):
         return None
     return Level.WARNING, (
-        f"the KL went from {median(before):.3g} to {kl:.3g} nats a token within {NOW + ROWS} rows"
+        f"the KL went from {median(before):.3g} to {kl:.3g} nats a token within "
+        f"{SOME + ENOUGH} rows"
     )
 
 
@@ -124,9 +125,9 @@ def entropy_collapse(
     steps: int = 40,
 ) -> Seen | None:
     series, length, twins = s["entropy"], s["answer length"], s["duplicates"]
-    if series.count < 2 * START:
+    if series.count < 2 * FEW:
         return None
-    rows = max(START, min(ROWS, series.count // 4))
+    rows = max(FEW, min(ENOUGH, series.count // 4))
     now, start = series.now(rows), series.start(min(rows, FIRST))
     before = series.ago(steps, rows)
     if 0 < now <= left * start:
@@ -135,10 +136,10 @@ def entropy_collapse(
         words = f"entropy {before:.3g} → {now:.3g} nats a token within {steps} steps"
     else:
         return None
-    if length.count > START:
-        words += f"; answers {length.start():.0f} → {length.now(START):.0f} tokens"
-    if twins.count >= START:
-        words += f"; {twins.now(START):.0%} of the answers equal another of their group"
+    if length.count > FEW:
+        words += f"; answers {length.start():.0f} → {length.now(FEW):.0f} tokens"
+    if twins.count >= FEW:
+        words += f"; {twins.now(FEW):.0%} of the answers equal another of their group"
     return Level.WARNING, words
 
 
@@ -158,14 +159,14 @@ def entropy_rises(
     more: float = 0.5,  # nats a token beyond it
 ) -> Seen | None:
     series, reward = s["entropy"], s["reward"]
-    if series.count < 2 * START:
+    if series.count < 2 * FEW:
         return None
-    now, start = series.now(START), series.start()
+    now, start = series.now(FEW), series.start()
     if now < max(times * start, start + more):
         return None
     words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"
-    if reward.count >= START:
-        words += f"; reward {reward.start():.3g} → {reward.now(START):.3g}"
+    if reward.count >= FEW:
+        words += f"; reward {reward.start():.3g} → {reward.now(FEW):.3g}"
     return Level.WARNING, words
 
 
@@ -185,7 +186,7 @@ def entropy_flat(
     same: float = 0.05,  # relative change up to which it stands; 3 times as much is ruled out
 ) -> Seen | None:
     series = s["entropy"]
-    if series.count < ROWS or s.solved():
+    if series.count < ENOUGH or s.solved():
         return None
     start, now = series.start(), series.now()
     if 0 <= max(start, now) <= none:

@@ -15,7 +15,7 @@ from pipeline.health.diagnosis import Finding
 from pipeline.health.logs import Patient
 from pipeline.health.symptom import Level
 
-_STYLES = {Level.STOP: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
+_LEVEL_STYLES = {Level.STOP: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
 
 
 def print_patients(patients: Sequence[Patient], console: Console) -> None:
@@ -25,7 +25,7 @@ def print_patients(patients: Sequence[Patient], console: Console) -> None:
         console.print()
         console.print(_heading(patient), soft_wrap=True)
         if patient.serious:
-            console.print(_table(patient.serious))
+            console.print(_findings_table(patient.serious))
         for line in _notes(patient):
             console.print(Text(line), soft_wrap=True)
     if len(patients) > 1:
@@ -52,7 +52,7 @@ def _heading(patient: Patient) -> Text:
     return heading.append(", ".join(counts), style="yellow")
 
 
-def _table(findings: Iterable[Finding]) -> Table:
+def _findings_table(findings: Iterable[Finding]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("level")
     table.add_column("since", justify="right")
@@ -61,7 +61,7 @@ def _table(findings: Iterable[Finding]) -> Table:
     table.add_column("what to change", ratio=3)
     for finding in findings:
         table.add_row(
-            Text(finding.level, style=_STYLES[finding.level]),
+            Text(finding.level, style=_LEVEL_STYLES[finding.level]),
             str(finding.step),
             Text(finding.title, style="bold").append(f". {finding.cause}", style="not bold"),
             Text(finding.evidence),
@@ -95,7 +95,7 @@ def _overview(patients: Iterable[Patient]) -> Table:
     table.add_column("what was found (since step)")
     for patient in patients:
         words = [
-            Text(f"{finding.symptom} ({finding.step})", style=_STYLES[finding.level])
+            Text(f"{finding.symptom} ({finding.step})", style=_LEVEL_STYLES[finding.level])
             for finding in sorted(patient.serious, key=lambda finding: finding.step)
         ]
         nothing = Text("nothing logged yet" if patient.kind is None else "nothing", style="dim")

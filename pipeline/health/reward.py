@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 from statistics import fmean, stdev
 
-from pipeline.health.signals import FIRM, MANY, NO_SPREAD, ROWS, SURE, Signals
+from pipeline.health.signals import FIRM, NO_SPREAD, SURE, Signals
 from pipeline.health.symptom import Level, Seen, Symptom
-from pipeline.health.trends import NOW, START, constant, falls, most_gained, rises, thirds
+from pipeline.health.trends import (
+    ENOUGH,
+    FEW,
+    MANY,
+    SOME,
+    constant,
+    falls,
+    most_gained,
+    rises,
+    thirds,
+)
 
 #: Relative loss in the share of right answers that counts as a fall.
 _FALLEN = 0.25
@@ -33,15 +43,15 @@ def zero_variance(
     errors: float = 1.65,  # standard errors by which the mean must exceed ``many``
 ) -> Seen | None:
     """Uses a mean with its error: with few groups a step the share jumps between 0 and 1."""
-    shares = s["flat groups"].last(2 * ROWS)
+    shares = s["flat groups"].last(2 * ENOUGH)
     if not shares:  # older versions of TRL
-        shares = [float(spread <= NO_SPREAD) for spread in s["reward spread"].last(2 * ROWS)]
-    if len(shares) < ROWS:
+        shares = [float(spread <= NO_SPREAD) for spread in s["reward spread"].last(2 * ENOUGH)]
+    if len(shares) < ENOUGH:
         return None
     share = fmean(shares)
     if share - errors * stdev(shares) / math.sqrt(len(shares)) < many:
         return None
-    truth = f"; right answers: {s['truth'].now(ROWS):.1%}" if s["truth"].count else ""
+    truth = f"; right answers: {s['truth'].now(ENOUGH):.1%}" if s["truth"].count else ""
     lost = share >= hopeless and not s.solved()
     return Level.STOP if lost else Level.WARNING, (
         f"{share:.0%} of the groups have equal rewards (mean of the last {len(shares)} rows), "
@@ -121,7 +131,7 @@ def reward_falls(
     s: Signals,
     loss: float = 0.4,  # relative to the spread of single rewards
 ) -> Seen | None:
-    if s["reward"].count < ROWS or not s["reward spread"].count:
+    if s["reward"].count < ENOUGH or not s["reward spread"].count:
         return None
     values, unit = s["reward"].whole(), max(s["reward spread"].last())
     early, late = thirds(values)
@@ -151,7 +161,7 @@ def hacking(
     """The share of right answers falls as the reward rises, or surely stands still: along the whole
     training, or its last rows."""
     reward, truth = s["reward"], s["truth"]
-    if min(reward.count, truth.count) < ROWS or s.solved():
+    if min(reward.count, truth.count) < ENOUGH or s.solved():
         return None
     return _parting(s, reward.whole(), truth.whole(), gain) or _parting(
         s, reward.last(), truth.last(), gain
@@ -204,7 +214,7 @@ def truth_falls(s: Signals) -> Seen | None:
     if hacking.test(s) or reward_falls.test(s):
         return None
     val = s["val truth"]
-    if val.count and val.now(START) >= val.start():
+    if val.count and val.now(FEW) >= val.start():
         return None
     words = (
         f"right answers {early:.1%} in the first third of {s['truth'].count} rows, {late:.1%} in "
@@ -260,9 +270,9 @@ def truncation(
     most: float = 0.2,  # share of the answers
 ) -> Seen | None:
     cut = s["answers cut off"]
-    if cut.count < NOW or (share := cut.now()) < most:
+    if cut.count < SOME or (share := cut.now()) < most:
         return None
-    return Level.WARNING, f"{share:.0%} of the answers are cut off (median of {NOW} rows)"
+    return Level.WARNING, f"{share:.0%} of the answers are cut off (median of {SOME} rows)"
 
 
 @Symptom(
@@ -280,11 +290,11 @@ def train_val_gap(
     gap: float = 0.2,  # growth of training truth beyond that on val
 ) -> Seen | None:
     val, truth = s["val truth"], s["truth"]
-    if val.count < points or truth.count < ROWS:
+    if val.count < points or truth.count < ENOUGH:
         return None
     # Over the same steps: val is measured seldom, perhaps first when much was learnt.
     train = truth.between(*val.at_end()) - truth.between(*val.at_start())
-    held = val.now(START) - val.start()
+    held = val.now(FEW) - val.start()
     if train <= 0 or train - held < gap:
         return None
     return Level.WARNING, (

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 
-from pipeline.health.trends import NOW, Series, rises, thirds
+from pipeline.health.trends import ENOUGH, MANY, SOME, Series, rises, thirds
 
 SFT, GRPO = "sft", "grpo"
 #: One logging step as a log has it.
@@ -48,8 +48,8 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
     "val loss": ("val/loss", "eval_loss"),
 }
 
-#: Fewest rows for a trend or a level; fewest rows and steps to say that a signal stands still.
-ROWS, MANY, STEPS = 10, 20, 100
+#: Fewest training steps to say that a signal stands still.
+STEPS = 100
 #: One-sided p of a trend that counts, and of one beyond doubt.
 SURE, FIRM = 0.1, 0.02
 #: Share of right answers from which on there is little left to learn.
@@ -157,7 +157,7 @@ class Signals:
         """Whether reward or truth rises; by chance with probability ``p`` at most."""
         for name in ("reward", "truth"):
             values = self[name].whole()
-            if len(values) >= ROWS:
+            if len(values) >= ENOUGH:
                 early, late = thirds(values)
                 if late > early and rises(values) <= p:
                     return True
@@ -165,4 +165,4 @@ class Signals:
 
     def solved(self) -> bool:
         """Whether there is little left to learn."""
-        return self["truth"].count >= NOW and self["truth"].now() >= SOLVED
+        return self["truth"].count >= SOME and self["truth"].now() >= SOLVED

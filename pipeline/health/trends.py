@@ -19,8 +19,8 @@ from scipy.stats import kendalltau, theilslopes
 FIRST, RECENT = 5, 40
 #: Most points that a whole signal is kept in; with more, neighbours are averaged.
 BINS = 64
-#: Rows whose median is a level: at the start, and now.
-START, NOW = 3, 5
+#: Rows of a level at the start, of a level now, for a trend, and to say that a signal stands still.
+FEW, SOME, ENOUGH, MANY = 3, 5, 10, 20
 #: Level of the Theil-Sen interval.
 _LEVEL = 0.95
 
@@ -70,11 +70,11 @@ class Series:
             self._recent.extend(self._bins[-RECENT:] or self._first)
         self._open = []
 
-    def start(self, rows: int = START) -> float:
+    def start(self, rows: int = FEW) -> float:
         """Median of the first values."""
         return median(value for _, value in self._first[:rows])
 
-    def now(self, rows: int = NOW) -> float:
+    def now(self, rows: int = SOME) -> float:
         """Median of the last values."""
         return median(self.last(rows))
 
@@ -88,12 +88,12 @@ class Series:
         values = [value for step, value in self._recent if step >= since][:rows]
         return median(values) if len(values) == rows else None
 
-    def at_start(self, rows: int = START) -> tuple[int, int]:
+    def at_start(self, rows: int = FEW) -> tuple[int, int]:
         """Steps of the first values: the first and the last of them."""
         steps = [step for step, _ in self._first[:rows]]
         return steps[0], steps[-1]
 
-    def at_end(self, rows: int = START) -> tuple[int, int]:
+    def at_end(self, rows: int = FEW) -> tuple[int, int]:
         """Steps of the last values: the first and the last of them."""
         steps = [step for step, _ in islice(reversed(self._recent), rows)]
         return steps[-1], steps[0]

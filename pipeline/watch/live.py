@@ -16,7 +16,7 @@ from rich.text import Text
 from data.common.console import plain_console
 
 #: Signals that are shown with their course: name in the log, heading, format.
-SHOWN = (
+COURSES = (
     ("loss", "loss", ".4f"),
     ("val/loss", "val loss", ".4f"),
     ("reward", "reward", ".3f"),
@@ -33,7 +33,7 @@ SHOWN = (
     ("frac_reward_zero_std", "flat groups", ".0%"),
 )
 #: Signals whose last value alone is shown, below the others.
-LAST = (
+LATEST = (
     ("learning_rate", "learning rate", ".2g"),
     ("clip_ratio/region_mean", "clipped", ".1%"),
     ("reward_std", "spread of rewards", ".3f"),
@@ -87,7 +87,7 @@ class Progress:
         """Take in a row without showing it; returns its numbers."""
         values = {
             name: value
-            for name, _, _ in (*SHOWN, *LAST)
+            for name, _, _ in (*COURSES, *LATEST)
             if isinstance(value := signals.get(name), float | int)
         }
         for name, value in values.items():
@@ -98,7 +98,7 @@ class Progress:
         """Show a logging step's signals."""
         self.last = step
         values = self.add(signals)
-        shown = [f"{head} {values[name]:{form}}" for name, head, form in SHOWN if name in values]
+        shown = [f"{head} {values[name]:{form}}" for name, head, form in COURSES if name in values]
         if shown and not self.live:
             print("  ".join([f"step {step}/{self.steps}", *shown, *self.left()]), flush=True)
 
@@ -136,10 +136,12 @@ class Progress:
         body.add_column(no_wrap=True)
         # A copy: the training may add to it while another thread draws.
         series = {name: list(values) for name, values in self.series.copy().items()}
-        for name, heading, form in SHOWN:
+        for name, heading, form in COURSES:
             if values := series.get(name):
                 body.add_row(heading, f"{values[-1]:{form}}", Text(sparkline(values), style="cyan"))
-        last = [f"{head} {series[name][-1]:{form}}" for name, head, form in LAST if name in series]
+        last = [
+            f"{head} {series[name][-1]:{form}}" for name, head, form in LATEST if name in series
+        ]
         return Group(head, body, Text("  ".join(last), style="dim"))
 
 

@@ -83,12 +83,12 @@ class Log(TrainerCallback):
             for key, value in logs.items()
         }
         row = {"step": step, **signals}
-        _append(self.path, row)
+        _append_line(self.path, row)
         if "train_runtime" not in logs:
             self.shown.show(step, signals)
         findings = self.watch.update(row)
         for finding in findings:
-            _append(self.findings, asdict(finding))
+            _append_line(self.findings, asdict(finding))
             self.shown.say(sentence(finding))
         return findings
 
@@ -99,7 +99,7 @@ class Log(TrainerCallback):
                 raise Stopped(finding)
 
 
-def _append(path: Path, row: dict[str, Any]) -> None:
+def _append_line(path: Path, row: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(to_line(row))
 

@@ -291,10 +291,8 @@ class Monitor(TrainerCallback):
     def _clip(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         norm = original(*args, **kwargs)
         # With scaled gradients of float16 the optimizer skips such a step itself.
-        if norm is not None and not self.trainer.args.fp16:
-            value = norm.item() if hasattr(norm, "item") else norm
-            if not math.isfinite(value):
-                raise self._lost("grad_norm")
+        if norm is not None and not self.trainer.args.fp16 and not math.isfinite(float(norm)):
+            raise self._lost("grad_norm")
         return norm
 
     def _lost(
