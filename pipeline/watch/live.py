@@ -139,10 +139,12 @@ class Progress:
         for name, heading, form in COURSES:
             if values := series.get(name):
                 body.add_row(heading, f"{values[-1]:{form}}", Text(sparkline(values), style="cyan"))
-        last = [
-            f"{head} {series[name][-1]:{form}}" for name, head, form in LATEST if name in series
+        latest = [
+            f"{heading} {series[name][-1]:{form}}"
+            for name, heading, form in LATEST
+            if name in series
         ]
-        return Group(head, body, Text("  ".join(last), style="dim"))
+        return Group(head, body, Text("  ".join(latest), style="dim"))
 
 
 def progress(title: str) -> Progress:
