@@ -1,12 +1,11 @@
-"""One signal over time: levels, bounded memory, and trends apart from noise."""
+"""One signal over time: levels, few points, and trends apart from noise."""
 
 import numpy as np
 import pytest
 
 from pipeline.health.trends import (
     BINS,
-    FIRST,
-    RECENT,
+    SOME,
     Series,
     constant,
     falls,
@@ -29,32 +28,22 @@ def test_levels_are_medians_of_the_first_and_last_values():
     assert made.steps == (0, 8)
 
 
-def test_a_long_signal_is_kept_whole_in_few_points():
+def test_a_long_signal_is_seen_whole_in_few_points():
     made = series(range(100_000))
     whole = made.whole()
     assert BINS // 2 <= len(whole) < BINS
     steps = np.diff(whole)
     assert np.allclose(steps, steps[0])
-    assert made.count == 100_000
-    assert len(made.last(10**6)) == RECENT
-    assert made.start(FIRST) == 2
+    assert (made.count, made.start(SOME)) == (100_000, 2)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 30, 63, 64, 65, 200, 5000])
-@pytest.mark.parametrize("back", [0, 3, 40, 64, 4999])
-def test_going_back_forgets_what_came_after_and_still_has_levels(rows, back):
-    made = series(range(rows))
+@pytest.mark.parametrize("rows", [1, 5, 64, 5000])
+@pytest.mark.parametrize("back", [0, 3, 64, 4999])
+def test_going_back_forgets_all_that_came_after(rows, back):
+    made, short = series(range(rows)), series(range(min(rows, back)))
     made.rewind(back)
-    left = min(rows, back)
-    if left == 0:
-        assert (made.count, made.whole(), made.last(5)) == (0, [], [])
-        return
-    width = max(1, rows // (BINS // 2))
-    assert abs(made.count - left) <= width
-    assert max(made.whole(), default=0) < left
-    assert made.now(3) < left
-    assert made.start(3) <= 2
-    made.add(left, -1.0)
+    assert (made.count, made.whole(), made.last()) == (short.count, short.whole(), short.last())
+    made.add(back, -1.0)
     assert made.last(1) == [-1.0]
 
 

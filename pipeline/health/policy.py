@@ -7,7 +7,7 @@ from statistics import median
 from pipeline.health.reward import dead
 from pipeline.health.signals import FIRM, Signals
 from pipeline.health.symptom import Level, Seen, Symptom
-from pipeline.health.trends import ENOUGH, FEW, FIRST, SOME, most_gained
+from pipeline.health.trends import ENOUGH, FEW, SOME, most_gained
 
 #: Nats a token up to which the policy stands still, and up to which it creeps.
 KL_FLAT, KL_SLOW = 1e-4, 2e-3
@@ -128,7 +128,7 @@ def entropy_collapse(
     if series.count < 2 * FEW:
         return None
     rows = max(FEW, min(ENOUGH, series.count // 4))
-    now, start = series.now(rows), series.start(min(rows, FIRST))
+    now, start = series.now(rows), series.start(min(rows, SOME))
     before = series.ago(steps, rows)
     if 0 < now <= left * start:
         words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"

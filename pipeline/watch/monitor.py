@@ -7,24 +7,18 @@ tensorboard have them as ``log.jsonl`` has. Every logging step:
 ==========================  ======================================================================
 signal                      meaning
 ==========================  ======================================================================
-truth/optimal, /feasible    share of the training answers that are optimal, that break no rule: the
-                            verdicts that the reward was made from, whatever the reward
-completions/duplicates      share of the answers that equal another one of their group, in tokens;
-                            with several processes of those that the main one drew
-kl_start                    KL(now ‖ start) in nats a token, whatever ``beta``: ``val.kl_from``;
-                            every ``monitor.kl_every`` steps
-frac_reward_zero_std        share of the groups that are rewarded alike. TRL's own, which this
-                            replaces, asks for the batch's spread where that scales rewards, and
-                            takes rounding for a difference
-val/optimal, /feasible,     on fixed val problems, every ``monitor.every`` steps and before the
-/reward, /entropy, /loss    first: ``val.Yardsticks.val``
-time/generate, /reward,     seconds a step: drawing the answers; judging them; the rest of it
+truth/optimal, /feasible    shares of the training answers, by the verdicts that they were paid for
+completions/duplicates      share of the main process's answers that equal another of their group
+kl_start                    ``val.kl_from``, every ``monitor.kl_every`` steps
+frac_reward_zero_std        share of the groups that are paid alike. TRL's own, which this replaces,
+                            takes rounding for a difference, and the batch's spread for the group's
+                            where that scales rewards
+val/…                       ``val.Yardsticks.val``, every ``monitor.every`` steps and before the first
+time/generate, /reward,     seconds a step: drawing answers, judging them, the rest of it
 /train
 time/monitor                seconds since the last row, spent on val and kl_start
-tokens_per_second           of prompts and answers, per second of the steps themselves since tokens
-                            were last counted: in GRPO only where answers are drawn
-memory                      GiB: peak that torch allocated on the main process's GPU since the start
-                            (``max_memory_allocated``), without a GPU that process's peak
+tokens_per_second           of prompts and answers, since last counted: in GRPO where some are drawn
+memory                      GiB: torch's peak on the main process's GPU, else that process's own peak
 ==========================  ======================================================================
 
 A loss or gradient norm that is not finite ends the training before it reaches a weight, a weight
