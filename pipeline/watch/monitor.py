@@ -13,12 +13,12 @@ kl_start                    ``val.kl_from``, every ``monitor.kl_every`` steps
 frac_reward_zero_std        share of the groups that are paid alike. TRL's own, which this replaces,
                             takes rounding for a difference, and the batch's spread for the group's
                             where that scales rewards
-val/…                       ``val.Yardsticks.val``, every ``monitor.every`` steps and before the first
+val/…                       ``val.Yardsticks.val``, at first and every ``monitor.every`` steps
 time/generate, /reward,     seconds a step: drawing answers, judging them, the rest of it
 /train
 time/monitor                seconds since the last row, spent on val and kl_start
 tokens_per_second           of prompts and answers, since last counted: in GRPO where some are drawn
-memory                      GiB: torch's peak on the main process's GPU, else that process's own peak
+memory                      GiB: torch's peak on the main process's GPU, else that process's peak
 ==========================  ======================================================================
 
 A loss or gradient norm that is not finite ends the training before it reaches a weight, a weight
