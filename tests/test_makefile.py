@@ -9,7 +9,7 @@ import pytest
 from test_command_line import ROOT, STAGES
 
 #: Commands without a goal of their own: for an arm that asks for it, for developers, for LAUNCH=.
-WITHOUT_GOAL = {"pipeline.rejection", "pipeline.measure", "pipeline.launch"}
+WITHOUT_GOAL = {"pipeline.rejection", "pipeline.launch"}
 ODD = "my models, Anna's  (1)/x"
 
 

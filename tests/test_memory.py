@@ -1,26 +1,23 @@
-"""The arithmetic of memory: against what torch, peft and transformers really hold, on small models,
-and by its own laws. No GPU: what autograd saves and the profiler counts is the same on a CPU."""
+"""The arithmetic of memory: against what torch, peft, transformers and trl hold, and by its laws.
 
-import subprocess
-import sys
+No GPU is needed: autograd saves the same tensors on a CPU.
+"""
+
 from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from trl import GRPOConfig, GRPOTrainer
 
-from pipeline.measure import Case, measured, planned
+from pipeline.memory.advice import WORTH, advise, changes
 from pipeline.memory.arithmetic import (
-    CHANGES,
-    CONTEXT,
     GIB,
-    PARTS,
     Linear,
     ModelShape,
     Settings,
-    advise,
-    estimate,
     kv_bytes,
     layer_bytes,
     logit_bytes,
@@ -30,16 +27,13 @@ from pipeline.memory.arithmetic import (
     trained,
     weight_bytes,
 )
-from pipeline.plan import shape_of, skeleton
+from pipeline.memory.stages import CONTEXT, PARTS, estimate
+from pipeline.model.skeleton import shape_of, skeleton
 
 SMALL = dict(
-    vocab_size=128,
-    hidden_size=128,
-    intermediate_size=352,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_hidden_layers=3,
-)
+    vocab_size=128, hidden_size=128, intermediate_size=352, num_attention_heads=4,
+    num_key_value_heads=2, num_hidden_layers=3,
+)  # fmt: skip
 FAMILIES = {
     "qwen2": {},
     "qwen3": {"head_dim": 32},
@@ -47,100 +41,84 @@ FAMILIES = {
     "smollm3": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "gemma3_text": {"head_dim": 32, "layer_types": ["full_attention"] * 3},
 }
+H, MLP, KV = 3584, 18944, 512
+#: Qwen2.5-7B.
+LARGE = ModelShape(
+    name="7b",
+    parameters=7_615_616_512,
+    linears=(
+        Linear("q_proj", H, H, 28),
+        Linear("k_proj", H, KV, 28),
+        Linear("v_proj", H, KV, 28),
+        Linear("o_proj", H, H, 28),
+        Linear("gate_proj", H, MLP, 28),
+        Linear("up_proj", H, MLP, 28),
+        Linear("down_proj", MLP, H, 28),
+    ),
+    vocabulary=152_064,
+    hidden=H,
+    layers=28,
+    windows=(None,) * 28,
+    heads=28,
+    query=H,
+    key=KV,
+    value=KV,
+    mlp=MLP,
+    gated=True,
+    norms=2 * H,
+)
 
 
-def config_of(family: str, **changes):
-    return AutoConfig.for_model(family, **{**SMALL, **FAMILIES[family], **changes})
+def small_config(family: str, **sizes):
+    return AutoConfig.for_model(family, **{**SMALL, **FAMILIES[family], **sizes})
 
 
-def small(family: str = "qwen2", **changes) -> ModelShape:
-    config = config_of(family, **changes)
-    return shape_of(config, skeleton(config))
+def small(family: str = "qwen2", **sizes) -> ModelShape:
+    return shape_of(skeleton(small_config(family, **sizes)))
 
 
-def large() -> ModelShape:
-    """Qwen2.5-7B."""
-    h, m, kv = 3584, 18944, 512
-    linears = (
-        Linear("q_proj", h, h, 28),
-        Linear("k_proj", h, kv, 28),
-        Linear("v_proj", h, kv, 28),
-        Linear("o_proj", h, h, 28),
-        Linear("gate_proj", h, m, 28),
-        Linear("up_proj", h, m, 28),
-        Linear("down_proj", m, h, 28),
-    )
-    return ModelShape(
-        name="7b",
-        parameters=7_615_616_512,
-        linears=linears,
-        vocabulary=152_064,
-        hidden=h,
-        layers=28,
-        windows=(None,) * 28,
-        heads=28,
-        query=h,
-        key=kv,
-        value=kv,
-        mlp=m,
-        gated=True,
-        norms=2 * h,
-        tied=False,
-    )
+def training(shape: ModelShape, stage: str = "grpo", **more) -> Settings:
+    grpo = {"loss": "full", "generated": 64} if stage == "grpo" else {}
+    given = dict(
+        arm=stage, stage=stage, backend="trl", bits=16, prompt=400, completion=600, rows=16,
+        adapters=shape.linears, rank=32, group=8, gold=300,
+    )  # fmt: skip
+    return Settings(**{**given, **grpo, **more})
 
 
-def training(shape: ModelShape, stage: str = "grpo", **changes) -> Settings:
-    settings = Settings(
-        arm=stage,
-        stage=stage,
-        backend="trl",
-        bits=16,
-        prompt=400,
-        completion=600,
-        rows=16,
-        adapters=shape.linears,
-        rank=32,
-        loss="full" if stage == "grpo" else "chunked",
-        generated=64 if stage == "grpo" else 0,
-        group=8,
-        gold=300,
-    )
-    return replace(settings, **changes)
+def parts(shape: ModelShape, settings: Settings, phase: str) -> dict[str, int]:
+    return next(p.parts for p in estimate(shape, settings).phases if p.name == phase)
 
 
 # --- against the libraries -------------------------------------------------------------------
 
 
-def saved_by_a_layer(family: str, dtype: torch.dtype, lora, rows: int, length: int) -> float:
+def saved_by_a_layer(family: str, dtype: torch.dtype, lora: LoraConfig | None = None) -> float:
     """Bytes that autograd saves for one layer: two models that differ by two layers, compared."""
 
     def saved(layers: int) -> int:
-        changes = {"num_hidden_layers": layers}
+        sizes: dict[str, object] = {"num_hidden_layers": layers}
         if "layer_types" in FAMILIES[family]:
-            changes["layer_types"] = ["full_attention"] * layers
-        network = AutoModelForCausalLM.from_config(config_of(family, **changes), dtype=dtype)
-        if lora:
-            network = get_peft_model(network, lora)
+            sizes["layer_types"] = ["full_attention"] * layers
+        network = AutoModelForCausalLM.from_config(small_config(family, **sizes), dtype=dtype)
+        network = get_peft_model(network, lora) if lora else network
         network.train()
-        known = {t.untyped_storage().data_ptr() for t in network.parameters()}
-        found: dict[int, tuple[int, torch.Tensor]] = {}
+        weights = {t.untyped_storage().data_ptr() for t in network.parameters()}
+        kept: dict[int, tuple[int, torch.Tensor]] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                found[storage.data_ptr()] = (storage.nbytes(), tensor)
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = (storage.nbytes(), tensor)
             return tensor
 
         inner = network.base_model.model.model if lora else network.model
-        mask = torch.ones(rows, length, dtype=torch.long)
-        mask[0, : length // 4] = 0
+        mask = torch.ones(2, 64, dtype=torch.long)
+        mask[0, :16] = 0
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            inner(
-                input_ids=torch.randint(0, 100, (rows, length)),
-                attention_mask=mask,
-                use_cache=False,
-            )
-        return sum(size for size, _ in found.values())
+            ids = torch.randint(0, 100, (2, 64))
+            inner(input_ids=ids, attention_mask=mask, use_cache=False)
+        return sum(size for size, _ in kept.values())
 
     return (saved(3) - saved(1)) / 2
 
@@ -148,82 +126,58 @@ def saved_by_a_layer(family: str, dtype: torch.dtype, lora, rows: int, length: i
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layers_activations_are_what_autograd_saves(family, dtype):
-    shape = small(family)
-    bits = 32 if dtype == torch.float32 else 16
+    shape, bits = small(family), 8 * dtype.itemsize
     s = training(shape, "sft", bits=bits, rows=2, prompt=24, completion=40, adapters=())
-    real = saved_by_a_layer(family, dtype, None, 2, 64)
-    assert layer_bytes(shape, s) == pytest.approx(real, rel=0.01)
+    assert layer_bytes(shape, s) == pytest.approx(saved_by_a_layer(family, dtype), rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj"), ("o_proj", "down_proj")])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["o_proj", "down_proj"]])
 def test_with_lora_a_layer_keeps_each_adapters_own_input(targets, dropout, dtype):
-    names = targets if isinstance(targets, str) else list(targets)
-    lora = LoraConfig(r=8, target_modules=names, lora_dropout=dropout, task_type="CAUSAL_LM")
+    lora = LoraConfig(r=8, target_modules=targets, lora_dropout=dropout, task_type="CAUSAL_LM")
     shape = small()
+    adapted = tuple(one for one in shape.linears if targets == "all-linear" or one.name in targets)
     s = training(
-        shape,
-        "sft",
-        bits=32 if dtype == torch.float32 else 16,
-        rows=2,
-        prompt=24,
-        completion=40,
-        rank=8,
-        dropout=bool(dropout),
-        adapters=tuple(
-            one for one in shape.linears if targets == "all-linear" or one.name in targets
-        ),
-    )
-    real = saved_by_a_layer("qwen2", dtype, lora, 2, 64)
+        shape, "sft", bits=8 * dtype.itemsize, rows=2, prompt=24, completion=40, rank=8,
+        dropout=bool(dropout), adapters=adapted,
+    )  # fmt: skip
+    real = saved_by_a_layer("qwen2", dtype, lora)
     if dropout:  # its mask has a byte on a GPU, 4 on a CPU
-        real -= s.tokens * 3 * sum(one.inputs * one.count for one in s.adapters) / shape.layers
+        real -= s.tokens * 3 * sum(one.inputs * one.count for one in adapted) / shape.layers
     assert layer_bytes(shape, s) == pytest.approx(real, rel=0.01)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_lora_parameters_are_pefts(family):
-    shape = small(family)
-    network = AutoModelForCausalLM.from_config(config_of(family))
-    network = get_peft_model(network, LoraConfig(r=8, target_modules="all-linear"))
-    real = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    assert lora_parameters(shape.linears, 8) == real
-
-
-@pytest.mark.parametrize("tokens", [5, 16, 40])
+@pytest.mark.parametrize("tokens", [5, 40])
 @pytest.mark.parametrize(
-    ("family", "changes"),
+    ("family", "sizes"),
     [
         ("qwen2", {}),
         ("llama", {"num_key_value_heads": 1}),
-        (
-            "gemma3_text",
-            {
-                "sliding_window": 16,
-                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-            },
-        ),
+        ("gemma3_text", {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        }),
     ],
-)
-def test_the_kv_cache_is_a_real_ones(family, changes, tokens):
-    config = config_of(family, **changes)
+)  # fmt: skip
+def test_the_kv_cache_is_a_real_ones(family, sizes, tokens):
+    config = small_config(family, **sizes)
     network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     cache = DynamicCache(config=config)
     with torch.no_grad():
         network(input_ids=torch.randint(3, 100, (3, tokens)), past_key_values=cache)
     real = sum(t.numel() * t.element_size() for la in cache.layers for t in (la.keys, la.values))
-    assert kv_bytes(shape_of(config, skeleton(config)), 3, tokens, 2) == real
+    assert kv_bytes(shape_of(skeleton(config)), 3, tokens, 2) == real
 
 
-def test_the_copy_of_an_adapter_that_grpo_refers_to_is_trls(tmp_path):
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
-
-    network = AutoModelForCausalLM.from_config(
-        config_of("qwen2", vocab_size=1200), dtype=torch.bfloat16
-    )
+@pytest.mark.slow
+def test_adapters_and_the_copy_that_grpo_refers_to_are_pefts_and_trls(tmp_path):
+    config = small_config("qwen2", vocab_size=1200)
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     network = get_peft_model(network, LoraConfig(r=8, target_modules="all-linear"))
+    shape = shape_of(skeleton(config))
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert lora_parameters(shape.linears, 8) == count
     trainer = GRPOTrainer(
         model=network,
         args=GRPOConfig(
@@ -235,211 +189,152 @@ def test_the_copy_of_an_adapter_that_grpo_refers_to_is_trls(tmp_path):
     )
     assert trainer.ref_model is None
     copied = [p for name, p in trainer.model.named_parameters() if ".ref." in name]
-    shape = small(vocab_size=1200)
-    s = training(shape, beta=0.1, rank=8)
     real = sum(p.numel() * p.element_size() for p in copied)
-    assert real == reference_bytes(shape, s) > 0
+    assert real == reference_bytes(shape, training(shape, beta=0.1, rank=8)) > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("sft", "bfloat16"),
-        Case("sft", "bfloat16", checkpointing=True),
-        Case("sampling", "bfloat16"),
-    ],
-)
-def test_the_peak_of_real_work_is_as_planned(case):
-    assert planned(case) == pytest.approx(measured(case), rel=0.08)
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_torchs_adamw_keeps_its_moments_in_the_parameters_dtype(dtype, width):
+    weight = torch.nn.Parameter(torch.ones(1000, dtype=dtype))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    moments = [t for t in optimizer.state[weight].values() if t.numel() > 1]
+    real = sum(t.numel() * t.element_size() for t in moments)
+    assert optimizer_bytes("adamw_torch_fused", 1000, width) == real
 
 
 # --- by its own laws -------------------------------------------------------------------------
 
 
-def test_the_arithmetic_needs_no_torch():
-    code = "import sys, pipeline.memory.arithmetic, pipeline.plan; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_four_bit_weights_are_the_linear_layers_at_4_127_bits_and_the_rest_at_16():
-    shape = large()
-    rest = shape.parameters - shape.quantisable
-    assert weight_bytes(shape, 4) == pytest.approx(shape.quantisable * 4.127 / 8 + 2 * rest)
-    assert weight_bytes(shape, 32) == 2 * weight_bytes(shape, 16) == 4 * shape.parameters
-    assert weight_bytes(shape, 4) < weight_bytes(shape, 8) < weight_bytes(shape, 16)
+    rest = LARGE.parameters - LARGE.quantisable
+    assert weight_bytes(LARGE, 4) == pytest.approx(LARGE.quantisable * 4.127 / 8 + 2 * rest)
+    assert weight_bytes(LARGE, 32) == 2 * weight_bytes(LARGE, 16) == 4 * LARGE.parameters
+    assert weight_bytes(LARGE, 4) < weight_bytes(LARGE, 8) < weight_bytes(LARGE, 16)
     # 7B in NF4, as published for QLoRA models of this size: 5 to 6 GB.
-    assert 5.0 < weight_bytes(shape, 4) / 1e9 < 6.0
+    assert 5.0 < weight_bytes(LARGE, 4) / 1e9 < 6.0
 
 
 @pytest.mark.parametrize(
     ("optim", "width", "expected"),
     [
-        ("adamw_torch_fused", 4, 8.0),
-        ("adamw_torch", 2, 4.0),
-        ("adamw_8bit", 4, 2 * (1 + 4 / 256)),
-        ("adamw_bnb_8bit", 2, 2 * (1 + 4 / 256)),
-        ("paged_adamw_8bit", 4, 0.0),
-        ("sgd", 4, 0.0),
-        ("some_future_one", 4, 8.0),
+        ("adamw_torch_fused", 4, 8.0), ("adamw_torch", 2, 4.0), ("adamw_8bit", 4, 2 + 1 / 32),
+        ("adamw_bnb_8bit", 2, 2 + 1 / 32), ("lion_8bit", 4, 1 + 1 / 64), ("sgd", 4, 0.0),
+        ("paged_adamw_8bit", 4, 0.0), ("some_future_one", 4, 8.0),
     ],
-)
+)  # fmt: skip
 def test_optimizer_states_are_bytes_a_parameter(optim, width, expected):
     assert optimizer_bytes(optim, 10**6, width) == pytest.approx(1e6 * expected)
 
 
-def test_torchs_adamw_keeps_its_moments_in_the_parameters_dtype():
-    for dtype, width in ((torch.float32, 4), (torch.bfloat16, 2)):
-        weight = torch.nn.Parameter(torch.ones(1000, dtype=dtype))
-        optimizer = torch.optim.AdamW([weight])
-        weight.grad = torch.ones_like(weight)
-        optimizer.step()
-        moments = [t for t in optimizer.state[weight].values() if t.numel() > 1]
-        real = sum(t.numel() * t.element_size() for t in moments)
-        assert optimizer_bytes("adamw_torch_fused", 1000, width) == real
+ADAPTER = 4 * lora_parameters(LARGE.linears, 32)
 
 
-def test_what_is_referred_to_is_a_copy_of_what_is_trained():
-    shape = large()
-    adapter = 4 * lora_parameters(shape.linears, 32)
-    for changes, expected in (
-        ({"beta": 0.1, "adapters": (), "bits": 32}, 4 * shape.parameters),
-        ({"beta": 0.1, "adapters": (), "bits": 16}, 2 * shape.parameters),
-        ({"beta": 0.1}, adapter),
-        ({"beta": 0.1, "bits": 4}, adapter),
-        ({"beta": 0.1, "extra": 1000}, adapter + 4000),
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"beta": 0.1, "adapters": (), "bits": 32}, 4 * LARGE.parameters),
+        ({"beta": 0.1, "adapters": (), "bits": 16}, 2 * LARGE.parameters),
+        ({"beta": 0.1, "bits": 4}, ADAPTER),
+        ({"beta": 0.1, "extra": 1000}, ADAPTER + 4000),
         ({"beta": 0.1, "backend": "unsloth"}, 0),
         ({"beta": 0.0, "adapters": ()}, 0),
-    ):
-        peak = estimate(shape, training(shape, **changes)).peak
-        assert peak.parts.get("reference model", 0) == expected
+    ],
+)
+def test_the_reference_is_a_copy_of_what_is_trained(more, expected):
+    peak = estimate(LARGE, training(LARGE, **more)).peak
+    assert peak.parts.get("reference model", 0) == expected
 
 
 def test_grpos_logits_are_of_completions_only_and_sfts_of_a_chunk():
-    shape = large()
-    grpo, sft = training(shape), training(shape, "sft")
-    assert logit_bytes(shape, grpo) == 16 * 601 * 152_064 * 2 * 2
-    assert logit_bytes(shape, replace(grpo, prompt=4000)) == logit_bytes(shape, grpo)
-    assert logit_bytes(shape, sft) == logit_bytes(shape, replace(sft, rows=64))
-    assert logit_bytes(shape, replace(sft, loss="full")) == 16_000 * 152_064 * 14
-    for backend_s in (replace(grpo, backend="unsloth"), replace(sft, backend="unsloth")):
-        assert logit_bytes(shape, backend_s) <= 2 * GIB
+    grpo, sft = training(LARGE), training(LARGE, "sft")
+    assert logit_bytes(LARGE, grpo) == 16 * 601 * 152_064 * 2 * 2
+    assert logit_bytes(LARGE, replace(grpo, prompt=4000)) == logit_bytes(LARGE, grpo)
+    assert logit_bytes(LARGE, sft) == logit_bytes(LARGE, replace(sft, rows=64))
+    assert logit_bytes(LARGE, replace(sft, loss="full")) == 16_000 * 152_064 * 14
+    for stage in (grpo, sft):
+        assert logit_bytes(LARGE, replace(stage, backend="unsloth")) <= 2 * GIB
 
 
 def test_checkpointing_leaves_one_tensor_a_layer_and_offload_two_at_all():
-    shape = large()
-    tokens = training(shape).tokens
-    held = {}
-    for name, changes in {
-        "all": {},
-        "checkpoints": {"checkpointing": True},
-        "offloaded": {"checkpointing": True, "offload": True},
-    }.items():
-        phases = {p.name: p for p in estimate(shape, training(shape, **changes)).phases}
-        held[name] = phases["loss"].parts["activations"]
-    norm = tokens * shape.hidden * 8
-    assert held["checkpoints"] - norm == 28 * tokens * shape.hidden * 2
-    assert held["offloaded"] - norm == 2 * tokens * shape.hidden * 2
-    assert held["all"] > 10 * held["checkpoints"]
+    s = training(LARGE)
+    norm, layer = s.tokens * H * 8, s.tokens * H * 2
+    checkpointed = replace(s, checkpointing=True)
+    held = [
+        parts(LARGE, one, "loss")["activations"] - norm
+        for one in (s, checkpointed, replace(checkpointed, offload=True))
+    ]
+    assert held[1:] == [28 * layer, 2 * layer]
+    assert held[0] > 10 * held[1]
 
 
 def test_more_accumulation_keeps_gradients_beside_the_activations():
-    shape = large()
-    once, twice = (
-        {p.name: p for p in estimate(shape, training(shape, accumulation=n)).phases}["loss"]
-        for n in (1, 2)
-    )
-    expected = 4 * trained(shape, training(shape))
-    assert (once.parts["gradients"], twice.parts["gradients"]) == (0, expected)
+    s = training(LARGE)
+    assert "gradients" not in parts(LARGE, s, "loss")
+    twice = parts(LARGE, replace(s, accumulation=2), "loss")
+    assert twice["gradients"] == 4 * trained(LARGE, s)
 
 
-def test_vllm_takes_its_share_all_the_time_unless_it_sleeps():
-    shape = large()
-    s = training(shape, vllm=0.3, gpu=80.0, generated=0, checkpointing=True)
+@pytest.mark.parametrize("backend", ["trl", "unsloth"])
+def test_vllm_takes_its_share_all_the_time_unless_it_sleeps(backend):
+    s = training(LARGE, vllm=0.3, gpu=80.0, generated=0, checkpointing=True, backend=backend)
     share = int(0.3 * 80 * GIB)
-    awake = estimate(shape, s)
+    if backend == "unsloth":  # vLLM has the trainer's weights
+        share -= weight_bytes(LARGE, 16)
+    awake, asleep = estimate(LARGE, s), estimate(LARGE, replace(s, sleeps=True))
     assert all(phase.parts["vLLM"] == share for phase in awake.phases)
-    asleep = estimate(shape, replace(s, sleeps=True))
     assert [phase.parts.get("vLLM") for phase in asleep.phases].count(share) == 1
     assert not any("KV cache" in phase.parts for phase in awake.phases)
 
 
-def test_unsloths_vllm_has_the_trainers_weights():
-    shape = large()
-    s = training(shape, vllm=0.8, gpu=80.0, generated=0, backend="unsloth")
-    for phase in estimate(shape, s).phases:
-        assert phase.parts["vLLM"] + phase.parts["weights"] == int(0.8 * 80 * GIB)
-    assert not any("vLLM" in p.parts for p in estimate(shape, replace(s, vllm=0.01)).phases)
-
-
-def test_every_part_has_a_name_of_the_list_and_none_is_negative():
-    shape = large()
-    sampling = Settings("eval", "sampling", "trl", 16, 400, 600, rows=256, prompts=4)
-    many = [sampling, training(shape), training(shape, "sft", adapters=(), bits=32, autocast=True)]
-    for s in many:
-        for phase in estimate(shape, s).phases:
-            parts = {**phase.parts, **phase.overhead}
-            assert set(parts) <= set(PARTS)
-            assert all(type(size) is int and size >= 0 for size in parts.values())
-            assert phase.total == sum(parts.values())
-            assert phase.total > phase.allocated + CONTEXT - 1
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings("eval", "sampling", "trl", 16, 400, 600, rows=256, prompts=4),
+        training(LARGE),
+        training(LARGE, "sft", adapters=(), bits=32, autocast=True),
+    ],
+)
+def test_every_part_has_a_name_of_the_list_and_they_add_up(settings):
+    for phase in estimate(LARGE, settings).phases:
+        everything = {**phase.parts, **phase.overhead}
+        assert set(everything) <= set(PARTS)
+        assert all(type(size) is int and size > 0 for size in everything.values())
+        assert phase.total == sum(everything.values()) >= phase.allocated + CONTEXT
 
 
 # --- what to change --------------------------------------------------------------------------
 
 
-def test_no_batch_is_made_smaller_than_it_must_be():
-    shape = large()
-    s = training(shape, rows=64, accumulation=1, generated=64)
-    steps, after = advise(shape, s, 24 * GIB)
-    assert "per_device" in steps[1].change
-    larger = replace(
-        after.settings, rows=2 * after.settings.rows, accumulation=after.settings.accumulation // 2
-    )
-    assert estimate(shape, larger).peak.total > 24 * GIB
-
-
 @pytest.mark.parametrize("backend", ["trl", "unsloth"])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-@pytest.mark.parametrize("gib", [8, 12, 16, 24, 80])
+@pytest.mark.parametrize("gib", [8, 12, 24, 80])
 def test_the_savings_add_up_and_stop_where_it_fits(gib, stage, backend):
-    shape = large()
-    s = training(shape, stage, backend=backend)
-    before = estimate(shape, s).peak.total
-    steps, after = advise(shape, s, gib * GIB)
+    s = training(LARGE, stage, backend=backend)
+    before = estimate(LARGE, s).peak.total
+    steps, after = advise(LARGE, s, gib * GIB)
     assert before - sum(step.saves for step in steps) == after.peak.total
-    assert all(step.saves > 0 for step in steps)
     assert len({step.change.split(":")[0] for step in steps}) == len(steps)
     if before <= gib * GIB:
         assert steps == []
-    elif after.peak.total > gib * GIB:
-        # Nothing that is left helps.
-        for change in CHANGES:
-            if found := change(shape, after.settings):
-                assert after.peak.total - estimate(shape, found[1]).peak.total < 2**26
-    assert after.peak.total == estimate(shape, after.settings).peak.total
+    elif after.peak.total > gib * GIB:  # nothing that is left helps
+        for _, changed in changes(LARGE, after.settings):
+            assert after.peak.total - estimate(LARGE, changed).peak.total < WORTH
 
 
 def test_what_costs_only_time_comes_before_what_changes_the_model_or_the_task():
-    shape = large()
-    steps, after = advise(shape, training(shape, adapters=(), bits=32), 13 * GIB)
-    keys = [step.change for step in steps]
-
-    def place(word: str) -> int:
-        return next(i for i, key in enumerate(keys) if word in key)
-
-    assert place("gradient_checkpointing") < place("bfloat16") < place("lora:") < place("4 bits")
-    assert place("per_device") < place("4 bits")
-    assert not any("optim" in key for key in keys), "LoRA made it needless"
+    steps, after = advise(LARGE, training(LARGE, adapters=(), bits=32), 13 * GIB)
+    order = ["gradient_checkpointing", "dtype", "lora", "bits"]
+    keys = [step.change.partition(":")[0].rpartition(".")[2] for step in steps]
+    assert [key for key in keys if key in order] == order
+    assert "max_completion_length" not in keys
     assert after.peak.total <= 13 * GIB
-    assert not any("max_completion_length" in key for key in keys)
 
 
 def test_a_smaller_batch_keeps_the_step_and_a_generation_batch_stays_whole_groups():
-    shape = large()
-    s = training(shape, rows=16, accumulation=4, generated=64, group=16)
-    _, after = advise(shape, s, 2 * GIB)
-    left = after.settings
+    s = training(LARGE, rows=16, accumulation=4, generated=64, group=16)
+    left = advise(LARGE, s, 2 * GIB)[1].settings
     assert left.rows * left.accumulation == 64
     assert left.generated % left.rows == left.generated % left.group == 0
     assert left.completion >= left.gold

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from data.recipe import load_recipe
-from pipeline.memory.shapes import SHAPES, config_of
+from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.plan import plan_of
 from pipeline.train.settings import check_settings
 
@@ -36,13 +37,13 @@ def test_a_recipe_named_after_a_model_starts_from_that_model(name):
 
 
 def test_every_model_whose_architecture_is_known_has_a_recipe():
-    assert set(SHAPES) <= set(LARGE)
+    assert set(KNOWN_MODELS) <= set(LARGE)
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_recipe_of_a_large_model_fits_its_gpu_with_either_backend(name, tmp_path):
     hub_id = load_recipe(RECIPES[name]).model
-    config_of(hub_id).save_pretrained(tmp_path)
+    AutoConfig.for_model(**known_model(hub_id)).save_pretrained(tmp_path)
     recipe = load_recipe(RECIPES[name], model=str(tmp_path), run="no-such-run")
     # An imported tier's texts are not to be had here; ours of that name are as long.
     tiers = {
