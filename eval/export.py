@@ -269,7 +269,7 @@ def main() -> None:
         raise UserError(f"PUSH must be owner/name on the hub, not {repository!r}")
     if arguments.public and repository is None:
         raise UserError("PUBLIC=1 needs PUSH=owner/name, a repository to be public")
-    arm = chosen_arm(recipe, arguments.arm, model_given=False)
+    arm = chosen_arm(recipe.run, arguments.arm)
     out, adapter, gguf = arguments.out, arguments.adapter, arguments.gguf
     folder = run(recipe, arm, out, adapter, gguf, arguments.force)
     if repository is not None:

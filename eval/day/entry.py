@@ -101,8 +101,9 @@ def json_entry(item: Any, where: str) -> Entry:
         match = _CLOCK_TIME.fullmatch(item[key].strip())
         if match is None:
             raise UserError(f'{where}: "{key}" is {item[key][:80]!r}, not a time such as 09:30')
-        minutes.append(_minute(*match.groups(), where))
-    return _checked(item["name"], *minutes, priority, where)
+        minutes.append(_minute(match["hour"], match["minute"], match["half"], where))
+    start, end = minutes
+    return _checked(item["name"], start, end, priority, where)
 
 
 def _minute(hour: str, minute: str | None, half: str | None, where: str) -> int:

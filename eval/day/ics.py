@@ -28,7 +28,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any
 
 from dateutil.rrule import rrulestr
-from icalendar import Calendar, Component, vRecur
+from icalendar import Calendar, Component, Event, vRecur
 from icalendar.timezone import tzp
 from recurring_ical_events import CalendarQuery, EventAdapter
 
@@ -40,103 +40,67 @@ from eval.day.entry import Entry, cleaned, listed
 _YEARS = range(1600, 2200)
 #: Days on either side that are searched where the day asked for has no events, and dates named.
 _AROUND, _NAMED = timedelta(days=60), 5
-#: Days searched from an event's start on for its first date.
-_SEARCHED = 500
+#: Days from an event's start on that are searched for its first date, in ever longer spans.
+_SPANS = (2, 4, 8, 16, 32, 64, 128, 256)
 _ONE_DAY = timedelta(days=1)
-#: Of an event that recurs; a day may see all occurrences of a longer one.
-_LONGEST = timedelta(days=40)
-#: Frequencies of rules that are followed, and occurrences a day at most.
-_FREQUENCIES, _MOST_A_DAY = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY"), 24
+#: Of an event that recurs, so that a day sees few of its occurrences: its length, the frequencies
+#: of its rules, and occurrences a day.
+_LONGEST, _MOST_A_DAY = timedelta(days=40), 24
+_FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
 #: What the libraries raise for values and structures that make no sense.
 _BROKEN = (
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
     *(OverflowError, RecursionError, OSError),
 )
+_NO_TIMES = "without times that can be read"
+_NO_RECURRENCE = "with a recurrence that cannot be read"
 
-#: Why events are left out: to each reason the names of those events, by UID.
+#: Why events are left out: to each reason their names, by UID.
 LeftOut = defaultdict[str, dict[str, str]]
 
 
-class _UnreadableError(Exception):
-    """Why an event cannot be followed; the text completes "left out, …"."""
-
-
 @dataclass(frozen=True)
-class _Occurrence:
-    """One occurrence on the clock of the zone that the day is read in."""
-
-    event: Component
-    start: datetime
-    end: datetime
-    all_day: bool
-    #: The clock is changed during it, or shows its times twice.
-    changes: bool
-
-    @property
-    def obstacle(self) -> str | None:
-        """Why it cannot be asked on the day of its start; None where it can."""
-        length = self.end - self.start
-        if str(_first(self.event, "STATUS") or "").upper() == "CANCELLED":
-            return "cancelled"
-        if self.all_day or (self.start.time() == self.end.time() == time() and length):
-            return "all-day"
-        if self.end > datetime.combine(self.start.date(), time()) + _ONE_DAY:
-            return "over midnight"
-        if self.changes:
-            return "while the clocks change"
-        return None if length else "without length"
-
-    def entry(self) -> Entry:
-        """The occurrence as an event of the day of its start."""
-        day = datetime.combine(self.start.date(), time())
-        start, end = ((moment - day) // timedelta(minutes=1) for moment in (self.start, self.end))
-        categories = tuple(map(str, self.event.categories))
-        high = 1 <= _number(self.event, "PRIORITY") <= 4
-        return Entry(_name(self.event), start, end, high, categories)
-
-
-@dataclass(frozen=True, eq=False)
 class _Series:
     """The VEVENTs of one UID: an event with its recurrences, moved and cancelled occurrences."""
 
     uid: str
-    events: list[Component]
+    events: Sequence[Event]
     query: CalendarQuery
 
     @property
-    def recurs(self) -> bool:
-        return any(key in event for event in self.events for key in ("RRULE", "RDATE"))
+    def name(self) -> str:
+        return _name(self.events[0])
 
-    def between(self, low: date, high: date, zone: tzinfo | None) -> list[_Occurrence]:
-        """What takes place from ``low`` on and before ``high``, on the clock of ``zone``.
-
-        Raises:
-            _UnreadableError: when a recurrence cannot be followed.
-        """
+    def between(
+        self, low: date, high: date, zone: tzinfo | None, left_out: LeftOut
+    ) -> list[tuple[date, Entry | str]]:
+        """The date and event of all that takes place from ``low`` on and before ``high``, or in the
+        event's place the reason why it cannot be asked."""
         span = (datetime.combine(end, time(), zone) for end in (low, high))
         try:
             return [_placed(event, zone) for event in self.query.between(*span)]
         except _BROKEN:
-            raise _UnreadableError("with a recurrence that cannot be read") from None
+            left_out[_NO_RECURRENCE][self.uid] = self.name
+            return []
 
-    def dates(self, low: date, high: date, zone: tzinfo | None) -> set[date]:
-        """Dates between the two on which it can be asked."""
-        if not any(isinstance(event["DTSTART"].dt, datetime) for event in self.events):
+    def dates(self, day: date | None, zone: tzinfo | None, left_out: LeftOut) -> set[date]:
+        """Dates on which it can be asked: around ``day``, or the first ones of all."""
+        if not any(isinstance(_start(event), datetime) for event in self.events):
             return set()
-        occurrences = self.between(low, high, zone)
-        return {one.start.date() for one in occurrences if one.obstacle is None}
+        spans = [(day - _AROUND, day + _AROUND)] if day else self._first_spans()
+        for low, high in spans:
+            placed = self.between(low, high, zone, left_out)
+            if dates := {when for when, event in placed if isinstance(event, Entry)}:
+                return dates
+        return set()
 
-    def first_date(self, zone: tzinfo | None) -> date | None:
-        """The first date on which it can be asked. Searched in ever longer spans, since most events
-        can be asked on the day that they start."""
-        begun = min(_as_date(EventAdapter(event).raw_start) for event in self.events)
-        low, days = begun - _ONE_DAY, 2
-        while (low - begun).days < _SEARCHED:
+    def _first_spans(self) -> Iterator[tuple[date, date]]:
+        """Most events can be asked on the day that they start, so the first spans are short."""
+        low = min(_as_date(_start(event)) for event in self.events) - _ONE_DAY
+        for days in _SPANS:
             high = low + timedelta(days=days)
-            if dates := self.dates(low, high, zone):
-                return min(dates)
-            low, days = high, 2 * days
-        return None
+            yield low, high
+            low = high
 
 
 def read_calendar(
@@ -157,80 +121,64 @@ def read_calendar(
     calendars = _parsed(text, source)
     left_out: LeftOut = defaultdict(dict)
     series = list(_all_series(calendars, left_out))
-    zone, label = _zone(calendars, series, zone_name)
-    dates = _dates(series, None, zone, left_out)
-    notes = []
+    zone, notes = _zone(calendars, [e for one in series for e in one.events], zone_name)
+    dates = {min(found) for one in series if (found := one.dates(None, zone, left_out))}
     if day is None and dates:
         day = min(dates)
-        only = len(dates) == 1 and not any(one.recurs for one in series)
-        which = "only" if only else "first"
-        notes.append(f"Asked is {day:%A}, {day}, the {which} day with events.")
-    if label:
-        notes.append(f"Times are those of {label}.")
-    notes += _unknown_zones(series)
+        recur = any(key in e for one in series for e in one.events for key in ("RRULE", "RDATE"))
+        which = "first" if recur or len(dates) > 1 else "only"
+        notes.insert(0, f"Asked is {day:%A}, {day}, the {which} day with events.")
     entries = []
-    for one in series if day else ():
-        try:
-            occurrences = one.between(day, day + _ONE_DAY, zone)
-        except _UnreadableError:  # known from the search for dates
-            continue
-        for occurrence in occurrences:
-            began_before = occurrence.start.date() < day and not occurrence.all_day
-            reason = "over midnight" if began_before else occurrence.obstacle
-            if reason:
-                left_out[reason][one.uid] = _name(occurrence.event)
-            else:
-                entries.append(occurrence.entry())
+    for one in series:
+        for when, event in one.between(day, day + _ONE_DAY, zone, left_out) if day else ():
+            if isinstance(event, str):
+                left_out[event][one.uid] = one.name
+            elif when == day:
+                entries.append(event)
     lost = [f"Left out, {why}: {listed(list(names.values()))}." for why, names in left_out.items()]
     if entries:
         return entries, notes + lost
     none = f"{source} has no events that can be asked"
     if day is not None and dates:
-        dates |= _dates(series, day, zone, left_out)
+        dates.update(*(one.dates(day, zone, left_out) for one in series))
         near = sorted(sorted(dates, key=lambda other: (abs(other - day), other))[:_NAMED])
         none += f" on {day}; the nearest dates with some are {', '.join(map(str, near))}"
     raise UserError(" ".join([f"{none}.", *lost]).rstrip("."))
 
 
-def _dates(
-    series: Iterable[_Series], day: date | None, zone: tzinfo | None, left_out: LeftOut
-) -> set[date]:
-    """Dates with something to ask: around ``day``, or the first one of each series."""
-    dates: set[date] = set()
-    for one in series:
-        try:
-            if day is not None:
-                dates |= one.dates(day - _AROUND, day + _AROUND, zone)
-            elif first := one.first_date(zone):
-                dates.add(first)
-        except _UnreadableError as reason:
-            left_out[str(reason)][one.uid] = _name(one.events[0])
-    return dates
-
-
-def _placed(event: Component, zone: tzinfo | None) -> _Occurrence:
-    """An occurrence on the clock of ``zone``, seconds cut off."""
-    given = [event["DTSTART"].dt, event["DTEND"].dt]
-    all_day = not isinstance(given[0], datetime)
-    ends = [
-        moment if isinstance(moment, datetime) else datetime.combine(moment, time())
-        for moment in given
+def _placed(event: Event, zone: tzinfo | None) -> tuple[date, Entry | str]:
+    """The date of an occurrence on the clock of ``zone``, and the event of that day, or why it is
+    not one."""
+    begin, stop = _start(event), _end(event)
+    if str(_first(event, "STATUS")).upper() == "CANCELLED":
+        return _as_date(begin), "cancelled"
+    if not (isinstance(begin, datetime) and isinstance(stop, datetime)):
+        return begin, "all-day"
+    exact = [
+        moment.astimezone(UTC) if zone and moment.tzinfo else moment for moment in (begin, stop)
     ]
-    changes = False
-    if zone is not None and ends[0].tzinfo is not None:
-        exact = [moment.astimezone(UTC) for moment in ends]
-        ends = [moment.astimezone(zone) for moment in exact]
-        changes = any(moment.fold for moment in ends)
-        ends = [moment.replace(tzinfo=None, fold=0) for moment in ends]
-        changes = changes or ends[1] - ends[0] != exact[1] - exact[0]
-    start, end = (moment.replace(second=0, microsecond=0, tzinfo=None) for moment in ends)
-    return _Occurrence(event, start, end, all_day, changes)
+    local = [moment.astimezone(zone) if moment.tzinfo else moment for moment in exact]
+    start, end = (moment.replace(tzinfo=None, fold=0) for moment in local)
+    changes = local[0].fold or local[1].fold or end - start != exact[1] - exact[0]
+    start, end = (moment.replace(second=0, microsecond=0) for moment in (start, end))
+    midnight = datetime.combine(start, time())
+    if start == midnight and end.time() == time() and end > start:
+        return start.date(), "all-day"
+    if end > midnight + _ONE_DAY:
+        return start.date(), "over midnight"
+    if changes:
+        return start.date(), "while the clocks change"
+    if start == end:
+        return start.date(), "without length"
+    first, last = ((moment - midnight) // timedelta(minutes=1) for moment in (start, end))
+    high = 1 <= _number(event, "PRIORITY") <= 4
+    return start.date(), Entry(_name(event), first, last, high, tuple(map(str, event.categories)))
 
 
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _parsed(text: str, source: str) -> list[Component]:
+def _parsed(text: str, source: str) -> list[Calendar]:
     """The components of a file, VCALENDARs as a rule."""
     tzp.use_default()  # forgets the zones of calendars read before
     try:
@@ -248,66 +196,58 @@ def _parsed(text: str, source: str) -> list[Component]:
     return components
 
 
-def _all_series(calendars: Iterable[Component], left_out: LeftOut) -> Iterator[_Series]:
+def _all_series(calendars: Iterable[Calendar], left_out: LeftOut) -> Iterator[_Series]:
     """The events that can be read, those of one UID together."""
-    together: defaultdict[str, list[Component]] = defaultdict(list)
+    together: defaultdict[str, list[Event]] = defaultdict(list)
     for calendar in calendars:
-        void = str(_first(calendar, "METHOD") or "").upper() == "CANCEL"
-        for event in calendar.walk("VEVENT"):
+        void = str(_first(calendar, "METHOD")).upper() == "CANCEL"
+        for event in (one for one in calendar.walk("VEVENT") if isinstance(one, Event)):
             uid = str(_first(event, "UID") or id(event))
-            try:
-                _check(event)
-            except _UnreadableError as reason:
-                left_out[str(reason)][uid] = _name(event)
+            if reason := _flaw(event):
+                left_out[reason][uid] = _name(event)
                 continue
             if void:
                 event["STATUS"] = "CANCELLED"
             together[uid].append(event)
     for uid, events in together.items():
         alone = Calendar()
-        alone.subcomponents = events
+        alone.subcomponents = list(events)
         try:
             yield _Series(uid, events, CalendarQuery(alone))
         except _BROKEN:
-            left_out["with a recurrence that cannot be read"][uid] = _name(events[0])
+            left_out[_NO_RECURRENCE][uid] = _name(events[0])
 
 
-def _check(event: Component) -> None:
-    """Check a VEVENT, and bring its rules into a form that can be followed to their end.
-
-    Raises:
-        _UnreadableError: when its times, or its recurrences, cannot be followed.
-    """
+def _flaw(event: Event) -> str | None:
+    """Why a VEVENT cannot be followed, if so. Its rules are left in a form that can be."""
     adapter = EventAdapter(event)
+    event["SEQUENCE"] = _number(event, "SEQUENCE")
     try:
         start, end = adapter.raw_start, adapter.raw_end
+        # All that the library reads later is read here once.
+        _ = (adapter.exdates, adapter.rdates, adapter.recurrence_ids, event.categories)
         if isinstance(start, datetime) != isinstance(end, datetime):
-            raise TypeError(end)
-        backwards = adapter.start != start and adapter.start < adapter.end
-        read = (adapter.exdates, adapter.rdates, adapter.recurrence_ids, event.categories)
+            return _NO_TIMES
+        if not {start.year, end.year} <= set(_YEARS):
+            return f"not between {_YEARS[0]} and {_YEARS[-1]}"
+        if (adapter.start, adapter.end) != (start, end):  # which the library swaps
+            return "ending before its start"
     except _BROKEN:
-        raise _UnreadableError("without times that can be read") from None
-    del read
-    if not {start.year, end.year} <= set(_YEARS):
-        raise _UnreadableError(f"not between {_YEARS[0]} and {_YEARS[-1]}")
-    if backwards:
-        raise _UnreadableError("ending before its start")
-    if "EXRULE" in event:
-        raise _UnreadableError("with a recurrence of a form that is not followed")
-    event["SEQUENCE"] = _number(event, "SEQUENCE")
+        return _NO_TIMES
     rules = event.pop("RRULE", [])
     if rules and adapter.duration > _LONGEST:
-        raise _UnreadableError("over midnight")
+        return "over midnight"
     try:
         rules = rules if isinstance(rules, list) else [rules]
-        if true := [rule for rule in rules if _comes_true(rule, start)]:
-            event["RRULE"] = true
+        if kept := [rule for rule in rules if _comes_true(rule, start)]:
+            event["RRULE"] = kept
     except _BROKEN:
-        raise _UnreadableError("with a recurrence that cannot be read") from None
+        return _NO_RECURRENCE
+    return "with a recurrence of a form that is not followed" if "EXRULE" in event else None
 
 
 def _comes_true(rule: vRecur, start: datetime | date) -> bool:
-    """Whether a rule ever comes true; its UNTIL becomes a time in UTC, as RFC 5545 wants it.
+    """Whether a rule has any occurrence. Its UNTIL becomes a time in UTC, as RFC 5545 wants it.
 
     Raises:
         ValueError, KeyError, TypeError: when it cannot be followed, or occurs too often.
@@ -320,17 +260,32 @@ def _comes_true(rule: vRecur, start: datetime | date) -> bool:
     # 400 years, so the search may begin that late; within 100 years each has met each.
     bare = vRecur({key: value for key, value in rule.items() if key not in ("UNTIL", "COUNT")})
     year = 9999 - (9999 - start.year) % 400
-    late = _wall(start).replace(year=year if year < 9900 else year - 400)
+    late = datetime(year if year < 9900 else year - 400, start.month, start.day)
     if next(iter(rrulestr(bare.to_ical().decode(), dtstart=late)), None) is None:
         return False
     if (until := rule.get("UNTIL")) and isinstance(start, datetime):
-        end = until[0]
-        if not isinstance(end, datetime):
-            end = datetime.combine(end, time(23, 59, 59))
-        if start.tzinfo and not end.tzinfo:
-            end = end.replace(tzinfo=start.tzinfo).astimezone(UTC)
-        rule["UNTIL"] = [end]
+        last = until[0]
+        if not isinstance(last, datetime):
+            last = datetime.combine(last, time(23, 59, 59))
+        if start.tzinfo and not last.tzinfo:
+            last = last.replace(tzinfo=start.tzinfo).astimezone(UTC)
+        rule["UNTIL"] = [last]
     return True
+
+
+def _start(event: Event) -> datetime | date:
+    moment: datetime | date = EventAdapter(event).raw_start
+    return moment
+
+
+def _end(event: Event) -> datetime | date:
+    """DTEND, also where there is a DURATION beside it."""
+    moment: datetime | date = EventAdapter(event).raw_end
+    return moment
+
+
+def _as_date(moment: datetime | date) -> date:
+    return moment.date() if isinstance(moment, datetime) else moment
 
 
 def _first(component: Component, key: str) -> Any:
@@ -339,58 +294,52 @@ def _first(component: Component, key: str) -> Any:
     return value[0] if isinstance(value, list) else value
 
 
-def _name(event: Component) -> str:
+def _name(event: Event) -> str:
     return str(_first(event, "SUMMARY") or "")
 
 
-def _number(event: Component, key: str) -> int:
+def _number(event: Event, key: str) -> int:
     """A whole number; 0 where it is missing or spoilt, as RFC 5545 has it for those read here."""
     value = _first(event, key)
     return int(value) if isinstance(value, int) else 0
-
-
-def _as_date(moment: datetime | date) -> date:
-    return moment.date() if isinstance(moment, datetime) else moment
-
-
-def _wall(moment: datetime | date) -> datetime:
-    """What a clock shows at a time, or at the beginning of a date."""
-    if isinstance(moment, datetime):
-        return moment.replace(tzinfo=None)
-    return datetime.combine(moment, time())
 
 
 # --- zones -----------------------------------------------------------------------------------
 
 
 def _zone(
-    calendars: Sequence[Component], series: Sequence[_Series], name: str | None
-) -> tuple[tzinfo | None, str | None]:
-    """The zone whose clock is read and its name; None where all times are floating.
+    calendars: Sequence[Calendar], events: Sequence[Event], name: str | None
+) -> tuple[tzinfo | None, list[str]]:
+    """The zone whose clock is read, None where all times are floating; and sentences about zones.
 
     Raises:
         UserError: when no zone is called ``name``.
     """
-    asked = _zone_named(name) if name is not None else None
-    if name is not None and asked is None:
+    if name is not None and _zone_named(name) is None:
         near = nearest(name, sorted(zoneinfo.available_timezones()))
         raise UserError(f"--timezone: {name!r} is no time zone such as Europe/Berlin{near}")
-    starts = [event["DTSTART"] for one in series for event in one.events]
-    zones = {
-        start.params.get("TZID", "UTC"): start.dt.tzinfo
-        for start in reversed(starts)
-        if isinstance(start.dt, datetime) and start.dt.tzinfo
-    }
-    if asked or not zones:
-        return (asked, name) if zones else (None, None)
-    for calendar in calendars:
-        own = str(_first(calendar, "X-WR-TIMEZONE") or "")
-        if zone := _zone_named(own):
-            return zone, cleaned(own)
-    named = [start.params.get("TZID", "UTC") for start in starts]
-    counted = Counter(label for label in named if label in zones and label != "UTC")
-    label = counted.most_common(1)[0][0] if counted else "UTC"
-    return zones[label], cleaned(label)
+    zones: dict[str, tzinfo] = {}
+    named: Counter[str] = Counter()
+    unknown: dict[str, None] = {}
+    for event in events:
+        start, label = _start(event), event["DTSTART"].params.get("TZID")
+        if isinstance(start, datetime) and start.tzinfo:
+            zones.setdefault(label or "UTC", start.tzinfo)
+            named.update([label] if label else [])
+        elif isinstance(start, datetime) and label:
+            unknown[label] = None
+    notes = [
+        f"Time zone {cleaned(one)} is unknown; its times stand as they are." for one in unknown
+    ]
+    if not zones:
+        return None, notes
+    own = [str(_first(calendar, "X-WR-TIMEZONE") or "") for calendar in calendars]
+    label = name or next(filter(_zone_named, own), None)
+    zone = _zone_named(label) if label else None
+    if not zone:
+        label = named.most_common(1)[0][0] if named else "UTC"
+        zone = zones[label]
+    return zone, [f"Times are those of {cleaned(str(label))}.", *notes]
 
 
 def _zone_named(name: str) -> tzinfo | None:
@@ -398,14 +347,3 @@ def _zone_named(name: str) -> tzinfo | None:
         return tzp.timezone(name) if name else None
     except (OSError, ValueError):  # the name of a folder, or no name at all
         return None
-
-
-def _unknown_zones(series: Iterable[_Series]) -> list[str]:
-    """A sentence for each zone that an event names and nobody knows."""
-    starts = [event["DTSTART"] for one in series for event in one.events]
-    unknown = {
-        start.params["TZID"]: ""
-        for start in starts
-        if "TZID" in start.params and isinstance(start.dt, datetime) and not start.dt.tzinfo
-    }
-    return [f"Time zone {cleaned(one)} is unknown; its times stand as they are." for one in unknown]
