@@ -41,7 +41,7 @@ PUBLISHED = Path(__file__).parents[1] / "pipeline" / "recipes" / "blog-7b.yaml"
 #: Keys of a recipe that say nothing about the experiment.
 _NAMES = ("name", "path", "run_name")
 #: The published table's columns.
-_HEADINGS = {
+_STATUS_HEADINGS = {
     BlogStatus.FORMAT_ERROR: "format",
     BlogStatus.FEWER_THAN_2_EVENTS: "<2",
     BlogStatus.NON_EXISTING: "non-existing",
@@ -53,10 +53,10 @@ _HEADINGS = {
 # --- the recipe ----------------------------------------------------------------------------------
 
 #: (key, published value, our value) of a setting; None where a recipe leaves it out.
-Difference = tuple[str, object, object]
+ChangedSetting = tuple[str, object, object]
 
 
-def differences(recipe: Recipe) -> list[Difference]:
+def changed_settings(recipe: Recipe) -> list[ChangedSetting]:
     """Every setting in which a recipe differs from the published ones."""
     there, here = _flat(asdict(load_recipe(PUBLISHED))), _flat(asdict(recipe))
     pairs = [(key, there.get(key), here.get(key)) for key in {**there, **here}]
@@ -74,7 +74,7 @@ def _flat(section: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def departures(source: Path, settings: Sequence[Difference]) -> Sheet:
+def departures(source: Path, settings: Sequence[ChangedSetting]) -> Sheet:
     """The settings of a recipe that are not as published, as a table."""
     return Sheet(
         f"{source}: settings that are not as published ({PUBLISHED.name})",
@@ -209,11 +209,14 @@ def published_sheets(title: str, table: PublishedTable) -> Iterator[Sheet]:
     each = " or ".join(f"{count:,}" for count in counts)
     yield Sheet(
         f"{title}: the published evaluator, of 100 answers",
-        ["model", *_HEADINGS.values(), "score"],
+        ["model", *_STATUS_HEADINGS.values(), "score"],
         [
             [
                 line.model,
-                *(f"{round(100 * line.statuses.get(s, 0) / line.answers, 1):g}" for s in _HEADINGS),
+                *(
+                    f"{round(100 * line.statuses.get(s, 0) / line.answers, 1):g}"
+                    for s in _STATUS_HEADINGS
+                ),
                 f"{line.score:.4f}",
             ]
             for line in table.models
@@ -266,7 +269,7 @@ def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
         groups["published answers"] = (files / "test.jsonl", came)
     else:
         notes.append(f"{files} has no answers (completions-<model>.jsonl).")
-    departed = departures(recipe.path, differences(recipe))
+    departed = departures(recipe.path, changed_settings(recipe))
     inputs = [file for problems, by in groups.values() for file in (problems, *by.values())]
     settings = {"arms": list(sampled), "differences": departed.rows}
     stage = Stage(run.eval / "published", "blog", settings, inputs)
@@ -310,7 +313,7 @@ def main() -> None:
     if arguments.begin:
         write_recipe(recipe, files, arguments.begin)
         arguments.recipe = arguments.begin
-        departed = differences(recipe_from(arguments))
+        departed = changed_settings(recipe_from(arguments))
         print_sheets([departures(arguments.begin, departed)], plain_console())
     else:
         run(recipe, files, arguments.force)

@@ -19,8 +19,8 @@ from eval.answers.sampling import sample_arm
 from eval.blog import (
     PUBLISHED,
     answers_in,
+    changed_settings,
     departures,
-    differences,
     judge_as_published,
     published_sheets,
     run,
@@ -109,10 +109,10 @@ def test_several_answers_to_a_problem_are_shown_per_100_answers(tmp_path):
 
 
 def test_only_what_differs_is_listed_each_with_both_values():
-    assert differences(load_recipe(PUBLISHED)) == []
+    assert changed_settings(load_recipe(PUBLISHED)) == []
     [note] = departures(PUBLISHED, []).notes
     assert note.startswith("None")
-    found = {key: (there, here) for key, there, here in differences(load_recipe(TINY))}
+    found = {key: (there, here) for key, there, here in changed_settings(load_recipe(TINY))}
     assert found["model"] == ("Qwen/Qwen2.5-Coder-7B-Instruct", "pipeline/embedded")
     assert found["bits"] == (4, None)
     assert found["lora.r"] == (32, None)
@@ -125,7 +125,7 @@ def test_only_what_differs_is_listed_each_with_both_values():
 def test_every_departure_of_the_small_recipe_stands_in_it_with_a_reason():
     """On its line, or on the line above."""
     lines = TINY.read_text().splitlines()
-    for key, *_ in differences(load_recipe(TINY)):
+    for key, *_ in changed_settings(load_recipe(TINY)):
         # `grid` takes the place of `source`, and `lora: null` that of its keys.
         name = "lora" if key.startswith("lora.") else key.rpartition(".")[2]
         name = {"source": "grid"}.get(name, name)
@@ -146,7 +146,7 @@ def test_the_recipe_of_the_run_takes_the_published_data_from_the_folder_given(tm
     write_recipe(load_recipe(PUBLISHED), files, out)
     written = load_recipe(out)
     assert written.name == "blog"
-    assert [key for key, *_ in differences(written)] == ["data.tiers.blog.source"]
+    assert [key for key, *_ in changed_settings(written)] == ["data.tiers.blog.source"]
     assert written.data.tiers["blog"]["source"] == f"{files}/{{split}}.jsonl"
 
 
@@ -156,7 +156,7 @@ def test_the_small_recipe_draws_its_problems_and_is_not_written_over_by_itself(
 ):
     out = tmp_path / "blog" / "recipe.yaml"
     write_recipe(load_recipe(TINY), files if published else None, out)
-    assert differences(load_recipe(out)) == differences(load_recipe(TINY))
+    assert changed_settings(load_recipe(out)) == changed_settings(load_recipe(TINY))
     written = out.read_text()
     with pytest.raises(UserError, match=r"recipe\.yaml is what `make blog` writes"):
         write_recipe(load_recipe(out), None, tmp_path / "blog" / ".." / "blog" / "recipe.yaml")

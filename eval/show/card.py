@@ -74,11 +74,11 @@ def card_text(
     ]
     path = run.split("train")
     same = links[-1].facts["inputs"].get(str(path)) == sha256(path)
-    steps = {x.arm: _settings(arms[x.arm].trainer, x.facts) for x in links if x.facts}
+    steps = {x.arm: _used_settings(arms[x.arm].trainer, x.facts) for x in links if x.facts}
     backends = [settings["backend"] for settings in steps.values() if "backend" in settings]
     tags = [TAG, "scheduling", *(trained.trainer for trained in arms.values()), "trl", *backends]
     sources = [use["source"].partition(":")[0] for use in data.tiers.values() if "source" in use]
-    return _environment().get_template("card.md.j2").render(
+    return _card_templates().get_template("card.md.j2").render(
         run=run.folder.name,
         arm=arm,
         links=links,
@@ -89,7 +89,7 @@ def card_text(
         datasets=[source for source in dict.fromkeys(sources) if is_data_set(source)],
         example=max(rows, key=lambda row: row["tier"] == data.main),  # the first such one
         evaluation=result,
-        tables=result and _tables(result.report),
+        tables=result and _pass_tables(result.report),
         invalid=result and _invalid(result.report, arm),
         main=data.main,
         asking=asking,
@@ -104,7 +104,7 @@ def is_data_set(source: str) -> bool:
     return "/" in source and is_repository(source) and not is_file
 
 
-def _settings(trainer: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+def _used_settings(trainer: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a training really used, as its manifest says."""
     section = "sft" if trainer == "rejection" else trainer
     settings, used = facts["settings"], dict(facts.get("trained_with", {}))
@@ -122,7 +122,7 @@ def _settings(trainer: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: value for key, value in shown.items() if value not in (None, [])}
 
 
-def _tables(report: Mapping[str, Any]) -> str:
+def _pass_tables(report: Mapping[str, Any]) -> str:
     """pass@k and its differences, on every tier."""
     tiers = {code(tier): counted for tier, counted in report["tiers"].items()}
     shown = {**report, "tiers": tiers, "main": code(report["main"])}
@@ -169,7 +169,7 @@ def _longest_ticks(text: str) -> int:
 
 
 @cache
-def _environment() -> Environment:
+def _card_templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,

@@ -46,7 +46,7 @@ class PageSection:
     content: Mapping[str, object]
 
     def html(self) -> Markup:
-        template = _environment().get_template(f"sections/{self.name}.html.j2")
+        template = _page_templates().get_template(f"sections/{self.name}.html.j2")
         return Markup(template.render(self.content))
 
 
@@ -66,7 +66,7 @@ Legend = dict[str, list[tuple[str, Markup]]]
 def page_text(run_name: str, arms: Sequence[str], sections: Sequence[PageSection]) -> str:
     """The page, the same for the same sections."""
     digest = hashlib.sha256(_file("page.js").encode()).digest()
-    return _environment().get_template("page.html.j2").render(
+    return _page_templates().get_template("page.html.j2").render(
         run=run_name,
         families=dict.fromkeys(look.family for look in looks_of(arms).values()),
         sections=sections,
@@ -178,7 +178,7 @@ def _whole(sentence: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _page_templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
