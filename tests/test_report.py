@@ -153,7 +153,7 @@ class Made:
     def rows(self, name):
         """(arm, row) of every ``samples.jsonl`` or ``verdicts.jsonl``."""
         for arm in ARMS:
-            for _, row in read_jsonl(self.run.eval / arm / name):
+            for _, row in read_jsonl(self.folder / self.run.eval / arm / name):
                 yield arm, row
 
 
@@ -166,13 +166,15 @@ def made(built, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(built, tmp_path_factory):
-    """(the page of the run, read; the run)."""
+    """The page of the run, read; with ``made`` from what."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(built, folder, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         made = Made(folder)
-        return Reader(made.page()), made.elicitation
+        found = Reader(made.page())
+    found.made = made
+    return found
 
 
 class Reader(HTMLParser):
@@ -183,6 +185,7 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
+        self.source = text
         self.open, self.elements, self.raw, self.text = [], [], [], ""
         self.feed(text)
         self.close()
@@ -194,9 +197,6 @@ class Reader(HTMLParser):
         self.text += " " if tag in ("td", "th") else ""
         if tag not in self.VOID:
             self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
@@ -224,31 +224,29 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_whole_html_with_every_section(whole):
-    found, _ = whole
-    sections = [a["id"] for a in found.all("section")]
+    sections = [a["id"] for a in whole.all("section")]
     assert sections == [
         *("result", "passk", "elicitation", "answers", "training", "samples", "tables"),
     ]
-    assert len(found.ids) == len(set(found.ids))
-    referred = [a["href"][1:] for _, a in found.elements if a.get("href", "").startswith("#")]
-    referred += [name for _, a in found.elements for name in a.get("aria-labelledby", "").split()]
-    assert set(referred) <= set(found.ids)
-    assert all(a.get("aria-label") for a in found.all("svg") if a.get("role") == "img")
-    assert found.all("html")[0]["lang"] == "en"
+    assert len(whole.ids) == len(set(whole.ids))
+    referred = [a["href"][1:] for _, a in whole.elements if a.get("href", "").startswith("#")]
+    referred += [name for _, a in whole.elements for name in a.get("aria-labelledby", "").split()]
+    assert set(referred) <= set(whole.ids)
+    assert all(a.get("aria-label") for a in whole.all("svg") if a.get("role") == "img")
+    assert whole.all("html")[0]["lang"] == "en"
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script(whole):
-    found, _ = whole
     loading = ("src", "srcset", "href", "data", "action", "poster", "xlink:href")
-    targets = [a[key] for _, a in found.elements for key in loading if key in a]
+    targets = [a[key] for _, a in whole.elements for key in loading if key in a]
     assert all(target.startswith("#") or target == "data:," for target in targets)
-    styles = "".join(text for tag, _, text in found.raw if tag == "style")
-    styles += "".join(a.get("style", "") for _, a in found.elements)
+    styles = "".join(text for tag, _, text in whole.raw if tag == "style")
+    styles += "".join(a.get("style", "") for _, a in whole.elements)
     assert not re.search(r"url\((?!#)|@import|https?:", styles)
-    assert not any(key.startswith("on") for _, a in found.elements for key in a)
-    [script] = [text for tag, a, text in found.raw if tag == "script" and "type" not in a]
+    assert not any(key.startswith("on") for _, a in whole.elements for key in a)
+    [script] = [text for tag, a, text in whole.raw if tag == "script" and "type" not in a]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
-    [policy] = [a["content"] for a in found.all("meta") if "http-equiv" in a]
+    [policy] = [a["content"] for a in whole.all("meta") if "http-equiv" in a]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy
     assert f"script-src 'sha256-{digest}'" in policy
@@ -279,23 +277,14 @@ def test_the_page_is_the_same_each_time_and_made_again_only_when_something_chang
     assert picture.read_bytes() != drawn
 
 
-def test_the_page_s_folder_cannot_be_an_arm_s(tmp_path, monkeypatch):
-    for name in (report.REPORT_FILES, report.REPORT_PAGE):
-        with pytest.raises(UserError, match="cannot be an arm's name"):
-            World(tmp_path, monkeypatch).recipe({name: {"trainer": "sft"}})
-
-
 # --- what models wrote ---------------------------------------------------------------------------
 
 
-def test_hostile_completions_stay_text_and_come_back_whole(made):
-    text = made.page()
-    assert "alert(1)</script>" not in text
-    assert "<img" not in text
-    island = Reader(text).island
-    samples = {
-        (arm, r["id"], r["sample"]): r["completion"] for arm, r in made.rows("samples.jsonl")
-    }
+def test_hostile_completions_stay_text_and_come_back_whole(whole):
+    assert "alert(1)</script>" not in whole.source
+    assert "<img" not in whole.source
+    island, rows = whole.island, whole.made.rows("samples.jsonl")
+    samples = {(arm, row["id"], row["sample"]): row["completion"] for arm, row in rows}
     for shown in island["answers"]:
         name = island["problems"][shown["problem"]]["id"]
         completion = samples[shown["arm"], name, shown["sample"]]
@@ -320,14 +309,13 @@ def test_hostile_words_in_the_conclusion_are_escaped(made):
         assert said in found.text
 
 
-def test_every_arm_tier_and_status_can_be_filtered_for_and_is_counted_truly(made):
-    found = Reader(made.page())
-    island = found.island
+def test_every_arm_tier_and_status_can_be_filtered_for_and_is_counted_truly(whole):
+    island = whole.island
     problems, answers = island["problems"], island["answers"]
-    options = {a.get("value") for a in found.all("option")}
-    assert {"filter-arm", "filter-tier", "filter-status"} <= set(found.ids)
+    options = {a.get("value") for a in whole.all("option")}
+    assert {"filter-arm", "filter-tier", "filter-status"} <= set(whole.ids)
     judged, solved = set(), Counter()
-    for arm, row in made.rows("verdicts.jsonl"):
+    for arm, row in whole.made.rows("verdicts.jsonl"):
         judged.add((arm, row["id"].split("-")[1], row["status"]))
         solved[arm, row["id"]] += row["status"] == "optimal"
     assert {(a["arm"], problems[a["problem"]]["tier"], a["status"]) for a in answers} == judged
@@ -335,7 +323,7 @@ def test_every_arm_tier_and_status_can_be_filtered_for_and_is_counted_truly(made
     for shown in answers:
         name = problems[shown["problem"]]["id"]
         assert shown["solved"] == [solved[shown["arm"], name], SAMPLES]
-    assert f"{len(answers)} of {12 * SAMPLES * len(ARMS)} answers, to 12 problems" in found.text
+    assert f"{len(answers)} of {12 * SAMPLES * len(ARMS)} answers, to 12 problems" in whole.text
 
 
 def judged_rows(names, samples, rng, statuses=tuple(Status)):
@@ -461,17 +449,17 @@ def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
 
 
 def test_conclusions_stand_first_and_are_shown_with_all_that_they_rest_on(whole):
-    found, content = whole
+    content = whole.made.elicitation
     table = "overall dense trap"
     for name, judged in content["judged"].items():
         rulings = [judged["overall"], *judged["tiers"].values()]
         table += f" {label(name)} {' '.join(ruling['conclusion'] for ruling in rulings)}"
-    assert f"{content['sentence']} {table}" in found.text
+    assert f"{content['sentence']} {table}" in whole.text
     for arm, judged in content["judged"].items():
         for ruling in (judged["overall"], *judged["tiers"].values()):
             expected = [f"Decided by {ruling['reason']}.", *ruling["notes"]]
             expected += [cell(estimate, "+") for estimate in ruling["estimates"].values()]
-            assert [text for text in expected if text not in found.text] == []
+            assert [text for text in expected if text not in whole.text] == []
         for tier in judged["tiers"].values():
             expected = [cell(tier["pass_at_1"][name]) for name in ("base", arm)]
             for member, table in tier["two_by_two"].items():
@@ -487,11 +475,11 @@ def test_conclusions_stand_first_and_are_shown_with_all_that_they_rest_on(whole)
                     cell(tier["expansion"][member]["share"], "+"),
                     cell(tier["shrinkage"][member]["share"], "+"),
                 ]
-            assert [text for text in expected if text not in found.text] == []
+            assert [text for text in expected if text not in whole.text] == []
 
 
 def test_every_arm_is_shown_on_each_tier(whole):
-    found, content = whole
+    content = whole.made.elicitation
     expected = [" ".join(one["sentence"].split()) for one in content["detectable"].values()]
     for tier in content["tiers"].values():
         for key in ("coverage", "floor_adjusted"):
@@ -503,13 +491,13 @@ def test_every_arm_is_shown_on_each_tier(whole):
     under = content["tiers"]["dense"]["likelihood"]["grpo.1"]["under"]["grpo.1"]
     expected.append(f"grpo.1 {in_own_unit(under['log_likelihood']['per_token'])}")
     expected.append(cell(under["answers_outside"]))
-    assert [text for text in expected if text not in found.text] == []
+    assert [text for text in expected if text not in whole.text] == []
     assert not content["tiers"]["trap"]["likelihood"]
-    assert found.text.count("Entropy, KL divergence and likelihood") == 1, "of dense alone"
+    assert whole.text.count("Entropy, KL divergence and likelihood") == 1, "of dense alone"
 
 
 def test_second_thoughts_are_held_against_success(whole):
-    described = json.loads(json.dumps(whole[1]["tiers"]["dense"]))
+    described = json.loads(json.dumps(whole.made.elicitation["tiers"]["dense"]))
     assert tier_sheets(described)["reflection"] == []
     estimate = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 9}
     described["reasoning"]["grpo.2"]["reflection"] |= {
@@ -524,9 +512,9 @@ def test_second_thoughts_are_held_against_success(whole):
 
 
 def test_every_conclusion_is_explained(whole):
-    explained = whole[0].text.partition("What the conclusions mean")[2]
+    explained = whole.text.partition("What the conclusions mean")[2]
     assert [conclusion for conclusion in Conclusion if f"{conclusion}" not in explained] == []
-    assert len(whole[0].all("dt")) == len(Conclusion) + 4
+    assert len(whole.all("dt")) == len(Conclusion) + 4
 
 
 def test_quantities_keep_their_sign_and_unit():
@@ -646,11 +634,10 @@ def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike(made):
 
 
 def test_each_family_of_arms_can_be_hidden(whole):
-    found, _ = whole
-    boxes = {a["data-of"] for a in found.all("input")}
-    classes = {c for _, a in found.elements for c in a.get("class", "").split()}
+    boxes = {a["data-of"] for a in whole.all("input")}
+    classes = {c for _, a in whole.elements for c in a.get("class", "").split()}
     assert boxes == {c for c in classes if c.startswith("of-")} == {"of-0", "of-1", "of-2"}
-    styles = "".join(text for tag, _, text in found.raw if tag == "style")
+    styles = "".join(text for tag, _, text in whole.raw if tag == "style")
     for family in boxes:
         assert f'[data-of="{family}"]:not(:checked)) .{family} {{ display: none; }}' in styles
 
