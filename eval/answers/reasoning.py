@@ -1,9 +1,8 @@
-"""What a model says before it answers: are its claims true, and does it reflect?
+"""A model's reasoning before its answer: are its claims true, and does it reflect?
 
 ``data.prompts.trace`` writes reasoning in which every claim can be checked. The same claims are
-read here out of any model's reasoning and held against the problem. What is hostile in model text
-costs no more than its length: lines are cut at fixed words, and each claim about a rule is checked
-once.
+read here out of any model's reasoning and held against the problem. Hostile text costs no more than
+its length: lines are cut at fixed words, and each claim about a rule is checked once.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +21,14 @@ from data.event import Event
 from data.problem import Problem
 from data.rules import KINDS
 from data.sections import RESAMPLES
+from eval.answers.files import AnsweredRow
 from eval.stats.estimate import bootstrap_indices, mean_interval, ratio_interval
 from rewards.parse import ParseFailure, parse
 from rewards.verify import Status
 
 
 class Claim(StrEnum):
-    """What a line of reasoning may claim, in the forms of ``data.prompts.trace``."""
+    """The claims of a line of reasoning, in the forms of ``data.prompts.trace``."""
 
     VALUE = "value"  # NAME = weighted minutes; says too that the event is kept
     OVERLAP = "overlap"  # NAME overlaps RIVAL
@@ -38,7 +37,8 @@ class Claim(StrEnum):
 
 
 class Truth(StrEnum):
-    """UNKNOWN: the claim is about an event that the day does not have, or no kind of rule."""
+    """UNKNOWN: the claim is about an event that the day does not have, or a word that is no kind of
+    rule."""
 
     TRUE = "true"
     FALSE = "false"
@@ -51,8 +51,9 @@ class Trace:
 
     Attributes:
         claims: how many claims of each kind have each truth.
-        adds_up: whether the total is the sum of the values claimed, true or not; None without one.
-        follows: whether the answer has the very events that the reasoning keeps; None where it
+        adds_up: whether the total is the sum of the values claimed, true or not; None without a
+            total.
+        follows: whether the answer has exactly the events that the reasoning keeps; None where it
             keeps none, or no schedule can be read.
     """
 
@@ -61,10 +62,10 @@ class Trace:
     follows: bool | None
 
     def count(self, truth: Truth) -> int:
-        return sum(count for (_, found), count in self.claims.items() if found == truth)
+        return sum(self.claims[claim, truth] for claim in Claim)
 
 
-#: Longer numbers are no claim (and Python converts very long ones in quadratic time).
+#: Longer numbers make no claim; Python converts very long ones in quadratic time.
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 #: Words of second thoughts, after the keyword search of Liu et al. 2025 (arXiv 2503.20783).
 _REFLECTION = re.compile(
@@ -75,15 +76,15 @@ _REFLECTION = re.compile(
 
 
 def reasoning_of(completion: str) -> str:
-    """What stands before the answer: up to the last ``</think>``, or of reasoning that was cut off
-    what there is."""
+    """The text before the last ``</think>``, or after the first ``<think>`` where the reasoning was
+    cut off."""
     before, end, _ = completion.rpartition("</think>")
     text = before if end else completion.partition("<think>")[2]
     return text.replace("<think>", "\n").replace("</think>", "\n")
 
 
 def _claims(reasoning: str) -> Iterator[tuple[Claim, str, str]]:
-    """(kind, whom it is about, what is said of it) of each line that claims something."""
+    """(kind, event, the rest) of each line that claims something."""
     for line in map(str.strip, reasoning.split("\n")):
         name, sign, number = line.rpartition(" = ")
         if sign and _NUMBER.fullmatch(number):
@@ -108,35 +109,38 @@ def check_trace(problem: Problem, completion: str) -> Trace:
     A rule is broken as ``data.prompts.trace`` means it: by the event beside those that the
     reasoning keeps. A total is true when it is the weighted minutes of the events kept.
     """
-    found = list(_claims(reasoning_of(completion)))
-    said = {name: int(number) for kind, name, number in found if kind == Claim.VALUE}
-    kept = sorted(problem.by_name[name] for name in said if name in problem.by_name)
+    claims = list(_claims(reasoning_of(completion)))
+    said = {name: int(number) for kind, name, number in claims if kind == Claim.VALUE}
+    events = problem.by_name
+    kept = sorted(events[name] for name in said if name in events)
     total = problem.objective(kept)
 
     @cache
     def breaks(name: str, kind: str) -> bool:
-        return _breaks(problem, kept, problem.by_name[name], kind)
+        return _breaks(problem, kept, events[name], kind)
 
     def truth(kind: Claim, name: str, rest: str) -> Truth:
         if kind == Claim.TOTAL:
             return _truth(len(kept) == len(said) and int(rest) == total)
-        known = name in problem.by_name
+        if name not in events:
+            return Truth.UNKNOWN
         if kind == Claim.VALUE:
-            return _truth(int(rest) == problem.value[name]) if known else Truth.UNKNOWN
-        if kind == Claim.OVERLAP and known and rest in problem.by_name:
-            a, b = problem.by_name[name], problem.by_name[rest]
-            return _truth(name != rest and a.overlaps(b))
-        if kind == Claim.RULE and known and rest in KINDS:
+            return _truth(int(rest) == problem.value[name])
+        if kind == Claim.OVERLAP and rest in events:
+            return _truth(name != rest and events[name].overlaps(events[rest]))
+        if kind == Claim.RULE and rest in KINDS:
             return _truth(breaks(name, rest))
         return Truth.UNKNOWN
 
     schedule = parse(completion)
-    readable = not isinstance(schedule, ParseFailure)
-    totals = [int(number) for kind, _, number in found if kind == Claim.TOTAL]
+    totals = [int(number) for kind, _, number in claims if kind == Claim.TOTAL]
+    follows = None
+    if said and not isinstance(schedule, ParseFailure):
+        follows = said.keys() == {event.name for event in schedule}
     return Trace(
-        Counter((claim[0], truth(*claim)) for claim in found),
-        totals[-1] == sum(said.values()) if totals else None,
-        said.keys() == {event.name for event in schedule} if said and readable else None,
+        Counter((claim[0], truth(*claim)) for claim in claims),
+        adds_up=totals[-1] == sum(said.values()) if totals else None,
+        follows=follows,
     )
 
 
@@ -156,7 +160,7 @@ def _breaks(problem: Problem, kept: Sequence[Event], event: Event, kind: str) ->
 
 
 def reflections(problem: Problem, completion: str) -> set[str]:
-    """The words of second thoughts before the schedule, those aside that an event's name has."""
+    """The words of second thoughts before the schedule, except those in the names of events."""
     before, opening, after = completion.rpartition("<schedule>")
     text = before if opening else after
     names = "\n".join(problem.by_name).lower()
@@ -165,24 +169,23 @@ def reflections(problem: Problem, completion: str) -> set[str]:
 
 def reasoning_report(
     problems: Mapping[str, Problem],
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[AnsweredRow],
     seed: int,
     resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """What one arm's reasoning on one tier is worth, ready for JSON.
+) -> dict[str, object]:
+    """How true and how useful one arm's reasoning on one tier is, ready for JSON.
 
     Shares are means over problems with intervals that resample problems; the same seed gives all
-    arms the same resamples. None where some resample has nothing to take the share of. Who reflects
-    may do so on harder problems, so ``within_problem`` compares success with and without it on the
-    problems that have both.
+    arms the same resamples. A share is None where some resample has nothing to take it of. A model
+    may reflect more on harder problems, so ``within_problem`` compares success with and without
+    reflection on the problems that have both.
 
     Args:
-        rows: verdicts ``{id, status, answer}`` as ``eval.answers.judge.judge_arm`` yields them; each
-            problem needs one or more.
+        rows: one or more of each problem.
     """
     answers: dict[str, Counter[tuple[str, bool]]] = {name: Counter() for name in problems}
     for row in rows:
-        answers[row["id"]][row["answer"], row["status"] == Status.OPTIMAL] += 1
+        answers[row["id"]][row["completion"], row["status"] == Status.OPTIMAL] += 1
     counts: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(problems)))
     keywords: Counter[str] = Counter()
     for i, (name, texts) in enumerate(answers.items()):
@@ -195,7 +198,7 @@ def reasoning_report(
 
 
 def _columns(trace: Trace, text: str, reflects: bool, optimal: bool) -> Iterator[str]:
-    """What one answer counts in, each claim once."""
+    """The columns that one answer counts in, each claim once."""
     if reasoning_of(text).strip():
         yield "reasoning"
     for (kind, truth), count in trace.claims.items():
@@ -212,7 +215,7 @@ def _columns(trace: Trace, text: str, reflects: bool, optimal: bool) -> Iterator
 
 
 class _Shares:
-    """Counts by problem, ``{what: [problems]}``, and the estimates made of them."""
+    """Counts by problem, ``{column: [problems]}``, and the estimates made of them."""
 
     def __init__(
         self, counts: Mapping[str, NDArray[np.float64]], rng: np.random.Generator, resamples: int
@@ -221,26 +224,26 @@ class _Shares:
         self.answers = counts["answers"]
         self.indices = bootstrap_indices(len(self.answers), resamples, rng)
 
-    def share(self, of: Sequence[str], among: Sequence[str]) -> dict[str, Any] | None:
+    def share(self, of: Sequence[str], among: Sequence[str]) -> dict[str, float] | None:
         """Every problem weighs the same, however often it was asked."""
         part, whole = (
-            sum(self.counts[name] for name in names)[:, None] / self.answers[:, None]
+            np.sum([self.counts[name] for name in names], axis=0) / self.answers
             for names in (of, among)
         )
-        [found] = ratio_interval(part, whole, self.indices)
-        return None if found is None else found.to_json()
+        [estimate] = ratio_interval(part[:, None], whole[:, None], self.indices)
+        return None if estimate is None else estimate.to_json()
 
-    def holding(self, name: str) -> dict[str, Any] | None:
+    def holding(self, name: str) -> dict[str, float] | None:
         return self.share([f"{name} True"], [f"{name} True", f"{name} False"])
 
-    def group(self, name: str) -> dict[str, Any]:
+    def group(self, name: str) -> dict[str, object]:
         return {
             "answers": int(self.counts[name].sum()),
             "share": self.share([name], ["answers"]),
             "optimal": self.share([f"{name} optimal"], [name]),
         }
 
-    def within_problem(self, a: str, b: str) -> dict[str, Any] | None:
+    def within_problem(self, a: str, b: str) -> dict[str, float] | None:
         both = (self.counts[a] > 0) & (self.counts[b] > 0)
         if not both.any():
             return None
@@ -248,10 +251,10 @@ class _Shares:
             self.counts[f"{name} optimal"][both] / self.counts[name][both] for name in (a, b)
         )
         indices = bootstrap_indices(int(both.sum()), self.resamples, self.rng)
-        [found] = mean_interval((of_a - of_b)[:, None], indices, bounds=(-1.0, 1.0))
-        return found.to_json()
+        [estimate] = mean_interval((of_a - of_b)[:, None], indices, bounds=(-1.0, 1.0))
+        return estimate.to_json()
 
-    def claims(self, kind: Claim) -> dict[str, Any]:
+    def claims(self, kind: Claim) -> dict[str, object]:
         true, false, unknown = (f"{kind} {truth}" for truth in Truth)
         return {
             "made": int(sum(self.counts[name].sum() for name in (true, false, unknown))),
@@ -259,7 +262,7 @@ class _Shares:
             "unknown": self.share([unknown], [true, false, unknown]),
         }
 
-    def report(self, keywords: Counter[str]) -> dict[str, Any]:
+    def report(self, keywords: Counter[str]) -> dict[str, object]:
         return {
             "problems": len(self.answers),
             "answers": int(self.answers.sum()),
