@@ -189,6 +189,10 @@ class Stage:
             (self.folder / output).exists() for output in manifest.get("outputs", ())
         )
 
+    def is_begun(self) -> bool:
+        """Whether this very work was begun, and neither finished nor replaced by another."""
+        return _read_object(self.folder / BEGUN) == self.key
+
     def begin_unless_done(
         self, force: bool = False, partial: Iterable[Path] = (), shared: bool = False
     ) -> bool:
@@ -234,7 +238,7 @@ class Stage:
         """
         (self.folder / MANIFEST).unlink(missing_ok=True)
         begun = self.folder / BEGUN
-        self.goes_on = not force and _read_object(begun) == self.key
+        self.goes_on = not force and self.is_begun()
         if not self.goes_on:
             begun.unlink(missing_ok=True)
             for path in partial:

@@ -24,32 +24,31 @@ Layout = Literal["id", "index"]
 Key = str | int
 
 
-class SampleRow(TypedDict):
-    """One answer. Ours have every key but ``index``; others at least a name and the completion.
+class AnswerPlace(TypedDict, total=False):
+    """Whose answer to which problem; ours have every key but ``index``, others at least a name.
 
     Attributes:
         sample: its number among the answers of this arm to this problem, from 0.
-        finish_reason: ``stop``, or ``length`` where it was cut off.
-        tokens: drawn, the end token included.
+        finish_reason: ``stop``, or ``length`` where the answer was cut off.
     """
 
-    index: NotRequired[int]
-    id: NotRequired[str]
-    arm: NotRequired[str]
-    sample: NotRequired[int]
+    index: int
+    id: str
+    arm: str
+    sample: int
+    finish_reason: str | None
+
+
+class SampleRow(AnswerPlace):
+    """One answer; ``tokens`` were drawn, the end token included."""
+
     completion: str
-    finish_reason: NotRequired[str]
     tokens: NotRequired[int]
 
 
-class VerdictRow(TypedDict):
-    """The judgement of one answer, see ``rewards.verify.Verdict``; its place as in SampleRow."""
+class VerdictRow(AnswerPlace):
+    """The judgement of one answer, see ``rewards.verify.Verdict``."""
 
-    index: NotRequired[int]
-    id: NotRequired[str]
-    arm: NotRequired[str]
-    sample: NotRequired[int]
-    finish_reason: NotRequired[str | None]
     status: str
     violations: list[str]
     objective: int

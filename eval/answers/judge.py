@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts, write_jsonl
 from data.problem import Problem
 from data.run import VERDICTS, Run
-from eval.answers.files import Key, Layout, SampleRow, VerdictRow, read_answers
+from eval.answers.files import AnswerPlace, Key, Layout, SampleRow, VerdictRow, read_answers
 from rewards import blog
 from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Verdict, confirm, verify
@@ -28,14 +28,9 @@ class JudgedRow(VerdictRow):
     answer: str
 
 
-class PublishedRow(TypedDict, total=False):
+class PublishedRow(AnswerPlace):
     """The published evaluator's judgement of one answer."""
 
-    index: int
-    id: str
-    arm: str
-    sample: int
-    finish_reason: str
     status: str
     score: float
 

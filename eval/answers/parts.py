@@ -1,8 +1,8 @@
 """An arm's samples on disk, drawn by one process, or in parts by several at the same time.
 
-``samples.jsonl`` is the whole. While n processes draw, each with its own GPU or machine, each writes
-its part ``samples.i-of-n.jsonl`` beside it as the answers come, and the last to finish joins them.
-They share nothing but this folder:
+``samples.jsonl`` is the whole. While n processes draw, each with its own GPU or machine, each
+writes its part ``samples.i-of-n.jsonl`` beside it as the answers come, and the last to finish joins
+them. They share nothing but this folder:
 
 - Every file being written is locked (``data.common.locks``), so no file has two writers, and
   nobody writes the whole while others draw parts.
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.common.errors import UserError
-from data.common.files import BEGUN, Stage, finished, write_bytes
+from data.common.files import Stage, finished, write_bytes
 from data.common.locks import holding, is_held, lock_file
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Shard:
     """Part ``number``, from 1, of ``of``."""
 
@@ -61,11 +61,9 @@ def read_shard(text: str) -> Shard:
     return shard
 
 
-def parts(whole: Path) -> dict[Shard, Path]:
-    """The parts that lie beside ``whole``, in their order."""
-    name = re.compile(rf"{re.escape(whole.stem)}\.(\d+)-of-(\d+){re.escape(whole.suffix)}")
-    matches = ((name.fullmatch(path.name), path) for path in whole.parent.glob(f"{whole.stem}.*"))
-    return dict(sorted((Shard(int(m[1]), int(m[2])), path) for m, path in matches if m))
+def parts(whole: Path) -> list[Path]:
+    """The parts that lie beside ``whole``, of whatever number of them."""
+    return sorted(whole.parent.glob(f"{whole.stem}.*-of-*{whole.suffix}"))
 
 
 # --- answers ---------------------------------------------------------------------------------
@@ -88,7 +86,7 @@ def kept(path: Path, samples: int) -> dict[str, list[bytes]]:
 def gathered(whole: Path, samples: int, but: Path | None = None) -> dict[str, list[bytes]]:
     """``kept`` of the whole and all its parts, ``but`` left out."""
     answers: dict[str, list[bytes]] = {}
-    for path in (whole, *parts(whole).values()):
+    for path in (whole, *parts(whole)):
         if path != but:
             answers |= kept(path, samples)
     return answers
@@ -104,7 +102,7 @@ def put_together(whole: Path, ids: Collection[str], samples: int) -> set[str]:
     lacking = set(ids) - answers.keys()
     if not lacking:
         write_bytes(whole, b"".join(line for identity in ids for line in answers[identity]))
-        _remove(parts(whole).values())
+        _remove(parts(whole))
         # A process that still holds one of these has nothing left to write.
         _remove(map(lock_file, _locked_parts(whole)))
     return lacking
@@ -154,33 +152,18 @@ def begin(stage: Stage, whole: Path, shard: Shard | None, force: bool, alone: bo
     alone.
 
     Raises:
-        UserError: when others draw by other settings, or in another number of parts.
+        UserError: when others draw by other settings.
     """
     folder = stage.folder
-    if not alone and not finished(folder) and _begun(folder) != stage.key:
+    if not (alone or finished(folder) or stage.is_begun()):
         raise UserError(
             f"{folder} is being sampled by other processes with other settings; stop them, or let "
             "them finish"
         )
-    partial = [whole, *parts(whole).values()]
+    partial = [whole, *parts(whole)]
     restart = force and (shard is None or finished(folder))
     if not stage.begin_unless_done(restart, partial, shared=True):
         return False
-    if stage.goes_on and shard:
-        if force:
-            _remove([shard.path(whole)])
-        others = sorted({str(part.of) for part in parts(whole)} - {str(shard.of)})
-        if others:
-            raise UserError(
-                f"{folder} holds parts of {' and '.join(others)}, not of {shard.of}; go on with "
-                f"--shard i/{others[0]}, or let one process draw the rest (without --shard)"
-            )
+    if stage.goes_on and shard and force:
+        _remove([shard.path(whole)])
     return True
-
-
-def _begun(folder: Path) -> object:
-    """The key that a stage noted when it began; None without a readable note."""
-    try:
-        return json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None

@@ -7,9 +7,9 @@ else could change the distribution, such as a top-k that the model's ``generatio
 suggests, is set to nothing. Not promised: the same answers again. Each problem has its own seed,
 but a server draws random numbers in its own way, and rounds as the requests beside one have it.
 
-The protocol is vLLM's: ``GET /models`` lists ``{id, root}``; ``POST /completions`` takes fields that
-other servers may not know (``top_k``, ``return_token_ids``, …). A key that the server wants is taken
-from ``VLLM_API_KEY``. Everything that comes back is treated as text.
+The protocol is vLLM's: ``GET /models`` lists ``{id, root}``; ``POST /completions`` takes fields
+that other servers may not know (``top_k``, ``return_token_ids``, …). A key that the server wants is
+taken from ``VLLM_API_KEY``. Everything that comes back is treated as text.
 """
 
 from __future__ import annotations
