@@ -161,17 +161,9 @@ def likelihoods(
     starts = dict.fromkeys(case.start for case in judged if case.start)
     print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
     ids = {row["id"] for row in solved.rows}
-    first_answers = {
-        arm: [
-            row
-            for row in read_answers(run.samples(arm), ids)
-            if row["sample"] < likelihood.PER_PROBLEM
-        ]
-        for arm in bare
-    }
     return likelihood.measure(
         {arm: run.model(arm) for arm in bare},
-        first_answers,
+        {arm: read_answers(run.samples(arm), ids) for arm in bare},
         solved.rows,
         dtype,
         seed,
@@ -188,11 +180,7 @@ def reasoning(
     return {
         arm: reasoning_report(
             problems,
-            (
-                {**row, "answer": row["completion"]}
-                for row in answered(run.samples(arm), ids)
-                if row["id"] in problems
-            ),
+            (row for row in answered(run.samples(arm), ids) if row["id"] in problems),
             seed_of(seed, "reasoning", tier),
             margins.resamples,
         )

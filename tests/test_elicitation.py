@@ -624,7 +624,6 @@ def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_mode
 
     def measure(models, rows, asked, dtype, seed, references, resamples):
         scored.append((list(models), list(rows), references))
-        assert {row["sample"] for answers in rows.values() for row in answers} == {0, 1}
         assert {row["arm"] for row in rows["sft"]} == {"sft"}
         return {}
 
