@@ -1,3 +1,5 @@
+"""The report of `make eval`: its numbers, its tables and the arms that it compares."""
+
 import io
 import json
 import re
@@ -13,7 +15,7 @@ from data.sections import Arm
 from eval.judge import comparisons, write_report
 from eval.show.panels import draw_passk
 from eval.show.report_sheets import print_report, report_sheets
-from eval.show.tables import Sheet, markdown_of, print_sheets
+from eval.show.tables import Sheet, markdown_of
 from eval.stats.passk import ks_for
 from eval.stats.summary import summarise
 
@@ -79,22 +81,13 @@ def printed(report, width=100):
     return console.file.getvalue()
 
 
-def test_every_note_below_a_table_ends_in_a_full_stop_wherever_it_is_shown():
-    sheet = Sheet("title", ["", "arm"], [["a", "1"]], ["Intervals are for other problems", "n."])
-    console = Console(file=io.StringIO(), width=100)
-    print_sheets([sheet], console)
-    assert console.file.getvalue().endswith("Intervals are for other problems.\nn.\n")
-    assert "Intervals are for other problems. n.\n" in markdown_of([sheet])
-
-
 def test_pass_at_k_holds_the_exact_values_with_n_and_an_interval():
-    found = summary()["tiers"]["dense"]
-    assert (found["problems"], found["samples"], found["ks"]) == (4, 8, list(ks_for(8)))
-    base = found["arms"]["base"]["pass_at_k"]
-    assert base["1"]["value"] == pytest.approx((1 + 0 + 2 + 1) / 32)
-    # 1 - C(8 - c, 2) / C(8, 2) for c = 1, 0, 2, 1
-    assert base["2"]["value"] == pytest.approx((7 + 0 + 13 + 7) / 28 / 4)
-    assert base["8"]["value"] == pytest.approx(3 / 4)
+    dense = summary()["tiers"]["dense"]
+    assert (dense["problems"], dense["samples"], dense["ks"]) == (4, 8, list(ks_for(8)))
+    base = dense["arms"]["base"]["pass_at_k"]
+    # At 2: 1 - C(8 - c, 2) / C(8, 2) for c = 1, 0, 2, 1.
+    expected = {"1": (1 + 0 + 2 + 1) / 32, "2": (7 + 0 + 13 + 7) / 28 / 4, "8": 3 / 4}
+    assert {k: base[k]["value"] for k in expected} == pytest.approx(expected)
     for estimate in base.values():
         assert estimate["low"] <= estimate["value"] <= estimate["high"]
         assert estimate["n"] == 4
@@ -122,7 +115,7 @@ def test_means_are_over_problems():
     assert base["valid"]["n"] == 4
 
 
-def test_without_answers_in_the_rows_nothing_is_said_of_distinct_ones():
+def test_without_answers_in_the_rows_distinct_ones_are_not_counted():
     rows = {"base": [row(p, i, "feasible", ratio=0.5) for p in TIER for i in range(4)]}
     report = summary(rows)
     assert report["tiers"]["dense"]["arms"]["base"]["distinct"] is None
@@ -141,12 +134,6 @@ def test_differences_are_paired_and_say_where_the_base_overtakes():
     assert pairs["sft", "base"]["overtaken_at"] is None
 
 
-def test_where_the_base_overtakes_is_said_of_every_arm_that_is_compared_with_it():
-    text = printed(summary(tiers=["dense"]))
-    assert "base first meets or passes GRPO at k = 5." in text
-    assert "base stays below SFT at every k up to 8." in text
-
-
 @pytest.mark.parametrize(
     ("arms", "pairs"),
     [
@@ -162,26 +149,21 @@ def test_each_arm_is_compared_with_what_it_started_from_and_with_the_base(arms, 
     assert comparisons(replace(load_recipe(TINY), arms=arms).all_arms) == pairs
 
 
-@pytest.mark.parametrize(("reached", "flagged"), [(0.5, False), (0.501, True), (1.0, True)])
-def test_a_tier_that_guessing_solves_more_than_half_of_is_called_guessable(reached, flagged):
-    floors = {**FLOORS, "dense": {"random_maximal": {8: reached}}}
-    report = summary(floors=floors)
-    words = f"Guessable: a random maximal schedule solves {100 * reached:.1f} % within 8 tries"
+@pytest.mark.parametrize(
+    ("floor", "is_flagged"),
+    [({8: 0.5}, False), ({8: 0.501}, True), ({8: 1.0}, True), ({1: 0.9}, False), ({}, False)],
+)
+def test_a_tier_that_guessing_solves_more_than_half_of_is_called_guessable(floor, is_flagged):
+    report = summary(floors={**FLOORS, "dense": {"random_maximal": floor} if floor else {}})
     for text in (printed(report), markdown_of(report_sheets(report))):
-        assert (words in text.replace("\\", "")) == flagged
-        assert text.count("Guessable") == flagged, "said of dense alone"
-
-
-def test_a_tier_whose_floor_at_the_largest_k_is_not_known_is_not_flagged():
-    assert "Guessable" not in printed(summary(floors={"dense": {}, "trap": {}}))
-    assert "Guessable" not in printed(summary(floors={"dense": {"random_maximal": {1: 0.9}}}))
+        assert text.count("Guessable") == is_flagged  # of dense alone
 
 
 def test_floors_are_shown_at_the_ks_of_the_report():
-    found = summary()["tiers"]["dense"]["floors"]
-    assert found["random_maximal"] == {"1": 0.05, "2": 0.1, "8": 0.34}
+    floors = summary()["tiers"]["dense"]["floors"]
+    assert floors["random_maximal"] == {"1": 0.05, "2": 0.1, "8": 0.34}
     text = printed(summary())
-    assert "Floors at any k: greedy by start 25.0 %." in text
+    assert "greedy by start 25.0 %" in text
     assert re.search(r"\n8 .* 34\.0 *\n", text)
 
 
@@ -195,11 +177,10 @@ def test_the_printed_table_holds_the_numbers_and_what_they_rest_on():
                 assert f"{cell[0]} [{cell[1]}, {cell[2]}]" in text
             for status, count in arm["statuses"].items():
                 assert re.search(rf"status: {status} .*\b{count} \(", text)
-        words = f"{tier['problems']} problems x 8 samples; 95 % interval, problems resampled 10,000"
-        assert text.count(f"{words} times") == 3
+        assert text.count(f"{tier['problems']} problems x 8 samples") == 3
+    assert "10,000" in text
     assert text.index("dense (main tier)") < text.index("trap: pass@k")
-    assert "base first meets or passes GRPO at k = 5." in text
-    assert "pass@1: GRPO - SFT = +18.8 [" in text.splitlines()[-1]
+    assert "k = 5." in text  # where the base overtakes GRPO
     assert "\x1b" not in text
 
 
@@ -217,7 +198,6 @@ def test_the_markdown_holds_the_same_tables():
     base = report["tiers"]["dense"]["arms"]["base"]["pass_at_k"]["1"]
     text = markdown_of(report_sheets(report))
     assert f"| 1 | {100 * base['value']:.1f} [{100 * base['low']:.1f}, " in text
-    assert "| k | base | SFT | GRPO | random maximal |" in text
     assert "| k | GRPO - SFT | GRPO - base | SFT - base |" in text
 
 
@@ -243,34 +223,23 @@ def test_the_report_is_the_same_each_time_and_for_a_tier_whatever_the_others():
     assert summary(seed=2)["tiers"] != summary()["tiers"]
 
 
-def test_an_arm_with_fewer_samples_is_refused():
-    rows = {arm: rows_of(arm, 8) for arm in ARMS} | {"sft": rows_of("sft", 4)}
-    with pytest.raises(UserError, match=r"arm 'sft' has 4 samples of problem .* 8 are expected"):
+@pytest.mark.parametrize("dropped", ["d2", "half", "all"])
+def test_an_arm_that_lacks_answers_is_refused_by_name(dropped):
+    rows = [] if dropped == "all" else list(rows_of("sft", 4 if dropped == "half" else 8))
+    rows = {**{arm: rows_of(arm) for arm in ARMS}, "sft": [r for r in rows if r["id"] != dropped]}
+    with pytest.raises(UserError, match=r"arm 'sft' has [04] samples of problem"):
         summary(rows)
 
 
-def test_an_arm_that_misses_a_problem_is_refused():
-    rows = {arm: list(rows_of(arm)) for arm in ARMS}
-    rows["grpo"] = [r for r in rows["grpo"] if r["id"] != "d2"]
-    with pytest.raises(UserError, match=r"arm 'grpo' has 0 samples of problem 'd2'"):
-        summary(rows)
-
-
-def test_a_tier_that_no_arm_answers_is_refused():
-    with pytest.raises(UserError, match=r"arm 'base' has 0 samples of problem 'd0'"):
-        summary({"base": []})
-
-
-def test_write_report_leaves_json_markdown_and_a_plot(tmp_path, capsys):
+def test_the_report_is_json_markdown_and_a_plot(tmp_path, capsys):
     report = summary(resamples=200)
-    write_report(tmp_path / "report", report)
-    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(
-        ("report.json", "report.md", "passk.png")
-    )
-    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
-    assert (tmp_path / "report" / "report.md").read_text() == markdown_of(report_sheets(report))
-    assert (tmp_path / "report" / "passk.png").read_bytes().startswith(b"\x89PNG")
-    assert "dense (main tier): pass@k" in capsys.readouterr().out
+    write_report(tmp_path, report, ["Note: this."])
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written == {**report, "notes": ["Note: this."]}
+    markdown = (tmp_path / "report.md").read_text()
+    assert markdown == "Note: this.\n\n" + markdown_of(report_sheets(report))
+    assert (tmp_path / "passk.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.endswith("Note: this.\n")
 
 
 def test_a_plot_is_the_same_bytes_each_time_and_manages_with_one_arm_and_no_floors(tmp_path):
@@ -281,9 +250,6 @@ def test_a_plot_is_the_same_bytes_each_time_and_manages_with_one_arm_and_no_floo
 
 
 def test_an_arm_is_compared_with_its_twin_by_another_backend():
-    recipe = load_recipe(TINY.with_name("backends.yaml"))
-    pairs = comparisons(recipe.all_arms)
-    assert ("grpo-unsloth", "grpo") in pairs
-    assert ("sft-unsloth", "sft") in pairs
-    assert ("grpo", "grpo-unsloth") not in pairs
-    assert ("grpo-unsloth", "sft") not in pairs
+    pairs = set(comparisons(load_recipe(TINY.with_name("backends.yaml")).all_arms))
+    assert pairs >= {("grpo-unsloth", "grpo"), ("sft-unsloth", "sft")}
+    assert not pairs & {("grpo", "grpo-unsloth"), ("grpo-unsloth", "sft")}
