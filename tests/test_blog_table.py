@@ -164,7 +164,7 @@ def test_the_small_recipe_draws_its_problems_and_is_not_written_over_by_itself(
 
 
 def test_published_data_that_is_not_there_is_said_with_the_way_out(tmp_path):
-    for files, said in ((None, "BLOG=folder"), (tmp_path, r"train\.jsonl .* BLOG=folder")):
+    for files, said in ((None, "BLOG=folder"), (tmp_path, r"test\.jsonl .* BLOG=folder")):
         with pytest.raises(UserError, match=said):
             write_recipe(load_recipe(PUBLISHED), files, tmp_path / "blog" / "recipe.yaml")
     assert not (tmp_path / "blog").exists()
