@@ -51,6 +51,7 @@ from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import (
+    ACCURACIES,
     accuracy_histogram,
     coverage,
     crossing,
@@ -60,7 +61,7 @@ from eval.stats.analyses import (
     two_by_two,
 )
 from eval.stats.counts import Counts
-from eval.stats.estimate import Estimate, Indices, bootstrap_indices, crossed_interval
+from eval.stats.estimate import Estimate, Indices, bootstrap_indices, by_name, crossed_interval
 from eval.stats.evidence import Arms, Conclusions, conclude
 from eval.stats.passk import floor_at, ks_for, pass_at_k, solved_within
 from eval.stats.power import detectable
@@ -135,13 +136,8 @@ def spread(
         ks = ks_for(int(n.min()))
         adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), indices, level)
         report["histogram"][arm] = accuracy_histogram(n, c)
-        report["coverage"][arm] = {
-            str(accuracy): asdict(share)
-            for accuracy, share in coverage(n, c, indices, level).items()
-        }
-        report["floor_adjusted"][arm] = {
-            str(k): estimate and asdict(estimate) for k, estimate in zip(ks, adjusted, strict=True)
-        }
+        report["coverage"][arm] = by_name(ACCURACIES, coverage(n, c, indices, level))
+        report["floor_adjusted"][arm] = by_name(ks, adjusted)
     return report
 
 

@@ -30,7 +30,7 @@ from eval.answers.files import read_answers
 from eval.answers.parts import claimed
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import cell, with_interval
-from eval.stats.readiness import ADVICE, ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
+from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.train.trainer import model_inputs
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
@@ -183,7 +183,7 @@ def _show(report: Mapping[str, Any], folder: Path) -> None:
     """Write and print a report."""
     tables, advice = list(readiness_sheets(report)), advice_sentence(report)
     write_json(folder / RESULT, report)
-    write_text(folder / WORDS, f"{advice}\n\n{markdown_of(tables)}\n{_advice_table()}")
+    write_text(folder / WORDS, f"{advice}\n\n{markdown_of(tables)}")
     console = plain_console()
     print_sheets(tables, console)
     console.print(f"\n{advice}", markup=False, soft_wrap=True)
@@ -238,15 +238,6 @@ def readiness_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
         [k, *(cell(tier["pass_at_k"][k]) for tier in tiers.values())] for k in first["pass_at_k"]
     ]
     yield Sheet(f"pass@k in %, success = {Status.OPTIMAL}", ["k", *tiers], rows, [basis])
-
-
-def _advice_table() -> str:
-    """All advice in Markdown."""
-    lines = [f"| {advice.name} | {advice.because} |\n" for advice in ADVICE]
-    return (
-        "The advice is the first of these that holds:\n\n| advice | when |\n|---|---|\n"
-        + "".join(lines)
-    )
 
 
 def main() -> None:

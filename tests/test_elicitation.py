@@ -1,4 +1,4 @@
-"""Elicited or learnt: who is asked again, what is counted, and what comes of it."""
+"""Elicitation: who is asked again, what the counts lead to, and the stage as a whole."""
 
 import json
 import shutil
@@ -33,7 +33,10 @@ N, FRESH = 8, 32
 MARGINS = Margins(lift=2, resamples=200)
 GRPO = {"grpo": {"trainer": "grpo"}}
 SFT_GRPO = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
-AGAIN = {"again": {"trainer": "none"}}
+TWO_TIERS = {
+    "main": "dense",
+    "tiers": {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}},
+}
 
 
 @pytest.fixture
@@ -44,10 +47,10 @@ def world(tmp_path, monkeypatch):
 # --- counts made by hand --------------------------------------------------------------------
 
 
-def asked_of(tiers, n=N, **solved):
+def solved_of(tiers, **solved):
     """Counts made by hand: ``tiers`` of the problems, and of each arm how often it solved each."""
     rows = [{"id": f"p{i}", "tier": tier} for i, tier in enumerate(tiers)]
-    return Solved(rows, {arm: Counts(n, c) for arm, c in solved.items()})
+    return Solved(rows, {arm: Counts(N, c) for arm, c in solved.items()})
 
 
 def case_of(name="grpo", members=("grpo",), tiers=("dense",), start=None, best=None, forms=()):
@@ -55,16 +58,11 @@ def case_of(name="grpo", members=("grpo",), tiers=("dense",), start=None, best=N
 
 
 def test_what_every_base_left_unsolved_all_are_asked_again():
-    asked = asked_of(
-        ["dense"] * 4,
-        base=[0, 0, 3, 1],
-        best=[0, 2, 0, 1],
-        sft=[9, 9, 9, 9],
-        grpo=[9, 9, 9, 9],
-        form=[9, 9, 9, 9],
+    solved = solved_of(
+        ["dense"] * 4, base=[0, 0, 3, 1], best=[0, 2, 0, 1], sft=[8] * 4, grpo=[8] * 4, form=[8] * 4
     )
     case = case_of(start="sft", best="best", forms=("form",))
-    assert to_ask_again([case], asked) == {
+    assert to_ask_again([case], solved) == {
         "base": [0, 1],  # 1 for expansion and shrinkage, which are against the base alone
         "best": [0],
         "sft": [0],
@@ -74,162 +72,151 @@ def test_what_every_base_left_unsolved_all_are_asked_again():
 
 
 def test_what_a_judged_arm_left_unsolved_it_and_the_base_are_asked_again_and_nobody_else():
-    asked = asked_of(
+    solved = solved_of(
         ["dense"] * 4,
         base=[5, 5, 5, 0],
         sft=[0, 0, 0, 1],
         **{"grpo.1": [0, 5, 5, 5], "grpo.2": [5, 0, 5, 5]},
     )
-    found = to_ask_again([case_of(members=("grpo.1", "grpo.2"), start="sft")], asked)
-    assert found == {"base": [0, 1, 3], "sft": [3], "grpo.1": [0, 3], "grpo.2": [1, 3]}
+    wanted = to_ask_again([case_of(members=("grpo.1", "grpo.2"), start="sft")], solved)
+    assert wanted == {"base": [0, 1, 3], "sft": [3], "grpo.1": [0, 3], "grpo.2": [1, 3]}
 
 
 def test_an_arm_is_asked_again_on_its_own_tiers_alone_and_cases_add_up():
     tiers = ["dense", "trap", "dense", "trap"]
-    asked = asked_of(tiers, base=[0, 0, 4, 4], sft=[4, 4, 4, 0], grpo=[4, 4, 0, 0])
+    solved = solved_of(tiers, base=[0, 0, 4, 4], sft=[4, 4, 4, 0], grpo=[4, 4, 0, 0])
     of_grpo = case_of(tiers=("dense",), start="sft")
     of_sft = case_of(name="sft", members=("sft",), tiers=("trap",))
-    assert to_ask_again([of_grpo], asked) == {"base": [0, 2], "sft": [0], "grpo": [0, 2]}
-    assert to_ask_again([of_sft], asked) == {"base": [1, 3], "sft": [1, 3]}
+    assert to_ask_again([of_grpo], solved) == {"base": [0, 2], "sft": [0], "grpo": [0, 2]}
     both = {"base": [0, 1, 2, 3], "sft": [0, 1, 3], "grpo": [0, 2]}
-    assert to_ask_again([of_grpo, of_sft], asked) == to_ask_again([of_sft, of_grpo], asked) == both
-
-
-def test_where_all_is_solved_nobody_is_asked_again():
-    asked = asked_of(["dense"] * 2, base=[1, 1], grpo=[1, 1])
-    assert to_ask_again([case_of()], asked) == {"base": [], "grpo": []}
+    assert to_ask_again([of_grpo, of_sft], solved) == both
+    assert to_ask_again([of_sft, of_grpo], solved) == both
 
 
 @pytest.fixture(scope="module")
 def problems():
     """Twice twenty test rows."""
     return [
-        {"id": f"{tier}-{i}", "tier": tier, "problem": make_problem(5, "test", tier, drawn, i)}
-        for tier, drawn in (("dense", TIERS["dense"]), ("trap", TIERS["trap"]))
+        {
+            "id": f"{tier}-{i}",
+            "tier": tier,
+            "problem": make_problem(5, "test", tier, TIERS[tier], i),
+        }
+        for tier in ("dense", "trap")
         for i in range(20)
     ]
 
 
-def drawn(rows, cases, seed, **chances):
+def drawn(rows, case, seed, **chances):
     """What real stages count, of arms that are right with these chances a try."""
     rng = np.random.default_rng(seed)
     counts = {arm: Counts(N, rng.binomial(N, p)) for arm, p in chances.items()}
-    for arm, places in to_ask_again(cases, Solved(rows, counts)).items():
+    for arm, places in to_ask_again([case], Solved(rows, counts)).items():
         n = np.zeros(len(rows), int)
         n[places] = FRESH
         counts[arm] = counts[arm].with_fresh(Counts(n, rng.binomial(n, chances[arm])))
     return Solved(rows, counts)
 
 
-def skills(rows, seed=9):
+@pytest.fixture(scope="module")
+def skill(problems):
     """Chances of a base: of three problems in ten none."""
-    rng = np.random.default_rng(seed)
-    return np.where(rng.random(len(rows)) < 0.3, 0.0, rng.beta(0.7, 4, len(rows)))
+    rng = np.random.default_rng(9)
+    return np.where(rng.random(len(problems)) < 0.3, 0.0, rng.beta(0.7, 4, len(problems)))
 
 
-def test_base_against_itself_is_never_new(problems):
-    p, case = skills(problems), case_of(tiers=("dense", "trap"))
-    found = Counter()
+def test_base_against_itself_is_never_new(problems, skill):
+    case = case_of(tiers=("dense", "trap"))
     for seed in range(25):
-        asked = drawn(problems, [case], seed, base=p, grpo=p)
-        judged = conclusions_on(case, asked, MARGINS, 0)
-        found[judged.overall.conclusion] += 1
-        assert "new capability" not in {ruling.conclusion for ruling in judged.tiers.values()}
-    assert found == {"inconclusive": 25}
+        solved = drawn(problems, case, seed, base=skill, grpo=skill)
+        found = conclusions_on(case, solved, MARGINS, 0)
+        assert found.overall.conclusion == "inconclusive"
+        assert "new capability" not in {tier.conclusion for tier in found.tiers.values()}
 
 
-def test_three_seeds_of_the_base_beside_itself_are_not_new_either(problems):
-    p = skills(problems)
+def test_three_seeds_of_the_base_beside_itself_are_not_new_either(problems, skill):
     members = ("grpo.1", "grpo.2", "grpo.3")
-    case = case_of(members=members, tiers=("dense",), start="sft", best="best")
+    case = case_of(members=members, start="sft", best="best")
     for seed in range(10):
-        chances = dict.fromkeys(("base", "best", "sft", *members), p)
-        judged = conclusions_on(case, drawn(problems, [case], seed, **chances), MARGINS, 0)
-        assert judged.overall.conclusion == "inconclusive"
-        assert judged.overall.seeds == 3
+        chances = dict.fromkeys(("base", "best", "sft", *members), skill)
+        found = conclusions_on(case, drawn(problems, case, seed, **chances), MARGINS, 0)
+        assert (found.overall.conclusion, found.overall.seeds) == ("inconclusive", 3)
 
 
-def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(problems):
-    p = skills(problems)
-    skilled = np.where(p == 0, 0.95, np.minimum(1, 2 * p))
+def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(problems, skill):
+    skilled = np.where(skill == 0, 0.95, np.minimum(1, 2 * skill))
     case = case_of(tiers=("dense", "trap"), start="sft")
-
-    def overall(start):
-        asked = drawn(problems, [case], 1, base=p, sft=start, grpo=skilled)
-        return conclusions_on(case, asked, MARGINS, 0).overall.conclusion
-
-    assert overall(start=p) == "new capability"
-    assert overall(start=skilled) == "distilled"
+    for start, expected in ((skill, "new capability"), (skilled, "distilled")):
+        solved = drawn(problems, case, 1, base=skill, sft=start, grpo=skilled)
+        assert conclusions_on(case, solved, MARGINS, 0).overall.conclusion == expected
 
 
-def test_what_was_not_asked_again_never_counts_as_beyond(problems):
+def test_what_was_not_asked_again_never_counts_as_beyond(problems, skill):
     """Whatever the tuned arm does where the base solved something, only its gain may change."""
-    p = skills(problems)
-    case = case_of(tiers=("dense",))
-    asked = drawn(problems, [case], 3, base=p, grpo=np.where(p == 0, 0.95, p))
-    grpo = asked.counts["grpo"]
+    case = case_of()
+    solved = drawn(problems, case, 3, base=skill, grpo=np.where(skill == 0, 0.95, skill))
+    grpo = solved.counts["grpo"]
     spared = grpo.fresh_n == 0
     assert spared.sum() > 10
     estimates = []
-    for c in (np.ones_like(spared), np.full_like(spared, N, dtype=int)):
+    for c in (1, N):
         changed = Counts(N, np.where(spared, c, grpo.c), grpo.fresh_n, grpo.fresh_c)
-        counts = {**asked.counts, "grpo": changed}
-        overall = conclusions_on(case, Solved(problems, counts), MARGINS, 0).overall
-        estimates.append(overall.estimates)
-    fresh = ("beyond base", "certified", "control", "perhaps beyond base")
-    for name in fresh:
-        assert estimates[0][name] == estimates[1][name]
-    assert estimates[0]["gain over base"] != estimates[1]["gain over base"]
-    dense = np.array([row["tier"] == "dense" for row in problems])
-    certified = estimates[0]["certified"].value * dense.sum()
-    assert 0 < certified <= (dense & (asked.counts["base"].c == 0)).sum()
+        counts = {**solved.counts, "grpo": changed}
+        found = conclusions_on(case, Solved(problems, counts), MARGINS, 0)
+        estimates.append(found.overall.estimates)
+    one, other = estimates
+    for name in ("beyond base", "certified", "control", "perhaps beyond base"):
+        assert one[name] == other[name]
+    assert one["gain over base"] != other["gain over base"]
+    dense = solved.places(["dense"])
+    missed = (solved.counts["base"].c[dense] == 0).mean()
+    assert 0 < one["certified"].value <= missed
 
 
 # --- the stage ------------------------------------------------------------------------------
 
 
-def taught(row):
-    """What the base never solves, the tuned arm nearly always does."""
-    return 0.95
-
-
 def narrow(row):
+    """What the base solves: of the first twelve problems none."""
     return 0.0 if place(row) < 12 else 0.6
 
 
+WEAK, TAUGHT = solving(narrow), solving(0.95)
+
+
 def judged_run(world, arms=GRPO, conclusion=None, **changes):
+    """A recipe whose run is evaluated: the base is weak, and so are others without a script."""
     recipe = world.recipe(arms, conclusion, **changes)
+    for name in recipe.run.names:
+        world.scripts.setdefault(name, TAUGHT if name == "grpo" else WEAK)
     world.train(recipe)
     return recipe, world.evaluate(recipe)
 
 
+def overall(found, arm="grpo"):
+    return found["judged"][arm]["overall"]
+
+
 def test_an_arm_that_solves_what_base_never_does_has_a_new_capability(world, capsys):
-    world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
     recipe, found = judged_run(world, SFT_GRPO)
-    ruling = found["judged"]["grpo"]
-    assert ruling["overall"]["conclusion"] == "new capability"
-    assert ruling["overall"]["estimates"]["certified"]["value"] == pytest.approx(12 / 40)
-    assert ruling["overall"]["estimates"]["control"]["value"] == 0
-    assert found["sentence"] == ruling["sentence"]
-    assert found["sentence"].startswith("New capability: on 2")
-    # Printed, and on the page.
-    said = capsys.readouterr().out
-    page = (recipe.run.elicitation.with_suffix(".md")).read_text()
-    assert found["sentence"] in said
-    assert page.startswith(found["sentence"])
-    assert "| GRPO on dense | new capability |" in page
-    assert "| Expansion: GRPO where base failed | 12 of 40 | 32 | 100.0" in page
+    assert overall(found)["conclusion"] == "new capability"
+    assert overall(found)["estimates"]["certified"]["value"] == pytest.approx(12 / 40)
+    assert overall(found)["estimates"]["control"]["value"] == 0
+    assert found["sentence"] == found["judged"]["grpo"]["sentence"]
+    assert found["sentence"] in capsys.readouterr().out
+    words = recipe.run.elicitation.with_suffix(".md").read_text()
+    assert words.startswith(found["sentence"])
+    assert "| GRPO on dense | new capability |" in words
+    assert "| 12 of 40 | 32 | 100.0" in words
 
 
 def test_the_base_asked_twice_is_no_new_capability(world):
-    world.scripts |= {"base": solving(narrow), "again": solving(narrow)}
-    _, found = judged_run(world, AGAIN, {"arms": ["again"]})
-    ruling = found["judged"]["again"]
-    assert ruling["overall"]["conclusion"] == "inconclusive"
-    [expansion] = ruling["tiers"]["dense"]["expansion"].values()
-    [shrinkage] = ruling["tiers"]["dense"]["shrinkage"].values()
-    assert expansion["share"]["value"] == shrinkage["share"]["value"] == 0
-    assert ruling["overall"]["estimates"]["beyond base"]["value"] <= 0
+    _, found = judged_run(world, {"again": {"trainer": "none"}}, {"arms": ["again"]})
+    assert overall(found, "again")["conclusion"] == "inconclusive"
+    dense = found["judged"]["again"]["tiers"]["dense"]
+    for key in ("expansion", "shrinkage"):
+        assert dense[key]["again"]["share"]["value"] == 0
+    assert overall(found, "again")["estimates"]["beyond base"]["value"] <= 0
 
 
 def recount(recipe, arm, fresh=False):
@@ -243,25 +230,21 @@ def recount(recipe, arm, fresh=False):
 
 
 def test_every_count_is_that_of_the_raw_samples(world):
-    arms = {"grpo": {"trainer": "grpo", "seeds": [1, 2]}}
     rare = solving(lambda row: (place(row) % 5) / 30)
-    world.scripts |= {"base": rare, "grpo.1": solving(lambda row: 0.1), "grpo.2": rare}
-    recipe, found = judged_run(world, arms)
+    world.scripts |= {"base": rare, "grpo.1": solving(0.1), "grpo.2": rare}
+    recipe, found = judged_run(world, {"grpo": {"trainer": "grpo", "seeds": [1, 2]}})
     tier = found["judged"]["grpo"]["tiers"]["dense"]
     names = ("base", "grpo.1", "grpo.2")
     first, fresh = ({a: recount(recipe, a, when) for a in names} for when in (False, True))
     rates = {arm: np.mean([c / n for n, c in first[arm].values()]) for arm in names}
-    assert tier["pass_at_1"]["base"]["value"] == pytest.approx(rates["base"])
     tuned = np.mean([rates["grpo.1"], rates["grpo.2"]])
+    assert tier["pass_at_1"]["base"]["value"] == pytest.approx(rates["base"])
     assert tier["pass_at_1"]["grpo"]["value"] == pytest.approx(tuned)
     assert tier["estimates"]["gain over base"]["value"] == pytest.approx(tuned - rates["base"])
+    budget = tier["budget"]
+    assert (budget["n"], budget["reach"], budget["fresh"]) == (N, N + FRESH, FRESH)
     missed = {arm: {name for name, (_, c) in first[arm].items() if c == 0} for arm in names}
     assert all(missed.values())
-    assert (tier["budget"]["n"], tier["budget"]["reach"], tier["budget"]["fresh"]) == (
-        N,
-        N + FRESH,
-        FRESH,
-    )
     for member in names[1:]:
         cells = tier["two_by_two"][member]
         assert cells["neither"] == len(missed["base"] & missed[member])
@@ -269,77 +252,57 @@ def test_every_count_is_that_of_the_raw_samples(world):
         assert cells["only_base"] == len(missed[member] - missed["base"])
         assert sum(cells[key] for key in ("both", "only_base", "only_tuned", "neither")) == 40
         for key, by, other in (("expansion", "base", member), ("shrinkage", member, "base")):
-            found_again = tier[key][member]
-            assert (found_again["unsolved"], found_again["problems"]) == (len(missed[by]), 40)
-            assert found_again["tries"] == FRESH
+            expanded = tier[key][member]
+            assert (expanded["unsolved"], expanded["tries"]) == (len(missed[by]), FRESH)
             for side, arm in (("tuned", other), ("reference", by)):
-                solved = [fresh[arm][name][1] > 0 for name in missed[by]]
-                assert found_again[side]["value"] == pytest.approx(np.mean(solved))
-    # What is said of all arms: as many problems are never solved by each.
+                right = [fresh[arm][name][1] > 0 for name in missed[by]]
+                assert expanded[side]["value"] == pytest.approx(np.mean(right))
     histogram = found["tiers"]["dense"]["histogram"]
-    assert {arm: bins["0"] for arm, bins in histogram.items()} == {
-        arm: len(missed[arm]) for arm in names
-    }
+    assert {arm: bins["0"] for arm, bins in histogram.items()} == {a: len(missed[a]) for a in names}
     # Exactly those were asked again, each as often as the recipe says.
     for arm in names:
         of_either = missed["base"] | missed["grpo.1"] | missed["grpo.2"]
         due = of_either if arm == "base" else missed["base"] | missed[arm]
         assert {name for name, (n, _) in fresh[arm].items() if n} == due
         assert {n for n, _ in fresh[arm].values()} <= {0, FRESH}
-    # By its name, a problem beyond the base is one that it missed in all its samples.
-    beyond = [name for name in missed["base"] if fresh["base"][name][1] == 0]
-    assert 0 <= tier["estimates"]["certified"]["value"] <= len(beyond) / 40
 
 
-def test_what_was_judged_already_is_not_redone(world, capsys):
-    world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
-    recipe, found = judged_run(world, SFT_GRPO)
-    asked = len(world.asked)
+def test_a_changed_margin_is_judged_anew_without_asking_anyone_and_nothing_else_is(world, capsys):
+    recipe, found = judged_run(world)
+    world.asked.clear()
     capsys.readouterr()
     assert world.evaluate(recipe) == found
-    assert len(world.asked) == asked
-    # Three arms asked, and asked again, the report, and the conclusion.
-    assert capsys.readouterr().out.count("up to date") == 3 + 3 + 1 + 1
-
-
-def test_a_changed_margin_is_judged_anew_without_asking_anyone(world):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
-    recipe, found = judged_run(world)
-    samples = recipe.run.samples("grpo").parent / "fresh" / "samples.jsonl"
-    before = samples.stat().st_mtime_ns
-    world.asked.clear()
-    strict = world.recipe(GRPO, {"margins": {"new": 0.4, "reach": 0.5}})
-    changed = world.evaluate(strict)
-    assert (world.asked, samples.stat().st_mtime_ns) == ([], before)
+    # Two arms asked, and asked again, the report, and the conclusion.
+    assert capsys.readouterr().out.count("up to date") == 2 + 2 + 1 + 1
+    changed = world.evaluate(world.recipe(GRPO, {"margins": {"new": 0.4, "reach": 0.5}}))
+    assert world.asked == []
     assert (found["margins"]["new"], changed["margins"]["new"]) == (Margins().new, 0.4)
-    assert found["judged"]["grpo"]["overall"]["conclusion"] == "new capability"
-    assert changed["judged"]["grpo"]["overall"]["conclusion"] != "new capability"
+    assert overall(found)["conclusion"] == "new capability"
+    assert overall(changed)["conclusion"] != "new capability"
 
 
 def test_more_confirmation_samples_are_drawn_where_the_recipe_asks_for_them(world):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     judged_run(world)
     world.asked.clear()
     found = world.evaluate(world.recipe(GRPO, {"fresh": 40}))
-    assert {(arm, stream) for arm, stream, _, _ in world.asked} == {
+    assert [(arm, stream) for arm, stream, _, _ in world.asked] == [
         ("base", "fresh"),
         ("grpo", "fresh"),
-    }
-    assert found["judged"]["grpo"]["overall"]["budget"]["reach"] == N + 40
+    ]
+    assert overall(found)["budget"]["reach"] == N + 40
 
 
 def test_an_interrupted_stage_ends_with_the_same_conclusion(world, monkeypatch):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, whole = judged_run(world)
     for arm in ("base", "grpo"):
         (recipe.run.samples(arm).parent / "fresh" / "manifest.json").unlink()
-    (recipe.run.eval / "elicitation" / "manifest.json").unlink()
-    (recipe.run.elicitation).unlink()
+    recipe.run.elicitation.with_name("manifest.json").unlink()
+    recipe.run.elicitation.unlink()
     monkeypatch.setattr(Scripted, "patience", 5)
     with pytest.raises(KeyboardInterrupt):
         elicitation.run(recipe, force=False)
     monkeypatch.setattr(Scripted, "patience", None)
-    assert not (recipe.run.elicitation).exists()
+    assert not recipe.run.elicitation.exists()
     world.asked.clear()
     elicitation.run(recipe, force=False)
     assert world.found(recipe) == whole
@@ -347,7 +310,6 @@ def test_an_interrupted_stage_ends_with_the_same_conclusion(world, monkeypatch):
 
 
 def test_an_arm_that_was_trained_again_is_asked_again_and_the_base_is_not(world):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
     (recipe.run.folder / "grpo" / "model" / "model.safetensors").write_text("trained again")
     world.asked.clear()
@@ -359,20 +321,14 @@ def test_an_arm_that_was_trained_again_is_asked_again_and_the_base_is_not(world)
 
 
 def test_samples_that_changed_since_they_were_judged_are_refused_in_one_sentence(world):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
     world.scripts["grpo"] = solving(0.0)
     sample_arm(recipe, "grpo", force=True)
     with pytest.raises(UserError, match=r"grpo/samples\.jsonl is not judged yet, or has changed"):
         elicitation.run(recipe, force=False)
-    world.evaluate(recipe)
-    (recipe.run.eval / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"base/samples\.jsonl is not judged yet.*`make eval`"):
-        elicitation.run(recipe, force=False)
 
 
 def test_verdicts_that_are_evenly_short_are_found_before_anyone_is_asked_again(world):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
     path = recipe.run.verdicts("grpo")
     write_jsonl(path, [row for _, row in read_jsonl(path) if row["sample"] < N - 1])
@@ -382,55 +338,37 @@ def test_verdicts_that_are_evenly_short_are_found_before_anyone_is_asked_again(w
     assert world.asked == []
 
 
-@pytest.mark.parametrize("key", ["tokens", "finish_reason"])
-def test_an_answer_that_lacks_a_key_is_named_when_it_is_judged(world, key):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
-    recipe, _ = judged_run(world)
-    path = recipe.run.samples("grpo")
-    rows = [row for _, row in read_jsonl(path)]
-    del rows[1][key]
-    write_jsonl(path, rows)
-    with pytest.raises(UserError, match=rf'grpo/samples\.jsonl:2: "{key}" must be a .*, not None'):
-        report.run(recipe, force=False)
-
-
 def test_a_conclusion_on_an_arm_that_is_gone_is_none_any_more(world):
-    world.scripts |= {"base": solving(narrow), "sft": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world, SFT_GRPO)
     assert standing_conclusion(recipe.run, ["base", "sft", "grpo"])
     shutil.rmtree(recipe.run.folder / "grpo")
     shutil.rmtree(recipe.run.samples("grpo").parent)
     assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) is None
     world.evaluate(recipe)
-    assert not (recipe.run.eval / "elicitation" / "manifest.json").exists()
+    assert not recipe.run.elicitation.with_name("manifest.json").exists()
     page.run(recipe, force=False)
-    text = (recipe.run.eval / page.REPORT_PAGE).read_text()
-    assert "pass@1: SFT - base" in text
-    assert "The conclusion" not in text
+    assert "The conclusion" not in (recipe.run.eval / page.REPORT_PAGE).read_text()
 
 
 def test_a_conclusion_stands_only_while_all_that_it_counts_is_there_and_the_same(world):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
     recipe, _ = judged_run(world)
-    path = recipe.run.elicitation
-    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) == path
+    reported, path = ["base", "sft", "grpo"], recipe.run.elicitation
+    assert standing_conclusion(recipe.run, reported) == path
     fresh = recipe.run.samples("base").parent / "fresh" / "samples.jsonl"
     content = fresh.read_bytes()
     fresh.write_bytes(content[: len(content) // 2])  # as Ctrl-C leaves it
-    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) is None
+    assert standing_conclusion(recipe.run, reported) is None
     fresh.write_bytes(content)
-    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) == path
+    assert standing_conclusion(recipe.run, reported) == path
     assert standing_conclusion(recipe.run, ["base"]) is None  # the recipe has no grpo any more
     path.unlink()
-    assert standing_conclusion(recipe.run, ["base", "sft", "grpo"]) is None
+    assert standing_conclusion(recipe.run, reported) is None
 
 
-def test_a_result_that_was_deleted_is_written_again_and_nobody_is_asked(world):
-    world.scripts |= {"base": solving(narrow), "grpo": solving(taught)}
+def test_a_result_that_was_changed_is_refused_and_written_again_where_it_was_deleted(world):
     recipe, _ = judged_run(world)
-    folder = recipe.run.eval
     world.asked.clear()
-    for path in (folder / "report.json", recipe.run.elicitation):
+    for path in (recipe.run.report, recipe.run.elicitation):
         content = path.read_bytes()
         assert read_result(path) == json.loads(content)
         path.write_bytes(content.replace(b'"n": 40', b'"n": "40"', 1))
@@ -444,23 +382,21 @@ def test_a_result_that_was_deleted_is_written_again_and_nobody_is_asked(world):
 
 def test_a_tier_that_base_solves_takes_nothing_from_what_is_said_of_another(world):
     """Nothing is asked again there, so all tiers together are about the other's samples."""
-    tiers = {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}}
-    weak = solving(lambda row: narrow(row) if row["tier"] == "dense" else 1.0)
-    world.scripts |= {"base": weak, "grpo": solving(taught)}
-    _, found = judged_run(world, data={"main": "dense", "tiers": tiers})
-    ruling = found["judged"]["grpo"]
-    assert ruling["tiers"]["trap"]["budget"]["fresh"] == 0
-    for one in (ruling["overall"], ruling["tiers"]["dense"]):
+    world.scripts["base"] = solving(lambda row: narrow(row) if row["tier"] == "dense" else 1.0)
+    _, found = judged_run(world, data=TWO_TIERS)
+    tiers = found["judged"]["grpo"]["tiers"]
+    assert tiers["trap"]["budget"]["fresh"] == 0
+    for one in (overall(found), tiers["dense"]):
         assert one["conclusion"] == "new capability"
-        assert f"of {FRESH} fresh tries) what was not reachable for base within 40" in one["reason"]
-    assert not any("too few" in note for note in ruling["tiers"]["trap"]["notes"])
+        assert (one["budget"]["fresh"], one["budget"]["reach"]) == (FRESH, N + FRESH)
 
 
 # --- arms and their roles -------------------------------------------------------------------
 
 
+LENIENT = {"trainer": "none", "eval": {"lenient": True}}
 ROLES = {
-    "best": {"trainer": "none", "eval": {"lenient": True}, "tune": {"temperature": [0.5, 1.0]}},
+    "best": {**LENIENT, "tune": {"temperature": [0.5, 1.0]}},
     **SFT_GRPO,
     "form": {"trainer": "grpo", "start": "sft"},
 }
@@ -468,32 +404,26 @@ NAMED = {"base_best": "best", "format_only": "form"}
 
 
 def test_arms_that_were_not_sampled_are_said_and_left_out(world, capsys):
-    weak = solving(narrow)
-    world.scripts |= {"base": weak, "best": weak, "sft": weak, "form": weak}
-    world.scripts["grpo"] = solving(taught)
+    world.scripts |= dict.fromkeys(("base", "best", "sft", "form"), WEAK) | {"grpo": TAUGHT}
     recipe = world.recipe(ROLES, NAMED)
     world.train(recipe, "sft", "grpo")
     found = world.evaluate(recipe)
-    said = capsys.readouterr().out
-    assert "no finished form model, so it is left out" in said
-    assert "form was not sampled, so the conclusion does not ask what it explains" in said
-    estimates = found["judged"]["grpo"]["overall"]["estimates"]
-    assert {"beyond base", "beyond sft"} < estimates.keys()
-    assert "beyond format_only" not in estimates
+    assert "form was not sampled" in capsys.readouterr().out
+    assert {"beyond base", "beyond sft"} < overall(found)["estimates"].keys()
+    assert "beyond format_only" not in overall(found)["estimates"]
     assert "form" not in found["tiers"]["dense"]["histogram"]
     world.train(recipe, "form")
     found = world.evaluate(recipe)
-    assert "beyond format_only" in found["judged"]["grpo"]["overall"]["estimates"]
+    assert "beyond format_only" in overall(found)["estimates"]
     assert list(found["tiers"]["dense"]["histogram"]) == ["base", "best", "sft", "grpo", "form"]
 
 
-def test_without_an_arm_to_judge_nothing_is_asked_again_and_nothing_written(world, capsys):
-    world.scripts |= {"base": solving(narrow), "sft": solving(narrow)}
+def test_without_an_arm_to_judge_nothing_is_asked_again_and_nothing_written(world):
+    world.scripts |= {"base": WEAK, "sft": WEAK}
     recipe = world.recipe(SFT_GRPO)
     world.train(recipe, "sft")
     with pytest.raises(FileNotFoundError):
         world.evaluate(recipe)
-    assert "no conclusion on grpo: grpo" in capsys.readouterr().out
     assert world.again() == {}
 
 
@@ -504,16 +434,14 @@ def test_a_skill_that_the_base_has_when_read_leniently_is_not_new(world):
         text = solving(0.5)(row, way, rng)
         return text.replace("</schedule>", "") if place(row) < 12 else text
 
-    best = {"best": {"trainer": "none", "eval": {"lenient": True}}}
-    world.scripts |= {"base": clumsy, "best": clumsy, "grpo": solving(taught)}
-    named = {"base_best": "best", "margins": {"reach": 0.2}}
-    _, found = judged_run(world, {**best, **GRPO}, named)
-    assert found["judged"]["grpo"]["overall"]["conclusion"] == "elicited"
+    world.scripts |= {"base": clumsy, "best": clumsy}
+    arms = {"best": LENIENT, **GRPO}
+    _, found = judged_run(world, arms, {"base_best": "best", "margins": {"reach": 0.2}})
+    assert overall(found)["conclusion"] == "elicited"
     # The base at its best leaves nothing unsolved; what is asked again is for the expansion.
     assert list(world.again()) == ["base", "grpo"]
-    assert found["judged"]["grpo"]["overall"]["estimates"]["certified"]["value"] == 0
-    strict = world.recipe({**best, **GRPO})
-    assert world.evaluate(strict)["judged"]["grpo"]["overall"]["conclusion"] == "new capability"
+    assert overall(found)["estimates"]["certified"]["value"] == 0
+    assert overall(world.evaluate(world.recipe(arms)))["conclusion"] == "new capability"
 
 
 def test_fresh_answers_are_read_as_leniently_as_the_first(world):
@@ -522,10 +450,9 @@ def test_fresh_answers_are_read_as_leniently_as_the_first(world):
     def clumsy(row, way, rng):
         return solving(0.07)(row, way, rng).replace("</schedule>", "")
 
-    lenient = {"again": {"trainer": "none", "eval": {"lenient": True}}}
     world.scripts |= {"base": clumsy, "again": clumsy}
-    recipe, found = judged_run(world, lenient, {"arms": ["again"]})
-    [expansion] = found["judged"]["again"]["tiers"]["dense"]["expansion"].values()
+    recipe, found = judged_run(world, {"again": LENIENT}, {"arms": ["again"]})
+    expansion = found["judged"]["again"]["tiers"]["dense"]["expansion"]["again"]
     assert expansion["unsolved"] == 40  # read strictly the base is never right
     assert expansion["reference"]["value"] == 0
     read = {row["id"] for row in lines(recipe, "again", True) if "<event>" in row["completion"]}
@@ -537,7 +464,6 @@ def test_the_base_at_its_best_is_asked_again_in_the_way_that_was_best(world):
     def cool(row, way, rng):
         return solving(0.05 if way.temperature == 0.5 else 0.0)(row, way, rng)
 
-    world.scripts |= dict.fromkeys(("sft", "grpo", "form"), solving(taught))
     world.scripts |= {"base": solving(0.02), "best": cool}
     judged_run(world, ROLES, NAMED)
     ways = {(arm, stream): way for arm, stream, _, way in world.asked}
@@ -551,12 +477,8 @@ def test_each_judged_arm_has_its_own_conclusion_on_its_own_tiers(world):
         "slow": {"trainer": "grpo", "seeds": [1, 2, 3]},
         "quick": {"trainer": "grpo", "tiers": ["dense"]},
     }
-    tiers = {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}}
-    world.scripts |= {"base": solving(narrow), "quick": solving(taught)}
-    world.scripts |= {f"slow.{seed}": solving(narrow) for seed in (1, 2, 3)}
-    recipe, found = judged_run(
-        world, arms, {"arms": ["slow", "quick"]}, data={"main": "dense", "tiers": tiers}
-    )
+    world.scripts["quick"] = TAUGHT
+    _, found = judged_run(world, arms, {"arms": ["slow", "quick"]}, data=TWO_TIERS)
     slow, quick = found["judged"].values()
     assert list(found["judged"]) == ["slow", "quick"]
     assert found["sentence"] == slow["sentence"]
@@ -572,39 +494,6 @@ def test_each_judged_arm_has_its_own_conclusion_on_its_own_tiers(world):
     assert trap  # the base and the slow one are asked again there, the quick one is not
     assert not trap & set(world.again()["quick"])
     assert list(found["detectable"]) == list(found["tiers"]) == ["dense", "trap"]
-    page = (recipe.run.elicitation.with_suffix(".md")).read_text()
-    for name in ("slow on dense", "slow on trap", "quick on dense"):
-        assert f"| {name} |" in page
-    for member in ("slow.1", "slow.2", "slow.3", "quick"):
-        assert f"| Expansion: {member} where base failed |" in page
-
-
-def test_an_arm_asked_in_another_way_is_compared_with_the_base_asked_in_that_way(world):
-    cool = {"temperature": 0.6, "top_p": 0.95}
-    recipe = world.recipe(
-        {
-            "base-cool": {"trainer": "none", "eval": cool},
-            "best": {"trainer": "none", "tune": {"shots": [0, 2]}},
-            **SFT_GRPO,
-            "sft-cool": {"trainer": "none", "start": "sft", "eval": cool},
-            "grpo-cool": {"trainer": "none", "start": "grpo", "eval": dict(reversed(cool.items()))},
-            "sft-best": {"trainer": "none", "start": "sft", "tune": {"shots": [0, 2]}},
-            "grpo-other": {"trainer": "none", "start": "grpo", "eval": {"temperature": 0.5}},
-        }
-    )
-    pairs = report.comparisons(recipe.all_arms)
-    assert len(pairs) == len(set(pairs))
-    beside = {arm: [other for tuned, other in pairs if tuned == arm] for arm, _ in pairs}
-    assert list(beside.items()) == [
-        ("grpo-other", ["grpo", "base"]),
-        ("sft-best", ["sft", "base", "best"]),
-        ("grpo-cool", ["grpo", "base", "base-cool"]),
-        ("sft-cool", ["sft", "base", "base-cool"]),
-        ("grpo", ["sft", "base"]),
-        ("sft", ["base"]),
-        ("best", ["base"]),
-        ("base-cool", ["base"]),
-    ]
 
 
 def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_models(
@@ -617,9 +506,7 @@ def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_mode
         "tuned": {"tune": {"temperature": [0.5]}},
         "lenient": {"eval": {"lenient": True}},
     }
-    arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
-    arms |= {name: {"trainer": "none", **way} for name, way in ways.items()}
-    world.scripts |= dict.fromkeys(("base", *arms), solving(0.3))
+    arms = SFT_GRPO | {name: {"trainer": "none", **way} for name, way in ways.items()}
     scored = []
 
     def measure(models, rows, asked, dtype, seed, references, resamples):
@@ -634,46 +521,34 @@ def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_mode
 
 
 def test_an_arm_trained_from_another_model_than_the_one_beside_it_is_named(world, capsys):
-    world.scripts |= {"base": solving(0.1), "sft": solving(0.2), "grpo": solving(0.3)}
     recipe = world.recipe(SFT_GRPO)
+    world.scripts |= dict.fromkeys(recipe.run.names, solving(0.2))
     world.train(recipe)
-    models = {name: recipe.run.folder / name / "model" for name in SFT_GRPO}
-    stage = Stage(models["grpo"].parent, "grpo", {"model": str(models["sft"])}, [models["sft"]])
-    stage.finish([])
-    folder = recipe.run.eval
-    pages = [folder / "report.md", recipe.run.elicitation.with_suffix(".md")]
-    contents = [folder / "report.json", recipe.run.elicitation]
-    world.evaluate(recipe)
-    assert "Note: GRPO" not in capsys.readouterr().out + "".join(p.read_text() for p in pages)
-    assert all("notes" not in json.loads(path.read_text()) for path in contents)
+    sft = recipe.run.stage("sft") / "model"
+    results = [recipe.run.report, recipe.run.elicitation]
 
-    (models["sft"] / "model.safetensors").write_text("of another training")
-    world.evaluate(recipe)
-    note = (
-        f"Note: GRPO was trained from another SFT model than the one that is in {models['sft']} "
-        "now, so they differ in more than this training; `make grpo` trains it again."
-    )
+    def notes():
+        Stage(recipe.run.stage("grpo"), "grpo", {"model": str(sft)}, [sft]).finish([])
+        (sft / "model.safetensors").write_text("of another training")
+        world.evaluate(recipe)
+        return [json.loads(path.read_text()).get("notes") for path in results]
+
+    [note], again = notes()
+    assert again == [note]
+    assert "another SFT model" in note
     assert capsys.readouterr().out.count(f"\n{note}\n") == 2
-    assert all(f"{note}\n\n" in page.read_text() for page in pages)
-    assert all(json.loads(path.read_text())["notes"] == [note] for path in contents)
-
-    stage = Stage(models["grpo"].parent, "grpo", {"model": str(models["sft"])}, [models["sft"]])
-    stage.finish([])
-    world.evaluate(recipe)
-    assert "Note: GRPO" not in capsys.readouterr().out + "".join(p.read_text() for p in pages)
+    assert all(note in path.with_suffix(".md").read_text() for path in results)
+    assert notes() == [None, None]  # trained again, from the model that is there
 
 
 def test_an_arm_trained_from_another_base_or_trained_no_more_is_named(world):
     recipe = world.recipe(SFT_GRPO)
     world.train(recipe)
-    Stage(recipe.run.folder / "sft", "sft", {"model": "old/base"}).finish([])
-    (recipe.run.folder / "grpo" / "manifest.json").unlink()
-    assert report.strange_starts(recipe.run, ["base", "sft", "grpo"]) == [
-        f"Note: SFT was trained from old/base, and base is {recipe.model} here, so they differ in "
-        "more than this training; `make sft` trains it again.",
-        "Note: the answers of GRPO are of a model that is there no more; `make grpo` trains it "
-        "again.",
-    ]
+    Stage(recipe.run.stage("sft"), "sft", {"model": "old/base"}).finish([])
+    (recipe.run.stage("grpo") / "manifest.json").unlink()
+    of_sft, of_grpo = report.strange_starts(recipe.run, ["base", "sft", "grpo"])
+    assert "old/base" in of_sft
+    assert "`make grpo`" in of_grpo
 
 
 # --- with a model ---------------------------------------------------------------------------
@@ -689,8 +564,9 @@ eval: {samples: 4, max_tokens: 110, resamples: 100}
 """
 
 
+@pytest.mark.slow
 def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch
 ):
     monkeypatch.setattr("data.recipe.RUNS", tmp_path / "runs")
     monkeypatch.chdir(ROOT)  # the recipe names its model from there
@@ -703,8 +579,8 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
         sample_arm(recipe, arm, force=False)
     report.run(recipe, force=False)
     elicitation.run(recipe, force=False)
-    found = json.loads((recipe.run.elicitation).read_text())
-    assert found["judged"]["again"]["overall"]["conclusion"] == "inconclusive"
+    found = json.loads(recipe.run.elicitation.read_text())
+    assert overall(found, "again")["conclusion"] == "inconclusive"
 
     # One model: other names and other streams, other answers; the same ones, the same answers.
     texts = {
@@ -712,7 +588,6 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
         for arm in names
         for fresh in (False, True)
     }
-    assert all(len(answers) > 5 for answers in texts.values())
     assert texts["base", True] - texts["base", False]
     assert texts["base", False] != texts["again", False]
     assert texts["base", True] != texts["again", True]
@@ -724,10 +599,6 @@ def test_the_embedded_base_asked_again_answers_anew_and_the_same_on_a_second_run
     assert path.read_bytes() == written
 
     dense = found["tiers"]["dense"]
-    assert list(dense["likelihood"]) == ["base", "again"]
     kl = dense["likelihood"]["again"]["kl"]["base"]["k1"]["per_answer"]
     assert kl["value"] == pytest.approx(0, abs=1e-4)  # they are one model
     assert dense["reasoning"]["base"]["answers"] == 5 * 4
-    capsys.readouterr()
-    elicitation.run(recipe, force=False)
-    assert capsys.readouterr().out.count("up to date") == 3

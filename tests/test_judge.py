@@ -249,6 +249,27 @@ def test_a_plot_is_the_same_bytes_each_time_and_manages_with_one_arm_and_no_floo
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+def test_an_arm_asked_in_another_way_is_compared_with_the_base_asked_in_that_way():
+    cool = {"temperature": 0.6, "top_p": 0.95}
+    arms = {
+        "base-cool": Arm("none", eval=cool),
+        "best": Arm("none", tune={"shots": [0, 2]}),
+        "sft": Arm("sft"),
+        "sft-cool": Arm("none", "sft", eval=dict(reversed(cool.items()))),
+        "sft-best": Arm("none", "sft", tune={"shots": [0, 2]}),
+        "sft-other": Arm("none", "sft", eval={"temperature": 0.5}),
+    }
+    pairs = comparisons(arms)
+    assert {arm: [other for tuned, other in pairs if tuned == arm] for arm in arms} == {
+        "base-cool": ["base"],
+        "best": ["base"],
+        "sft": ["base"],
+        "sft-cool": ["sft", "base", "base-cool"],
+        "sft-best": ["sft", "base", "best"],
+        "sft-other": ["sft", "base"],
+    }
+
+
 def test_an_arm_is_compared_with_its_twin_by_another_backend():
     pairs = set(comparisons(load_recipe(TINY.with_name("backends.yaml")).all_arms))
     assert pairs >= {("grpo-unsloth", "grpo"), ("sft-unsloth", "sft")}

@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from scipy.special import betaln
-from scipy.stats import hypergeom
+from scipy.stats import bootstrap, hypergeom
 
 from eval.stats.estimate import (
     Estimate,
@@ -26,19 +26,11 @@ def test_pass_at_k_equals_the_share_of_all_subsets_that_hold_a_success():
                 assert pass_at_k(n, [c], k)[0] == pytest.approx(share, abs=1e-12)
 
 
-def test_pass_at_k_equals_the_hypergeometric_distribution():
-    c = np.arange(257)
-    for k in (1, 2, 17, 64, 255, 256):
-        expected = 1 - hypergeom.pmf(0, 256, c, k)
-        assert np.allclose(pass_at_k(256, c, k), expected, atol=1e-10)
-
-
 def test_samples_may_differ_by_problem_and_all_k_come_at_once():
-    n, c, ks = np.array([8, 12, 8, 30]), np.array([0, 3, 8, 1]), [1, 2, 8]
+    n, c, ks = np.array([8, 12, 8, 256]), np.array([0, 3, 8, 17]), [1, 2, 8]
     matrix = pass_at_k(n, c, ks)
-    assert matrix.shape == (4, 3)
     for column, k in enumerate(ks):
-        assert np.allclose(matrix[:, column], 1 - hypergeom.pmf(0, n, c, k))
+        assert np.allclose(matrix[:, column], 1 - hypergeom.pmf(0, n, c, k), atol=1e-10)
         assert np.array_equal(matrix[:, column], pass_at_k(n, c, k))
 
 
@@ -52,18 +44,15 @@ def test_pass_at_k_is_unbiased():
     ("n", "c", "k"), [([8, 4], [1, 1], 5), (8, [1], 0), (8, [9], 1), (8, [-1], 1), (8, [], 1)]
 )
 def test_a_k_or_a_count_that_cannot_be_is_refused(n, c, k):
-    with pytest.raises(ValueError, match=r"k must be|successes|at least one"):
+    with pytest.raises(ValueError, match=r"must be|at least one"):
         pass_at_k(n, np.array(c, dtype=int), k)
 
 
-def test_ks_are_powers_of_two_up_to_a_quarter_and_n():
-    assert ks_for(64) == (1, 2, 4, 8, 16, 64)
-    assert ks_for(100) == (1, 2, 4, 8, 16, 100)
-    assert ks_for(7) == (1, 7)
-    assert ks_for(2) == (1, 2)
-    assert ks_for(1) == (1,)
-    with pytest.raises(ValueError, match="at least one sample"):
-        ks_for(0)
+@pytest.mark.parametrize(
+    ("n", "ks"), [(100, (1, 2, 4, 8, 16, 100)), (64, (1, 2, 4, 8, 16, 64)), (7, (1, 7)), (1, (1,))]
+)
+def test_ks_are_powers_of_two_up_to_a_quarter_and_n(n, ks):
+    assert ks_for(n) == ks
 
 
 def test_resampled_means_equal_gathering_every_row():
@@ -73,8 +62,6 @@ def test_resampled_means_equal_gathering_every_row():
 
 
 def test_the_interval_agrees_with_scipys_bca_bootstrap():
-    from scipy.stats import bootstrap
-
     rng = np.random.default_rng(3)
     values, resamples = rng.beta(0.3, 3, size=120), 100_000
     # Both are random: at this many resamples a limit's standard deviation is about 0.0001, so the
@@ -115,8 +102,6 @@ def test_95_percent_intervals_of_a_paired_difference_cover_it_about_95_times_in_
 
 
 def test_a_ratio_of_means_agrees_with_scipys_bca_bootstrap():
-    from scipy.stats import bootstrap
-
     rng = np.random.default_rng(9)
     b = rng.beta(2, 2, size=80)
     a = b * rng.beta(0.5, 1.5, size=80)
@@ -180,14 +165,6 @@ def test_problems_that_all_agree_do_not_make_an_interval_of_width_zero():
     assert (everything.low, everything.high) == (pytest.approx(1 - limit), 1)
     [same] = paired_difference(np.zeros((100, 1)), np.zeros((100, 1)), indices)
     assert (same.low, same.high) == (pytest.approx(-limit), pytest.approx(limit))
-
-
-def test_shapes_that_do_not_fit_are_refused():
-    indices = bootstrap_indices(5, 10, np.random.default_rng(8))
-    with pytest.raises(ValueError, match="do not fit"):
-        mean_interval(np.zeros((4, 1)), indices)
-    with pytest.raises(ValueError, match="one shape"):
-        paired_difference(np.zeros((5, 1)), np.zeros((5, 2)), indices)
 
 
 def test_the_overtaking_k_is_the_first_at_which_the_curves_meet():

@@ -48,21 +48,14 @@ def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated():
     assert 0.77 <= (low > 0).mean() <= 0.83
 
 
-def test_what_can_be_detected_is_two_sentences():
+def test_what_can_be_detected_is_said_with_its_numbers():
     found = detectable(200, 64, 256, Margins())
-    assert found.sentence == (
-        f"200 problems x 64 samples are enough to see a gain at k = 1 of {100 * found.gain:.1f} "
-        f"points, a loss at k = 64 of {100 * found.narrowed:.1f} points, a new skill, 30 % "
-        f"reliable, on {100 * found.new:.1f} % of them (power 80 %). What base misses in all 320 "
-        "samples it may still solve once in 107 tries."
-    )
+    for number in ("200 problems", f"{100 * found.gain:.1f}", f"{100 * found.new:.1f} %", "320"):
+        assert number in found.sentence
 
 
 def test_what_cannot_be_detected_is_said():
     without = detectable(50, 64, 0, Margins())
-    assert without.new is None
-    assert without.sentence.endswith(
-        "points (power 80 %); too few to see a new skill. What base misses in all 64 samples it "
-        "may still solve once in 22 tries."
-    )
+    assert (without.new, without.counted) == (None, None)
+    assert "too few to see a new skill" in without.sentence
     assert detectable(5, 8, 8, Margins()).counted is None

@@ -95,16 +95,14 @@ def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def coverage(
-    n: ArrayLike, c: ArrayLike, indices: Indices, level: float = LEVEL
-) -> dict[float, Estimate]:
+def coverage(n: ArrayLike, c: ArrayLike, indices: Indices, level: float = LEVEL) -> list[Estimate]:
     """Share of problems with an accuracy c / n of at least each of ``ACCURACIES``.
 
     It is of accuracies as observed: sampling noise spreads them, so compare arms only at equal n.
     """
     accuracy = np.divide(c, n)[:, None]
     at_least = (accuracy >= np.asarray(ACCURACIES) - TIE).astype(np.float64)
-    return dict(zip(ACCURACIES, mean_interval(at_least, indices, level), strict=True))
+    return mean_interval(at_least, indices, level)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ drawn. Answers to one problem resemble each other, so resampling them would prom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -43,6 +43,14 @@ class Estimate:
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
+
+
+def by_name(
+    names: Iterable[object], estimates: Iterable[Estimate | None]
+) -> dict[str, dict[str, float] | None]:
+    """Estimates as JSON, by their names."""
+    pairs = zip(names, estimates, strict=True)
+    return {str(name): asdict(one) if one else None for name, one in pairs}
 
 
 def with_interval(estimate: Mapping[str, float] | None, written: Callable[[float], str]) -> str:

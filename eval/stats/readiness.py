@@ -6,7 +6,7 @@ alike teaches nothing. A group of g is judged from n >= g samples of its prompt,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
-from eval.stats.estimate import Values, bootstrap_indices, mean_interval, resampled_means
+from eval.stats.estimate import Values, bootstrap_indices, by_name, mean_interval, resampled_means
 from eval.stats.passk import ks_for, pass_at_k
 
 #: What is reported of all tiers together, as the training data mixes them.
@@ -70,67 +70,30 @@ class GroupShares:
         return next((g for g in self.sizes if g > self.group and self.teaches(g)), None)
 
 
-@dataclass(frozen=True)
-class Advice:
-    """What to do, and when. ``when`` names the limits in braces."""
-
-    name: str
-    when: str
-    holds: Callable[[GroupShares], object]
-
-    @property
-    def because(self) -> str:
-        return self.when.format(**{name: f"{100 * share:.0f} %" for name, share in LIMITS.items()})
-
-
-#: The first that holds is given.
-ADVICE = (
-    Advice(
-        "more SFT",
-        "fewer than {readable} of the answers can be read: the form is not there yet",
-        lambda seen: seen.below("readable"),
-    ),
-    Advice(
-        "longer answers",
-        "more than {truncated} of the answers are cut off: raise grpo.max_completion_length",
-        lambda seen: seen.above("truncated"),
-    ),
-    Advice(
-        "harder tier",
-        "more than {solved} of the groups are optimal throughout: little is left to learn",
-        lambda seen: seen.above("solved"),
-    ),
-    Advice(
-        "ready",
-        "at most {flat} of the groups have equal rewards, and at least {mixed} have both "
-        "optimal and other answers",
-        lambda seen: seen.teaches(seen.group),
-    ),
-    Advice(
-        "larger group",
-        "a larger group, within the samples drawn, would be ready",
-        lambda seen: seen.large_enough,
-    ),
-    Advice(
-        "more SFT",
-        "fewer than {valid} of the answers break no rule",
-        lambda seen: seen.below("valid"),
-    ),
-    Advice(
-        "easier tier",
-        "another tier of the training data is ready: train on it first",
-        lambda seen: seen.ready_tiers,
-    ),
-    Advice(
-        "bigger base",
-        "none of these: the answers are well formed, and optimal ones too rare to find",
-        lambda seen: True,
-    ),
-)
-
-
-def advise(seen: GroupShares) -> Advice:
-    return next(advice for advice in ADVICE if advice.holds(seen))
+def advise(seen: GroupShares) -> tuple[str, str]:
+    """The advice, and why: the first that holds. Limits are named in braces."""
+    if seen.below("readable"):
+        why = "fewer than {readable} of the answers can be read: the form is not there yet"
+        return "more SFT", why
+    if seen.above("truncated"):
+        why = "more than {truncated} of the answers are cut off: raise grpo.max_completion_length"
+        return "longer answers", why
+    if seen.above("solved"):
+        why = "more than {solved} of the groups are optimal throughout: little is left to learn"
+        return "harder tier", why
+    if seen.teaches(seen.group):
+        return "ready", (
+            "at most {flat} of the groups have equal rewards, and at least {mixed} have both "
+            "optimal and other answers"
+        )
+    if seen.large_enough:
+        return "larger group", "a larger group, within the samples drawn, would be ready"
+    if seen.below("valid"):
+        return "more SFT", "fewer than {valid} of the answers break no rule"
+    if seen.ready_tiers:
+        return "easier tier", "another tier of the training data is ready: train on it first"
+    why = "none of these: the answers are well formed, and optimal ones too rare to find"
+    return "bigger base", why
 
 
 def alike(classes: ArrayLike, sizes: Sequence[int]) -> Values:
@@ -217,21 +180,21 @@ class Readiness:
     def advice(self, ready: Sequence[str]) -> dict[str, object]:
         """The advice, why, and the share of resamples in which it is the same."""
         seen = self.seen(ready=ready)
-        advice = advise(seen)
+        advice, why = advise(seen)
+        limits = {name: f"{100 * share:.0f} %" for name, share in LIMITS.items()}
         resampled = resampled_means(self.columns, self.indices[:_SECOND_OPINIONS])
-        same = [advise(self.seen(means, ready)).name == advice.name for means in resampled]
+        same = [advise(self.seen(means, ready))[0] == advice for means in resampled]
         return {
-            "advice": advice.name,
-            "because": advice.because,
-            "group": seen.large_enough if advice.name == "larger group" else None,
-            "tiers": list(ready) if advice.name == "easier tier" else None,
+            "advice": advice,
+            "because": why.format(**limits),
+            "group": seen.large_enough if advice == "larger group" else None,
+            "tiers": list(ready) if advice == "easier tier" else None,
             "firmness": float(np.mean(same)),
         }
 
     def report(self) -> dict[str, Any]:
         """Every number but the advice, with intervals that resample problems."""
-        estimates = map(asdict, mean_interval(self.columns, self.indices, LEVEL))
-        shares = dict(zip(self.shares, estimates, strict=True))
+        shares = by_name(self.shares, mean_interval(self.columns, self.indices, LEVEL))
         groups = {
             str(g): {"flat": shares.pop(f"flat {g}"), "mixed": shares.pop(f"mixed {g}")}
             for g in self.sizes
@@ -247,10 +210,7 @@ class Readiness:
             **shares,
             "reward": asdict(paid),
             "groups": groups,
-            "pass_at_k": {
-                str(k): asdict(estimate)
-                for k, estimate in zip(ks, mean_interval(at_ks, self.indices, LEVEL), strict=True)
-            },
+            "pass_at_k": by_name(ks, mean_interval(at_ks, self.indices, LEVEL)),
         }
 
 
@@ -272,7 +232,7 @@ def readiness_by_tier(
     for name, problems in chosen.items():
         rng = np.random.default_rng(seed_of(seed, "probe", name))
         measured[name] = Readiness(outcomes.of(problems), group, rng, resamples)
-    ready = [name for name in names if advise(measured[name].seen()).name == "ready"]
+    ready = [name for name in names if advise(measured[name].seen())[0] == "ready"]
     return {
         name: {**one.report(), "advice": one.advice([tier for tier in ready if tier != name])}
         for name, one in measured.items()

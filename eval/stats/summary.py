@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
 from eval.stats.estimate import (
-    Estimate,
     Indices,
     bootstrap_indices,
+    by_name,
     mean_interval,
     paired_difference,
 )
@@ -171,7 +171,7 @@ def _tier_summary(
         "arms": {
             arm: {
                 "answers": len(here) * n,
-                "pass_at_k": _by_k(ks, mean_interval(at_ks[arm], indices, LEVEL)),
+                "pass_at_k": by_name(ks, mean_interval(at_ks[arm], indices, LEVEL)),
                 **_rates(tally, here, indices),
                 **_counts(tally.totals[tier]),
             }
@@ -181,7 +181,7 @@ def _tier_summary(
             {
                 "tuned": tuned,
                 "reference": reference,
-                "at_k": _by_k(
+                "at_k": by_name(
                     ks, paired_difference(at_ks[tuned], at_ks[reference], indices, LEVEL)
                 ),
                 "overtaken_at": overtaking_k(
@@ -198,10 +198,6 @@ def _tier_summary(
     }
 
 
-def _by_k(ks: Iterable[int], estimates: Iterable[Estimate]) -> dict[str, dict[str, float]]:
-    return {str(k): asdict(estimate) for k, estimate in zip(ks, estimates, strict=True)}
-
-
 def _rates(
     tally: Tally, here: NDArray[np.intp], indices: Indices
 ) -> dict[str, dict[str, float] | None]:
@@ -209,8 +205,7 @@ def _rates(
     sums = {"valid": tally.valid, "ratio": tally.ratio, "distinct": tally.distinct}
     known = {name: total for name, total in sums.items() if total is not None}
     columns = np.stack([total[here] / tally.samples[here] for total in known.values()], axis=1)
-    estimates = map(asdict, mean_interval(columns, indices, LEVEL))
-    return {**dict.fromkeys(sums), **dict(zip(known, estimates, strict=True))}
+    return {**dict.fromkeys(sums), **by_name(known, mean_interval(columns, indices, LEVEL))}
 
 
 def _counts(totals: TierTotals) -> dict[str, dict[str, int]]:
