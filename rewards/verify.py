@@ -99,6 +99,7 @@ def verify(problem: Problem, completion: str) -> Verdict:
     """Judge a completion with the plain checks, about 20 microseconds."""
     schedule = parse(completion)
     if isinstance(schedule, ParseFailure):
+        assert problem.optimum
         return Verdict(Status.UNPARSABLE, (schedule.value,), 0, problem.optimum)
     return verify_schedule(problem, schedule)
 

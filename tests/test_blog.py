@@ -98,43 +98,34 @@ def test_copying_every_event_of_the_published_data_earns_69_of_100():
         (answer(ART, CHOIR), BlogStatus.VALID, 240 / 385),
         (answer(ART, CHOIR, think=""), BlogStatus.VALID, 240 / 385),
         (answer(ART, BAND, CHOIR, DRILL), BlogStatus.VALID, 1.0),
+        (answer(CHOIR, think=f"<think>{xml([ART])}</think>"), BlogStatus.VALID, 240 / 385),
     ],
 )
 def test_each_status_of_the_published_evaluator(completion, status, score):
     assert blog.judge(ROW, completion) == (status, score)
 
 
-def test_touching_events_overlap_for_the_reward_but_not_for_the_evaluator():
-    optimal = answer(ART, BAND, CHOIR, DRILL)
-    assert blog.judge(ROW, optimal) == (BlogStatus.VALID, 1.0)
-    assert blog.reward_score(ROW, optimal) == (180 + 85) / 385 * 70
-
-
-def test_both_events_of_an_overlapping_pair_are_dropped_and_the_rest_is_paid():
-    assert blog.reward_score(ROW, answer(BAND, CHESS, CHOIR)) == 180 / 385 * 70
-    assert blog.reward_score(ROW, answer(BAND, CHESS)) == 0.0
-
-
-def test_events_inside_the_reasoning_are_read():
-    draft = answer(CHOIR, think=f"<think>{xml([ART])}</think>")
-    assert blog.judge(ROW, draft) == (BlogStatus.VALID, 240 / 385)
-    assert blog.reward_score(ROW, draft) == 240 / 385 * 70
-
-
-def test_invented_events_in_order_earn_the_points_for_order():
-    invented = answer(["X", "01:00", "02:00"], ["Y", "02:00", "01:00"])
-    assert blog.rewards(ROW, invented) == {
-        "reward_format": 10.0, "reward_sorted": 20.0, "reward_score": 0.0,
-    }  # fmt: skip
-
-
-def test_events_that_start_together_are_not_in_order():
-    assert blog.reward_sorted(ROW, answer(["X", "01:00", "02:00"], ["Y", "01:00", "03:00"])) == 0.0
-
-
-def test_one_event_earns_no_points_for_order_nor_score():
-    assert blog.rewards(ROW, answer(ART)) == {
-        "reward_format": 10.0, "reward_sorted": 0.0, "reward_score": 0.0,
+@pytest.mark.parametrize(
+    ("completion", "for_order", "for_score"),
+    [
+        # Touching events overlap for the reward, though not for the evaluator.
+        (answer(ART, BAND, CHOIR, DRILL), 20.0, (180 + 85) / 385 * 70),
+        # Both events of an overlapping pair are dropped, and the rest is paid.
+        (answer(BAND, CHESS, CHOIR), 20.0, 180 / 385 * 70),
+        (answer(BAND, CHESS), 20.0, 0.0),
+        # Events inside the reasoning are read.
+        (answer(CHOIR, think=f"<think>{xml([ART])}</think>"), 20.0, 240 / 385 * 70),
+        # Invented events earn the points for order.
+        (answer(["X", "01:00", "02:00"], ["Y", "02:00", "01:00"]), 20.0, 0.0),
+        # Events that start together are not in order, and one event is not a schedule.
+        (answer(["X", "01:00", "02:00"], ["Y", "01:00", "03:00"]), 0.0, 0.0),
+        (answer(ART), 0.0, 0.0),
+    ],
+)
+def test_the_published_rewards_pay_for_their_flaws(completion, for_order, for_score):
+    paid = blog.rewards(ROW, completion)
+    assert paid == {
+        "reward_format": 10.0, "reward_sorted": for_order, "reward_score": for_score,
     }  # fmt: skip
 
 

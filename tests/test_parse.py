@@ -22,26 +22,20 @@ from rewards.verify import Status, verify
 ART = "<event><name>Art</name><start>09:00</start><end>10:00</end></event>"
 
 
-def test_a_schedule_is_read_in_the_order_answered():
-    text = f"<schedule>{ART.replace('Art', 'B')}{ART.replace('Art', 'A')}</schedule>"
-    assert parse(text) == (Event(540, 600, "B"), Event(540, 600, "A"))
-
-
-def test_an_empty_schedule_is_a_schedule():
-    assert parse("<schedule></schedule>") == ()
-    assert parse("<schedule>\n \t\r\n</schedule>") == ()
-
-
-def test_the_parser_does_not_judge_what_it_reads():
-    backwards = ART.replace("10:00", "08:00")
-    assert parse(f"<schedule>{backwards}{ART}</schedule>") == (
-        Event(540, 480, "Art"), Event(540, 600, "Art"),
-    )  # fmt: skip
-
-
-def test_blanks_around_names_and_times_do_not_matter():
-    spaced = ART.replace("Art", " \n Art\t").replace("09:00", " 09:00\r\n")
-    assert parse(f"<schedule>{spaced}</schedule>") == (Event(540, 600, "Art"),)
+@pytest.mark.parametrize(
+    ("body", "events"),
+    [
+        (ART.replace("Art", "B") + ART, (Event(540, 600, "B"), Event(540, 600, "Art"))),
+        ("", ()),
+        ("\n \t\r\n", ()),
+        # It does not judge what it reads.
+        (ART.replace("10:00", "08:00") + ART, (Event(540, 480, "Art"), Event(540, 600, "Art"))),
+        # Blanks around names and times do not matter.
+        (ART.replace("Art", " \n Art\t").replace("09:00", " 09:00\r\n"), (Event(540, 600, "Art"),)),
+    ],
+)
+def test_a_schedule_is_read_as_it_was_answered(body, events):
+    assert parse(f"<schedule>{body}</schedule>") == events
 
 
 def test_names_hold_anything_but_tags():
@@ -152,19 +146,15 @@ def fastest(function, *arguments, tries: int = 3) -> float:
 
 
 @pytest.mark.parametrize("shape", HOSTILE)
-def test_a_megabyte_of_hostile_text_is_parsed_within_100_ms(shape):
+def test_a_megabyte_of_hostile_text_is_judged_in_no_time_and_in_few_words(shape):
     text = HOSTILE[shape]
     assert len(text) >= 0.9 * MEGABYTE
     assert isinstance(parse(text), tuple | ParseFailure)
-    assert fastest(parse, text) < 0.1
-
-
-@pytest.mark.parametrize("shape", HOSTILE)
-def test_a_megabyte_of_hostile_text_is_judged_within_200_ms_and_in_few_words(shape):
-    verdict = verify(day(), HOSTILE[shape])
+    verdict = verify(day(), text)
     assert verdict.status is not Status.OPTIMAL
     assert sum(map(len, verdict.violations)) < 10_000
-    assert fastest(verify, day(), HOSTILE[shape]) < 0.2
+    assert fastest(parse, text) < 0.1
+    assert fastest(verify, day(), text) < 0.2
 
 
 # --- fuzzing ---------------------------------------------------------------------------------
@@ -184,27 +174,21 @@ def mutate(rng: random.Random, text: str, other: str) -> str:
         i, j = sorted((rng.choice(places), rng.choice(places)))
     else:
         i, j = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
-    kind = rng.randrange(10)
-    if kind == 0:
-        return text[:i] + text[j:]
-    if kind == 1:
-        return text[:j] + text[i:j] + text[j:]
-    if kind == 2:
-        return text[:i]
-    if kind == 3:
-        return text[i:]
-    if kind == 4:
-        return text[:i] + rng.choice(SOUP) + text[i:]
-    if kind == 5:
-        return text[:i] + rng.choice(SOUP) + text[i + 1 :]
-    if kind == 6:
-        return text[:i] + other[i:]
-    if kind == 7:
-        return "".join(rng.choices(SOUP, k=rng.randint(1, 12))) + text[i:j]
-    if kind == 8:
-        return text.replace(rng.choice(SOUP), rng.choice(SOUP), rng.randint(1, 3))
     old, new = CLOCK[rng.randrange(1440)][:2], CLOCK[rng.randrange(1440)][:2]
-    return text.replace(f">{old}", f">{new}")
+    return rng.choice(
+        (
+            text[:i] + text[j:],
+            text[:j] + text[i:j] + text[j:],
+            text[:i],
+            text[i:],
+            text[:i] + rng.choice(SOUP) + text[i:],
+            text[:i] + rng.choice(SOUP) + text[i + 1 :],
+            text[:i] + other[i:],
+            "".join(rng.choices(SOUP, k=rng.randint(1, 12))) + text[i:j],
+            text.replace(rng.choice(SOUP), rng.choice(SOUP), rng.randint(1, 3)),
+            text.replace(f">{old}", f">{new}"),
+        )
+    )
 
 
 def read_anew(completion: str) -> list[tuple[str, str, str]]:
@@ -268,16 +252,10 @@ def test_100_000_fuzzed_completions_survive_and_none_is_wrongly_called_optimal()
     assert all(met[kind] >= 50 for kind in expected), met
 
 
-@settings(max_examples=500)
-@given(st.text())
+@settings(max_examples=1000)
+@given(st.text() | st.lists(st.sampled_from(SOUP), max_size=30).map("".join))
 def test_any_text_at_all_is_read_or_named(text):
     assert isinstance(parse(text), tuple | ParseFailure)
-
-
-@settings(max_examples=500)
-@given(st.lists(st.sampled_from(SOUP), max_size=30))
-def test_any_soup_of_tags_is_read_or_named(pieces):
-    assert isinstance(parse("".join(pieces)), tuple | ParseFailure)
 
 
 NAMES = st.text(st.characters(exclude_characters="<"), min_size=1).filter(

@@ -36,11 +36,8 @@ def test_a_problem_survives_its_json_form(tier):
         assert again == problem
         assert again.fingerprint == problem.fingerprint
         assert problem_from_text(text) == problem
-
-
-def test_names_of_any_script_survive_the_json_form():
-    problem = Problem((Event(0, 1, "Überraschung & café 茶 🎻"),), (), optimum=1)
-    assert Problem.from_json(json.loads(problem.text)) == problem
+    foreign = Problem((Event(0, 1, "Überraschung & café 茶 🎻"),), (), (Chronological(),), 1)
+    assert problem_from_text(foreign.text) == foreign
 
 
 def test_the_fingerprint_ignores_names_and_order():
@@ -75,62 +72,39 @@ def test_the_fingerprint_changes_with_times_priorities_and_rules():
     assert len({p.fingerprint for p in [problem, *others]}) == len(others) + 1
 
 
-def test_fresh_problems_have_fresh_fingerprints():
-    problems = tier_problems("blog", 500)
-    assert len({p.fingerprint for p in problems}) == 500
-
-
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "names", "values"),
     [
-        ("events", None, '"events", a JSON list'),
-        ("events", {}, '"events", a JSON list'),
-        ("events", [], '"events" is empty'),
-        ("events", ["Art"], 'an event must be ["name", "HH:MM", "HH:MM"], not "Art"'),
-        ("events", [["Art", "09:00"]], "an event must be"),
-        ("events", [["Art", "09:00", 600]], "an event must be"),
-        ("events", [["Art", "09:00", None]], "an event must be"),
-        ("events", [["Art", "09:00", "24:00"]], "'24:00' is not a time .* (event 'Art')"),
-        ("events", [["Art", "9:00", "10:00"]], "'9:00' is not a time"),
-        ("events", [["Art", "09:00", "10:60"]], "'10:60' is not a time"),
-        ("events", [["Art", "０9:00", "10:00"]], "is not a time"),
-        ("events", [["Art", "10:00", "10:00"]], "'Art' ends at 10:00, not after its start"),
-        ("events", [["Art", "10:00", "09:00"]], "'Art' ends at 09:00, not after its start"),
-        ("events", [["", "09:00", "10:00"]], "event name '' is blank"),
-        ("events", [[" Art", "09:00", "10:00"]], "outer blanks"),
-        ("events", [["Art\nclass", "09:00", "10:00"]], "a line break"),
-        ("events", [["<b>Art", "09:00", "10:00"]], "has <, >"),
-        ("events", [["Art", "09:00", "10:00"]] * 2, "two events have the same name"),
-        ("priorities", None, '"priorities", a JSON list'),
-        ("priorities", "Art", '"priorities", a JSON list'),
-        ("priorities", ["Yoga"], "priority 'Yoga' is not one of the events"),
-        ("priorities", [1], "priority 1 is not one of the events"),
-        ("priorities", [["Art"]], "priority ['Art'] is not one of the events"),
-        ("priorities", [None], "priority None is not one of the events"),
-        ("priorities", ["Chess", "Chess"], "a priority is listed twice"),
-        ("rules", None, '"rules", a JSON list'),
-        ("rules", ["no_overlap"], 'a rule must be {"rule": one of not_empty, '),
-        ("rules", [{"rule": "no_such"}], 'a rule must be {"rule": one of not_empty, '),
-        ("rules", [{"rule": ["no_overlap"]}], 'a rule must be {"rule": one of not_empty, '),
-        ("rules", [{}], 'a rule must be {"rule": one of not_empty, '),
-        ("rules", [{"rule": "no_overlap", "gap": 5}], "rule 'no_overlap' takes no fields, not gap"),
-        ("rules", [{"rule": "must_include", "event": "Yoga"}], "rule 'must_include' names 'Yoga'"),
-        ("rules", [{"rule": "at_most_one", "group": ["Art", "X"]}], "names 'X', not one of the"),
-        ("optimum", None, '"optimum", a whole number'),
-        ("optimum", "180", '"optimum", a whole number'),
-        ("optimum", 180.0, '"optimum", a whole number'),
-        ("optimum", True, '"optimum", a whole number'),
-        ("optimum", 0, '"optimum", a whole number'),
-        ("optimum", -5, '"optimum", a whole number'),
+        ("events", '"events"', [None, {}, []]),
+        ("events", "an event must be", [["Art"], [["Art", "09:00"]], [["Art", "09:00", None]]]),
+        ("events", "'24:00'", [[["Art", "09:00", "24:00"]]]),
+        ("events", "'9:00'", [[["Art", "9:00", "10:00"]]]),
+        ("events", "'10:60'", [[["Art", "09:00", "10:60"]]]),
+        ("events", "is not a time", [[["Art", "０9:00", "10:00"]]]),
+        ("events", "'Art' ends", [[["Art", "10:00", end]] for end in ("10:00", "09:00")]),
+        (
+            "events",
+            "event name",
+            [[[name, "09:00", "10:00"]] for name in ("", " Art", "Art\nclass", "<b>Art", "\ud83d")],
+        ),
+        ("events", "the same name", [[["Art", "09:00", "10:00"]] * 2]),
+        ("priorities", '"priorities"', [None, "Art"]),
+        ("priorities", "is not one of the events", [["Yoga"], [1], [["Art"]], [None]]),
+        ("priorities", "twice", [["Chess", "Chess"]]),
+        ("rules", '"rules"', [None]),
+        ("rules", "not_empty", [["no_overlap"], [{"rule": "no_such"}], [{"rule": ["gap"]}], [{}]]),
+        ("rules", "'no_overlap'", [[{"rule": "no_overlap", "gap": 5}]]),
+        ("rules", "'Yoga'", [[{"rule": "must_include", "event": "Yoga"}]]),
+        ("rules", "'X'", [[{"rule": "at_most_one", "group": ["Art", "X"]}]]),
+        ("optimum", '"optimum"', [None, "180", 180.0, True, 0, -5]),
     ],
 )
-def test_a_bad_field_is_named_in_one_sentence(key, value, says):
-    record = {**day().to_json(), key: value}
-    with pytest.raises(UserError) as error:
-        Problem.from_json(record)
-    for part in says.split(" .* "):
-        assert part in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_bad_field_is_named_in_one_sentence(key, names, values):
+    for value in values:
+        with pytest.raises(UserError) as error:
+            Problem.from_json({**day().to_json(), key: value})
+        assert names in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["events", "priorities", "rules", "optimum"])
@@ -150,8 +124,3 @@ def test_what_is_no_object_is_refused(record):
 def test_an_event_takes_the_first_and_the_last_minute():
     assert event_from_json(["Night", "00:00", "23:59"]) == Event(0, 1439, "Night")
     assert Event(0, 1439, "Night").to_json() == ["Night", "00:00", "23:59"]
-
-
-def test_rules_come_back_as_they_were():
-    problem = replace(day(), rules=(Chronological(),))
-    assert Problem.from_json(problem.to_json()).rules == (Chronological(),)

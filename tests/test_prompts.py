@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import KEPT, day, minutes, tier_problems, weighted
 
-from data.clock import CLOCK, MINUTE
+from data.clock import MINUTE
 from data.event import Event
 from data.problem import Problem
 from data.prompts import answer, messages, prompt, schedule_xml, trace
@@ -76,10 +76,6 @@ def test_the_form_that_the_prompt_shows_is_the_one_that_is_read():
     assert filled == schedule_xml([Event(540, 600, "Art")])
 
 
-def test_a_prompt_is_one_user_message():
-    assert messages("text") == [{"role": "user", "content": "text"}]
-
-
 @pytest.mark.parametrize("tier", TIERS)
 def test_what_is_rendered_is_read_back(tier):
     for problem in tier_problems(tier, 50):
@@ -91,16 +87,9 @@ def test_what_is_rendered_is_read_back(tier):
 
 def test_an_answer_without_reasoning_is_the_schedule_alone():
     gold = interval_optimum(day())
+    assert messages("text") == [{"role": "user", "content": "text"}]
     assert answer(gold, None) == schedule_xml(gold)
     assert answer(gold, "so") == f"<think>\nso\n</think>\n{schedule_xml(gold)}"
-
-
-def test_the_trace_of_a_day_reads_like_this():
-    problem = day()
-    assert trace(problem, (problem.events[0], problem.events[4])).splitlines()[:2] == [
-        "Art = 60",
-        "Band overlaps Art",
-    ]
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -126,29 +115,12 @@ def test_every_claim_of_a_trace_is_true(tier):
                 assert not any(minutes(event) & minutes(e) for e in gold)
 
 
-def test_an_event_left_out_without_need_is_said_to_be():
-    a, b = Event(540, 600, "A"), Event(600, 660, "B")
-    assert "B is left out" in trace(Problem((a, b), ()), (a,))
-
-
-def test_an_event_that_a_further_rule_keeps_out_is_said_to_break_it():
+def test_a_trace_names_the_overlap_the_first_rule_broken_or_no_reason():
     a, b, c = Event(540, 600, "A"), Event(610, 620, "B"), Event(700, 720, "C")
-    problem = Problem((a, b, c), (), (*BASE_RULES, Gap(15), AtMost(1)))
-    # Of two rules that an event would break, the first is named.
-    assert trace(problem, (a,)).splitlines() == [
-        "A = 60",
-        "B breaks gap",
-        "C breaks at_most",
-        "Total 60",
-    ]
-
-
-def test_touching_events_do_not_overlap_in_a_trace():
-    a, b = Event(540, 600, "A"), Event(600, 660, "B")
-    assert "overlaps" not in trace(Problem((a, b), ()), (a, b))
-
-
-def test_times_are_two_digits_each():
-    text = schedule_xml([Event(5, 65, "Early")])
-    assert CLOCK[5] == "00:05"
-    assert "<start>00:05</start>\n<end>01:05</end>" in text
+    rules = (*BASE_RULES, Gap(15), AtMost(1))
+    lines = ["A = 60", "B breaks gap", "C breaks at_most", "Total 60"]
+    assert trace(Problem((a, b, c), (), rules), (a,)).splitlines() == lines
+    assert "B is left out" in trace(Problem((a, b), ()), (a,))
+    assert "Band overlaps Art" in trace(day(), day().events[:1])
+    touching = Event(600, 660, "B")
+    assert "overlaps" not in trace(Problem((a, touching), ()), (a, touching))

@@ -79,22 +79,18 @@ def test_every_named_tier_is_valid_and_yields_sound_problems(tier):
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_the_same_stream_gives_the_same_problem_and_another_one_another(tier):
-    spec = TIERS[tier]
-    first = [spec.sample(random.Random(seed)) for seed in range(20)]
-    again = [spec.sample(random.Random(seed)) for seed in range(20)]
-    assert first == again
-    assert len({problem.fingerprint for problem in first}) == 20
-
-
-def test_sampling_leaves_the_global_stream_alone():
     random.seed(1)
     expected = random.random()
     random.seed(1)
-    TIERS["blog"].sample(random.Random(2))
-    assert random.random() == expected
+    first, again = (
+        [TIERS[tier].sample(random.Random(seed)) for seed in range(20)] for _ in range(2)
+    )
+    assert first == again
+    assert len({problem.fingerprint for problem in first}) == 20
+    assert random.random() == expected, "the global stream is left alone"
 
 
-def test_blog_is_the_published_distribution():
+def test_blog_is_the_published_distribution_and_dense_twice_as_crowded():
     problems = tier_problems("blog", COUNT)
     sizes = Counter(len(p.events) for p in problems)
     assert set(sizes) == {4, 5, 6, 7, 8}
@@ -108,10 +104,9 @@ def test_blog_is_the_published_distribution():
     assert 0.22 < sum(map(pairs, problems)) / total < 0.29
     assert all(pairs(p) >= 1 for p in problems)
     assert all(event.end <= 1439 for p in problems for event in p.events)
-
-
-def test_guessing_solves_nearly_half_of_blog():
-    assert 0.38 < floor(tier_problems("blog", COUNT), ks=(1,))["random_maximal"][1] < 0.50
+    assert 0.38 < floor(problems, ks=(1,))["random_maximal"][1] < 0.50
+    dense = tier_problems("dense", 300)
+    assert sum(map(pairs, dense)) / sum(len(p.events) for p in dense) > 2 * 0.25
 
 
 @pytest.mark.skipif(not BLOG.is_dir(), reason="the published rows are not here")
@@ -222,12 +217,6 @@ def test_more_events_in_the_same_window_are_harder_to_guess():
     assert many < few / 2
 
 
-def test_dense_is_crowded():
-    problems = tier_problems("dense", 300)
-    events = sum(len(p.events) for p in problems)
-    assert sum(map(pairs, problems)) / events > 2 * 0.25, "twice as crowded as blog, or more"
-
-
 def test_an_overlapping_event_overlaps_just_one():
     # The last to be placed overlaps one other; before it, all are clear of each other.
     tier = Tier(events=(6, 6), overlap=(0.17, 0.17))
@@ -235,68 +224,46 @@ def test_an_overlapping_event_overlaps_just_one():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "values"),
     [
-        ("events", (0, 3), "must be [fewest, most], 1 or more"),
-        ("events", (5, 4), "must be [fewest, most]"),
-        ("events", (-1, 4), "must be [fewest, most]"),
-        ("events", (4, len(EVENT_NAMES) + 1), f"may be at most {len(EVENT_NAMES)}"),
-        ("window", ("9:00", "17:00"), "must be two HH:MM times"),
-        ("window", ("09:00", "24:00"), "must be two HH:MM times"),
-        ("window", (540, 1020), "must be two HH:MM times"),
-        ("window", ("09:00", "10:00"), "must hold an event of 120 minutes"),
-        ("window", ("17:00", "09:00"), "must hold an event of 120 minutes"),
-        ("grid", 0, "must be 1 minute or more"),
-        ("grid", -5, "must be 1 minute or more"),
-        ("durations", (0, 120, 15), "must be [shortest, longest, step]"),
-        ("durations", (60, 30, 15), "must be [shortest, longest, step]"),
-        ("durations", (15, 120, 0), "must be [shortest, longest, step]"),
-        ("overlap", (0.5, 0.2), "shares 0 to 1"),
-        ("overlap", (-0.1, 0.2), "shares 0 to 1"),
-        ("overlap", (0.2, 1.1), "shares 0 to 1"),
-        ("priorities", (0.5, 0.2), "shares 0 to 1"),
-        ("priorities", (0.2, 2), "shares 0 to 1"),
-        ("shortfall", (0.5, 0.2), "shares 0 to 1"),
-        ("shortfall", (0.5, 1.2), "shares 0 to 1"),
-        ("optima", (0, 3), "must be [fewest, most]"),
-        ("optima", (3, 2), "must be [fewest, most]"),
-        ("rules", (-1, 2), f"must be [fewest, most], at most {len(DRAWN_KINDS)}"),
-        ("rules", (2, 1), f"must be [fewest, most], at most {len(DRAWN_KINDS)}"),
-        ("rules", (0, len(DRAWN_KINDS) + 1), f"must be [fewest, most], at most {len(DRAWN_KINDS)}"),
-        ("kinds", ("gap", "gaap"), f"must be of {', '.join(DRAWN_KINDS)}"),
-        ("kinds", ("no_overlap",), "must be of gap, "),
-        ("kinds", ("gap", "gap"), "must be different"),
-        ("binding", True, "needs rules"),
+        ("events", [(0, 3), (5, 4), (-1, 4), (4, len(EVENT_NAMES) + 1)]),
+        ("window", [("9:00", "17:00"), ("09:00", "24:00"), (540, 1020)]),
+        ("window", [("09:00", "10:00"), ("17:00", "09:00")]),
+        ("grid", [0, -5]),
+        ("durations", [(0, 120, 15), (60, 30, 15), (15, 120, 0)]),
+        ("overlap", [(0.5, 0.2), (-0.1, 0.2), (0.2, 1.1)]),
+        ("priorities", [(0.5, 0.2), (0.2, 2)]),
+        ("shortfall", [(0.5, 0.2), (0.5, 1.2)]),
+        ("optima", [(0, 3), (3, 2)]),
+        ("rules", [(-1, 2), (2, 1), (0, len(DRAWN_KINDS) + 1)]),
+        ("kinds", [("gap", "gaap"), ("no_overlap",), ("gap", "gap")]),
+        ("binding", [True]),
     ],
 )
-def test_a_senseless_value_is_named_with_its_tier_and_key(key, value, says):
-    tier = replace(TIERS["blog"], **{key: value})
-    with pytest.raises(UserError) as error:
-        tier.validate("tier 'mine'")
-    text = str(error.value)
-    assert text.startswith(f"tier 'mine': {key} ")
-    assert says in text
-    assert text.endswith(f"not {value!r}")
-    assert "\n" not in text
-
-
-def test_too_few_events_for_a_trap_are_refused():
-    with pytest.raises(UserError, match="must be 3 or more"):
-        replace(TIERS["trap"], events=(2, 2)).validate("tier 'mine'")
+def test_a_senseless_value_is_named_with_its_tier_and_key(key, values):
+    for value in values:
+        tier = replace(TIERS["blog"], **{key: value})
+        with pytest.raises(UserError) as error:
+            tier.validate("tier 'mine'")
+        text = str(error.value)
+        assert text.startswith(f"tier 'mine': {key} ")
+        assert text.endswith(f"not {value!r}")
 
 
 @pytest.mark.parametrize(
-    ("attributes", "says"),
+    ("key", "attributes"),
     [
-        ({"rules": (2, 2), "kinds": ("gap",)}, "rules must be [fewest, most], at most 1"),
-        ({"rules": (0, 1), "events": (4, 17)}, "at most 16 where further rules hold"),
-        ({"optima": (1, 1), "events": (4, 17)}, "at most 16 where optimal schedules are counted"),
+        ("rules", {"rules": (2, 2), "kinds": ("gap",)}),
+        ("events", {"rules": (0, 1), "events": (4, 17)}),
+        ("events", {"optima": (1, 1), "events": (4, 17)}),
+        ("events", {"greedy_fails": True, "events": (2, 2)}),
+        # No start on the grid.
+        ("window", {"window": ("09:01", "09:31"), "grid": 60, "durations": (30, 30, 15)}),
     ],
 )
-def test_attributes_that_do_not_go_together_are_refused(attributes, says):
-    with pytest.raises(UserError) as error:
+def test_attributes_that_do_not_go_together_are_refused(key, attributes):
+    with pytest.raises(UserError, match=f"^tier 'mine': {key} "):
         Tier(**attributes).validate("tier 'mine'")
-    assert says in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -309,20 +276,15 @@ def test_attributes_that_do_not_go_together_are_refused(attributes, says):
         Tier(events=(1, 1), overlap=(0.2, 0.4)),  # one event has none to overlap
         # Eight hours of events, clear of each other, in one hour.
         Tier(events=(8, 8), window=("09:00", "10:00"), durations=(60, 60, 1), overlap=(0, 0.2)),
+        # Every greedy policy finds the optimum of events that are clear of each other.
+        Tier(events=(3, 3), window=("09:00", "17:00"), overlap=(0, 0), greedy_fails=True),
     ],
 )
 def test_a_tier_without_any_problem_gives_up_with_a_sentence(tier, monkeypatch):
     monkeypatch.setattr("data.tiers.ATTEMPTS", 200)
     tier.validate("tier 'mine'")
-    with pytest.raises(UserError, match="no problem in 200 draws; widen its window"):
+    with pytest.raises(UserError, match="no problem in 200 draws"):
         tier.sample(random.Random(1))
-
-
-def test_a_trap_that_no_greedy_policy_falls_into_gives_up(monkeypatch):
-    monkeypatch.setattr("data.tiers.ATTEMPTS", 200)
-    alone = Tier(events=(3, 3), window=("09:00", "17:00"), overlap=(0, 0), greedy_fails=True)
-    with pytest.raises(UserError, match="no problem"):
-        alone.sample(random.Random(1))
 
 
 def test_an_event_may_fill_the_whole_window():
@@ -332,12 +294,6 @@ def test_an_event_may_fill_the_whole_window():
     tier.validate("tier 'mine'")
     [event] = tier.sample(random.Random(1)).events
     assert event == Event(540, 600, event.name)
-
-
-def test_a_window_that_holds_no_start_on_the_grid_is_refused():
-    tier = Tier(window=("09:01", "09:31"), grid=60, durations=(30, 30, 15))
-    with pytest.raises(UserError, match="tier 'mine'"):
-        tier.validate("tier 'mine'")
 
 
 def test_no_share_means_no_priority_and_no_overlap():
