@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.clock import CLOCK, MINUTE
-from data.common.errors import UserError
+from data.common.errors import require
 from data.common.fields import is_text
 
 
@@ -42,16 +42,19 @@ def event_from_json(item: Any) -> Event:
     Raises:
         UserError: saying what is wrong with it.
     """
-    if not (isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item)):
-        raise UserError(f'an event must be ["name", "HH:MM", "HH:MM"], not {json.dumps(item)[:80]}')
+    require(
+        isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item),
+        f'an event must be ["name", "HH:MM", "HH:MM"], not {json.dumps(item)[:80]}',
+    )
     name, start, end = item
     for text in (start, end):
-        if text not in MINUTE:
-            raise UserError(f"{text!r} is not a time between 00:00 and 23:59 (event {name!r})")
-    if not name.strip() or name != name.strip() or set(name) & set("<>\n\r"):
-        raise UserError(f"event name {name!r} is blank, or has <, >, a line break or outer blanks")
-    if not is_text(name):
-        raise UserError(f"event name {name!r} has half a character, which no UTF-8 text can hold")
-    if MINUTE[start] >= MINUTE[end]:
-        raise UserError(f"event {name!r} ends at {end}, not after its start at {start}")
+        require(text in MINUTE, f"{text!r} is not a time between 00:00 and 23:59 (event {name!r})")
+    require(
+        name and name == name.strip() and not set(name) & set("<>\n\r") and is_text(name),
+        f"event name {name!r} is blank, or has <, >, a line break, outer blanks or half an emoji",
+    )
+    require(
+        MINUTE[start] < MINUTE[end],
+        f"event {name!r} ends at {end}, not after its start at {start}",
+    )
     return Event(MINUTE[start], MINUTE[end], name)

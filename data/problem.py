@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.event import Event, event_from_json
 from data.rules import BASE_RULES, Rule, rule_from_json
 
@@ -91,14 +91,17 @@ class Problem:
         Raises:
             UserError: naming the key, when a field is missing, of the wrong type or breaks a rule.
         """
-        if not isinstance(record, dict):
-            raise UserError(f"a problem must be a JSON object, not {type(record).__name__}")
-        for key, kind in (("events", list), ("priorities", list), ("rules", list)):
-            if not isinstance(record.get(key), kind):
-                raise UserError(f'a problem needs "{key}", a JSON list')
-        optimum = record.get("optimum")
-        if type(optimum) is not int or optimum <= 0:
-            raise UserError('a problem needs "optimum", a whole number of weighted minutes above 0')
+        require(
+            isinstance(record, dict),
+            f"a problem must be a JSON object, not {type(record).__name__}",
+        )
+        for key in ("events", "priorities", "rules"):
+            require(isinstance(record.get(key), list), f'a problem needs "{key}", a JSON list')
+        optimum: Any = record.get("optimum")
+        require(
+            type(optimum) is int and optimum > 0,
+            'a problem needs "optimum", a whole number of weighted minutes above 0',
+        )
         events = tuple(event_from_json(item) for item in record["events"])
         rules = tuple(rule_from_json(item) for item in record["rules"])
         problem = cls(events, tuple(record["priorities"]), rules, optimum)
@@ -107,19 +110,18 @@ class Problem:
 
     def check(self) -> None:
         """Raise UserError when names repeat, or a priority or a rule names no event of the day."""
-        if not self.events:
-            raise UserError('"events" is empty')
-        if len(self.by_name) < len(self.events):
-            raise UserError("two events have the same name")
+        require(self.events, '"events" is empty')
+        require(len(self.by_name) == len(self.events), "two events have the same name")
         for name in self.priorities:
-            if not isinstance(name, str) or name not in self.by_name:
-                raise UserError(f"priority {name!r} is not one of the events")
-        if len(set(self.priorities)) < len(self.priorities):
-            raise UserError("a priority is listed twice")
+            known = isinstance(name, str) and name in self.by_name
+            require(known, f"priority {name!r} is not one of the events")
+        require(len(set(self.priorities)) == len(self.priorities), "a priority is listed twice")
         for rule in self.rules:
             for name in rule.names():
-                if name not in self.by_name:
-                    raise UserError(f"rule {rule.kind!r} names {name!r}, not one of the events")
+                require(
+                    name in self.by_name,
+                    f"rule {rule.kind!r} names {name!r}, not one of the events",
+                )
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, cast
 
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.common.fields import is_text
 from data.common.files import finished, read_jsonl
 from data.problem import Problem
@@ -76,34 +76,38 @@ def read_problems(path: Path) -> list[Row]:
     rows: list[Row] = []
     first: dict[str, int] = {}
     for number, row in read_jsonl(path):
-        missing = {"id", "tier", "problem", "prompt", "gold"} - row.keys()
-        if missing:
-            raise UserError(f"{path}:{number} has no {sorted(missing)[0]!r}; make data writes it")
-        for key in ("id", "tier", "prompt", "gold"):
-            if not is_text(row[key]):
-                raise UserError(f"{path}:{number}: {key!r} must be text, not {row[key]!r:.80}")
-        if first.setdefault(row["id"], number) != number:
-            raise UserError(
-                f"{path}:{number} has id {row['id']!r} again, as line {first[row['id']]}"
+        for key in ("id", "tier", "problem", "prompt", "gold"):
+            require(key in row, f"{path}:{number} has no {key!r}; `make data` writes it")
+            require(
+                key == "problem" or is_text(row[key]),
+                f"{path}:{number}: {key!r} must be text, not {row[key]!r:.80}",
             )
+        require(
+            first.setdefault(row["id"], number) == number,
+            f"{path}:{number} has id {row['id']!r} again, as line {first[row['id']]}",
+        )
         try:
             problem = Problem.from_json(row["problem"])
             _check_optimum(problem)
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         rows.append(cast(Row, {**row, "problem": problem}))
-    if not rows:
-        raise UserError(f"{path} has no problems; FORCE=1 make data writes them again")
+    require(rows, f"{path} has no problems; FORCE=1 make data writes them again")
     return rows
 
 
 def _check_optimum(problem: Problem) -> None:
-    """Raise UserError where an optimum is surely not the proven one, so that no answer can beat it
-    later. What further rules cost is not proven again: that takes CP-SAT."""
+    """Raise UserError where an optimum is surely not the proven one, so that no answer beats it.
+
+    The cost of further rules is not proven again: that takes CP-SAT.
+    """
     relaxed = replace(problem, rules=BASE_RULES)
     best = relaxed.objective(interval_optimum(relaxed))
-    if problem.optimum > best or (is_interval_problem(problem) and problem.optimum < best):
-        raise UserError(f'"optimum" is {problem.optimum}, the proven one {best}')
+    exact = is_interval_problem(problem)
+    require(
+        problem.optimum == best or (problem.optimum < best and not exact),
+        f'"optimum" is {problem.optimum}, the proven one {best}',
+    )
 
 
 def read_split(run: Run, split: str) -> list[Row]:
@@ -113,6 +117,8 @@ def read_split(run: Run, split: str) -> list[Row]:
         UserError: when the data stage has not run to its end.
     """
     path = run.split(split)
-    if not finished(path.parent):
-        raise UserError(f"{path} does not exist or is not finished; `make data` writes it")
+    require(
+        finished(path.parent),
+        f"{path} does not exist or is not finished; `make data` writes it",
+    )
     return read_problems(path)

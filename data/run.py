@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.common.errors import UserError
+from data.common.errors import require
 from data.common.files import finished
 from data.sections import ARMS, Arm
 
@@ -111,8 +111,7 @@ class Run:
 
     def require_trained(self, arm: str) -> None:
         """Raise UserError unless the weights of an arm are there."""
-        if not self.is_trained(arm):
-            raise UserError(f"{self.model(arm)} is not finished; {maker(arm)} trains it")
+        require(self.is_trained(arm), f"{self.model(arm)} is not finished; {maker(arm)} trains it")
 
     def sampled(self) -> list[str]:
         """The arms whose answers are all drawn."""

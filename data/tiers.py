@@ -7,6 +7,7 @@ at any minute, as the published problems do.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -70,40 +71,31 @@ class Tier:
         def need(condition: bool, key: str, what: str) -> None:
             require(condition, f"{source}: {key} {what}, not {getattr(self, key)!r}")
 
-        low, high = self.events
-        need(1 <= low <= high, "events", "must be [fewest, most], 1 or more")
-        need(high <= len(EVENT_NAMES), "events", f"may be at most {len(EVENT_NAMES)}, one per name")
+        kinds = len(self.kinds or DRAWN_KINDS)
+        for key, least, most in (
+            ("events", 1, len(EVENT_NAMES)), ("rules", 0, kinds), ("optima", 1, math.inf),
+            ("overlap", 0, 1), ("priorities", 0, 1), ("shortfall", 0, 1),
+        ):  # fmt: skip
+            low, high = getattr(self, key) or (least, most)
+            within = least <= low <= high <= most
+            need(within, key, f"must be [least, greatest], from {least} to {most}")
         need(all(t in MINUTE for t in self.window), "window", "must be two HH:MM times")
         shortest, longest, step = self.durations
         sound = 1 <= shortest <= longest and step >= 1
         need(sound, "durations", "must be [shortest, longest, step]")
         need(self.grid >= 1, "grid", "must be 1 minute or more")
+        opening, closing = (MINUTE[t] for t in self.window)
+        fits = self._first_start(opening) + longest <= closing
+        need(fits, "window", f"must hold an event of {longest} minutes")
         for kind in self.kinds:
             need(kind in DRAWN_KINDS, "kinds", f"must be of {', '.join(DRAWN_KINDS)}")
         need(len(set(self.kinds)) == len(self.kinds), "kinds", "must be different")
-        fewest, most = self.rules
-        kinds = len(self.kinds or DRAWN_KINDS)
-        need(0 <= fewest <= most <= kinds, "rules", f"must be [fewest, most], at most {kinds}")
-        need(not self.binding or fewest > 0, "binding", "needs rules")
-        if most > 0:
-            # Floors and random schedules are found by listing every feasible schedule.
-            need(high <= 16, "events", "may be at most 16 where further rules hold")
-        if self.optima is not None:
-            need(1 <= self.optima[0] <= self.optima[1], "optima", "must be [fewest, most]")
-            need(high <= 16, "events", "may be at most 16 where optimal schedules are counted")
-        for key in ("overlap", "priorities", "shortfall"):
-            shares = getattr(self, key)
-            if shares is not None:
-                need(
-                    0 <= shares[0] <= shares[1] <= 1,
-                    key,
-                    "must be [least, greatest], shares 0 to 1",
-                )
-        opening, closing = (MINUTE[t] for t in self.window)
-        first = self._first_start(opening)
-        need(first + longest <= closing, "window", f"must hold an event of {longest} minutes")
+        need(not self.binding or self.rules[0] > 0, "binding", "needs rules")
+        if self.rules[1] or self.optima:
+            # Floors, random schedules and optima are found by listing every feasible schedule.
+            need(self.events[1] <= 16, "events", "may be at most 16 with further rules or optima")
         if self.greedy_fails:
-            need(high >= 3, "events", "must be 3 or more for greedy policies to fail")
+            need(self.events[1] >= 3, "events", "must be 3 or more for greedy policies to fail")
 
     def sample(self, rng: random.Random) -> Problem:
         """Draw one problem, its optimum not yet proven.
