@@ -121,7 +121,7 @@ def write_recipe(recipe: Recipe, files: Path | None, out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Line:
+class ModelLine:
     """One model's answers.
 
     Attributes:
@@ -152,7 +152,7 @@ class PublishedTable:
     problems: int
     guessed: Mapping[str, float]
     reward_of_copying: float
-    models: Sequence[Line]
+    models: Sequence[ModelLine]
 
 
 def judge_as_published(problems: Path, answers: Mapping[str, Path]) -> PublishedTable:
@@ -176,7 +176,7 @@ def _copied(problem: Problem) -> float:
 
 def _line(
     model: str, problem_file: ProblemFile, rows: Mapping[Key, Mapping[str, Any]], path: Path
-) -> Line:
+) -> ModelLine:
     key, samples = problem_file.key, read_samples(path, problem_file)
     verdicts = list(score_rows_as_published(rows, samples, key))
     right: dict[Key, list[bool]] = {}
@@ -187,7 +187,7 @@ def _line(
     rng = np.random.default_rng(seed_of(0, "blog"))
     indices = bootstrap_indices(len(shares), RESAMPLES, rng)
     paid = [sum(blog.rewards(rows[row[key]], row["completion"]).values()) for row in samples]
-    return Line(
+    return ModelLine(
         model,
         len(verdicts),
         dict(Counter(str(verdict["status"]) for verdict in verdicts)),
