@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -29,7 +30,7 @@ from eval.answers.judge import score_rows
 from eval.day.ask import ask, chosen_arm
 from eval.day.days import Day, Wanted, day_of, prove_day, read_day
 from eval.day.entry import typed_entry
-from eval.day.terminal import draw, write
+from eval.day.terminal import draw_day, write
 from eval.show.showcase import drawn_answer, drawn_problem
 from pipeline.model.load import load_model, quiet
 
@@ -65,21 +66,13 @@ def _typed(wanted: Wanted, console: Console) -> Day:
     """Ask for events one by one; a line that cannot be read is asked for again."""
     write(console, f"Type your day, one event a line: {_HOW}; an empty line ends it.")
     entries = []
-    while True:
-        try:
-            line = input("event> ")
-            entry = typed_entry(line, "this line")
-        except EOFError:
-            write(console, "")
-            break
-        except UserError as error:
-            write(console, str(error))
-            continue
-        if entry:
-            entries.append(entry)
-        elif not line.strip():
-            break
-    return day_of(entries, "the day", wanted.priorities)
+    with suppress(EOFError):
+        while (line := input("event> ")).strip():
+            try:
+                entries.append(typed_entry(line, "this line"))
+            except UserError as error:
+                write(console, str(error))
+    return day_of([entry for entry in entries if entry], "the day", wanted.priorities)
 
 
 def _date(text: str) -> date:
@@ -144,7 +137,7 @@ def main() -> None:
         "tokens": sample.tokens,
     }
     (verdict,) = score_rows({"day": problem}, [given], lenient=asking.lenient)
-    draw(console, drawn_problem(row), drawn_answer(problem, {**given, **verdict}))
+    draw_day(console, drawn_problem(row), drawn_answer(problem, {**given, **verdict}))
 
 
 if __name__ == "__main__":

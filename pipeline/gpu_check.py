@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: Steps, the first of which fills caches and compiles kernels and is not measured; different
 #: problems, and how often they are repeated, so that every batch is full.
-STEPS, PROBLEMS, REPEATED = 3, 4, 256
+DRY_STEPS, DRY_PROBLEMS, REPEATED = 3, 4, 256
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Measured:
     peak: int
 
 
-def measure(recipe: Recipe, section: str) -> Measured:
+def measure_training(recipe: Recipe, section: str) -> Measured:
     """Take a few steps of ``sft`` or ``grpo`` in this process.
 
     Raises:
@@ -67,7 +67,7 @@ def measure(recipe: Recipe, section: str) -> Measured:
     trainer_for = {"sft": sft, "grpo": grpo}[section].trainer_for
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        repeated = rows[:PROBLEMS] * REPEATED
+        repeated = rows[:DRY_PROBLEMS] * REPEATED
         trainer = trainer_for(recipe, repeated, model, tokenizer, Path(folder))
         trainer.add_callback(_clock(ends))
         peak = peak_of(trainer.train, trainer.model, getattr(trainer, "ref_model", None))
@@ -80,7 +80,7 @@ def measure(recipe: Recipe, section: str) -> Measured:
 
 def shortened(recipe: Recipe, lengths: Lengths) -> Recipe:
     """A few steps of a recipe, in which all answers are as long as it allows."""
-    short = {"max_steps": STEPS, "logging_steps": 1, "save_strategy": "no"}
+    short = {"max_steps": DRY_STEPS, "logging_steps": 1, "save_strategy": "no"}
     limit = recipe.grpo.get("max_completion_length", 2 * lengths.gold)
     vllm = recipe.fast_inference or recipe.grpo.get("use_vllm")
     least = {"min_tokens" if vllm else "min_new_tokens": limit}
@@ -165,7 +165,7 @@ def main() -> None:
     recipe = recipe_from(arguments)
     if arguments.only:
         section = recipe.all_arms[arguments.only].section
-        print(json.dumps(asdict(measure(recipe.for_arm(arguments.only), section or ""))))
+        print(json.dumps(asdict(measure_training(recipe.for_arm(arguments.only), section or ""))))
         return
     quiet()
     plan = plan_of(recipe, gpu_here())

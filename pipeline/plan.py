@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -28,9 +29,9 @@ from data.rows import Row, new_row, read_split
 from data.sections import EvalSection
 from data.tiers import TIERS
 from pipeline.backends import BOTH
-from pipeline.memory.advice import Step, advise
+from pipeline.memory.advice import savings
 from pipeline.memory.arithmetic import GIB, Linear, ModelShape, Settings, trained
-from pipeline.memory.stages import CONTEXT, FRAGMENTATION, PARTS, Estimate, estimate
+from pipeline.memory.stages import CONTEXT, FRAGMENTATION, PARTS, StageMemory, estimate
 from pipeline.model.lengths import read_tokenizer, sizes
 from pipeline.model.load import quiet
 from pipeline.model.skeleton import adapters_on, config_of, shape_of, skeleton
@@ -39,7 +40,6 @@ from pipeline.train.settings import check_settings, grpo_config, lora_config, sf
 if TYPE_CHECKING:
     from trl import GRPOConfig, SFTConfig
 
-Number = TypeVar("Number", int, float)
 #: Problems drawn from each tier where the run has no data yet, and rows that are tokenized.
 _DRAWN, _TOKENIZED = 12, 64
 #: Without a tokenizer at hand: characters a token, since prompts are full of times and many
@@ -145,18 +145,20 @@ def settings_of(
         if each.backend not in ("auto", backend):
             continue
         if arm.section == "sft":
-            arms.setdefault(_sft(sft_config(each, unused), common, lengths), name)
+            arms.setdefault(_sft_settings(sft_config(each, unused), common, lengths), name)
         elif arm.section == "grpo":
-            arms.setdefault(_grpo(grpo_config(each, unused, 2 * lengths.gold), common), name)
+            arms.setdefault(
+                _grpo_settings(grpo_config(each, unused, 2 * lengths.gold), common), name
+            )
     # Both backends' models are sampled by pipeline.model.decode, from merged weights.
     bits = 16 if recipe.bits == 16 else own
     plain = replace(common, backend="trl", bits=bits, adapters=(), rank=0, extra=0)
     for name in recipe.run.names:
-        arms.setdefault(_sampling(recipe.for_arm(name).eval, plain, lengths), "eval")
+        arms.setdefault(_sampling_settings(recipe.for_arm(name).eval, plain, lengths), "eval")
     return [replace(settings, arm=name) for settings, name in arms.items()]
 
 
-def _trainer(common: Settings, config: SFTConfig | GRPOConfig) -> Settings:
+def _trainer_settings(common: Settings, config: SFTConfig | GRPOConfig) -> Settings:
     """What SFT and GRPO have in common. Where the recipe says to checkpoint, Unsloth has what it
     saves wait in the host's memory (``use_gradient_checkpointing="unsloth"``)."""
     return replace(
@@ -170,11 +172,11 @@ def _trainer(common: Settings, config: SFTConfig | GRPOConfig) -> Settings:
     )
 
 
-def _sft(config: SFTConfig, common: Settings, lengths: Lengths) -> Settings:
+def _sft_settings(config: SFTConfig, common: Settings, lengths: Lengths) -> Settings:
     most = config.max_length or math.inf
     both = int(most if config.packing and config.max_length else min(lengths.both, most))
     gold = min(lengths.gold, both)
-    trainer = _trainer(common, config)
+    trainer = _trainer_settings(common, config)
     loss = "chunked" if config.loss_type == "chunked_nll" else "full"
     return replace(
         trainer,
@@ -186,12 +188,12 @@ def _sft(config: SFTConfig, common: Settings, lengths: Lengths) -> Settings:
     )
 
 
-def _grpo(config: GRPOConfig, common: Settings) -> Settings:
+def _grpo_settings(config: GRPOConfig, common: Settings) -> Settings:
     beside = config.use_vllm and config.vllm_mode == "colocate"
     if beside and not common.gpu:
         raise UserError("vLLM takes a share of the GPU; --gpu says how large that is")
     return replace(
-        _trainer(common, config),
+        _trainer_settings(common, config),
         stage="grpo",
         completion=config.max_completion_length or 0,
         loss="liger" if config.use_liger_kernel else "full",
@@ -203,7 +205,7 @@ def _grpo(config: GRPOConfig, common: Settings) -> Settings:
     )
 
 
-def _sampling(asking: EvalSection, common: Settings, lengths: Lengths) -> Settings:
+def _sampling_settings(asking: EvalSection, common: Settings, lengths: Lengths) -> Settings:
     prompts = max(1, asking.rows // asking.samples)
     return replace(
         common,
@@ -229,17 +231,11 @@ class Plan:
     shape: ModelShape
     lengths: Lengths
     gpu: float | None
-    estimates: dict[str, list[Estimate]]
+    estimates: dict[str, list[StageMemory]]
 
-    def fits(self, stage: Estimate) -> bool | None:
+    def fits(self, stage: StageMemory) -> bool | None:
         """None where no GPU is given."""
         return None if self.gpu is None else stage.peak.total <= self.gpu * GIB
-
-    def advice(self, stage: Estimate) -> tuple[list[Step], Estimate]:
-        """What to change where a stage does not fit, and the stage after that."""
-        if self.gpu is None or self.fits(stage):
-            return [], stage
-        return advise(self.shape, stage.settings, int(self.gpu * GIB))
 
 
 def backends_of(recipe: Recipe) -> list[str]:
@@ -291,7 +287,7 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _table(title: str, stages: Sequence[Estimate], plan: Plan) -> Table:
+def _table(title: str, stages: Sequence[StageMemory], plan: Plan) -> Table:
     """Parts down, stages across, each stage at its peak."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column(f"{title}: GiB at the peak", no_wrap=True)
@@ -310,23 +306,8 @@ def _table(title: str, stages: Sequence[Estimate], plan: Plan) -> Table:
     return table
 
 
-def _advice(backend: str, plan: Plan, stage: Estimate) -> Iterator[str]:
-    """What to change in one stage that does not fit."""
-    steps, after = plan.advice(stage)
-    yield f"\n{stage.settings.arm} with {backend} needs {gib(stage.peak.total)} GiB. In this order:"
-    for number, step in enumerate(steps, 1):
-        yield f"  {number}. {step.change} saves {gib(step.saves)} GiB"
-    if plan.fits(after):
-        yield f"  Then it needs {gib(after.peak.total)} GiB and fits."
-    else:
-        yield (
-            f'  Even then it needs {gib(after.peak.total)} GiB at "{after.peak.name}": take a '
-            "smaller model or a larger GPU."
-        )
-
-
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print tables and advice."""
+    """Print the tables, and below them what would save memory where a stage does not fit."""
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -343,9 +324,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     for backend, stages in plan.estimates.items():
         console.print()
         console.print(_table({"trl": "TRL"}.get(backend, "Unsloth"), stages, plan), markup=False)
-        for one in stages:
-            for line in _advice(backend, plan, one) if plan.fits(one) is False else ():
-                say(line)
+        for one in (one for one in stages if plan.fits(one) is False):
+            say(f"\n{one.settings.arm} with {backend} does not fit. By itself,")
+            for words, _, saved in savings(shape, one.settings):
+                say(f"  {words} saves {gib(saved)} GiB")
     if plan.gpu is None:
         say("\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
     say(
@@ -357,33 +339,24 @@ def print_plan(plan: Plan, console: Console) -> None:
 def plan_json(plan: Plan) -> dict[str, object]:
     """The plan for machines; sizes in bytes, every moment of every stage."""
     stages = [
-        {"backend": backend, **_stage_json(plan, one)}
+        {
+            "backend": backend,
+            "arm": one.settings.arm,
+            "stage": one.settings.stage,
+            "settings": {**asdict(one.settings), "trained": trained(plan.shape, one.settings)},
+            "phases": [{**asdict(phase), "allocated": phase.allocated, "total": phase.total}
+                       for phase in one.phases],
+            "peak": one.peak.name,
+            "allocated": one.allocated,
+            "total": one.peak.total,
+            "fits": plan.fits(one),
+        }
         for backend, several in plan.estimates.items()
         for one in several
-    ]
+    ]  # fmt: skip
     about = {"model": plan.model, "sizes_from": plan.sizes_from, "dtype": plan.dtype}
     counted = {"shape": asdict(plan.shape), "lengths": asdict(plan.lengths)}
     return {**about, "gpu_gib": plan.gpu, **counted, "stages": stages}
-
-
-def _stage_json(plan: Plan, stage: Estimate) -> dict[str, object]:
-    steps, after = plan.advice(stage)
-    settings = stage.settings
-    return {
-        "arm": settings.arm,
-        "stage": settings.stage,
-        "settings": {**asdict(settings), "trained": trained(plan.shape, settings)},
-        "phases": [
-            {**asdict(p), "overhead": p.overhead, "allocated": p.allocated, "total": p.total}
-            for p in stage.phases
-        ],
-        "peak": stage.peak.name,
-        "allocated": stage.allocated,
-        "total": stage.peak.total,
-        "fits": plan.fits(stage),
-        "changes": [asdict(step) for step in steps],
-        "total_after": after.peak.total,
-    }
 
 
 def gpu_here() -> float | None:
@@ -395,34 +368,28 @@ def gpu_here() -> float | None:
     return torch.cuda.get_device_properties(0).total_memory / GIB
 
 
-def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
-    """For argparse: a finite number above 0, an int or a float."""
-
-    def read(text: str) -> Number:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = kind("0")
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-        return value
-
-    return read
+def _size(text: str) -> float:
+    """For argparse: a finite number above 0."""
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
 
 
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
-    parser.add_argument("--gpu", type=positive(float), help="GiB of the GPU (default: this one's)")
-    parser.add_argument("--prompt-tokens", type=positive(int), help="instead of counting them")
-    parser.add_argument("--gold-tokens", type=positive(int), help="instead of counting them")
+    parser.add_argument("--gpu", type=_size, help="GiB of the GPU (default: this one's)")
+    parser.add_argument("--prompt-tokens", type=_size, help="instead of counting them")
+    parser.add_argument("--gold-tokens", type=_size, help="instead of counting them")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, in bytes")
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     quiet()
-    lengths, prompt, gold = None, arguments.prompt_tokens, arguments.gold_tokens
-    if (prompt is None) != (gold is None):
-        parser.error("--prompt-tokens and --gold-tokens go together")
-    if prompt is not None:
+    lengths, given = None, (arguments.prompt_tokens, arguments.gold_tokens)
+    if any(given):
+        if not all(given):
+            parser.error("--prompt-tokens and --gold-tokens go together")
+        prompt, gold = map(math.ceil, given)
         lengths = Lengths(prompt, gold, prompt + gold, "as given")
     plan = plan_of(recipe, arguments.gpu or gpu_here(), lengths)
     if arguments.json:

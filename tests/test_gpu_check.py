@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import LORA, save_model, write_recipe
 
-from pipeline.gpu_check import STEPS, measure, peak_of, shortened
+from pipeline.gpu_check import DRY_STEPS, measure_training, peak_of, shortened
 from pipeline.memory.arithmetic import Settings
 from pipeline.memory.stages import estimate
 from pipeline.model.decode import Decoding, sample_batch
@@ -43,7 +43,7 @@ def sized(folder: Path, model: Path, checkpointing: bool = False, **more):
 )
 def test_the_peak_of_a_real_training_is_as_planned(section, more, model, tmp_path):
     recipe = sized(tmp_path, model, **more)
-    measured = measure(recipe.for_arm(section), section)
+    measured = measure_training(recipe.for_arm(section), section)
     planned = {one.settings.arm: one.allocated for one in plan_of(recipe).estimates["trl"]}
     assert measured.backend == "trl"
     assert measured.seconds > 0
@@ -69,7 +69,7 @@ def test_only_the_steps_of_a_recipe_and_the_length_of_its_answers_are_changed(tm
     short = shortened(recipe, Lengths(300, 200, 480, "given"))
     for section in ("sft", "grpo"):
         mine, theirs = getattr(short, section), getattr(recipe, section)
-        assert mine["max_steps"] == STEPS
+        assert mine["max_steps"] == DRY_STEPS
         assert mine["per_device_train_batch_size"] == theirs["per_device_train_batch_size"]
     assert short.grpo["max_completion_length"] == 64
     assert short.grpo["generation_kwargs"] == {"min_new_tokens": 64}

@@ -232,32 +232,12 @@ def test_vllm_beside_the_trainer_needs_to_know_the_gpu(way):
 # --- what is said ----------------------------------------------------------------------------
 
 
-def test_advice_that_is_followed_fits(tmp_path, capsys):
-    given = seven(tmp_path, backend="trl")
-    plan = plan_of(given, 24.0, LENGTHS)
-    grpo = plan.estimates["trl"][1]
-    steps, after = plan.advice(grpo)
-    assert plan.fits(after)
-    assert f"1. {steps[0].change} saves" in printed(plan, capsys)
-    followed = {}
-    for step in steps:
-        for part in step.change.partition(" (")[0].split(", "):
-            key, _, value = part.partition(": ")
-            followed[key.removeprefix("grpo.")] = json.loads(value)
-    again = plan_of(replace(given, grpo={**given.grpo, **followed}), 24.0, LENGTHS)
-    assert again.estimates["trl"][1].peak.total == after.peak.total
-
-
 def test_a_well_known_model_is_planned_where_the_hub_is_not_at_hand(capsys):
     given = recipe(model="Qwen/Qwen2.5-7B-Instruct", lora=LORA, run_name="no-such-run")
     said = printed(plan_of(given, 24.0), capsys)
-    for part in ("7,615,616,512", "pipeline.memory.shapes", "TRL", "Unsloth", "fits 24 GiB", "NO"):
+    for part in ("7,615,616,512", "pipeline.memory.shapes", "TRL", "Unsloth", "fits 24 GiB", "NO",
+                 "grpo.gradient_checkpointing: true saves"):  # fmt: skip
         assert part in said
-
-
-def test_what_cannot_fit_is_said(tmp_path, capsys):
-    plan = plan_of(seven(tmp_path, backend="trl"), 2.0, LENGTHS)
-    assert "larger GPU" in printed(plan, capsys)
 
 
 def test_without_a_gpu_nothing_is_said_to_fit(tmp_path, capsys):

@@ -13,7 +13,7 @@ from data.event import Event
 from data.problem import Problem
 from data.prompts import answer, prompt, schedule_xml
 from data.solver import interval_optimum
-from eval.day.terminal import draw, shown, write
+from eval.day.terminal import draw_day, visible, write
 from eval.show.showcase import drawn_answer, drawn_problem
 from rewards.verify import verify
 from tests.conftest import day as small_day
@@ -45,7 +45,7 @@ def drawn(completion: str, problem: Problem | None = None, encoding: str = "utf-
     verdict = {"arm": "base", "sample": 0, **verify(problem, completion).to_json()}
     sample = {"completion": completion, "finish_reason": "length", "tokens": 7}
     console_of_paper = Console(file=paper, _environ={}, **given)
-    draw(console_of_paper, drawn_problem(row), drawn_answer(problem, {**verdict, **sample}))
+    draw_day(console_of_paper, drawn_problem(row), drawn_answer(problem, {**verdict, **sample}))
     return paper.text()
 
 
@@ -141,7 +141,7 @@ def test_streamed_text_is_escaped_and_not_wrapped():
 
 @given(st.text())
 def test_shown_text_has_nothing_that_is_not_seen(text):
-    result = shown(text)
+    result = visible(text)
     assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in result if c != "\n")
     assert result.count("\n") == text.count("\n")
     result.encode()

@@ -125,7 +125,7 @@ def _day_of_json(text: str, source: str, wanted: Wanted) -> Day:
     for event in problem.events:
         if any(unicodedata.category(c) in UNFIT for c in event.name):
             raise UserError(f"{source}: the name {event.name[:80]!r} holds control characters")
-    chosen = _chosen(wanted.priorities, {event.name: (event.name,) for event in problem.events})
+    chosen = _meant(wanted.priorities, {event.name: (event.name,) for event in problem.events})
     marked = tuple(dict.fromkeys([*problem.priorities, *chosen]))
     if marked != problem.priorities:
         problem = replace(problem, priorities=marked, optimum=0)
@@ -218,7 +218,7 @@ def day_of(
     changed = [name for name, e in named if " ".join(e.name.split()) != name]
     if changed:
         notes.append(f"Names changed to be asked: {listed(changed)}.")
-    marked = _chosen(priorities, {name: (e.name, name, *e.categories) for name, e in named})
+    marked = _meant(priorities, {name: (e.name, name, *e.categories) for name, e in named})
     problem = Problem(
         tuple(Event(e.start, e.end, name) for name, e in named),
         tuple(name for name, e in named if e.priority or name in marked),
@@ -227,7 +227,7 @@ def day_of(
     return Day(problem, tuple(notes))
 
 
-def _chosen(words: Iterable[str], known: dict[str, tuple[str, ...]]) -> list[str]:
+def _meant(words: Iterable[str], known: dict[str, tuple[str, ...]]) -> list[str]:
     """The names of ``known`` that the words mean, each of which goes by several words."""
     chosen: list[str] = []
     for word in words:

@@ -21,7 +21,7 @@ UNFIT = ("Cc", "Cs", "Zl", "Zp")
 #: The invisible characters that words and emoji need; others reorder or hide what is beside them.
 JOINERS = "\u200c\u200d"
 #: Characters of a typed line; a longer one is no event.
-_LONGEST = 1_000
+_LONGEST_LINE = 1_000
 _TIME = r"(?P<hour{0}>\d{{1,2}})(?:[:.h](?P<minute{0}>\d{{2}}))?\s*(?P<half{0}>[ap]m)?"
 _SPAN = rf"{_TIME.format('')}\s*(?:-|–|—|\bto\b|\buntil\b)\s*{_TIME.format(2)}"
 _FORMS = tuple(
@@ -31,7 +31,7 @@ _FORMS = tuple(
         rf"\(?{_SPAN}\)?:?[\s,;]+(?P<name>.*\S)",
     )
 )
-_CLOCK_TIME = re.compile(_TIME.format(""), re.IGNORECASE | re.ASCII)
+_ONE_TIME = re.compile(_TIME.format(""), re.IGNORECASE | re.ASCII)
 _KEYS = ("name", "start", "end", "priority")
 
 
@@ -61,8 +61,8 @@ def typed_entry(line: str, where: str) -> Entry | None:
     text = re.sub(r"^[-*•]\s+", "", text)
     priority = text.startswith("!") or text.endswith("!")
     text = text.strip("! \t")
-    match = next(filter(None, (form.fullmatch(text[:_LONGEST]) for form in _FORMS)), None)
-    if match is None or len(text) > _LONGEST:
+    match = next(filter(None, (form.fullmatch(text[:_LONGEST_LINE]) for form in _FORMS)), None)
+    if match is None or len(text) > _LONGEST_LINE:
         raise UserError(
             f"{where}: {line.strip()[:80]!r} is not an event; write NAME HH:MM-HH:MM, and ! behind "
             "it for a priority"
@@ -73,7 +73,7 @@ def typed_entry(line: str, where: str) -> Entry | None:
         # "1-2pm" is twice in the afternoon, "11-1pm" once.
         same = _minute(match["hour"], match["minute"], match["half2"], where)
         start = same if same < end else start
-    return _checked(match["name"], start, end, priority, where)
+    return _checked_entry(match["name"], start, end, priority, where)
 
 
 def json_entry(item: Any, where: str) -> Entry:
@@ -98,12 +98,12 @@ def json_entry(item: Any, where: str) -> Entry:
         raise UserError(f'{where}: "priority" must be true or false')
     minutes = []
     for key in ("start", "end"):
-        match = _CLOCK_TIME.fullmatch(item[key].strip())
+        match = _ONE_TIME.fullmatch(item[key].strip())
         if match is None:
             raise UserError(f'{where}: "{key}" is {item[key][:80]!r}, not a time such as 09:30')
         minutes.append(_minute(match["hour"], match["minute"], match["half"], where))
     start, end = minutes
-    return _checked(item["name"], start, end, priority, where)
+    return _checked_entry(item["name"], start, end, priority, where)
 
 
 def _minute(hour: str, minute: str | None, half: str | None, where: str) -> int:
@@ -119,7 +119,7 @@ def _minute(hour: str, minute: str | None, half: str | None, where: str) -> int:
     return hours * 60 + minutes
 
 
-def _checked(name: str, start: int, end: int, priority: bool, where: str) -> Entry:
+def _checked_entry(name: str, start: int, end: int, priority: bool, where: str) -> Entry:
     if end <= start:
         raise UserError(
             f"{where}: {name[:80]!r} does not end after its start; an event over midnight is not "

@@ -40,15 +40,16 @@ from eval.day.entry import Entry, cleaned, listed
 _YEARS = range(1600, 2200)
 #: Days on either side that are searched where the day asked for has no events, and dates named.
 _AROUND, _NAMED = timedelta(days=60), 5
-#: Days from an event's start on that are searched for its first date, in ever longer spans.
+#: Days from an event's start on that are searched for its first date, in ever longer spans, since
+#: most events can be asked on the day that they start.
 _SPANS = (2, 4, 8, 16, 32, 64, 128, 256)
 _ONE_DAY = timedelta(days=1)
 #: Of an event that recurs, so that a day sees few of its occurrences: its length, the frequencies
 #: of its rules, and occurrences a day.
-_LONGEST, _MOST_A_DAY = timedelta(days=40), 24
+_LONGEST_EVENT, _MOST_A_DAY = timedelta(days=40), 24
 _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
 #: What the libraries raise for values and structures that make no sense.
-_BROKEN = (
+_NONSENSE = (
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
     *(OverflowError, RecursionError, OSError),
 )
@@ -79,28 +80,23 @@ class _Series:
         span = (datetime.combine(end, time(), zone) for end in (low, high))
         try:
             return [_placed(event, zone) for event in self.query.between(*span)]
-        except _BROKEN:
+        except _NONSENSE:
             left_out[_NO_RECURRENCE][self.uid] = self.name
             return []
 
     def dates(self, day: date | None, zone: tzinfo | None, left_out: LeftOut) -> set[date]:
         """Dates on which it can be asked: around ``day``, or the first ones of all."""
-        if not any(isinstance(_start(event), datetime) for event in self.events):
+        starts = [_span(event)[0] for event in self.events]
+        if not any(isinstance(start, datetime) for start in starts):
             return set()
-        spans = [(day - _AROUND, day + _AROUND)] if day else self._first_spans()
-        for low, high in spans:
+        low = day - _AROUND if day else min(_as_date(start) for start in starts) - _ONE_DAY
+        for days in (2 * _AROUND.days,) if day else _SPANS:
+            high = low + timedelta(days=days)
             placed = self.between(low, high, zone, left_out)
             if dates := {when for when, event in placed if isinstance(event, Entry)}:
                 return dates
-        return set()
-
-    def _first_spans(self) -> Iterator[tuple[date, date]]:
-        """Most events can be asked on the day that they start, so the first spans are short."""
-        low = min(_as_date(_start(event)) for event in self.events) - _ONE_DAY
-        for days in _SPANS:
-            high = low + timedelta(days=days)
-            yield low, high
             low = high
+        return set()
 
 
 def read_calendar(
@@ -149,7 +145,7 @@ def read_calendar(
 def _placed(event: Event, zone: tzinfo | None) -> tuple[date, Entry | str]:
     """The date of an occurrence on the clock of ``zone``, and the event of that day, or why it is
     not one."""
-    begin, stop = _start(event), _end(event)
+    begin, stop = _span(event)
     if str(_first(event, "STATUS")).upper() == "CANCELLED":
         return _as_date(begin), "cancelled"
     if not (isinstance(begin, datetime) and isinstance(stop, datetime)):
@@ -186,7 +182,7 @@ def _parsed(text: str, source: str) -> list[Calendar]:
             # Zones that are guessed from a longer name; the notes name the zone.
             warnings.simplefilter("ignore")
             components = Calendar.from_ical(text.strip() + "\n", multiple=True)
-    except _BROKEN as error:
+    except _NONSENSE as error:
         reason = cleaned(str(error))
         raise UserError(f"{source} is a broken calendar ({reason}); export it again") from None
     if not components:
@@ -214,7 +210,7 @@ def _all_series(calendars: Iterable[Calendar], left_out: LeftOut) -> Iterator[_S
         alone.subcomponents = list(events)
         try:
             yield _Series(uid, events, CalendarQuery(alone))
-        except _BROKEN:
+        except _NONSENSE:
             left_out[_NO_RECURRENCE][uid] = _name(events[0])
 
 
@@ -223,7 +219,7 @@ def _flaw(event: Event) -> str | None:
     adapter = EventAdapter(event)
     event["SEQUENCE"] = _number(event, "SEQUENCE")
     try:
-        start, end = adapter.raw_start, adapter.raw_end
+        start, end = _span(event)
         # All that the library reads later is read here once.
         _ = (adapter.exdates, adapter.rdates, adapter.recurrence_ids, event.categories)
         if isinstance(start, datetime) != isinstance(end, datetime):
@@ -232,16 +228,16 @@ def _flaw(event: Event) -> str | None:
             return f"not between {_YEARS[0]} and {_YEARS[-1]}"
         if (adapter.start, adapter.end) != (start, end):  # which the library swaps
             return "ending before its start"
-    except _BROKEN:
+    except _NONSENSE:
         return _NO_TIMES
     rules = event.pop("RRULE", [])
-    if rules and adapter.duration > _LONGEST:
+    if rules and adapter.duration > _LONGEST_EVENT:
         return "over midnight"
     try:
         rules = rules if isinstance(rules, list) else [rules]
         if kept := [rule for rule in rules if _comes_true(rule, start)]:
             event["RRULE"] = kept
-    except _BROKEN:
+    except _NONSENSE:
         return _NO_RECURRENCE
     return "with a recurrence of a form that is not followed" if "EXRULE" in event else None
 
@@ -273,15 +269,10 @@ def _comes_true(rule: vRecur, start: datetime | date) -> bool:
     return True
 
 
-def _start(event: Event) -> datetime | date:
-    moment: datetime | date = EventAdapter(event).raw_start
-    return moment
-
-
-def _end(event: Event) -> datetime | date:
-    """DTEND, also where there is a DURATION beside it."""
-    moment: datetime | date = EventAdapter(event).raw_end
-    return moment
+def _span(event: Event) -> tuple[datetime | date, datetime | date]:
+    """Start and end; DTEND holds, also where there is a DURATION beside it."""
+    adapter = EventAdapter(event)
+    return adapter.raw_start, adapter.raw_end
 
 
 def _as_date(moment: datetime | date) -> date:
@@ -322,7 +313,7 @@ def _zone(
     named: Counter[str] = Counter()
     unknown: dict[str, None] = {}
     for event in events:
-        start, label = _start(event), event["DTSTART"].params.get("TZID")
+        start, label = _span(event)[0], event["DTSTART"].params.get("TZID")
         if isinstance(start, datetime) and start.tzinfo:
             zones.setdefault(label or "UTC", start.tzinfo)
             named.update([label] if label else [])

@@ -21,9 +21,9 @@ from eval.day.entry import JOINERS
 #: Categories of characters that are not shown as they are.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 #: Columns of a name at most, of a time axis at least, and of the whole at most.
-_NAME, _LEAST, _WIDEST = 26, 12, 120
+_NAME_COLUMNS, _AXIS_COLUMNS, _ALL_COLUMNS = 26, 12, 120
 #: Signs and fillings, and what stands for them where a terminal has only ASCII.
-_CHOSEN, _OPTIMAL, _BROKEN, _PRIORITY = "✓◆!★"
+_CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY = "✓◆!★"
 _FULL, _CROSSED, _LIGHT = "█▓░"
 _ASCII = str.maketrans("✓◆★█▓░○✕–", "+o*#x-ox-")
 #: Stands before a name: four signs, the times and the weighted minutes.
@@ -49,7 +49,7 @@ class _Bar:
     @property
     def lead(self) -> str:
         states = (self.chosen and self.value is not None, self.optimal, self.faulty, self.priority)
-        signs = zip((_CHOSEN, _OPTIMAL, _BROKEN, _PRIORITY), states, strict=True)
+        signs = zip((_CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY), states, strict=True)
         drawn = "".join(sign if on else " " for sign, on in signs)
         return f"{drawn} {CLOCK[self.start]}–{CLOCK[self.end]} {self.value or '':>4} "
 
@@ -61,7 +61,7 @@ class _Bar:
         return (_CROSSED, "red") if self.faulty else (_FULL, "green")
 
 
-def shown(text: str) -> str:
+def visible(text: str) -> str:
     """Text for a terminal: line breaks stay, other characters that are not seen become escapes."""
     return "".join(
         c
@@ -73,25 +73,27 @@ def shown(text: str) -> str:
 
 def write(console: Console, text: str, end: str = "\n", style: str | None = None) -> None:
     """Write text that may be hostile, as it is: no markup, no wrapping, nothing highlighted."""
-    text = shown(text)
+    text = visible(text)
     if console.options.ascii_only:
         text = text.translate(_ASCII).encode("ascii", "backslashreplace").decode()
     console.out(text, end=end, style=style, highlight=False)
 
 
-def draw(console: Console, problem: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+def draw_day(console: Console, problem: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
     """Draw a day, as ``eval.show.showcase`` prepares a problem and an answer for drawing, and the
     verdict with the proven optimum below it."""
     bars = _bars(problem, answer)
-    width = min(console.width, _WIDEST)
-    name = min(_NAME, width // 4, max(cell_len(shown(bar.name)) for bar in bars) + 1)
-    axis = max(width - name - len(_LEAD) - 2, _LEAST)  # the last hour's label goes beyond its end
+    width = min(console.width, _ALL_COLUMNS)
+    name = min(_NAME_COLUMNS, width // 4, max(cell_len(visible(bar.name)) for bar in bars) + 1)
+    axis = max(
+        width - name - len(_LEAD) - 2, _AXIS_COLUMNS
+    )  # the last hour's label goes beyond its end
     write(console, "")
     _draw_bars(console, bars, (problem["from"], problem["to"]), name, axis)
     if answer["more_strays"]:
         write(console, f"and {answer['more_strays']} more answered events that are not asked so")
     legend = (
-        f"{_FULL} {_CHOSEN} chosen   {_LIGHT} not chosen   {_CROSSED} {_BROKEN} breaks a rule   "
+        f"{_FULL} {_CHOSEN} chosen   {_LIGHT} not chosen   {_CROSSED} {_FAULTY} breaks a rule   "
         f"{_OPTIMAL} in the optimum   {_PRIORITY} priority\n"
     )
     write(console, f"\n{legend}", style="dim")
@@ -130,7 +132,7 @@ def _draw_bars(
         begin = min(column(bar.start), axis - 1)
         filling, style = bar.look
         drawn = " " * begin + filling * max(1, column(bar.end) - begin)
-        label = set_cell_size(shown(bar.name), name - 1)
+        label = set_cell_size(visible(bar.name), name - 1)
         write(console, f"{bar.lead}{label} {drawn}", style=style)
 
 

@@ -62,7 +62,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StageMemory:
     """All moments of one stage in which memory may peak."""
 
     settings: Settings
@@ -78,10 +78,10 @@ class Estimate:
         return max(phase.allocated for phase in self.phases)
 
 
-def estimate(shape: ModelShape, settings: Settings) -> Estimate:
+def estimate(shape: ModelShape, settings: Settings) -> StageMemory:
     """Peak memory of one stage, by part, at every moment where it may peak."""
     moments = _sampling if settings.stage == "sampling" else _training
-    return Estimate(settings, tuple(moments(shape, settings)))
+    return StageMemory(settings, tuple(moments(shape, settings)))
 
 
 def _training(shape: ModelShape, s: Settings) -> Iterator[Phase]:
