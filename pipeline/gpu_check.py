@@ -81,9 +81,8 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
 def shortened(recipe: Recipe, lengths: Lengths) -> Recipe:
     """A few steps of a recipe, in which all answers are as long as it allows."""
     short = {"max_steps": DRY_STEPS, "logging_steps": 1, "save_strategy": "no"}
-    limit = recipe.grpo.get("max_completion_length", 2 * lengths.gold)
-    vllm = recipe.fast_inference or recipe.grpo.get("use_vllm")
-    least = {"min_tokens" if vllm else "min_new_tokens": limit}
+    limit = recipe.grpo.get("max_completion_length") or 2 * lengths.gold
+    least = {"min_tokens" if _uses_vllm(recipe) else "min_new_tokens": limit}
     given = recipe.grpo.get("generation_kwargs") or {}
     longest = {"max_completion_length": limit, "generation_kwargs": {**given, **least}}
     return replace(
@@ -92,6 +91,10 @@ def shortened(recipe: Recipe, lengths: Lengths) -> Recipe:
         grpo={**recipe.grpo, **short, **longest},
         max_seq_length=recipe.max_seq_length or lengths.both + limit,
     )
+
+
+def _uses_vllm(recipe: Recipe) -> bool:
+    return recipe.fast_inference or bool(recipe.grpo.get("use_vllm"))
 
 
 def _clock(ends: list[float]) -> TrainerCallback:
@@ -168,7 +171,8 @@ def main() -> None:
         print(json.dumps(asdict(measure_training(recipe.for_arm(arguments.only), section or ""))))
         return
     quiet()
-    plan = plan_of(recipe, gpu_here())
+    # To ask a GPU for its size takes some of its memory, which a training may need.
+    plan = plan_of(recipe, gpu_here() if _uses_vllm(recipe) else None)
     planned = {
         (backend, one.settings.arm): one.allocated
         for backend, stages in plan.estimates.items()
@@ -192,8 +196,7 @@ def main() -> None:
         )
     console = plain_console()
     console.print(table, markup=False)
-    where = "torch.cuda.max_memory_allocated" if plan.gpu else "torch's profiler, on the CPU"
-    console.print(f"Memory as counted by {where}; answers as long as allowed.", markup=False)
+    console.print("Answers in GRPO are as long as the recipe allows.", markup=False)
     if failed:
         raise UserError("; ".join(failed))
 

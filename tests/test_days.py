@@ -56,15 +56,12 @@ def events(day) -> list[str]:
     [
         ("Standup 09:00-09:30", "Standup", "09:00", "09:30", False),
         ("Standup 09:00-09:30 !", "Standup", "09:00", "09:30", True),
-        ("! Standup 09:00-09:30", "Standup", "09:00", "09:30", True),
         ("  Standup: 9:00 – 9:30 ", "Standup", "09:00", "09:30", False),
         ("- Standup (09:00 - 09:30)", "Standup", "09:00", "09:30", False),
         ("09:00 to 09:30, Standup !", "Standup", "09:00", "09:30", True),
-        ("Standup 9 until 9:30", "Standup", "09:00", "09:30", False),
         ("Standup 9.00-9h30", "Standup", "09:00", "09:30", False),
         ("Lunch 12-1pm", "Lunch", "12:00", "13:00", False),
         ("Lunch 11-1pm", "Lunch", "11:00", "13:00", False),
-        ("Nap 1-2 PM", "Nap", "13:00", "14:00", False),
         ("Nap 12am-1am", "Nap", "00:00", "01:00", False),
         ("Sprint 12-13 review 9-10", "Sprint 12-13 review", "09:00", "10:00", False),
         ("Jo's 1:1, part 2 9-10", "Jo's 1:1, part 2", "09:00", "10:00", False),
@@ -82,13 +79,10 @@ def test_a_line_is_read_as_people_write_it(line, name, start, end, priority):
     [
         ("Standup", "'Standup' is not an event"),
         ("Standup 09:00", "is not an event"),
-        ("09:00-10:00", "is not an event"),
         ("x" * 2000 + " 9-10", "is not an event"),
-        ("Standup 9:00-25:00", "'25:00' is not a time"),
         ("Standup 9:00-24:01", "'24:01' is not a time"),
         ("Standup 9:60-10:00", "'9:60' is not a time"),
         ("Standup 13-14pm", "'14pm' is not a time"),
-        ("Standup 10:00-10:00", "does not end after its start"),
         ("Party 22:00-02:00", "midnight"),
     ],
 )
@@ -98,12 +92,9 @@ def test_a_line_that_is_no_event_is_named_by_its_number(line, says):
     assert says in said
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "# only this\n", "[]"])
-def test_nothing_typed_is_one_sentence(content):
-    assert refusal(content).startswith("d.txt has no events")
-
-
 def test_events_are_asked_in_order_of_start_without_blank_lines_and_comments():
+    for nothing in ("", "# only this\n", "[]"):
+        assert refusal(nothing).startswith("d.txt has no events")
     day = read("# my day\n\nB 11-12\nA 9-10 !\nC 9-9:30\n")
     assert events(day) == ["09:00-10:00 A!", "09:00-09:30 C", "11:00-12:00 B"]
 
@@ -132,15 +123,10 @@ def test_a_day_of_five_hundred_events_is_proven():
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_text_is_read_in_marked_encodings(encoding):
+def test_text_is_read_in_marked_encodings_and_else_refused_with_its_line(encoding):
     assert events(read("Café 9-10".encode(encoding))) == ["09:00-10:00 Café"]
-
-
-@pytest.mark.parametrize(
-    ("content", "line"), [("A 9-10\nCafé 9-10".encode("latin-1"), 2), (b"\xff\xfeA", 1)]
-)
-def test_text_in_other_encodings_is_refused_with_its_line(content, line):
-    assert refusal(content).startswith(f"d.txt:{line} is not UTF-")
+    assert refusal("A 9-10\nCafé 9-10".encode("latin-1")).startswith("d.txt:2 is not UTF-8")
+    assert refusal(b"\xff\xfeA").startswith("d.txt:1 is not UTF-16")
 
 
 # --- priorities and names --------------------------------------------------------------------
@@ -207,14 +193,11 @@ def test_a_list_of_events_is_read():
     ("item", "says"),
     [
         ({"name": "A", "start": "9:00"}, '"end"'),
-        ({"name": 3, "start": "9:00", "end": "10:00"}, '"name"'),
         ({"name": "A", "start": 9, "end": "10:00"}, '"start"'),
         ({"name": "A", "start": "soon", "end": "10:00"}, "\"start\" is 'soon'"),
-        ({"name": "A", "start": "9:00", "end": "8:00"}, "does not end after its start"),
         ({"name": "A", "start": "9:00", "end": "10:00", "prioritty": True}, "mean 'priority'?"),
         ({"name": "A", "start": "9:00", "end": "10:00", "priority": "yes"}, "true or false"),
         ("A 9-10", 'must be {"name", "start", "end", "priority"}'),
-        (["A", "9:00"], 'must be {"name", "start", "end", "priority"}'),
     ],
 )
 def test_an_event_of_a_list_that_is_none_is_named_by_its_place(item, says):
@@ -223,18 +206,19 @@ def test_an_event_of_a_list_that_is_none_is_named_by_its_place(item, says):
     assert says in said
 
 
-def test_a_problem_of_ours_is_read_as_it_is_alone_and_in_a_row():
+def test_a_problem_of_ours_or_the_published_layout_is_read_as_it_is_alone_and_in_a_row():
     problem = small_day()
-    assert read(problem.to_json()).problem == problem
-    assert read({**ROW, "prompt": "…"}).problem == problem
+    assert read(problem.to_json()).problem == read({**ROW, "prompt": "…"}).problem == problem
     without = {"events": problem.to_json()["events"], "priorities": ["Chess"]}
     assert prove_day(read(without).problem, "d.txt")[0] == problem
+    published = read(PUBLISHED)
+    assert events(published) == ["09:00-10:30 A", "10:00-11:00 B!"]
+    assert published.problem.optimum == 120
 
 
 def test_a_priority_added_to_a_problem_of_ours_is_proven_again():
     problem = read(small_day().to_json(), "art").problem
-    assert problem.priorities == ("Chess", "Art")
-    assert problem.optimum == 0
+    assert (problem.priorities, problem.optimum) == (("Chess", "Art"), 0)
     assert prove_day(problem, "d.txt")[0].optimum == 240
 
 
@@ -255,16 +239,13 @@ def test_events_of_a_problem_may_be_written_out_as_those_of_a_list():
         ({"events": [{"name": "B", "start": "9:00"}]}, 'd.txt, event 1 needs "end"'),
         ({"events": [{"name": "B", "start": "9:00", "end": "24:00"}]}, "'24:00' is not a time"),
         ({"events": [{"name": "A", "start": "9:00", "end": "9:30"}] * 2}, "the same name"),
-        ({"events": [{"name": "<B>", "start": "9:00", "end": "9:30"}]}, "'<B>'"),
         ({"events": [["A", "9", "10"]]}, "d.txt: '9' is not a time"),
         ({"events": [["A\u0007", "09:00", "10:00"]]}, "control characters"),
         ({"events": [["A", "09:00", "10:00"]], "priorities": 3}, '"priorities"'),
-        ({"events": [["A", "09:00", "10:00"]], "priorities": ["C"]}, "'C'"),
         ({"events": [["A", "09:00", "10:00"]], "optimum": -1}, '"optimum"'),
         ({}, '"events"'),
         ({**PUBLISHED, "optimal_score": 7}, 'd.txt: "optimal_score" is 7'),
         ("{", "d.txt is not valid JSON"),
-        ('[{"name": "A",}]', "d.txt is not valid JSON"),
         ('{"id": 1}\n{oops\n', "d.txt:2 is not valid JSON"),
         ("[" * 100_000, "d.txt is not valid JSON"),
     ],
@@ -281,12 +262,6 @@ def test_of_several_rows_the_first_or_the_one_named_is_read():
     assert read(text, row="b").problem == other
     assert read(ROW, row="a").problem == small_day()
     assert refusal(text, row="bb") == "d.txt has no row with the id 'bb'; did you mean 'b'?"
-
-
-def test_a_row_of_the_published_layout_is_read():
-    day = read(PUBLISHED)
-    assert events(day) == ["09:00-10:30 A", "10:00-11:00 B!"]
-    assert day.problem.optimum == 120
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from data import recipe as recipes
-from data.common.errors import UserError, run_main
+from data.common.errors import run_main
 from data.common.files import MANIFEST
 from data.prompts import prompt
 from data.recipe import load_recipe
@@ -109,13 +108,6 @@ def test_a_calendar_is_asked_for_one_day_with_its_notes(run, tmp_path):
     assert "  60 Swim meet" in run("--day", "c.ics", "--date", "2026-03-03")
 
 
-@pytest.mark.slow
-def test_a_trained_arm_answers(run, tmp_path):
-    trained(tmp_path, "grpo")
-    said = run("--arm", "grpo", *DAY)
-    assert said.startswith(f"Asking grpo ({tmp_path}/runs/tiny/grpo/model), 3 events:\n")
-
-
 def test_an_arm_is_asked_with_the_shots_of_its_recipe(run, tmp_path):
     content = yaml.safe_load(TINY.read_text())
     content["eval"]["shots"] = 2
@@ -164,16 +156,12 @@ def test_what_is_streamed_is_the_completion(asked, temperature):
     assert "".join(shown) == sample.completion
     assert len([text for text in shown if text]) > 3
     assert sample.finish_reason == "stop"
+    cut = stream(*asked, Decoding(4, temperature), 3, lambda text: None)
+    assert (cut.finish_reason, cut.tokens) == ("length", 4)
     if not temperature:
         model, tokenizer, rendered = asked
         (expected,) = sample_batch(model, tokenizer, [rendered], 1, decoding, [0])
         assert sample == expected[0]
-
-
-@pytest.mark.slow
-def test_an_answer_that_is_cut_off_says_so(asked):
-    sample = stream(*asked, Decoding(4), 3, lambda text: None)
-    assert (sample.finish_reason, sample.tokens) == ("length", 4)
 
 
 @pytest.mark.slow
@@ -217,11 +205,8 @@ def test_the_last_trained_arm_is_asked_and_else_the_base(tmp_path):
         ([b"\xff 9-10".decode(errors="surrogateescape")], "the command line:1 is not UTF-8 text"),
         ([], "standard input has no events"),
         (["--date", "2.3.2026", "A 9-10"], "--date: '2.3.2026'"),
-        (["--date", "2026-03-02", "A 9-10"], "--date chooses from a calendar"),
-        (["--id", "x", "A 9-10"], "--id chooses from rows of JSON"),
         (["--seed", "-1", "A 9-10"], "--seed must be 0 to 4294967295, not -1"),
         (["--temperature", "-1", "A 9-10"], "--temperature must be 0 or more"),
-        (["--temperature", "nan", "A 9-10"], "--temperature must be 0 or more"),
         (["--model", "/nowhere", "A 9-10"], "model folder /nowhere does not exist"),
         (["A 9-10", "--priorities", "B"], "--priorities: 'B' is no event"),
         pytest.param(
@@ -235,14 +220,6 @@ def test_a_mistake_is_one_sentence(arguments, says, run):
         run(*arguments)
     assert says in ended.value.code
     assert "\n" not in ended.value.code
-
-
-def test_what_is_typed_has_no_date_to_choose(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("events are asked for"))
-    monkeypatch.setattr(sys, "argv", ["try", "--recipe", str(TINY), "--date", "2026-03-02"])
-    with pytest.raises(UserError, match="--date chooses from a calendar"):
-        command.main()
 
 
 @pytest.mark.slow
