@@ -50,20 +50,11 @@ from eval.answers.sampling import ask_again
 from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
 from eval.show.tables import label, markdown_of, print_sheets
-from eval.stats.analyses import (
-    ACCURACIES,
-    accuracy_histogram,
-    coverage,
-    crossing,
-    expansion,
-    floor_adjusted,
-    sampling_efficiency_gap,
-    two_by_two,
-)
+from eval.stats.analyses import beside_base, spread
 from eval.stats.counts import Counts
-from eval.stats.estimate import Estimate, Indices, bootstrap_indices, by_name, crossed_interval
+from eval.stats.estimate import Estimate, Indices, bootstrap_indices, crossed_interval
 from eval.stats.evidence import Arms, Conclusions, conclude
-from eval.stats.passk import floor_at, ks_for, pass_at_k, solved_within
+from eval.stats.passk import solved_within
 from eval.stats.power import detectable
 
 
@@ -87,33 +78,19 @@ def conclusions_on(case: Case, solved: Solved, margins: Margins, seed: int) -> C
 def compared_with_base(
     case: Case, tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, dict[str, object]]:
-    """The judged arm beside the base on one tier, member by member: the analyses that explain."""
+    """The judged arm beside the base on one tier, member by member: what explains a conclusion."""
     base, level = solved.on(tier, ["base"]), margins.level
     rng = np.random.default_rng(seed_of(seed, "elicitation", tier))
     indices = bootstrap_indices(base.problems, margins.resamples, rng)
-    n = int(base.n.min())
-    ks = np.arange(1, n + 1)
-    report: dict[str, dict[str, object]] = {
-        "pass_at_1": {
-            "base": asdict(_pass_at_1(base, indices, level)),
-            case.name: asdict(_pass_at_1(solved.on(tier, case.members), indices, level)),
-        },
-        "two_by_two": {},
-        "crossing": {},
-        "gap": {},
-        "expansion": {},
-        "shrinkage": {},
+    arms = {"base": base, case.name: solved.on(tier, case.members)}
+    at_1: dict[str, object] = {
+        name: asdict(_pass_at_1(counts, indices, level)) for name, counts in arms.items()
     }
-    for member in case.members:
-        tuned = solved.on(tier, [member])
-        curves = pass_at_k(base.n, base.c, ks), pass_at_k(tuned.n, tuned.c, ks)
-        gap = sampling_efficiency_gap(base, tuned, n, indices, level)
-        report["two_by_two"][member] = asdict(two_by_two(base.c > 0, tuned.c > 0))
-        report["crossing"][member] = asdict(crossing(*curves, indices, level))
-        report["gap"][member] = asdict(gap)
-        report["expansion"][member] = asdict(expansion(base, tuned, indices, rng, level))
-        report["shrinkage"][member] = asdict(expansion(tuned, base, indices, rng, level))
-    return report
+    by_member = {
+        member: beside_base(base, solved.on(tier, [member]), indices, rng, level)
+        for member in case.members
+    }
+    return {"pass_at_1": at_1, **_by_key(by_member)}
 
 
 def _pass_at_1(counts: Counts, indices: Indices, level: float) -> Estimate:
@@ -121,24 +98,22 @@ def _pass_at_1(counts: Counts, indices: Indices, level: float) -> Estimate:
     return crossed_interval(values[:, :, None], indices, level, bounds=(0.0, 1.0))[0]
 
 
-def spread(
+def _by_key(by_arm: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    """``{arm: {key: …}}`` as ``{key: {arm: …}}``."""
+    keys = next(iter(by_arm.values()))
+    return {key: {arm: one[key] for arm, one in by_arm.items()} for key in keys}
+
+
+def spreads(
     names: Sequence[str], tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, dict[str, object]]:
-    """How the problems of one tier fare in every arm: accuracies, coverage, and pass@k with
-    guessing removed."""
-    guess, level = solved.guesses(tier), margins.level
+    """How the problems of one tier fare in every arm."""
+    guess = solved.guesses(tier)
     rng = np.random.default_rng(seed_of(seed, "spread", tier))
     indices = bootstrap_indices(len(guess), margins.resamples, rng)
-    report: dict[str, dict[str, object]] = {"histogram": {}, "coverage": {}, "floor_adjusted": {}}
-    for arm in names:
-        counts = solved.on(tier, [arm])
-        n, c = counts.n, counts.c
-        ks = ks_for(int(n.min()))
-        adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), indices, level)
-        report["histogram"][arm] = accuracy_histogram(n, c)
-        report["coverage"][arm] = by_name(ACCURACIES, coverage(n, c, indices, level))
-        report["floor_adjusted"][arm] = by_name(ks, adjusted)
-    return report
+    return _by_key(
+        {arm: spread(solved.on(tier, [arm]), guess, indices, margins.level) for arm in names}
+    )
 
 
 def likelihoods(
@@ -222,7 +197,7 @@ def report_on(
         "judged": by_arm,
         "tiers": {
             tier: {
-                **spread(names, tier, solved, margins, seed),
+                **spreads(names, tier, solved, margins, seed),
                 "reasoning": reasoning(run, names, tier, solved, margins, seed),
                 "likelihood": models.get(tier, {}),
             }

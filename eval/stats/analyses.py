@@ -6,7 +6,7 @@ Counts are of one tier's problems, in one order for all arms, so that every comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,12 +19,13 @@ from eval.stats.estimate import (
     Estimate,
     Indices,
     Values,
+    by_name,
     mean_interval,
     paired_difference,
     ratio_interval,
     resampled_means,
 )
-from eval.stats.passk import overtaking_k, pass_at_k
+from eval.stats.passk import floor_at, ks_for, overtaking_k, pass_at_k
 
 #: Accuracies of which the share of problems at or above is reported.
 ACCURACIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -201,3 +202,34 @@ def expansion(
         among.get("difference"),
         share,
     )
+
+
+def beside_base(
+    base: Counts, tuned: Counts, indices: Indices, rng: np.random.Generator, level: float = LEVEL
+) -> dict[str, object]:
+    """What explains a conclusion on one training seed, as JSON; the gap is taken at k = n."""
+    n = int(base.n.min())
+    ks = np.arange(1, n + 1)
+    curves = pass_at_k(base.n, base.c, ks), pass_at_k(tuned.n, tuned.c, ks)
+    return {
+        "two_by_two": asdict(two_by_two(base.c > 0, tuned.c > 0)),
+        "crossing": asdict(crossing(*curves, indices, level)),
+        "gap": asdict(sampling_efficiency_gap(base, tuned, n, indices, level)),
+        "expansion": asdict(expansion(base, tuned, indices, rng, level)),
+        "shrinkage": asdict(expansion(tuned, base, indices, rng, level)),
+    }
+
+
+def spread(
+    counts: Counts, guess: ArrayLike, indices: Indices, level: float = LEVEL
+) -> dict[str, object]:
+    """How the problems fare in one arm, as JSON: accuracies, coverage, and pass@k with guessing
+    (the chance of it in one try, [problems]) removed."""
+    n, c = counts.n, counts.c
+    ks = ks_for(int(n.min()))
+    adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), indices, level)
+    return {
+        "histogram": accuracy_histogram(n, c),
+        "coverage": by_name(ACCURACIES, coverage(n, c, indices, level)),
+        "floor_adjusted": by_name(ks, adjusted),
+    }

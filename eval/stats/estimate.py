@@ -127,8 +127,8 @@ def ratio_interval(
     mean = np.where(sound, b.mean(axis=0), 1)
     observed = a.mean(axis=0) / mean
     ratios = resampled_means(a, indices) / np.where(sound, below, 1)
-    found = _bca(ratios, observed, (a - observed * b) / mean, level, bounds)
-    return [estimate if fine else None for estimate, fine in zip(found, sound, strict=True)]
+    estimates = _bca(ratios, observed, (a - observed * b) / mean, level, bounds)
+    return [estimate if fine else None for estimate, fine in zip(estimates, sound, strict=True)]
 
 
 def _bca(
@@ -170,10 +170,10 @@ def crossed_interval(
     the residual of the two-way table over the problems; it is in the problems' part already, so it
     is taken off, but for two seeds, which estimate it too badly and err on the wide side.
     """
-    found = mean_interval(values.mean(axis=0), indices, level, bounds)
+    estimates = mean_interval(values.mean(axis=0), indices, level, bounds)
     seeds, problems = values.shape[:2]
     if seeds == 1:
-        return found
+        return estimates
     of_seed = values.mean(axis=1)
     variance = of_seed.var(axis=0, ddof=1)
     if seeds > 2:
@@ -181,16 +181,16 @@ def crossed_interval(
         left = ((values - values.mean(axis=0)) ** 2).sum(axis=(0, 1)) / (seeds - 1)
         residual = (left - problems * variance) / max(problems - 1, 1)
         variance = np.maximum(0, variance - residual / problems)
-    return widened_by_seeds(found, seeds, variance, level, bounds)
+    return widened_by_seeds(estimates, seeds, variance, level, bounds)
 
 
 def widened_by_seeds(
-    found: list[Estimate], seeds: int, variance: Values, level: float, bounds: Bounds
+    estimates: list[Estimate], seeds: int, variance: Values, level: float, bounds: Bounds
 ) -> list[Estimate]:
     """Intervals for other problems, widened for other training seeds; see ``crossed_interval``.
     ``variance`` [columns] is that between ``seeds`` training seeds."""
     reach = student.ppf((1 + level) / 2, seeds - 1) * np.sqrt(variance / seeds)
-    least, most = (np.broadcast_to(bound, len(found)) for bound in bounds)
+    least, most = (np.broadcast_to(bound, len(estimates)) for bound in bounds)
     return [
         Estimate(
             e.value,
@@ -198,7 +198,7 @@ def widened_by_seeds(
             float(min(highest, e.value + np.hypot(e.high - e.value, r))),
             e.n,
         )
-        for e, r, lowest, highest in zip(found, reach, least, most, strict=True)
+        for e, r, lowest, highest in zip(estimates, reach, least, most, strict=True)
     ]
 
 

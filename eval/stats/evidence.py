@@ -11,13 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from data.common.seeds import seed_of
 from data.sections import Margins
 from eval.stats.certificate import certificate, tries_for
-from eval.stats.conclusion import (
-    Conclusion,
-    Evidence,
-    SampleBudget,
-    decide,
-    notes_on,
-)
+from eval.stats.conclusion import Conclusion, Evidence, SampleBudget, decide, notes_on
 from eval.stats.counts import Counts, asked_of, fresh_tries, solved_fresh, unsolved_by
 from eval.stats.estimate import Estimate, Values, bootstrap_indices, crossed_interval
 from eval.stats.passk import floor_at, solved_within
@@ -211,16 +205,16 @@ def conclude(
     if len(measured) > 1:
         measured[OVERALL] = _pooled(list(measured.values()))
     divisors = len(measured) if margins.correction == "holm" else 1
-    found = {
+    at_levels = {
         name: _evidence(values, budget, margins, divisors, seed_of(seed, "verdict", name))
         for name, (values, budget) in measured.items()
     }
-    depths = {name: _depth(by_divisor, margins) for name, by_divisor in found.items()}
+    depths = {name: _depth(by_divisor, margins) for name, by_divisor in at_levels.items()}
     uncorrected = {name: (depth > 0, 1) for name, depth in depths.items()}
     tested = holm(depths) if margins.correction == "holm" else uncorrected
     concluded = {
         name: _concluded(by_divisor[0], _seeds(measured[name][0]), margins, *tested[name], who)
-        for name, by_divisor in found.items()
+        for name, by_divisor in at_levels.items()
     }
     pool = concluded.pop(OVERALL, None)
     return Conclusions(_overall(concluded, pool), concluded)
@@ -253,25 +247,23 @@ def _seeds(values: Quantities) -> int:
 def _evidence(
     values: Quantities, budget: SampleBudget, margins: Margins, divisors: int, seed: int
 ) -> list[Evidence]:
-    """Intervals whose every end is wrong d times more rarely than at the level, for each divisor d
-    from 1 on."""
-    cube = np.stack(  # [seeds, problems, quantities]
-        [np.broadcast_to(v, (_seeds(values), v.shape[-1])) for v in values.values()], axis=-1
-    )
-    rng = np.random.default_rng(seed)
-    indices = bootstrap_indices(cube.shape[1], margins.resamples, rng)
+    """Evidence at the level, and at levels whose intervals are wrong d times more rarely, for each
+    divisor d up to ``divisors``."""
+    seeds, problems = _seeds(values), np.shape(values["large k"])[-1]
+    cube = np.stack([np.broadcast_to(v, (seeds, problems)) for v in values.values()], axis=-1)
+    indices = bootstrap_indices(problems, margins.resamples, np.random.default_rng(seed))
     least = np.array([0.0 if name in _NEVER_NEGATIVE else -1.0 for name in values])
-    found = []
-    for divisor in range(1, divisors + 1):
-        level = 1 - (1 - margins.level) / divisor
-        intervals = crossed_interval(cube, indices, level, bounds=(least, 1.0))
-        found.append(Evidence(dict(zip(values, intervals, strict=True)), budget))
-    return found
+    levels = [1 - (1 - margins.level) / divisor for divisor in range(1, divisors + 1)]
+    return [
+        Evidence(dict(zip(values, intervals, strict=True)), budget)
+        for level in levels
+        for intervals in [crossed_interval(cube, indices, level, bounds=(least, 1.0))]
+    ]
 
 
 def _depth(by_divisor: Sequence[Evidence], margins: Margins) -> int:
     """The greatest divisor of the level at which it is still new; 0 where it is at none."""
-    return max((d for d, found in enumerate(by_divisor, 1) if found.shows_new(margins)), default=0)
+    return max((d for d, seen in enumerate(by_divisor, 1) if seen.shows_new(margins)), default=0)
 
 
 def holm(depths: Mapping[str, int]) -> dict[str, tuple[bool, int]]:

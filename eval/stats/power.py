@@ -101,9 +101,9 @@ def detectable(
         margin; ``noise`` is added to the variance, and a guess taken off where base missed."""
 
         def lacking(s: float) -> float:
-            found = s * hit - chance * (s + (1 - s) * MISSED)
+            seen = s * hit - chance * (s + (1 - s) * MISSED)
             variance = s * hit * (1 - s * hit) + noise
-            return found - margin - z * np.sqrt(variance / problems)
+            return seen - margin - z * np.sqrt(variance / problems)
 
         return float(brentq(lacking, 0, 1)) if lacking(1.0) > 0 else None
 
