@@ -53,14 +53,17 @@ from rewards.verify import DisagreementError, Status, Verdict, confirm, verify, 
 Weakening = Callable[[pytest.MonkeyPatch], None]
 
 
+def forget_judgements() -> None:
+    for remembered in (verify_text, confirm):
+        remembered.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def nothing_remembered():
     """Judgements are cached: none from before a weakening may answer for it, nor after it."""
-    for remembered in (verify_text, confirm):
-        remembered.cache_clear()
+    forget_judgements()
     yield
-    for remembered in (verify_text, confirm):
-        remembered.cache_clear()
+    forget_judgements()
 
 
 def panel() -> list[str]:
@@ -92,6 +95,22 @@ def panel() -> list[str]:
 PARSE = rewards.parse.parse
 VIOLATIONS = rewards.verify.violations
 VERIFY_SCHEDULE = rewards.verify.verify_schedule
+
+
+@cache
+def audited() -> dict[str, list[Problem]]:
+    return {
+        tier: [make_problem(2, "audit", tier, TIERS[tier], i) for i in range(8)]
+        for tier in ("dense", "rules")
+    }
+
+
+def failures(shape: str = "graded") -> str:
+    """What the audit says; that it stops at a contradiction says enough."""
+    try:
+        return "\n".join(audit(RewardSection(shape), audited(), 0).failures)
+    except (AssertionError, DisagreementError) as error:
+        return str(error)
 
 
 def test_the_panel_passes_as_the_code_stands():
@@ -193,77 +212,100 @@ def last_schedule(text: str) -> str:
     return text[text.rfind("<schedule>") :] if "<schedule>" in text else text
 
 
-#: (the weakening, a case it must be noticed by)
-WEAKENINGS: dict[str, tuple[Weakening, str]] = {
-    "touching counts as overlap": (rule_says(NoOverlap, touching_is_overlap), "gold itself"),
-    "overlaps are not seen": (rule_says(NoOverlap, nothing), "overlap"),
-    "only neighbours are compared": (rule_says(NoOverlap, only_neighbours_overlap), "overlap"),
-    "order is not checked": (rule_says(Chronological, nothing), "swapped order"),
-    "an empty schedule is fine": (rule_says(NotEmpty, nothing), "empty"),
-    "duplicates are allowed": (overlook("duplicate"), "more events than there are"),
-    "duplicates are dropped": (
-        read_as(lambda schedule: tuple(dict.fromkeys(schedule))), "more events than there are"
+#: (the weakening, a case it must be noticed by, what the audit says of it if anything)
+WEAKENINGS: dict[str, tuple[Weakening, str, str | None]] = {
+    "touching counts as overlap": (
+        rule_says(NoOverlap, touching_is_overlap), "gold itself", "calls 'gold' infeasible"
     ),
-    "altered times are accepted": (overlook("altered_time"), "start a minute late"),
-    "altered times are restored": (read_as(times_restored), "end a minute early"),
-    "unknown events are ignored": (read_as(known), "unknown event"),
-    "unknown events are not named": (overlook("unknown_event"), "unknown event"),
-    "names are read in any case": (read_as(any_case), "name in capitals"),
+    "overlaps are not seen": (
+        rule_says(NoOverlap, nothing), "overlap", "beats the proven optimum"
+    ),
+    "only neighbours are compared": (
+        rule_says(NoOverlap, only_neighbours_overlap), "overlap", None
+    ),
+    "order is not checked": (
+        rule_says(Chronological, nothing), "swapped order", "calls 'unsorted gold' optimal"
+    ),
+    "an empty schedule is fine": (
+        rule_says(NotEmpty, nothing), "empty", r"call \[\] feasible \[\], CP-SAT does not"
+    ),
+    "duplicates are allowed": (
+        overlook("duplicate"), "more events than there are", "beats the proven optimum"
+    ),
+    "duplicates are dropped": (
+        read_as(lambda schedule: tuple(dict.fromkeys(schedule))),
+        "more events than there are", "calls 'duplicated events' optimal",
+    ),
+    "altered times are accepted": (
+        overlook("altered_time"),
+        "start a minute late", "calls 'gold with a time shifted' optimal",
+    ),
+    "altered times are restored": (read_as(times_restored), "end a minute early", None),
+    "unknown events are ignored": (read_as(known), "unknown event", None),
+    "unknown events are not named": (overlook("unknown_event"), "unknown event", None),
+    "names are read in any case": (read_as(any_case), "name in capitals", None),
     "answers are sorted first": (
-        read_as(lambda schedule: tuple(sorted(schedule))), "swapped order"
+        read_as(lambda schedule: tuple(sorted(schedule))), "swapped order", None
     ),
     "the reasoning is read too": (
-        parse_as(lambda text: re.sub("</?think>", "", text)), "gold only in the reasoning"
+        parse_as(lambda text: re.sub("</?think>", "", text)),
+        "gold only in the reasoning", "calls 'gold only in the reasoning' optimal",
     ),
     "unterminated reasoning is read": (
         parse_as(lambda text: text if "</think>" in text else text.replace("<think>", "")),
-        "unterminated reasoning",
+        "unterminated reasoning", "calls 'reasoning without end' optimal",
     ),
-    "the last of many schedules counts": (parse_as(last_schedule), "two schedules"),
+    "the last of many schedules counts": (
+        parse_as(last_schedule), "two schedules", "calls 'two schedules' optimal"
+    ),
     "the first of many schedules counts": (
         parse_as(lambda text: text.partition("</schedule>")[0] + "</schedule>"),
-        "good schedule before a bad one",
+        "good schedule before a bad one", "calls 'two schedules gold first' optimal",
     ),
     "an unterminated schedule is closed": (
-        parse_as(lambda text: text + "</schedule>"), "unterminated schedule"
+        parse_as(lambda text: text + "</schedule>"),
+        "unterminated schedule", "calls 'cut off gold' optimal",
     ),
     "tags are read in any case": (
         parse_as(lambda text: re.sub("</?[A-Za-z]+>", lambda m: m[0].lower(), text)),
-        "schedule tag in capitals",
+        "schedule tag in capitals", None,
     ),
     "junk between events is passed over": (
         lambda patch: patch.setattr("rewards.parse._parse_events", find_events),
-        "junk after an event",
+        "junk after an event", "calls 'words between the events' optimal",
     ),
-    "hours of one digit and seconds are times": (times_by(first_two_numbers), "time with seconds"),
+    "hours of one digit and seconds are times": (
+        times_by(first_two_numbers), "time with seconds", None
+    ),
     "any script's digits are digits": (
-        times_by(lambda text: 60 * int(text[:2]) + int(text[3:])), "time in Arabic digits"
+        times_by(lambda text: 60 * int(text[:2]) + int(text[3:])),
+        "time in Arabic digits", "calls 'look alike times' optimal",
     ),
     "times are stripped of any blank": (
-        times_by(lambda text: MINUTE.get(text.strip(), -1)), "time with a hard blank"
+        times_by(lambda text: MINUTE.get(text.strip(), -1)), "time with a hard blank", None
     ),
     "priorities count once": (
-        lambda patch: patch.setattr(data.problem, "PRIORITY_WEIGHT", 1), "gold itself"
+        lambda patch: patch.setattr(data.problem, "PRIORITY_WEIGHT", 1), "gold itself", None
     ),
     "nearly optimal is optimal": (
         lambda patch: patch.setattr("rewards.verify.verify_schedule", generous),
-        "second best",
+        "second best", "calls '[a-z -]+' optimal",
     ),
     "prose around the schedule is refused": (
-        parse_as(lambda text: text if text.endswith("</schedule>") else ""), "prose after"
+        parse_as(lambda text: text if text.endswith("</schedule>") else ""), "prose after", None
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WEAKENINGS)
 def test_a_weaker_verifier_is_noticed(name, monkeypatch):
-    weaken, case = WEAKENINGS[name]
+    weaken, case, said = WEAKENINGS[name]
+    audited()  # made by the rules as they stand
     weaken(monkeypatch)
     assert case in panel()
-
-
-def test_the_panel_passes_again_once_nothing_is_patched():
-    assert panel() == []
+    if said:
+        forget_judgements()
+        assert re.search(said, failures())
 
 
 # --- further rules --------------------------------------------------------------------------
@@ -381,52 +423,9 @@ def test_a_further_rule_changed_is_noticed(name, monkeypatch):
 # --- the audit ------------------------------------------------------------------------------
 
 
-@cache
-def audited() -> dict[str, list[Problem]]:
-    return {
-        tier: [make_problem(2, "audit", tier, TIERS[tier], i) for i in range(8)]
-        for tier in ("dense", "rules")
-    }
-
-
-def failures(shape: str = "graded") -> str:
-    """What the audit says; that it stops at a contradiction says enough."""
-    try:
-        return "\n".join(audit(RewardSection(shape), audited(), 0).failures)
-    except (AssertionError, DisagreementError) as error:
-        return str(error)
-
-
 @pytest.mark.parametrize("shape", ["graded", "binary", "ranked"])
 def test_the_audit_passes_as_the_code_stands(shape):
     assert failures(shape) == ""
-
-
-#: Weakenings of the verifier and what the audit says of them.
-AUDITED_WEAKENINGS = {
-    "touching counts as overlap": "calls 'gold' infeasible",
-    "overlaps are not seen": "beats the proven optimum",
-    "order is not checked": "calls 'unsorted gold' optimal",
-    "an empty schedule is fine": r"call \[\] feasible \[\], CP-SAT does not",
-    "duplicates are allowed": "beats the proven optimum",
-    "duplicates are dropped": "calls 'duplicated events' optimal",
-    "altered times are accepted": "calls 'gold with a time shifted' optimal",
-    "the reasoning is read too": "calls 'gold only in the reasoning' optimal",
-    "unterminated reasoning is read": "calls 'reasoning without end' optimal",
-    "the last of many schedules counts": "calls 'two schedules' optimal",
-    "the first of many schedules counts": "calls 'two schedules gold first' optimal",
-    "an unterminated schedule is closed": "calls 'cut off gold' optimal",
-    "junk between events is passed over": "calls 'words between the events' optimal",
-    "any script's digits are digits": "calls 'look alike times' optimal",
-    "nearly optimal is optimal": "calls '[a-z -]+' optimal",
-}
-
-
-@pytest.mark.parametrize("name", AUDITED_WEAKENINGS)
-def test_a_weaker_verifier_fails_the_audit(name, monkeypatch):
-    audited()  # made by the rules as they stand
-    WEAKENINGS[name][0](monkeypatch)
-    assert re.search(AUDITED_WEAKENINGS[name], failures())
 
 
 @pytest.mark.parametrize("kind", FURTHER)
