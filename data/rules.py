@@ -4,8 +4,8 @@ A rule is its sentence for the prompt, its CP-SAT constraint, and its plain chec
 was violated. Property tests pin the two forms of judgement to each other.
 
 To add a rule, write a class here and list it in ``KINDS``: recipes, tiers, JSON, prompts, the
-solver and the verifier find it there. The tests then ask for a third definition of it, in
-``tests/test_rules.py``, and for one schedule that breaks it, in ``tests/test_mutations.py``.
+solver and the verifier find it there. The tests then ask for a third definition in
+``tests/conftest.py`` (``KEPT``), what it may be and an example in ``tests/test_rules.py``.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ verifier once more, by the audit.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
 
 import pytest
 from conftest import CORRUPTIONS, HARMLESS, day
+from test_rules import EXAMPLES, on_the_day
 
 import data.problem
 import rewards.parse
@@ -30,17 +31,13 @@ from data.rules import (
     KINDS,
     AtLeastOne,
     AtMost,
-    AtMostOne,
-    Before,
     Break,
     Budget,
     Chronological,
     ForbidsPairs,
     Gap,
-    MustInclude,
     NoOverlap,
     NotEmpty,
-    Rule,
     Travel,
 )
 from data.sections import RewardSection
@@ -310,58 +307,28 @@ def test_a_weaker_verifier_is_noticed(name, monkeypatch):
 
 # --- further rules --------------------------------------------------------------------------
 
-ART, BAND, DRILL, ECHO, CHESS = day().events
-
-#: Each further rule on the day, an answer that breaks it and nothing else, and what must be said;
-#: and an answer that just keeps it.
-RULES: dict[str, tuple[Rule, Sequence[Event], str, Sequence[Event]]] = {
-    "gap": (Gap(30), (ART, DRILL), "gap: Art / Drill", (ART, ECHO)),
-    "travel": (
-        Travel(("Art",), ("Drill", "Echo"), 30), (ART, DRILL), "travel: Art / Drill", (ART, ECHO)
-    ),
-    "before": (
-        Before("Drill", "Art"), (ART, DRILL), "before: Drill / Art", (DRILL, ECHO)
-    ),
-    "at_most_one": (
-        AtMostOne(("Art", "Chess")), (ART, CHESS), "at_most_one: Art / Chess", (ART, DRILL)
-    ),
-    "at_least_one": (
-        AtLeastOne(("Band", "Echo")), (ART,), "at_least_one: Band / Echo", (ART, ECHO)
-    ),
-    "must_include": (MustInclude("Drill"), (ART,), "must_include: Drill", (ART, DRILL)),
-    "at_most": (AtMost(2), (ART, DRILL, ECHO), "at_most: 3 of 2", (ART, ECHO)),
-    "budget": (
-        Budget(90), (ART, DRILL, CHESS), "budget: 120 of 90 minutes", (ART, CHESS)
-    ),
-    "break": (
-        Break(30, "10:00", "11:00"), (DRILL, ECHO),
-        "break: 30 minutes between 10:00 and 11:00", (ART, ECHO),
-    ),
-}  # fmt: skip
-
-
 FURTHER = sorted(set(KINDS) - {rule.kind for rule in BASE_RULES})
 
 
 def rule_panel() -> list[str]:
-    """Names of the rules of which something else is said than must be."""
+    """Kinds of the rules of which something else is said than must be, of an answer that breaks
+    the rule and nothing else, or of one that just keeps it."""
     wrong = []
-    for name, (rule, breaking, said, keeping) in RULES.items():
+    for rule, _, keeping, breaking, said in EXAMPLES:
         problem = replace(day(), rules=(*BASE_RULES, rule))
         problem = problem.proven(problem.objective(prove(problem)))
         try:
-            broken = verify(problem, schedule_xml(breaking)).violations
-            kept = verify(problem, schedule_xml(keeping)).violations
+            texts = (schedule_xml(on_the_day(names)) for names in (breaking, keeping))
+            judged = [verify(problem, text).violations for text in texts]
         except AssertionError:  # an answer beats the optimum: noticed too
-            wrong.append(name)
-            continue
-        if (broken, kept) != ((said,), ()):
-            wrong.append(name)
+            judged = []
+        if judged != [(said,), ()]:
+            wrong.append(rule.kind)
     return wrong
 
 
 def test_every_further_rule_is_in_the_panel_and_it_passes():
-    assert sorted(RULES) == FURTHER
+    assert sorted(rule.kind for rule, *_ in EXAMPLES) == FURTHER
     assert rule_panel() == []
 
 
@@ -441,9 +408,8 @@ def test_a_further_rule_ignored_fails_the_audit(kind, monkeypatch):
 
 DAY = json.dumps(day().to_json())
 #: Answers of each status and a tie, and what each shape pays for them as one group.
-ANSWERS = [
-    schedule_xml(interval_optimum(day())), *[schedule_xml((BAND,))] * 2, schedule_xml(()), ""
-]  # fmt: skip
+BAND = schedule_xml(day().events[1:2])
+ANSWERS = [schedule_xml(interval_optimum(day())), BAND, BAND, schedule_xml(()), ""]
 PAID = {
     "graded": [1, 0.3, 0.3, 0.05, 0],
     "binary": [1, 0, 0, 0, 0],

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from data.common.errors import UserError
-from data.common.fields import nearest
 from data.recipe import Recipe, load_recipe, recipe_from
 from data.sections import ARMS, Arm, Margins, RewardSection, TierUse
 from data.tiers import TIERS, Tier
@@ -482,8 +481,3 @@ def test_a_name_is_no_longer_than_the_files_that_it_is_part_of_can_be(tmp_path):
     with pytest.raises(UserError, match="at most 100"):
         load(tmp_path, GOOD, run="r" * 101)
     assert "at most 100" in refusal(tmp_path, {**GOOD, "arms": {"a" * 101: SFT}})
-
-
-def test_nearest_says_nothing_where_nothing_is_near():
-    assert nearest("modle", ["model", "name"]) == "; did you mean 'model'?"
-    assert nearest("zzz", ["model", "name"]) == nearest("model", []) == ""
