@@ -76,7 +76,7 @@ class Problem:
         """The JSON string that a dataset column holds, since Arrow would pad ragged structs."""
         return json.dumps(self.to_json())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "events": [event.to_json() for event in self.events],
             "priorities": list(self.priorities),
@@ -85,7 +85,7 @@ class Problem:
         }
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Problem:
+    def from_json(cls, record: Any) -> Problem:
         """Build and check a problem from its JSON form.
 
         Raises:

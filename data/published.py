@@ -7,11 +7,11 @@ Its prompt is not taken over: ours is rendered from the problem (``data.prompts`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.common.files import read_jsonl
 from data.event import event_from_json
 from data.problem import Problem
@@ -20,16 +20,29 @@ from data.solver import prove
 #: ``owner/name`` on the hub, or ``owner/name:split``.
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?::(\w+))?", re.ASCII)
 
-#: (row number from 1, where it stands in words, the row)
-Row = tuple[int, str, dict[str, Any]]
+
+class RawRow(NamedTuple):
+    """A row as it was read, its number from 1, and where it stands in words."""
+
+    number: int
+    where: str
+    row: Mapping[str, Any]
 
 
-def read_published(source: str) -> tuple[list[tuple[int, Problem, dict[str, Any]]], list[str]]:
+class ImportedRow(NamedTuple):
+    """A sound row with its problem."""
+
+    number: int
+    problem: Problem
+    row: Mapping[str, Any]
+
+
+def read_published(source: str) -> tuple[list[ImportedRow], list[str]]:
     """Problems of a JSONL file or hub dataset (see ``read_rows``), each proven again with CP-SAT.
 
     Returns:
-        (row number, problem, raw row) of each sound row, and a sentence for each row left out
-        because it breaks the rules: an event past midnight, a repeated name, a wrong optimum.
+        The sound rows, and a sentence for each row left out because it breaks the rules: an event
+        past midnight, a repeated name, a wrong optimum.
 
     Raises:
         UserError: when the source cannot be read, or naming the row that lacks a key.
@@ -37,26 +50,24 @@ def read_published(source: str) -> tuple[list[tuple[int, Problem, dict[str, Any]
     return prove_rows(read_rows(source))
 
 
-def prove_rows(
-    rows: Iterable[Row],
-) -> tuple[list[tuple[int, Problem, dict[str, Any]]], list[str]]:
+def prove_rows(rows: Iterable[RawRow]) -> tuple[list[ImportedRow], list[str]]:
     """``read_published`` of rows that were read already."""
     sound, rejects = [], []
     for number, where, row in rows:
         check_row(where, row)
         try:
-            sound.append((number, problem_of(row), row))
+            sound.append(ImportedRow(number, problem_of(row), row))
         except UserError as broken:
             rejects.append(f"{where}: {broken}")
     return sound, rejects
 
 
-def read_rows(source: str) -> Iterator[Row]:
+def read_rows(source: str) -> Iterator[RawRow]:
     """Records of a JSONL file, or of a hub dataset by its id: ``owner/name`` for all its splits,
     ``owner/name:split`` for one. A hub row gets its place in its split, from 0, as ``index``.
 
     Raises:
-        UserError: when the file is missing or a line corrupt, or the dataset cannot be had.
+        UserError: when the file is missing, a line is corrupt, or the dataset is not available.
     """
     path = Path(source)
     if path.is_dir():
@@ -64,13 +75,13 @@ def read_rows(source: str) -> Iterator[Row]:
     hub_id = _HUB_ID.fullmatch(source)
     if path.exists() or path.suffix in (".jsonl", ".json") or hub_id is None:
         for number, record in read_jsonl(path):
-            yield number, f"{source}:{number}", record
+            yield RawRow(number, f"{source}:{number}", record)
         return
     number = 0
     for split, rows in _load_from_hub(source, *hub_id.groups()):
         for index, row in enumerate(rows):
             number += 1
-            yield number, f"{hub_id[1]} {split} row {index}", {"index": index, **row}
+            yield RawRow(number, f"{hub_id[1]} {split} row {index}", {"index": index, **row})
 
 
 def _load_from_hub(source: str, name: str, split: str | None) -> list[tuple[str, Any]]:
@@ -84,22 +95,24 @@ def _load_from_hub(source: str, name: str, split: str | None) -> list[tuple[str,
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
-            f"{source} is no file here, and as a dataset of the hub it cannot be had ({reason}); "
+            f"{source} is no file here, and no dataset of the hub that is available ({reason}); "
             "check the name and the connection, or give a JSONL file"
         ) from None
     return list(found.items()) if split is None else [(split, found)]
 
 
-def check_row(where: str, row: dict[str, Any]) -> None:
-    """Raise UserError, naming ``where`` and the key, when ``row`` is not of the published layout.
-    Whether it keeps the rules is not judged here."""
+def check_row(where: str, row: Mapping[str, Any]) -> None:
+    """Raise UserError, naming ``where`` and the key, unless a row is of the published layout.
+
+    Whether it keeps the rules is not judged here.
+    """
     for key, what, good in (
         ("events", 'a list of ["name", "HH:MM", "HH:MM"]', _is_events),
         ("priority_events", "a list of names", _is_names),
         ("optimal_score", "a whole number above 0", lambda n: type(n) is int and n > 0),
     ):
-        if not good(row.get(key)):
-            raise UserError(f'{where}: a row of the published layout needs "{key}", {what}')
+        message = f'{where}: a row of the published layout needs "{key}", {what}'
+        require(good(row.get(key)), message)
 
 
 def _is_names(value: Any) -> bool:
@@ -110,7 +123,7 @@ def _is_events(value: Any) -> bool:
     return isinstance(value, list) and all(_is_names(e) and len(e) == 3 for e in value)
 
 
-def problem_of(row: dict[str, Any]) -> Problem:
+def problem_of(row: Mapping[str, Any]) -> Problem:
     """A row (checked by ``check_row``) as a Problem: events by start, its optimum proven by CP-SAT.
 
     Raises:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, require, shown
+from data.common.errors import UserError, brief, require
 from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
 from data.common.yaml_loader import read_yaml
 from data.run import Run
@@ -35,7 +35,7 @@ RUNS = Path("runs")
 BITS = (4, 8, 16)
 DTYPES = ("float32", "bfloat16", "float16")
 #: Keys that an extending recipe replaces whole.
-_WHOLE = ("arms", "tiers", "reward")
+_REPLACED = ("arms", "tiers", "reward")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -116,15 +116,14 @@ class Recipe:
         if name == "base":
             return self
         arm = self.all_arms[name]
-        changed: dict[str, Any] = {"eval": replace(self.eval, **arm.eval)}
-        if arm.section:
-            changed[arm.section] = {**getattr(self, arm.section), **arm.settings}
         return replace(
             self,
             seed=arm.seeds[0] if arm.seeds else self.seed,
             backend=arm.backend or self.backend,
             reward=arm.reward or self.reward,
-            **changed,
+            eval=replace(self.eval, **arm.eval),
+            sft={**self.sft, **(arm.settings if arm.section == "sft" else {})},
+            grpo={**self.grpo, **(arm.settings if arm.section == "grpo" else {})},
         )
 
     def validate(self) -> None:
@@ -195,9 +194,9 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
     below = content.pop("extends")
     if not isinstance(below, str):
         raise UserError(
-            f"{path}: extends must be the name of a recipe beside it, not {shown(below)}"
+            f"{path}: extends must be the name of a recipe beside it, not {brief(below)}"
         )
-    require(is_plain(below), f"{path}: extends {shown(below)} is no file's name")
+    require(is_plain(below), f"{path}: extends {brief(below)} is no file's name")
     parent = path.parent / below
     if not parent.is_file():
         near = _nearest_recipe(parent)
@@ -212,12 +211,12 @@ def _nearest_recipe(path: Path) -> str:
 
 
 def _merged(below: Any, above: Any) -> Any:
-    """Of two mappings the keys are merged, those of ``_WHOLE`` taken from above."""
+    """Of two mappings the keys are merged, those of ``_REPLACED`` taken from above."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     merged = {key: value for key, value in below.items() if key not in above}
     return merged | {
-        key: value if key in _WHOLE else _merged(below.get(key), value)
+        key: value if key in _REPLACED else _merged(below.get(key), value)
         for key, value in above.items()
     }
 

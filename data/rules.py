@@ -92,7 +92,7 @@ class Rule:
                 named += value if isinstance(value, tuple) else (value,)
         return named
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"rule": self.kind, **asdict(self)}
 
     def canonical(self, anonymous: Mapping[str, list[int]]) -> list[Any]:

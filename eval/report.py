@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, run_main, shown
+from data.common.errors import UserError, brief, run_main
 from data.common.files import Stage, finished, read_jsonl, sha256, write_text
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
@@ -137,7 +137,7 @@ def _logged(path: Path) -> Iterator[Mapping[str, Any]]:
             value: Any = row.get(key)
             if type(value) not in (int, float) or not abs(value) < 1e100:
                 raise UserError(
-                    f'{path}:{number}: "{key}" must be a number, not {shown(value)}; delete the '
+                    f'{path}:{number}: "{key}" must be a number, not {brief(value)}; delete the '
                     "line, or the file to leave the training out"
                 )
         yield row

@@ -44,14 +44,14 @@ from rewards.scoring import (
     TOLERANCE,
     Disagreement,
     Earnings,
-    Tally,
+    PanelTally,
     earnings,
     score_tier,
 )
 from rewards.verify import Status
 
 CEILING = 0.5
-PROBLEMS = 1000
+MOST_PROBLEMS = 1000
 #: What the subject of a failure is called.
 _CALLED = {BLIND: "{!r}", SPOILT: "{!r}", SEARCH: "the best spoilt answer of the search"}
 _KINDS = (SCALE, BLIND, SPOILT, SEARCH)
@@ -164,7 +164,7 @@ def _overpaid(rows: Iterable[Earnings], ceiling: float) -> Iterator[str]:
             )
 
 
-def _misjudged(tier: str, tally: Tally) -> Iterator[str]:
+def _misjudged(tier: str, tally: PanelTally) -> Iterator[str]:
     """Where the verifier contradicts what an answer is by its making."""
     for policy, paid in tally.paid.items():
         best = ATTACKS[policy].at_best if policy in ATTACKS else Status.OPTIMAL
@@ -181,7 +181,7 @@ def _misjudged(tier: str, tally: Tally) -> Iterator[str]:
                 )
 
 
-def _against_the_verdict(tally: Tally, worst: Disagreement) -> str:
+def _against_the_verdict(tally: PanelTally, worst: Disagreement) -> str:
     more, less = worst.earns_more, worst.earns_less
     return (
         f"{worst.tier}: the reward does not follow the verdict on {len(tally.disagreements)} of "
@@ -228,7 +228,7 @@ def gate(
     source: str,
     allow_unsound: bool,
 ) -> None:
-    """Audit a reward on up to ``PROBLEMS`` training problems a tier before training.
+    """Audit a reward on up to ``MOST_PROBLEMS`` training problems a tier before training.
 
     Args:
         source: the recipe, as messages name it.
@@ -237,7 +237,7 @@ def gate(
         UserError: when it fails and ``allow_unsound`` is not given, with the figure.
     """
     check_reward(section, source)
-    first = {tier: problems[:PROBLEMS] for tier, problems in problems_by_tier.items()}
+    first = {tier: problems[:MOST_PROBLEMS] for tier, problems in problems_by_tier.items()}
     outcome = audit(section, first, seed)
     say = Console(markup=False, highlight=False, soft_wrap=True)
     if not outcome.failures:
@@ -303,7 +303,7 @@ def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]], ceiling: floa
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--tiers", nargs="+", help="tiers to audit, instead of the recipe's")
-    parser.add_argument("--problems", type=int, default=PROBLEMS, help="fresh problems a tier")
+    parser.add_argument("--problems", type=int, default=MOST_PROBLEMS, help="fresh problems a tier")
     parser.add_argument(
         "--ceiling", type=float, default=CEILING, help="greatest share of gold's reward, 0 to 1"
     )

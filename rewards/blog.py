@@ -42,7 +42,7 @@ FORMAT_POINTS, SORTED_POINTS, SCORE_POINTS = 10.0, 20.0, 70
 
 #: Possessive quantifiers: nothing is tried twice, so reading is linear in the text. ``\d`` and
 #: ``\s`` are Unicode's here, as they were there.
-_EVENT = re.compile(
+_BLOG_EVENT = re.compile(
     r"<event>\s*+<name>([^<]++)</name>\s*+<start>(\d\d:\d\d)</start>\s*+<end>(\d\d:\d\d)</end>"
     r"\s*+</event>"
 )
@@ -109,7 +109,7 @@ def judge(row: Mapping[str, Any], completion: str) -> tuple[BlogStatus, float]:
     """The published evaluator: status, and weighted minutes over the optimum, 0 unless valid."""
     if not _in_order(_EVALUATION_FORMAT, completion):
         return BlogStatus.FORMAT_ERROR, 0.0
-    listed = _EVENT.findall(completion)
+    listed = _BLOG_EVENT.findall(completion)
     if len(listed) < 2:
         return BlogStatus.FEWER_THAN_2_EVENTS, 0.0
     if not _all_exist(row, listed):
@@ -131,14 +131,14 @@ def reward_format(row: Mapping[str, Any], completion: str) -> float:
 
 def reward_sorted(row: Mapping[str, Any], completion: str) -> float:
     """20 for two events or more, each starting later than the one before."""
-    events = list(map(_event, _EVENT.findall(completion)))
+    events = list(map(_event, _BLOG_EVENT.findall(completion)))
     return SORTED_POINTS if len(events) >= 2 and _is_sorted(events) else 0.0
 
 
 def reward_score(row: Mapping[str, Any], completion: str) -> float:
     """70 times the ratio of what is left after both events of every pair that overlaps or touches
     are dropped; 0 where an event does not exist or fewer than two are listed."""
-    listed = _EVENT.findall(completion)
+    listed = _BLOG_EVENT.findall(completion)
     if len(listed) < 2 or not _all_exist(row, listed):
         return 0.0
     events = list(map(_event, listed))
@@ -161,7 +161,7 @@ def rewards(row: Mapping[str, Any], completion: str) -> dict[str, float]:
     return {name: reward(row, completion) for name, reward in REWARDS.items()}
 
 
-def row_of(problem: Problem) -> dict[str, Any]:
+def row_of(problem: Problem) -> Mapping[str, Any]:
     """A proven problem as a row of the published layout, for these judges. Rules beyond the base
     ones are lost: the published experiment knows none."""
     return {

@@ -88,7 +88,7 @@ def _section(name: str, problem: Problem) -> str:
     rules = (f"- {said}" for rule in problem.rules if (said := rule.sentence()))
     return "\n".join(
         [
-            f"## `{name}`\n\nSettings of the tier: {_settings(TIERS[name])}.\n",
+            f"## `{name}`\n\nSettings of the tier: {_tier_settings(TIERS[name])}.\n",
             *rules,
             "\n| event | time | weighted minutes | gold | mistake |\n|---|---|--:|:-:|:-:|",
             *_day(problem, gold, mistake),
@@ -99,7 +99,7 @@ def _section(name: str, problem: Problem) -> str:
     )
 
 
-def _settings(tier: Tier) -> str:
+def _tier_settings(tier: Tier) -> str:
     """What a tier sets otherwise than the default tier."""
     usual = asdict(Tier())
     changed = {key: value for key, value in asdict(tier).items() if value != usual[key]}

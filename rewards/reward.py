@@ -135,7 +135,7 @@ def check_reward(section: RewardSection, source: str) -> None:
     )
 
 
-def _weights(section: RewardSection) -> dict[str, float]:
+def _all_weights(section: RewardSection) -> dict[str, float]:
     """The weight of every function that TRL is handed, by name."""
     paid = section.weights or SHAPES[section.shape].weights
     return {**paid, **{name: 0.0 for name in COMPONENTS if name not in paid}}
@@ -143,7 +143,7 @@ def _weights(section: RewardSection) -> dict[str, float]:
 
 def reward_weights(section: RewardSection) -> list[float]:
     """TRL's ``reward_weights``, in the order of ``reward_functions``."""
-    return list(_weights(section).values())
+    return list(_all_weights(section).values())
 
 
 def reward_functions(section: RewardSection, prefix: str = "") -> list[RewardFunction]:
@@ -163,7 +163,7 @@ def reward_functions(section: RewardSection, prefix: str = "") -> list[RewardFun
         trl_reward.__name__ = name
         return trl_reward
 
-    return [function(name) for name in _weights(section)]
+    return [function(name) for name in _all_weights(section)]
 
 
 def totals(
@@ -220,14 +220,14 @@ def _ranked(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]
 
 
 @lru_cache(maxsize=4096)
-def _row(problem_text: str) -> dict[str, Any]:
+def _published_row(problem_text: str) -> Mapping[str, Any]:
     """The problem as a row of the published layout."""
     return blog.row_of(problem_from_text(problem_text))
 
 
 def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[..., list[float]]:
     return lambda problems, texts: [
-        judge(_row(problem), text) for problem, text in zip(problems, texts, strict=True)
+        judge(_published_row(problem), text) for problem, text in zip(problems, texts, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ from data.event import Schedule
 from data.problem import Problem
 from data.sections import RewardSection
 from data.solver import optimal_schedule
-from rewards.attacks import ATTACKS, Case, references, scale
+from rewards.attacks import ATTACKS, AttackCase, references, scale
 from rewards.edits import EDITS
 from rewards.parse import parse
 from rewards.reward import SHAPES, order, totals
@@ -82,7 +82,7 @@ class Disagreement:
 
 
 @dataclass
-class Tally:
+class PanelTally:
     """The answers to the problems of one tier by policy and problem, and what is wrong with their
     pay: at most one disagreement a problem, the widest."""
 
@@ -96,7 +96,9 @@ class Tally:
         self.paid.setdefault(paid.policy, {})[index] = paid
 
 
-def score_tier(section: RewardSection, tier: str, problems: Sequence[Problem], seed: int) -> Tally:
+def score_tier(
+    section: RewardSection, tier: str, problems: Sequence[Problem], seed: int
+) -> PanelTally:
     """Score the panel on every problem, and search on the first ``SEARCHED``.
 
     Under a reward by comparison every answer is scored in a group with ``references``.
@@ -106,10 +108,10 @@ def score_tier(section: RewardSection, tier: str, problems: Sequence[Problem], s
             CP-SAT.
     """
     golds = [optimal_schedule(problem) or () for problem in problems]
-    tally = Tally(len(problems))
+    tally = PanelTally(len(problems))
     for index, (problem, gold) in enumerate(zip(problems, golds, strict=True)):
         rng = random.Random(seed_of(seed, "audit answers", tier, index))
-        case = Case(problem, gold, _stranger(problem, golds, index), rng)
+        case = AttackCase(problem, gold, _stranger(problem, golds, index), rng)
         honest, made = scale(case), {name: attack.make(case) for name, attack in ATTACKS.items()}
         # Drawn last: the answers are the same under every shape.
         pay = _payer(section, problem, references(case))
@@ -148,7 +150,7 @@ def _payer(section: RewardSection, problem: Problem, group: list[str]) -> _Pay:
     return pay
 
 
-def _climb(case: Case, start: Paid, pay: _Pay) -> Iterator[Paid]:
+def _climb(case: AttackCase, start: Paid, pay: _Pay) -> Iterator[Paid]:
     """Every answer that hill climbing tries, from ``start``: a random edit is kept when the answer
     stays infeasible or unparsable and earns no less. Equal pay is kept too, to cross plains."""
     here = start
@@ -227,7 +229,7 @@ class Earnings:
     above_feasible_low: float | None
 
 
-def earnings(tier: str, tally: Tally) -> Iterator[Earnings]:
+def earnings(tier: str, tally: PanelTally) -> Iterator[Earnings]:
     """What each policy earned."""
     gold, feasible = tally.paid["gold"], tally.paid["random feasible"]
     for policy, paid in tally.paid.items():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
 
 from data.event import Event, Schedule
 from data.problem import Problem, problem_from_text
@@ -48,7 +47,7 @@ class Verdict:
     def ratio(self) -> float:
         return self.objective / self.optimum
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "violations": list(self.violations), "ratio": self.ratio}
 
 

@@ -21,7 +21,7 @@ from data.published import read_published
 from data.sections import RewardSection
 from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
-from rewards.attacks import ATTACKS, Case, near_optimal, references, scale
+from rewards.attacks import ATTACKS, AttackCase, near_optimal, references, scale
 from rewards.audit import CEILING, Audit, audit, gate, main, to_markdown
 from rewards.edits import EDITS
 from rewards.scoring import Earnings, surely_above
@@ -44,8 +44,8 @@ def outcome(shape: str, tier: str) -> Audit:
     return audit(RewardSection(shape), {tier: problems(tier)}, seed=5)
 
 
-def case(problem: Problem, stranger=None) -> Case:
-    return Case(problem, optimal_schedule(problem), stranger, random.Random(3))
+def case(problem: Problem, stranger=None) -> AttackCase:
+    return AttackCase(problem, optimal_schedule(problem), stranger, random.Random(3))
 
 
 def rows_of(found: Audit) -> dict[str, Earnings]:
@@ -243,7 +243,7 @@ def test_every_edit_takes_any_text():
     for edit in EDITS:
         for text in some:
             for seed in range(5):
-                found = Case(day(), interval_optimum(day()), None, random.Random(seed))
+                found = AttackCase(day(), interval_optimum(day()), None, random.Random(seed))
                 assert isinstance(edit(text, found), str)
 
 
@@ -280,7 +280,7 @@ def test_the_gate_takes_so_many_problems_of_a_tier_at_most(monkeypatch):
     def score(section, tier, some, seed):
         raise ScoredError(len(some))
 
-    monkeypatch.setattr(rewards.audit, "PROBLEMS", 3)
+    monkeypatch.setattr(rewards.audit, "MOST_PROBLEMS", 3)
     monkeypatch.setattr(rewards.audit, "score_tier", score)
     with pytest.raises(ScoredError, match="3"):
         at_the_gate("graded")

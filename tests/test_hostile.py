@@ -32,7 +32,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from data import make
-from data.common.errors import UserError, shown
+from data.common.errors import UserError, brief
 from data.common.files import MANIFEST, read_jsonl
 from data.prompts import answer
 from data.sections import RewardSection
@@ -377,7 +377,7 @@ def test_aliases_that_unfold_without_end_are_shown_in_a_few_words(tmp_path, monk
     content = {key: value for key, value in RECIPE.items() if key != "seed"}
     Path("small.yaml").write_text(aliases + yaml.safe_dump(content) + "seed: *x29\n")
     assert "unknown key 'x0'" in says("data.make")
-    assert len(shown(yaml.safe_load(aliases)["x29"])) < 1000
+    assert len(brief(yaml.safe_load(aliases)["x29"])) < 1000
 
 
 def test_a_sentence_is_short_and_printable_whatever_it_quotes():

@@ -56,7 +56,7 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 100
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 3, 4, 4
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """The representation of a value, shortened where it is long."""
     return _REPR.repr(value)
 

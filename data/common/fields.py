@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from data.common.errors import UserError, require, shown
+from data.common.errors import UserError, brief, require
 
 Section = typing.TypeVar("Section")
 
@@ -54,7 +54,7 @@ def check_limits(section: Any, prefix: str) -> None:
         for one in value if isinstance(value, tuple) else [value]:
             require(
                 limit is None or one is None or limit.holds(one),
-                f"{prefix}{spec.name} must be {limit and limit.words}, not {shown(one)}",
+                f"{prefix}{spec.name} must be {limit and limit.words}, not {brief(one)}",
             )
 
 
@@ -107,11 +107,11 @@ def _converted(hint: Any, value: Any, source: str, key: str) -> Any:
     if hint is float and type(value) is int and abs(value) < 1 << 1000:
         return float(value)
     if type(value) is not (origin or hint) or (hint is float and not math.isfinite(value)):
-        raise UserError(f"{source}: {key} must be {TYPE_NAMES[origin or hint]}, not {shown(value)}")
+        raise UserError(f"{source}: {key} must be {TYPE_NAMES[origin or hint]}, not {brief(value)}")
     if origin is dict:
         return {str(k): _converted(options[1], v, source, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, str) and not is_plain(value):
-        raise UserError(f"{source}: {key} is no plain text, or too long: {shown(value)}")
+        raise UserError(f"{source}: {key} is no plain text, or too long: {brief(value)}")
     return value
 
 
@@ -121,7 +121,7 @@ def _converted_tuple(options: tuple[Any, ...], value: Any, source: str, key: str
     else:
         words = f"a list of {len(options)} values"
     if not isinstance(value, list) or len(value) != len(options):
-        raise UserError(f"{source}: {key} must be {words}, not {shown(value)}")
+        raise UserError(f"{source}: {key} must be {words}, not {brief(value)}")
     return tuple(_converted(o, v, source, key) for o, v in zip(options, value, strict=True))
 
 

@@ -40,7 +40,7 @@ def hold(path: Path, reentrant: bool = False) -> BaseFileLock:
         UserError: naming the process that holds it.
     """
     lock = _lock(path, reentrant)
-    if not _take(lock, wait=False):
+    if not _acquire(lock, wait=False):
         holder = lock_file(path).read_text(encoding="utf-8") or "another process"
         raise UserError(f"{path} is being written by {holder}; let it finish, or stop it")
     lock_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
@@ -61,7 +61,7 @@ def holding(path: Path) -> Iterator[None]:
 def in_turn(folder: Path) -> Iterator[None]:
     """Wait for the other processes that take turns at a folder, and keep them waiting."""
     lock = _lock(folder / "turn")
-    _take(lock, wait=True)
+    _acquire(lock, wait=True)
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def in_turn(folder: Path) -> Iterator[None]:
 def is_held(path: Path) -> bool:
     """Whether a lock of ``path`` is held, by this process or another one."""
     lock = _lock(path)
-    if not _take(lock, wait=False):
+    if not _acquire(lock, wait=False):
         return True
     release(lock)
     return False
@@ -90,7 +90,7 @@ def _lock(path: Path, reentrant: bool = False) -> BaseFileLock:
     )
 
 
-def _take(lock: BaseFileLock, wait: bool) -> bool:
+def _acquire(lock: BaseFileLock, wait: bool) -> bool:
     """Acquire a lock, or say that another one holds it. Without locks, all are acquired."""
     try:
         lock.acquire(blocking=wait)

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -33,7 +33,9 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             pool.shutdown(cancel_futures=True)
 
 
-def map_numbers(pool: ProcessPoolExecutor, make: Callable[[int], T], count: int) -> list[T]:
+def map_numbers(
+    pool: ProcessPoolExecutor, make: Callable[[int], Result], count: int
+) -> list[Result]:
     """``make`` of every number below ``count``; Ctrl-C comes between two results."""
     results = []
     with _interrupts_held_back() as check:

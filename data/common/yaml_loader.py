@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from data.common.errors import UserError, shown
+from data.common.errors import UserError, brief
 
 _TAG = "tag:yaml.org,2002:"
 #: Types that JSON can hold.
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, LookupError):  # a tag that does not fit, digits beyond all measure
             kind = node.tag.removeprefix(_TAG)
-            problem = f"{shown(node.value)} cannot be read as {kind}"
+            problem = f"{brief(node.value)} cannot be read as {kind}"
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -8,11 +8,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
-from data.common.errors import UserError, shown
+from data.common.errors import UserError, brief
 from data.common.fields import dataclass_from
 from data.common.files import MANIFEST, read_jsonl, stage_facts
 from data.problem import Problem
-from data.published import check_row, prove_rows, read_rows
+from data.published import RawRow, check_row, prove_rows, read_rows
 from data.run import VERDICTS
 from data.sections import EvalSection
 from data.solver import prove
@@ -139,16 +139,16 @@ def _checked(
         for number, row in read_jsonl(path):
             where, name = f"{path}:{number}", row.get("id")
             if not isinstance(name, str) or name not in ids:
-                raise UserError(f'{where}: "id" is {shown(name)}, no problem that was asked')
+                raise UserError(f'{where}: "id" is {brief(name)}, no problem that was asked')
             if type(row.get("sample")) is not int or row["sample"] != count[name]:
                 raise UserError(
-                    f'{where}: "sample" is {shown(row.get("sample"))}, the next one of {name} '
+                    f'{where}: "sample" is {brief(row.get("sample"))}, the next one of {name} '
                     f"is {count[name]}"
                 )
             count[name] += 1
             for key, (words, is_good) in kinds.items():
                 if not is_good(row.get(key)):
-                    raise UserError(f'{where}: "{key}" must be {words}, not {shown(row.get(key))}')
+                    raise UserError(f'{where}: "{key}" must be {words}, not {brief(row.get(key))}')
             yield row
     except UserError as error:
         raise UserError(f"{error}; delete {path.name}, and {does} it again") from None
@@ -183,7 +183,7 @@ class ProblemFile:
     def __init__(self, source: str) -> None:
         self.source = source
         self.key: Layout = "id"
-        self.records: dict[Key, tuple[int, str, dict[str, Any]]] = {}
+        self.records: dict[Key, RawRow] = {}
         for number, where, record in read_rows(source):
             if not self.records:
                 self.key = "id" if "problem" in record else "index"
@@ -193,7 +193,7 @@ class ProblemFile:
                 raise UserError(
                     f"{where} has {self.key} {name!r} again, first at {self.records[name][1]}{hint}"
                 )
-            self.records[name] = (number, where, record)
+            self.records[name] = RawRow(number, where, record)
         if not self.records:
             raise UserError(f"{source} holds no problem")
 
