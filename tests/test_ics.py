@@ -349,22 +349,10 @@ LINES = st.sampled_from(
 )  # fmt: skip
 
 
-@st.composite
-def damaged(draw) -> str:
-    """An export with a few places overwritten, or an event of any lines."""
-    if draw(st.booleans()):
-        body = "\n".join(draw(st.lists(LINES, max_size=25)))
-        return f"BEGIN:VCALENDAR\nBEGIN:VEVENT\n{body}\nEND:VEVENT\nEND:VCALENDAR\n"
-    text = draw(st.sampled_from([GOOGLE, OUTLOOK, APPLE]))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(16, len(text) - 1))
-        cut = draw(st.integers(0, 12))
-        text = text[:at] + draw(st.text("0Z:;=\n,TFREQ-", max_size=6)) + text[at + cut :]
-    return text
-
-
-@given(damaged(), st.sampled_from([None, date(2026, 3, 2), date(2026, 7, 6)]))
-def test_a_damaged_calendar_is_answered_or_refused_in_a_sentence(text, day):
+@given(st.lists(LINES, max_size=25), st.sampled_from([None, date(2026, 3, 2)]))
+def test_whatever_lines_an_event_has_it_is_answered_or_refused_in_a_sentence(lines, day):
+    body = "\n".join(lines)
+    text = f"BEGIN:VCALENDAR\nBEGIN:VEVENT\n{body}\nEND:VEVENT\nEND:VCALENDAR\n"
     said = ""
     try:
         found = read_day(text.encode(), "c.ics", Wanted(date=day))

@@ -56,7 +56,7 @@ class ModelShape:
         parameters: all of them, tied ones once.
         linears: the linear layers but the head: what quantisation takes, and LoRA may.
         windows: for each layer with a KV cache its sliding window, or None.
-        query, key, value: width of all heads together.
+        query, key: width of all heads together; values are as wide as keys.
         heads: of the queries.
         mlp: width between the two halves of the feed-forward layer; of all active experts.
         gated: the feed-forward layer multiplies two projections.
@@ -74,7 +74,6 @@ class ModelShape:
     heads: int
     query: int
     key: int
-    value: int
     mlp: int
     gated: bool
     norms: int
@@ -222,7 +221,7 @@ def kv_bytes(shape: ModelShape, sequences: int, tokens: int, width: int) -> int:
     et al. 2022, arXiv 2211.05102, section 3), of the window's last but one at most where attention
     slides (transformers.cache_utils.DynamicSlidingWindowLayer)."""
     held = sum(tokens if w is None else min(tokens, max(w - 1, 1)) for w in shape.windows)
-    return sequences * held * (shape.key + shape.value) * width
+    return sequences * held * 2 * shape.key * width
 
 
 # --- activations -----------------------------------------------------------------------------
@@ -251,10 +250,10 @@ def layer_bytes(shape: ModelShape, s: Settings) -> int:
     b, tokens = s.width, s.tokens
     lse = 4 * shape.heads
     if s.backend == "unsloth" and not s.full:
-        attention = b * (2 * shape.query + shape.key + shape.value) + lse
+        attention = 2 * b * (shape.query + shape.key) + lse
         return tokens * (4 * b * shape.hidden + attention + 2 * b * shape.mlp)
-    repeated = 2 * shape.query if shape.key < shape.query else shape.key + shape.value
-    attention = b * (2 * shape.query + repeated) + lse + b * s.length
+    # Repeated to as many as there are queries.
+    attention = 4 * b * shape.query + lse + b * s.length
     forward = b * shape.mlp * (3 if shape.gated else 1)
     norms = 4 * shape.norms
     if s.full:

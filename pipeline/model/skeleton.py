@@ -86,7 +86,6 @@ def shape_of(network: PreTrainedModel, name: str = "") -> ModelShape:
         heads=heads,
         query=query,
         key=key,
-        value=key,
         mlp=_mlp_width(text),
         gated=any(re.search(r"gate_(up_)?proj", name) for name, _ in network.named_parameters()),
         norms=norms // text.num_hidden_layers,
