@@ -78,7 +78,7 @@ def _digests(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
 
 
 def _floors(tests: Iterable[Row], ks: Sequence[int]) -> dict[str, PolicyFloors]:
-    """What blind policies score on the test problems of each tier."""
+    """Scores of the blind policies on the test problems of each tier."""
     problems: dict[str, list[Problem]] = {}
     for row in tests:
         problems.setdefault(row["tier"], []).append(row["problem"])

@@ -50,7 +50,7 @@ class Problem:
         return not any(next(rule.violations(schedule), None) for rule in self.rules)
 
     def obstacle(self, taken: Sequence[Event], event: Event) -> Rule | None:
-        """The first rule that forbids ``event`` beside the events ``taken``, whatever is added."""
+        """The first rule that forbids ``event`` beside ``taken``, even if more events are added."""
         together = sorted((*taken, event))
         for rule in self.rules:
             if rule.hereditary and next(rule.violations(together), None):

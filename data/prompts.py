@@ -23,7 +23,7 @@ FORMAT = (
 
 
 def prompt(problem: Problem) -> str:
-    """What the model is asked: one user message."""
+    """The question to a model: one user message."""
     rules = [sentence for rule in problem.rules if (sentence := rule.sentence())]
     return (
         TASK

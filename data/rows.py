@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -12,9 +11,8 @@ from data.common.fields import is_text
 from data.common.files import finished, read_jsonl
 from data.problem import Problem
 from data.prompts import answer, prompt, trace
-from data.rules import BASE_RULES
 from data.run import Run
-from data.solver import interval_optimum, is_interval_problem, optimal_schedule
+from data.solver import is_interval_problem, optimal_schedule, relaxed_optimum
 
 
 class Row(TypedDict):
@@ -101,8 +99,7 @@ def _check_optimum(problem: Problem) -> None:
 
     The cost of further rules is not proven again: that takes CP-SAT.
     """
-    relaxed = replace(problem, rules=BASE_RULES)
-    best = relaxed.objective(interval_optimum(relaxed))
+    best = problem.objective(relaxed_optimum(problem))
     exact = is_interval_problem(problem)
     require(
         problem.optimum == best or (problem.optimum < best and not exact),

@@ -180,7 +180,7 @@ class NoOverlap(Rule):
                 yield f"overlap: {a.name} / {b.name}"
 
 
-#: What holds in every problem.
+#: The rules of every problem.
 BASE_RULES: tuple[Rule, ...] = (NotEmpty(), Chronological(), NoOverlap())
 
 

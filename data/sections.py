@@ -32,14 +32,14 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 #: numpy and torch take no other seeds.
 SEEDS = Limit(lambda seed: 0 <= seed < 2**32, f"0 to {2**32 - 1}")
-#: What an arm may tune: what changes its answers and nothing else.
+#: Keys that an arm may tune: those that change its answers and nothing else.
 _TUNED = ("temperature", "top_p", "shots")
 #: Arms are parts of file names, and these are other folders of a run.
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _FOLDERS = (
     "base", "data", "eval", "audit", "probe", "compare", "elicitation", "export", "published",
 )  # fmt: skip
-#: What reports call all tiers together.
+#: Names that reports give to all tiers together.
 _TOGETHER = ("all", "overall")
 
 
@@ -206,7 +206,7 @@ class Arm:
         return {"rejection": "sft", "none": None}.get(self.trainer, self.trainer)
 
     def members(self, name: str) -> list[str]:
-        """What the entry ``name`` is called, once for each of its seeds."""
+        """The names of the entry ``name``, one for each of its seeds."""
         return [f"{name}.{seed}" for seed in self.seeds] or [name]
 
     def validate(
@@ -249,7 +249,7 @@ class Arm:
         require(len(set(self.seeds)) == len(self.seeds), f"{source}.seeds must be different")
 
 
-#: What an experiment trains unless its recipe says otherwise.
+#: The arms of a recipe that names none.
 ARMS = {"sft": Arm("sft"), "grpo": Arm("grpo", "sft")}
 
 
@@ -285,12 +285,12 @@ def _between(low: float, high: float) -> Limit:
 
 @dataclass(frozen=True)
 class Margins:
-    """What counts as much, as little, and as sure; shares of problems as fractions of 1.
+    """Thresholds: what is much, little and sure; shares of problems as fractions of 1.
 
     Attributes:
         level: of every interval; each of its ends is wrong with ``(1 - level) / 2``.
-        gain: a gain in pass@1 below this is none.
-        narrowed: a loss of pass@n surely below this is none.
+        gain: a gain in pass@1 below this does not count.
+        narrowed: a loss of pass@n surely below this does not count.
         new: new capability is more than this share of problems beyond the reference.
         reach: elicited is less than this share of problems beyond the base.
         lift: sharpening up to this many times over is no new capability.

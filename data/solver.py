@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ortools.sat.python import cp_model
 
@@ -101,8 +102,13 @@ def interval_optimum(problem: Problem) -> Schedule:
     return tuple(reversed(chosen))
 
 
+def relaxed_optimum(problem: Problem) -> Schedule:
+    """The optimum of a problem without its further rules."""
+    return interval_optimum(replace(problem, rules=BASE_RULES))
+
+
 def optimal_schedule(problem: Problem, effort: float | None = None) -> Schedule | None:
-    """An optimal schedule, the fastest way, the same one always; None when there is none.
+    """An optimal schedule, found the fastest way and always the same one; None without any.
 
     Raises:
         UnprovenError: see ``prove``.

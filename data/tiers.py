@@ -18,7 +18,7 @@ from data.names import EVENT_NAMES
 from data.policies import GREEDY, feasible_schedules
 from data.problem import Problem
 from data.rules import BASE_RULES, DRAWN_KINDS, KINDS, Rule
-from data.solver import interval_optimum, optimal_schedule
+from data.solver import optimal_schedule, relaxed_optimum
 
 #: How often a whole problem is drawn for a tier, and a start for one event, before giving up.
 ATTEMPTS = 10_000
@@ -132,10 +132,8 @@ class Tier:
         if best is None:
             return False
         optimum = problem.objective(best)
-        if self.binding:
-            relaxed = replace(problem, rules=BASE_RULES)
-            if problem.objective(interval_optimum(relaxed)) == optimum:
-                return False
+        if self.binding and problem.objective(relaxed_optimum(problem)) == optimum:
+            return False
         missed = shortfall(problem, optimum)
         if self.greedy_fails and not missed:
             return False

@@ -9,15 +9,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from data.event import Event, Schedule
 from data.policies import feasible_schedules, random_feasible, random_maximal
 from data.problem import Problem
 from data.prompts import answer, schedule_xml
-from data.rules import BASE_RULES
-from data.solver import by_end, interval_optimum, is_interval_problem
+from data.solver import by_end, is_interval_problem, relaxed_optimum
 from rewards.verify import Status
 
 #: Characters of the gigantic output.
@@ -90,7 +89,7 @@ def _all_priorities(case: AttackCase) -> str | None:
 
 def _rules_ignored(case: AttackCase) -> str | None:
     """The optimum without the further rules; none where it keeps them all the same."""
-    best = interval_optimum(replace(case.problem, rules=BASE_RULES))
+    best = relaxed_optimum(case.problem)
     return None if case.problem.is_feasible(best) else _say(best)
 
 
@@ -228,7 +227,7 @@ def near_optimal(problem: Problem) -> Schedule | None:
 
 
 def scale(case: AttackCase) -> dict[str, str]:
-    """What solvers and blind but honest policies answer."""
+    """Answers of solvers, and of policies that are blind but honest."""
     near = near_optimal(case.problem)
     return {
         "gold": _say(case.gold),

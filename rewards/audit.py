@@ -52,13 +52,13 @@ from rewards.verify import Status
 
 CEILING = 0.5
 MOST_PROBLEMS = 1000
-#: What the subject of a failure is called.
+#: How a failure calls its subject.
 _CALLED = {BLIND: "{!r}", SPOILT: "{!r}", SEARCH: "the best spoilt answer of the search"}
 _KINDS = (SCALE, BLIND, SPOILT, SEARCH)
 #: Columns of plain text where the output is not a terminal.
 _COLUMNS = 120
 _RANKS = list(Status)
-#: What honest answers are by their making.
+#: The worst that honest answers can be, by their making.
 _AT_WORST = {
     "gold": Status.OPTIMAL,
     "near-optimal": Status.FEASIBLE,
@@ -99,7 +99,7 @@ class Audit:
 
     @property
     def best_attack(self) -> Earnings:
-        """Of what is no right answer, what earns most of what gold earns."""
+        """The attack that earns the greatest share of gold's reward."""
         return max((r for r in self.rows if r.kind != SCALE), key=lambda row: row.of_gold)
 
     @property
@@ -149,7 +149,7 @@ def _by_kind(rows: Iterable[Earnings]) -> list[Earnings]:
 
 
 def _overpaid(rows: Iterable[Earnings], ceiling: float) -> Iterator[str]:
-    """What earns too much without solving."""
+    """Policies that earn too much without solving."""
     for row in rows:
         if row.kind == SCALE:
             continue

@@ -1,6 +1,6 @@
 """The published experiment's own evaluator and rewards, kept for comparison only.
 
-They are those of anakin87/qwen-scheduler-grpo, written anew with the same meaning. They take a row
+They are those of anakin87/qwen-scheduler-grpo, rewritten with the same meaning. They take a row
 of the published layout as it stands, past midnight too (``data.published``); ``row_of`` makes one
 of a Problem. Their flaws, kept here because reproducing them is the point:
 
@@ -28,7 +28,7 @@ from data.problem import PRIORITY_WEIGHT, Problem
 
 
 class BlogStatus(StrEnum):
-    """What the published evaluator calls an answer, in the order of its checks."""
+    """Judgements of the published evaluator, in the order of its checks."""
 
     FORMAT_ERROR = "format_error"
     FEWER_THAN_2_EVENTS = "fewer_than_2_events"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from data.clock import CLOCK
@@ -20,9 +20,8 @@ from data.event import Schedule
 from data.policies import greedy_by_value
 from data.problem import Problem
 from data.prompts import answer, prompt, trace
-from data.rules import BASE_RULES
 from data.sections import RewardSection
-from data.solver import interval_optimum, optimal_schedule
+from data.solver import optimal_schedule, relaxed_optimum
 from data.tiers import TIERS, Tier
 from rewards.reward import SHAPES, totals
 from rewards.verify import verify
@@ -57,7 +56,7 @@ def _gold(problem: Problem) -> Schedule:
 
 def _mistake(problem: Problem, gold: Schedule) -> tuple[str, Schedule]:
     """What a model typically gets wrong, in words, and the wrong schedule."""
-    careless = interval_optimum(replace(problem, rules=BASE_RULES))
+    careless = relaxed_optimum(problem)
     if not problem.is_feasible(careless):
         return "the best schedule if the further rules were not there", careless
     greedy = greedy_by_value(problem)

@@ -95,7 +95,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "blog": Shape(
         "The published reward, of 100, for comparison only. Good: dense. Bad: it judges the text "
-        "anew and otherwise than the evaluation. Copying every event earns about 69, events inside "
+        "a second time, unlike the evaluation. Copying every event earns about 69, events inside "
         "<think> are read, invented ones are paid for their order, touching events overlap, a "
         "single event is never a schedule, and rules beyond the base rules are not known; see "
         "rewards/blog.py.",
@@ -169,7 +169,7 @@ def reward_functions(section: RewardSection, prefix: str = "") -> list[RewardFun
 def totals(
     section: RewardSection, problem_texts: Sequence[str], completions: Sequence[str]
 ) -> list[float]:
-    """What TRL trains on: the weighted sum of the functions, None as 0."""
+    """The totals that TRL trains on: weighted sums of the functions, None as 0."""
     columns = [f(completions, problem_texts) for f in reward_functions(section)]
     weights = reward_weights(section)
     return [
@@ -184,7 +184,7 @@ def text_of(completion: str | Sequence[dict[str, str]]) -> str:
 
 
 def order(verdict: Verdict) -> tuple[int, float]:
-    """What a better verdict has more of: status, then ratio."""
+    """Sort key of verdicts, worst first: status, then ratio."""
     return _WORST_FIRST.index(verdict.status), verdict.ratio
 
 

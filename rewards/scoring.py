@@ -1,4 +1,4 @@
-"""What a panel of answers earns under a reward, and where its pay and the verdicts disagree."""
+"""Pays a panel of answers under a reward, and finds where pay and verdict disagree."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ _Pay = Callable[[str, str], Paid]
 
 
 def _payer(section: RewardSection, problem: Problem, group: list[str]) -> _Pay:
-    """What an answer to this problem earns, in a group with ``group`` where that matters."""
+    """Pays answers to this problem, each in a group with ``group`` where that matters."""
     others = group if SHAPES[section.shape].in_group else []
     asked = [problem.text] * (1 + len(others))
 
@@ -202,7 +202,7 @@ def _paid_against_verdict(answers: Iterable[Paid]) -> tuple[Paid, Paid] | None:
 
 @dataclass(frozen=True)
 class Earnings:
-    """What one policy earns on one tier.
+    """The rewards of one policy on one tier.
 
     Attributes:
         kind: ``scale``, ``blind``, ``spoilt`` or ``search``.
@@ -230,7 +230,7 @@ class Earnings:
 
 
 def earnings(tier: str, tally: PanelTally) -> Iterator[Earnings]:
-    """What each policy earned."""
+    """The rewards of each policy."""
     gold, feasible = tally.paid["gold"], tally.paid["random feasible"]
     for policy, paid in tally.paid.items():
         rewards = sorted(map(_reward, paid.values()))

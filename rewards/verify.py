@@ -14,7 +14,7 @@ from rewards.parse import ParseFailure, parse
 
 
 class Status(StrEnum):
-    """What an answer is, best first."""
+    """Judgements of an answer, best first."""
 
     OPTIMAL = "optimal"
     FEASIBLE = "feasible"
@@ -22,7 +22,7 @@ class Status(StrEnum):
     UNPARSABLE = "unparsable"
 
 
-#: What breaks no rule.
+#: Statuses of answers that break no rule.
 VALID = (Status.OPTIMAL, Status.FEASIBLE)
 
 

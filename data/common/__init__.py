@@ -1,1 +1,1 @@
-"""What every package shares: errors, whole files, locks, the terminal, seeds."""
+"""Shared by every package: errors, files, locks, processes, checked settings, the terminal."""

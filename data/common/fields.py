@@ -28,7 +28,7 @@ TYPE_NAMES: dict[type, str] = {
 
 
 class Limit(NamedTuple):
-    """What a value must be, and how a message says so."""
+    """A condition on a value, and its words in a message."""
 
     holds: Callable[[Any], bool]
     words: str

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -40,9 +40,10 @@ def hold(path: Path, reentrant: bool = False) -> BaseFileLock:
         UserError: naming the process that holds it.
     """
     lock = _lock(path, reentrant)
-    if not _acquire(lock, wait=False):
-        holder = lock_file(path).read_text(encoding="utf-8") or "another process"
-        raise UserError(f"{path} is being written by {holder}; let it finish, or stop it")
+    while not _acquire(lock, wait=False):
+        with suppress(FileNotFoundError):  # it was just released
+            holder = lock_file(path).read_text(encoding="utf-8") or "another process"
+            raise UserError(f"{path} is being written by {holder}; let it finish, or stop it")
     lock_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return lock
 
