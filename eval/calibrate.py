@@ -37,7 +37,7 @@ from eval.stats.cases import (
 )
 from eval.stats.conclusion import Conclusion, Evidence, decide
 from eval.stats.estimate import Indices, bootstrap_indices, mean_interval
-from eval.stats.evidence import Arms, measure
+from eval.stats.evidence import Arms, quantities_of
 from eval.stats.power import detectable
 
 #: At most this share of arms without a new skill may be called a new capability, and of arms with
@@ -64,7 +64,7 @@ _HEADINGS = {
 
 def concluded_by_repetition(arms: Arms, margins: Margins, indices: Indices) -> list[Conclusion]:
     """What is concluded on one tier, by repetition; counts are [repetitions, problems]."""
-    values, budget = measure(arms, margins)
+    values, budget = quantities_of(arms, margins)
     cube = np.stack(list(values.values()), axis=-1)  # [repetitions, problems, quantities]
     columns = cube.transpose(1, 0, 2).reshape(cube.shape[1], -1)
     intervals = mean_interval(columns, indices, margins.level, bounds=(-1.0, 1.0))
@@ -148,7 +148,7 @@ def calibration_sheets(calibrations: Iterable[Calibration]) -> Iterator[Sheet]:
         yield Sheet(f"{case}, in %", ["", *_HEADINGS.values(), "right", ""], rows, failures)
 
 
-def _options() -> argparse.Namespace:
+def _arguments_checked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.calibrate",
         description="Draw conclusions on simulated arms whose truth is known: how often are they "
@@ -169,7 +169,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = _options()
+    options = _arguments_checked()
     margins = Margins(resamples=options.resamples)
     start = time.monotonic()
     calibrations = [

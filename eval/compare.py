@@ -39,7 +39,7 @@ from rewards.parse import ParseFailure, parse
 from rewards.reward import totals
 from rewards.verify import VALID, Status
 
-RESULT, TABLES = "compare.json", "compare.md"
+COMPARISON, COMPARISON_PAGE = "compare.json", "compare.md"
 #: Means over problems: shares of answers that are optimal, feasible, with overlaps, of a single
 #: event (what a reward that is gamed by brevity leads to); tokens an answer; and whether any answer
 #: is optimal.
@@ -270,11 +270,11 @@ def run(recipe: Recipe, force: bool) -> None:
         "tiers": tiers,
     }
     sheets = list(comparison_sheets(summary))
-    write_json(stage.folder / RESULT, summary)
-    write_text(stage.folder / TABLES, markdown_of(sheets))
+    write_json(stage.folder / COMPARISON, summary)
+    write_text(stage.folder / COMPARISON_PAGE, markdown_of(sheets))
     print_sheets(sheets, plain_console())
-    stage.finish([RESULT, TABLES])
-    print(f"compare: {stage.folder} has {RESULT}, {TABLES}", flush=True)
+    stage.finish([COMPARISON, COMPARISON_PAGE])
+    print(f"compare: {stage.folder} has {COMPARISON}, {COMPARISON_PAGE}", flush=True)
 
 
 def main() -> None:

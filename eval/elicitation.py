@@ -45,7 +45,7 @@ from eval.answers.counted import Solved, count_solved, to_ask_again
 from eval.answers.files import answered, read_answers, read_verdicts, way_of_asking
 from eval.answers.judge import check_judged, judge_arm
 from eval.answers.reasoning import reasoning_report
-from eval.answers.roles import Case, cases
+from eval.answers.roles import JudgedArm, cases
 from eval.answers.sampling import ask_again
 from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
@@ -58,7 +58,7 @@ from eval.stats.passk import solved_within
 from eval.stats.power import detectable
 
 
-def conclusions_on(case: Case, solved: Solved, margins: Margins, seed: int) -> Conclusions:
+def conclusions_on(case: JudgedArm, solved: Solved, margins: Margins, seed: int) -> Conclusions:
     """The conclusions on one judged arm."""
 
     def arms(tier: str) -> Arms:
@@ -76,7 +76,7 @@ def conclusions_on(case: Case, solved: Solved, margins: Margins, seed: int) -> C
 
 
 def compared_with_base(
-    case: Case, tier: str, solved: Solved, margins: Margins, seed: int
+    case: JudgedArm, tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, dict[str, object]]:
     """The judged arm beside the base on one tier, member by member: what explains a conclusion."""
     base, level = solved.on(tier, ["base"]), margins.level
@@ -118,7 +118,7 @@ def spreads(
 
 def likelihoods(
     run: Run,
-    judged: Sequence[Case],
+    judged: Sequence[JudgedArm],
     names: Sequence[str],
     solved: Solved,
     margins: Margins,
@@ -160,7 +160,7 @@ def reasoning(
 
 
 def report_on(
-    recipe: Recipe, judged: Sequence[Case], names: Sequence[str], solved: Solved
+    recipe: Recipe, judged: Sequence[JudgedArm], names: Sequence[str], solved: Solved
 ) -> dict[str, Any]:
     """The content of ``elicitation.json``.
 
@@ -246,13 +246,13 @@ def run(recipe: Recipe, force: bool) -> None:
         verdicts = read_verdicts(samples.with_name(VERDICTS), tiers)
         counts[arm] = first[arm].with_fresh(count_solved(verdicts, tiers))
     report = report_on(recipe, judged, names, Solved(rows, counts))
-    _show(report | ({"notes": notes} if notes else {}), path)
+    _write(report | ({"notes": notes} if notes else {}), path)
     words = path.with_suffix(".md")
     stage.finish([path.name, words.name], hashes={path.name: sha256(path)})
     print(f"elicitation: {path.parent} has {path.name} and {words.name}", flush=True)
 
 
-def _show(report: Mapping[str, Any], path: Path) -> None:
+def _write(report: Mapping[str, Any], path: Path) -> None:
     """Write a report, as JSON to ``path`` and in words beside it, and print what it says."""
     write_json(path, report)
     sentences = [text for judged in report["judged"].values() for text in _sentences(judged)]

@@ -24,7 +24,7 @@ from eval.show.panels import draw_passk
 from eval.show.report_sheets import print_report, report_sheets
 from eval.show.tables import label, markdown_of
 from eval.stats.passk import ks_for
-from eval.stats.summary import summarise
+from eval.stats.summary import summarise_arms
 
 #: The files of the report.
 OUTPUTS = ("report.json", "report.md", "passk.png")
@@ -132,7 +132,7 @@ def run(recipe: Recipe, force: bool) -> None:
     problems = {row["id"]: row["problem"] for row in rows}
     tiers = {row["id"]: row["tier"] for row in rows}
     names, ks = list(dict.fromkeys(tiers.values())), ks_for(recipe.eval.samples)
-    report = summarise(
+    report = summarise_arms(
         tiers=names,
         main=recipe.data.main,
         arms=sampled,

@@ -38,7 +38,7 @@ from rewards.verify import VALID, Status, verify_text
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
-RESULT, WORDS = "probe.json", "probe.md"
+PROBE, PROBE_PAGE = "probe.json", "probe.md"
 #: Decoding settings of GRPO that the sampler here does not have, and their neutral values.
 _NOT_FOLLOWED = {"top_k": (0, None), "min_p": (0, None), "repetition_penalty": (1, None)}
 
@@ -174,16 +174,16 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "thresholds": LIMITS,
         "tiers": readiness_by_tier(outcomes, tiers, plan.group, recipe.seed, resamples),
     }
-    _show(report, folder)
-    stage.finish([SAMPLES, RESULT, WORDS], sha256=sha256(folder / SAMPLES))
-    print(f"probe: {folder} has {RESULT}, {WORDS} and {SAMPLES}", flush=True)
+    _publish(report, folder)
+    stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
+    print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
 
 
-def _show(report: Mapping[str, Any], folder: Path) -> None:
+def _publish(report: Mapping[str, Any], folder: Path) -> None:
     """Write and print a report."""
     tables, advice = list(readiness_sheets(report)), advice_sentence(report)
-    write_json(folder / RESULT, report)
-    write_text(folder / WORDS, f"{advice}\n\n{markdown_of(tables)}")
+    write_json(folder / PROBE, report)
+    write_text(folder / PROBE_PAGE, f"{advice}\n\n{markdown_of(tables)}")
     console = plain_console()
     print_sheets(tables, console)
     console.print(f"\n{advice}", markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from eval.show.panels import draw_passk
 from eval.show.report_sheets import print_report, report_sheets
 from eval.show.tables import Sheet, markdown_of
 from eval.stats.passk import ks_for
-from eval.stats.summary import summarise
+from eval.stats.summary import summarise_arms
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 ARMS = ["base", "sft", "grpo"]
@@ -72,7 +72,7 @@ def summary(rows=None, **changes):
         "comparisons": COMPARISONS,
         "resamples": 500,
     }
-    return summarise(**(arguments | changes))
+    return summarise_arms(**(arguments | changes))
 
 
 def printed(report, width=100):

@@ -1,6 +1,5 @@
 import json
 from itertools import combinations
-from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +50,6 @@ def outcomes_of(optimal, rewards=None, **changes):
 
 def measured(outcomes, group=4, resamples=300):
     return Readiness(outcomes, group, np.random.default_rng(0), resamples)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_the_chance_that_a_group_is_alike_equals_that_of_every_group_counted(size):
-    rng = np.random.default_rng(size)
-    rewards = rng.integers(3, size=(5, 7)) / 10
-    expected = [share(row, size, lambda g: len(set(g)) == 1) for row in rewards]
-    found = alike(reward_classes(rewards), [size])[:, 0]
-    np.testing.assert_allclose(found, expected)
 
 
 def test_the_estimate_is_unbiased_for_a_group_of_new_answers():
@@ -125,6 +115,7 @@ POOR = {"flat": 0.9, "mixed": 0.1}
     ("found", "advice"),
     [
         (seen(), "ready"),
+        (seen(**{name: LIMITS[name] for name in LIMITS if name != "valid"}), "ready"),
         (seen(readable=0.4), "more SFT"),
         (seen(truncated=0.3), "longer answers"),
         (seen(solved=0.6, **POOR), "harder tier"),
@@ -139,12 +130,6 @@ POOR = {"flat": 0.9, "mixed": 0.1}
 )
 def test_the_first_advice_that_holds_is_given(found, advice):
     assert advise(found)[0] == advice
-
-
-def test_thresholds_themselves_are_on_the_ready_side():
-    at = {name: LIMITS[name] for name in ("readable", "truncated", "solved")}
-    found = seen(flat=LIMITS["flat"], mixed=LIMITS["mixed"], **at)
-    assert advise(found)[0] == "ready"
 
 
 def test_the_smallest_group_that_would_do_is_named():
@@ -205,12 +190,10 @@ def test_answers_are_judged_and_paid_as_in_training():
 
 def test_under_a_reward_by_rank_groups_are_flat_just_where_verdicts_tie():
     problem = day()
-    text = problem.text
     one = schedule_xml(problem.events[:1])
     rows = [{"id": "p", "completion": c, "finish_reason": "stop"} for c in (one, one, one, "")]
-    found = probe.outcomes_of(rows, {"p": text}, RewardSection("ranked"))
-    expected = comb(3, 2) / comb(4, 2)
-    assert alike(reward_classes(found.reward), [2])[0, 0] == pytest.approx(expected)
+    found = probe.outcomes_of(rows, {"p": problem.text}, RewardSection("ranked"))
+    assert alike(reward_classes(found.reward), [2])[0, 0] == pytest.approx(3 / 6)
 
 
 @pytest.fixture

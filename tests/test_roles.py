@@ -9,7 +9,7 @@ from scripted import World
 
 from data.policies import insert_in_order
 from data.recipe import load_recipe
-from eval.answers.roles import Case, beforehand, cases, guesses
+from eval.answers.roles import JudgedArm, beforehand, cases, guesses
 
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
 SEEDS = [1, 2]
@@ -37,14 +37,14 @@ def recipe(world):
 def test_a_judged_arm_has_its_members_its_start_and_the_rivals_of_the_recipe(recipe):
     [case] = cases(recipe, EVERYONE)
     forms = ("form.1", "form.2")
-    assert case == Case("grpo", ("grpo.1", "grpo.2"), ("dense", "trap"), "sft", "best", forms)
+    assert case == JudgedArm("grpo", ("grpo.1", "grpo.2"), ("dense", "trap"), "sft", "best", forms)
     assert case.bases == ("base", "best")
     assert sorted(case.everyone) == sorted(EVERYONE)
 
 
 def test_an_arm_from_the_base_has_no_start_and_no_rivals_where_none_is_named(world):
     [case] = cases(world.recipe({"grpo": {"trainer": "grpo"}}), ["base", "grpo"])
-    assert case == Case("grpo", ("grpo",), ("dense",), None, None, ())
+    assert case == JudgedArm("grpo", ("grpo",), ("dense",), None, None, ())
     assert (case.bases, case.everyone) == (("base",), ("base", "grpo"))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.problem import Problem
 from data.rows import Row
-from eval.answers.roles import Case, guesses
+from eval.answers.roles import JudgedArm, guesses
 from eval.stats.counts import Counts, by_seed, unsolved_by
 from eval.stats.summary import tally
 
@@ -47,7 +47,7 @@ def count_solved(
     return Counts(counted.samples, counted.optimal)
 
 
-def to_ask_again(cases: Sequence[Case], solved: Solved) -> dict[str, list[int]]:
+def to_ask_again(cases: Sequence[JudgedArm], solved: Solved) -> dict[str, list[int]]:
     """By arm, the places of the problems that it is to be asked again.
 
     Everyone is asked what the bases left unsolved, to distinguish a skill from luck. The base and a

@@ -13,7 +13,7 @@ from eval.stats.power import detectable
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgedArm:
     """One judged entry of ``arms:`` and what it is held against, by the names of the samples.
 
     Attributes:
@@ -40,7 +40,7 @@ class Case:
         return (*self.bases, *start, *self.format_only, *self.members)
 
 
-def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
+def cases(recipe: Recipe, sampled: Collection[str]) -> list[JudgedArm]:
     """What can be concluded on of the arms that were sampled; says what cannot."""
     tested = [name for name, use in recipe.tier_uses.items() if use.test]
     best, form = recipe.conclusion.base_best, recipe.conclusion.format_only
@@ -57,7 +57,7 @@ def cases(recipe: Recipe, sampled: Collection[str]) -> list[Case]:
         members = tuple(arm.members(name))
         start = None if arm.start == "base" else arm.start
         tiers = tuple(tier for tier in tested if not arm.tiers or tier in arm.tiers)
-        case = Case(name, members, tiers, start, best, forms)
+        case = JudgedArm(name, members, tiers, start, best, forms)
         missing = set(case.everyone) - set(sampled)
         if missing:
             print(f"eval: no conclusion on {name}: {', '.join(sorted(missing))} not sampled")

@@ -77,7 +77,7 @@ class Arms:
         return [*self.bases, *self.rivals.values(), self.grpo]
 
 
-def measure(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudget]:
+def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudget]:
     """Every quantity of the criterion by problem, and the k at which it was taken. Counts may have
     any leading axes.
 
@@ -201,7 +201,7 @@ def conclude(
     margins.validate()
     if not tiers or OVERALL in tiers:
         raise ValueError(f"needs at least one tier, and none may be called {OVERALL!r}")
-    measured = {name: measure(arms, margins) for name, arms in tiers.items()}
+    measured = {name: quantities_of(arms, margins) for name, arms in tiers.items()}
     if len(measured) > 1:
         measured[OVERALL] = _pooled(list(measured.values()))
     divisors = len(measured) if margins.correction == "holm" else 1

@@ -31,7 +31,7 @@ Floors = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 
 @dataclass
-class Tally:
+class ArmTally:
     """One arm's counts: arrays by problem, in the order of the problems, and totals by tier."""
 
     samples: NDArray[np.int64]
@@ -51,7 +51,7 @@ class TierTotals:
     finish_reasons: Counter[str] = field(default_factory=Counter)
 
 
-def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) -> Tally:
+def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) -> ArmTally:
     """Count one arm's verdicts.
 
     Args:
@@ -80,7 +80,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
         elif (answer := hash((i, answer))) not in answers:
             answers.add(answer)
             distinct[i] += 1
-    return Tally(
+    return ArmTally(
         np.array(samples),
         np.array(optimal),
         np.array(valid),
@@ -91,7 +91,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
 
 
 def check_alike(
-    tallies: Mapping[str, Tally], problems_by_id: Mapping[str, str], tiers: Iterable[str]
+    tallies: Mapping[str, ArmTally], problems_by_id: Mapping[str, str], tiers: Iterable[str]
 ) -> None:
     """Raise UserError unless every arm has equally many samples of every problem of a tier."""
     names, tier_of = list(problems_by_id), np.array(list(problems_by_id.values()))
@@ -108,7 +108,7 @@ def check_alike(
                 )
 
 
-def summarise(
+def summarise_arms(
     tiers: Sequence[str],
     main: str,
     arms: Sequence[str],
@@ -149,7 +149,7 @@ def summarise(
 def _tier_summary(
     tier: str,
     here: NDArray[np.intp],
-    tallies: Mapping[str, Tally],
+    tallies: Mapping[str, ArmTally],
     floors: Floors,
     seed: int,
     resamples: int,
@@ -172,7 +172,7 @@ def _tier_summary(
             arm: {
                 "answers": len(here) * n,
                 "pass_at_k": by_name(ks, mean_interval(at_ks[arm], indices, LEVEL)),
-                **_rates(tally, here, indices),
+                **_answer_rates(tally, here, indices),
                 **_counts(tally.totals[tier]),
             }
             for arm, tally in tallies.items()
@@ -198,8 +198,8 @@ def _tier_summary(
     }
 
 
-def _rates(
-    tally: Tally, here: NDArray[np.intp], indices: Indices
+def _answer_rates(
+    tally: ArmTally, here: NDArray[np.intp], indices: Indices
 ) -> dict[str, dict[str, float] | None]:
     """Shares of answers, each a mean over problems: valid, ratio, distinct (where known)."""
     sums = {"valid": tally.valid, "ratio": tally.ratio, "distinct": tally.distinct}
