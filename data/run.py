@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.common.errors import require
+from data.common.fields import nearest
 from data.common.files import finished
 from data.sections import ARMS, Arm
 
@@ -112,6 +113,22 @@ class Run:
     def require_trained(self, arm: str) -> None:
         """Raise UserError unless the weights of an arm are there."""
         require(self.is_trained(arm), f"{self.model(arm)} is not finished; {maker(arm)} trains it")
+
+    def chosen(self, arm: str | None) -> str:
+        """The arm that is named, else the last one that is trained, else the base.
+
+        Raises:
+            UserError: when there is no such arm, or it is not trained.
+        """
+        if arm is None:
+            own = [name for name, what in self.arms.items() if what.trainer != "none"]
+            return [BASE, *filter(self.is_trained, own)][-1]
+        near = nearest(arm, self.names)
+        require(
+            arm in self.names, f"--arm must be one of {', '.join(self.names)}, not {arm!r}{near}"
+        )
+        self.require_trained(arm)
+        return arm
 
     def sampled(self) -> list[str]:
         """The arms whose answers are all drawn."""

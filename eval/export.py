@@ -36,7 +36,6 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import ADAPTER, BASE, Run, maker
 from data.sections import EvalSection
-from eval.day.ask import chosen_arm
 from eval.show.card import card_text
 from eval.show.lineage import evaluation, is_repository, lineage
 from pipeline.model.decode import answer_limit
@@ -269,7 +268,7 @@ def main() -> None:
         raise UserError(f"PUSH must be owner/name on the hub, not {repository!r}")
     if arguments.public and repository is None:
         raise UserError("PUBLIC=1 needs PUSH=owner/name, a repository to be public")
-    arm = chosen_arm(recipe.run, arguments.arm)
+    arm = recipe.run.chosen(arguments.arm)
     out, adapter, gguf = arguments.out, arguments.adapter, arguments.gguf
     folder = run(recipe, arm, out, adapter, gguf, arguments.force)
     if repository is not None:

@@ -27,7 +27,6 @@ from data.sections import SEEDS
 from eval.answers.asker import shots_for
 from eval.answers.files import SampleRow
 from eval.answers.judge import score_rows
-from eval.day.ask import ask, chosen_arm
 from eval.day.days import Day, Wanted, day_of, prove_day, read_day
 from eval.day.entry import typed_entry
 from eval.day.terminal import draw_day, write
@@ -109,7 +108,7 @@ def main() -> None:
     recipe = recipe_from(arguments)
     # A model that is named on the command line is the one to ask.
     named = BASE if arguments.model else None
-    arm = chosen_arm(recipe.run, arguments.arm or named)
+    arm = recipe.run.chosen(arguments.arm or named)
     asking = recipe.for_arm(arm).eval
     if arguments.temperature is not None:
         asking = replace(asking, temperature=arguments.temperature)
@@ -121,6 +120,8 @@ def main() -> None:
         write(console, note)
     name = recipe.run.model(arm)
     write(console, f"Asking {arm} ({name}), {len(problem.events)} events:\n")
+    from eval.day.ask import ask  # loads torch and transformers
+
     quiet()
     model, tokenizer = load_model(name, recipe.dtype)
     row = new_row("day", "try", "", problem, recipe.data.reasoning)

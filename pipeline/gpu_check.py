@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import grpo, sft
 from pipeline.memory.arithmetic import GIB
 from pipeline.model.load import quiet
-from pipeline.plan import Lengths, gpu_here, lengths_of, longest_rows, plan_of
+from pipeline.plan import gpu_here, lengths_of, longest_rows, plan_of
 from pipeline.train.backend import load_for_training, start
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 #: Steps, the first of which fills caches and compiles kernels and is not measured; different
 #: problems, and how often they are repeated, so that every batch is full.
 DRY_STEPS, DRY_PROBLEMS, REPEATED = 3, 4, 256
+
+
+#: A recipe's ``sft`` or ``grpo`` section, whose keys are TRL's.
+Section = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,13 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     """
     backend = start(recipe).name  # before anything else imports what Unsloth patches
     quiet()
-    rows, source = longest_rows(recipe, "plan")
-    recipe = shortened(recipe, lengths_of(rows, source, recipe.model))
-    model, tokenizer = load_for_training(recipe, section, recipe.model, recipe.max_seq_length or 0)
+    rows, source = longest_rows(recipe)
+    lengths = lengths_of(rows, source, recipe.model)
+    vllm = recipe.fast_inference or bool(recipe.grpo.get("use_vllm"))
+    sections = short_sections(recipe.sft, recipe.grpo, lengths.gold, vllm)
+    recipe = replace(recipe, sft=sections[0], grpo=sections[1])
+    length = recipe.max_seq_length or lengths.both + recipe.grpo["max_completion_length"]
+    model, tokenizer = load_for_training(recipe, section, recipe.model, length)
     trainer_for = {"sft": sft, "grpo": grpo}[section].trainer_for
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -75,40 +83,29 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     if not all(map(math.isfinite, losses)):
         raise UserError(f"the training is broken: its losses are {losses}")
     steps = [after - before for before, after in pairwise(ends)]
-    return Measured(backend, statistics.median(steps[1:]), peak)
+    return Measured(backend, statistics.mean(steps), peak)
 
 
-def shortened(recipe: Recipe, lengths: Lengths) -> Recipe:
-    """A few steps of a recipe, in which all answers are as long as it allows."""
+def short_sections(sft: Section, grpo: Section, gold: int, vllm: bool) -> tuple[Section, Section]:
+    """The sections of a recipe for a few steps, in which answers are as long as it allows: twice
+    the longest ``gold`` answer where it does not say."""
     short = {"max_steps": DRY_STEPS, "logging_steps": 1, "save_strategy": "no"}
-    limit = recipe.grpo.get("max_completion_length") or 2 * lengths.gold
-    least = {"min_tokens" if _uses_vllm(recipe) else "min_new_tokens": limit}
-    given = recipe.grpo.get("generation_kwargs") or {}
-    longest = {"max_completion_length": limit, "generation_kwargs": {**given, **least}}
-    return replace(
-        recipe,
-        sft={**recipe.sft, **short},
-        grpo={**recipe.grpo, **short, **longest},
-        max_seq_length=recipe.max_seq_length or lengths.both + limit,
-    )
-
-
-def _uses_vllm(recipe: Recipe) -> bool:
-    return recipe.fast_inference or bool(recipe.grpo.get("use_vllm"))
+    limit = grpo.get("max_completion_length") or 2 * gold
+    least = {"min_tokens" if vllm else "min_new_tokens": limit}
+    longest = {
+        "max_completion_length": limit,
+        "generation_kwargs": {**(grpo.get("generation_kwargs") or {}), **least},
+    }
+    return {**sft, **short}, {**grpo, **short, **longest}
 
 
 def _clock(ends: list[float]) -> TrainerCallback:
-    """Notes when the training began, and when each step ended."""
-    import torch
+    """Notes when each step ended; its loss is logged, which waits for the GPU."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            ends.append(time.monotonic())
-
-        on_train_begin = on_step_end
+        def on_log(self, *_: object, logs: Mapping[str, float], **__: object) -> None:
+            ends.extend([time.monotonic()] if "loss" in logs else [])
 
     return Clock()
 
@@ -172,7 +169,8 @@ def main() -> None:
         return
     quiet()
     # To ask a GPU for its size takes some of its memory, which a training may need.
-    plan = plan_of(recipe, gpu_here() if _uses_vllm(recipe) else None)
+    vllm = recipe.fast_inference or recipe.grpo.get("use_vllm")
+    plan = plan_of(recipe, gpu_here() if vllm else None)
     planned = {
         (backend, one.settings.arm): one.allocated
         for backend, stages in plan.estimates.items()

@@ -28,7 +28,6 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row, read_split
 from data.sections import EvalSection
 from data.tiers import TIERS
-from pipeline.backends import BOTH
 from pipeline.memory.advice import savings
 from pipeline.memory.arithmetic import GIB, Linear, ModelShape, Settings, trained
 from pipeline.memory.stages import CONTEXT, FRAGMENTATION, PARTS, StageMemory, estimate
@@ -60,9 +59,9 @@ class Lengths:
     source: str
 
 
-def longest_rows(recipe: Recipe, purpose: str) -> tuple[list[Row], str]:
+def longest_rows(recipe: Recipe) -> tuple[list[Row], str]:
     """The rows with the longest texts, of the run's data or, where there are none yet, of problems
-    drawn from its tiers for this ``purpose``; and a phrase that says which.
+    drawn from its tiers; and a phrase that says which.
 
     Raises:
         UserError: when there are no data yet and all tiers are imported.
@@ -78,8 +77,8 @@ def longest_rows(recipe: Recipe, purpose: str) -> tuple[list[Row], str]:
             if tier is None:
                 continue
             for i in range(_DRAWN):
-                problem = make_problem(recipe.seed, purpose, name, tier, i)
-                rows.append(new_row(f"{name}-{i}", purpose, name, problem, recipe.data.reasoning))
+                problem = make_problem(recipe.seed, "plan", name, tier, i)
+                rows.append(new_row(f"{name}-{i}", "plan", name, problem, recipe.data.reasoning))
         source = f"longest of {len(rows)} problems drawn from the tiers"
     if not rows:
         raise UserError(
@@ -238,15 +237,6 @@ class Plan:
         return None if self.gpu is None else stage.peak.total <= self.gpu * GIB
 
 
-def backends_of(recipe: Recipe) -> list[str]:
-    """What the arms of a recipe may be trained by."""
-    if recipe.fast_inference:
-        return ["unsloth"]
-    arms = [name for name, arm in recipe.all_arms.items() if arm.section]
-    named = {recipe.for_arm(name).backend for name in arms} or {recipe.backend}
-    return [backend for backend in BOTH if named & {"auto", backend}]
-
-
 def plan_of(recipe: Recipe, gpu: float | None = None, lengths: Lengths | None = None) -> Plan:
     """The plan of a recipe, by everything that may train it. No weights are read. Weights that are
     quantised in the model's own folder are so in training too.
@@ -272,13 +262,18 @@ def plan_of(recipe: Recipe, gpu: float | None = None, lengths: Lengths | None = 
     network = skeleton(config)
     shape = shape_of(network, recipe.model)
     lora = adapters_on(network, lora_config(recipe))
-    lengths = lengths or lengths_of(*longest_rows(recipe, "plan"), recipe.model)
+    lengths = lengths or lengths_of(*longest_rows(recipe), recipe.model)
+    # What the arms may be trained by.
+    arms = [name for name, arm in recipe.all_arms.items() if arm.section]
+    named = {recipe.for_arm(name).backend for name in arms} or {recipe.backend}
+    named = {"unsloth"} if recipe.fast_inference else named
     estimates = {
         backend: [
             estimate(shape, settings)
             for settings in settings_of(recipe, backend, lengths, lora, gpu or 0.0)
         ]
-        for backend in backends_of(recipe)
+        for backend in ("trl", "unsloth")
+        if backend in named or "auto" in named
     }
     return Plan(recipe.model, recipe.dtype, sizes_from, shape, lengths, gpu, estimates)
 

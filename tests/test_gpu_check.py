@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tiny import LORA, save_model, write_recipe
 
-from pipeline.gpu_check import DRY_STEPS, measure_training, peak_of, shortened
+from pipeline.gpu_check import DRY_STEPS, measure_training, peak_of, short_sections
 from pipeline.memory.arithmetic import Settings
 from pipeline.memory.stages import estimate
 from pipeline.model.decode import Decoding, sample_batch
 from pipeline.model.load import load_model
 from pipeline.model.skeleton import shape_of, skeleton
-from pipeline.plan import Lengths, plan_of
+from pipeline.plan import plan_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,17 +64,14 @@ def test_the_peak_of_sampling_is_as_planned(model):
     assert planned == pytest.approx(measured, rel=0.05)
 
 
-def test_only_the_steps_of_a_recipe_and_the_length_of_its_answers_are_changed(tmp_path):
-    recipe = sized(tmp_path, ROOT / "pipeline" / "embedded")
-    short = shortened(recipe, Lengths(300, 200, 480, "given"))
-    for section in ("sft", "grpo"):
-        mine, theirs = getattr(short, section), getattr(recipe, section)
-        assert mine["max_steps"] == DRY_STEPS
-        assert mine["per_device_train_batch_size"] == theirs["per_device_train_batch_size"]
-    assert short.grpo["max_completion_length"] == 64
-    assert short.grpo["generation_kwargs"] == {"min_new_tokens": 64}
-    assert short.max_seq_length == 480 + 64
-    assert (short.lora, short.dtype, short.backend) == (recipe.lora, recipe.dtype, "trl")
+@pytest.mark.parametrize(("vllm", "least"), [(True, "min_tokens"), (False, "min_new_tokens")])
+def test_a_recipe_is_changed_in_its_steps_and_the_length_of_its_answers_alone(vllm, least):
+    sft, grpo = {"learning_rate": 1.0}, {"beta": 0.1, "generation_kwargs": {"top_k": 3}}
+    short_sft, short_grpo = short_sections(sft, grpo, 50, vllm)
+    steps = {"max_steps": DRY_STEPS, "logging_steps": 1, "save_strategy": "no"}
+    assert short_sft == {**sft, **steps}
+    longest = {"max_completion_length": 100, "generation_kwargs": {"top_k": 3, least: 100}}
+    assert short_grpo == {**grpo, **steps, **longest}
 
 
 @pytest.mark.slow

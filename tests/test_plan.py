@@ -18,7 +18,6 @@ from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.model.skeleton import adapters_on, config_of, shape_of, skeleton
 from pipeline.plan import (
     Lengths,
-    backends_of,
     lengths_of,
     longest_rows,
     plan_of,
@@ -143,7 +142,7 @@ def test_a_config_of_which_no_language_model_can_be_made_is_one_sentence(kind, t
 
 
 def test_texts_are_drawn_where_there_are_none_and_counted_with_the_tokenizer_at_hand(tmp_path):
-    rows, source = longest_rows(recipe(run_name="no-such-run"), "plan")
+    rows, source = longest_rows(recipe(run_name="no-such-run"))
     texts = [len(row["prompt"]) + len(row["gold"]) for row in rows]
     assert texts == sorted(texts, reverse=True)
     counted = lengths_of(rows, source, str(ROOT / "pipeline" / "embedded"))
@@ -202,7 +201,7 @@ def test_a_backend_is_planned_where_the_recipe_may_train_with_it(sections, expec
     if sections.pop("mixed", False):
         arms["sft"] = replace(arms["sft"], backend="trl")
     given = recipe(arms=arms, **sections)
-    assert backends_of(given) == expected
+    assert list(plan_of(given, 24.0, LENGTHS).estimates) == expected
     trained = {arm for backend in expected for arm in by_arm(given, backend, gpu=24.0)}
     assert trained == {"sft", "grpo", "eval"}
 

@@ -19,7 +19,7 @@ from data.common.errors import run_main
 from data.common.files import MANIFEST
 from data.prompts import prompt
 from data.recipe import load_recipe
-from eval.day.ask import chosen_arm, spelled_out, stream
+from eval.day.ask import spelled_out, stream
 from eval.day.days import Wanted, read_day
 from pipeline.model.decode import Decoding, render, sample_batch
 from pipeline.model.load import load_model
@@ -181,12 +181,12 @@ def test_a_models_own_sampling_defaults_do_not_reach_the_answer(asked):
 
 def test_the_last_trained_arm_is_asked_and_else_the_base(tmp_path):
     run = load_recipe(TINY).run
-    chosen = [chosen_arm(run, None)]
+    chosen = [run.chosen(None)]
     for arm in ("sft", "grpo"):
         trained(tmp_path, arm)
-        chosen.append(chosen_arm(run, None))
+        chosen.append(run.chosen(None))
     assert chosen == ["base", "sft", "grpo"]
-    assert chosen_arm(run, "sft") == "sft"
+    assert run.chosen("sft") == "sft"
 
 
 # --- mistakes --------------------------------------------------------------------------------

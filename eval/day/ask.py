@@ -5,38 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
 from data.clock import CLOCK
 from data.common.errors import UserError
-from data.common.fields import nearest
 from data.names import EVENT_NAMES
 from data.problem import Problem
 from data.rows import Row
-from data.run import BASE, Run
 from data.sections import EvalSection
 from eval.day.entry import listed
+from pipeline.model.decode import (
+    Decoding,
+    Sample,
+    answer_limit,
+    reasoning_prefix,
+    render,
+    stop_tokens,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers._typing import GenerativePreTrainedModel
-
-    from pipeline.model.decode import Decoding, Sample
-
-
-def chosen_arm(run: Run, arm: str | None) -> str:
-    """The arm that is named, else the last one that is trained, else the base.
-
-    Raises:
-        UserError: when the run has no such arm, or it is not trained.
-    """
-    if arm is None:
-        own = [name for name, what in run.arms.items() if what.trainer != "none"]
-        return [BASE, *filter(run.is_trained, own)][-1]
-    if arm not in run.names:
-        raise UserError(
-            f"--arm must be one of {', '.join(run.names)}, not {arm!r}{nearest(arm, run.names)}"
-        )
-    run.require_trained(arm)
-    return arm
 
 
 def ask(
@@ -54,8 +43,6 @@ def ask(
     Raises:
         UserError: when the prompt does not fit the model's context.
     """
-    from pipeline.model.decode import Decoding, Sample, answer_limit, reasoning_prefix, render
-
     rendered = render(tokenizer, row["prompt"], shots)
     limit = asking.max_tokens or answer_limit(tokenizer, [row])
     limit = min(limit, room_for(model, tokenizer, rendered, row["gold"]) or limit)
@@ -120,10 +107,6 @@ def stream(
     show: Callable[[str], None],
 ) -> Sample:
     """Draw one completion of a rendered prompt and ``show`` its text as it is generated."""
-    import torch
-    from transformers import GenerationConfig, TextStreamer
-
-    from pipeline.model.decode import Sample, stop_tokens
 
     class Streamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -62,8 +62,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 def shape_of(network: PreTrainedModel, name: str = "") -> ModelShape:
     """The shape of a skeleton: parameters and layers counted, so that they are right for any
     architecture; widths of attention from its config."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
+    from transformers.cache_utils import DynamicCache, DynamicLayer
 
     text = network.config.get_text_config(decoder=True)
     heads = text.num_attention_heads
@@ -94,15 +93,9 @@ def shape_of(network: PreTrainedModel, name: str = "") -> ModelShape:
 
 
 def _linears(network: PreTrainedModel) -> Iterator[Linear]:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
     for name, module in network.named_modules():
-        leaf = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and module is not network.get_output_embeddings():
-            yield Linear(leaf, module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            yield Linear(leaf, *module.weight.shape)
+        if hasattr(module, "in_features") and module is not network.get_output_embeddings():
+            yield Linear(name.rpartition(".")[2], module.in_features, module.out_features)
 
 
 def _counted(linears: Iterator[Linear]) -> tuple[Linear, ...]:
