@@ -27,7 +27,6 @@ from data.run import SAMPLES
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import read_answers
-from eval.answers.parts import claimed
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
@@ -156,8 +155,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     asked = chosen_rows(training, plan.problems, seed_of(recipe.seed, "probe"))
     asker = Asker(recipe.run, arm, recipe.dtype, recipe.seed)
     asking = replace(plan.asking, max_tokens=limit or asker.limit(training))
-    with claimed(folder / SAMPLES):
-        write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
+    write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: row["problem"].text for row in asked}
     answers = read_answers(folder / SAMPLES, texts, f"make probe ARM={arm}")
     outcomes, tiers = outcomes_of(answers, texts, reward), [row["tier"] for row in asked]

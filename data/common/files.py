@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -189,24 +190,23 @@ class Stage:
             (self.folder / output).exists() for output in manifest.get("outputs", ())
         )
 
-    def is_begun(self) -> bool:
-        """Whether this very work was begun, and neither finished nor replaced by another."""
-        return _read_object(self.folder / BEGUN) == self.key
+    def part(self, name: str) -> Stage:
+        """A part of the work, in a folder of its own below this one."""
+        part = copy(self)
+        part.folder, part._lock = self.folder / f"part-{name}", None
+        return part
 
-    def begin_unless_done(
-        self, force: bool = False, partial: Iterable[Path] = (), shared: bool = False
-    ) -> bool:
+    def begin_unless_done(self, force: bool = False, partial: Iterable[Path] = ()) -> bool:
         """``claim`` and ``begin``; returns whether there is work to do, and says where not.
 
         Args:
             force: do it though it is done.
             partial: see ``begin``.
-            shared: several processes do the work, and have locks of their own.
 
         Raises:
             UserError: when another process is at it.
         """
-        if self._says_done(force) if shared else not self.claim(force):
+        if not self.claim(force):
             return False
         self.begin(force, partial)
         return True
@@ -219,10 +219,10 @@ class Stage:
         Raises:
             UserError: when another process is at it.
         """
-        if self._says_done(force):
+        if self.says_done(force):
             return False
         self._lock = hold(self.folder, reentrant=True)
-        if self._says_done(force):  # by another process, just now
+        if self.says_done(force):  # by another process, just now
             release(self._lock)
             return False
         return True
@@ -238,7 +238,7 @@ class Stage:
         """
         (self.folder / MANIFEST).unlink(missing_ok=True)
         begun = self.folder / BEGUN
-        self.goes_on = not force and self.is_begun()
+        self.goes_on = not force and _read_object(begun) == self.key
         if not self.goes_on:
             begun.unlink(missing_ok=True)
             for path in partial:
@@ -262,7 +262,7 @@ class Stage:
         if self._lock:
             release(self._lock)
 
-    def _says_done(self, force: bool) -> bool:
+    def says_done(self, force: bool) -> bool:
         """Say that the work is done, where it is and nobody insists."""
         if force or not self.is_done():
             return False

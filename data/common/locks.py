@@ -69,15 +69,6 @@ def in_turn(folder: Path) -> Iterator[None]:
         release(lock)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a lock of ``path`` is held, by this process or another one."""
-    lock = _lock(path)
-    if not _acquire(lock, wait=False):
-        return True
-    release(lock)
-    return False
-
-
 def release(lock: BaseFileLock) -> None:
     """Let others write again, if this process holds the lock."""
     if lock.is_locked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,20 +134,17 @@ def write_answers(
     path: Path,
     stream: str,
     goes_on: bool,
-    elsewhere: Collection[str] = (),
 ) -> None:
-    """Write the answers to ``rows`` that ``path`` lacks, as they come; those to the problems
-    ``elsewhere`` lie in other files.
+    """Write the answers to ``rows`` as they come; those that ``path`` has stay if it ``goes_on``.
 
     Neighbours in a batch change the rounding. A batch that lacks an answer is drawn again whole,
     so the answers are those that would have come without an interruption.
     """
     done = kept(path, asking.samples) if goes_on else {}
-    have = done.keys() | set(elsewhere)
     lacking: set[str] = set()
     for batch in asker.batches(rows, asking):
         ids = {rows[i]["id"] for i in batch}
-        if not ids <= have:
+        if not ids <= done.keys():
             lacking |= ids
     missing = [row for row in rows if row["id"] in lacking]
     lines = (line for one, answers in done.items() if one not in lacking for line in answers)

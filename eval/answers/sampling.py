@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from data.common.files import Stage, finished, sha256
-from data.common.locks import in_turn
+from data.common.files import Stage, remove, sha256
+from data.common.locks import holding, in_turn
 from data.recipe import Recipe
 from data.rows import Row, read_split
 from data.run import BASE, Run
@@ -18,7 +17,7 @@ from data.sections import EvalSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import way_of_asking
 from eval.answers.judge import score_rows
-from eval.answers.parts import Shard, begin, claimed, gathered, put_together
+from eval.answers.parts import Shard, join
 from pipeline.train.trainer import model_inputs
 from rewards.verify import Status
 
@@ -33,17 +32,15 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
     part, and the last part to finish joins all.
 
     Raises:
-        UserError: when another process does the same work, or parts of another number lie there;
-            NotServedError when the arm's server holds another model.
+        UserError: when another process does the same work; NotServedError when the arm's server
+            holds another model.
     """
     run, asking = recipe.run, recipe.for_arm(arm).eval
     test = read_split(run, "test")
     tune: Tune = {} if arm == BASE else run.arms[arm].tune
-    if tune and shard:
-        if shard.number > 1:
-            print(f"eval {arm}: tuned and sampled by one process, --shard 1/{shard.of}", flush=True)
-            return
-        shard = None
+    if tune and shard and shard.number > 1:
+        print(f"eval {arm}: tuned and sampled by one process, --shard 1/{shard.of}", flush=True)
+        return
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
     settings = _settings(asker, asking)
     if tune:  # the best way depends on how the answers are judged
@@ -51,34 +48,81 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
     path = run.samples(arm)
     splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]
     stage = Stage(path.parent, f"eval {arm}", settings, _inputs(run, arm, splits))
-    with ExitStack() as locks:
-        with in_turn(path.parent):
-            alone = locks.enter_context(claimed(path, shard))
-            if not begin(stage, path, shard, force, alone):
-                return
-        facts: dict[str, object] = {"served": asker.served} if asker.server else {}
+    if shard and not tune:
+        _sample_part(stage, path, asker, test, asking, shard, force)
+    elif stage.begin_unless_done(force, [path]):
+        facts: dict[str, object] = {}
         if tune:
             val = [row for row in read_split(run, "val") if row["tier"] == recipe.data.main]
             asking, facts["tuned"] = _tuned(asker, val, asking, tune)
-        asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
-        mine, own = test, path
-        if shard:
-            mine, own = shard.share(test, asker.batches(test, asking)), shard.path(path)
-        elsewhere = gathered(path, asking.samples, but=own) if stage.goes_on else {}
-        write_answers(asker, mine, asking, own, "sample", stage.goes_on, elsewhere.keys())
-        with in_turn(path.parent):
-            if finished(path.parent):  # another process joined all parts
-                return
-            lacking = put_together(path, [row["id"] for row in test], asking.samples)
-            if lacking:
-                print(
-                    f"eval {arm}: {len(lacking)} of {len(test)} problems not answered yet; the "
-                    "last part to finish joins all",
-                    flush=True,
-                )
-                return
-            facts |= {"sha256": sha256(path), "asking": asdict(asking)}
-            stage.finish([path.name], samples=asking.samples, **facts)
+        asking = _limited(asker, asking, test)
+        write_answers(asker, test, asking, path, "sample", stage.goes_on)
+        _finish(stage, path, [path], asker, test, asking, facts)
+
+
+def _sample_part(
+    stage: Stage,
+    path: Path,
+    asker: Asker,
+    test: Sequence[Row],
+    asking: EvalSection,
+    shard: Shard,
+    force: bool,
+) -> None:
+    """Sample a part of an arm, unless it is up to date, and join all parts if it is the last.
+
+    Processes take turns to begin and to join. Of two that finish at the same moment, the second
+    finds the part of the first, or a finished stage.
+    """
+    parts = {one: stage.part(str(one)) for one in shard.all}
+    files = {one: part.folder / path.name for one, part in parts.items()}
+    mine, own = parts[shard], files[shard]
+    with in_turn(stage.folder), holding(stage.folder):  # no process draws the whole
+        if stage.says_done(force):
+            return
+        stage.begin(force and stage.is_done(), [path])
+    asking = _limited(asker, asking, test)
+    if mine.begin_unless_done(force, [own]):
+        share = shard.share(test, asker.batches(test, asking))
+        write_answers(asker, share, asking, own, "sample", mine.goes_on)
+        mine.finish([own.name])
+    with in_turn(stage.folder), holding(stage.folder):
+        lacking = [str(one) for one, part in parts.items() if not part.is_done()]
+        if stage.is_done():  # another process joined all parts
+            return
+        if lacking:
+            print(f"{stage.name}: joined when {', '.join(lacking)} are drawn", flush=True)
+            return
+        _finish(stage, path, files.values(), asker, test, asking, {})
+        for part in parts.values():
+            remove(part.folder)
+
+
+def _limited(asker: Asker, asking: EvalSection, test: Sequence[Row]) -> EvalSection:
+    """The way of asking with a limit of tokens."""
+    return replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
+
+
+def _finish(
+    stage: Stage,
+    path: Path,
+    files: Iterable[Path],
+    asker: Asker,
+    test: Sequence[Row],
+    asking: EvalSection,
+    facts: Mapping[str, object],
+) -> None:
+    """Write the answers in ``files`` as the arm's samples, and how they were asked for."""
+    join(files, path, [row["id"] for row in test], asking.samples)
+    if asker.server:
+        facts = {**facts, "served": asker.served}
+    stage.finish(
+        [path.name],
+        samples=asking.samples,
+        sha256=sha256(path),
+        asking=asdict(asking),
+        **facts,
+    )
 
 
 def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force: bool) -> Path:
@@ -94,11 +138,10 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
     settings = {**_settings(asker, asking), "problems": [row["id"] for row in rows]}
     inputs = _inputs(run, arm, ["test", *(["train"] if asking.shots else [])])
     stage = Stage(path.parent, f"eval {arm} again", settings, inputs)
-    with claimed(path):
-        if stage.begin_unless_done(force, [path]):
-            write_answers(asker, rows, asking, path, "fresh", stage.goes_on)
-            put_together(path, [row["id"] for row in rows], samples)
-            stage.finish([path.name], samples=samples, sha256=sha256(path))
+    if stage.begin_unless_done(force, [path]):
+        write_answers(asker, rows, asking, path, "fresh", stage.goes_on)
+        join([path], path, [row["id"] for row in rows], samples)
+        stage.finish([path.name], samples=samples, sha256=sha256(path))
     return path
 
 
