@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -55,21 +55,10 @@ _VERDICTS = 20
 _MEMBERS = ("grpo.1", "grpo.2", "grpo.3")
 _LIFTS = {"base": 1.0, "sft": 1.2, **dict.fromkeys(_MEMBERS, 6.0)}
 _JUDGED, _FRESH = 200, 256
-#: The sizes of a Bench, and the help of their flags.
-_SIZES = {
-    "problems": "to draw, prove and judge",
-    "rows": "verdicts to judge arms by",
-    "prompts": "to sample from",
-    "samples": "a prompt",
-    "steps": "GRPO steps a run",
-    "watched": "GRPO steps a watched run",
-    "pairs": "watched and unwatched runs",
-    "repeats": "alternating runs, median taken",
-}
 
 
 @dataclass(frozen=True)
-class Line:
+class BenchLine:
     """One line of the table: a figure, what it is compared with, and the aim."""
 
     what: str
@@ -101,6 +90,11 @@ def alternating(
     return mine, other
 
 
+def _size(default: int, words: str) -> Any:
+    """A field of Bench and its flag."""
+    return field(default=default, metadata={"help": words})
+
+
 @dataclass(frozen=True)
 class Bench:
     """What is measured, on a recipe's main tier and model, and how much of it.
@@ -111,23 +105,26 @@ class Bench:
 
     recipe: Recipe
     folder: Path
-    problems: int = 1000
-    rows: int = 1_000_000
-    prompts: int = 16
-    samples: int = 64
-    steps: int = 5
-    watched: int = 100
-    pairs: int = 2
-    repeats: int = 3
+    problems: int = _size(1000, "to draw, prove and judge")
+    rows: int = _size(1_000_000, "verdicts to judge arms by")
+    prompts: int = _size(16, "to sample from")
+    samples: int = _size(64, "a prompt")
+    steps: int = _size(5, "GRPO steps a run")
+    watched: int = _size(100, "GRPO steps a watched run")
+    pairs: int = _size(2, "watched and unwatched runs")
+    repeats: int = _size(3, "alternating runs, median taken")
+
+    def _draw(self, count: int) -> list[Problem]:
+        """Proven problems of the main tier."""
+        seed, name = self.recipe.seed, self.recipe.data.main
+        tier = self.recipe.tier_uses[name].tier
+        return [make_problem(seed, "bench", name, tier, i) for i in range(count)]
 
     @cached_property
     def drawn(self) -> list[Problem]:
-        """Proven problems of the main tier."""
-        name, tier = self.recipe.data.main, self.recipe.tier_uses[self.recipe.data.main].tier
-        seed = self.recipe.seed
-        return [make_problem(seed, "bench", name, tier, i) for i in range(self.problems)]
+        return self._draw(self.problems)
 
-    def proving(self) -> Iterator[Line]:
+    def proving(self) -> Iterator[BenchLine]:
         """Problems a second on one core: proven by CP-SAT, and by dynamic programming."""
         name, tier = self.recipe.data.main, self.recipe.tier_uses[self.recipe.data.main].tier
 
@@ -137,7 +134,7 @@ class Bench:
                 interval_optimum(tier.sample(rng))
 
         proven, fast = seconds(lambda: self.drawn), seconds(fast_path)
-        yield Line(
+        yield BenchLine(
             f"problems drawn and proven a second ({name}, CP-SAT)",
             f"{self.problems / proven:,.0f}",
             f"dynamic programme {self.problems / fast:,.0f}",
@@ -145,7 +142,7 @@ class Bench:
             "at least 1,000",
         )
 
-    def verdicts(self) -> Iterator[Line]:
+    def verdicts(self) -> Iterator[BenchLine]:
         """Verdicts a second on one core: plain, and confirmed by CP-SAT (each schedule once)."""
         golds = [interval_optimum(problem) for problem in self.drawn]
         texts = [answer(g, trace(p, g)) for p, g in zip(self.drawn, golds, strict=True)]
@@ -153,7 +150,7 @@ class Bench:
         confirm.cache_clear()
         plain = seconds(lambda: [verify(p, text) for _ in range(_VERDICTS) for p, text in pairs])
         fast, slow = plain / _VERDICTS, seconds(lambda: [confirm(p, parse(t)) for p, t in pairs])
-        yield Line(
+        yield BenchLine(
             "verdicts a second (plain checks)",
             f"{len(texts) / fast:,.0f}",
             f"confirmed by CP-SAT {len(texts) / slow:,.0f}",
@@ -161,9 +158,9 @@ class Bench:
             "at least 20,000",
         )
 
-    def conclusions(self) -> Iterator[Line]:
+    def conclusions(self) -> Iterator[BenchLine]:
         """Seconds from files of about ``rows`` verdicts to a conclusion on simulated arms."""
-        samples = self.rows // (len(_LIFTS) * _JUDGED)
+        samples = max(1, self.rows // (len(_LIFTS) * _JUDGED))
         count = samples * len(_LIFTS) * _JUDGED
         rng = np.random.default_rng(0)
         solving = rng.beta(0.6, 6, _JUDGED)
@@ -173,7 +170,7 @@ class Bench:
             write_jsonl(self.folder / f"{arm}.jsonl", _simulated(arm, right, samples))
             fresh[arm] = Counts(_FRESH, rng.binomial(_FRESH, sharpened(solving, lift)))
         spent = seconds(lambda: _conclude(self.folder, fresh))
-        yield Line(
+        yield BenchLine(
             f"seconds from {count:,} verdict rows to a conclusion",
             f"{spent:.1f}",
             "",
@@ -181,7 +178,7 @@ class Bench:
             "a million in 2 minutes",
         )
 
-    def sampling(self) -> Iterator[Line]:
+    def sampling(self) -> Iterator[BenchLine]:
         """Samples a second against ``generate(num_return_sequences=k)`` a prompt."""
         import torch
 
@@ -210,7 +207,7 @@ class Bench:
 
         mine, theirs = alternating(lambda: seconds(ours), lambda: seconds(plain), self.repeats)
         count = self.samples * len(prompts)
-        yield Line(
+        yield BenchLine(
             f"samples a second ({self.samples} a prompt)",
             f"{count / mine:,.0f}",
             f"plain generate {count / theirs:,.0f}",
@@ -218,14 +215,14 @@ class Bench:
             "at least 2x",
         )
 
-    def grpo_steps(self) -> Iterator[Line]:
+    def grpo_steps(self) -> Iterator[BenchLine]:
         """Seconds a GRPO step of the stage's trainer against a bare TRL trainer."""
         mine, stock = alternating(
             lambda: training_seconds(self._trainer(self.steps)),
             lambda: training_seconds(self._stock_trainer()),
             self.repeats,
         )
-        yield Line(
+        yield BenchLine(
             "seconds a GRPO step",
             f"{mine / self.steps:.2f}",
             f"stock TRL {stock / self.steps:.2f}",
@@ -233,7 +230,7 @@ class Bench:
             "no slower",
         )
 
-    def watched_steps(self) -> Iterator[Line]:
+    def watched_steps(self) -> Iterator[BenchLine]:
         """What watching adds to GRPO, and the reward's share, from the same weights.
 
         Needs the val problems of ``make data``. The measurement before the first step is included;
@@ -253,15 +250,15 @@ class Bench:
         watched, unwatched = (sum(times[watch]) / self.watched / self.pairs for watch in times)
         each = ", ".join(f"{a / b - 1:+.1%}" for a, b in zip(*times.values(), strict=True))
         own, reward = map(statistics.median, shares.values())
-        yield Line(
+        yield BenchLine(
             f"seconds a watched GRPO step, of {self.watched} (pairs: {each})",
             f"{watched:.2f}",
             f"unwatched {unwatched:.2f}",
             f"{watched / unwatched - 1:+.1%}",
             "under +3 %",
         )
-        yield Line("watching's own share of it", f"{own:.1%}", "", "", "under 3 %")
-        yield Line("reward's share of a GRPO step", f"{reward:.2%}", "", "", "under 2 %")
+        yield BenchLine("watching's own share of it", f"{own:.1%}", "", "", "under 3 %")
+        yield BenchLine("reward's share of a GRPO step", f"{reward:.2%}", "", "", "under 2 %")
 
     # --- trainers --------------------------------------------------------------------------
 
@@ -274,16 +271,13 @@ class Bench:
 
     @cached_property
     def _rows(self) -> list[Row]:
+        """Training problems, as many as GRPO needs or more."""
+        fewest = prompts_together(grpo_config(self.recipe, self.folder))
         main, reasoning = self.recipe.data.main, self.recipe.data.reasoning
         return [
             new_row(f"bench-{i}", "train", main, problem, reasoning)
-            for i, problem in enumerate(self.drawn[: max(200, self.prompts, self.fewest_problems)])
+            for i, problem in enumerate(self._draw(max(200, self.prompts, fewest)))
         ]
-
-    @property
-    def fewest_problems(self) -> int:
-        """That GRPO can be timed on."""
-        return prompts_together(grpo_config(self.recipe, Path("unused")))
 
     def _short(self, steps: int) -> Recipe:
         changes = {"max_steps": steps, "save_strategy": "no", "logging_steps": 1}
@@ -316,6 +310,8 @@ class Bench:
         )
 
 
+#: By name, the fields that say how much is measured.
+SIZES = {field.name: field for field in fields(Bench) if "help" in field.metadata}
 #: In the order of the table.
 MEASUREMENTS = (
     Bench.proving,
@@ -371,21 +367,19 @@ def check(bench: Bench) -> None:
             f"{bench.recipe.path}: no arm has trainer: grpo, which make bench times; RECIPE names "
             "another recipe"
         )
-    least = {"problems": bench.fewest_problems, "rows": len(_LIFTS) * _JUDGED}
-    for name in _SIZES:
-        size = getattr(bench, name)
-        if size < least.get(name, 1):
-            raise UserError(f"--{name} must be {least.get(name, 1)} or more, not {size}")
+    for name in SIZES:
+        if getattr(bench, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, not {getattr(bench, name)}")
 
 
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
-    for name, words in _SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=getattr(Bench, name), help=words)
+    for name, size in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=size.default, help=size.metadata["help"])
     parser.add_argument("--out", type=Path, help="write the table here as JSON too")
     arguments = parser.parse_args()
-    sizes = {name: getattr(arguments, name) for name in _SIZES}
-    lines: list[Line] = []
+    sizes = {name: getattr(arguments, name) for name in SIZES}
+    lines: list[BenchLine] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(recipe_from(arguments), Path(folder), **sizes)
         check(bench)
