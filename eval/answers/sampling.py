@@ -12,7 +12,7 @@ from data.common.files import Stage, remove, sha256
 from data.common.locks import holding, in_turn
 from data.recipe import Recipe
 from data.rows import Row, read_split
-from data.run import BASE, Run
+from data.run import BASE, SAMPLES, Run
 from data.sections import EvalSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import way_of_asking
@@ -49,20 +49,19 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
     splits = ["test", *(["val"] if tune else []), *(["train"] if asking.shots or tune else [])]
     stage = Stage(path.parent, f"eval {arm}", settings, _inputs(run, arm, splits))
     if shard and not tune:
-        _sample_part(stage, path, asker, test, asking, shard, force)
+        _sample_part(stage, asker, test, asking, shard, force)
     elif stage.begin_unless_done(force, [path]):
-        facts: dict[str, object] = {}
+        tried = {}
         if tune:
             val = [row for row in read_split(run, "val") if row["tier"] == recipe.data.main]
-            asking, facts["tuned"] = _tuned(asker, val, asking, tune)
-        asking = _limited(asker, asking, test)
+            asking, tried["tuned"] = _tuned(asker, val, asking, tune)
+        asking, facts = _resolved(asker, test, asking)
         write_answers(asker, test, asking, path, "sample", stage.goes_on)
-        _finish(stage, path, [path], asker, test, asking, facts)
+        _finish(stage, [path], test, {**facts, **tried})
 
 
 def _sample_part(
     stage: Stage,
-    path: Path,
     asker: Asker,
     test: Sequence[Row],
     asking: EvalSection,
@@ -75,13 +74,13 @@ def _sample_part(
     finds the part of the first, or a finished stage.
     """
     parts = {one: stage.part(str(one)) for one in shard.all}
-    files = {one: part.folder / path.name for one, part in parts.items()}
+    files = {one: part.folder / SAMPLES for one, part in parts.items()}
     mine, own = parts[shard], files[shard]
     with in_turn(stage.folder), holding(stage.folder):  # no process draws the whole
         if stage.says_done(force):
             return
-        stage.begin(force and stage.is_done(), [path])
-    asking = _limited(asker, asking, test)
+        stage.begin(force and stage.is_done(), [stage.folder / SAMPLES])
+    asking, facts = _resolved(asker, test, asking)
     if mine.begin_unless_done(force, [own]):
         share = shard.share(test, asker.batches(test, asking))
         write_answers(asker, share, asking, own, "sample", mine.goes_on)
@@ -93,36 +92,31 @@ def _sample_part(
         if lacking:
             print(f"{stage.name}: joined when {', '.join(lacking)} are drawn", flush=True)
             return
-        _finish(stage, path, files.values(), asker, test, asking, {})
+        _finish(stage, files.values(), test, facts)
         for part in parts.values():
             remove(part.folder)
 
 
-def _limited(asker: Asker, asking: EvalSection, test: Sequence[Row]) -> EvalSection:
-    """The way of asking with a limit of tokens."""
-    return replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
+def _resolved(
+    asker: Asker, test: Sequence[Row], asking: EvalSection
+) -> tuple[EvalSection, dict[str, Any]]:
+    """The way of asking with a limit of tokens, and what the manifest says of it.
+
+    Raises:
+        NotServedError: when the arm's server holds another model.
+    """
+    facts: dict[str, Any] = {"served": asker.served} if asker.server else {}
+    asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
+    return asking, {**facts, "samples": asking.samples, "asking": asdict(asking)}
 
 
 def _finish(
-    stage: Stage,
-    path: Path,
-    files: Iterable[Path],
-    asker: Asker,
-    test: Sequence[Row],
-    asking: EvalSection,
-    facts: Mapping[str, object],
+    stage: Stage, files: Iterable[Path], test: Sequence[Row], facts: Mapping[str, Any]
 ) -> None:
-    """Write the answers in ``files`` as the arm's samples, and how they were asked for."""
-    join(files, path, [row["id"] for row in test], asking.samples)
-    if asker.server:
-        facts = {**facts, "served": asker.served}
-    stage.finish(
-        [path.name],
-        samples=asking.samples,
-        sha256=sha256(path),
-        asking=asdict(asking),
-        **facts,
-    )
+    """Join the answers in ``files`` as the arm's samples."""
+    path = stage.folder / SAMPLES
+    join(files, path, [row["id"] for row in test], facts["samples"])
+    stage.finish([path.name], sha256=sha256(path), **facts)
 
 
 def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force: bool) -> Path:
