@@ -264,16 +264,13 @@ def test_of_a_problem_with_a_spoilt_answer_none_is_kept(tmp_path, spoilt):
 # --- the command ---------------------------------------------------------------------------
 
 
-def run(monkeypatch, recipe, *arguments):
-    monkeypatch.setattr("sys.argv", ["sample", "--recipe", str(recipe.path), *arguments])
-    sample.main()
-
-
-def test_the_command_draws_a_part_of_every_arm(world, monkeypatch, capsys):
+def test_the_command_draws_a_part_of_every_arm(world, monkeypatch):
     recipe = world.recipe({"cool": {"trainer": "none", "eval": {"temperature": 0.5}}})
     world.scripts |= {"base": solving(0.5), "cool": solving(0.5)}
-    for number in (2, 1):
-        run(monkeypatch, recipe, "--shard", f"{number}/2")
+    for shard in ("2/2", "1/2"):
+        command = ["sample", "--recipe", str(recipe.path), "--shard", shard]
+        monkeypatch.setattr("sys.argv", command)
+        sample.main()
     assert [(arm, len(ids)) for arm, _, ids, _ in world.asked] == [("base", 20), ("cool", 20)] * 2
     for arm in ("base", "cool"):
         assert len(lines(recipe, arm)) == 40 * 8
@@ -285,21 +282,16 @@ def test_the_command_draws_a_part_of_every_arm(world, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_parts_of_a_model_are_the_same_bytes_as_one_process_draws(tmp_path, monkeypatch):
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from tiny import random_model
 
-    from pipeline.corpus.tokens import build_tokenizer
     from pipeline.model import decode
+    from pipeline.model.load import write_model
 
-    tokenizer = build_tokenizer()
+    model, tokenizer = random_model("qwen3", hidden=64)
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.3)
+    write_model(model, tokenizer, tmp_path / "model")
     world = World(tmp_path, monkeypatch)
     monkeypatch.setattr(sampling, "Asker", Asker)
     # In half precision a batch of other neighbours rounds otherwise, which soon changes an answer.
@@ -310,20 +302,17 @@ def test_the_parts_of_a_model_are_the_same_bytes_as_one_process_draws(tmp_path, 
         data={"main": "dense", "tiers": {"dense": {"train": 1, "val": 1, "test": 13}}},
         eval={"samples": 4, "rows": 8, "max_tokens": 16},
     )
-    batches = []
-    draw = decode.sample_batch
+    batches, draw_batch = [], decode.sample_batch
 
     def spied(model, tokenizer, prompts, *arguments):
         batches.append(tuple(prompts))
-        return draw(model, tokenizer, prompts, *arguments)
+        return draw_batch(model, tokenizer, prompts, *arguments)
 
     monkeypatch.setattr(decode, "sample_batch", spied)
     sample_arm(recipe, "base", force=False)
-    path = recipe.run.samples("base")
-    whole, alone = path.read_bytes(), batches.copy()
+    whole, alone = drawn(recipe), batches.copy()
     assert [len(batch) for batch in alone] == [2] * 6 + [1]
     batches.clear()
-    for number in (3, 1, 2):
-        sample_arm(recipe, "base", True, Shard(number, 3))
-    assert path.read_bytes() == whole
+    draw(recipe, 3, 1, 2, of=3, force=True)
+    assert drawn(recipe) == whole
     assert sorted(batches) == sorted(alone)

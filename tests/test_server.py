@@ -38,15 +38,11 @@ class Vllm(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.keys, self.trouble = [], [], {}
+        self.asked, self.trouble = [], {}
         self.held = [{"id": "base", "root": "/models/base", "object": "model"}]
-        self.key, self.most, self.most_at_once, self.delay = None, 0, 0, 0.0
-        self.answer, self.lock = answered, threading.Lock()
-        self.free = threading.Event()
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.key, self.under_way, self.most_at_once, self.delay = None, 0, 0, 0.0
+        self.answer, self.lock, self.free = answered, threading.Lock(), threading.Event()
+        self.address = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, *_):
         """A client that goes away is no news."""
@@ -56,48 +52,38 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def say(self, status, body):
+    def say(self, status, body, length=None):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(length or len(content)))
         self.end_headers()
         self.wfile.write(content)
 
     def do_GET(self):
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
-            return self.say(401, {"error": "Unauthorized"})
-        if self.path != "/v1/models":
-            return self.say(404, {"detail": "Not Found"})
-        return self.say(200, {"object": "list", "data": self.server.held})
+            self.say(401, {"error": "Unauthorized"})
+        elif self.path != "/v1/models":
+            self.say(404, {"detail": "Not Found"})
+        else:
+            self.say(200, {"object": "list", "data": self.server.held})
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            number = len(self.server.asked)
-            self.server.asked.append(body)
-            self.server.most += 1
-            self.server.most_at_once = max(self.server.most_at_once, self.server.most)
-        time.sleep(self.server.delay)
-        try:
-            self.reply(self.server.trouble.get(number), body)
-        finally:
-            with self.server.lock:
-                self.server.most -= 1
-
-    def reply(self, trouble, body):
+        body, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
+        with server.lock:
+            trouble = server.trouble.get(len(server.asked))
+            server.asked.append(body)
+            server.under_way += 1
+            server.most_at_once = max(server.most_at_once, server.under_way)
+        time.sleep(server.delay)
         if trouble == "hang":
-            self.server.free.wait(30)
+            server.free.wait(30)
         elif trouble == "drop":
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b'{"choices": [')
+            self.say(200, b'{"choices": [', length=1000)
             self.close_connection = True
-        elif trouble:
-            self.say(*trouble)
         else:
-            choices = self.server.answer(body)
-            self.say(200, choices if isinstance(choices, bytes) else {"choices": choices})
+            self.say(*(trouble or (200, {"choices": server.answer(body)})))
+        with server.lock:
+            server.under_way -= 1
 
 
 def choice(index, text, reason="stop", ids=(1, 2, 3)):
@@ -169,12 +155,11 @@ def test_a_request_leaves_nothing_to_the_server_but_the_draw(vllm, tokenizer):
 
 
 def test_choices_come_back_by_their_index_with_their_tokens(vllm, tokenizer):
-    found = drawn(vllm, tokenizer)
-    assert [[one.completion for one in answers] for answers in found] == [
-        ["100:0", "100:1", "100:2"],
-        ["101:0", "101:1", "101:2"],
+    first, second = drawn(vllm, tokenizer)
+    assert [one.completion for one in (*first, *second)] == [
+        f"{seed}:{i}" for seed in (100, 101) for i in range(3)
     ]
-    assert [one.tokens for one in found[0]] == [1, 2, 3]
+    assert [one.tokens for one in first] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("reason", "end"), [("stop", 1), ("length", 0)])
@@ -256,17 +241,19 @@ def test_a_server_that_stays_broken_ends_the_sampling_with_one_sentence(
     assert len(vllm.asked) == 3
 
 
-def test_a_refusal_is_said_in_the_servers_words_and_not_repeated(vllm, tokenizer):
-    vllm.trouble = {0: (400, {"error": {"message": "too many tokens"}})}
-    with pytest.raises(UserError, match=r"refuses POST /completions with 400 \(.*too many tokens"):
-        drawn(vllm, tokenizer, ["one"])
-    assert len(vllm.asked) == 1
-
-
-def test_a_server_that_takes_too_long_is_not_asked_the_same_again(vllm, tokenizer, monkeypatch):
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ((400, {"error": {"message": "too many tokens"}}), r"refuses .* 400 .*too many tokens"),
+        ("hang", r"within 0\.2 s"),
+    ],
+)
+def test_a_refusal_and_a_long_wait_are_said_and_not_repeated(
+    vllm, tokenizer, monkeypatch, trouble, said
+):
     monkeypatch.setattr(server, "ANSWER", 0.2)
-    vllm.trouble = {0: "hang"}
-    with pytest.raises(UserError, match=r"within 0\.2 s"):
+    vllm.trouble = {0: trouble}
+    with pytest.raises(UserError, match=said):
         drawn(vllm, tokenizer, ["one"])
     assert len(vllm.asked) == 1
 
@@ -325,7 +312,7 @@ def test_the_key_of_the_environment_is_shown_to_the_server(vllm, monkeypatch):
 
 def test_an_address_without_its_path_is_said(vllm):
     address = vllm.address.removesuffix("/v1")
-    with pytest.raises(UserError, match="404 .* end in /v1"):
+    with pytest.raises(UserError, match=r"404 .* end in /v1"):
         Server(address).model_of(["base"], "x", "float32")
 
 
@@ -361,26 +348,23 @@ def manifest(recipe, arm="base"):
     return json.loads(recipe.run.samples(arm).with_name("manifest.json").read_text())
 
 
-def test_an_arm_is_sampled_by_its_server_and_never_loaded(world, vllm, tokenizer):
-    recipe = recipe_of(world, vllm)
+@pytest.mark.parametrize("limit", [12, None])
+def test_an_arm_is_sampled_by_its_server_and_never_loaded(world, vllm, tokenizer, limit):
+    recipe = recipe_of(world, vllm, max_tokens=limit)
     sample_arm(recipe, "base", force=False)
     rows = read_split(recipe.run, "test")
     seeds = {row["id"]: seed_of(recipe.seed, "sample", "base", row["id"]) for row in rows}
     assert [(row["id"], row["sample"], row["completion"]) for row in lines(recipe, "base")] == [
         (row["id"], i, f"{seeds[row['id']]}:{i}") for row in rows for i in range(4)
     ]
-    assert {body["prompt"] for body in vllm.asked} == {
-        render(tokenizer, row["prompt"]) for row in rows
-    }
+    prompts = {render(tokenizer, row["prompt"]) for row in rows}
+    assert {body["prompt"] for body in vllm.asked} == prompts
     assert manifest(recipe)["served"] == {"id": "base", "root": "/models/base"}
     assert manifest(recipe)["settings"]["engine"] == "server"
-
-
-def test_without_a_limit_in_the_recipe_the_arms_own_tokenizer_sets_it(world, vllm):
-    recipe = recipe_of(world, vllm, max_tokens=None)
-    sample_arm(recipe, "base", force=False)
-    [limit] = {body["max_tokens"] for body in vllm.asked}
-    assert limit == manifest(recipe)["asking"]["max_tokens"] > 12
+    # Without a limit in the recipe the arm's own tokenizer sets it.
+    [most] = {body["max_tokens"] for body in vllm.asked}
+    assert most == manifest(recipe)["asking"]["max_tokens"]
+    assert most == limit or (limit is None and most > 12)
 
 
 def test_where_the_server_is_and_how_much_is_asked_at_a_time_change_no_answer(world, vllm, capsys):
@@ -392,7 +376,7 @@ def test_where_the_server_is_and_how_much_is_asked_at_a_time_change_no_answer(wo
     assert "eval base: up to date" in capsys.readouterr().out
 
 
-def test_answers_of_a_server_are_not_gone_on_with_here_nor_the_other_way_round(world, vllm):
+def test_sampling_here_does_not_go_on_with_the_answers_of_a_server(world, vllm):
     recipe = recipe_of(world, vllm)
     vllm.trouble = {5: (400, b"enough")}
     with pytest.raises(UserError, match="enough"):
@@ -485,21 +469,6 @@ def test_where_no_arm_is_held_it_is_an_error(two, vllm, monkeypatch):
     vllm.held = [{"id": "other"}]
     with pytest.raises(UserError, match=f"^{vllm.address} holds other, not "):
         run(monkeypatch, two)
-    vllm.held = [{"id": "base"}]
-    with pytest.raises(UserError, match="holds base, not "):
-        run(monkeypatch, two, "--arm", "grpo")
-
-
-def test_arms_may_have_servers_of_their_own(world, vllm, tokenizer):
-    with playing() as other:
-        other.held = [{"id": "grpo"}]
-        arms = {"grpo": {"trainer": "grpo", "eval": {"server": other.address}}}
-        recipe = recipe_of(world, vllm, arms)
-        world.train(recipe)
-        save(tokenizer, recipe.run.folder / "grpo" / "model")
-        for arm in ("base", "grpo"):
-            sample_arm(recipe, arm, force=False)
-    assert [{body["model"] for body in one.asked} for one in (vllm, other)] == [{"base"}, {"grpo"}]
 
 
 @pytest.mark.parametrize(
