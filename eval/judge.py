@@ -60,7 +60,8 @@ def _strange_starts(run: Run, names: Sequence[str]) -> Iterator[str]:
             continue
         again = f"{maker(name)} trains it again."
         if not finished(run.stage(name)):
-            yield f"Note: the answers of {label(name)} are of a model that is there no more; {again}"
+            gone = "are of a model that is there no more"
+            yield f"Note: the answers of {label(name)} {gone}; {again}"
             continue
         facts, start = stage_facts(run.stage(name)), run.arms[name].start
         model = run.model(start)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
+from data.draw import make_problem
 from data.policies import random_maximal_success
 from data.rows import gold_answer, read_split
 from data.tiers import TIERS
@@ -394,7 +395,7 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
     with pytest.raises(UserError, match="gave no optimal answer in 16; run SFT first"):
         rejection.run(recipe, force=False, arm="picked")
 
-    problem = make.make_problem(0, "test", "dense", TIERS["dense"], 0)
+    problem = make_problem(0, "test", "dense", TIERS["dense"], 0)
     right = verify(problem, gold_answer(problem, reasoning=False))
     monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
     rejection.run(recipe, force=True, arm="picked")

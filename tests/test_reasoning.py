@@ -166,10 +166,10 @@ def _hostile(size):
 def test_hostile_text_costs_no_more_than_its_length():
     for text in [*_hostile(300_000), "".join(f"x{i} = 3\n" for i in range(30_000))]:
         for whole in (text, text + "</think><schedule></schedule>"):
-            started = time.perf_counter()
+            started = time.process_time()
             check_trace(day(), whole)
             reflections(day(), whole)
-            assert time.perf_counter() - started < 1.0, whole[:40]
+            assert time.process_time() - started < 1.0, whole[:40]
 
 
 def test_no_corrupt_answer_stops_the_checks():
