@@ -91,13 +91,13 @@ def read_answers(path: Path, ids: Container[str], by: str = "make eval") -> Iter
     Raises:
         UserError: naming the line that differs from what the command writes, and the way out.
     """
-    return (cast(SampleRow, row) for row in _checked(path, ids, _SAMPLE, f"`{by}` draws"))
+    return (cast(SampleRow, row) for row in _checked_rows(path, ids, _SAMPLE, f"`{by}` draws"))
 
 
 def read_verdicts(path: Path, ids: Container[str]) -> Iterator[VerdictRow]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
     kinds = {**_VERDICT, "finish_reason": _REASON}
-    return (cast(VerdictRow, row) for row in _checked(path, ids, kinds, "`make eval` judges"))
+    return (cast(VerdictRow, row) for row in _checked_rows(path, ids, kinds, "`make eval` judges"))
 
 
 def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
@@ -128,7 +128,7 @@ def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
         raise UserError(f"{samples} lacks problems; delete it, and `make eval` draws it again")
 
 
-def _checked(
+def _checked_rows(
     path: Path, ids: Container[str], kinds: Mapping[str, Kind], does: str
 ) -> Iterator[dict[str, Any]]:
     """Rows whose keys are of their ``kinds`` and whose samples count from 0 for every problem."""

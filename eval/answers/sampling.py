@@ -42,7 +42,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
         print(f"eval {arm}: tuned and sampled by one process, --shard 1/{shard.of}", flush=True)
         return
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
-    settings = _settings(asker, asking)
+    settings = _asking_settings(asker, asking)
     if tune:  # the best way depends on how the answers are judged
         settings |= {"tune": tune, "main": recipe.data.main, "lenient": asking.lenient}
     path = run.samples(arm)
@@ -129,7 +129,7 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
         asking = replace(asking, server=recipe.for_arm(arm).eval.server or asking.server)
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
     path = first.parent / "fresh" / first.name
-    settings = {**_settings(asker, asking), "problems": [row["id"] for row in rows]}
+    settings = {**_asking_settings(asker, asking), "problems": [row["id"] for row in rows]}
     inputs = _inputs(run, arm, ["test", *(["train"] if asking.shots else [])])
     stage = Stage(path.parent, f"eval {arm} again", settings, inputs)
     if stage.begin_unless_done(force, [path]):
@@ -139,7 +139,7 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
     return path
 
 
-def _settings(asker: Asker, asking: EvalSection) -> dict[str, object]:
+def _asking_settings(asker: Asker, asking: EvalSection) -> dict[str, object]:
     """What an arm's answers depend on, its weights aside. A server's address may change, and how
     much is asked of it at a time."""
     aside = (*_JUDGING, "server", *(["rows"] if asking.server else []))

@@ -81,7 +81,7 @@ class Server:
         for card in [*known, *map(by_name.get, names[1:])]:
             if card:
                 return card
-        served = ", ".join(_plain(card["id"]) for card in cards) or "no model"
+        served = ", ".join(_one_line(card["id"]) for card in cards) or "no model"
         raise NotServedError(
             f"{self.address} holds {served}, not {model}; `vllm serve {shlex.quote(model)} "
             f"--served-model-name {names[0]} --dtype {dtype}` serves it"
@@ -177,7 +177,7 @@ class Server:
                 response = await client.request(method, self.address + path, json=body)
                 if response.is_success:
                     return read(response.json())
-                said = f"{method} {path} with {response.status_code} ({_plain(response.text)})"
+                said = f"{method} {path} with {response.status_code} ({_one_line(response.text)})"
                 if response.status_code < 500 and response.status_code != _TOO_MANY:
                     hint = _WAYS_OUT.get(response.status_code, "")
                     raise UserError(f"{self.address} refuses {said}{hint}")
@@ -188,9 +188,9 @@ class Server:
                     f"answered is kept, {going_on()} (smaller eval.rows ask it less at a time)"
                 ) from None
             except httpx.RequestError as error:
-                trouble = f"cannot be reached ({_plain(f'{type(error).__name__}: {error}')})"
+                trouble = f"cannot be reached ({_one_line(f'{type(error).__name__}: {error}')})"
             except (ValueError, RecursionError) as error:
-                trouble = f"gives no whole answer to {method} {path} ({_plain(error)})"
+                trouble = f"gives no whole answer to {method} {path} ({_one_line(error)})"
             if wait is not None:
                 await asyncio.sleep(wait)
         raise UserError(
@@ -241,7 +241,7 @@ def _sample(choice: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sa
     return Sample(text, reason, len(ids))
 
 
-def _plain(words: object) -> str:
+def _one_line(words: object) -> str:
     """A server's words on one line, without what would steer a terminal."""
     text = "".join(c if c.isprintable() else " " for c in str(words))
     return " ".join(text.split())[:300] or "no words"
