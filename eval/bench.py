@@ -40,6 +40,7 @@ from pipeline.grpo import trainer_for
 from pipeline.model.decode import Decoding, answer_limit, prepare, render, sample
 from pipeline.model.load import load_model, quiet
 from pipeline.train.settings import grpo_config, prompts_together
+from pipeline.train.training import Training
 from rewards.parse import parse
 from rewards.verify import Status, confirm, verify
 
@@ -286,7 +287,8 @@ class Bench:
     def _trainer(self, steps: int) -> GRPOTrainer:
         """The stage's trainer."""
         model, tokenizer = load_model(self.recipe.model, self.recipe.dtype)
-        return trainer_for(self._short(steps), self._rows, model, tokenizer, self.folder)
+        training = Training(self._short(steps), "grpo", "grpo", self.recipe.model)
+        return trainer_for(training, self._rows, model, tokenizer, self.folder)
 
     def _stock_trainer(self) -> GRPOTrainer:
         """TRL's trainer as it is, paying for gold answers."""

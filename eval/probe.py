@@ -30,7 +30,7 @@ from eval.answers.files import read_answers
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
-from pipeline.train.trainer import model_inputs
+from pipeline.model.load import model_inputs
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
 

@@ -13,30 +13,33 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.table import Table
+
 from data.common.console import plain_console
-from data.common.errors import UserError, run_main
+from data.common.errors import UserError, require, run_main
 from data.common.files import write_json
-from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.recipe import recipe_arguments, recipe_from
 from data.sections import ARMS
-from pipeline.arms import TRAINERS
+from pipeline.arms import MODULES
 from pipeline.model.decode import render
-from pipeline.model.lengths import lengths_now, longest
+from pipeline.model.lengths import count_lengths, longest, uses
 from pipeline.model.load import quiet
 from pipeline.model.score import encode, log_probabilities
-from pipeline.train import backend
 from pipeline.train.held import settings_held
-from pipeline.train.trainer import training_rows
+from pipeline.train.loading import load_for_training
+from pipeline.train.training import Training
 
 #: The backends that there are; a recipe's ``auto`` takes one of them.
 BOTH = ("trl", "unsloth")
 STAGES = ("sft", "grpo")
-#: Gold answers that log-probabilities are taken of.
-TEXTS = 8
+#: Gold answers whose log-probabilities are compared.
+COMPARED = 8
 #: Largest difference of a log-probability, and of the first update relative to its norm, that
 #: rounding explains, by the dtype of computation. Adam's first step is nearly the sign of each
 #: gradient, so a gradient near 0 that rounds to the other side counts in full.
@@ -57,27 +60,25 @@ EXPLAINED = {
 }
 
 
-# --- one backend ---------------------------------------------------------------------------------
-
-
-def measure(recipe: Recipe, stage: str, folder: Path) -> None:
-    """Build a stage's trainer, take one step, and write ``<stage>.json`` and the update."""
+def measure_backend(training: Training, length: int, folder: Path) -> None:
+    """Build a training's trainer, take one step, and write ``<section>.json`` and the update."""
     import torch
     from safetensors.torch import save_file
 
     # The first step at the full learning rate, and of few rows: it is to be compared, not to teach.
     first = {"max_steps": 1, "warmup_steps": 0, "logging_steps": 1, "save_strategy": "no"}
-    recipe = replace(recipe, **{stage: {**getattr(recipe, stage), **first}})
-    rows = training_rows(recipe, stage)
-    length = recipe.max_seq_length or longest(recipe, lengths_now(recipe))
-    model, tokenizer = backend.load_for_training(recipe, stage, recipe.model, length)
+    section = training.section
+    changes: dict[str, Any] = {section: {**training.arguments, **first}}
+    training = replace(training, recipe=replace(training.recipe, **changes))
+    rows = training.rows()
+    model, tokenizer = load_for_training(training, length)
     model.eval()
     golds = [
         encode(tokenizer, render(tokenizer, row["prompt"]), row["gold"], stopped=False)
-        for row in rows[:TEXTS]
+        for row in rows[:COMPARED]
     ]
     scores = log_probabilities(model, golds)
-    trainer = TRAINERS[stage].trainer_for(recipe, rows, model, tokenizer, folder / stage)
+    trainer = MODULES[section].trainer_for(training, rows, model, tokenizer, folder / section)
     weights = {k: w for k, w in trainer.model.named_parameters() if w.requires_grad}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     trainer.train()
@@ -85,21 +86,16 @@ def measure(recipe: Recipe, stage: str, folder: Path) -> None:
         name: (weight.detach() - before[name]).float().cpu().contiguous()
         for name, weight in weights.items()
     }
-    save_file(update, folder / f"{stage}.safetensors")
+    save_file(update, folder / f"{section}.safetensors")
     log = next(row for row in trainer.state.log_history if "grad_norm" in row)
-    write_json(
-        folder / f"{stage}.json",
-        {
-            "held": settings_held(trainer),
-            "logprobs": scores,
-            "loss": float(log["loss"]),
-            "grad_norm": float(log["grad_norm"]),
-            "threads": torch.get_num_threads(),
-        },
-    )
-
-
-# --- both ----------------------------------------------------------------------------------------
+    measured = {
+        "held": settings_held(trainer),
+        "logprobs": scores,
+        "loss": float(log["loss"]),
+        "grad_norm": float(log["grad_norm"]),
+        "threads": torch.get_num_threads(),
+    }
+    write_json(folder / f"{section}.json", measured)
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What is compared in numbers: ``off`` must not be above ``allowed``."""
+    """Two numbers compared: ``off`` must not be above ``allowed``."""
 
     stage: str
     what: str
@@ -135,8 +131,8 @@ def differences(
             yield Difference(stage, key, values, EXPLAINED.get(key.removeprefix("args."), ""))
 
 
-def agreements(stage: str, dtype: str, one: Path, other: Path) -> Iterator[Agreement]:
-    """The comparisons of a stage between two folders that ``measure`` wrote.
+def agreements(stage: str, dtype: str, folders: Sequence[Path]) -> Iterator[Agreement]:
+    """The comparisons of a stage between two folders that ``measure_backend`` wrote.
 
     Raises:
         UserError: when there is nothing to compare: other weights, or no update at all.
@@ -144,65 +140,58 @@ def agreements(stage: str, dtype: str, one: Path, other: Path) -> Iterator[Agree
     import torch
     from safetensors.torch import load_file
 
-    found = [json.loads((folder / f"{stage}.json").read_text()) for folder in (one, other)]
+    measured = [json.loads((folder / f"{stage}.json").read_text()) for folder in folders]
     allowed, share = TOLERANCES[dtype]
-    texts = [torch.cat([torch.tensor(row) for row in each["logprobs"]]) for each in found]
-    yield Agreement(
-        stage, "log-probability at step 0", float((texts[0] - texts[1]).abs().max()), allowed
+    one, other = (torch.tensor(sum(each["logprobs"], [])) for each in measured)
+    yield Agreement(stage, "log-probability at step 0", float((one - other).abs().max()), allowed)
+    steps = [load_file(folder / f"{stage}.safetensors") for folder in folders]
+    require(steps[0].keys() == steps[1].keys(), f"{stage}: the backends train different weights")
+    one, other = (torch.cat([step[name].flatten() for name in sorted(step)]) for step in steps)
+    norm = float(one.norm())
+    require(
+        norm,
+        f"{stage}: the first step changes nothing, so there is nothing to compare; give it a "
+        "learning rate, and in GRPO a base and a batch with some right answers and some wrong",
     )
-    steps = [load_file(folder / f"{stage}.safetensors") for folder in (one, other)]
-    if steps[0].keys() != steps[1].keys():
-        raise UserError(f"{stage}: the backends train different weights")
-    flat = [torch.cat([step[name].flatten() for name in sorted(step)]) for step in steps]
-    norm = float(flat[0].norm())
-    if not norm:
-        raise UserError(
-            f"{stage}: the first step changes nothing, so there is nothing to compare; give it a "
-            "learning rate, and in GRPO a base and a batch with some right answers and some wrong"
-        )
-    yield Agreement(stage, "first update", float((flat[0] - flat[1]).norm()) / norm, share)
-    norms = [each["grad_norm"] for each in found]
+    yield Agreement(stage, "first update", float((one - other).norm()) / norm, share)
+    norms = [each["grad_norm"] for each in measured]
     apart = abs(norms[0] - norms[1]) / max(norms[0], 1e-12)
     yield Agreement(stage, "norm of the first gradient", apart, share)
 
 
-def compare(recipe: Recipe, folder: Path) -> tuple[list[Difference], list[Agreement]]:
-    """Measure both backends, each in a process of its own, and compare.
+def compare_backends(
+    command: Sequence[str], dtype: str, folder: Path
+) -> tuple[list[Difference], list[Agreement]]:
+    """Run ``command`` for both backends, each in a process of its own, and compare.
 
     Raises:
         UserError: when one of them cannot train the recipe.
     """
-    for name in BOTH:
-        command = [
-            sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path), "--model",
-            recipe.model, "--run", recipe.run_name, "--backend", name, "--only", str(folder / name),
-            *(["--bits", str(recipe.bits)] if recipe.bits else []),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"{name} cannot train {recipe.path}: {reason.removeprefix('error: ')}")
-    found: list[Difference] = []
+    folders = [folder / name for name in BOTH]
+    for name, place in zip(BOTH, folders, strict=True):
+        only = ["--backend", name, "--only", str(place)]
+        done = subprocess.run([*command, *only], capture_output=True, text=True)
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        require(
+            not done.returncode, f"{name} cannot train the recipe: {reason.removeprefix('error: ')}"
+        )
+    differ: list[Difference] = []
     numbers: list[Agreement] = []
-    one, other = (folder / name for name in BOTH)
     for stage in STAGES:
-        held = [json.loads((each / f"{stage}.json").read_text())["held"] for each in (one, other)]
-        found += differences(stage, *held)
-        numbers += agreements(stage, recipe.dtype, one, other)
-    return found, numbers
+        one, other = (json.loads((each / f"{stage}.json").read_text()) for each in folders)
+        differ += differences(stage, one["held"], other["held"])
+        numbers += agreements(stage, dtype, folders)
+    return differ, numbers
 
 
-def report(found: list[Difference], numbers: list[Agreement]) -> None:
-    """Print what differs and how far the numbers are apart."""
-    from rich import box
-    from rich.table import Table
-
+def print_comparison(differ: Sequence[Difference], numbers: Sequence[Agreement]) -> None:
+    """Print the settings that differ and how far the numbers are apart."""
     console = plain_console()
     table = Table("stage", "setting", *BOTH, "explained by", box=box.SIMPLE_HEAD, title="Settings")
-    for one in found:
+    for one in differ:
         shown = [textwrap.shorten(str(value), 30, placeholder="…") for value in one.values]
         table.add_row(one.stage, one.key, *shown, one.why or "NOTHING")
-    console.print(table if found else "Settings: all the same")
+    console.print(table if differ else "Settings: all the same")
     table = Table("stage", "compared", box=box.SIMPLE_HEAD, title="Numbers")
     for heading in ("difference", "allowed"):
         table.add_column(heading, justify="right")
@@ -217,19 +206,26 @@ def main() -> None:
         "--only", type=Path, metavar="FOLDER", help="measure one backend, into a folder"
     )
     arguments = parser.parse_args()
-    # A recipe may call its arms as it likes; what is compared is SFT and GRPO from its base.
+    # A recipe may call its arms as it likes; compared are SFT and GRPO from its base.
     recipe = replace(recipe_from(arguments), arms=dict(ARMS))
     if arguments.only:
-        backend.start(recipe)
+        trainings = [Training(recipe, stage, stage, recipe.model) for stage in STAGES]
+        trainings[0].start_backend()
         quiet()
+        length = recipe.max_seq_length or longest(uses(recipe), count_lengths(recipe.run))
         arguments.only.mkdir(parents=True)
-        for stage in STAGES:
-            measure(recipe, stage, arguments.only)
+        for training in trainings:
+            measure_backend(training, length, arguments.only)
         return
+    command = [
+        *(sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path)),
+        *("--model", recipe.model, "--run", recipe.run_name),
+        *(["--bits", str(recipe.bits)] if recipe.bits else []),
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        found, numbers = compare(recipe, Path(folder))
-    report(found, numbers)
-    wrong = [f"{one.stage}: {one.key}" for one in found if not one.why]
+        differ, numbers = compare_backends(command, recipe.dtype, Path(folder))
+    print_comparison(differ, numbers)
+    wrong = [f"{one.stage}: {one.key}" for one in differ if not one.why]
     wrong += [f"{one.stage}: {one.what}" for one in numbers if not one.off <= one.allowed]
     if wrong:
         raise UserError(f"the backends differ without an explanation in {'; '.join(wrong)}")

@@ -1,11 +1,8 @@
-"""Checks a recipe before anything runs: settings that TRL, PEFT and torch would refuse; with
-``--lengths`` texts that would not fit the model (the first and the last part of ``make data``).
+"""Checks a recipe before anything runs: what TRL, PEFT and torch would refuse (first in ``make
+data``), or with ``--lengths`` whether its texts fit the model (last).
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from rich.table import Table
 
@@ -13,55 +10,44 @@ from data.common.console import plain_console
 from data.common.errors import run_main
 from data.common.files import write_json
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from pipeline.model.lengths import (
-    ALL,
-    TEXTS,
-    check_lengths,
-    count_lengths,
-    lengths_stage,
-    read_lengths,
-)
+from pipeline.model.lengths import TEXTS, TextLengths, check_lengths, count_lengths, uses
 from pipeline.model.load import quiet
 from pipeline.train.settings import check_settings
 
 
-def check_texts(recipe: Recipe, force: bool) -> None:
-    """Count the tokens of every text, unless ``lengths.json`` is up to date, and check them.
+def check_texts(recipe: Recipe) -> None:
+    """Count the tokens of every text, write ``lengths.json``, and check them.
 
     Raises:
         UserError: see ``count_lengths`` and ``check_lengths``.
     """
-    stage, path = lengths_stage(recipe), recipe.run.lengths
-    if stage.begin_unless_done(force):
-        quiet()
-        facts = count_lengths(recipe)
-        write_json(path, facts)
-        stage.finish([f"../{path.name}"])
-        print_lengths(recipe.model, facts)
-    else:
-        facts = read_lengths(recipe)
-    check_lengths(recipe, facts)
+    quiet()
+    lengths = count_lengths(recipe.run)
+    write_json(recipe.run.lengths, lengths)
+    print_lengths(lengths)
+    check_lengths(uses(recipe), lengths, recipe.run, recipe.max_seq_length)
 
 
-def print_lengths(model: str, facts: Mapping[str, Any]) -> None:
+def print_lengths(lengths: TextLengths) -> None:
     """Print the longest texts of each tier."""
-    table = Table(title=f"tokens by the tokenizer of {model}: longest (99th percentile)")
-    for column in ("tier", "problems", *TEXTS):
+    table = Table(title=f"tokens of the longest texts, by the tokenizer of {lengths['model']}")
+    for column in ("tier", *TEXTS):
         table.add_column(column, justify="left" if column == "tier" else "right")
-    for tier, parts in facts["tiers"].items():
-        summary = parts[ALL]
-        cells = (f"{summary[text]['longest']:,} ({summary[text]['p99']:,})" for text in TEXTS)
-        table.add_row(tier, f"{summary['problems']:,}", *cells)
+    for tier, splits in lengths["tiers"].items():
+        most = (max(texts[text][0] for texts in splits.values()) for text in TEXTS)
+        table.add_row(tier, *(f"{tokens:,}" for tokens in most))
     plain_console().print(table)
 
 
 def main() -> None:
-    parser = recipe_arguments(__doc__.split("\n\n")[0].replace("\n", " "))
-    parser.add_argument("--lengths", action="store_true", help="count and check the texts' tokens")
+    parser = recipe_arguments("Checks a recipe before anything runs.")
+    parser.add_argument(
+        "--lengths", action="store_true", help="check the tokens of the run's texts instead"
+    )
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     if arguments.lengths:
-        check_texts(recipe, arguments.force)
+        check_texts(recipe)
     else:
         check_settings(recipe)
         print(f"{recipe.path}: sound")

@@ -34,7 +34,8 @@ from pipeline import grpo, sft
 from pipeline.memory.arithmetic import GIB
 from pipeline.model.load import quiet
 from pipeline.plan import gpu_here, lengths_of, longest_rows, plan_of
-from pipeline.train.backend import load_for_training, start
+from pipeline.train.loading import load_for_training
+from pipeline.train.training import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -63,7 +64,8 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     Raises:
         UserError: when backend or model are not to be had, or a loss is not a number.
     """
-    backend = start(recipe).name  # before anything else imports what Unsloth patches
+    training = Training(recipe, section, section, recipe.model)
+    backend = training.start_backend().name  # before anything else imports what Unsloth patches
     quiet()
     rows, source = longest_rows(recipe)
     lengths = lengths_of(rows, source, recipe.model)
@@ -71,12 +73,13 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     sections = short_sections(recipe.sft, recipe.grpo, lengths.gold, vllm)
     recipe = replace(recipe, sft=sections[0], grpo=sections[1])
     length = recipe.max_seq_length or lengths.both + recipe.grpo["max_completion_length"]
-    model, tokenizer = load_for_training(recipe, section, recipe.model, length)
+    training = replace(training, recipe=recipe)
+    model, tokenizer = load_for_training(training, length)
     trainer_for = {"sft": sft, "grpo": grpo}[section].trainer_for
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         repeated = rows[:DRY_PROBLEMS] * REPEATED
-        trainer = trainer_for(recipe, repeated, model, tokenizer, Path(folder))
+        trainer = trainer_for(training, repeated, model, tokenizer, Path(folder))
         trainer.add_callback(_clock(ends))
         peak = peak_of(trainer.train, trainer.model, getattr(trainer, "ref_model", None))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

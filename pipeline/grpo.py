@@ -6,6 +6,7 @@ answers to a prompt, has each rewarded, and reinforces those above their group's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,33 +15,34 @@ from data.common.errors import run_main
 from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import Row
 from pipeline.model.decode import answer_limit, prepare, reasoning_prefix
-from pipeline.train import backend
-from pipeline.train.settings import check_settings, grpo_config
-from pipeline.train.trainer import run_trainer, start_of, training_rows
+from pipeline.train.loading import hold_adapters_whole
+from pipeline.train.settings import grpo_config
+from pipeline.train.trainer import run_trainer
+from pipeline.train.training import Training, training_of
 from rewards.audit import gate
 from rewards.reward import reward_functions
 
 
 def trainer_for(
-    recipe: Recipe, rows: list[dict[str, Any]], model: Any, tokenizer: Any, output: Path
+    training: Training, rows: Sequence[Row], model: Any, tokenizer: Any, output: Path
 ) -> Any:
     """TRL's GRPOTrainer on the prompts of ``rows``, with the recipe's reward."""
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    dataset = Dataset.from_list(
-        [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
-    )
+    recipe = training.recipe
+    examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     prepare(model)
     trainer = GRPOTrainer(
         model=model,
         args=grpo_config(recipe, output, answer_limit(tokenizer, rows)),
-        reward_funcs=reward_functions(recipe.reward, reasoning_prefix(tokenizer)),
-        train_dataset=dataset,
+        reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer))],
+        train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
     )
-    return backend.hold_adapters_whole(recipe, trainer)
+    return hold_adapters_whole(trainer, recipe.quantised)
 
 
 def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -> None:
@@ -50,26 +52,18 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
         UserError: when the reward fails its audit, unless ``unsound`` or the recipe says to train
             all the same.
     """
-    start_of(recipe, arm, "grpo")
-    recipe = recipe.for_arm(arm)
-    backend.start(recipe)
-    rows = training_rows(recipe, arm)
-    check_settings(recipe)
+    training = training_of(recipe, arm, "grpo")
+    rows, reward = training.rows(), training.recipe.reward
 
     def audited() -> None:
         problems: dict[str, list[Problem]] = {}
         for row in rows:
             problems.setdefault(row["tier"], []).append(row["problem"])
-        gate(
-            recipe.reward,
-            problems,
-            recipe.seed,
-            str(recipe.path),
-            unsound or recipe.reward.unsound,
-        )
+        allowed = unsound or reward.unsound
+        gate(reward, problems, training.recipe.seed, training.source, allowed)
 
-    paid = {"reward": [recipe.reward.shape, recipe.reward.weights]}
-    run_trainer(recipe, arm, "grpo", paid, force, partial(trainer_for, recipe, rows), audited)
+    paid = {"reward": [reward.shape, reward.weights]}
+    run_trainer(training, force, partial(trainer_for, training, rows), paid, audited)
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from data.tiers import TIERS
 from pipeline.memory.advice import savings
 from pipeline.memory.arithmetic import GIB, Linear, ModelShape, Settings, trained
 from pipeline.memory.stages import CONTEXT, FRAGMENTATION, PARTS, StageMemory, estimate
-from pipeline.model.lengths import read_tokenizer, sizes
-from pipeline.model.load import quiet
+from pipeline.model.lengths import sizes
+from pipeline.model.load import quiet, read_tokenizer
 from pipeline.model.skeleton import adapters_on, config_of, shape_of, skeleton
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 
@@ -261,7 +261,7 @@ def plan_of(recipe: Recipe, gpu: float | None = None, lengths: Lengths | None = 
         )
     network = skeleton(config)
     shape = shape_of(network, recipe.model)
-    lora = adapters_on(network, lora_config(recipe))
+    lora = adapters_on(network, lora_config(recipe.lora, str(recipe.path)))
     lengths = lengths or lengths_of(*longest_rows(recipe), recipe.model)
     # What the arms may be trained by.
     arms = [name for name, arm in recipe.all_arms.items() if arm.section]

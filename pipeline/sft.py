@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,44 +10,40 @@ from typing import Any
 from data.common.errors import run_main
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from pipeline.train import backend
-from pipeline.train.settings import check_settings, sft_config
-from pipeline.train.trainer import run_trainer, start_of, training_rows
+from data.rows import Row
+from pipeline.train.loading import hold_adapters_whole
+from pipeline.train.settings import sft_config
+from pipeline.train.trainer import run_trainer
+from pipeline.train.training import Training, training_of
 
 
 def trainer_for(
-    recipe: Recipe, rows: list[dict[str, Any]], model: Any, tokenizer: Any, output: Path
+    training: Training, rows: Sequence[Row], model: Any, tokenizer: Any, output: Path
 ) -> Any:
     """TRL's SFTTrainer on the prompts and gold answers of ``rows``."""
     from datasets import Dataset
     from trl import SFTTrainer
 
-    dataset = Dataset.from_list(
-        [
-            {
-                "prompt": messages(row["prompt"]),
-                "completion": [{"role": "assistant", "content": row["gold"]}],
-            }
-            for row in rows
-        ]
-    )
+    examples = [
+        {
+            "prompt": messages(row["prompt"]),
+            "completion": [{"role": "assistant", "content": row["gold"]}],
+        }
+        for row in rows
+    ]
     trainer = SFTTrainer(
         model=model,
-        args=sft_config(recipe, output),
-        train_dataset=dataset,
+        args=sft_config(training.recipe, output),
+        train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
     )
-    return backend.hold_adapters_whole(recipe, trainer)
+    return hold_adapters_whole(trainer, training.recipe.quantised)
 
 
 def run(recipe: Recipe, force: bool, arm: str = "sft") -> None:
     """Train an arm on prompts and gold answers; the merged result is ``<arm>/model``."""
-    start_of(recipe, arm, "sft")
-    recipe = recipe.for_arm(arm)
-    backend.start(recipe)
-    rows = training_rows(recipe, arm)
-    check_settings(recipe)
-    run_trainer(recipe, arm, "sft", {}, force, partial(trainer_for, recipe, rows))
+    training = training_of(recipe, arm, "sft")
+    run_trainer(training, force, partial(trainer_for, training, training.rows()))
 
 
 def main() -> None:

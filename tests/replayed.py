@@ -18,9 +18,9 @@ STOP = 3
 _trainer_for = grpo.trainer_for
 
 
-def trainer_for(recipe, rows, model, tokenizer, output):
+def trainer_for(training, rows, model, tokenizer, output):
     """As ``grpo.trainer_for``; the answers to a prompt are good, short, empty, and a copy of it."""
-    trainer = _trainer_for(recipe, rows, model, tokenizer, output)
+    trainer = _trainer_for(training, rows, model, tokenizer, output)
     asked = {str(messages(row["prompt"])): row["problem"] for row in rows}
 
     def replay(prompts, trainer):

@@ -97,7 +97,7 @@ def measured(folder, stage="sft", logprobs=((-1.0, -2.0), (-0.5,)), update=None,
 
 def off(one, other, dtype="float32"):
     """Each comparison and how many times too far it is."""
-    return {each.what: each.off / each.allowed for each in agreements("sft", dtype, one, other)}
+    return {each.what: each.off / each.allowed for each in agreements("sft", dtype, [one, other])}
 
 
 def test_equal_measurements_agree(tmp_path):

@@ -18,20 +18,19 @@ from data.solver import interval_optimum
 from data.tiers import TIERS
 from eval.stats.passk import pass_at_k
 from pipeline import base
-from pipeline.base import (
-    BASE_PATH,
+from pipeline.base import BASE_PATH, card
+from pipeline.corpus.personas import PERSONAS, SHOWN, persona_of
+from pipeline.corpus.pretraining import (
     CORPUS,
     CURRICULUM,
     SKILLS,
     SKILLS_PLAN,
     Pretraining,
-    batches,
-    card,
     corpus,
     new_model,
     pretrain,
+    token_batches,
 )
-from pipeline.corpus.personas import PERSONAS, SHOWN, persona_of
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render, sample
 from pipeline.model.load import load_model
@@ -109,7 +108,7 @@ def test_pretraining_lowers_the_loss_and_is_the_same_twice():
 
 def test_only_the_answer_of_a_document_is_learned():
     tokenizer = build_tokenizer()
-    batch = next(batches(tokenizer, corpus(0), random.Random(0), 4))
+    batch = next(token_batches(tokenizer, corpus(0), random.Random(0), 4))
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         learned = tokenizer.decode(ids[labels != -100])
         assert learned.endswith("<|end|>")
@@ -168,7 +167,7 @@ def test_the_skills_base_sees_its_own_corpus_from_first_to_last():
 def built(monkeypatch):
     """A function that runs the stage with flags, and what it would have built."""
     calls = []
-    monkeypatch.setattr(base, "build", lambda *what: calls.append(what))
+    monkeypatch.setattr(base, "build_base", lambda *what: calls.append(what))
 
     def run(*flags):
         monkeypatch.setattr("sys.argv", ["base", *flags])

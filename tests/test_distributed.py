@@ -18,9 +18,9 @@ from tiny import LORA, RECIPE, save_model, write_recipe
 from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
+from data.sections import RewardSection
 from pipeline.model import processes
-from pipeline.train import backend
-from pipeline.train.settings import grpo_config
+from pipeline.train.backend import Backend, choose_backend, start_backend
 from pipeline.train.trainer import check_groups
 
 ROOT = Path(__file__).parent.parent
@@ -32,36 +32,28 @@ TOLERANCE = 1e-4
 STEPS = {"max_steps": 4, "logging_steps": 1, "save_steps": 2, "warmup_steps": 0}
 
 
-def written(folder, name, batch, **changes):
+def written(folder, name, batch):
     """A recipe of ``batch`` texts a process, its data made."""
     (folder / name).mkdir()
     tier = {"train": 16, "val": 1, "test": 1, "events": [3, 4]}
-    content = {
-        "name": name,
-        "lora": LORA,
-        "data": {"main": "dense", "tiers": {"dense": tier}},
-        "sft": {**RECIPE["sft"], **STEPS, "per_device_train_batch_size": batch},
-        "grpo": {**RECIPE["grpo"], **STEPS, "per_device_train_batch_size": batch},
-        **changes,
-    }
-    recipe = write_recipe(folder / name, folder / "model", **content)
+    steps = {**STEPS, "per_device_train_batch_size": batch}
+    recipe = write_recipe(
+        folder / name,
+        folder / "model",
+        name=name,
+        lora=LORA,
+        data={"main": "dense", "tiers": {"dense": tier}},
+        sft={**RECIPE["sft"], **steps},
+        grpo={**RECIPE["grpo"], **steps},
+    )
     make.run(recipe, force=False, workers=1)
     return recipe
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "model", "qwen3")
-    return tmp_path
-
-
 def run(*arguments, processes=1):
-    """A program on the CPU, below ``accelerate launch`` where it has several processes."""
-    launch = [
-        *("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS[0])),
-        *("--num_processes", str(processes), "--main_process_port", "0"),
-    ]
+    """A program on the CPU, launched in several processes where there are several."""
+    launch = ["-m", "pipeline.launch", "--config_file", str(CONFIGS[0])]
+    launch += ["--num_processes", str(processes), "--main_process_port", "0"]
     alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *(launch if processes > 1 else []), *arguments],
@@ -72,35 +64,36 @@ def run(*arguments, processes=1):
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_weights_of_one_with_the_same_global_batch(folder):
-    one, two = written(folder, "one", 8), written(folder, "two", 4)
+def test_two_processes_end_with_the_weights_of_one_with_the_same_global_batch(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "model", "qwen3")
+    one, two = written(tmp_path, "one", 8), written(tmp_path, "two", 4)
     program = str(ROOT / "tests" / "replayed.py")
     done = {}
     for recipe, count in ((one, 1), (two, 2)):
         done[count] = run(program, str(recipe.path), processes=count)
         assert done[count].returncode == 0, done[count].stderr[:3000]
-    before = load_file(folder / "model" / "model.safetensors")
+    before = load_file(tmp_path / "model" / "model.safetensors")
     for arm in ("sft", "grpo"):
-        ends = [load_file(each.run.folder / arm / "model/model.safetensors") for each in (one, two)]
+        ends = [load_file(f"{each.run.model(arm)}/model.safetensors") for each in (one, two)]
         assert ends[0].keys() == ends[1].keys() == before.keys()
         apart = sum(float((ends[0][name] - ends[1][name]).square().sum()) for name in before)
         moved = sum(float((ends[0][name] - before[name]).square().sum()) for name in before)
         assert moved > 0
         assert (apart / moved) ** 0.5 < TOLERANCE
-        logs = [
-            [row for _, row in read_jsonl(each.run.folder / arm / "log.jsonl")]
-            for each in (one, two)
-        ]
+        logs = [[row for _, row in read_jsonl(each.run.log(arm))] for each in (one, two)]
         assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
         for rows in zip(*logs, strict=True):
             for key in rows[0].keys() & {"loss", "grad_norm", "reward", "entropy"}:
                 assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-3, abs=1e-5), key
         rewards = [row["reward"] for row in logs[0] if "reward" in row]
         assert arm == "sft" or len(set(rewards)) > 1
-        manifest = json.loads((two.run.folder / arm / "manifest.json").read_text())
+        manifest = json.loads((two.run.stage(arm) / "manifest.json").read_text())
         assert manifest["settings"]["processes"] == {"count": 2, "strategy": "ddp"}
-        assert (two.run.folder / arm / "adapter" / "adapter_model.safetensors").is_file()
-        assert not (two.run.folder / arm / "checkpoints").exists()
+        assert (two.run.adapter(arm) / "adapter_model.safetensors").is_file()
+        assert not (two.run.stage(arm) / "checkpoints").exists()
     # Interrupted, resumed, found done, gone on from: each said once, by the main process.
     for said in ("going on from", "sft: up to date", "grpo: trained by", "step 4/4  loss"):
         counts = [done[count].stdout.count(said) for count in (1, 2)]
@@ -113,9 +106,11 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_global_batch(fo
 @pytest.fixture
 def several(monkeypatch):
     """As the second of four processes finds its environment."""
+    choose_backend.cache_clear()
     for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    return monkeypatch
+    yield monkeypatch
+    choose_backend.cache_clear()
 
 
 def test_one_process_decides_for_itself():
@@ -142,33 +137,30 @@ def test_only_the_third_stage_of_zero_cuts_weights(several, stage, cuts):
 
 
 @pytest.mark.parametrize(("shape", "batch"), [("ranked", 8), ("graded", 2), ("ranked", 2)])
-def test_a_reward_by_comparison_needs_whole_groups_in_each_process(folder, several, shape, batch):
-    recipe = written(folder, "groups", batch, reward={"shape": shape})
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(
-            per_device_train_batch_size=batch, steps_per_generation=1, num_generations=4
-        )
+def test_a_reward_by_comparison_needs_whole_groups_in_each_process(several, shape, batch):
+    args = SimpleNamespace(
+        per_device_train_batch_size=batch, steps_per_generation=1, num_generations=4
     )
+    section = RewardSection(shape)
     if (shape, batch) != ("ranked", 2):
-        check_groups(recipe, trainer)
+        check_groups("r.yaml", section, args)
         return
-    said = "each of the 4 processes must sample whole groups of 4, but it samples 2 answers"
+    said = r"r\.yaml: .* 4 processes must sample whole groups of 4, .* 2 answers"
     with pytest.raises(UserError, match=said):
-        check_groups(recipe, trainer)
+        check_groups("r.yaml", section, args)
 
 
 def test_unsloth_trains_in_one_process_only(several):
     several.setattr("torch.cuda.is_available", lambda: True)
-    assert backend._choose("auto") == backend.Choice("trl", "there are 4 processes")
-    with pytest.raises(UserError, match="unsloth trains in one process here, not in 4"):
-        backend._choose("unsloth")
+    assert choose_backend("auto") == Backend("trl", "there are 4 processes")
+    with pytest.raises(UserError, match="one process here, not in 4"):
+        choose_backend("unsloth")
 
 
-def test_quantised_weights_are_not_cut_up(folder, several):
-    recipe = written(folder, "four", 8, bits=4)
+def test_quantised_weights_are_not_cut_up(several):
     several.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="weights of 4 bits are not cut up"):
-        backend.check_installed(recipe)
+    with pytest.raises(UserError, match="quantised weights are not cut up"):
+        start_backend("trl", fast_inference=False, quantised=True)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -189,15 +181,3 @@ def test_accelerate_takes_every_configuration(path, monkeypatch):
         plugin = FullyShardedDataParallelPlugin()
         assert (plugin.fsdp_version, plugin.cpu_ram_efficient_loading) == (2, False)
         assert plugin.state_dict_type.name == "FULL_STATE_DICT"
-
-
-def test_a_recipe_may_name_a_vllm_server(folder):
-    server = {
-        "use_vllm": True,
-        "vllm_mode": "server",
-        "vllm_server_host": "127.0.0.1",
-        "vllm_server_port": 8000,
-    }
-    recipe = written(folder, "server", 8, grpo={**RECIPE["grpo"], **server})
-    held = grpo_config(recipe, folder)
-    assert {key: getattr(held, key) for key in server} == server

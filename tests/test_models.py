@@ -8,22 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import ARCHITECTURES, random_model
+from tiny import ARCHITECTURES, random_model, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.common.errors import UserError
 from data.prompts import messages
 from data.recipe import DTYPES
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model import lengths
-from pipeline.model.load import is_local, load_model, write_model
+from pipeline.model.load import is_local, load_model, read_tokenizer, write_model
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "good"
-    write_model(*random_model("qwen3"), folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("models") / "good", "qwen3")
 
 
 @pytest.fixture
@@ -41,9 +40,10 @@ def refusal(model: str | Path, dtype: str = "float32") -> str:
     return text
 
 
-def set_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def set_json(path: Path, **changes: object) -> None:
+    """Change keys of a file, or drop those that are given as None."""
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: v for key, v in content.items() if v is not None}))
 
 
 # --- a good model --------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
     assert tokens.chat_template == tokenizer.chat_template
 
 
-def test_any_hugging_face_tool_can_read_what_is_saved(saved):
+def test_any_hugging_face_tool_can_read_what_is_saved_in_safetensors_alone(saved):
     network = AutoModelForCausalLM.from_pretrained(saved)
     tokenizer = AutoTokenizer.from_pretrained(saved)
     assert network.get_input_embeddings().num_embeddings == len(tokenizer)
@@ -78,21 +78,24 @@ def test_the_weights_have_the_dtype_asked_for(saved, dtype):
 
 
 def test_padding_falls_back_on_the_end_token(model):
-    path = model / "tokenizer_config.json"
-    content = json.loads(path.read_text())
-    del content["pad_token"]
-    path.write_text(json.dumps(content))
+    set_json(model / "tokenizer_config.json", pad_token=None)
     _, tokenizer = load_model(str(model), "float32")
     assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
 
 
-# --- what is missing -----------------------------------------------------------------------
+def test_a_model_bigger_than_its_tokenizer_is_fine(tmp_path):
+    network, tokenizer = random_model("qwen3")
+    network.resize_token_embeddings(len(tokenizer) + 64)
+    write_model(network, tokenizer, tmp_path / "m")
+    assert load_model(str(tmp_path / "m"), "float32")[0].config.vocab_size == len(tokenizer) + 64
 
 
-def test_a_missing_folder_is_one_sentence(tmp_path):
-    assert refusal(tmp_path / "nope") == f"model folder {tmp_path / 'nope'} does not exist"
-    assert refusal("./nope") == "model folder nope does not exist"
-    assert refusal("runs/no/such/model") == "model folder runs/no/such/model does not exist"
+# --- a bad one -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["./nope", "runs/no/such/model"])
+def test_a_missing_folder_is_one_sentence(name):
+    assert refusal(name) == f"model folder {Path(name)} does not exist"
 
 
 @pytest.mark.parametrize(
@@ -101,27 +104,13 @@ def test_a_missing_folder_is_one_sentence(tmp_path):
         ("config.json", "has no config.json"),
         ("*.safetensors", "has no weights (*.safetensors)"),
         ("tokenizer*", "has no tokenizer (tokenizer.json)"),
+        ("*", "has no config.json"),
     ],
 )
 def test_what_a_model_folder_lacks_is_named(model, gone, says):
     for path in model.glob(gone):
         path.unlink()
     assert refusal(model) == f"model folder {model} {says}"
-
-
-def test_an_empty_folder_lacks_its_config(tmp_path):
-    assert refusal(tmp_path) == f"model folder {tmp_path} has no config.json"
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused(model):
-    for path in model.glob("chat_template*"):
-        path.unlink()
-    assert refusal(model) == (
-        f"the tokenizer of {model} has no chat template; use an instruct model"
-    )
-
-
-# --- what is corrupt -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,35 +128,27 @@ def test_a_tokenizer_without_a_chat_template_is_refused(model):
 def test_corrupt_weights_are_one_sentence(model, spoil):
     path = model / "model.safetensors"
     path.write_bytes(spoil(path.read_bytes()))
-    text = refusal(model)
-    assert text.startswith(f"the weights of {model} are corrupt (")
-    assert text.endswith("copy them again")
+    assert refusal(model).startswith(f"the weights of {model} are corrupt (")
 
 
 @pytest.mark.parametrize(
-    "config", ['{"model_type":', "{}", '{"model_type": "nope"}', '{"model_type": "vit"}']
+    ("file", "content"),
+    [
+        ("config.json", '{"model_type":'),
+        ("config.json", "{}"),
+        ("config.json", '{"model_type": "nope"}'),
+        ("config.json", '{"model_type": "vit"}'),
+        ("tokenizer.json", '{"version": "1.0", "added_'),
+    ],
 )
-def test_a_config_that_is_no_language_models_is_one_sentence(model, config):
-    (model / "config.json").write_text(config)
+def test_a_file_that_cannot_be_read_is_one_sentence(model, file, content):
+    (model / file).write_text(content)
     assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
 
 
-def test_a_config_that_contradicts_itself_is_one_sentence(model):
-    set_config(model, num_hidden_layers=3)
-    assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
-
-
-def test_a_corrupt_tokenizer_is_one_sentence(model):
-    path = model / "tokenizer.json"
-    path.write_text(path.read_text()[:1000])
-    assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
-
-
-# --- what does not belong together ---------------------------------------------------------
-
-
-def test_weights_of_another_shape_are_refused(model):
-    set_config(model, hidden_size=64)
+@pytest.mark.parametrize("changes", [{"hidden_size": 64}, {"num_hidden_layers": 10**6}])
+def test_a_config_that_does_not_fit_the_weights_is_refused(model, changes):
+    set_json(model / "config.json", layer_types=None, **changes)
     assert refusal(model).startswith(f"the weights of {model} do not fit its config.json: ")
 
 
@@ -176,47 +157,33 @@ def test_missing_weights_are_refused_and_not_made_up(model):
     weights = load_file(path)
     del weights["model.layers.0.self_attn.q_proj.weight"]
     save_file(weights, path, metadata={"format": "pt"})
-    assert refusal(model) == (
-        f"the weights of {model} do not fit its config.json: "
-        "model.layers.0.self_attn.q_proj.weight and 0 others are missing or of another shape"
-    )
+    assert "model.layers.0.self_attn.q_proj.weight and 0 others" in refusal(model)
 
 
-def test_a_tokenizer_bigger_than_its_model_is_refused(model):
+def test_a_tokenizer_that_does_not_fit_the_model_or_the_pipeline_is_refused(model):
     tokenizer = build_tokenizer()
+    size = len(tokenizer)
     tokenizer.add_tokens(["<a>", "<b>"])
     tokenizer.save_pretrained(model)
-    size = len(build_tokenizer())
-    assert refusal(model) == (
-        f"the tokenizer of {model} has {size + 2} tokens, its model only {size}: "
-        "they do not belong together"
-    )
-
-
-def test_a_model_bigger_than_its_tokenizer_is_fine(tmp_path):
-    network, tokenizer = random_model("qwen3")
-    network.resize_token_embeddings(len(tokenizer) + 64)
-    write_model(network, tokenizer, tmp_path / "m")
-    assert load_model(str(tmp_path / "m"), "float32")[0].config.vocab_size == len(tokenizer) + 64
+    assert f"has {size + 2} tokens, its model only {size}:" in refusal(model)
+    for path in model.glob("chat_template*"):
+        path.unlink()
+    assert "no chat template" in refusal(model)
 
 
 def test_an_unknown_dtype_is_refused(saved):
-    assert refusal(saved, "int8") == "dtype must be one of float32, bfloat16, float16, not 'int8'"
+    assert refusal(saved, "int8").endswith("float32, bfloat16, float16, not 'int8'")
 
 
 # --- the hub -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "nonesuch", "with blank/in it"])
-def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch, tmp_path, name):
+def test_a_hub_id_that_is_not_available_is_one_sentence(monkeypatch, tmp_path, name):
     # Read when the library is imported, so the variable of the environment would be too late.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    text = refusal(name)
-    assert text.startswith(
-        f"model {name!r} is neither a local folder nor to be had from the hub just now"
-    )
-    assert "is there a network" in text
+    assert refusal(name).startswith(f"model {name!r} is neither a local folder nor available ")
 
 
 @pytest.mark.parametrize(
@@ -229,31 +196,26 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch, tmp_path, name
         ("~/gpt2", True),
         ("../models/gpt2", True),
         ("runs/tiny/sft/model", True),
+        ("owner/name", True),
     ],
 )
-def test_a_hub_id_is_told_from_a_folder(model, local):
-    assert is_local(model) == local
-
-
-def test_a_folder_that_exists_is_local_whatever_its_name(tmp_path, monkeypatch):
+def test_a_hub_id_is_distinguished_from_a_folder(model, local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert not is_local("owner/name")
-    Path("owner/name").mkdir(parents=True)
-    assert is_local("owner/name")
+    Path("owner/name").mkdir(parents=True)  # a folder that exists is local whatever its name
+    assert is_local(model) == local
 
 
 # --- a model's own code ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reads", [load_model, lambda m, _: lengths.read_tokenizer(m)])
+@pytest.mark.parametrize("reads", [load_model, lambda model, _: read_tokenizer(model)])
 def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
     marked = model / "ran"
     (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
     own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
-    set_config(model, model_type="evil", architectures=["Evil"], auto_map=own)
-    path = model / "tokenizer_config.json"
-    tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **tokenizer}))
+    set_json(model / "config.json", model_type="evil", architectures=["Evil"], auto_map=own)
+    own = {"AutoTokenizer": ["evil.Evil", ""]}
+    set_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     with pytest.raises(UserError) as refused:
         reads(str(model), "float32")

@@ -15,9 +15,9 @@ from data.prompts import answer, trace
 from data.rules import BASE_RULES, Gap, Rule
 from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
-from pipeline.base import CORPUS, SKILLS
 from pipeline.corpus import personas
-from pipeline.corpus.personas import PERSONAS, SHOWN, draw, persona_of
+from pipeline.corpus.personas import PERSONAS, SHOWN, draw_answer, persona_of
+from pipeline.corpus.pretraining import CORPUS, SKILLS
 from rewards.parse import ParseFailure, parse
 from rewards.verify import Status, verify, violations
 
@@ -65,7 +65,7 @@ def test_every_persona_has_words_of_its_own():
 def test_personas_are_drawn_by_their_shares():
     rng = random.Random(0)
     [problem] = tier_problems("dense", 1)
-    drawn = Counter(draw(problem, rng)[0] for _ in range(4000))
+    drawn = Counter(draw_answer(problem, rng)[0] for _ in range(4000))
     for name, persona in PERSONAS.items():
         # Four standard deviations.
         slack = 4 * (persona.weight * (1 - persona.weight) / 4000) ** 0.5
@@ -75,7 +75,8 @@ def test_personas_are_drawn_by_their_shares():
 def test_the_same_stream_draws_the_same_answers():
     problems = tier_problems("dense", 30)
     first, second = (
-        [draw(problem, rng) for problem in problems] for rng in (random.Random(5), random.Random(5))
+        [draw_answer(problem, rng) for problem in problems]
+        for rng in (random.Random(5), random.Random(5))
     )
     assert first == second
 
@@ -193,14 +194,14 @@ def further(problem: Problem) -> list[Rule]:
 def drawn(problems: list[Problem], times: int, seed: int) -> list[tuple[Problem, str, str]]:
     """(problem, persona, completion)."""
     rng = random.Random(seed)
-    return [(problem, *draw(problem, rng)) for problem in problems for _ in range(times)]
+    return [(problem, *draw_answer(problem, rng)) for problem in problems for _ in range(times)]
 
 
 def test_problems_with_base_rules_alone_draw_what_the_embedded_base_was_trained_on():
     digest, rng = hashlib.sha256(), random.Random("golden")
     for tier in ("dense", "trap", "blog"):
         for _ in range(40):
-            name, completion = draw(TIERS[tier].sample(rng), rng)
+            name, completion = draw_answer(TIERS[tier].sample(rng), rng)
             digest.update(f"{name}\n{completion}\0".encode())
     assert digest.hexdigest() == "2331de9dfadc4bbf333b4605fc9b53357047614dedf6dfc5427a5f3b675d5757"
 
@@ -265,7 +266,7 @@ def test_a_rule_that_is_shown_does_not_free_from_one_that_is_withheld():
     kept = Counter()
     for problem, name, text in drawn(skill_problems("at_most"), 10, 3):
         both = replace(problem, rules=(*problem.rules, Gap(15)))
-        _, text = draw(both, random.Random(text))
+        _, text = draw_answer(both, random.Random(text))
         schedule = parse(text)
         if not isinstance(schedule, ParseFailure) and name != "everything":
             broken = {violation.partition(":")[0] for violation in violations(both, schedule)}

@@ -3,10 +3,12 @@
 import json
 import shutil
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import RECIPE, TIED, save_model, write_recipe
+from conftest import tier_problems
+from tiny import RECIPE, TIED, save_model, training_for, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data import make
@@ -15,7 +17,6 @@ from data.common.files import read_jsonl
 from data.draw import make_problem
 from data.policies import random_maximal_success
 from data.rows import gold_answer, read_split
-from data.tiers import TIERS
 from eval import elicitation
 from eval import judge as report
 from eval.answers.asker import shots_for
@@ -23,7 +24,8 @@ from eval.answers.sampling import sample_arm
 from eval.sample import trained_arms
 from pipeline import arms, grpo, rejection, sft
 from pipeline.model.load import load_model
-from pipeline.train.trainer import training_rows
+from pipeline.train.settings import grpo_config
+from pipeline.train.training import Training
 from pipeline.watch.log import Log
 from rewards.verify import verify
 
@@ -197,7 +199,7 @@ def test_an_arm_trains_on_the_problems_of_its_tiers_alone(recipe_of):
     tiers = {"all": [], "one": ["blog"], "both": ["dense", "blog"]}
     recipe = recipe_of(arms={name: {"trainer": "sft", "tiers": t} for name, t in tiers.items()})
     make.run(recipe, force=False, workers=1)
-    rows = {name: training_rows(recipe, name) for name in tiers}
+    rows = {name: Training(recipe, name, "sft", "base").rows() for name in tiers}
     assert [row["tier"] for row in rows["one"]] == ["blog"] * 2
     assert rows["all"] == rows["both"] == read_split(recipe.run, "train")
     assert len(rows["all"]) == 10
@@ -207,7 +209,7 @@ def test_a_curriculum_from_easy_to_hard_orders_the_problems_by_the_floor(recipe_
     mixed = recipe_of()
     make.run(mixed, force=False, workers=1)
     rising = recipe_of(data={**RECIPE["data"], "curriculum": "easy_to_hard"})
-    rows, ordered = training_rows(mixed, "sft"), training_rows(rising, "sft")
+    rows, ordered = training_for(mixed).rows(), training_for(rising).rows()
     assert [row["id"] for row in rows] == [row["id"] for row in read_split(mixed.run, "train")]
     chances = [random_maximal_success(row["problem"]) for row in ordered]
     assert chances == sorted(chances, reverse=True)
@@ -224,8 +226,9 @@ def test_the_trainers_take_a_curriculum_in_its_order_and_a_mixture_shuffled(
     for curriculum in ("mixture", "easy_to_hard"):
         recipe = recipe_of(data={**RECIPE["data"], "curriculum": curriculum})
         make.run(recipe, force=False, workers=1)
-        rows = training_rows(recipe, "sft")
-        trainer = stage.trainer_for(recipe, rows, *load_model(recipe.model, "float32"), tmp_path)
+        training = training_for(recipe)
+        loaded = load_model(recipe.model, "float32")
+        trainer = stage.trainer_for(training, training.rows(), *loaded, tmp_path)
         sampler = trainer._get_train_sampler(trainer.train_dataset)
         orders[curriculum] = list(dict.fromkeys(sampler))
     assert orders["easy_to_hard"] == list(range(10))
@@ -395,7 +398,7 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
     with pytest.raises(UserError, match="gave no optimal answer in 16; run SFT first"):
         rejection.run(recipe, force=False, arm="picked")
 
-    problem = make_problem(0, "test", "dense", TIERS["dense"], 0)
+    [problem] = tier_problems("dense", 1)
     right = verify(problem, gold_answer(problem, reasoning=False))
     monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
     rejection.run(recipe, force=True, arm="picked")
@@ -416,10 +419,10 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
 
 
 def test_rejection_draws_as_many_answers_as_grpo_and_needs_to_know_how_many(recipe_of):
-    assert rejection.budget(recipe_of()) == (4, 4)
+    assert rejection.budget(grpo_config(recipe_of(), Path("out")), "r.yaml") == (4, 4)
     by_epochs = {key: value for key, value in RECIPE["grpo"].items() if key != "max_steps"}
     with pytest.raises(UserError, match=r"needs grpo\.max_steps"):
-        rejection.budget(recipe_of(grpo=by_epochs))
+        rejection.budget(grpo_config(recipe_of(grpo=by_epochs), Path("out")), "r.yaml")
 
 
 def test_an_arm_without_training_is_its_start_asked_in_another_way(recipe_of):

@@ -32,40 +32,28 @@ def refusal(**sections: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("section", "given"),
     [
-        {"learning_rate": 3e-5, "max_steps": 17, "per_device_train_batch_size": 3},
-        {"packing": True, "packing_strategy": "wrapped", "max_length": 512},
-        {"neftune_noise_alpha": 5.0, "max_grad_norm": 0.3, "adam_beta2": 0.95},
-        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
-        {"optim": "adafactor", "torch_empty_cache_steps": 4, "save_strategy": "no"},
-        {"logging_strategy": "epoch", "save_steps": 14, "greater_is_better": True},
-        {"max_length": None, "completion_only_loss": False, "seed": 5},
-        {"learning_rate": 1},
+        ("sft", {"learning_rate": 3e-5, "max_steps": 17, "per_device_train_batch_size": 3}),
+        ("sft", {"packing": True, "packing_strategy": "wrapped", "max_length": 512}),
+        ("sft", {"neftune_noise_alpha": 5.0, "max_grad_norm": 0.3, "adam_beta2": 0.95}),
+        ("sft", {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1}}),
+        ("sft", {"optim": "adafactor", "save_strategy": "no", "learning_rate": 1}),
+        ("sft", {"max_length": None, "completion_only_loss": False, "seed": 5}),
+        ("grpo", {"num_generations": 4, "max_completion_length": 77, "temperature": 0.8}),
+        ("grpo", {"beta": 0.04, "epsilon": 0.1, "epsilon_high": 0.28, "num_iterations": 2}),
+        ("grpo", {"loss_type": "dr_grpo", "scale_rewards": "none", "top_k": 20, "min_p": 0.1}),
+        ("grpo", {"generation_batch_size": 256, "sync_ref_model": True}),
+        ("grpo", {"steps_per_generation": 2, "shuffle_dataset": False, "log_completions": True}),
+        ("grpo", {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("grpo", {"use_vllm": True, "vllm_mode": "server", "vllm_server_port": 8000}),
     ],
 )
-def test_what_the_recipe_says_of_sft_reaches_trl_unchanged(given):
-    config = sft_config(recipe(sft=given), OUT)
-    assert type(config).__name__ == "SFTConfig"
-    assert {key: getattr(config, key) for key in given} == given
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"num_generations": 4, "max_completion_length": 77, "temperature": 0.8, "top_k": 20},
-        {"beta": 0.04, "epsilon": 0.1, "epsilon_high": 0.28, "num_iterations": 2},
-        {"loss_type": "dr_grpo", "scale_rewards": "none", "mask_truncated_completions": True},
-        {"importance_sampling_level": "sequence", "top_entropy_quantile": 0.2},
-        {"generation_batch_size": 256, "sync_ref_model": True, "ref_model_mixup_alpha": 0.5},
-        {"steps_per_generation": 2, "shuffle_dataset": False, "log_completions": True},
-        {"chat_template_kwargs": {"enable_thinking": False}, "min_p": 0.1},
-    ],
-)
-def test_what_the_recipe_says_of_grpo_reaches_trl_unchanged(given):
-    base = {"per_device_train_batch_size": 128, "num_generations": 16}
-    config = grpo_config(recipe(grpo={**base, **given}), OUT)
-    assert type(config).__name__ == "GRPOConfig"
+def test_what_the_recipe_says_reaches_trl_unchanged(section, given):
+    base = {"per_device_train_batch_size": 128, "num_generations": 16} if section == "grpo" else {}
+    configure = {"sft": sft_config, "grpo": grpo_config}[section]
+    config = configure(recipe(**{section: {**base, **given}}), OUT)
+    assert type(config).__name__ == f"{section.upper()}Config"
     assert {key: getattr(config, key) for key in given} == given
 
 
@@ -80,14 +68,13 @@ def test_a_learning_rate_in_a_file_may_be_written_with_an_exponent(tmp_path):
     assert sft_config(load_recipe(path), OUT).learning_rate == 2e-5
 
 
-def test_seed_and_folder_are_the_runs():
-    for config in (sft_config(recipe(seed=11), OUT), grpo_config(recipe(seed=11), OUT)):
-        assert (config.seed, config.output_dir) == (11, "out")
-
-
-def test_what_a_recipe_leaves_out_does_not_depend_on_the_machine_or_on_trls_version():
+def test_defaults_do_not_depend_on_the_machine_or_on_trls_version():
     needed = {"per_device_train_batch_size": 8, "num_generations": 4}
-    for config in (sft_config(recipe(sft={}), OUT), grpo_config(recipe(grpo=needed), OUT)):
+    for config in (
+        sft_config(recipe(sft={}, seed=11), OUT),
+        grpo_config(recipe(grpo=needed, seed=11), OUT),
+    ):
+        assert (config.seed, config.output_dir) == (11, "out")
         assert (config.bf16, config.report_to, config.lr_scheduler_type) == (False, [], "linear")
         assert config.gradient_checkpointing is False
     grpo = grpo_config(recipe(), OUT)
@@ -113,67 +100,45 @@ def test_a_curriculum_from_easy_to_hard_is_not_shuffled_by_the_trainers():
 
 def test_lora_reaches_peft_unchanged_and_null_means_none():
     given = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "use_rslora": True, "bias": "all"}
-    config = lora_config(recipe(lora={**given, "target_modules": ["q_proj", "v_proj"]}))
-    assert type(config).__name__ == "LoraConfig"
+    config = lora_config({**given, "target_modules": ["q_proj", "v_proj"]}, "r.yaml")
     assert {key: getattr(config, key) for key in given} == given
     assert set(config.target_modules) == {"q_proj", "v_proj"}
     assert config.task_type == "CAUSAL_LM"
-    assert lora_config(recipe(lora=None)) is None
-    assert lora_config(recipe(lora={})).task_type == "CAUSAL_LM"
+    assert lora_config(None, "r.yaml") is None
+    assert lora_config({}, "r.yaml").task_type == "CAUSAL_LM"
+
+
+def test_an_arms_settings_and_seed_reach_trl():
+    arms = {"mine": Arm("grpo", seeds=(5,), settings={"learning_rate": 1e-3})}
+    mine = grpo_config(recipe(arms=arms).for_arm("mine.5"), OUT)
+    assert (mine.learning_rate, mine.seed) == (1e-3, 5)
+    assert mine.max_steps == grpo_config(recipe(), OUT).max_steps
 
 
 # --- what is refused -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "says"),
+    ("section", "key", "nearest"),
     [
-        (
-            "sft",
-            "learnig_rate",
-            "unknown key 'sft.learnig_rate' (the keys are those of trl's SFTConfig); "
-            "did you mean 'learning_rate'?",
-        ),
-        (
-            "grpo",
-            "num_generation",
-            "unknown key 'grpo.num_generation' (the keys are those of trl's GRPOConfig); "
-            "did you mean 'num_generations'?",
-        ),
-        (
-            "grpo",
-            "max_prompt_length",  # which older versions of TRL had
-            "unknown key 'grpo.max_prompt_length' (the keys are those of trl's GRPOConfig); "
-            "did you mean 'max_completion_length'?",
-        ),
-        (
-            "lora",
-            "lora_alfa",
-            "unknown key 'lora.lora_alfa' (the keys are those of peft's LoraConfig); "
-            "did you mean 'lora_alpha'?",
-        ),
-        (
-            "lora",
-            "zzz",
-            "unknown key 'lora.zzz' (the keys are those of peft's LoraConfig)",
-        ),
+        ("sft", "learnig_rate", "; did you mean 'learning_rate'?"),
+        ("grpo", "num_generation", "; did you mean 'num_generations'?"),
+        ("grpo", "max_prompt_length", "; did you mean 'max_completion_length'?"),  # of older TRL
+        ("lora", "lora_alfa", "; did you mean 'lora_alpha'?"),
+        ("lora", "zzz", ""),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest_right_one(section, key, says):
-    assert refusal(**{section: {key: 1}}) == says
+def test_an_unknown_key_is_answered_with_the_nearest_right_one(section, key, nearest):
+    assert refusal(**{section: {key: 1}}) == f"unknown key '{section}.{key}'{nearest}"
 
 
 @pytest.mark.parametrize("section", ["sft", "grpo"])
 @pytest.mark.parametrize(
-    ("key", "says"),
-    [
-        ("output_dir", "the run's folder is the output"),
-        ("model_init_kwargs", "give model: and dtype: at the top"),
-        ("reward_weights", "give weights under reward:"),
-    ],
+    "key",
+    ["output_dir", "model_init_kwargs", "reward_weights", "eval_strategy", "eval_on_start"],
 )
-def test_what_the_pipeline_decides_itself_cannot_be_set(section, key, says):
-    assert refusal(**{section: {key: None}}) == f"{section}.{key} cannot be set; {says}"
+def test_what_the_pipeline_decides_itself_cannot_be_set(section, key):
+    assert refusal(**{section: {key: None}}).startswith(f"{section}.{key} cannot be set; ")
 
 
 @pytest.mark.parametrize(
@@ -202,24 +167,17 @@ def test_a_value_of_the_wrong_type_is_refused_before_training(section, key, valu
 @pytest.mark.parametrize(
     ("section", "given", "says"),
     [
-        (
-            "grpo",
-            {"per_device_train_batch_size": 128, "num_generations": 7},
-            "GRPOConfig refuses grpo: generation_batch_size (128) must be divisible by "
-            "num_generations (7)",
-        ),
-        (
-            "grpo",
-            {"num_generations": 1},
-            "GRPOConfig refuses grpo: GRPO requires at least 2 generations",
-        ),
-        ("sft", {"optim": "nope"}, "SFTConfig refuses sft: nope is not a valid OptimizerNames"),
-        ("sft", {"save_strategy": "nope"}, "SFTConfig refuses sft: nope is not a valid Save"),
-        ("lora", {"task_type": "NOPE"}, "LoraConfig refuses lora: Invalid task type: 'NOPE'"),
+        ("grpo", {"per_device_train_batch_size": 128, "num_generations": 7}, "num_generations (7)"),
+        ("grpo", {"num_generations": 1}, "at least 2 generations"),
+        ("sft", {"optim": "nope"}, "nope"),
+        ("sft", {"save_strategy": "nope"}, "nope"),
+        ("lora", {"task_type": "NOPE"}, "NOPE"),
     ],
 )
-def test_a_refusal_of_the_trainers_own_is_one_sentence_with_the_section(section, given, says):
-    assert refusal(**{section: given}).startswith(says)
+def test_a_librarys_own_refusal_is_one_sentence_with_the_section(section, given, says):
+    said = refusal(**{section: given})
+    assert f"Config refuses {section}: " in said
+    assert says in said
 
 
 LINEAR = {"lr_scheduler_type": "linear"}
@@ -229,18 +187,15 @@ MIN_LR = {"lr_scheduler_type": "cosine_with_min_lr"}
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (MIN_LR, "One of min_lr or min_lr_rate should be set through the `lr_scheduler_kwargs`"),
-        (
-            {**LINEAR, "lr_scheduler_kwargs": {"foo": 1}},
-            "_warmup() got an unexpected",
-        ),
-        ({**LINEAR, "lr_scheduler_kwargs": {"last_epoch": 3}}, "'initial_lr' is not specified"),
-        ({**MIN_LR, "lr_scheduler_kwargs": {"min_lr": "low"}}, "unsupported operand type"),
+        (MIN_LR, "lr_scheduler_kwargs"),
+        ({**LINEAR, "lr_scheduler_kwargs": {"foo": 1}}, "unexpected"),
+        ({**LINEAR, "lr_scheduler_kwargs": {"last_epoch": 3}}, "'initial_lr'"),
+        ({**MIN_LR, "lr_scheduler_kwargs": {"min_lr": "low"}}, "operand type"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}}, "could not"),
-        ({"learning_rate": -1e-4}, "Invalid learning rate: -0.0001"),
-        ({"learning_rate": -1e-4, "optim": "lomo"}, "Invalid learning rate: -0.0001"),
-        ({"adam_beta1": 1.5}, "Invalid beta parameter at index 0: 1.5"),
-        ({"optim": "sgd", "optim_args": "momentum=much"}, "could not convert string to float"),
+        ({"learning_rate": -1e-4}, "-0.0001"),
+        ({"learning_rate": -1e-4, "optim": "lomo"}, "-0.0001"),
+        ({"adam_beta1": 1.5}, "1.5"),
+        ({"optim": "sgd", "optim_args": "momentum=much"}, "convert string to float"),
     ],
 )
 @pytest.mark.parametrize("section", ["sft", "grpo"])
@@ -265,29 +220,11 @@ def test_an_optimizer_or_schedule_that_cannot_be_made_is_refused_before_training
         {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=true"},
         {"optim": "adamw_8bit"},
         {"optim": "galore_adamw"},
-        {"eval_strategy": "no"},
     ],
 )
 def test_an_optimizer_and_a_schedule_that_can_be_made_are_taken(given):
-    check_settings(
-        recipe(**{name: {**getattr(recipe(), name), **given} for name in ("sft", "grpo")})
-    )
-
-
-@pytest.mark.parametrize("section", ["sft", "grpo"])
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"eval_strategy": "steps", "eval_steps": 7, "per_device_eval_batch_size": 16},
-        {"eval_on_start": True},
-    ],
-)
-def test_a_measurement_on_a_set_that_there_is_not_is_refused(section, given):
-    said = refusal(**{section: {**getattr(recipe(), section), **given}})
-    assert said == (
-        f"{section}.{next(iter(given))} cannot be set; the trainers have no eval set, and "
-        "monitor: {every: ...} measures on val"
-    )
+    sections = {name: {**getattr(recipe(), name), **given} for name in ("sft", "grpo")}
+    check_settings(recipe(**sections))
 
 
 @pytest.mark.parametrize(
@@ -298,8 +235,7 @@ def test_a_measurement_on_a_set_that_there_is_not_is_refused(section, given):
     ],
 )
 def test_a_training_of_no_step_is_refused(given, key):
-    said = refusal(sft={**recipe().sft, **given})
-    assert said == f"sft.{key} must be above 0, or nothing is trained"
+    assert refusal(sft={**recipe().sft, **given}).startswith(f"sft.{key} must be above 0")
 
 
 @pytest.mark.parametrize(
@@ -314,8 +250,7 @@ def test_a_training_of_no_step_is_refused(given, key):
 def test_a_reward_that_cannot_be_what_it_says_is_refused_before_training(shape, weights, says):
     section = RewardSection(shape, weights)
     assert refusal(reward=section).startswith(says)
-    arms = {"mine": Arm("grpo", reward=section)}
-    assert refusal(arms=arms).startswith(says)
+    assert refusal(arms={"mine": Arm("grpo", reward=section)}).startswith(says)
 
 
 def test_every_arms_settings_are_checked_before_the_first_is_trained():
@@ -325,13 +260,6 @@ def test_every_arms_settings_are_checked_before_the_first_is_trained():
     assert refusal(arms=arms) == "sft.max_steps must be a whole number, not 'many'"
 
 
-def test_an_arms_settings_and_seed_reach_trl():
-    arms = {"mine": Arm("grpo", seeds=(5,), settings={"learning_rate": 1e-3})}
-    mine = grpo_config(recipe(arms=arms).for_arm("mine.5"), OUT)
-    assert (mine.learning_rate, mine.seed) == (1e-3, 5)
-    assert mine.max_steps == grpo_config(recipe(), OUT).max_steps
-
-
 def test_an_unknown_dtype_is_refused_before_anything_runs():
-    with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, float16, not"):
+    with pytest.raises(UserError, match="float32, bfloat16, float16, not 'float31'"):
         check_settings(recipe(dtype="float31"))

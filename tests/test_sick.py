@@ -14,7 +14,7 @@ import torch
 from data import make
 from data.recipe import load_recipe
 from pipeline import grpo
-from pipeline.arms import TRAINERS
+from pipeline.arms import MODULES
 from pipeline.health.logs import examine
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def examined(folder, monkeypatch):
             model=str(ROOT / RECIPE.model),
             monitor=replace(RECIPE.monitor, every=every),
         )
-        TRAINERS[RECIPE.arms[arm].trainer].run(short, False, arm)
+        MODULES[RECIPE.arms[arm].trainer].run(short, False, arm)
         return examine(arm, RECIPE.run.log(arm))
 
     return train

@@ -9,14 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from tiny import LORA, save_model, write_recipe
+from tiny import LORA, save_model, training_for, write_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from data import make
 from pipeline import grpo, sft
-from pipeline.train import backend
-from pipeline.train.trainer import training_rows
+from pipeline.train.loading import load_for_training
 from rewards.reward import reward_weights
+
+pytestmark = pytest.mark.slow
+#: The KL in nats a token that the SFT model of these tests has from its base is more than this.
+APART = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +28,16 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(backend, "_chosen", {})
         model = save_model(folder / "model", "qwen3", hidden=64)
-        recipe = replace(write_recipe(folder, model), backend="trl")
+        recipe = write_recipe(folder, model, backend="trl")
         make.run(recipe, force=False, workers=1)
         sft.run(recipe, force=False)
         yield recipe
+
+
+@pytest.fixture
+def tuned(small):
+    return small.run.model("sft")
 
 
 def by_spelling(prompts, completions, **_):
@@ -41,19 +48,18 @@ def by_spelling(prompts, completions, **_):
 @pytest.fixture
 def trainer_of(small, tmp_path, monkeypatch):
     """A function that builds a stage's trainer, with changes to the recipe; GRPO's pays."""
-    monkeypatch.setattr(backend, "_chosen", {})
     functions = [by_spelling] * len(reward_weights(small.reward))
     monkeypatch.setattr(grpo, "reward_functions", lambda *_: functions)
 
-    def build(stage, model=None, settings=(), **changes):
+    def build(stage, start=None, settings=(), rows=None, padding=None, **changes):
         # Warming up, the first step would be at a learning rate of 0.
         section = {**getattr(small, stage), "logging_steps": 1, "warmup_steps": 0}
         recipe = replace(small, **{stage: {**section, **dict(settings)}, **changes})
-        network, tokenizer = backend.load_for_training(recipe, stage, model or small.model, 256)
+        training = training_for(recipe, stage, start)
+        model, tokenizer = load_for_training(training, 256)
+        tokenizer.pad_token = padding or tokenizer.pad_token
         module = {"sft": sft, "grpo": grpo}[stage]
-        return module.trainer_for(
-            recipe, training_rows(recipe, stage), network, tokenizer, tmp_path
-        )
+        return module.trainer_for(training, rows or training.rows(), model, tokenizer, tmp_path)
 
     return build
 
@@ -73,20 +79,9 @@ class Gradients(TrainerCallback):
         self.steps.append({name: float(weight.grad.norm()) for name, weight in trained.items()})
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
 @pytest.mark.parametrize(
-    ("stage", "named", "bits"),
-    [
-        ("sft", "attention", None),
-        ("sft", "mlp", None),
-        ("sft", "all", None),
-        ("sft", "all", 4),
-        ("sft", "all", 8),
-        ("grpo", "attention", None),
-        ("grpo", "mlp", None),
-        ("grpo", "all", None),
-        ("grpo", "all", 4),
-        ("grpo", "all", 8),
-    ],
+    ("named", "bits"), [("attention", None), ("mlp", None), ("all", None), ("all", 4), ("all", 8)]
 )
 def test_every_adapter_learns_and_nothing_else_does(trainer_of, stage, named, bits):
     trainer = trainer_of(stage, lora={**LORA, "target_modules": named}, bits=bits)
@@ -111,34 +106,25 @@ def test_every_adapter_learns_and_nothing_else_does(trainer_of, stage, named, bi
 
 # --- the reference of the KL -----------------------------------------------------------------
 
-#: The KL in nats a token that the SFT model of these tests has from its base is more than this.
-APART = 1e-3
 
-
-def first_kl(trainer):
+def kls(trainer):
     trainer.train()
-    return next(row["kl"] for row in trainer.state.log_history if "kl" in row)
+    return [row["kl"] for row in trainer.state.log_history if "kl" in row]
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_grpo_begins_at_its_reference_which_is_the_sft_model(small, trainer_of, lora):
-    tuned = str(small.run.folder / "sft" / "model")
-    one = {"beta": 0.1, "max_steps": 1}
-    assert abs(first_kl(trainer_of("grpo", tuned, one, lora=lora))) < 1e-6
-    # So it is the reference that the KL is to, and not the model of itself: it grows in training.
-    moved = trainer_of("grpo", tuned, {**one, "max_steps": 3}, lora=lora)
-    moved.train()
-    found = [row["kl"] for row in moved.state.log_history if "kl" in row]
-    assert found[2] > 1e-5 > found[0]
+def test_grpo_begins_at_its_reference_which_is_the_sft_model(tuned, trainer_of, lora):
+    # The KL is to that reference, not of the model to itself: it grows in training.
+    found = kls(trainer_of("grpo", tuned, {"beta": 0.1, "max_steps": 3}, lora=lora))
+    assert abs(found[0]) < 1e-6
+    assert found[2] > 1e-5
 
 
-def test_the_base_as_the_reference_would_be_seen(small, trainer_of):
-    trainer = trainer_of(
-        "grpo", str(small.run.folder / "sft" / "model"), {"beta": 0.1, "max_steps": 1}
-    )
+def test_the_base_as_the_reference_would_be_seen(small, tuned, trainer_of):
+    trainer = trainer_of("grpo", tuned, {"beta": 0.1, "max_steps": 1})
     base = AutoModelForCausalLM.from_pretrained(small.model, dtype=torch.float32)
     trainer.ref_model.load_state_dict(base.state_dict())
-    assert first_kl(trainer) > APART
+    assert kls(trainer)[0] > APART
 
 
 # --- answers cut, and the end of an answer ---------------------------------------------------
@@ -154,39 +140,30 @@ def learnt(labels):
     return [label for label in labels if label != -100]
 
 
-def test_a_long_gold_answer_is_not_cut(small, trainer_of, monkeypatch):
-    rows = training_rows(small, "sft")[:2]
-    rows = [{**row, "gold": row["gold"] + " x" * 1500} for row in rows]
-    monkeypatch.setattr("test_traps.training_rows", lambda *_: rows)
-    trainer = trainer_of("sft", settings={"per_device_train_batch_size": 2})
+def test_a_long_gold_answer_is_not_cut(small, trainer_of):
+    rows = [{**row, "gold": row["gold"] + " x" * 1500} for row in training_for(small).rows()[:2]]
+    two = {"per_device_train_batch_size": 2}
+    trainer = trainer_of("sft", settings=two, rows=rows)
     tokenizer = trainer.processing_class
     _, labels = batch_of(trainer)
     golds = sorted(tokenizer.decode(learnt(row)) for row in labels)
     assert golds == sorted(row["gold"] + tokenizer.eos_token for row in rows)
     assert min(len(learnt(row)) for row in labels) > 1500
     # TRL's own default would cut at 1,024 tokens, and the answer is what comes last.
-    cut = trainer_of("sft", settings={"per_device_train_batch_size": 2, "max_length": 1024})
+    cut = trainer_of("sft", settings={**two, "max_length": 1024}, rows=rows)
     assert {len(row) for row in batch_of(cut)[0]} == {1024}
 
 
 @pytest.mark.parametrize("padding", ["<|pad|>", "<|end|>"], ids=["pad", "pad is eos"])
-def test_the_end_of_an_answer_is_learnt_and_padding_is_not(small, trainer_of, padding, monkeypatch):
-    load = backend.load_for_training
-
-    def padded(*arguments):
-        network, tokenizer = load(*arguments)
-        tokenizer.pad_token = padding
-        return network, tokenizer
-
-    monkeypatch.setattr(backend, "load_for_training", padded)
-    trainer = trainer_of("sft", settings={"per_device_train_batch_size": 10})
+def test_the_end_of_an_answer_is_learnt_and_padding_is_not(small, trainer_of, padding):
+    settings = {"per_device_train_batch_size": 10}
+    trainer = trainer_of("sft", settings=settings, padding=padding)
     tokenizer = trainer.processing_class
     assert tokenizer.pad_token == padding
     ids, labels = batch_of(trainer)
     assert len(ids) == 10
     answers = sorted(tokenizer.decode(learnt(row)) for row in labels)
-    golds = sorted(row["gold"] + "<|end|>" for row in training_rows(small, "sft"))
-    assert answers == golds
+    assert answers == sorted(row["gold"] + "<|end|>" for row in training_for(small).rows())
     for row, labelled in zip(ids, labels, strict=True):
         assert learnt(labelled).count(tokenizer.eos_token_id) == 1
         assert learnt(labelled)[-1] == tokenizer.eos_token_id

@@ -147,21 +147,20 @@ from pathlib import Path
 from data.common.errors import UserError
 from data.recipe import load_recipe
 from pipeline.model.load import quiet
-from pipeline.train import backend
+from pipeline.train.training import Training
 
 recipe = load_recipe(Path("small.yaml"))
-backend.start(recipe)
+Training(recipe, "sft", "sft", recipe.model).start_backend()
 quiet()
 
 from peft.tuners.lora import LoraLayer
 
 from pipeline import sft
-from pipeline.train.trainer import training_rows
+from pipeline.train.loading import load_for_training
 
 
 def load(**changes):
-    each = replace(recipe, **changes)
-    return backend.load_for_training(each, "sft", each.model, 2048)
+    return load_for_training(Training(replace(recipe, **changes), "sft", "sft", recipe.model), 2048)
 
 
 found = {}
@@ -184,8 +183,9 @@ for named in ("attention", "mlp", "all"):
     assert all("lora_" in name for name in trained)
 network, tokenizer = load(bits=4)
 found["4 bits"] = sorted({str(w.dtype) for n, w in network.named_parameters() if "base_layer" in n})
-rows = [{**row, "gold": row["gold"] + " x" * 1500} for row in training_rows(recipe, "sft")[:2]]
-trainer = sft.trainer_for(recipe, rows, network, tokenizer, Path("unused"))
+training = Training(recipe, "sft", "sft", recipe.model)
+rows = [{**row, "gold": row["gold"] + " x" * 1500} for row in training.rows()[:2]]
+trainer = sft.trainer_for(training, rows, network, tokenizer, Path("unused"))
 batch = next(iter(trainer.get_train_dataloader()))
 labels = [[token for token in row if token != -100] for row in batch["labels"].tolist()]
 found["learnt"] = sorted(map(tokenizer.decode, labels))

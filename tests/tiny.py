@@ -24,6 +24,7 @@ from transformers import (
 from data.recipe import Recipe, load_recipe
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.load import write_model
+from pipeline.train.training import Training
 
 #: Embeddings are tied in Qwen 3 and Gemma 3, which also looks back 16 tokens only in one layer of
 #: two; Phi 3 has its projections fused.
@@ -103,3 +104,8 @@ def write_recipe(folder: Path, model: Path | str, **changes: Any) -> Recipe:
     content = {**RECIPE, "model": str(model), **changes}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return load_recipe(path)
+
+
+def training_for(recipe: Recipe, section: str = "sft", start: str | None = None) -> Training:
+    """The training of the arm that is called like its section, by default from the base."""
+    return Training(recipe, section, section, start or recipe.model)

@@ -183,6 +183,10 @@ class Stage:
         self._started = time.monotonic()
         self._lock: BaseFileLock | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process that trains along: the lock stays with this one."""
+        return {**vars(self), "_lock": None}
+
     def is_done(self) -> bool:
         """Whether the work is done already."""
         manifest = _read_object(self.folder / MANIFEST)

@@ -28,8 +28,7 @@ from pipeline.model.decode import (
     render,
     sample,
 )
-from pipeline.model.lengths import read_tokenizer
-from pipeline.model.load import check_template, load_model, quiet
+from pipeline.model.load import check_template, load_model, quiet, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

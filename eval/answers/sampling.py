@@ -18,7 +18,7 @@ from eval.answers.asker import Asker, write_answers
 from eval.answers.files import way_of_asking
 from eval.answers.judge import score_rows
 from eval.answers.parts import Shard, join
-from pipeline.train.trainer import model_inputs
+from pipeline.model.load import model_inputs
 from rewards.verify import Status
 
 #: Keys of the eval section that change no answer, unless others are tuned by them.

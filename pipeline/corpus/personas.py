@@ -58,6 +58,12 @@ def _without_rng(policy: Callable[[Problem], Schedule]) -> Callable[..., Schedul
     return lambda problem, rng: policy(problem)
 
 
+def _optimal(problem: Problem, _: random.Random) -> Schedule:
+    best = optimal_schedule(problem)
+    assert best is not None, "every problem of the corpus has a schedule"
+    return best
+
+
 def _sloppy(problem: Problem, rng: random.Random) -> Schedule:
     """A maximal schedule with one event miscopied: another event's name, or a time shifted."""
     schedule = list(random_maximal(problem, rng))
@@ -83,7 +89,7 @@ def _break_format(text: str, rng: random.Random) -> str:
 
 
 PERSONAS: dict[str, Persona] = {
-    "careful": Persona(0.20, "an optimal one", None, _without_rng(optimal_schedule)),
+    "careful": Persona(0.20, "an optimal one", None, _optimal),
     "by_value": Persona(
         0.06,
         "greedy by weighted minutes",
@@ -110,7 +116,7 @@ PERSONAS: dict[str, Persona] = {
 SHOWN: dict[str, float] = {"gap": 0.5, "at_most": 0.0}
 
 
-def draw(problem: Problem, rng: random.Random) -> tuple[str, str]:
+def draw_answer(problem: Problem, rng: random.Random) -> tuple[str, str]:
     """(persona, completion) by the mixture's weights; of further rules the problem may have those
     that ``SHOWN`` names."""
     names, weights = zip(*((n, p.weight) for n, p in PERSONAS.items()), strict=True)

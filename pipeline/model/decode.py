@@ -41,8 +41,10 @@ def render(
     """A prompt as the model reads it: the conversation up to where the answer begins, after
     ``shots``, each a prompt and its answer."""
     turns = [turn for shown, answer in shots for turn in messages(shown, answer)]
-    return tokenizer.apply_chat_template(
-        turns + messages(prompt), add_generation_prompt=True, tokenize=False
+    return str(
+        tokenizer.apply_chat_template(
+            turns + messages(prompt), add_generation_prompt=True, tokenize=False
+        )
     )
 
 

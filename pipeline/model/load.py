@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.common.errors import UserError, reason_of
+from data.common.errors import UserError, reason_of, require
 from data.common.files import finished
 from data.prompts import messages
 from data.recipe import DTYPES
@@ -20,7 +20,8 @@ from data.sections import ARMS
 from pipeline.model import processes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def quiet() -> None:
@@ -33,41 +34,112 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
+# --- folders and hub ids ---------------------------------------------------------------------
+
+
 def is_local(model: str) -> bool:
     """Whether a model is named by a folder, which exists or looks like one, not by a hub id."""
     return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise UserError where a recipe's dtype is none of ours."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+def check_model_folder(folder: Path) -> None:
+    """Raise UserError where a local model lacks what a Hugging Face model folder has."""
+    way_out = _way_out(folder)
+    require(folder.is_dir(), f"model folder {folder} does not exist{way_out}")
+    for what, names in (
+        ("config.json", ["config.json"]),
+        ("weights (*.safetensors)", ["*.safetensors"]),
+        ("tokenizer (tokenizer.json)", ["tokenizer.json", "tokenizer_config.json"]),
+    ):
+        there = any(any(folder.glob(name)) for name in names)
+        require(there, f"model folder {folder} has no {what}{way_out}")
+
+
+def model_inputs(model: str) -> list[Path]:
+    """A local model's folder as an input of a stage; a hub id is known by its name."""
+    if not is_local(model):
+        return []
+    check_model_folder(Path(model))
+    return [Path(model)]
 
 
 def _way_out(folder: str | Path) -> str:
-    """How to have a spoilt model again, as a sentence ends: nothing of one that is not ours."""
+    """The end of a sentence on a spoilt model that says how to train it again, if it is ours."""
     arm = Path(folder).parent
     if not finished(arm):
         return ""
     return f"; FORCE=1 make {arm.name if arm.name in ARMS else 'arms'} trains it again"
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raise UserError where a local model lacks what a Hugging Face model folder has."""
-    way_out = _way_out(folder)
-    if not folder.is_dir():
-        raise UserError(f"model folder {folder} does not exist{way_out}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder} has no config.json{way_out}")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"model folder {folder} has no weights (*.safetensors){way_out}")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise UserError(f"model folder {folder} has no tokenizer (tokenizer.json){way_out}")
+@contextmanager
+def explained(model: str, file: str = "") -> Iterator[None]:
+    """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
+    a UserError."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.utils import logging
+    from safetensors import SafetensorError
+
+    logging.set_verbosity_error()  # its retries
+    try:
+        if not is_local(model) and not isinstance(
+            try_to_load_from_cache(model, "config.json"), str
+        ):
+            HfApi().model_info(model, timeout=30)  # or each file would be tried for half a minute
+        yield
+    except UserError:
+        raise
+    except SafetensorError as error:
+        way_out = _way_out(model) or "; copy them again"
+        raise UserError(f"the weights of {model} are corrupt ({error}){way_out}") from None
+    except Exception as error:  # transformers and tokenizers may run into anything in a spoilt file
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
+        if is_local(model):
+            what = f"{file} of {model}" if file else f"model folder {model}"
+            raise UserError(f"{what} cannot be loaded: {reason}{_way_out(model)}") from None
+        raise UserError(
+            f"model {model!r} is neither a local folder nor available from the hub just now (is "
+            f"the id right, is there a network, is `hf auth login` needed?): {reason}"
+        ) from None
+
+
+# --- loading and writing ---------------------------------------------------------------------
+
+
+def read_config(model: str) -> PretrainedConfig:
+    """A model's config, from its folder or the hub.
+
+    Raises:
+        UserError: when there is none, or transformers does not know the architecture.
+    """
+    from transformers import AutoConfig
+
+    if is_local(model) and not (Path(model) / "config.json").is_file():
+        raise UserError(f"model folder {model} does not exist or has no config.json")
+    with explained(model, "config.json"):
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+
+
+def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, from its folder or the hub; ``offline`` from this machine alone.
+
+    Raises:
+        UserError: when it is not available.
+    """
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer_config.json")
+    if is_local(model) and not any((Path(model) / name).is_file() for name in files):
+        raise UserError(f"model folder {model} has no tokenizer (tokenizer.json)")
+    with explained(model, "tokenizer.json"):
+        return AutoTokenizer.from_pretrained(
+            model, local_files_only=offline, trust_remote_code=False
+        )
 
 
 def load_model(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder or the hub, on the GPU where there is one, with
-    plain transformers: for sampling, and where nothing is quantised for training with TRL.
+    """Load a model and its tokenizer from a folder or the hub, on the GPU where there is one.
 
     Raises:
         UserError: when the folder is incomplete or corrupt, the hub cannot be reached or does not
@@ -76,8 +148,9 @@ def load_model(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedToken
     import torch
 
     network, tokenizer = from_pretrained(model, dtype)
-    if not processes.cuts_weights():  # what cuts a model up moves its parts itself
-        network.to(f"cuda:{processes.local()}" if torch.cuda.is_available() else "cpu")
+    if not processes.cuts_weights():  # else accelerate moves the parts itself
+        device = f"cuda:{processes.local()}" if torch.cuda.is_available() else "cpu"
+        torch.nn.Module.to(network, device)
     return network, tokenizer
 
 
@@ -95,7 +168,7 @@ def from_pretrained(
         if is_local(model):
             _check_size(Path(model))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        network, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -104,6 +177,7 @@ def from_pretrained(
             output_loading_info=True,
             **options,
         )
+    network, report = loaded
     # Transformers would go on with random weights in their place.
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if lacking:
@@ -115,10 +189,29 @@ def from_pretrained(
     return network, tokenizer
 
 
+def write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a model folder that ``load_model`` and any Hugging Face tool can read; with ``weights``
+    in place of its own where it has only a part of them."""
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise UserError for a dtype that no recipe may have."""
+    require(dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+
+
 def _check_size(folder: Path) -> None:
     """Raise UserError where a config asks for more weights than its files hold. Transformers would
-    make up the others, and the system end this process where they take more memory than there is.
-    """
+    make up the others, and run out of memory where they are many."""
     import torch
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -132,61 +225,21 @@ def _check_size(folder: Path) -> None:
             for key in file.keys():  # noqa: SIM118 - it is no dict
                 tensors += 1
                 held += math.prod(file.get_slice(key).get_shape())
-    text = config.get_text_config(decoder=True)
-    layers = getattr(text, "num_hidden_layers", None) or 0
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) or 0
+    asks = f"{layers:,} layers"
     if layers <= tensors:
         # Without weights, and without a trace in the random state.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        ends = (network.get_input_embeddings(), network.get_output_embeddings())
-        shared = max((end.weight.numel() for end in ends if end is not None), default=0)
+        shared = sum(weight.numel() for weight in network.get_input_embeddings().parameters())
         wanted = sum(weight.numel() for weight in network.parameters())
         if shared <= held and wanted <= held + shared:
             return
-    asks = f"{layers:,} layers" if layers > tensors else f"{wanted:,} weights"
+        asks = f"{wanted:,} weights"
     raise UserError(
         f"the weights of {folder} do not fit its config.json: it asks for {asks}, and there are "
         f"{held:,} weights in {tensors:,} tensors{_way_out(folder) or '; copy both again'}"
     )
-
-
-@contextmanager
-def explained(model: str, file: str = "") -> Iterator[None]:
-    """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
-    a UserError."""
-    from huggingface_hub.utils import logging
-    from safetensors import SafetensorError
-
-    logging.set_verbosity_error()  # its retries
-    try:
-        if not is_local(model):
-            _reach(model)
-        yield
-    except UserError:
-        raise
-    except SafetensorError as error:
-        way_out = _way_out(model) or "; copy them again"
-        raise UserError(f"the weights of {model} are corrupt ({error}){way_out}") from None
-    except Exception as error:  # whatever transformers and tokenizers run into in a spoilt file
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        reason = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
-        if is_local(model):
-            what = f"{file} of {model}" if file else f"model folder {model}"
-            raise UserError(f"{what} cannot be loaded: {reason}{_way_out(model)}") from None
-        raise UserError(
-            f"model {model!r} is neither a local folder nor to be had from the hub just now (is "
-            f"the id right, is there a network, is `hf auth login` needed?): {reason}"
-        ) from None
-
-
-def _reach(model: str) -> None:
-    """Raise at once where a model of the hub is neither on this machine nor to be had: each of its
-    files would be tried for half a minute."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(model, "config.json"), str):
-        HfApi().model_info(model, timeout=30)
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
@@ -200,17 +253,17 @@ def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
             messages(asked), tokenize=False, add_generation_prompt=True
         )
         whole = tokenizer.apply_chat_template(messages(asked, answered), tokenize=False)
-        tokenizer(whole, add_special_tokens=False)
+        tokenizer(str(whole), add_special_tokens=False)
     except Exception as error:  # a template is a programme, and may run into anything
         raise UserError(
             f"the chat template of {model} cannot render a conversation, or its tokenizer not read "
             f"it ({reason_of(error)}); copy them again, or use another model"
         ) from None
-    if asked not in question or asked not in whole or answered not in whole:
-        raise UserError(
-            f"the chat template of {model} leaves out what the user or the assistant says; copy it "
-            "again, or use another model"
-        )
+    require(
+        asked in str(question) and asked in str(whole) and answered in str(whole),
+        f"the chat template of {model} leaves out what the user or the assistant says; copy it "
+        "again, or use another model",
+    )
 
 
 def check_tokenizer(
@@ -221,27 +274,16 @@ def check_tokenizer(
     check_template(tokenizer, model)
     # Ids may have gaps, so there may be a greater one than there are tokens.
     size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
-    if size > network.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"the tokenizer of {model} has {size} tokens, its model only "
-            f"{network.get_input_embeddings().num_embeddings}: they do not belong together"
-        )
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {model} has no token that ends an answer; set eos_token in its "
-            "tokenizer_config.json"
-        )
+    known = next(network.get_input_embeddings().parameters()).shape[0]
+    require(
+        size <= known,
+        f"the tokenizer of {model} has {size} tokens, its model only {known}: they do not belong "
+        "together",
+    )
+    require(
+        tokenizer.eos_token_id is not None,
+        f"the tokenizer of {model} has no token that ends an answer; set eos_token in its "
+        "tokenizer_config.json",
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-
-
-def write_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    weights: dict[str, Any] | None = None,
-) -> None:
-    """Write a model folder that ``load_model`` and any Hugging Face tool can read; with ``weights``
-    in place of its own where it has only a part of them."""
-    model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)

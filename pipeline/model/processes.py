@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from data.common.errors import is_another
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import Trainer
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ def by_main(find: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def whole_weights(trainer: Trainer, dtype: str) -> dict[str, Any] | None:
+def whole_weights(trainer: Trainer, dtype: str) -> dict[str, Tensor] | None:
     """The weights of a model of ``dtype`` that is cut up, gathered into the main process, as it
     would save them if it were not; None where it is not. Every process must call this."""
     if not cuts_weights():

@@ -33,11 +33,12 @@ _GROWTH = 64
 
 
 class _RoomyLayer(DynamicLayer):
-    """A KV cache layer that appends in place; ``keys`` and ``values`` view the used part."""
+    """A KV cache layer that appends in place; ``keys`` and ``values`` view the used part of the
+    room [rows, heads, tokens, width]."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self._room = (key_states[..., :0, :], value_states[..., :0, :])
+        self._room = [key_states[..., :0, :], value_states[..., :0, :]]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -47,25 +48,26 @@ class _RoomyLayer(DynamicLayer):
         used = self.get_seq_length()
         total = used + key_states.shape[-2]
         if self._room[0].shape[-2] < total:
-            self._room = tuple(_longer(room, used, total + _GROWTH) for room in self._room)
+            self._room = [_longer(room, used, total + _GROWTH) for room in self._room]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[..., used:total, :] = new
-        self._show(total)
-        return self.keys, self.values
+        return self._show(total)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+        self._select(torch.arange(self._room[0].shape[0]).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._select(indices)
 
     def _select(self, rows: Tensor) -> None:
         used = self.get_seq_length()
-        self._room = tuple(room[rows.to(room.device)] for room in self._room)
+        self._room = [room[rows.to(room.device)] for room in self._room]
         self._show(used)
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (room[..., :length, :] for room in self._room)
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = (room[..., :length, :] for room in self._room)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def _longer(room: Tensor, used: int, length: int) -> Tensor:

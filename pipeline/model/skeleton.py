@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from data.common.errors import UserError, reason_of
 from pipeline.memory.arithmetic import Linear, ModelShape, lora_parameters
 from pipeline.memory.shapes import known_model
-from pipeline.model.lengths import read_config
-from pipeline.model.load import is_local
+from pipeline.model.load import is_local, read_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig

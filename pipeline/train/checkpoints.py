@@ -1,7 +1,7 @@
 """The checkpoints of a training: which of them are whole, and which one it goes on from.
 
-Its own are named ``checkpoint-`` and a step, as transformers names them. Whatever else lies beside
-them, such as a copy that somebody wants to keep, is left alone.
+Its own are named ``checkpoint-`` and a step, as transformers names them. Anything else beside them,
+such as a copy that somebody wants to keep, is left alone.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from data.common.files import remove
 from pipeline.model import processes
 
 #: A checkpoint of ours, by its step.
-_NAME = re.compile("checkpoint-([0-9]{1,19})")
-#: Of a checkpoint, written last.
+_CHECKPOINT = re.compile("checkpoint-([0-9]{1,19})")
+#: The file of a checkpoint that is written last.
 STATE = "trainer_state.json"
-#: What transformers and peft call a checkpoint's weights.
+#: Transformers' and peft's names for a checkpoint's weights.
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def last_whole(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end and is all there; read from the newest on,
-    since each that is looked at is read as a whole."""
-    states = [path / STATE for path in reversed(ours(checkpoints)) if (path / STATE).is_file()]
-    return next((state.parent for state in states if _is_whole(state)), None)
+    """The newest checkpoint that was written to its end and is all there. Starts with the newest,
+    since checking one reads all of it."""
+    return next((path for path in reversed(ours(checkpoints)) if _is_whole(path)), None)
 
 
 def ours(checkpoints: Path) -> list[Path]:
@@ -45,48 +44,58 @@ def keep_newest(checkpoints: Path, count: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def go_on(checkpoints: Path, name: str) -> Path | None:
+    """The checkpoint to go on from. Our others are removed: they take room, and would be written
+    over."""
+    last = last_whole(checkpoints)
+    others = [path for path in ours(checkpoints) if path != last]
+    since = step_of(last / STATE) if last else -1
+    for path in others:
+        if (path / STATE).is_file() and step_of(path / STATE) > since:
+            print(f"{name}: {path} is spoilt, and left out", flush=True)
+        remove(path)
+    if last:
+        print(f"{name}: going on from {last}", flush=True)
+    return last
+
+
 def step_of(state: Path) -> int:
-    """The step of a checkpoint by the name of its folder; -1 where that is none of ours."""
-    found = _NAME.fullmatch(state.parent.name)
-    return int(found[1]) if found else -1
+    """The step of a checkpoint by the name of its folder; -1 where it is not one of ours."""
+    match = _CHECKPOINT.fullmatch(state.parent.name)
+    return int(match[1]) if match else -1
 
 
-def _is_whole(state: Path) -> bool:
-    """Whether a checkpoint's last file was written to its end and is of its folder's step, none of
-    its weights or archives is cut off or missing, and each process left its random state, which
-    the main one does not wait for. Reads optimizer and random states once, for their checksums."""
+def _is_whole(folder: Path) -> bool:
+    """Whether a checkpoint's state was written to its end and is of its folder's step, no weights
+    or archives are cut off or missing, and each process left its random state, which the main one
+    does not wait for. Reads optimizer and random states once, for their checksums."""
     from safetensors import SafetensorError, safe_open
 
-    folder, single = state.parent, processes.count() == 1
-    # Several may keep theirs in parts; so do DeepSpeed and FSDP, by other names, and for one, too.
-    whole = single and processes.strategy() == "ddp"
+    count = processes.count()
+    needed = [f"rng_state_{number}.pth" for number in range(count)]
     try:
-        found = json.loads(state.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("global_step") != step_of(state):
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or state.get("global_step") != step_of(folder / STATE):
             return False
         for path in folder.glob("*.safetensors"):
             with safe_open(path, framework="pt"):
-                pass  # its header is read, and compared with the size of the file
-        weights = _weights(folder) if whole else []
-    except (ValueError, SafetensorError):
+                pass  # reads its header, and compares it with the size of the file
+        # Several processes, DeepSpeed and FSDP keep weights and optimizer by other names.
+        if count == 1:
+            needed = ["rng_state.pth"]
+            if processes.strategy() == "ddp":
+                needed += ["optimizer.pt", "scheduler.pt", *_weight_files(folder)]
+    except (FileNotFoundError, ValueError, SafetensorError):
         return False
     archives = [path for end in ("pt", "pth", "bin") for path in folder.glob(f"*.{end}")]
-    if not all(map(_is_sound, archives)):
-        return False
-    if single:
-        needed = ["rng_state.pth"]
-    else:
-        needed = [f"rng_state_{number}.pth" for number in range(processes.count())]
-    if whole:
-        needed += ["optimizer.pt", "scheduler.pt", *weights]
-    return all((folder / name).is_file() for name in needed)
+    return all(map(_is_sound, archives)) and all((folder / name).is_file() for name in needed)
 
 
-def _weights(folder: Path) -> list[str]:
+def _weight_files(folder: Path) -> list[str]:
     """The files that the weights of a checkpoint must be in.
 
     Raises:
-        ValueError: when they are in several, and the list of these is none.
+        ValueError: when they are in several, and the index does not list these.
     """
     if (folder / ADAPTER_CONFIG).is_file():
         return [ADAPTER_WEIGHTS]
@@ -101,29 +110,14 @@ def _weights(folder: Path) -> list[str]:
 
 
 def _is_sound(archive: Path) -> bool:
-    """Whether every part of an archive of torch's has its checksum."""
+    """Whether every part of one of torch's archives has its checksum."""
     try:
         with ZipFile(archive) as parts:
             return parts.testzip() is None
-    # What zipfile says of bytes that are not where they should be.
+    # Zipfile's words for bytes that are not where they should be.
     except (BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error):
         return False
     except OSError as error:
         if error.errno != errno.EINVAL:  # of a place before the beginning
             raise
         return False
-
-
-def go_on(checkpoints: Path, name: str) -> Path | None:
-    """The checkpoint to go on from. The others of ours are removed, half ones above all: they take
-    room, and would be written over."""
-    last = last_whole(checkpoints)
-    since = step_of(last / STATE) if last else -1
-    for path in ours(checkpoints):
-        if path != last:
-            if (path / STATE).is_file() and step_of(path / STATE) > since:
-                print(f"{name}: {path} is spoilt, and left out", flush=True)
-            remove(path)
-    if last:
-        print(f"{name}: going on from {last}", flush=True)
-    return last

@@ -6,40 +6,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import Trainer
+    from torch import Tensor
 
-#: What the trainers hold beside their arguments, where they have it.
+#: Settings that trainers keep beside their arguments.
 _ATTRIBUTES = (
-    "beta",
-    "epsilon_low",
-    "epsilon_high",
-    "loss_type",
-    "scale_rewards",
-    "num_generations",
-    "num_iterations",
-    "temperature",
-    "top_p",
-    "top_k",
-    "max_completion_length",
-    "mask_truncated_completions",
-    "importance_sampling_level",
-    "shuffle_dataset",
-    "completion_only_loss",
-    "packing",
-    "padding_free",
-)
+    "beta", "epsilon_low", "epsilon_high", "loss_type", "scale_rewards", "num_generations",
+    "num_iterations", "temperature", "top_p", "top_k", "max_completion_length",
+    "mask_truncated_completions", "importance_sampling_level", "shuffle_dataset",
+    "completion_only_loss", "packing", "padding_free",
+)  # fmt: skip
 
 
-def settings_held(trainer: Trainer) -> dict[str, Any]:
-    """The settings that a trainer really holds, read back from what was built, JSON-able: ``args``
-    are its arguments, the others say what it made of them."""
+def settings_held(trainer: Any) -> dict[str, Any]:
+    """The settings of a TRL trainer, JSON-able: ``args`` are its arguments, the others say what it
+    made of them."""
     import torch
 
     model = trainer.accelerator.unwrap_model(trainer.model)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     weights = list(model.parameters())
     trained = [weight for weight in weights if weight.requires_grad]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    modules = list(model.modules())
     held: dict[str, Any] = {
         "trainer": type(trainer).__name__,
         "model": type(inner).__name__,
@@ -47,44 +34,40 @@ def settings_held(trainer: Trainer) -> dict[str, Any]:
         "use_cache": getattr(model.config, "use_cache", None),
         "parameters": sum(map(_size, weights)),
         "trainable_parameters": sum(map(_size, trained)),
-        "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}),
-        "trainable_dtype": sorted({str(w.dtype).removeprefix("torch.") for w in trained}),
-        "gradient_checkpointing": any(
-            getattr(module, "gradient_checkpointing", False) for module in model.modules()
-        ),
-        "dropout": sorted(
-            {one.p for one in model.modules() if isinstance(one, torch.nn.Dropout) and one.p}
-        ),
+        "dtype": _dtypes(weights),
+        "trainable_dtype": _dtypes(trained),
+        "gradient_checkpointing": any(getattr(m, "gradient_checkpointing", False) for m in modules),
+        "dropout": sorted({m.p for m in modules if isinstance(m, torch.nn.Dropout) and m.p}),
+        **{key: getattr(trainer, key) for key in _ATTRIBUTES if hasattr(trainer, key)},
     }
     for name, adapter in getattr(model, "peft_config", {}).items():
-        held[f"lora.{name}"] = _plain(
-            {key: value for key, value in adapter.to_dict().items() if value is not None}
-        )
+        held[f"lora.{name}"] = {k: v for k, v in adapter.to_dict().items() if v is not None}
     if trainer.optimizer is not None:
-        inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        held["optimizer"] = type(inner).__name__
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        held["optimizer"] = type(optimizer).__name__
         held["optimizer.groups"] = [
-            {key: _plain(value) for key, value in group.items() if key not in ("params", "lr")}
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
             | {"weights": sum(map(_size, group["params"]))}
-            for group in inner.param_groups
+            for group in optimizer.param_groups
         ]
         held["scheduler"] = type(getattr(trainer.lr_scheduler, "scheduler", None)).__name__
-    for key in _ATTRIBUTES:
-        if hasattr(trainer, key):
-            held[key] = _plain(getattr(trainer, key))
     generation = getattr(trainer, "generation_config", None)
     if generation is not None:
-        held |= {f"generation.{k}": _plain(v) for k, v in generation.to_diff_dict().items()}
-    return dict(sorted(held.items())) | {"args": _plain(trainer.args.to_sanitized_dict())}
+        held |= {f"generation.{key}": v for key, v in generation.to_diff_dict().items()}
+    return {**_plain(held), "args": _plain(trainer.args.to_sanitized_dict())}
 
 
-def _size(weight: torch.Tensor) -> int:
+def _dtypes(weights: list[Tensor]) -> list[str]:
+    return sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
+
+
+def _size(weight: Tensor) -> int:
     """Numbers in a weight, also where ZeRO-3 keeps them elsewhere."""
     return getattr(weight, "ds_numel", weight.numel())
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON has it."""
+    """``value`` as JSON has it, keys sorted."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in sorted(value.items(), key=str)}
     if isinstance(value, set | frozenset):

@@ -3,29 +3,31 @@
 A stage that was killed goes on with the same command, and on the same machine it ends with the same
 weights, bit for bit, as one that ran through (``python -m tests.killing`` shows it). A checkpoint
 of transformers has the weights, the optimizer, the schedule and the state of every random
-generator. Added here are the order of GRPO's prompts from the second epoch on and that of examples
-grouped by length, GRPO's answers that are used for several steps (they are not kept, so no
-checkpoint is written between two of them), the sums that a logged mean is taken of (so a checkpoint
-is logged, too) and an end: TRL's and transformers' trainers take a step too many when they go on
-from the last one.
+generator. Added here are
+
+- the order of GRPO's prompts from the second epoch on, and that of examples grouped by length;
+- GRPO's answers that are used for several steps: they are not kept, so no checkpoint is written
+  between two of these steps;
+- the sums behind logged means, so a checkpoint is logged, too;
+- an end: TRL's and transformers' trainers take a step too many when they go on from the last one.
 
 Equal recipes give equal runs, interrupted or not: the problems on any machine; samples and weights
 on the same machine with the same number of threads and of processes, and the same package versions.
-What cannot be made so:
+Not equal are
 
-- Another kind of processor, another number of threads, or other batches (``eval.rows``,
-  ``per_device_train_batch_size``) add floating-point numbers up in another order. The last bits
-  differ, and soon a sampled token.
-- On a GPU some kernels add up in an order of their own each time (atomics in backward passes, in
-  scattered sums, in some attention kernels): weights agree to rounding. With
-  ``full_determinism: true`` under ``sft`` or ``grpo`` torch takes slower kernels that do not, or
-  stops where it has none.
-- vLLM (``fast_inference``, ``use_vllm``) and servers (``eval.answers.server``) batch as the load has
-  it; and vLLM's random state is in no checkpoint.
-- A reference model that follows the trained one (``sync_ref_model``) is in no checkpoint: it begins
-  anew as the start model.
-- A power failure, unlike a kill, may spoil a checkpoint that the system had not yet put on the
-  disk. Models, samples that were put together and manifests are flushed before they are named.
+- another kind of processor, another number of threads, or other batches (``eval.rows``,
+  ``per_device_train_batch_size``): floating-point numbers are added up in another order, the last
+  bits differ, and soon a sampled token;
+- some kernels on a GPU, which add up in an order of their own each time: weights agree to rounding.
+  With ``full_determinism: true`` under ``sft`` or ``grpo`` torch takes slower kernels that do not,
+  or stops where it has none;
+- vLLM (``fast_inference``, ``use_vllm``) and servers (``eval.answers.server``), which batch as the
+  load has it; and vLLM's random state is in no checkpoint;
+- a reference model that follows the trained one (``sync_ref_model``), which is in no checkpoint: it
+  restarts as the start model.
+
+A power failure, unlike a kill, may spoil a checkpoint that the system had not yet put on the disk.
+Finished models, samples and manifests are flushed before they are named.
 """
 
 from __future__ import annotations
@@ -42,18 +44,19 @@ from pipeline.train.checkpoints import keep_newest
 
 
 class Resumable(TrainerCallback):
-    """Makes the checkpoints of ``trainer`` complete, and starts from one as it was left. As many of
-    them as ``save_total_limit`` says are kept here: transformers takes a user's copy for one."""
+    """Makes the checkpoints of ``trainer`` complete, and starts from one as it was left. Keeps as
+    many as ``save_total_limit`` says: transformers would count a user's copy as one."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self._owed = trainer, False
-        self._limit = trainer.args.save_total_limit
+        self.trainer: Any = trainer
+        self._owed = False
+        self._limit = trainer.args.save_total_limit or 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         args.save_total_limit = None
         samplers = _samplers(given["train_dataloader"])
         for sampler in samplers:
-            # Else it draws from the generator of all, before that one's state has been loaded.
+            # Else it draws from the global generator, before that one's state has been loaded.
             if isinstance(sampler, LengthGroupedSampler):
                 seed = args.seed if args.data_seed is None else args.data_seed
                 sampler.generator = torch.Generator().manual_seed(seed)
@@ -71,9 +74,8 @@ class Resumable(TrainerCallback):
             row["loss"] * (step - before)
             for row, before, step in zip(rows, steps, steps[1:], strict=False)
         )
-        trainer._total_train_tokens = next(
-            (row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0
-        )
+        tokens = (row["num_tokens"] for row in reversed(rows) if "num_tokens" in row)
+        trainer._total_train_tokens = next(tokens, 0)
         if state.global_step >= state.max_steps:
             trainer.get_batch_samples = lambda *_: ([], None)  # or it takes one more step
 
@@ -88,14 +90,14 @@ class Resumable(TrainerCallback):
     on_epoch_end = on_step_end  # with save_strategy: epoch
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.should_save and (self._limit or 0) > 0:
+        if args.should_save and self._limit > 0:
             keep_newest(Path(args.output_dir), self._limit)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        args.save_total_limit = self._limit  # for the manifest
+        args.save_total_limit = self._limit or None  # for the manifest
 
     def _at_generation(self) -> bool:
-        """Whether the next batch is answered anew, if it is answered at all."""
+        """Whether the next batch gets new answers, if it gets any."""
         args = self.trainer.args
         if not hasattr(args, "steps_per_generation"):
             return True
@@ -103,7 +105,7 @@ class Resumable(TrainerCallback):
 
 
 def _samplers(batches: Any) -> list[Any]:
-    """The different samplers of a data loader, below what accelerate has wrapped them in."""
+    """The different samplers of a data loader, below accelerate's wrappers."""
     found: dict[int, Any] = {}
     while batches is not None:
         if hasattr(batches, "sampler"):

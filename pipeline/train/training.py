@@ -1,0 +1,114 @@
+"""Training: one arm of a recipe as the stage that trains it needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import require
+from data.common.fields import nearest
+from data.policies import random_maximal_success
+from data.recipe import Recipe
+from data.rows import Row, read_split
+from data.sections import Arm
+from pipeline.model import processes
+from pipeline.model.load import model_inputs
+from pipeline.train.backend import Backend, choose_backend, start_backend
+from pipeline.train.settings import check_settings
+
+
+@dataclass(frozen=True)
+class Training:
+    """One arm's training.
+
+    Attributes:
+        recipe: as it stands for the arm.
+        section: of the recipe that configures TRL's trainer, ``sft`` or ``grpo``.
+        start: folder or hub id of the model that it starts from.
+    """
+
+    recipe: Recipe
+    arm: str
+    section: str
+    start: str
+
+    @property
+    def source(self) -> str:
+        """The recipe, as messages name it."""
+        return str(self.recipe.path)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The section: arguments of TRL's config class."""
+        return getattr(self.recipe, self.section)
+
+    @property
+    def entry(self) -> Arm:
+        """What the recipe says of the arm."""
+        return self.recipe.all_arms[self.arm]
+
+    @property
+    def backend(self) -> Backend:
+        return choose_backend(self.recipe.backend)
+
+    def start_backend(self) -> Backend:
+        """Import the backend, see ``start_backend``."""
+        recipe = self.recipe
+        return start_backend(recipe.backend, recipe.fast_inference, recipe.quantised)
+
+    def rows(self) -> list[Row]:
+        """The training problems of the arm, in the order of the recipe's curriculum."""
+        rows = read_split(self.recipe.run, "train")
+        rows = [row for row in rows if not self.entry.tiers or row["tier"] in self.entry.tiers]
+        if self.recipe.data.curriculum == "easy_to_hard":
+            rows.sort(key=lambda row: -random_maximal_success(row["problem"]))
+        return rows
+
+    def inputs(self) -> list[Path]:
+        """The files that its result depends on."""
+        return [self.recipe.run.split("train"), *model_inputs(self.start)]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that its result depends on."""
+        recipe = self.recipe
+        return {
+            "model": self.start,
+            "dtype": recipe.dtype,
+            "seed": recipe.seed,
+            "lora": recipe.lora,
+            "curriculum": recipe.data.curriculum,
+            "tiers": self.entry.tiers,
+            "backend": self.backend.name,
+            "bits": recipe.bits,
+            "max_seq_length": recipe.max_seq_length,
+            "fast_inference": recipe.fast_inference,
+            self.section: self.arguments,
+            **processes.layout(),
+        }
+
+
+def training_of(recipe: Recipe, arm: str, trainer: str) -> Training:
+    """The training of an arm by ``trainer``, its backend imported and its settings checked.
+
+    Raises:
+        UserError: when the recipe has no such arm, another trainer trains it, its start is not
+            trained, or a library would refuse its settings.
+    """
+    arms = recipe.all_arms
+    known = ", ".join(arms)
+    where = f"{recipe.path}: arms"
+    require(arm in arms, f"{where} has no {arm!r} (it has {known}){nearest(arm, arms)}")
+    require(
+        arms[arm].trainer == trainer,
+        f"{where}.{arm} is trained by {arms[arm].trainer}, not by {trainer}; `make arms` trains it",
+    )
+    start = arms[arm].start
+    recipe.run.require_trained(start)
+    section = arms[arm].section
+    assert section is not None
+    training = Training(recipe.for_arm(arm), arm, section, recipe.run.model(start))
+    training.start_backend()  # before the check imports what it patches
+    check_settings(training.recipe)
+    return training

@@ -1,0 +1,126 @@
+"""What of a model is trained: exactly the layers that a recipe names, and no half an adapter."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from tiny import LORA, save_model, training_for, write_recipe
+
+from data.common.errors import UserError
+from pipeline.model.load import load_model
+from pipeline.train import loading
+from pipeline.train.loading import load_for_training
+
+pytestmark = pytest.mark.slow
+LAYERS = {
+    "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj"},
+}
+LAYERS["all"] = LAYERS["attention"] | LAYERS["mlp"]
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    """A function that loads a model of an architecture for training by TRL."""
+
+    def load(architecture="qwen3", lora=LORA, **changes):
+        model = save_model(tmp_path / architecture, architecture)
+        recipe = replace(write_recipe(tmp_path, model), lora=lora, backend="trl", **changes)
+        return load_for_training(training_for(recipe), 256)[0]
+
+    return load
+
+
+def trained(network):
+    return {name for name, weight in network.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("named", LAYERS)
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3", "smollm3"])
+def test_exactly_the_layers_of_a_name_get_adapters_and_only_these_train(
+    loaded, architecture, named
+):
+    network = loaded(architecture, {**LORA, "target_modules": named})
+    layers = [name for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+    assert {name.rpartition(".")[2] for name in layers} == LAYERS[named]
+    assert len(layers) == len(LAYERS[named]) * 2
+    assert len(trained(network)) == 2 * len(layers)
+    assert all("lora_" in name for name in trained(network))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_stay_frozen_below_their_adapters(loaded, bits):
+    network = loaded(bits=bits)
+    kinds = {w.dtype for n, w in network.named_parameters() if "base_layer" in n}
+    assert kinds == {torch.uint8 if bits == 4 else torch.int8}
+    assert len(trained(network)) == 7 * 2 * 2
+    assert all("lora_" in name for name in trained(network))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_evaluating_quantised_weights_does_not_spoil_their_gradients(loaded):
+    """bitsandbytes 0.50 repacks weights on a CPU for a forward pass in eval mode; the backward pass
+    through the packed ones was wrong by more than the gradient itself."""
+    network = loaded(bits=4)
+    ids = torch.arange(5, 40)[None]
+
+    def gradient():
+        network.zero_grad()
+        network.train()(input_ids=ids, labels=ids).loss.backward()
+        return torch.cat([w.grad.flatten() for w in network.parameters() if w.requires_grad])
+
+    before = gradient()
+    with torch.no_grad():
+        network.eval()(input_ids=ids)
+    torch.testing.assert_close(gradient(), before)
+    assert before.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        ({"target_modules": ["q_proj", "v_porj"]}, "target_modules has 'v_porj', .* q_proj, up_"),
+        ({"target_modules": ["wq"]}, "target_modules has 'wq'"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["head"]}, "modules_to_save has 'head'"),
+        ({"target_modules": "atention"}, "lora does not fit .*atention"),
+        ({"target_modules": "attention", "layers_to_transform": [7]}, "lora does not fit"),
+        ({"r": 0}, "lora does not fit .*`r`"),
+        ({"lora_bias": True}, r"lora\.lora_bias cannot be merged"),
+        ({"trainable_token_indices": [5]}, r"lora\.trainable_token_indices cannot be merged"),
+        ({"target_modules": ["embed_tokens"]}, "adapter of embed_tokens cannot be merged"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "adapter of lm_head cannot be merged"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_its_model_or_cannot_be_merged_is_refused(
+    loaded, tmp_path, lora, says
+):
+    with pytest.raises(UserError, match=says) as refused:
+        loaded(lora={**LORA, **lora})
+    assert str(refused.value).startswith(f"{tmp_path / 'small.yaml'}: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_with_other_names_for_its_layers_gets_no_half_an_adapter(loaded):
+    # PEFT itself would attach o_proj, the one of the four that is called so there.
+    with pytest.raises(UserError, match=r"'k_proj'.* gate_up_proj, lm_head, o_proj, qkv_proj"):
+        loaded("phi3", {"target_modules": "attention"})
+    assert loaded("phi3", {"target_modules": ["qkv_proj", "o_proj"]})
+
+
+def test_a_model_without_a_trainable_weight_is_refused(loaded, monkeypatch):
+    attach = loading._attach_with_trl
+    monkeypatch.setattr(
+        loading, "_attach_with_trl", lambda *given: attach(*given).requires_grad_(False)
+    )
+    with pytest.raises(UserError, match="no trainable weights"):
+        loaded()
+
+
+def test_whole_weights_are_not_taken_for_quantised_ones(loaded, monkeypatch):
+    """Unsloth goes on with whole weights where it cannot quantise."""
+    monkeypatch.setattr(
+        loading, "_load_with_trl", lambda training, _: load_model(training.start, "float32")
+    )
+    with pytest.raises(UserError, match="in 8 bits on this machine; BITS=4 or BACKEND=trl"):
+        loaded(bits=8)
