@@ -31,7 +31,7 @@ from data.tiers import TIERS
 from pipeline.memory.advice import savings
 from pipeline.memory.arithmetic import GIB, Linear, ModelShape, Settings, trained
 from pipeline.memory.stages import CONTEXT, FRAGMENTATION, PARTS, StageMemory, estimate
-from pipeline.model.lengths import sizes
+from pipeline.model.lengths import TokenCounts, sizes
 from pipeline.model.load import quiet, read_tokenizer
 from pipeline.model.skeleton import adapters_on, config_of, shape_of, skeleton
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
@@ -97,7 +97,11 @@ def lengths_of(rows: Sequence[Row], source: str, model: str) -> Lengths:
         source += ", counted with the model's tokenizer"
     except UserError:
         counted = [
-            (len(p) // _CHARACTERS + _TEMPLATE, len(g) // _CHARACTERS, (len(p) + len(g)) // 2 + 40)
+            TokenCounts(
+                len(p) // _CHARACTERS + _TEMPLATE,
+                len(g) // _CHARACTERS,
+                (len(p) + len(g)) // 2 + 40,
+            )
             for p, g in pairs
         ]
         source += f", {_CHARACTERS} characters taken for a token (no tokenizer at hand)"
