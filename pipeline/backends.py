@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def agreements(stage: str, dtype: str, folders: Sequence[Path]) -> Iterator[Agre
 
     measured = [json.loads((folder / f"{stage}.json").read_text()) for folder in folders]
     allowed, share = TOLERANCES[dtype]
-    one, other = (torch.tensor(sum(each["logprobs"], [])) for each in measured)
+    one, other = (torch.tensor([*chain.from_iterable(each["logprobs"])]) for each in measured)
     yield Agreement(stage, "log-probability at step 0", float((one - other).abs().max()), allowed)
     steps = [load_file(folder / f"{stage}.safetensors") for folder in folders]
     require(steps[0].keys() == steps[1].keys(), f"{stage}: the backends train different weights")

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "arguments",
         nargs="*",
-        help="as `accelerate launch` takes them, such as --config_file pipeline/accelerate/ddp.yaml "
+        help="those of `accelerate launch`, such as --config_file pipeline/accelerate/ddp.yaml "
         "--num_processes 4 -m pipeline.sft --recipe FILE; `accelerate launch --help` lists them",
     )
     given = sys.argv[1:]

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
-from data.draw import make_problem
 from data.policies import random_maximal_success
 from data.rows import gold_answer, read_split
 from eval import elicitation

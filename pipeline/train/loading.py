@@ -58,7 +58,7 @@ def load_for_training(training: Training, length: int) -> tuple[Any, PreTrainedT
     require(
         not (recipe.quantised and all(w.is_floating_point() for w in network.parameters())),
         f"{training.source}: {training.backend.name} cannot load {training.start} in "
-        f"{recipe.bits} bits on this machine; {'BITS=4 or ' if recipe.bits == 8 else ''}BACKEND=trl",
+        f"{recipe.bits} bits here; {'BITS=4 or ' if recipe.bits == 8 else ''}BACKEND=trl",
     )
     adapter = lora_config(recipe.lora, training.source)
     trained = network if adapter is None else _adapted(network, adapter, training)
@@ -227,8 +227,8 @@ def _attach_with_unsloth(
     foreign = sorted(set(training.recipe.lora or ()) - set(UNSLOTH_LORA))
     require(
         not foreign,
-        f"{training.source}: the Unsloth backend takes no lora.{''.join(foreign[:1])}; backend: trl "
-        "does",
+        f"{training.source}: the Unsloth backend takes no lora.{''.join(foreign[:1])}; "
+        "backend: trl does",
     )
     targets = adapter.target_modules
     return FastLanguageModel.get_peft_model(

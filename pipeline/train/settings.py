@@ -163,7 +163,7 @@ def _config(
     """An object of a library's config class from a section.
 
     Raises:
-        UserError: naming the key that is ours, unknown or of the wrong type; or what the class says.
+        UserError: naming the key that is ours, unknown or of the wrong type; or what TRL says.
     """
     library = next(one for one in cls.__mro__ if one.__module__.startswith(("trl.", "peft.")))
     known = {
