@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -482,21 +481,3 @@ def test_a_librarys_reason_is_one_line_and_not_longer_than_wanted():
     assert reason_of(ValueError("no\n  such   layer")) == "no such layer"
     assert len(reason_of(ValueError("x" * 300))) == 200
     assert len(reason_of(ValueError("x" * 300), None)) == 300
-
-
-def test_data_and_rewards_import_nothing_heavy():
-    modules = [
-        f"{p.parent.name}.{p.stem}"
-        for package in ("data", "rewards")
-        for p in sorted((ROOT / package).glob("*.py"))
-        if p.stem != "__init__"
-    ]
-    code = (
-        f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
-        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'unsloth', 'pipeline', "
-        "'eval'} & set(sys.modules)\nsys.exit(f'imported {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
