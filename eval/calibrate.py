@@ -148,7 +148,7 @@ def calibration_sheets(calibrations: Iterable[Calibration]) -> Iterator[Sheet]:
         yield Sheet(f"{case}, in %", ["", *_HEADINGS.values(), "right", ""], rows, failures)
 
 
-def _arguments_checked() -> argparse.Namespace:
+def _checked_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.calibrate",
         description="Draw conclusions on simulated arms whose truth is known: how often are they "
@@ -169,7 +169,7 @@ def _arguments_checked() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = _arguments_checked()
+    options = _checked_arguments()
     margins = Margins(resamples=options.resamples)
     start = time.monotonic()
     calibrations = [

@@ -136,7 +136,6 @@ def run(recipe: Recipe, force: bool) -> None:
     report = summarise_arms(
         tiers=names,
         main=recipe.data.main,
-        arms=sampled,
         floors={
             name: floor([row["problem"] for row in rows if row["tier"] == name], ks)
             for name in names

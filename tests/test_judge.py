@@ -63,7 +63,6 @@ def summary(rows=None, **changes):
     arguments = {
         "tiers": ["trap", "dense"],
         "main": "dense",
-        "arms": ARMS,
         "floors": FLOORS,
         "verdict_rows": {arm: rows_of(arm) for arm in ARMS} if rows is None else rows,
         "problems_by_id": TIER,
@@ -186,7 +185,7 @@ def test_the_printed_table_holds_the_numbers_and_what_they_rest_on():
 def test_tables_keep_to_100_columns_whatever_the_number_of_arms():
     names = [f"arm-{i}" for i in range(7)]
     rows = {name: rows_of("base") for name in names}
-    text = printed(summary(rows, arms=names, comparisons=[(n, "arm-0") for n in names]), width=200)
+    text = printed(summary(rows, comparisons=[(n, "arm-0") for n in names]), width=200)
     assert max(map(len, text.splitlines())) <= 100
     assert all(name in text for name in names)
     assert "…" not in text

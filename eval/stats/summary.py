@@ -111,7 +111,6 @@ def check_alike(
 def summarise_arms(
     tiers: Sequence[str],
     main: str,
-    arms: Sequence[str],
     floors: Floors,
     verdict_rows: Mapping[str, Iterable[Mapping[str, Any]]],
     problems_by_id: Mapping[str, str],
@@ -119,15 +118,22 @@ def summarise_arms(
     comparisons: Sequence[tuple[str, str]],
     resamples: int = RESAMPLES,
 ) -> dict[str, object]:
-    """The content of ``report.json``; see ``eval.judge.write_report``.
+    """The content of ``report.json``.
+
+    Args:
+        main: the tier that comes first; the others follow in the order of ``tiers``.
+        floors: at any k; those of ``ks_for(samples)`` are reported.
+        verdict_rows: of each arm, see ``tally``; the arms are reported in this order.
+        problems_by_id: the tier of each problem asked.
+        seed: the recipe's; each tier's resampling is hashed from it.
+        comparisons: tuned arm and reference; reported where both are there.
 
     Raises:
         UserError: when an arm's problems or samples are not those of the others.
     """
-    present = [arm for arm in arms if arm in verdict_rows]
     tier_of = np.array(list(problems_by_id.values()))
     shown = sorted(tiers, key=lambda tier: tier != main)
-    tallies = {arm: tally(verdict_rows[arm], problems_by_id) for arm in present}
+    tallies = {arm: tally(rows, problems_by_id) for arm, rows in verdict_rows.items()}
     check_alike(tallies, problems_by_id, shown)
     return {
         "success": str(Status.OPTIMAL),
@@ -136,7 +142,7 @@ def summarise_arms(
         "resamples": resamples,
         "seed": seed,
         "main": main,
-        "arms": present,
+        "arms": list(tallies),
         "tiers": {
             tier: _tier_summary(
                 tier, np.flatnonzero(tier_of == tier), tallies, floors, seed, resamples, comparisons
