@@ -327,7 +327,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class ConclusionSection:
-    """``conclusion:`` what is concluded on which arms, by the rule of ``eval.stats.rule``.
+    """``conclusion:`` what is concluded on which arms, by ``eval.stats.conclusion``.
 
     Attributes:
         arms: judged, each against the base and the arm that it starts from; null judges ``grpo``

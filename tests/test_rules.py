@@ -77,7 +77,7 @@ RULES = {
 ALONE = [(kind,) for kind in RULES]
 PAIRS = list(combinations(RULES, 2))
 _RNG = random.Random(0)
-#: Three rules or more; the whole 2 ** 12 would take minutes.
+#: Three rules or more; all combinations would take minutes.
 MIXTURES = [
     *(tuple(sorted(_RNG.sample(list(RULES), n % 8 + 3), key=list(RULES).index)) for n in range(32)),
     tuple(RULES),
