@@ -5,7 +5,6 @@ as if nothing had happened: weights bit by bit, logs, samples and verdicts.
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,16 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from killing import Blow, Life, differences, ends_with, left_in, live, preload, trial_of
-from safetensors.torch import save_file
 from tiny import write_recipe
 
 from data.common.locks import hold
 from data.recipe import load_recipe
 from data.rows import read_split
 from eval.answers.asker import Asker
-from pipeline.train import checkpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,25 +69,24 @@ def test_training_ends_with_the_same_weights_wherever_it_was_killed(clean, place
     assert differ == []
 
 
-def test_a_training_that_is_saved_after_each_epoch_goes_on_with_its_sums(clean, place):
-    blows = [at("mkdir", "checkpoint-6"), at("mkdir", "checkpoint-7")]
-    lives, differ = clean(ends_with, place, "sft, saved after each epoch", blows)
-    assert began_at(lives) == [None, "checkpoint-3", "checkpoint-6"]
-    assert differ == []
-
-
-def test_examples_grouped_by_length_come_in_the_same_order_after_a_kill(clean, place):
-    # In the second epoch of three, and in the third.
-    blows = [at("mkdir", "checkpoint-6"), at("mkdir", "checkpoint-7")]
-    lives, differ = clean(ends_with, place, "sft, grouped by length", blows)
-    assert began_at(lives) == [None, "checkpoint-4", "checkpoint-6"]
-    assert differ == []
-
-
-def test_an_adapter_is_merged_as_if_nothing_had_happened(clean, place):
-    blows = [at("mkdir", "checkpoint-4"), at("rename", ".adapter.tmp"), at("mkdir", ".model.tmp")]
-    lives, differ = clean(ends_with, place, "sft, LoRA, easy to hard", blows)
-    assert began_at(lives) == [None, "checkpoint-2", "checkpoint-7", "checkpoint-7"]
+@pytest.mark.parametrize(
+    ("name", "blows", "checkpoints"),
+    [
+        ("sft, saved after each epoch", ["mkdir checkpoint-6", "mkdir checkpoint-7"], [3, 6]),
+        # In the second epoch of three, and in the third.
+        ("sft, grouped by length", ["mkdir checkpoint-6", "mkdir checkpoint-7"], [4, 6]),
+        (
+            "sft, LoRA, easy to hard",
+            ["mkdir checkpoint-4", "rename .adapter.tmp", "mkdir .model.tmp"],
+            [2, 7, 7],
+        ),
+    ],
+)
+def test_each_kind_of_training_goes_on_as_if_nothing_had_happened(
+    clean, place, name, blows, checkpoints
+):
+    lives, differ = clean(ends_with, place, name, [at(*blow.split()) for blow in blows])
+    assert began_at(lives) == [None, *(f"checkpoint-{step}" for step in checkpoints)]
     assert differ == []
 
 
@@ -324,143 +319,6 @@ def _check_no_room(lives, differ, says):
 
 
 # --- spoilt ----------------------------------------------------------------------------------
-
-
-#: Any of the files that weights are in, or are known by.
-WEIGHTS = (
-    "model.safetensors", "adapter_model.safetensors", "adapter_config.json",
-    "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-)  # fmt: skip
-
-
-def checkpoint_in(folder: Path, step: int, ranks=("",), weights="model") -> Path:
-    """A checkpoint with all that a training goes on from, as transformers names it: its weights are
-    a model, an adapter, or a model in parts; or none."""
-    found = folder / f"checkpoint-{step}"
-    found.mkdir()
-    for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state{rank}.pth" for rank in ranks)):
-        torch.save({"a": torch.zeros(9)}, found / name)
-    if weights == "adapter":
-        (found / "adapter_config.json").write_text("{}")
-    parts = {
-        "model": WEIGHTS[:1], "adapter": WEIGHTS[1:2], "parts": WEIGHTS[3:], "none": ()
-    }[weights]  # fmt: skip
-    for name in parts:
-        save_file({"a": torch.zeros(9)}, found / name)
-    if weights == "parts":
-        index = {"weight_map": dict(zip("ab", parts, strict=True))}
-        (found / "model.safetensors.index.json").write_text(json.dumps(index))
-    (found / checkpoints.STATE).write_text(json.dumps({"global_step": step}))
-    return found
-
-
-@pytest.mark.parametrize(
-    "file",
-    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", checkpoints.STATE],
-)
-@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
-def test_a_checkpoint_with_a_torn_file_is_no_checkpoint(tmp_path, file, kept):
-    whole, torn = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    assert checkpoints.last_whole(tmp_path) == torn
-    content = (torn / file).read_bytes()
-    (torn / file).write_bytes(content[: int(kept * len(content))])
-    assert checkpoints.last_whole(tmp_path) == whole
-
-
-@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "model.safetensors"])
-def test_a_checkpoint_with_bytes_cut_out_of_a_file_is_no_checkpoint(tmp_path, file):
-    whole, cut = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    content = (cut / file).read_bytes()
-    middle = len(content) // 2
-    (cut / file).write_bytes(content[:middle] + content[middle + 8 :])
-    assert checkpoints.last_whole(tmp_path) == whole
-
-
-def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_path):
-    whole, spoilt = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    content = (spoilt / "optimizer.pt").read_bytes()
-    zeros = bytes(9 * 4)
-    assert content.count(zeros) >= 1
-    (spoilt / "optimizer.pt").write_bytes(content.replace(zeros, b"\x01" * len(zeros), 1))
-    assert checkpoints.last_whole(tmp_path) == whole
-
-
-@pytest.mark.parametrize(
-    ("weights", "file"),
-    [
-        *(("model", name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
-        ("model", WEIGHTS[0]),
-        *(("adapter", name) for name in WEIGHTS[1:3]),
-        *(("parts", name) for name in WEIGHTS[3:]),
-    ],
-)
-def test_a_checkpoint_that_lacks_a_file_is_no_checkpoint(tmp_path, file, weights):
-    found = checkpoint_in(tmp_path, 4, weights=weights)
-    assert checkpoints.last_whole(tmp_path) == found
-    (found / file).unlink()
-    assert checkpoints.last_whole(tmp_path) is None
-
-
-@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
-def test_a_checkpoint_whose_list_of_weights_is_none_is_no_checkpoint(tmp_path, index):
-    found = checkpoint_in(tmp_path, 4, weights="parts")
-    (found / "model.safetensors.index.json").write_text(index)
-    assert checkpoints.last_whole(tmp_path) is None
-
-
-@pytest.mark.parametrize("state", ["{}", "[]", "4", '{"global_step": 2}', '{"global_step": "4"}'])
-def test_a_checkpoint_with_the_state_of_another_step_is_no_checkpoint(tmp_path, state):
-    whole, other = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    (other / checkpoints.STATE).write_text(state)
-    assert checkpoints.last_whole(tmp_path) == whole
-
-
-def test_only_the_newest_checkpoint_that_is_whole_is_read(tmp_path, monkeypatch):
-    for step in (2, 10, 9):
-        checkpoint_in(tmp_path, step)
-    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
-    read = []
-    sound = checkpoints._is_sound
-    monkeypatch.setattr(
-        checkpoints, "_is_sound", lambda path: read.append(path.parent) or sound(path)
-    )
-    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-9"
-    assert set(read) == {tmp_path / "checkpoint-10", tmp_path / "checkpoint-9"}
-
-
-def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights="none")  # they may lie in parts
-    checkpoint_in(tmp_path, 4, ("_0",))
-    assert checkpoints.last_whole(tmp_path) == whole
-
-
-@pytest.mark.parametrize("strategy", ["DEEPSPEED", "FSDP"])
-def test_one_process_may_keep_weights_and_optimizer_by_other_names(tmp_path, monkeypatch, strategy):
-    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
-    found = checkpoint_in(tmp_path, 4, weights="none")
-    for name in ("optimizer.pt", "scheduler.pt"):
-        (found / name).unlink()
-    assert checkpoints.go_on(tmp_path, "sft") == checkpoints.last_whole(tmp_path) == found
-    (found / "rng_state.pth").unlink()
-    assert checkpoints.last_whole(tmp_path) is None
-
-
-NOT_OURS = ("checkpoint-4-kept", "checkpoint-old-8", "checkpoint-", "checkpoint-99-kept", "kept")
-
-
-def test_what_a_user_put_beside_the_checkpoints_is_neither_taken_for_one_nor_removed(tmp_path):
-    older, newest = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 10)
-    for name in NOT_OURS:
-        shutil.copytree(newest, tmp_path / name)
-        assert checkpoints.step_of(tmp_path / name / checkpoints.STATE) == -1
-    assert checkpoints.step_of(newest / checkpoints.STATE) == 10
-    assert checkpoints.ours(tmp_path) == [older, newest]
-    checkpoints.keep_newest(tmp_path, 1)
-    assert checkpoints.ours(tmp_path) == [newest]
-    (newest / "optimizer.pt").unlink()
-    assert checkpoints.go_on(tmp_path, "sft") is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NOT_OURS)
 
 
 def test_a_spoilt_checkpoint_is_spoken_of_and_training_ends_as_if_it_had_not_been(clean, place):

@@ -1,0 +1,139 @@
+"""Which checkpoint a training goes on from: the newest that is all there, and no user's copy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.train import checkpoints
+from pipeline.train.checkpoints import go_on, keep_newest, last_whole, ours, step_of
+
+#: Any of the files that weights are in, or are known by.
+WEIGHTS = (
+    "model.safetensors", "adapter_model.safetensors", "adapter_config.json",
+    "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+)  # fmt: skip
+
+
+def checkpoint_in(folder: Path, step: int, ranks=("",), weights="model") -> Path:
+    """A checkpoint with all that a training goes on from, as transformers names it: its weights are
+    a model, an adapter, or a model in parts; or none."""
+    found = folder / f"checkpoint-{step}"
+    found.mkdir()
+    for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state{rank}.pth" for rank in ranks)):
+        torch.save({"a": torch.zeros(9)}, found / name)
+    if weights == "adapter":
+        (found / "adapter_config.json").write_text("{}")
+    parts = {
+        "model": WEIGHTS[:1], "adapter": WEIGHTS[1:2], "parts": WEIGHTS[3:], "none": ()
+    }[weights]  # fmt: skip
+    for name in parts:
+        save_file({"a": torch.zeros(9)}, found / name)
+    if weights == "parts":
+        index = {"weight_map": dict(zip("ab", parts, strict=True))}
+        (found / "model.safetensors.index.json").write_text(json.dumps(index))
+    (found / checkpoints.STATE).write_text(json.dumps({"global_step": step}))
+    return found
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", checkpoints.STATE],
+)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2] + content[len(content) // 2 + 8 :],
+    ],
+    ids=["empty", "half", "a byte short", "bytes cut out"],
+)
+def test_a_checkpoint_with_a_torn_file_is_no_checkpoint(tmp_path, file, spoil):
+    whole, torn = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
+    assert last_whole(tmp_path) == torn
+    (torn / file).write_bytes(spoil((torn / file).read_bytes()))
+    assert last_whole(tmp_path) == whole
+
+
+def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_path):
+    whole, spoilt = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
+    content = (spoilt / "optimizer.pt").read_bytes()
+    zeros = bytes(9 * 4)
+    assert content.count(zeros) >= 1
+    (spoilt / "optimizer.pt").write_bytes(content.replace(zeros, b"\x01" * len(zeros), 1))
+    assert last_whole(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("weights", "file", "content"),
+    [
+        *(("model", name, None) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
+        ("model", WEIGHTS[0], None),
+        *(("adapter", name, None) for name in WEIGHTS[1:3]),
+        *(("parts", name, None) for name in WEIGHTS[3:]),
+        *(("parts", "model.safetensors.index.json", index)
+          for index in ("", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}')),
+        *(("model", checkpoints.STATE, state)
+          for state in ("{}", "[]", "4", '{"global_step": 2}', '{"global_step": "4"}')),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_lacks_a_file_or_has_that_of_another_is_no_checkpoint(
+    tmp_path, weights, file, content
+):
+    found = checkpoint_in(tmp_path, 4, weights=weights)
+    assert last_whole(tmp_path) == found
+    (found / file).unlink() if content is None else (found / file).write_text(content)
+    assert last_whole(tmp_path) is None
+
+
+def test_only_the_newest_checkpoint_that_is_whole_is_read(tmp_path, monkeypatch):
+    for step in (2, 10, 9):
+        checkpoint_in(tmp_path, step)
+    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
+    read = []
+    sound = checkpoints._is_sound
+    monkeypatch.setattr(
+        checkpoints, "_is_sound", lambda path: read.append(path.parent) or sound(path)
+    )
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-9"
+    assert set(read) == {tmp_path / "checkpoint-10", tmp_path / "checkpoint-9"}
+
+
+def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights="none")  # they may lie in parts
+    checkpoint_in(tmp_path, 4, ("_0",))
+    assert last_whole(tmp_path) == whole
+
+
+@pytest.mark.parametrize("strategy", ["DEEPSPEED", "FSDP"])
+def test_one_process_may_keep_weights_and_optimizer_by_other_names(tmp_path, monkeypatch, strategy):
+    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
+    found = checkpoint_in(tmp_path, 4, weights="none")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (found / name).unlink()
+    assert go_on(tmp_path, "sft") == last_whole(tmp_path) == found
+    (found / "rng_state.pth").unlink()
+    assert last_whole(tmp_path) is None
+
+
+NOT_OURS = ("checkpoint-4-kept", "checkpoint-old-8", "checkpoint-", "checkpoint-99-kept", "kept")
+
+
+def test_what_a_user_put_beside_the_checkpoints_is_neither_taken_for_one_nor_removed(tmp_path):
+    older, newest = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 10)
+    for name in NOT_OURS:
+        shutil.copytree(newest, tmp_path / name)
+        assert step_of(tmp_path / name / checkpoints.STATE) == -1
+    assert step_of(newest / checkpoints.STATE) == 10
+    assert ours(tmp_path) == [older, newest]
+    keep_newest(tmp_path, 1)
+    assert ours(tmp_path) == [newest]
+    (newest / "optimizer.pt").unlink()
+    assert go_on(tmp_path, "sft") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NOT_OURS)
