@@ -33,7 +33,7 @@ STAGES = (
 )
 #: Commands that run no recipe, or find theirs in another way.
 OWN_FLAGS = (
-    "pipeline.doctor", "pipeline.base", "pipeline.gpu_check", "pipeline.launch",
+    "pipeline.doctor", "pipeline.base", "pipeline.launch",
     "eval.score", "eval.calibrate",
 )  # fmt: skip
 #: Stages of a recipe, with the flags that all of them take.

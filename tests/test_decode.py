@@ -9,6 +9,8 @@ from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, reasoning_prefix, render, sample, sample_batch
 from pipeline.model.sampler import draw_tokens
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     "Zoo visit",
     "Zoo visit, Vet visit and Yoga class at 09:00",
