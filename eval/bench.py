@@ -91,7 +91,7 @@ def alternating(
     return mine, other
 
 
-def _size(default: int, words: str) -> Any:
+def _amount(default: int, words: str) -> Any:
     """A field of Bench and its flag."""
     return field(default=default, metadata={"help": words})
 
@@ -106,14 +106,14 @@ class Bench:
 
     recipe: Recipe
     folder: Path
-    problems: int = _size(1000, "to draw, prove and judge")
-    rows: int = _size(1_000_000, "verdicts to judge arms by")
-    prompts: int = _size(16, "to sample from")
-    samples: int = _size(64, "a prompt")
-    steps: int = _size(5, "GRPO steps a run")
-    watched: int = _size(100, "GRPO steps a watched run")
-    pairs: int = _size(2, "watched and unwatched runs")
-    repeats: int = _size(3, "alternating runs, median taken")
+    problems: int = _amount(1000, "to draw, prove and judge")
+    rows: int = _amount(1_000_000, "verdicts to judge arms by")
+    prompts: int = _amount(16, "to sample from")
+    samples: int = _amount(64, "a prompt")
+    steps: int = _amount(5, "GRPO steps a run")
+    watched: int = _amount(100, "GRPO steps a watched run")
+    pairs: int = _amount(2, "watched and unwatched runs")
+    repeats: int = _amount(3, "alternating runs, median taken")
 
     def _draw(self, count: int) -> list[Problem]:
         """Proven problems of the main tier."""

@@ -27,7 +27,7 @@ from pipeline.model.load import load_model, write_model
 
 #: Where the embedded base model lives, and what recipes name by default.
 BASE_PATH = Path(__file__).parent / "embedded"
-CARD = Path(pretraining.__file__).with_name("card.md.j2")
+CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 
 
 def build_base(plans: Sequence[Pretraining], folder: Path, start: str | None = None) -> None:
@@ -54,7 +54,7 @@ def card(
 ) -> str:
     """The model card: what it is, what it was trained on, and so what it can do."""
     [(mixture, _)] = plans[-1].curriculum
-    return Template(CARD.read_text(encoding="utf-8"), keep_trailing_newline=True).render(
+    return Template(CARD_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True).render(
         plans=plans,
         parameters=parameters,
         loss=loss,

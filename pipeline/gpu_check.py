@@ -46,7 +46,7 @@ DRY_STEPS, DRY_PROBLEMS, REPEATED = 3, 4, 256
 
 
 #: A recipe's ``sft`` or ``grpo`` section, whose keys are TRL's.
-Section = dict[str, Any]
+TrainerSettings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     return Measured(backend, statistics.mean(steps), peak)
 
 
-def short_sections(sft: Section, grpo: Section, gold: int, vllm: bool) -> tuple[Section, Section]:
+def short_sections(
+    sft: TrainerSettings, grpo: TrainerSettings, gold: int, vllm: bool
+) -> tuple[TrainerSettings, TrainerSettings]:
     """The sections of a recipe for a few steps, in which answers are as long as it allows: twice
     the longest ``gold`` answer where it does not say."""
     short = {"max_steps": DRY_STEPS, "logging_steps": 1, "save_strategy": "no"}

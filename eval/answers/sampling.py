@@ -57,7 +57,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool, shard: Shard | None = None
             asking, tried["tuned"] = _tuned(asker, val, asking, tune)
         asking, facts = _resolved(asker, test, asking)
         write_answers(asker, test, asking, path, "sample", stage.goes_on)
-        _finish(stage, [path], test, {**facts, **tried})
+        _finish_answers(stage, [path], test, {**facts, **tried})
 
 
 def _sample_part(
@@ -92,7 +92,7 @@ def _sample_part(
         if lacking:
             print(f"{stage.name}: joined when {', '.join(lacking)} are drawn", flush=True)
             return
-        _finish(stage, files.values(), test, facts)
+        _finish_answers(stage, files.values(), test, facts)
         for part in parts.values():
             remove(part.folder)
 
@@ -110,7 +110,7 @@ def _resolved(
     return asking, {**facts, "samples": asking.samples, "asking": asdict(asking)}
 
 
-def _finish(
+def _finish_answers(
     stage: Stage, files: Iterable[Path], test: Sequence[Row], facts: Mapping[str, Any]
 ) -> None:
     """Join the answers in ``files`` as the arm's samples."""

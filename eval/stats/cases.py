@@ -59,7 +59,7 @@ class Chances:
 
 
 #: From the base's chances and those of guessing, what training makes of them.
-Training = Callable[[Values, Values, np.random.Generator], Chances]
+SimulatedTraining = Callable[[Values, Values, np.random.Generator], Chances]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class KnownCase:
     """
 
     name: str
-    training: Training
+    training: SimulatedTraining
     right: tuple[Conclusion, ...]
     bounded: bool = True
     false_bounded: bool = True
@@ -89,7 +89,7 @@ def _beside_light_training(base: Values, grpo: Values) -> Chances:
     return Chances(base, grpo, sharpened(base, 1.2), sharpened(base, 1.1))
 
 
-def _sharpening(lift: float) -> Training:
+def _sharpening(lift: float) -> SimulatedTraining:
     return lambda p, g, rng: _beside_light_training(p, sharpened(p, lift))
 
 
@@ -108,7 +108,7 @@ def _narrowing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
     return _beside_light_training(p, np.where(p < KEPT, 0, sharpened(p, 16)))
 
 
-def new_skill(share: float, kept: float = 0.0) -> Training:
+def new_skill(share: float, kept: float = 0.0) -> SimulatedTraining:
     """A skill new on a share of problems; of the others only those at rate ``kept`` are kept."""
 
     def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
@@ -120,12 +120,12 @@ def new_skill(share: float, kept: float = 0.0) -> Training:
     return training
 
 
-def _form(share: float) -> Training:
+def _form(share: float) -> SimulatedTraining:
     """The base answers in the form asked for only so often; the skill behind it is unchanged."""
     return lambda p, g, rng: Chances(share * p, 0.97 * p, base_best=0.9 * p, format_only=0.95 * p)
 
 
-def _distilling(lift: float) -> Training:
+def _distilling(lift: float) -> SimulatedTraining:
     """SFT taught what base could not; GRPO sharpened that."""
 
     def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:

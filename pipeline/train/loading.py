@@ -84,7 +84,7 @@ def hold_adapters_whole(trainer: Any, quantised: bool) -> Any:
 
 def _adapted(network: PreTrainedModel, adapter: LoraConfig, training: Training) -> PeftModel:
     """The model with a fresh adapter."""
-    _check_names(network, adapter, training)
+    _check_layers(network, adapter, training)
     attach = _attach_with_unsloth if training.backend.is_unsloth else _attach_with_trl
     try:
         adapted = attach(network, adapter, training)
@@ -96,7 +96,7 @@ def _adapted(network: PreTrainedModel, adapter: LoraConfig, training: Training) 
     return adapted
 
 
-def _check_names(network: PreTrainedModel, adapter: LoraConfig, training: Training) -> None:
+def _check_layers(network: PreTrainedModel, adapter: LoraConfig, training: Training) -> None:
     """Raise UserError where ``lora`` names a layer that the model does not have, which PEFT passes
     over as long as it has another one, or asks for an adapter that cannot be merged."""
     from torch.nn import Linear

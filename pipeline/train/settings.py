@@ -142,15 +142,15 @@ def check_settings(recipe: Recipe) -> None:
         _check_training(source, "sft", sft_config(each, Path("unused")))
         _check_training(source, "grpo", grpo_config(each, Path("unused")))
     lora_config(recipe.lora, source)
-    _check_names(f"{source}: monitor.stop", recipe.monitor.stop, [one.name for one in SYMPTOMS])
+    _check_known(f"{source}: monitor.stop", recipe.monitor.stop, [one.name for one in SYMPTOMS])
     reporters = ["none", "all", *get_available_reporting_integrations()]
     for section, given in (("sft", recipe.sft), ("grpo", recipe.grpo)):
         names = given.get("report_to") or []
         names = names if isinstance(names, list) else [names]
-        _check_names(f"{source}: {section}.report_to", names, reporters)
+        _check_known(f"{source}: {section}.report_to", names, reporters)
 
 
-def _check_names(where: str, names: Iterable[Any], known: Collection[str]) -> None:
+def _check_known(where: str, names: Iterable[Any], known: Collection[str]) -> None:
     """Raise UserError where a name is not a known one, such as a reporter that is not installed."""
     for name in names:
         near = nearest(str(name), known)

@@ -56,7 +56,7 @@ def run_trainer(
         more: further settings that the result depends on.
         gate: raises where the training must not begin.
     """
-    claimed = processes.by_main(lambda: _claim(training, force, more or {}, gate))
+    claimed = processes.by_main(lambda: _claim_stage(training, force, more or {}, gate))
     if claimed is None:
         return
     stage, length = claimed
@@ -69,13 +69,13 @@ def run_trainer(
             trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
     # A setting that only the trainer itself can judge, or a package that it would need.
     except (ValueError, NotImplementedError, ImportError) as error:
-        raise _refusal(training, error) from None
+        raise _refused_by_trainer(training, error) from None
     check_groups(training.source, training.recipe.reward, trainer.args)
     check_steps(training, trainer)
     last = processes.by_main(lambda: _begin(training, stage, force))
     _train(training, trainer, tokenizer, stage.folder, last)
     weights = processes.whole_weights(trainer, training.recipe.dtype)
-    processes.by_main(lambda: _finish(training, stage, trainer, tokenizer, weights))
+    processes.by_main(lambda: _save(training, stage, trainer, tokenizer, weights))
 
 
 def check_groups(source: str, reward: RewardSection, args: Any) -> None:
@@ -114,7 +114,7 @@ def check_steps(training: Training, trainer: Any) -> None:
     )
 
 
-def _claim(
+def _claim_stage(
     training: Training, force: bool, more: Mapping[str, Any], gate: Callable[[], None]
 ) -> tuple[Stage, int] | None:
     """The stage and the tokens of its longest text; None where the training is up to date."""
@@ -165,7 +165,7 @@ def _train(
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         except ImportError as error:  # of a layerwise optimizer, which is made here
-            raise _refusal(training, error) from None
+            raise _refused_by_trainer(training, error) from None
     require(
         trainer.state.global_step,
         f"{training.source}: {arm} took no step, so there is nothing to save; look at "
@@ -173,13 +173,13 @@ def _train(
     )
 
 
-def _refusal(training: Training, error: Exception) -> UserError:
+def _refused_by_trainer(training: Training, error: Exception) -> UserError:
     """What a trainer said, as one sentence."""
     said = reason_of(error, None)
     return UserError(f"{training.source}: the {training.arm} trainer refuses the recipe: {said}")
 
 
-def _finish(
+def _save(
     training: Training,
     stage: Stage,
     trainer: Any,
