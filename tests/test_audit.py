@@ -315,12 +315,11 @@ def test_the_audit_prints_and_writes_a_table_a_tier(command, capsys):
     found = command("graded", "--problems", "5")
     assert found["sound"] is True
     assert {row["tier"] for row in found["rows"]} == {"dense", "rules"}
-    shown = " ".join(capsys.readouterr().out.split())  # narrow tables break names at blanks
+    assert "runs/a/audit" in capsys.readouterr().out
     written = Path("runs/a/audit/audit.md").read_text()
     assert "## dense" in written
     assert "## rules" in written
     for name in (*ATTACKS, "gold", "near-optimal", "random feasible", "random maximal", "search"):
-        assert name.split()[0] in shown
         assert f"| {name} |" in written
     assert json.loads(Path("runs/a/audit/manifest.json").read_text())["failures"] == 0
 

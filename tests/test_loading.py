@@ -122,5 +122,5 @@ def test_whole_weights_are_not_taken_for_quantised_ones(loaded, monkeypatch):
     monkeypatch.setattr(
         loading, "_load_with_trl", lambda training, _: load_model(training.start, "float32")
     )
-    with pytest.raises(UserError, match="8 bits.*BITS=4 or BACKEND=trl"):
+    with pytest.raises(UserError, match=r"8 bits.*BITS=4 or BACKEND=trl"):
         loaded(bits=8)
