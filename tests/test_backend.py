@@ -1,6 +1,7 @@
 """Which backend trains, and why."""
 
 import sys
+from types import ModuleType
 
 import pytest
 from tiny import training_for, write_recipe
@@ -25,8 +26,10 @@ def machine(monkeypatch, tmp_path):
             (tmp_path / "site" / "unsloth").mkdir(parents=True, exist_ok=True)
             (tmp_path / "site" / "unsloth" / "__init__.py").write_text(unsloth)
             monkeypatch.syspath_prepend(tmp_path / "site")
-        if not late:
-            for name in PATCHED:
+        for name in PATCHED:
+            if late:
+                monkeypatch.setitem(sys.modules, name, ModuleType(name))
+            else:
                 monkeypatch.delitem(sys.modules, name, raising=False)
 
     yield pretend
@@ -103,3 +106,25 @@ def test_fast_inference_with_both_is_taken(machine, tmp_path):
     machine(cuda=True, unsloth=SOUND, installed=["vllm"])
     training = training_for(write_recipe(tmp_path, "anything", fast_inference=True))
     assert training.start_backend() == training.backend == Backend("unsloth", "there is a CUDA GPU")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "key", "package"),
+    [
+        ("grpo", {"grpo": {"use_vllm": True}}, "grpo.use_vllm", "vllm"),
+        ("sft", {"sft": {"use_liger_kernel": True}}, "sft.use_liger_kernel", "liger-kernel"),
+        ("sft", {"sft": {"optim": "paged_adamw_32bit"}}, "sft.optim", "bitsandbytes"),
+        ("sft", {"bits": 4, "lora": {"r": 4}}, "bits: 4", "bitsandbytes"),
+    ],
+)
+def test_a_setting_without_its_package_is_refused_before_a_model_is_loaded(
+    machine, tmp_path, section, changes, key, package
+):
+    machine()
+    training = training_for(write_recipe(tmp_path, "anything", **changes), section)
+    with pytest.raises(UserError) as refused:
+        training.start_backend()
+    assert f"small.yaml: {key}" in str(refused.value)
+    assert f"pip install {package}`" in str(refused.value)
+    machine(installed=[package.replace("-", "_")])
+    assert training.start_backend().name == "trl"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -60,6 +61,16 @@ def start_backend(wanted: str, fast_inference: bool, quantised: bool) -> Backend
             "leave the key out",
         )
     return backend
+
+
+def require_packages(source: str, needs: Iterable[tuple[str, str]]) -> None:
+    """Raise UserError naming the first (key of the recipe, package) whose package is missing."""
+    for key, package in needs:
+        require(
+            find_spec(package) is not None,
+            f"{source}: {key} needs {package}, which is not installed; `.venv/bin/pip install "
+            f"{package.replace('_', '-')}`, or leave the key out",
+        )
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from data.rows import Row, read_split
 from data.sections import Arm
 from pipeline.model import processes
 from pipeline.model.load import model_inputs
-from pipeline.train.backend import Backend, choose_backend, start_backend
+from pipeline.train.backend import Backend, choose_backend, require_packages, start_backend
 from pipeline.train.settings import check_settings
 
 
@@ -54,9 +54,27 @@ class Training:
         return choose_backend(self.recipe.backend)
 
     def start_backend(self) -> Backend:
-        """Import the backend, see ``start_backend``."""
+        """Import the backend, see ``start_backend``.
+
+        Raises:
+            UserError: also where a setting needs a package that is not installed, before a model
+                is loaded for it.
+        """
+        require_packages(self.source, self.needs())
         recipe = self.recipe
         return start_backend(recipe.backend, recipe.fast_inference, recipe.quantised)
+
+    def needs(self) -> Iterator[tuple[str, str]]:
+        """Every key of this training that needs a package of its own, with the package."""
+        optimizer = str(self.arguments.get("optim", ""))
+        if self.recipe.quantised:
+            yield f"bits: {self.recipe.bits}", "bitsandbytes"
+        if self.arguments.get("use_vllm"):
+            yield f"{self.section}.use_vllm", "vllm"
+        if self.arguments.get("use_liger_kernel"):
+            yield f"{self.section}.use_liger_kernel", "liger_kernel"
+        if "8bit" in optimizer or "bnb" in optimizer or optimizer.startswith("paged"):
+            yield f"{self.section}.optim: {optimizer}", "bitsandbytes"
 
     def rows(self) -> list[Row]:
         """The training problems of the arm, in the order of the recipe's curriculum."""
