@@ -44,10 +44,10 @@ COMPARISON, COMPARISON_PAGE = "compare.json", "compare.md"
 #: event (what a reward that is gamed by brevity leads to); tokens an answer; and whether any answer
 #: is optimal.
 RATES = ("optimal", "feasible", "overlaps", "single", "tokens", "solved")
-#: Of reward x and truth y the means of x, y, xx, yy and xy, from which correlations follow.
+#: Means of x, y, xx, yy and xy, for reward x and truth y: correlations follow from them.
 MOMENTS = 5
 
-#: Of one arm, by problem: RATES, then MOMENTS; [problems, columns].
+#: RATES, then MOMENTS of one arm, by problem; [problems, columns].
 ArmTable = Values
 
 

@@ -25,7 +25,7 @@ from pipeline.corpus.pretraining import SKILLS_PLAN, Pretraining, new_model, pre
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.load import load_model, write_model
 
-#: Where the embedded base model lives, and what recipes name by default.
+#: Folder of the embedded base model, which recipes name by default.
 BASE_PATH = Path(__file__).parent / "embedded"
 CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 

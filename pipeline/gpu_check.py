@@ -62,7 +62,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     """Take a few steps of ``sft`` or ``grpo`` in this process.
 
     Raises:
-        UserError: when backend or model are not to be had, or a loss is not a number.
+        UserError: when backend or model are not available, or a loss is not a number.
     """
     training = Training(recipe, section, section, recipe.model)
     backend = training.start_backend().name  # before anything else imports what Unsloth patches

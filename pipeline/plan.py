@@ -72,7 +72,7 @@ def longest_rows(recipe: Recipe) -> tuple[list[Row], str]:
     else:
         rows = []
         for name, use in recipe.tier_uses.items():
-            # Of an imported tier, ours of that name stands in.
+            # Our tier of that name stands in for an imported one.
             tier = TIERS.get(name) if use.source else use.tier
             if tier is None:
                 continue
@@ -250,7 +250,7 @@ def plan_of(recipe: Recipe, gpu: float | None = None, lengths: Lengths | None = 
         lengths: of its texts, instead of counting them.
 
     Raises:
-        UserError: when the recipe is not sound, its model's config is not to be had, or weights
+        UserError: when the recipe is not sound, its model's config is not available, or weights
             are to be quantised that are to be trained.
     """
     check_settings(recipe)
@@ -267,7 +267,7 @@ def plan_of(recipe: Recipe, gpu: float | None = None, lengths: Lengths | None = 
     shape = shape_of(network, recipe.model)
     lora = adapters_on(network, lora_config(recipe.lora, str(recipe.path)))
     lengths = lengths or lengths_of(*longest_rows(recipe), recipe.model)
-    # What the arms may be trained by.
+    # Backends that may train the arms.
     arms = [name for name, arm in recipe.all_arms.items() if arm.section]
     named = {recipe.for_arm(name).backend for name in arms} or {recipe.backend}
     named = {"unsloth"} if recipe.fast_inference else named

@@ -65,7 +65,7 @@ class AnsweredRow(SampleRow):
     ratio: float
 
 
-#: What a value must be: in words, and as a check.
+#: A condition on a value: in words, and as a check.
 Kind = tuple[str, Callable[[Any], bool]]
 _TEXT: Kind = ("a text", lambda value: isinstance(value, str))
 _WHOLE: Kind = ("a whole number", lambda value: type(value) is int)

@@ -18,7 +18,7 @@ from rewards.verify import Verdict, confirm, verify
 #: Names of problems of one layout, or of either.
 Name = TypeVar("Name", bound=Key)
 
-#: What a verdict takes over from its sample, where the sample has it.
+#: Keys that a verdict copies from its sample, where the sample has them.
 _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
 
 

@@ -48,7 +48,7 @@ _ONE_DAY = timedelta(days=1)
 #: of its rules, and occurrences a day.
 _LONGEST_EVENT, _MOST_A_DAY = timedelta(days=40), 24
 _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
-#: What the libraries raise for values and structures that make no sense.
+#: Errors that the libraries raise for values and structures that make no sense.
 _NONSENSE = (
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
     *(OverflowError, RecursionError, OSError),

@@ -28,7 +28,7 @@ from rewards.verify import VALID
 
 #: In the metadata of every card; tells an export from other folders on the hub.
 TAG = "slotwise"
-#: What each trainer does, in words.
+#: The work of each trainer, in words.
 _WAYS = {
     "sft": "supervised fine-tuning on gold answers",
     "grpo": "GRPO with verifiable rewards",

@@ -177,7 +177,7 @@ def crossed_interval(
     of_seed = values.mean(axis=1)
     variance = of_seed.var(axis=0, ddof=1)
     if seeds > 2:
-        # Of the deviations from the problems' means, in place of the whole table's: less memory.
+        # Takes the deviations from the problems' means in place of the whole table: less memory.
         left = ((values - values.mean(axis=0)) ** 2).sum(axis=(0, 1)) / (seeds - 1)
         residual = (left - problems * variance) / max(problems - 1, 1)
         variance = np.maximum(0, variance - residual / problems)

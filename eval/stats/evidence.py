@@ -18,7 +18,7 @@ from eval.stats.passk import floor_at, solved_within
 
 #: Quantities that cannot be negative, unlike differences.
 _NEVER_NEGATIVE = ("certified", "control", "perhaps beyond base")
-#: What the pooled problems of all tiers are called.
+#: Name of the pooled problems of all tiers.
 OVERALL = "overall"
 
 #: The quantities of the criterion, by problem, [..., problems]; the mean of each is estimated.

@@ -18,7 +18,7 @@ from data.sections import LEVEL, RESAMPLES
 from eval.stats.estimate import Values, bootstrap_indices, by_name, mean_interval, resampled_means
 from eval.stats.passk import ks_for, pass_at_k
 
-#: What is reported of all tiers together, as the training data mixes them.
+#: Name of all tiers together, as the training data mixes them.
 ALL_TIERS = "all"
 #: Resamples in which the advice is given again.
 _SECOND_OPINIONS = 2000

@@ -22,7 +22,7 @@ class Level(StrEnum):
         return list(Level).index(self)
 
 
-#: What a test saw: how bad it is, and the numbers in words.
+#: Result of a test: how bad it is, and the numbers in words.
 Seen = tuple[Level, str]
 #: Returns None where the signals do not show the symptom, or where one is missing. Its defaults are
 #: the thresholds; those that several tests share stand at the top of their file or in ``signals``.

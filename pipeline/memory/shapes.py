@@ -11,7 +11,7 @@ from data.common.fields import nearest
 Fields = dict[str, Any]
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads")  # fmt: skip
-#: What the models of a family share, beside the defaults of their config class.
+#: Values that the models of a family share, beside the defaults of their config class.
 _QWEN2: Fields = {
     "model_type": "qwen2", "vocab_size": 151_936, "tie_word_embeddings": True,
     "max_position_embeddings": 32_768,
@@ -55,7 +55,7 @@ _FAMILIES: dict[str, tuple[Fields, tuple[int, ...]]] = {
     "gemma-3-1b": (_GEMMA, (1152, 6912, 26, 4, 1)),
     "smollm3-3b": (_SMOLLM, (2048, 11008, 36, 16, 4)),
 }
-#: Of each model all that its config class needs, ``model_type`` among it.
+#: All that each model's config class needs, ``model_type`` among it.
 KNOWN_MODELS: dict[str, Fields] = {
     name: {**family, **dict(zip(_SIZES, sizes, strict=True))}
     for name, (family, sizes) in _FAMILIES.items()

@@ -39,7 +39,7 @@ class TokenCounts(NamedTuple):
 
 
 TEXTS = TokenCounts._fields
-#: Of each text of ``TokenCounts`` the longest, with the id of its problem.
+#: The longest of each text of ``TokenCounts``, with the id of its problem.
 Longest = dict[str, tuple[int, str]]
 
 
