@@ -193,10 +193,10 @@ bench: data ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench$(with)
 
 test: setup ## run all tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --durations 10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal --durations 10
 
 check: lint ## lint, types, and the tests that build no model
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --durations 10 -m 'not slow'
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal --durations 10 -m 'not slow'
 
 lint: setup ## ruff, import contracts, types
 	$(PY) -m ruff check .

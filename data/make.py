@@ -48,13 +48,13 @@ def run(recipe: Recipe, force: bool, workers: int) -> None:
     floors = _floors(rows["test"], sorted({*FLOOR_KS, largest_k}))
     for split in SPLITS:
         write_jsonl(home.split(split), map(row_to_json, rows[split]))
-    write_json(home.data / "floors.json", floors)
+    write_json(home.floors, floors)
     card = dataset_card(
         recipe.run_name, recipe.seed, recipe.data.reasoning, uses, digests, floors, largest_k
     )
     write_text(home.data / "README.md", card)
     stage.finish(
-        [*(f"{split}.jsonl" for split in SPLITS), "floors.json", "README.md"],
+        [*(f"{split}.jsonl" for split in SPLITS), home.floors.name, "README.md"],
         seed=recipe.seed,
         counts={
             split: {tier: getattr(use, split) for tier, use in uses.items()} for split in SPLITS

@@ -17,7 +17,7 @@ from typing import Any
 from data.common.errors import UserError, brief, require
 from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
 from data.common.yaml_loader import read_yaml
-from data.run import Run
+from data.run import BASE, Run
 from data.sections import (
     ARMS,
     BACKENDS,
@@ -113,7 +113,7 @@ class Recipe:
 
     def for_arm(self, name: str) -> Recipe:
         """The recipe with an arm's own seed, reward, settings and way of asking."""
-        if name == "base":
+        if name == BASE:
             return self
         arm = self.all_arms[name]
         return replace(
@@ -139,7 +139,7 @@ class Recipe:
         )
         self.data.validate(f"{where}data", self.tier_uses)
         trained = [name for name, use in self.tier_uses.items() if use.train]
-        known = ["base"]
+        known = [BASE]
         for name, arm in self.arms.items():
             arm.validate(f"{where}arms.{name}", name, known, trained)
             known += arm.members(name)

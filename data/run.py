@@ -43,6 +43,11 @@ class Run:
         return self.data / f"{name}.jsonl"
 
     @property
+    def floors(self) -> Path:
+        """What blind policies score on the test problems."""
+        return self.data / "floors.json"
+
+    @property
     def lengths(self) -> Path:
         """How many tokens prompts and gold answers have."""
         return self.data / "lengths.json"
@@ -65,6 +70,10 @@ class Run:
     def adapter(self, arm: str) -> Path:
         return self.stage(arm) / ADAPTER
 
+    def successes(self, arm: str) -> Path:
+        """The start's verified successes that rejection sampling trains an arm on."""
+        return self.stage(arm) / "successes" / "successes.jsonl"
+
     @property
     def eval(self) -> Path:
         return self.folder / "eval"
@@ -85,6 +94,14 @@ class Run:
     def elicitation(self) -> Path:
         """The conclusions on the judged arms, and what they rest on."""
         return self.eval / "elicitation" / "elicitation.json"
+
+    @property
+    def comparison(self) -> Path:
+        return self.eval / "compare"
+
+    @property
+    def published(self) -> Path:
+        return self.eval / "published"
 
     def export(self, name: str) -> Path:
         return self.folder / "export" / name
@@ -110,6 +127,11 @@ class Run:
         owner = self.weights_of(arm)
         return owner == BASE or finished(self.stage(owner))
 
+    def require_known(self, arm: str) -> None:
+        """Raise UserError unless the run has the arm."""
+        near, known = nearest(arm, self.names), ", ".join(self.names)
+        require(arm in self.names, f"--arm must be one of {known}, not {arm!r}{near}")
+
     def require_trained(self, arm: str) -> None:
         """Raise UserError unless the weights of an arm are there."""
         require(self.is_trained(arm), f"{self.model(arm)} is not finished; {maker(arm)} trains it")
@@ -123,10 +145,7 @@ class Run:
         if arm is None:
             own = [name for name, what in self.arms.items() if what.trainer != "none"]
             return [BASE, *filter(self.is_trained, own)][-1]
-        near = nearest(arm, self.names)
-        require(
-            arm in self.names, f"--arm must be one of {', '.join(self.names)}, not {arm!r}{near}"
-        )
+        self.require_known(arm)
         self.require_trained(arm)
         return arm
 

@@ -279,8 +279,8 @@ class MonitorSection:
 _SHARE = Limit(lambda value: 0 <= value < 1, "a share of problems, 0 to below 1")
 
 
-def _between(low: float, high: float) -> Limit:
-    return Limit(lambda value: low < value < high, f"above {low} and below {high}")
+def _above(low: float) -> Limit:
+    return Limit(lambda value: low < value < 1, f"above {low} and below 1")
 
 
 @dataclass(frozen=True)
@@ -300,14 +300,14 @@ class Margins:
         resamples: of the problems.
     """
 
-    level: float = setting(_between(0.5, 1), LEVEL)
+    level: float = setting(_above(0.5), LEVEL)
     gain: float = setting(_SHARE, 0.03)
     narrowed: float = setting(_SHARE, 0.05)
     new: float = setting(_SHARE, 0.02)
     reach: float = setting(_SHARE, 0.05)
     lift: int = setting(at_least(1), 16)
-    luck: float = setting(_between(0, 1), 0.01)
-    floor: float = setting(_between(0, 1), 0.5)
+    luck: float = setting(_above(0), 0.01)
+    floor: float = setting(_above(0), 0.5)
     correction: str = setting(one_of("holm", "none"), "holm")
     resamples: int = setting(at_least(100), RESAMPLES)
 

@@ -266,7 +266,7 @@ def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
     departed = departures(recipe.path, changed_settings(recipe))
     inputs = [file for problems, by in groups.values() for file in (problems, *by.values())]
     settings = {"arms": list(sampled), "differences": departed.rows}
-    stage = Stage(run.eval / "published", "blog", settings, inputs)
+    stage = Stage(run.published, "blog", settings, inputs)
     if not stage.begin_unless_done(force):
         return
     tables = {title: judge_as_published(*group) for title, group in groups.items()}

@@ -20,6 +20,7 @@ from data.common.files import Stage, write_json, write_text
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
+from data.run import BASE
 from data.sections import LEVEL, Arm, RewardSection
 from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
@@ -227,7 +228,7 @@ def _tables(
 ) -> tuple[dict[str, ArmTable], dict[str, ArmTable]]:
     """Per arm, the tables of its seeds; and for GRPO arms that of the start under their reward,
     which is ``reward`` where they have none of their own."""
-    tables, start = {"base": arm_table(rows, answers["base"], reward)[None]}, {}
+    tables, start = {BASE: arm_table(rows, answers[BASE], reward)[None]}, {}
     for name, arm in arms.items():
         paid_by = arm.reward or reward
         tables[name] = np.stack([arm_table(rows, answers[m], paid_by) for m in arm.members(name)])
@@ -251,7 +252,7 @@ def run(recipe: Recipe, force: bool) -> None:
     files = [file for name in run.names for file in (run.samples(name), run.verdicts(name))]
     rewards = {name: asdict(arm.reward or reward) for name, arm in arms.items()}
     settings = {"seed": recipe.seed, "resamples": resamples, "rewards": rewards}
-    stage = Stage(run.eval / "compare", "compare", settings, [run.split("test"), *files])
+    stage = Stage(run.comparison, "compare", settings, [run.split("test"), *files])
     if not stage.begin_unless_done(force):
         return
     ids = {row["id"] for row in rows}

@@ -38,7 +38,7 @@ from data.common.files import MANIFEST, Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
-from data.run import VERDICTS, Run
+from data.run import BASE, VERDICTS, Run
 from data.sections import Margins
 from eval.answers import likelihood
 from eval.answers.counted import Solved, count_solved, to_ask_again
@@ -63,7 +63,7 @@ def conclusions_on(case: JudgedArm, solved: Solved, margins: Margins, seed: int)
 
     def arms(tier: str) -> Arms:
         return Arms(
-            base=solved.on(tier, ["base"]),
+            base=solved.on(tier, [BASE]),
             grpo=solved.on(tier, case.members),
             base_best=solved.on(tier, [case.base_best]) if case.base_best else None,
             sft=solved.on(tier, [case.start]) if case.start else None,
@@ -79,10 +79,10 @@ def compared_with_base(
     case: JudgedArm, tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, dict[str, object]]:
     """The judged arm beside the base on one tier, member by member: what explains a conclusion."""
-    base, level = solved.on(tier, ["base"]), margins.level
+    base, level = solved.on(tier, [BASE]), margins.level
     rng = np.random.default_rng(seed_of(seed, "elicitation", tier))
     indices = bootstrap_indices(base.problems, margins.resamples, rng)
-    arms = {"base": base, case.name: solved.on(tier, case.members)}
+    arms = {BASE: base, case.name: solved.on(tier, case.members)}
     at_1: dict[str, object] = {
         name: asdict(_pass_at_1(counts, indices, level)) for name, counts in arms.items()
     }
@@ -138,7 +138,7 @@ def likelihoods(
         solved.rows,
         dtype,
         seed,
-        references=("base", *starts),
+        references=(BASE, *starts),
         resamples=margins.resamples,
     )
 

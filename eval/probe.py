@@ -129,8 +129,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     """
     from pipeline.train.settings import grpo_config
 
-    if arm not in recipe.run.names:
-        raise UserError(f"--arm must be one of {', '.join(recipe.run.names)}, not {arm!r}")
+    recipe.run.require_known(arm)
     recipe.run.require_trained(arm)
     limit = recipe.grpo.get("max_completion_length")
     plan = probe_plan(

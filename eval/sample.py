@@ -17,7 +17,7 @@ batches and rounds as its load has it, so none of this is promised.
 
 from __future__ import annotations
 
-from data.common.errors import UserError, run_main
+from data.common.errors import run_main
 from data.recipe import recipe_arguments, recipe_from
 from data.run import Run, maker
 from eval.answers.parts import read_shard
@@ -47,8 +47,8 @@ def main() -> None:
     shard = read_shard(arguments.shard) if arguments.shard is not None else None
     recipe = recipe_from(arguments)
     run = recipe.run
-    if arguments.arm and arguments.arm not in run.names:
-        raise UserError(f"--arm must be one of {', '.join(run.names)}, not {arguments.arm!r}")
+    if arguments.arm:
+        run.require_known(arguments.arm)
     chosen = [arguments.arm] if arguments.arm else trained_arms(run)
     for sentence in beforehand(recipe, {*chosen, *run.sampled()}):
         print(f"eval: {sentence}", flush=True)

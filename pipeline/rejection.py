@@ -35,8 +35,6 @@ from pipeline.train.trainer import run_trainer
 from pipeline.train.training import Training, training_of
 from rewards.verify import Status, verify
 
-FILE = "successes.jsonl"
-
 
 class Success(TypedDict):
     """An optimal answer to the training problem ``id``."""
@@ -88,12 +86,12 @@ def successes(training: Training, size: tuple[int, int], force: bool) -> list[Ro
         # In GRPO's order: the file has one tier after the other.
         rng = random.Random(seed_of(recipe.seed, "rejection order", arm))
         rows = rng.sample(rows, len(rows))
-    path = recipe.run.stage(arm) / "successes" / FILE
+    path = recipe.run.successes(arm)
     stage = Stage(path.parent, f"{arm} sampling", settings, training.inputs())
     if stage.begin_unless_done(force):
         drawn = _draw_successes(training, rows, prompts, answers)
         write_jsonl(path, {(row["id"], row["completion"]): row for row in drawn}.values())
-        stage.finish([FILE], drawn=prompts * answers)
+        stage.finish([path.name], drawn=prompts * answers)
     kept = list(_read_successes(path, asked))
     print(f"{arm}: {len(kept)} different successes of {prompts * answers} answers", flush=True)
     require(kept, f"{training.start} gave no optimal answer in {prompts * answers}; run SFT first")
@@ -150,7 +148,7 @@ def run(recipe: Recipe, force: bool, arm: str) -> None:
         recipe = replace(recipe, sft={**recipe.sft, "max_steps": steps})
         training = replace(training, recipe=recipe)
     kept = by_main(lambda: successes(training, size, force))
-    picked = sha256(recipe.run.stage(arm) / "successes" / FILE)
+    picked = sha256(recipe.run.successes(arm))
     make = partial(sft.trainer_for, training, kept)
     run_trainer(training, force, make, {"successes": picked})
 

@@ -171,10 +171,14 @@ def _stranger(problem: Problem, golds: Sequence[Schedule], index: int) -> Schedu
     return next((gold for gold in others if not set(gold) <= known), None)
 
 
-def _confirm(problem: Problem, answers: Iterable[Paid], most: int = 6) -> None:
+#: Different schedules of a problem's answers that CP-SAT confirms.
+_CONFIRMED = 6
+
+
+def _confirm(problem: Problem, answers: Iterable[Paid]) -> None:
     """Have CP-SAT confirm the first few different schedules that were judged feasible."""
     schedules = (parse(answer.completion) for answer in answers if not answer.spoilt)
-    for schedule in list(dict.fromkeys(s for s in schedules if isinstance(s, tuple)))[:most]:
+    for schedule in list(dict.fromkeys(s for s in schedules if isinstance(s, tuple)))[:_CONFIRMED]:
         confirm(problem, schedule)
 
 

@@ -18,7 +18,7 @@ from tiny import LORA, RECIPE, write_recipe
 
 from data import make
 from data.common.errors import UserError
-from pipeline import backends as parity
+from pipeline import backends
 from pipeline.backends import BOTH, EXPLAINED, STAGES, agreements, differences
 
 ROOT = Path(__file__).parents[1]
@@ -164,9 +164,9 @@ def compared(tmp_path, monkeypatch):
                 measured(folder, stage, **made.get(stage, {}))
             return SimpleNamespace(returncode=0, stderr="")
 
-        monkeypatch.setattr(parity, "subprocess", SimpleNamespace(run=process))
-        monkeypatch.setattr("sys.argv", ["parity", "--recipe", str(recipe.path)])
-        parity.main()
+        monkeypatch.setattr(backends, "subprocess", SimpleNamespace(run=process))
+        monkeypatch.setattr("sys.argv", ["backends", "--recipe", str(recipe.path)])
+        backends.main()
 
     return run
 

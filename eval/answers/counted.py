@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data.problem import Problem
 from data.rows import Row
+from data.run import BASE
 from eval.answers.roles import JudgedArm, guesses
 from eval.stats.counts import Counts, by_seed, unsolved_by
 from eval.stats.summary import tally
@@ -64,7 +65,7 @@ def to_ask_again(cases: Sequence[JudgedArm], solved: Solved) -> dict[str, list[i
         for arm in case.everyone:
             wanted.setdefault(arm, set()).update(unsolved(*case.bases))
         for member in case.members:
-            either = unsolved("base") | unsolved(member)
+            either = unsolved(BASE) | unsolved(member)
             wanted[member] |= either
-            wanted["base"] |= either
+            wanted[BASE] |= either
     return {arm: sorted(places) for arm, places in wanted.items()}

@@ -9,6 +9,7 @@ from data.policies import random_maximal_success
 from data.problem import Problem
 from data.recipe import Recipe
 from data.rows import read_split
+from data.run import BASE
 from eval.stats.power import detectable
 
 
@@ -32,7 +33,7 @@ class JudgedArm:
 
     @property
     def bases(self) -> tuple[str, ...]:
-        return ("base", self.base_best) if self.base_best else ("base",)
+        return (BASE, self.base_best) if self.base_best else (BASE,)
 
     @property
     def everyone(self) -> tuple[str, ...]:
@@ -55,7 +56,7 @@ def cases(recipe: Recipe, sampled: Collection[str]) -> list[JudgedArm]:
     for name in recipe.judged():
         arm = recipe.arms[name]
         members = tuple(arm.members(name))
-        start = None if arm.start == "base" else arm.start
+        start = None if arm.start == BASE else arm.start
         tiers = tuple(tier for tier in tested if not arm.tiers or tier in arm.tiers)
         case = JudgedArm(name, members, tiers, start, best, forms)
         missing = set(case.everyone) - set(sampled)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from data.clock import CLOCK
 from eval.day.entry import JOINERS
+from rewards.verify import Status
 
 #: Categories of characters that are not shown as they are.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -146,7 +147,7 @@ def _draw_verdict(console: Console, optimum: int, answer: Mapping[str, Any]) -> 
         write(console, f"         {remark}")
     share = f" ({answer['objective'] / optimum:.0%} of the optimum)"
     if answer["violations"]:
-        unread = status == "unparsable"
+        unread = status == Status.UNPARSABLE
         share = ", since it cannot be read" if unread else ", since it breaks a rule"
     write(console, f"answer   {answer['objective']} weighted minutes{share}")
     write(console, f"optimum  {optimum} weighted minutes, proven")

@@ -118,15 +118,15 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
 
 
 def histogram_panels(
-    histogram: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look], where: str = ""
+    histogram: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look]
 ) -> list[Bars]:
-    """Problems by accuracy, a panel an arm on a common scale; ``where`` begins their titles."""
+    """Problems by accuracy, a panel an arm on a common scale."""
     top = max(count for bars in histogram.values() for count in bars.values())
     panels = []
     for arm, bars in histogram.items():
         said = ", ".join(f"{place}: {count}" for place, count in bars.items())
         name = f"problems of {label(arm)} by accuracy: {said}"
-        panels.append(Bars(where + label(arm), name, looks[arm], list(bars.items()), top))
+        panels.append(Bars(label(arm), name, looks[arm], list(bars.items()), top))
     return panels
 
 
