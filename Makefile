@@ -25,7 +25,7 @@ takes_skills    := LAUNCH
 takes_sick      := LAUNCH
 takes_blog      := LAUNCH BLOG
 takes_published := BLOG
-takes_sample    := ARM SHARD
+takes_sample    := ARM
 takes_probe     := ARM
 takes_try       := ARM DAY DATE
 takes_export    := ARM OUT ADAPTER GGUF PUSH PUBLIC
@@ -123,7 +123,7 @@ eval: setup ## sample every arm, judge the answers, report pass@k: elicited or l
 	$(PY) -m eval.judge$(with)
 	$(PY) -m eval.elicitation$(with)
 
-sample: setup ## draw every arm's answers and no more (SHARD=2/4: a part, one for each GPU; ARM=grpo)
+sample: setup ## draw every arm's answers and no more (ARM=grpo)
 	$(PY) -m eval.sample$(with)
 
 report: setup ## one HTML page of everything, with real answers drawn as days

@@ -1,15 +1,9 @@
 """Samples answers to the test problems from every arm, under identical decoding, to disk.
 
 Writes ``runs/<run>/eval/<arm>/samples.jsonl``, one row a completion, in the order of the problems.
-All samples of a problem are written together, so an interrupted run goes on with the missing
-problems.
-
-With ``--shard i/n`` n processes, each with its own GPU or machine, draw a part each
-(``eval.answers.parts``). Every problem has its own random stream, and a part is whole batches of
-those that one process would draw, since neighbours in a batch change the rounding: in bfloat16,
-other batches changed one answer in twenty. On the same kind of machine the file has the same bytes
-as from one process. The same holds for an interrupted run: a batch that was not written to its end
-is drawn again whole.
+An interrupted run goes on with the missing problems. Neighbours in a batch change the rounding (in
+bfloat16, other batches changed one answer in twenty), so a batch that was not written to its end is
+drawn again whole, and the file has the bytes of a run without interruption.
 
 With ``eval.server`` in the recipe the answers come from a server (``eval.answers.server``), which
 batches and rounds as its load has it, so none of this is promised.
@@ -20,7 +14,6 @@ from __future__ import annotations
 from data.common.errors import run_main
 from data.recipe import recipe_arguments, recipe_from
 from data.run import Run, maker
-from eval.answers.parts import read_shard
 from eval.answers.roles import beforehand
 from eval.answers.sampling import sample_arm
 from eval.answers.server import NotServedError
@@ -40,11 +33,7 @@ def trained_arms(run: Run) -> list[str]:
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--arm", help="only this arm, instead of all that are trained")
-    parser.add_argument(
-        "--shard", help="i/n: only the i-th of n parts, one for each of n processes at a time"
-    )
     arguments = parser.parse_args()
-    shard = read_shard(arguments.shard) if arguments.shard is not None else None
     recipe = recipe_from(arguments)
     run = recipe.run
     if arguments.arm:
@@ -55,7 +44,7 @@ def main() -> None:
     left_out = []
     for arm in chosen:
         try:
-            sample_arm(recipe, arm, arguments.force, shard)
+            sample_arm(recipe, arm, arguments.force)
         except NotServedError as error:
             left_out.append(error)
             print(f"eval: {arm} is left out: {error}", flush=True)

@@ -7,7 +7,9 @@ import pytest
 from scripted import Scripted, World, lines, solving
 
 from data.common.errors import UserError
+from data.common.locks import hold, release
 from data.rows import read_split
+from eval.answers.asker import kept
 from eval.answers.files import way_of_asking
 from eval.answers.sampling import ask_again, sample_arm
 from eval.sample import trained_arms
@@ -104,6 +106,31 @@ def test_an_interrupted_asking_again_goes_on_without_losing_or_doubling_an_answe
     assert path.read_text() == whole
     [(_, _, ids, _)] = world.asked
     assert ids == [row["id"] for row in rows[6 if torn else 7 :]]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_no_two_processes_draw_the_same_answers(sampled, fresh):
+    recipe, rows = sampled
+
+    def draw():
+        if fresh:
+            ask_again(recipe, "base", rows[:2], 5, force=True)
+        else:
+            sample_arm(recipe, "base", force=True)
+
+    folder = recipe.run.samples("base").parent / ("fresh" if fresh else "")
+    lock = hold(folder)
+    with pytest.raises(UserError, match=f"{folder.name} is being written by process"):
+        draw()
+    release(lock)
+    draw()
+
+
+@pytest.mark.parametrize("spoilt", [b"{", b"7", b'{"id": []}', b"[" * 9999, b"\xff"])
+def test_of_a_problem_with_a_spoilt_answer_none_is_kept(tmp_path, spoilt):
+    lines = [b'{"id": "a"}', b'{"id": "a"}', b'{"id": "b"}', spoilt]
+    (tmp_path / "samples.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert kept(tmp_path / "samples.jsonl", 2).keys() == {"a"}
 
 
 # --- the way of asking ----------------------------------------------------------------------

@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from copy import copy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -194,12 +193,6 @@ class Stage:
             (self.folder / output).exists() for output in manifest.get("outputs", ())
         )
 
-    def part(self, name: str) -> Stage:
-        """A part of the work, in a folder of its own below this one."""
-        part = copy(self)
-        part.folder, part._lock = self.folder / f"part-{name}", None
-        return part
-
     def begin_unless_done(self, force: bool = False, partial: Iterable[Path] = ()) -> bool:
         """``claim`` and ``begin``; returns whether there is work to do, and says where not.
 
@@ -223,10 +216,10 @@ class Stage:
         Raises:
             UserError: when another process is at it.
         """
-        if self.says_done(force):
+        if self._says_done(force):
             return False
         self._lock = hold(self.folder, reentrant=True)
-        if self.says_done(force):  # by another process, just now
+        if self._says_done(force):  # by another process, just now
             release(self._lock)
             return False
         return True
@@ -266,7 +259,7 @@ class Stage:
         if self._lock:
             release(self._lock)
 
-    def says_done(self, force: bool) -> bool:
+    def _says_done(self, force: bool) -> bool:
         """Say that the work is done, where it is and nobody insists."""
         if force or not self.is_done():
             return False

@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -39,34 +38,15 @@ def hold(path: Path, reentrant: bool = False) -> BaseFileLock:
     Raises:
         UserError: naming the process that holds it.
     """
-    lock = _lock(path, reentrant)
-    while not _acquire(lock, wait=False):
+    lock = FileLock(
+        lock_file(path), thread_local=False, is_singleton=reentrant, fallback_to_soft=False
+    )
+    while not _acquire(lock):
         with suppress(FileNotFoundError):  # it was just released
             holder = lock_file(path).read_text(encoding="utf-8") or "another process"
             raise UserError(f"{path} is being written by {holder}; let it finish, or stop it")
     lock_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return lock
-
-
-@contextmanager
-def holding(path: Path) -> Iterator[None]:
-    """``hold`` and ``release``."""
-    lock = hold(path)
-    try:
-        yield
-    finally:
-        release(lock)
-
-
-@contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Wait for the other processes that take turns at a folder, and keep them waiting."""
-    lock = _lock(folder / "turn")
-    _acquire(lock, wait=True)
-    try:
-        yield
-    finally:
-        release(lock)
 
 
 def release(lock: BaseFileLock) -> None:
@@ -76,16 +56,10 @@ def release(lock: BaseFileLock) -> None:
         lock.release(force=True)
 
 
-def _lock(path: Path, reentrant: bool = False) -> BaseFileLock:
-    return FileLock(
-        lock_file(path), thread_local=False, is_singleton=reentrant, fallback_to_soft=False
-    )
-
-
-def _acquire(lock: BaseFileLock, wait: bool) -> bool:
+def _acquire(lock: BaseFileLock) -> bool:
     """Acquire a lock, or say that another one holds it. Without locks, all are acquired."""
     try:
-        lock.acquire(blocking=wait)
+        lock.acquire(blocking=False)
     except Timeout:
         return False
     except OSError as error:

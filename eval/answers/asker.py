@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,6 @@ from data.rows import Row, read_split
 from data.run import Run
 from data.sections import EvalSection
 from eval.answers.files import SampleRow
-from eval.answers.parts import kept
 from eval.answers.server import Server
 from pipeline.model.decode import (
     Decoding,
@@ -134,26 +136,27 @@ def write_answers(
     stream: str,
     goes_on: bool,
 ) -> None:
-    """Write the answers to ``rows`` as they come; those that ``path`` has stay if it ``goes_on``.
+    """Write the answers to ``rows``, as they come and in the end in the order of ``rows``; those
+    that ``path`` has stay if it ``goes_on``.
 
     Neighbours in a batch change the rounding. A batch that lacks an answer is drawn again whole,
     so the answers are those that would have come without an interruption.
     """
     done = kept(path, asking.samples) if goes_on else {}
-    lacking: set[str] = set()
-    for batch in asker.batches(rows, asking):
-        ids = {rows[i]["id"] for i in batch}
-        if not ids <= done.keys():
-            lacking |= ids
-    missing = [row for row in rows if row["id"] in lacking]
-    lines = (line for one, answers in done.items() if one not in lacking for line in answers)
-    write_bytes(path, b"".join(lines))
+    lacking = [
+        batch
+        for batch in asker.batches(rows, asking)
+        if any(rows[i]["id"] not in done for i in batch)
+    ]
+    missing = [rows[i] for i in sorted(chain.from_iterable(lacking))]
+    for row in missing:
+        done.pop(row["id"], None)
+    write_bytes(path, b"".join(chain.from_iterable(done.values())))
     started = said = time.monotonic()
+    drawn = asker.answers(missing, asking, stream) if missing else ()
     # A server may send lone surrogates, which UTF-8 cannot hold; in JSON their escape can.
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        for count, answers in enumerate(
-            asker.answers(missing, asking, stream) if missing else (), 1
-        ):
+        for count, answers in enumerate(drawn, 1):
             file.write("".join(map(to_line, answers)))
             file.flush()
             now = time.monotonic()
@@ -164,6 +167,19 @@ def write_answers(
                     f"answers  {count * asking.samples / (now - started):.0f} answers/s",
                     flush=True,
                 )
+    lines = kept(path, asking.samples)
+    write_bytes(path, b"".join(line for row in rows for line in lines[row["id"]]))
+
+
+def kept(path: Path, samples: int) -> dict[str, list[bytes]]:
+    """By problem, the lines of a file; only of problems with all their ``samples`` answers."""
+    content = path.read_bytes() if path.is_file() else b""
+    rows: dict[str, list[bytes]] = {}
+    for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+        # Without its torn or spoilt line a problem lacks an answer, and is asked again.
+        with suppress(ValueError, RecursionError, KeyError, TypeError):
+            rows.setdefault(json.loads(line)["id"], []).append(line)
+    return {identity: lines for identity, lines in rows.items() if len(lines) == samples}
 
 
 def shots_for(
