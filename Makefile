@@ -13,7 +13,7 @@ GPU_HERE := $(shell command -v nvidia-smi)
 # --- settings: which goal takes which ---------------------------------------------------------
 
 experiment := RECIPE MODEL RUN BACKEND BITS FORCE
-switches   := FORCE UNSOUND ADAPTER PUBLIC
+switches   := FORCE UNSOUND
 # Goals that run no recipe; every other goal takes the settings of an experiment.
 plain      := help setup lock calibrate base doctor score gallery test check lint clean
 takes_sft       := LAUNCH
@@ -28,7 +28,7 @@ takes_published := BLOG
 takes_sample    := ARM
 takes_probe     := ARM
 takes_try       := ARM DAY DATE
-takes_export    := ARM OUT ADAPTER GGUF PUSH PUBLIC
+takes_export    := ARM
 takes_plan      := GPU
 takes_doctor    := RECIPE RUN LOG
 takes_base      := FROM OUT
@@ -137,7 +137,7 @@ doctor: setup ## what is wrong with a training, running or finished? (RUN=name, 
 try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
 	$(PY) -m eval.try$(with)
 
-export: setup ## a trained model as a folder for others, with its card (ARM=grpo OUT=folder PUSH=owner/name)
+export: setup ## a trained model as a folder for others, with its card (ARM=grpo)
 	$(PY) -m eval.export$(with)
 
 score: setup ## judge anyone's completions (PROBLEMS=p.jsonl COMPLETIONS=c.jsonl)

@@ -87,7 +87,7 @@ def test_settings_of_an_experiment_reach_every_command_as_they_were_given(goal):
     [
         ("try", "DAY", "--day"),
         ("sample", "ARM", "--arm"),
-        ("export", "OUT", "--out"),
+        ("base", "OUT", "--out"),
         ("doctor", "LOG", "--log"),
         ("doctor", "RUN", "--run"),
         ("base", "FROM", "--from"),

@@ -1,33 +1,24 @@
-"""The model card of a trained arm, as Markdown with the metadata that the hub reads.
-
-Names (of tiers, models, runs) are shown as code, in which nothing is markup, texts of problems in
-fences longer than any that they hold. What was not recorded is left out.
-"""
+"""The model card of a trained arm, as Markdown with the metadata that the hub reads."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
 
-from data.common.files import sha256
 from data.rows import read_split
 from data.run import Run
 from data.sections import DataSection, EvalSection
-from eval.show.lineage import Evaluation, Link, is_repository
+from eval.show.lineage import Evaluation, Link
 from eval.show.report_sheets import report_sheets
 from eval.show.tables import markdown_of
 from rewards.verify import VALID
 
-#: In the metadata of every card; tells an export from other folders on the hub.
-TAG = "slotwise"
 #: The work of each trainer, in words.
 _WAYS = {
     "sft": "supervised fine-tuning on gold answers",
@@ -55,8 +46,6 @@ def card_text(
     links: Sequence[Link],
     result: Evaluation | None,
     asking: EvalSection,
-    adapter: bool = False,
-    gguf: str = "",
 ) -> str:
     """Metadata and Markdown, the same for the same files.
 
@@ -64,48 +53,71 @@ def card_text(
         links: the models from the base to the exported one.
         result: what was measured of it; None where nothing was.
         asking: the decoding of its ``generation_config.json``, ``max_tokens`` resolved.
-        adapter: it is the LoRA adapter alone.
-        gguf: name of a GGUF file beside it, or nothing.
     """
-    arms = {link.arm: run.arms[link.arm] for link in links[1:]}
-    arm = links[-1].arm
-    rows = [
-        row for row in read_split(run, "train") if row["tier"] in (arms[arm].tiers or data.tiers)
-    ]
-    path = run.split("train")
-    same = links[-1].facts["inputs"].get(str(path)) == sha256(path)
-    steps = {x.arm: _used_settings(arms[x.arm].trainer, x.facts) for x in links if x.facts}
-    backends = [settings["backend"] for settings in steps.values() if "backend" in settings]
-    tags = [TAG, "scheduling", *(trained.trainer for trained in arms.values()), "trl", *backends]
-    sources = [use["source"].partition(":")[0] for use in data.tiers.values() if "source" in use]
-    return _card_templates().get_template("card.md.j2").render(
+    base, arm = links[0], links[-1].arm
+    trainers = {link.arm: run.arms[link.arm].trainer for link in links[1:]}
+    tiers = run.arms[arm].tiers or data.tiers
+    rows = [row for row in read_split(run, "train") if row["tier"] in tiers]
+    metadata = ModelCardData(
+        base_model=base.model if base.on_hub else None,
+        license=_licence(base.model),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(dict.fromkeys(["slotwise", "scheduling", "trl", *trainers.values()])),
+        model_name=f"{run.folder.name}-{arm}",
+        eval_results=list(_eval_results(run, arm, result.report)) if result else None,
+    )
+    template = Path(__file__).with_name("templates") / "card.md.j2"
+    settings = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return settings.from_string(template.read_text(encoding="utf-8")).render(
+        metadata=metadata,
         run=run.folder.name,
         arm=arm,
         links=links,
-        ways={name: _WAYS[trained.trainer] for name, trained in arms.items()},
-        start=links[-2] if adapter else None,
-        gguf=gguf,
-        tags=list(dict.fromkeys(tags)),
-        datasets=[source for source in dict.fromkeys(sources) if is_data_set(source)],
-        example=max(rows, key=lambda row: row["tier"] == data.main),  # the first such one
+        ways={name: _WAYS[trainer] for name, trainer in trainers.items()},
+        example=next((row for row in rows if row["tier"] == data.main), rows[0]),
+        problems=Counter(row["tier"] for row in rows),
         evaluation=result,
         tables=result and _pass_tables(result.report),
         invalid=result and _invalid(result.report, arm),
         main=data.main,
         asking=asking,
-        steps=steps,
-        problems=Counter(row["tier"] for row in rows) if same else {},
-    )  # fmt: skip
+        steps={
+            link.arm: _used_settings(trainers[link.arm], link.facts) for link in links if link.facts
+        },
+    )
 
 
-def is_data_set(source: str) -> bool:
-    """Whether the source of a tier is a data set of the hub, not a file."""
-    is_file = Path(source).exists() or source.endswith((".json", ".jsonl"))
-    return "/" in source and is_repository(source) and not is_file
+def _licence(model: str) -> str | None:
+    """The licence that a local model's own card names."""
+    card = Path(model) / "README.md"
+    return ModelCard.load(card).data.license if card.is_file() else None
 
 
-def _used_settings(trainer: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a training really used, as its manifest says."""
+def _eval_results(run: Run, arm: str, report: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """pass@1 of an arm on every tier, in the hub's words."""
+    for tier, counted in report["tiers"].items():
+        at_1 = counted["arms"][arm]["pass_at_k"]["1"]
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type="slotwise",
+            dataset_name=f"{run.folder.name}, tier {tier}",
+            dataset_config=tier,
+            dataset_split="test",
+            metric_type="pass@1",
+            metric_name=f"pass@1, success = {report['success']}",
+            metric_value=round(at_1["value"], 4),
+            metric_args={
+                "interval": [round(at_1[end], 4) for end in ("low", "high")],
+                "level": report["level"],
+                "problems": counted["problems"],
+                "samples": counted["samples"],
+            },
+        )
+
+
+def _used_settings(trainer: str, facts: Mapping[str, Any]) -> str:
+    """What a training really used, as its manifest says, in YAML."""
     section = "sft" if trainer == "rejection" else trainer
     settings, used = facts["settings"], dict(facts.get("trained_with", {}))
     if used.get("max_steps", 0) > 0:
@@ -119,71 +131,17 @@ def _used_settings(trainer: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
         "arguments": {key: used[key] for key in names if key in used},
         **{key: facts.get(key) for key in ("trainable_parameters", "seconds", "versions")},
     }
-    return {key: value for key, value in shown.items() if value not in (None, [])}
+    known = {key: value for key, value in shown.items() if value not in (None, [])}
+    return yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
 
 
 def _pass_tables(report: Mapping[str, Any]) -> str:
     """pass@k and its differences, on every tier."""
-    tiers = {code(tier): counted for tier, counted in report["tiers"].items()}
-    shown = {**report, "tiers": tiers, "main": code(report["main"])}
-    return markdown_of(sheet for sheet in report_sheets(shown) if sheet.columns[0] == "k").rstrip()
+    sheets = (sheet for sheet in report_sheets(report) if sheet.columns[0] == "k")
+    return markdown_of(sheets).rstrip()
 
 
 def _invalid(report: Mapping[str, Any], arm: str) -> float:
     """The share of an arm's answers on the main tier that are no valid schedule."""
     counted = report["tiers"][report["main"]]["arms"][arm]
     return 1 - sum(counted["statuses"].get(status, 0) for status in VALID) / counted["answers"]
-
-
-# --- Markdown ------------------------------------------------------------------------------------
-
-
-def plain(text: object) -> str:
-    """A name on one line, without what cannot be seen."""
-    seen = "".join(c if c.isprintable() else " " for c in str(text))
-    return " ".join(seen.split()) or "(nothing)"
-
-
-def code(text: object) -> str:
-    """A name as a code span, in which nothing is markup (CommonMark 0.31, 6.1). Not for cells of a
-    table, whose pipes divide it all the same."""
-    text = plain(text)
-    ticks = "`" * (_longest_ticks(text) + 1)
-    space = " " if "`" in text else ""
-    return f"{ticks}{space}{text}{space}{ticks}"
-
-
-def fenced(text: str, language: str = "") -> str:
-    """A text as a code block, in which nothing is markup (CommonMark 0.31, 4.5)."""
-    fence = "`" * max(3, _longest_ticks(text) + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def prose(text: str) -> str:
-    """A sentence of ours in which a name may stand: no markup, no HTML, no link."""
-    return re.sub(r"([\\`*_<>#|~&]|(?<=\])[(\[])", r"\\\1", plain(text))
-
-
-def _longest_ticks(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
-
-
-@cache
-def _card_templates() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "code": code,
-        "fenced": fenced,
-        "json": json.dumps,
-        "plain": plain,
-        "prose": prose,
-        "python": lambda text: [repr(line) for line in text.splitlines(keepends=True)],
-        "yaml": lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
-    }
-    return environment

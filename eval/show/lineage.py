@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts
 from data.run import BASE, Run, maker
@@ -42,7 +39,7 @@ class Link:
     @property
     def on_hub(self) -> bool:
         """Whether it is named by an id of the hub."""
-        return self.arm == BASE and is_repository(self.model) and not is_local(self.model)
+        return self.arm == BASE and not is_local(self.model)
 
     @property
     def called(self) -> str:
@@ -51,15 +48,6 @@ class Link:
         path = Path(self.model)
         private = path.is_absolute() or path.parts[:1] in (("~",), ("..",))
         return self.arm if self.arm != BASE else path.name if private else self.model
-
-
-def is_repository(name: str) -> bool:
-    """Whether the hub would take this as an id."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
