@@ -41,6 +41,7 @@ recipe_of_elicit := elicitation
 recipe_of_skills := skills
 recipe_of_sick   := sick
 recipe_of_blog   := $(if $(GPU_HERE),blog-7b,blog-tiny)
+recipe_of_published := $(recipe_of_blog)
 RECIPE ?= pipeline/recipes/$(or $(strip $(foreach goal,$(MAKECMDGOALS),$(recipe_of_$(goal)))),tiny).yaml
 
 takes  = $(if $(filter $(1),$(plain)),,$(experiment)) $(takes_$(1))
@@ -48,7 +49,7 @@ takes  = $(if $(filter $(1),$(plain)),,$(experiment)) $(takes_$(1))
 quoted = '$(subst ','\'',$(1))'
 lower  = $(shell echo $(1) | tr A-Z a-z)
 flag   = $(if $($(1)), --$(call lower,$(1))$(if $(filter $(1),$(switches)),, $(call quoted,$($(1)))))
-with   = $(foreach name,$(filter-out LAUNCH BLOG,$(call takes,$@)),$(call flag,$(name)))$(if $(ARGS), $(ARGS))
+with   = $(foreach name,$(filter-out LAUNCH,$(call takes,$@)),$(call flag,$(name)))$(if $(ARGS), $(ARGS))
 
 # A setting that no goal on the command line takes is a mistake, except what programs read from their
 # environment (CUDA_VISIBLE_DEVICES=1).
@@ -164,14 +165,10 @@ skills: $(if $(MODEL),,$(SKILLS_BASE)) data arms eval ## is a skill learnt that 
 $(SKILLS_BASE): | setup
 	$(PY) -m pipeline.base --skills
 
-BLOG_RECIPE = runs/$(or $(RUN),blog)/recipe.yaml
-BLOG_FILES  = $(if $(BLOG), --files $(call quoted,$(BLOG)))
-blog: setup ## reproduce the published experiment, in small without a GPU (BLOG=folder of its files)
-	$(PY) -m eval.blog$(with)$(BLOG_FILES) --begin $(call quoted,$(BLOG_RECIPE))
-	$(MAKE) --no-print-directory data arms sample published RECIPE=$(call quoted,$(BLOG_RECIPE))
+blog: data arms sample published ## reproduce the published experiment, in small without a GPU
 
-published: setup ## the published table beside ours (the last part of make blog)
-	$(PY) -m eval.blog$(with)$(BLOG_FILES)
+published: setup ## the last part of make blog: its table (BLOG=folder of the published answers)
+	$(PY) -m eval.blog$(with)
 
 sick: data arms doctor ## trainings made sick on purpose, and what the doctor says of each
 

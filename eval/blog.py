@@ -1,33 +1,29 @@
-"""The published experiment, reproduced, and what its table leaves out: ``make blog``.
+"""The published table of a run that repeats the published experiment, with what it leaves out.
 
-``--begin`` prints where the recipe departs from the published settings and writes the recipe of the
-run; without it, after training and sampling, the published table follows: the published evaluator's
-judgement of every arm, and of the answers that came with the published files. Beside it stand how
-many answers are optimal, and what blind guessing and copying would reach.
+``make blog`` trains and samples, then this judges every arm as the published evaluator does; with
+``--blog FOLDER`` also the answers that came with the published files, ``completions-<model>.jsonl``
+to the problems of ``test.jsonl``. Beside the published columns stand how many answers are optimal,
+what the published reward pays, and what blind guessing and copying would reach.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import yaml
 
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, write_json, write_text
 from data.common.seeds import seed_of
 from data.policies import floor
-from data.problem import Problem
 from data.prompts import answer
-from data.published import read_rows
-from data.recipe import Recipe, load_recipe, recipe_arguments, recipe_from
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
 from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
@@ -36,10 +32,6 @@ from eval.stats.estimate import Estimate, bootstrap_indices, cell, mean_interval
 from rewards import blog
 from rewards.blog import BlogStatus
 
-#: The published settings.
-PUBLISHED = Path(__file__).parents[1] / "pipeline" / "recipes" / "blog-7b.yaml"
-#: Keys of a recipe that say nothing about the experiment.
-_NAMES = ("name", "path", "run_name")
 #: The published table's columns.
 _STATUS_HEADINGS = {
     BlogStatus.FORMAT_ERROR: "format",
@@ -49,75 +41,6 @@ _STATUS_HEADINGS = {
     BlogStatus.OVERLAPS: "overlap",
     BlogStatus.VALID: "valid",
 }
-
-# --- the recipe ----------------------------------------------------------------------------------
-
-#: (key, published value, our value) of a setting; None where a recipe leaves it out.
-ChangedSetting = tuple[str, object, object]
-
-
-def changed_settings(recipe: Recipe) -> list[ChangedSetting]:
-    """Every setting in which a recipe differs from the published ones."""
-    there, here = _flat(asdict(load_recipe(PUBLISHED))), _flat(asdict(recipe))
-    pairs = [(key, there.get(key), here.get(key)) for key in {**there, **here}]
-    return [(key, a, b) for key, a, b in pairs if a != b and key not in _NAMES]
-
-
-def _flat(section: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Values by dotted key."""
-    flat: dict[str, object] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def departures(source: Path, settings: Sequence[ChangedSetting]) -> Sheet:
-    """The settings of a recipe that are not as published, as a table."""
-    return Sheet(
-        f"{source}: settings that are not as published ({PUBLISHED.name})",
-        ["setting", "published", "here"],
-        [[key, *("none" if v is None else str(v) for v in values)] for key, *values in settings],
-        [] if settings else ["None: every setting is as published."],
-    )
-
-
-def write_recipe(recipe: Recipe, files: Path | None, out: Path) -> None:
-    """Write the recipe of the run: ``recipe``, its published data taken from ``files`` if given.
-
-    Raises:
-        UserError: when the published data is neither there nor on the hub, or ``recipe`` is the
-            one that this writes.
-    """
-    if recipe.path.resolve() == out.resolve():
-        raise UserError(
-            f"{out} is what `make blog` writes from another recipe; RECIPE= must name that one, or "
-            "be left out"
-        )
-    tiers = {name: dict(use) for name, use in recipe.data.tiers.items()}
-    for use in tiers.values():
-        if "source" in use:
-            if files is not None:
-                use["source"] = f"{files}/{{split}}.jsonl"
-            try:
-                next(iter(read_rows(use["source"].replace("{split}", "test"))), None)
-            except UserError as error:
-                raise UserError(
-                    f"{error}; BLOG=folder names one that holds the published train.jsonl and "
-                    "test.jsonl"
-                ) from None
-    content = {
-        "extends": os.path.relpath(recipe.path, out.parent),
-        "name": out.parent.name,
-        "data": {"tiers": tiers},
-    }
-    head = "# Written by `make blog`, which overwrites it.\n"
-    write_text(out, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-# --- the table -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -159,19 +82,14 @@ def judge_as_published(problems: Path, answers: Mapping[str, Path]) -> Published
     """Judge the files of ``answers``, by model, to a file of problems. Blind policies are measured
     on the problems that keep the rules."""
     problem_file = ProblemFile(str(problems))
-    sound = list(problem_file.problems()[0].values())
-    rows = problem_file.rows()
+    rows, sound = problem_file.rows(), list(problem_file.problems()[0].values())
+    copies = [(blog.row_of(problem), answer(problem.events, "All of them.")) for problem in sound]
     return PublishedTable(
         len(rows),
         {policy: by_k[1] for policy, by_k in floor(sound, (1,)).items()},
-        fmean(map(_copied, sound)),
+        fmean(sum(blog.rewards(row, copy).values()) for row, copy in copies),
         [_line(model, problem_file, rows, path) for model, path in answers.items()],
     )
-
-
-def _copied(problem: Problem) -> float:
-    copy = answer(problem.events, "Every event is taken.")
-    return sum(blog.rewards(blog.row_of(problem), copy).values())
 
 
 def _line(
@@ -197,50 +115,34 @@ def _line(
     )
 
 
-def published_sheets(title: str, table: PublishedTable) -> Iterator[Sheet]:
-    """The published table, and beside it what that leaves out."""
-    counts = sorted({line.answers for line in table.models})
-    each = " or ".join(f"{count:,}" for count in counts)
-    yield Sheet(
-        f"{title}: the published evaluator, of 100 answers",
-        ["model", *_STATUS_HEADINGS.values(), "score"],
+def published_sheet(title: str, table: PublishedTable) -> Sheet:
+    """The published columns up to the score, and beside them what those leave out."""
+    guessed = [f"{p.replace('_', ' ')} {100 * share:.1f}" for p, share in table.guessed.items()]
+    return Sheet(
+        f"{title}: of 100 answers",
+        ["model", *_STATUS_HEADINGS.values(), "score", "optimal", "reward"],
         [
             [
                 line.model,
                 *(
-                    f"{round(100 * line.statuses.get(s, 0) / line.answers, 1):g}"
-                    for s in _STATUS_HEADINGS
+                    f"{round(100 * line.statuses.get(status, 0) / line.answers, 1):g}"
+                    for status in _STATUS_HEADINGS
                 ),
                 f"{line.score:.4f}",
-            ]
-            for line in table.models
-        ],
-        [
-            f"{table.problems:,} problems, {each} answers a model. An answer counts under the "
-            "first rule that it breaks; score: the average over all answers, 0 where not valid."
-        ],
-    )
-    guessed = {policy: f"{100 * share:.1f}" for policy, share in table.guessed.items()}
-    policies = ", ".join(f"{p.replace('_', ' ')} {share}" for p, share in guessed.items())
-    yield Sheet(
-        f"{title}: what that table does not say",
-        ["model", "optimal, %", "guessed, %", "reward", "reward of copying"],
-        [
-            [
-                line.model,
-                cell(line.optimal.to_json()),
-                guessed["random_maximal"],
+                cell(asdict(line.optimal)),
                 f"{line.reward:.1f}",
-                f"{table.reward_of_copying:.1f}",
             ]
             for line in table.models
         ],
         [
+            f"{table.problems:,} problems, "
+            f"{' or '.join(sorted({f'{line.answers:,}' for line in table.models}))} answers a "
+            "model. An answer counts under the first rule that it breaks; score: the published "
+            "average over all answers, 0 where not valid.",
             f"Optimal: valid, with the optimal score; {100 * LEVEL:.0f} % interval, problems "
-            f"resampled {RESAMPLES:,} times. Guessed: by a random maximal schedule.",
-            f"Solved without thought in one try, in %: {policies}.",
-            "Reward: what the published reward pays on average, of 100, for the model's answers "
-            "and for copying every event of the prompt.",
+            f"resampled {RESAMPLES:,} times. Without a model, in one try: {', '.join(guessed)}.",
+            "Reward: what the published reward pays on average, of 100; "
+            f"{table.reward_of_copying:.1f} for copying every event of the prompt.",
         ],
     )
 
@@ -249,68 +151,47 @@ def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
     """Print the tables and write them to ``runs/<run>/eval/published``, unless that is done.
 
     Raises:
-        UserError: when no arm was sampled to its end.
+        UserError: when no arm was sampled to its end, or ``files`` holds no published answers.
     """
     run = recipe.run
     sampled = {label(arm): run.samples(arm) for arm in run.sampled()}
     if not sampled:
         raise UserError(f"{run.eval} has no finished samples; `make blog` draws them")
     groups = {"this run": (run.split("test"), sampled)}
-    notes = []
-    if files is None:
-        notes.append("BLOG=folder with the published files adds the answers that came with them.")
-    elif came := answers_in(files):
-        groups["published answers"] = (files / "test.jsonl", came)
-    else:
-        notes.append(f"{files} has no answers (completions-<model>.jsonl).")
-    departed = departures(recipe.path, changed_settings(recipe))
+    if files:
+        groups["published answers"] = (files / "test.jsonl", answers_in(files))
     inputs = [file for problems, by in groups.values() for file in (problems, *by.values())]
-    settings = {"arms": list(sampled), "differences": departed.rows}
-    stage = Stage(run.published, "blog", settings, inputs)
+    stage = Stage(run.published, "blog", {"arms": list(sampled)}, inputs)
     if not stage.begin_unless_done(force):
         return
     tables = {title: judge_as_published(*group) for title, group in groups.items()}
-    sheets = [sheet for title, table in tables.items() for sheet in published_sheets(title, table)]
-    console = plain_console()
-    print_sheets(sheets, console)
-    for note in notes:
-        console.print(note, markup=False, soft_wrap=True)
-    content = {title: asdict(table) for title, table in tables.items()}
-    write_json(stage.folder / "blog.json", {"differences": departed.rows, **content})
-    write_text(stage.folder / "blog.md", markdown_of([*sheets, departed]))
+    sheets = [published_sheet(title, table) for title, table in tables.items()]
+    print_sheets(sheets, plain_console())
+    write_json(stage.folder / "blog.json", {t: asdict(table) for t, table in tables.items()})
+    write_text(stage.folder / "blog.md", markdown_of(sheets))
     stage.finish(["blog.json", "blog.md"])
     print(f"blog: {stage.folder} has blog.json and blog.md", flush=True)
 
 
 def answers_in(files: Path) -> dict[str, Path]:
-    """The answers that came with the published files, ``completions-<model>.jsonl``, by model."""
+    """The answers that came with the published files, by model.
+
+    Raises:
+        UserError: when there are none.
+    """
     paths = sorted(files.glob("completions-*.jsonl"))
+    if not paths:
+        raise UserError(f"{files} has no completions-<model>.jsonl; BLOG= names their folder")
     return {path.stem.removeprefix("completions-"): path for path in paths}
 
 
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument(
-        "--files",
-        type=Path,
-        help="folder of the published files: train.jsonl, test.jsonl, completions-<model>.jsonl",
-    )
-    parser.add_argument(
-        "--begin", type=Path, metavar="OUT", help="write the recipe of the run here instead"
+        "--blog", type=Path, help="folder of test.jsonl and completions-<model>.jsonl"
     )
     arguments = parser.parse_args()
-    recipe, files = recipe_from(arguments), arguments.files
-    if files is not None and not (files / "test.jsonl").is_file():
-        raise UserError(
-            f"{files} has no test.jsonl; BLOG= must name a folder of the published files"
-        )
-    if arguments.begin:
-        write_recipe(recipe, files, arguments.begin)
-        arguments.recipe = arguments.begin
-        departed = changed_settings(recipe_from(arguments))
-        print_sheets([departures(arguments.begin, departed)], plain_console())
-    else:
-        run(recipe, files, arguments.force)
+    run(recipe_from(arguments), arguments.blog, arguments.force)
 
 
 if __name__ == "__main__":

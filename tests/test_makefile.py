@@ -93,7 +93,7 @@ def test_settings_of_an_experiment_reach_every_command_as_they_were_given(goal):
         ("base", "FROM", "--from"),
         ("plan", "GPU", "--gpu"),
         ("score", "COMPLETIONS", "--completions"),
-        ("blog", "BLOG", "--files"),
+        ("published", "BLOG", "--blog"),
     ],
 )
 def test_a_setting_of_one_goal_reaches_its_command(goal, name, flag):
@@ -116,12 +116,11 @@ def test_a_switch_of_one_goal_is_not_handed_to_the_others():
     assert "pipeline.grpo" in with_switch[0]
 
 
-def test_the_published_experiment_has_a_recipe_of_its_own_after_the_first_command():
-    first, *rest = commands("blog", f"BLOG={ODD}", f"MODEL={ODD}")
-    assert flags(first)["--begin"] == "runs/blog/recipe.yaml"
-    assert {flags(line)["--recipe"] for line in rest} == {"runs/blog/recipe.yaml"}
-    assert {flags(line)["--model"] for line in (first, *rest)} == {ODD}
-    assert flags(first)["--files"] == flags(rest[-1])["--files"] == ODD
+def test_the_published_answers_are_shown_to_the_last_command_alone():
+    *lines, last = commands("blog", f"BLOG={ODD}")
+    assert {flags(line)["--recipe"] for line in (*lines, last)} == {flags(last)["--recipe"]}
+    assert flags(last)["--blog"] == ODD
+    assert not any("--blog" in line for line in lines)
 
 
 @pytest.mark.parametrize(
