@@ -14,10 +14,10 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -25,7 +25,7 @@ from rich.table import Table
 from data.common.console import plain_console
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_json
-from data.recipe import recipe_arguments, recipe_from
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import ARMS
 from pipeline.arms import MODULES
 from pipeline.model.decode import render
@@ -63,7 +63,6 @@ EXPLAINED = {
 
 def measure_backend(training: Training, length: int, folder: Path) -> None:
     """Build a training's trainer, take one step, and write ``<section>.json`` and the update."""
-    import torch
     from safetensors.torch import save_file
 
     # The first step at the full learning rate, and of few rows: it is to be compared, not to teach.
@@ -92,15 +91,12 @@ def measure_backend(training: Training, length: int, folder: Path) -> None:
     measured = {
         "held": settings_held(trainer),
         "logprobs": scores,
-        "loss": float(log["loss"]),
         "grad_norm": float(log["grad_norm"]),
-        "threads": torch.get_num_threads(),
     }
     write_json(folder / f"{section}.json", measured)
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A setting that the backends hold differently; ``why`` is empty where nothing explains it."""
 
     stage: str
@@ -109,8 +105,7 @@ class Difference:
     why: str
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """Two numbers compared: ``off`` must not be above ``allowed``."""
 
     stage: str
@@ -160,29 +155,23 @@ def agreements(stage: str, dtype: str, folders: Sequence[Path]) -> Iterator[Agre
     yield Agreement(stage, "norm of the first gradient", apart, share)
 
 
-def compare_backends(
-    command: Sequence[str], dtype: str, folder: Path
-) -> tuple[list[Difference], list[Agreement]]:
-    """Run ``command`` for both backends, each in a process of its own, and compare.
+def measure_apart(recipe: Recipe, name: str, folder: Path) -> None:
+    """Run this command for one backend in a process of its own, which writes into ``folder``.
 
     Raises:
-        UserError: when one of them cannot train the recipe.
+        UserError: when the backend cannot train the recipe.
     """
-    folders = [folder / name for name in BOTH]
-    for name, place in zip(BOTH, folders, strict=True):
-        only = ["--backend", name, "--only", str(place)]
-        done = subprocess.run([*command, *only], capture_output=True, text=True)
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        require(
-            not done.returncode, f"{name} cannot train the recipe: {reason.removeprefix('error: ')}"
-        )
-    differ: list[Difference] = []
-    numbers: list[Agreement] = []
-    for stage in STAGES:
-        one, other = (json.loads((each / f"{stage}.json").read_text()) for each in folders)
-        differ += differences(stage, one["held"], other["held"])
-        numbers += agreements(stage, dtype, folders)
-    return differ, numbers
+    command = [
+        *(sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path)),
+        *("--model", recipe.model, "--run", recipe.run_name),
+        *(["--bits", str(recipe.bits)] if recipe.bits else []),
+        *("--backend", name, "--only", str(folder)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    require(
+        not done.returncode, f"{name} cannot train the recipe: {reason.removeprefix('error: ')}"
+    )
 
 
 def print_comparison(differ: Sequence[Difference], numbers: Sequence[Agreement]) -> None:
@@ -193,9 +182,9 @@ def print_comparison(differ: Sequence[Difference], numbers: Sequence[Agreement])
         shown = [textwrap.shorten(str(value), 30, placeholder="…") for value in one.values]
         table.add_row(one.stage, one.key, *shown, one.why or "NOTHING")
     console.print(table if differ else "Settings: all the same")
-    table = Table("stage", "compared", box=box.SIMPLE_HEAD, title="Numbers")
-    for heading in ("difference", "allowed"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        "stage", "compared", "difference", "allowed", box=box.SIMPLE_HEAD, title="Numbers"
+    )
     for each in numbers:
         table.add_row(each.stage, each.what, f"{each.off:.2g}", f"{each.allowed:g}")
     console.print(table)
@@ -218,13 +207,16 @@ def main() -> None:
         for training in trainings:
             measure_backend(training, length, arguments.only)
         return
-    command = [
-        *(sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path)),
-        *("--model", recipe.model, "--run", recipe.run_name),
-        *(["--bits", str(recipe.bits)] if recipe.bits else []),
-    ]
+    differ: list[Difference] = []
+    numbers: list[Agreement] = []
     with tempfile.TemporaryDirectory() as folder:
-        differ, numbers = compare_backends(command, recipe.dtype, Path(folder))
+        folders = [Path(folder, name) for name in BOTH]
+        for name, place in zip(BOTH, folders, strict=True):
+            measure_apart(recipe, name, place)
+        for stage in STAGES:
+            one, other = (json.loads((each / f"{stage}.json").read_text()) for each in folders)
+            differ += differences(stage, one["held"], other["held"])
+            numbers += agreements(stage, recipe.dtype, folders)
     print_comparison(differ, numbers)
     wrong = [f"{one.stage}: {one.key}" for one in differ if not one.why]
     wrong += [f"{one.stage}: {one.what}" for one in numbers if not one.off <= one.allowed]

@@ -1,9 +1,8 @@
 """What does a step of your recipe cost on this machine, and is ``make plan`` right about it?
 
-``make gpu-check RECIPE=…`` is a dry run that measures: every training of the recipe takes a few
-real steps on a handful of its longest problems, with its own model, backend and settings, in a
-process of its own, since memory must start empty and Unsloth patches its process. Answers in GRPO
-are made as long as the recipe allows: the worst case for memory and time.
+A dry run: every training of the recipe takes a few real steps on its longest problems, with its own
+model, backend and settings, in a process of its own, since memory must start empty and Unsloth
+patches its process. Answers in GRPO are as long as the recipe allows.
 
 Memory is what ``torch.cuda.max_memory_allocated`` counts. Without a GPU it is the weights and what
 torch's profiler sees allocated beside them, which slows the steps down.
@@ -33,7 +32,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import grpo, sft
 from pipeline.memory.arithmetic import GIB
 from pipeline.model.load import quiet
-from pipeline.plan import gpu_here, lengths_of, longest_rows, plan_of
+from pipeline.plan import longest_rows, longest_texts, plan_of
 from pipeline.train.loading import load_for_training
 from pipeline.train.training import Training
 
@@ -43,10 +42,6 @@ if TYPE_CHECKING:
 #: Steps, the first of which fills caches and compiles kernels and is not measured; different
 #: problems, and how often they are repeated, so that every batch is full.
 DRY_STEPS, DRY_PROBLEMS, REPEATED = 3, 4, 256
-
-
-#: A recipe's ``sft`` or ``grpo`` section, whose keys are TRL's.
-TrainerSettings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,12 +62,10 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     training = Training(recipe, section, section, recipe.model)
     backend = training.start_backend().name  # before anything else imports what Unsloth patches
     quiet()
-    rows, source = longest_rows(recipe)
-    lengths = lengths_of(rows, source, recipe.model)
-    vllm = recipe.fast_inference or bool(recipe.grpo.get("use_vllm"))
-    sections = short_sections(recipe.sft, recipe.grpo, lengths.gold, vllm)
-    recipe = replace(recipe, sft=sections[0], grpo=sections[1])
-    length = recipe.max_seq_length or lengths.both + recipe.grpo["max_completion_length"]
+    rows, _ = longest_rows(recipe)
+    texts, _ = longest_texts(rows, recipe.model)
+    recipe = shortened(recipe, texts.gold)
+    length = recipe.max_seq_length or texts.both + recipe.grpo["max_completion_length"]
     training = replace(training, recipe=recipe)
     model, tokenizer = load_for_training(training, length)
     trainer_for = {"sft": sft, "grpo": grpo}[section].trainer_for
@@ -89,19 +82,18 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     return Measured(backend, statistics.mean(steps), peak)
 
 
-def short_sections(
-    sft: TrainerSettings, grpo: TrainerSettings, gold: int, vllm: bool
-) -> tuple[TrainerSettings, TrainerSettings]:
-    """The sections of a recipe for a few steps, in which answers are as long as it allows: twice
-    the longest ``gold`` answer where it does not say."""
+def shortened(recipe: Recipe, gold: int) -> Recipe:
+    """The recipe for a few steps, in which answers are as long as it allows: twice the longest
+    ``gold`` answer where it does not say."""
     short = {"max_steps": DRY_STEPS, "logging_steps": 1, "save_strategy": "no"}
-    limit = grpo.get("max_completion_length") or 2 * gold
-    least = {"min_tokens" if vllm else "min_new_tokens": limit}
+    limit = recipe.grpo.get("max_completion_length") or 2 * gold
+    vllm = recipe.fast_inference or recipe.grpo.get("use_vllm")
+    given = recipe.grpo.get("generation_kwargs") or {}
     longest = {
         "max_completion_length": limit,
-        "generation_kwargs": {**(grpo.get("generation_kwargs") or {}), **least},
+        "generation_kwargs": {**given, "min_tokens" if vllm else "min_new_tokens": limit},
     }
-    return {**sft, **short}, {**grpo, **short, **longest}
+    return replace(recipe, sft={**recipe.sft, **short}, grpo={**recipe.grpo, **short, **longest})
 
 
 def _clock(ends: list[float]) -> TrainerCallback:
@@ -173,30 +165,21 @@ def main() -> None:
         print(json.dumps(asdict(measure_training(recipe.for_arm(arguments.only), section or ""))))
         return
     quiet()
-    # To ask a GPU for its size takes some of its memory, which a training may need.
-    vllm = recipe.fast_inference or recipe.grpo.get("use_vllm")
-    plan = plan_of(recipe, gpu_here() if vllm else None)
-    planned = {
-        (backend, one.settings.arm): one.allocated
-        for backend, stages in plan.estimates.items()
-        for one in stages
-        if one.settings.stage != "sampling"
-    }
+    stages = plan_of(recipe).stages
+    planned = {one.settings.arm: one.allocated for one in stages if one.settings.rows}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("training", "backend", "seconds a step", "peak GiB", "planned GiB", "off"):
         table.add_column(column, justify="left" if column in ("training", "backend") else "right")
     failed = []
-    for arm in dict.fromkeys(arm for _, arm in planned):
+    for arm, expected in planned.items():
         print(f"measuring {arm} …", flush=True)
         one = run_apart(arm)
         if isinstance(one, str):
             failed.append(f"{arm}: {one}")
             continue
-        expected = planned[one.backend, arm]
-        sizes = (f"{size / GIB:.3f}" for size in (one.peak, expected))
-        table.add_row(
-            arm, one.backend, f"{one.seconds:.2f}", *sizes, f"{expected / one.peak - 1:+.1%}"
-        )
+        off = f"{expected / one.peak - 1:+.1%}"
+        gib = (f"{size / GIB:.3f}" for size in (one.peak, expected))
+        table.add_row(arm, one.backend, f"{one.seconds:.2f}", *gib, off)
     console = plain_console()
     console.print(table, markup=False)
     console.print("Answers in GRPO are as long as the recipe allows.", markup=False)

@@ -1,18 +1,17 @@
 """Will it fit? Peak GPU memory of SFT, GRPO and sampling, by part, before any weights are loaded.
 
 ``make plan MODEL=folder-or-hub-id GPU=24`` reads the model's config (from the hub nothing else),
-the recipe's own settings and the lengths of its prompts, for plain TRL and for Unsloth, and says
-what to change where it does not fit. ``pipeline.memory`` has the arithmetic.
+the recipe's own settings and the lengths of its prompts, and says what to change where it does not
+fit. ``pipeline.memory`` has the arithmetic, of plain TRL; ``make gpu-check`` measures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +20,24 @@ from rich.console import Console
 from rich.table import Table
 
 from data.common.console import plain_console
-from data.common.errors import UserError, run_main
+from data.common.errors import UserError, require, run_main
 from data.common.files import finished
 from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row, read_split
-from data.sections import EvalSection
 from data.tiers import TIERS
-from pipeline.memory.advice import savings
-from pipeline.memory.arithmetic import GIB, Linear, ModelShape, Settings, trained
-from pipeline.memory.stages import CONTEXT, FRAGMENTATION, PARTS, StageMemory, estimate
+from pipeline.memory.arithmetic import (
+    GIB,
+    PARTS,
+    Estimate,
+    ModelShape,
+    Settings,
+    changes,
+    estimate,
+)
 from pipeline.model.lengths import TokenCounts, sizes
-from pipeline.model.load import quiet, read_tokenizer
-from pipeline.model.skeleton import adapters_on, config_of, shape_of, skeleton
+from pipeline.model.load import check_template, quiet, read_tokenizer
+from pipeline.model.skeleton import config_of, lora_parameters, shape_of, skeleton
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 
 if TYPE_CHECKING:
@@ -47,16 +51,6 @@ _CHARACTERS, _TEMPLATE = 2, 40
 
 
 # --- the text --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of the longest prompt, gold answer, and both together; ``source`` says how known."""
-
-    prompt: int
-    gold: int
-    both: int
-    source: str
 
 
 def longest_rows(recipe: Recipe) -> tuple[list[Row], str]:
@@ -74,149 +68,104 @@ def longest_rows(recipe: Recipe) -> tuple[list[Row], str]:
         for name, use in recipe.tier_uses.items():
             # Our tier of that name stands in for an imported one.
             tier = TIERS.get(name) if use.source else use.tier
-            if tier is None:
-                continue
-            for i in range(_DRAWN):
+            for i in range(_DRAWN if tier else 0):
                 problem = make_problem(recipe.seed, "plan", name, tier, i)
                 rows.append(new_row(f"{name}-{i}", "plan", name, problem, recipe.data.reasoning))
         source = f"longest of {len(rows)} problems drawn from the tiers"
-    if not rows:
-        raise UserError(
-            f"{recipe.path}: all its tiers are imported, so the lengths of their texts are known "
-            "after `make data`"
-        )
+    require(
+        rows,
+        f"{recipe.path}: all its tiers are imported, so the lengths of their texts are known after "
+        "`make data`",
+    )
     rows.sort(key=lambda row: -len(row["prompt"]) - len(row["gold"]))
     return rows[:_TOKENIZED], source
 
 
-def lengths_of(rows: Sequence[Row], source: str, model: str) -> Lengths:
-    """Lengths of rows, counted with the model's tokenizer where that is on this machine."""
+def longest_texts(rows: Sequence[Row], model: str) -> tuple[TokenCounts, str]:
+    """Tokens of the longest prompt, gold answer, and both together, counted with the model's
+    tokenizer where that is on this machine; and a phrase that says how."""
     pairs = [(row["prompt"], row["gold"]) for row in rows]
     try:
-        counted = list(sizes(read_tokenizer(model, offline=True), pairs))
-        source += ", counted with the model's tokenizer"
+        tokenizer = read_tokenizer(model, offline=True)
+        check_template(tokenizer, model)
+        counted = list(sizes(tokenizer, pairs))
+        how = "counted with the model's tokenizer"
     except UserError:
-        counted = [
-            TokenCounts(
-                len(p) // _CHARACTERS + _TEMPLATE,
-                len(g) // _CHARACTERS,
-                (len(p) + len(g)) // 2 + 40,
-            )
-            for p, g in pairs
-        ]
-        source += f", {_CHARACTERS} characters taken for a token (no tokenizer at hand)"
-    prompt, gold, both = (max(column) for column in zip(*counted, strict=True))
-    return Lengths(prompt, gold, both, source)
+        guessed = [(len(p) // _CHARACTERS + _TEMPLATE, len(g) // _CHARACTERS) for p, g in pairs]
+        counted = [TokenCounts(prompt, gold, prompt + gold) for prompt, gold in guessed]
+        how = f"{_CHARACTERS} characters taken for a token (no tokenizer at hand)"
+    return TokenCounts(*map(max, zip(*counted, strict=True))), how
 
 
 # --- the settings ----------------------------------------------------------------------------
 
 
-def settings_of(
-    recipe: Recipe,
-    backend: str,
-    lengths: Lengths,
-    lora: tuple[tuple[Linear, ...], int, int] = ((), 0, 0),
-    gpu: float = 0.0,
-) -> list[Settings]:
-    """Every training of the recipe that ``backend`` may do and the sampling after it, those of
-    equal size once.
+def settings_of(recipe: Recipe, texts: TokenCounts, lora: int = 0) -> list[Settings]:
+    """Every training of the recipe and the sampling after it, those of equal size once.
 
     Args:
-        gpu: GiB of the GPU, which vLLM takes a share of.
+        texts: the longest ones.
+        lora: parameters of its adapters.
     """
-    own = 32 if recipe.dtype == "float32" else 16
-    adapters, rank, extra = lora
-    common = Settings(
-        arm="",
-        stage="",
-        backend=backend,
-        bits=recipe.bits or own,
-        prompt=lengths.prompt,
-        completion=lengths.gold,
-        rows=1,
-        adapters=adapters,
-        rank=rank,
-        extra=extra,
-        dropout=bool((recipe.lora or {}).get("lora_dropout")),
-        gpu=gpu,
-        gold=lengths.gold,
-    )
+    own, unused = 32 if recipe.dtype == "float32" else 16, Path("unused")
     arms: dict[Settings, str] = {}
     for name, arm in recipe.all_arms.items():
-        each, unused = recipe.for_arm(name), Path("unused")
-        if each.backend not in ("auto", backend):
+        if arm.section is None:
             continue
-        if arm.section == "sft":
-            arms.setdefault(_sft_settings(sft_config(each, unused), common, lengths), name)
-        elif arm.section == "grpo":
-            arms.setdefault(
-                _grpo_settings(grpo_config(each, unused, 2 * lengths.gold), common), name
-            )
-    # Both backends' models are sampled by pipeline.model.decode, from merged weights.
-    bits = 16 if recipe.bits == 16 else own
-    plain = replace(common, backend="trl", bits=bits, adapters=(), rank=0, extra=0)
+        each = recipe.for_arm(name)
+        settings = (
+            _sft_settings(sft_config(each, unused), texts)
+            if arm.section == "sft"
+            else _grpo_settings(grpo_config(each, unused, 2 * texts.gold), texts)
+        )
+        arms.setdefault(replace(settings, bits=recipe.bits or own, lora=lora), name)
     for name in recipe.run.names:
-        arms.setdefault(_sampling_settings(recipe.for_arm(name).eval, plain, lengths), "eval")
+        asking = recipe.for_arm(name).eval
+        prompts = max(1, asking.rows // asking.samples)
+        sampling = Settings(
+            stage="sampling",
+            bits=own,  # of merged weights
+            prompt=texts.prompt + asking.shots * texts.both,
+            completion=asking.max_tokens or 2 * texts.gold,
+            read=prompts,
+            drawn=prompts * asking.samples,
+            group=asking.samples,
+        )
+        arms.setdefault(sampling, "eval")
     return [replace(settings, arm=name) for settings, name in arms.items()]
 
 
-def _trainer_settings(common: Settings, config: SFTConfig | GRPOConfig) -> Settings:
-    """What SFT and GRPO have in common. Where the recipe says to checkpoint, Unsloth has what it
-    saves wait in the host's memory (``use_gradient_checkpointing="unsloth"``)."""
-    return replace(
-        common,
-        rows=config.per_device_train_batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        checkpointing=config.gradient_checkpointing,
-        offload=common.backend == "unsloth" and config.gradient_checkpointing,
-        autocast=bool(config.bf16 or config.fp16) and common.bits == 32,
-        optim=str(getattr(config.optim, "value", config.optim)),
-    )
+def _sft_settings(config: SFTConfig, texts: TokenCounts) -> Settings:
+    chunked = config.loss_type == "chunked_nll"
+    settings = Settings("sft", texts.both - texts.gold, texts.gold, chunked=chunked)
+    return _trainer_settings(settings, config)
 
 
-def _sft_settings(config: SFTConfig, common: Settings, lengths: Lengths) -> Settings:
-    most = config.max_length or math.inf
-    both = int(most if config.packing and config.max_length else min(lengths.both, most))
-    gold = min(lengths.gold, both)
-    trainer = _trainer_settings(common, config)
-    loss = "chunked" if config.loss_type == "chunked_nll" else "full"
-    return replace(
-        trainer,
-        stage="sft",
-        prompt=both - gold,
-        completion=gold,
-        offload=trainer.offload or config.activation_offloading,
-        loss="liger" if config.use_liger_kernel else loss,
-    )
-
-
-def _grpo_settings(config: GRPOConfig, common: Settings) -> Settings:
+def _grpo_settings(config: GRPOConfig, texts: TokenCounts) -> Settings:
     beside = config.use_vllm and config.vllm_mode == "colocate"
-    if beside and not common.gpu:
-        raise UserError("vLLM takes a share of the GPU; --gpu says how large that is")
-    return replace(
-        _trainer_settings(common, config),
+    drawn = 0 if config.use_vllm else config.generation_batch_size or 0
+    settings = Settings(
         stage="grpo",
+        prompt=texts.prompt,
         completion=config.max_completion_length or 0,
-        loss="liger" if config.use_liger_kernel else "full",
-        generated=0 if config.use_vllm else config.generation_batch_size or 0,
+        read=drawn,  # trl reads a prompt once for each of its answers
+        drawn=drawn,
         group=config.num_generations or 1,
         beta=config.beta,
         vllm=config.vllm_gpu_memory_utilization if beside else 0.0,
-        sleeps=bool(config.vllm_enable_sleep_mode),
     )
+    return _trainer_settings(settings, config)
 
 
-def _sampling_settings(asking: EvalSection, common: Settings, lengths: Lengths) -> Settings:
-    prompts = max(1, asking.rows // asking.samples)
+def _trainer_settings(settings: Settings, config: SFTConfig | GRPOConfig) -> Settings:
+    """With what SFT and GRPO have in common."""
     return replace(
-        common,
-        stage="sampling",
-        prompt=lengths.prompt + asking.shots * lengths.both,
-        completion=asking.max_tokens or 2 * lengths.gold,
-        rows=prompts * asking.samples,
-        prompts=prompts,
+        settings,
+        rows=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        checkpointing=config.gradient_checkpointing,
+        chunked=settings.chunked or config.use_liger_kernel,
+        optim=str(getattr(config.optim, "value", config.optim)),
     )
 
 
@@ -225,137 +174,85 @@ def _sampling_settings(asking: EvalSection, common: Settings, lengths: Lengths) 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that ``make plan`` says. ``sizes_from`` says where the model's sizes are from,
-    ``gpu`` is in GiB."""
+    """What a recipe would hold; ``source`` says how the longest ``texts`` are known."""
 
-    model: str
-    dtype: str
-    sizes_from: str
     shape: ModelShape
-    lengths: Lengths
-    gpu: float | None
-    estimates: dict[str, list[StageMemory]]
-
-    def fits(self, stage: StageMemory) -> bool | None:
-        """None where no GPU is given."""
-        return None if self.gpu is None else stage.peak.total <= self.gpu * GIB
+    texts: TokenCounts
+    source: str
+    stages: list[Estimate]
 
 
-def plan_of(recipe: Recipe, gpu: float | None = None, lengths: Lengths | None = None) -> Plan:
-    """The plan of a recipe, by everything that may train it. No weights are read. Weights that are
-    quantised in the model's own folder are so in training too.
-
-    Args:
-        gpu: GiB of the GPU.
-        lengths: of its texts, instead of counting them.
+def plan_of(recipe: Recipe) -> Plan:
+    """The plan of a recipe. No weights are read.
 
     Raises:
-        UserError: when the recipe is not sound, its model's config is not available, or weights
-            are to be quantised that are to be trained.
+        UserError: when the recipe is not sound or its model's config is not available.
     """
     check_settings(recipe)
-    config, sizes_from = config_of(recipe.model)
-    if recipe.bits is None and (quantised := getattr(config, "quantization_config", None)):
-        held = quantised if isinstance(quantised, dict) else quantised.to_dict()
-        bits = 4 if held.get("load_in_4bit") else 8 if held.get("load_in_8bit") else None
-        recipe = replace(recipe, bits=bits)
-    if recipe.quantised and recipe.lora is None:
-        raise UserError(
-            f"{recipe.path}: weights of {recipe.bits} bits cannot be trained; give a lora: section"
-        )
-    network = skeleton(config)
-    shape = shape_of(network, recipe.model)
-    lora = adapters_on(network, lora_config(recipe.lora, str(recipe.path)))
-    lengths = lengths or lengths_of(*longest_rows(recipe), recipe.model)
-    # Backends that may train the arms.
-    arms = [name for name, arm in recipe.all_arms.items() if arm.section]
-    named = {recipe.for_arm(name).backend for name in arms} or {recipe.backend}
-    named = {"unsloth"} if recipe.fast_inference else named
-    estimates = {
-        backend: [
-            estimate(shape, settings)
-            for settings in settings_of(recipe, backend, lengths, lora, gpu or 0.0)
-        ]
-        for backend in ("trl", "unsloth")
-        if backend in named or "auto" in named
-    }
-    return Plan(recipe.model, recipe.dtype, sizes_from, shape, lengths, gpu, estimates)
+    network = skeleton(config_of(recipe.model))
+    shape = shape_of(network)
+    lora = lora_parameters(network, lora_config(recipe.lora, str(recipe.path)))
+    rows, drawn = longest_rows(recipe)
+    texts, counted = longest_texts(rows, recipe.model)
+    stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora)]
+    return Plan(shape, texts, f"{drawn}, {counted}", stages)
+
+
+def room_for(stage: Estimate, gpu: float) -> int:
+    """Bytes that a GPU of so many GiB leaves a stage."""
+    return int(gpu * GIB * (1 - stage.settings.vllm))
 
 
 def gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _table(title: str, stages: Sequence[StageMemory], plan: Plan) -> Table:
+def _table(stages: Sequence[Estimate], gpu: float | None) -> Table:
     """Parts down, stages across, each stage at its peak."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(f"{title}: GiB at the peak", no_wrap=True)
+    table = Table("GiB at the peak", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for one in stages:
         table.add_column(one.settings.arm, justify="right")
-    peaks = [{**one.peak.parts, **one.peak.overhead} for one in stages]
     for part in PARTS:
-        if any(part in parts for parts in peaks):
-            table.add_row(part, *(gib(parts[part]) if part in parts else "" for parts in peaks))
+        if any(part in one.parts for one in stages):
+            table.add_row(
+                part, *(gib(one.parts[part]) if part in one.parts else "" for one in stages)
+            )
+    table.add_row("CUDA, fragmentation", *(gib(one.overhead) for one in stages))
     table.add_section()
-    table.add_row("together", *(gib(one.peak.total) for one in stages), style="bold")
-    if plan.gpu is not None:
-        fit = ("yes" if plan.fits(one) else "NO" for one in stages)
-        table.add_row(f"fits {plan.gpu:g} GiB", *fit, style="bold")
-    table.add_row("peaks while", *(one.peak.name for one in stages))
+    table.add_row("together", *(gib(one.total) for one in stages), style="bold")
+    if gpu:
+        fit = ("yes" if one.total <= room_for(one, gpu) else "NO" for one in stages)
+        table.add_row(f"fits {gpu:g} GiB", *fit, style="bold")
+    table.add_row("peaks while", *(one.moment for one in stages))
     return table
 
 
-def print_plan(plan: Plan, console: Console) -> None:
-    """Print the tables, and below them what would save memory where a stage does not fit."""
+def print_plan(recipe: Recipe, plan: Plan, gpu: float | None, console: Console) -> None:
+    """Print the table, and below it what would make a stage fit that does not."""
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    shape, lengths = plan.shape, plan.lengths
-    settings = next(iter(plan.estimates.values()))[0].settings
-    how = f"LoRA r = {settings.rank}, {trained(shape, settings):,} parameters trained"
-    how = f"full fine-tuning, {plan.dtype}" if settings.full else how
+    shape, texts, settings = plan.shape, plan.texts, plan.stages[0].settings
+    lora = f"LoRA, {settings.lora:,} parameters trained"
     say(
-        f"{plan.model}: {shape.parameters:,} parameters, {shape.layers} layers; {how}; weights of "
-        f"{settings.bits} bits. Sizes are from {plan.sizes_from}.\nPrompts up to "
-        f"{lengths.prompt:,} tokens, gold answers up to {lengths.gold:,} ({lengths.source})."
+        f"{recipe.model}: {shape.parameters:,} parameters, {shape.layers} layers; "
+        f"{lora if settings.lora else 'full fine-tuning'}; weights of {settings.bits} bits.\n"
+        f"Prompts up to {texts.prompt:,} tokens, gold answers up to {texts.gold:,} "
+        f"({plan.source}).\n"
     )
-    for backend, stages in plan.estimates.items():
-        console.print()
-        console.print(_table({"trl": "TRL"}.get(backend, "Unsloth"), stages, plan), markup=False)
-        for one in (one for one in stages if plan.fits(one) is False):
-            say(f"\n{one.settings.arm} with {backend} does not fit. By itself,")
-            for words, _, saved in savings(shape, one.settings):
-                say(f"  {words} saves {gib(saved)} GiB")
-    if plan.gpu is None:
+    console.print(_table(plan.stages, gpu), markup=False)
+    for one in plan.stages if gpu else ():
+        room = room_for(one, gpu or 0.0)
+        new, after = changes(shape, one.settings, room)
+        if one.total > room:
+            enough = "fits" if after.total <= room else "still does not fit"
+            say(f"\n{one.settings.arm} {enough}, with {gib(after.total)} GiB, after")
+            for key, value in new.items():
+                say(f"  {key}: {'true' if value is True else value}")
+    if not gpu:
         say("\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
-    say(
-        f"\nAn estimate; assumed are {gib(CONTEXT)} GiB for the CUDA context and "
-        f"{FRAGMENTATION:.0%} for fragmentation. torch.cuda.max_memory_allocated counts neither."
-    )
-
-
-def plan_json(plan: Plan) -> dict[str, object]:
-    """The plan for machines; sizes in bytes, every moment of every stage."""
-    stages = [
-        {
-            "backend": backend,
-            "arm": one.settings.arm,
-            "stage": one.settings.stage,
-            "settings": {**asdict(one.settings), "trained": trained(plan.shape, one.settings)},
-            "phases": [{**asdict(phase), "allocated": phase.allocated, "total": phase.total}
-                       for phase in one.phases],
-            "peak": one.peak.name,
-            "allocated": one.allocated,
-            "total": one.peak.total,
-            "fits": plan.fits(one),
-        }
-        for backend, several in plan.estimates.items()
-        for one in several
-    ]  # fmt: skip
-    about = {"model": plan.model, "sizes_from": plan.sizes_from, "dtype": plan.dtype}
-    counted = {"shape": asdict(plan.shape), "lengths": asdict(plan.lengths)}
-    return {**about, "gpu_gib": plan.gpu, **counted, "stages": stages}
+    say("\nAn estimate, of TRL; Unsloth is made to hold less. `make gpu-check` measures.")
 
 
 def gpu_here() -> float | None:
@@ -378,23 +275,10 @@ def _size(text: str) -> float:
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--gpu", type=_size, help="GiB of the GPU (default: this one's)")
-    parser.add_argument("--prompt-tokens", type=_size, help="instead of counting them")
-    parser.add_argument("--gold-tokens", type=_size, help="instead of counting them")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, in bytes")
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     quiet()
-    lengths, given = None, (arguments.prompt_tokens, arguments.gold_tokens)
-    if any(given):
-        if not all(given):
-            parser.error("--prompt-tokens and --gold-tokens go together")
-        prompt, gold = map(math.ceil, given)
-        lengths = Lengths(prompt, gold, prompt + gold, "as given")
-    plan = plan_of(recipe, arguments.gpu or gpu_here(), lengths)
-    if arguments.json:
-        print(json.dumps(plan_json(plan), indent=2))
-    else:
-        print_plan(plan, plain_console())
+    print_plan(recipe, plan_of(recipe), arguments.gpu or gpu_here(), plain_console())
 
 
 if __name__ == "__main__":

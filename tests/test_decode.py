@@ -72,15 +72,8 @@ def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_prompts_beside_it(tok
     together = dict(sample(model, tokenizer, prompts, 4, decoding, [5, 6, 7], rows=12))
     alone = dict(sample(model, tokenizer, prompts, 4, decoding, [5, 6, 7], rows=4))
     assert together == alone
+    assert together != dict(sample(model, tokenizer, prompts, 4, decoding, [8, 6, 7], rows=12))
     assert len({one.completion for one in together[0]}) > 1
-
-
-def test_another_seed_draws_other_samples(tokenizer):
-    model = _model(tokenizer)
-    prompt = [render(tokenizer, PROMPTS[0])]
-    one = sample_batch(model, tokenizer, prompt, 4, Decoding(max_tokens=20), [1])
-    other = sample_batch(model, tokenizer, prompt, 4, Decoding(max_tokens=20), [2])
-    assert one != other
 
 
 def test_tokens_are_drawn_by_their_probability():
@@ -118,10 +111,9 @@ def test_an_answer_that_does_not_end_is_cut_off_and_says_so(tokenizer):
 
 
 @pytest.mark.parametrize("spoilt", ["embed_tokens", "layers.1.mlp", "lm_head"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_one_sentence_and_no_answers(tokenizer, spoilt, value):
+def test_weights_that_are_no_numbers_are_one_sentence_and_no_answers(tokenizer, spoilt):
     model = _model(tokenizer)
-    next(p for name, p in model.named_parameters() if spoilt in name).data.fill_(value)
+    next(p for name, p in model.named_parameters() if spoilt in name).data.fill_(math.nan)
     with pytest.raises(UserError, match="the probabilities of its next token are not numbers"):
         sample_batch(model, tokenizer, PROMPTS, 2, Decoding(max_tokens=4), [1, 2, 3])
 

@@ -120,19 +120,20 @@ def test_one_process_decides_for_itself():
     assert processes.by_main(lambda: 7) == 7
 
 
-def test_several_processes_are_part_of_what_a_stage_depends_on(several):
+@pytest.mark.parametrize(
+    ("variables", "strategy", "cuts"),
+    [
+        ({}, "ddp", False),
+        ({"USE_FSDP": "true"}, "fsdp", True),
+        ({"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "2"}, "zero2", False),
+        ({"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "3"}, "zero3", True),
+    ],
+)
+def test_several_processes_are_part_of_what_a_stage_depends_on(several, variables, strategy, cuts):
+    for name, value in variables.items():
+        several.setenv(f"ACCELERATE_{name}", value)
     assert not processes.is_main()
-    assert processes.layout() == {"processes": {"count": 4, "strategy": "ddp"}}
-    several.setenv("ACCELERATE_USE_FSDP", "true")
-    assert processes.layout()["processes"]["strategy"] == "fsdp"
-    assert processes.cuts_weights()
-
-
-@pytest.mark.parametrize(("stage", "cuts"), [("2", False), ("3", True)])
-def test_only_the_third_stage_of_zero_cuts_weights(several, stage, cuts):
-    several.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    several.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
-    assert processes.strategy() == f"zero{stage}"
+    assert processes.layout() == {"processes": {"count": 4, "strategy": strategy}}
     assert processes.cuts_weights() == cuts
 
 

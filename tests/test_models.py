@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, random_model, save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.common.errors import UserError
 from data.prompts import messages
@@ -63,10 +62,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
     assert tokens.chat_template == tokenizer.chat_template
 
 
-def test_any_hugging_face_tool_can_read_what_is_saved_in_safetensors_alone(saved):
-    network = AutoModelForCausalLM.from_pretrained(saved)
-    tokenizer = AutoTokenizer.from_pretrained(saved)
-    assert network.get_input_embeddings().num_embeddings == len(tokenizer)
+def test_what_is_saved_is_safetensors_alone(saved):
     assert [path.name for path in saved.glob("*.safetensors")] == ["model.safetensors"]
     assert not list(saved.glob("*.bin"))
 
@@ -93,24 +89,20 @@ def test_a_model_bigger_than_its_tokenizer_is_fine(tmp_path):
 # --- a bad one -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["./nope", "runs/no/such/model"])
-def test_a_missing_folder_is_one_sentence(name):
-    assert refusal(name) == f"model folder {Path(name)} does not exist"
-
-
 @pytest.mark.parametrize(
     ("gone", "says"),
     [
         ("config.json", "has no config.json"),
         ("*.safetensors", "has no weights (*.safetensors)"),
         ("tokenizer*", "has no tokenizer (tokenizer.json)"),
-        ("*", "has no config.json"),
     ],
 )
 def test_what_a_model_folder_lacks_is_named(model, gone, says):
     for path in model.glob(gone):
         path.unlink()
     assert refusal(model) == f"model folder {model} {says}"
+    shutil.rmtree(model)
+    assert refusal(model) == f"model folder {model} does not exist"
 
 
 @pytest.mark.parametrize(
@@ -118,12 +110,10 @@ def test_what_a_model_folder_lacks_is_named(model, gone, says):
     [
         lambda content: content[: len(content) // 2],
         lambda content: content[:-1],
-        lambda content: content[:4],
         lambda content: b"",
-        lambda content: b"\x00" * len(content),
         lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
     ],
-    ids=["half", "a byte short", "no header", "empty", "zeros", "a pointer of Git LFS"],
+    ids=["half", "a byte short", "empty", "a pointer of Git LFS"],
 )
 def test_corrupt_weights_are_one_sentence(model, spoil):
     path = model / "model.safetensors"
@@ -135,7 +125,6 @@ def test_corrupt_weights_are_one_sentence(model, spoil):
     ("file", "content"),
     [
         ("config.json", '{"model_type":'),
-        ("config.json", "{}"),
         ("config.json", '{"model_type": "nope"}'),
         ("config.json", '{"model_type": "vit"}'),
         ("tokenizer.json", '{"version": "1.0", "added_'),
@@ -171,18 +160,14 @@ def test_a_tokenizer_that_does_not_fit_the_model_or_the_pipeline_is_refused(mode
     assert "no chat template" in refusal(model)
 
 
-def test_an_unknown_dtype_is_refused(saved):
-    assert refusal(saved, "int8").endswith("float32, bfloat16, float16, not 'int8'")
-
-
 # --- the hub -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "nonesuch", "with blank/in it"])
-def test_a_hub_id_that_is_not_available_is_one_sentence(monkeypatch, tmp_path, name):
+def test_a_hub_id_that_is_not_available_is_one_sentence(monkeypatch, tmp_path):
     # Read when the library is imported, so the variable of the environment would be too late.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = "Qwen/Qwen3-0.6B"
     assert refusal(name).startswith(f"model {name!r} is neither a local folder nor available ")
 
 
@@ -194,7 +179,6 @@ def test_a_hub_id_that_is_not_available_is_one_sentence(monkeypatch, tmp_path, n
         ("./gpt2", True),
         ("/models/gpt2", True),
         ("~/gpt2", True),
-        ("../models/gpt2", True),
         ("runs/tiny/sft/model", True),
         ("owner/name", True),
     ],

