@@ -9,11 +9,10 @@ learning rate changes, from one seed, the same data and the same first LoRA weig
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -25,12 +24,13 @@ from rich.table import Table
 from data.common.console import plain_console
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_json
-from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.recipe import recipe_arguments, recipe_from
 from data.sections import ARMS
 from pipeline.arms import MODULES
 from pipeline.model.decode import render
 from pipeline.model.lengths import count_lengths, longest, uses
 from pipeline.model.load import quiet
+from pipeline.model.processes import run_apart
 from pipeline.model.score import encode, log_probabilities
 from pipeline.train.held import settings_held
 from pipeline.train.loading import load_for_training
@@ -97,38 +97,32 @@ def measure_backend(training: Training, length: int, folder: Path) -> None:
 
 
 class Difference(NamedTuple):
-    """A setting that the backends hold differently; ``why`` is empty where nothing explains it."""
-
-    stage: str
-    key: str
-    values: tuple[Any, Any]
-    why: str
-
-
-class Agreement(NamedTuple):
-    """Two numbers compared: ``off`` must not be above ``allowed``."""
+    """Something that the backends hold differently; ``why`` is empty where nothing explains it."""
 
     stage: str
     what: str
-    off: float
-    allowed: float
+    trl: str
+    unsloth: str
+    why: str
 
 
-def differences(
+def settings_apart(
     stage: str, one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> Iterator[Difference]:
-    """The settings that differ, each with its explanation. Arguments that only one of the classes
-    has are not compared: the other's trainer does not read them."""
+    """The settings that differ. Arguments that only one of the classes has are not compared: the
+    other's trainer does not read them."""
     pairs = {key: (one.get(key), other.get(key)) for key in {*one, *other} - {"args"}}
     shared = one["args"].keys() & other["args"].keys()
     pairs |= {f"args.{key}": (one["args"][key], other["args"][key]) for key in shared}
     for key, values in sorted(pairs.items()):
         if values[0] != values[1]:
-            yield Difference(stage, key, values, EXPLAINED.get(key.removeprefix("args."), ""))
+            shown = (textwrap.shorten(str(value), 30, placeholder="…") for value in values)
+            yield Difference(stage, key, *shown, EXPLAINED.get(key.removeprefix("args."), ""))
 
 
-def agreements(stage: str, dtype: str, folders: Sequence[Path]) -> Iterator[Agreement]:
-    """The comparisons of a stage between two folders that ``measure_backend`` wrote.
+def numbers_apart(stage: str, dtype: str, one: Path, other: Path) -> Iterator[Difference]:
+    """How far log-probabilities, first update and its gradient are apart in two folders that
+    ``measure_backend`` wrote; explained where that is rounding.
 
     Raises:
         UserError: when there is nothing to compare: other weights, or no update at all.
@@ -136,58 +130,26 @@ def agreements(stage: str, dtype: str, folders: Sequence[Path]) -> Iterator[Agre
     import torch
     from safetensors.torch import load_file
 
-    measured = [json.loads((folder / f"{stage}.json").read_text()) for folder in folders]
-    allowed, share = TOLERANCES[dtype]
-    one, other = (torch.tensor([*chain.from_iterable(each["logprobs"])]) for each in measured)
-    yield Agreement(stage, "log-probability at step 0", float((one - other).abs().max()), allowed)
-    steps = [load_file(folder / f"{stage}.safetensors") for folder in folders]
+    measured = [json.loads((folder / f"{stage}.json").read_text()) for folder in (one, other)]
+    steps = [load_file(folder / f"{stage}.safetensors") for folder in (one, other)]
     require(steps[0].keys() == steps[1].keys(), f"{stage}: the backends train different weights")
-    one, other = (torch.cat([step[name].flatten() for name in sorted(step)]) for step in steps)
-    norm = float(one.norm())
+    scores = [torch.tensor([*chain.from_iterable(each["logprobs"])]) for each in measured]
+    updates = [torch.cat([step[name].flatten() for name in sorted(step)]) for step in steps]
+    norm = float(updates[0].norm())
     require(
         norm,
         f"{stage}: the first step changes nothing, so there is nothing to compare; give it a "
         "learning rate, and in GRPO a base and a batch with some right answers and some wrong",
     )
-    yield Agreement(stage, "first update", float((one - other).norm()) / norm, share)
     norms = [each["grad_norm"] for each in measured]
-    apart = abs(norms[0] - norms[1]) / max(norms[0], 1e-12)
-    yield Agreement(stage, "norm of the first gradient", apart, share)
-
-
-def measure_apart(recipe: Recipe, name: str, folder: Path) -> None:
-    """Run this command for one backend in a process of its own, which writes into ``folder``.
-
-    Raises:
-        UserError: when the backend cannot train the recipe.
-    """
-    command = [
-        *(sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path)),
-        *("--model", recipe.model, "--run", recipe.run_name),
-        *(["--bits", str(recipe.bits)] if recipe.bits else []),
-        *("--backend", name, "--only", str(folder)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    require(
-        not done.returncode, f"{name} cannot train the recipe: {reason.removeprefix('error: ')}"
-    )
-
-
-def print_comparison(differ: Sequence[Difference], numbers: Sequence[Agreement]) -> None:
-    """Print the settings that differ and how far the numbers are apart."""
-    console = plain_console()
-    table = Table("stage", "setting", *BOTH, "explained by", box=box.SIMPLE_HEAD, title="Settings")
-    for one in differ:
-        shown = [textwrap.shorten(str(value), 30, placeholder="…") for value in one.values]
-        table.add_row(one.stage, one.key, *shown, one.why or "NOTHING")
-    console.print(table if differ else "Settings: all the same")
-    table = Table(
-        "stage", "compared", "difference", "allowed", box=box.SIMPLE_HEAD, title="Numbers"
-    )
-    for each in numbers:
-        table.add_row(each.stage, each.what, f"{each.off:.2g}", f"{each.allowed:g}")
-    console.print(table)
+    allowed, share = TOLERANCES[dtype]
+    for what, off, most in (
+        ("log-probability at step 0", float((scores[0] - scores[1]).abs().max()), allowed),
+        ("first update", float((updates[0] - updates[1]).norm()) / norm, share),
+        ("norm of the first gradient", abs(norms[0] / max(norms[1], 1e-12) - 1), share),
+    ):
+        why = f"rounding, up to {most:g}" if off <= most else ""
+        yield Difference(stage, what, "", f"{off:.2g} apart", why)
 
 
 def main() -> None:
@@ -207,21 +169,25 @@ def main() -> None:
         for training in trainings:
             measure_backend(training, length, arguments.only)
         return
-    differ: list[Difference] = []
-    numbers: list[Agreement] = []
+    found: list[Difference] = []
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder, name) for name in BOTH]
         for name, place in zip(BOTH, folders, strict=True):
-            measure_apart(recipe, name, place)
+            only = "--backend", name, "--only", str(place)
+            try:
+                run_apart("-m", "pipeline.backends", *sys.argv[1:], *only)
+            except UserError as error:
+                raise UserError(f"{name} cannot train the recipe: {error}") from None
         for stage in STAGES:
             one, other = (json.loads((each / f"{stage}.json").read_text()) for each in folders)
-            differ += differences(stage, one["held"], other["held"])
-            numbers += agreements(stage, recipe.dtype, folders)
-    print_comparison(differ, numbers)
-    wrong = [f"{one.stage}: {one.key}" for one in differ if not one.why]
-    wrong += [f"{one.stage}: {one.what}" for one in numbers if not one.off <= one.allowed]
-    if wrong:
-        raise UserError(f"the backends differ without an explanation in {'; '.join(wrong)}")
+            found += settings_apart(stage, one["held"], other["held"])
+            found += numbers_apart(stage, recipe.dtype, *folders)
+    table = Table("stage", "what differs", *BOTH, "explained by", box=box.SIMPLE_HEAD)
+    for each in found:
+        table.add_row(*each[:-1], each.why or "NOTHING")
+    plain_console().print(table)
+    wrong = "; ".join(f"{each.stage}: {each.what}" for each in found if not each.why)
+    require(not wrong, f"the backends differ without an explanation in {wrong}")
     print("The backends train the same thing.")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import grpo, sft
 from pipeline.memory.arithmetic import GIB
 from pipeline.model.load import quiet
+from pipeline.model.processes import run_apart
 from pipeline.plan import longest_rows, longest_texts, plan_of
 from pipeline.train.loading import load_for_training
 from pipeline.train.training import Training
@@ -140,21 +140,6 @@ def peak_of(work: Callable[[], object], *models: PreTrainedModel | None) -> int:
     return before + most
 
 
-# --- each in a process of its own ------------------------------------------------------------
-
-
-def run_apart(arm: str) -> Measured | str:
-    """Measure one arm in a process of its own; why it failed, in a line, where it did."""
-    command = [sys.executable, "-m", "pipeline.gpu_check", *sys.argv[1:], "--only", arm]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = (done.stdout if done.returncode == 0 else done.stderr or "killed").splitlines()
-    if done.returncode == 0:
-        return Measured(**json.loads(lines[-1]))
-    if "out of memory" in done.stderr.lower():
-        return "out of memory"
-    return lines[-1].removeprefix("error: ")
-
-
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--only", metavar="ARM", help="measure this arm here, and print it as JSON")
@@ -173,10 +158,12 @@ def main() -> None:
     failed = []
     for arm, expected in planned.items():
         print(f"measuring {arm} …", flush=True)
-        one = run_apart(arm)
-        if isinstance(one, str):
-            failed.append(f"{arm}: {one}")
+        try:
+            said = run_apart("-m", "pipeline.gpu_check", *sys.argv[1:], "--only", arm)
+        except UserError as error:
+            failed.append(f"{arm}: {error}")
             continue
+        one = Measured(**json.loads(said.splitlines()[-1]))
         off = f"{expected / one.peak - 1:+.1%}"
         gib = (f"{size / GIB:.3f}" for size in (one.peak, expected))
         table.add_row(arm, one.backend, f"{one.seconds:.2f}", *gib, off)

@@ -37,7 +37,7 @@ from pipeline.memory.arithmetic import (
 )
 from pipeline.model.lengths import TokenCounts, sizes
 from pipeline.model.load import check_template, quiet, read_tokenizer
-from pipeline.model.skeleton import config_of, lora_parameters, shape_of, skeleton
+from pipeline.model.skeleton import shape_of
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 
 if TYPE_CHECKING:
@@ -189,9 +189,7 @@ def plan_of(recipe: Recipe) -> Plan:
         UserError: when the recipe is not sound or its model's config is not available.
     """
     check_settings(recipe)
-    network = skeleton(config_of(recipe.model))
-    shape = shape_of(network)
-    lora = lora_parameters(network, lora_config(recipe.lora, str(recipe.path)))
+    shape, lora = shape_of(recipe.model, lora_config(recipe.lora, str(recipe.path)))
     rows, drawn = longest_rows(recipe)
     texts, counted = longest_texts(rows, recipe.model)
     stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora)]
@@ -217,7 +215,7 @@ def _table(stages: Sequence[Estimate], gpu: float | None) -> Table:
             table.add_row(
                 part, *(gib(one.parts[part]) if part in one.parts else "" for one in stages)
             )
-    table.add_row("CUDA, fragmentation", *(gib(one.overhead) for one in stages))
+    table.add_row("CUDA, fragmentation", *(gib(one.total - one.allocated) for one in stages))
     table.add_section()
     table.add_row("together", *(gib(one.total) for one in stages), style="bold")
     if gpu:
@@ -244,12 +242,14 @@ def print_plan(recipe: Recipe, plan: Plan, gpu: float | None, console: Console) 
     console.print(_table(plan.stages, gpu), markup=False)
     for one in plan.stages if gpu else ():
         room = room_for(one, gpu or 0.0)
-        new, after = changes(shape, one.settings, room)
-        if one.total > room:
-            enough = "fits" if after.total <= room else "still does not fit"
-            say(f"\n{one.settings.arm} {enough}, with {gib(after.total)} GiB, after")
-            for key, value in new.items():
-                say(f"  {key}: {'true' if value is True else value}")
+        if one.total <= room:
+            continue
+        say(f"\n{one.settings.arm} does not fit. One after the other,")
+        for words, changed in changes(shape, one.settings):
+            total = estimate(shape, changed).total
+            say(f"  {words}  makes that {gib(total)} GiB")
+            if total <= room:
+                break
     if not gpu:
         say("\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
     say("\nAn estimate, of TRL; Unsloth is made to hold less. `make gpu-check` measures.")

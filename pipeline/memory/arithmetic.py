@@ -7,6 +7,7 @@ plain trl, peft and transformers hold. Unsloth holds less of what comes and goes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,8 +26,6 @@ NF4 = 4.127
 ADAPTER_WIDTH = 4
 #: Tokens whose logits trl's SFT holds at a time (``loss_type: chunked_nll``).
 SFT_CHUNK = 256
-#: A change that saves fewer bytes is not worth a line.
-WORTH = 2**26
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,9 @@ class Estimate:
         return sum(self.parts.values())
 
     @property
-    def overhead(self) -> int:
-        """CUDA's context and fragmentation."""
-        return CONTEXT + int(FRAGMENTATION * self.allocated)
-
-    @property
     def total(self) -> int:
-        return self.allocated + self.overhead
+        """What the GPU holds."""
+        return int(self.allocated * (1 + FRAGMENTATION)) + CONTEXT
 
 
 def estimate(shape: ModelShape, s: Settings) -> Estimate:
@@ -129,12 +124,13 @@ def estimate(shape: ModelShape, s: Settings) -> Estimate:
 
 def _moments(shape: ModelShape, s: Settings) -> Iterator[tuple[str, dict[str, int]]]:
     """Every moment in which memory may peak: bytes by part."""
-    trained, width = (s.lora, ADAPTER_WIDTH) if s.lora else (shape.parameters, s.width)
     lasting = {"weights": weight_bytes(shape, s.bits)}
+    # A gradient is as large as its parameter.
+    gradients = s.lora * ADAPTER_WIDTH if s.lora else shape.parameters * s.width
     if s.rows:
-        lasting["adapters"] = s.lora * width
-        lasting["optimizer states"] = optimizer_bytes(s.optim, trained, width)
-        lasting["reference model"] = trained * width if s.beta else 0
+        lasting["adapters"] = s.lora * ADAPTER_WIDTH
+        lasting["optimizer states"] = optimizer_bytes(s.optim, gradients)
+        lasting["reference model"] = gradients if s.beta else 0
     if s.drawn:
         read, tokens = s.read * s.prompt, s.drawn * s.length
         held = {
@@ -148,17 +144,10 @@ def _moments(shape: ModelShape, s: Settings) -> Iterator[tuple[str, dict[str, in
         held = {"KV cache": kv_bytes(shape, s, tokens), "working space": repeated, "logits": logits}
         yield "drawing answers", {**lasting, **held}
     if s.rows:
-        layer, gradients = layer_bytes(shape, s), trained * width
-        saved = shape.layers * layer
-        if s.checkpointing:  # each layer's input, and one layer made again
-            saved = shape.layers * s.rows * s.length * shape.hidden * s.width + layer
-        held = {"gradients": gradients if s.accumulation > 1 else 0, "activations": saved}
-        working = working_bytes(shape, s, s.rows * s.length)
+        held = {"gradients": gradients, "activations": saved_bytes(shape, s)}
         yield "loss", {**lasting, **held, "logits": logit_bytes(shape, s)}
-        yield "backward, last layer", {**lasting, **held, "working space": working}
-        # Activations are freed as gradients come.
-        held = {"gradients": gradients, "activations": layer}
-        yield "backward, first layer", {**lasting, **held, "working space": working}
+        working = working_bytes(shape, s, s.rows * s.length)
+        yield "backward", {**lasting, **held, "working space": working}
 
 
 def weight_bytes(shape: ModelShape, bits: int) -> int:
@@ -169,11 +158,12 @@ def weight_bytes(shape: ModelShape, bits: int) -> int:
     return rest + int(shape.quantisable * (NF4 if bits == 4 else 8) / 8)
 
 
-def optimizer_bytes(optim: str, parameters: int, width: int) -> int:
-    """Adam's two moments, in the parameters' dtype or a byte each. Paged ones may leave the GPU."""
+def optimizer_bytes(optim: str, parameters: int) -> int:
+    """Adam's two moments of so many bytes of parameters, of 8 bits about a quarter. Paged ones may
+    leave the GPU."""
     if optim.startswith(("paged", "sgd", "adafactor")):
         return 0
-    return 2 * parameters * (1 if "8bit" in optim else width)
+    return parameters // 2 if "8bit" in optim else 2 * parameters
 
 
 def kv_bytes(shape: ModelShape, s: Settings, tokens: int) -> int:
@@ -181,10 +171,11 @@ def kv_bytes(shape: ModelShape, s: Settings, tokens: int) -> int:
     return tokens * shape.layers * 2 * shape.key * s.width
 
 
-def layer_bytes(shape: ModelShape, s: Settings) -> int:
-    """What autograd saves of one layer for the backward pass (after arXiv 2205.05198, section 4.1).
+def saved_bytes(shape: ModelShape, s: Settings) -> int:
+    """Activations: what autograd saves for the backward pass (after arXiv 2205.05198, section 4.1);
+    with checkpointing each layer's input, and one layer that is made again.
 
-    Bytes a token, for RMSNorm in float32, SDPA with a mask, SwiGLU, and activations of b bytes::
+    Bytes a token of a layer, for RMSNorm in float32, SDPA with a mask, SwiGLU::
 
         two norms     8 hidden
         attention     4 b query (keys and values repeated for every query), b length (mask)
@@ -198,7 +189,8 @@ def layer_bytes(shape: ModelShape, s: Settings) -> int:
         each += ADAPTER_WIDTH * (5 * shape.hidden + shape.query + shape.mlp)
     else:
         each += 4 * b * shape.hidden + b * shape.mlp
-    return s.rows * s.length * each
+    inputs = shape.layers * shape.hidden * b
+    return s.rows * s.length * (inputs + each if s.checkpointing else shape.layers * each)
 
 
 def working_bytes(shape: ModelShape, s: Settings, tokens: int) -> int:
@@ -219,34 +211,22 @@ def logit_bytes(shape: ModelShape, s: Settings) -> int:
 # --- what to change --------------------------------------------------------------------------
 
 
-def changes(shape: ModelShape, s: Settings, room: int) -> tuple[dict[str, object], Estimate]:
-    """Changes of the recipe, keys and values, that together make a stage fit into ``room`` bytes,
-    or bring it as near as they can; and the stage after them. What costs only time comes first."""
-    taken: dict[str, object] = {}
-    now = estimate(shape, s)
-    while now.total > room:
-        after = ((new, estimate(shape, changed)) for new, changed in _options(shape, now.settings))
-        useful = (pair for pair in after if now.total - pair[1].total >= WORTH)
-        new, now = next(useful, ({}, now))
-        if not new:
-            break
-        taken.update(new)
-    return taken, now
-
-
-def _options(shape: ModelShape, s: Settings) -> Iterator[tuple[dict[str, object], Settings]]:
+def changes(shape: ModelShape, s: Settings) -> Iterator[tuple[str, Settings]]:
+    """Changes of the recipe that save memory, each on top of those before, and the settings after
+    it. What costs only time comes first."""
     if s.rows and not s.checkpointing:
-        yield {f"{s.stage}.gradient_checkpointing": True}, replace(s, checkpointing=True)
-    if s.rows and s.rows % 2 == 0:
-        half, times = s.rows // 2, 2 * s.accumulation
-        keys = f"{s.stage}.per_device_train_batch_size", f"{s.stage}.gradient_accumulation_steps"
-        yield dict(zip(keys, (half, times), strict=True)), replace(s, rows=half, accumulation=times)
-    fewer = s.drawn // 2
-    if fewer and fewer % s.group == 0:
+        s = replace(s, checkpointing=True)
+        yield f"{s.stage}.gradient_checkpointing: true", s
+    if s.rows > 1:
+        s = replace(s, rows=1, accumulation=s.rows * s.accumulation)
+        times = f"gradient_accumulation_steps: {s.accumulation}"
+        yield f"{s.stage}.per_device_train_batch_size: 1, {times}", s
+    if s.drawn > s.group:
         key = "grpo.generation_batch_size" if s.rows else "eval.rows"
-        yield {key: fewer}, replace(s, read=max(1, s.read // 2), drawn=fewer)
+        s = replace(s, read=math.ceil(s.read * s.group / s.drawn), drawn=s.group)
+        yield f"{key}: {s.drawn}", s
     if s.rows and not s.lora:  # one of rank 16 has about a hundredth of the weights
-        lora = replace(s, lora=shape.parameters // 100)
-        yield {"lora": "{r: 16, lora_alpha: 32, target_modules: all}"}, lora
-    if s.lora and s.bits > 4:
-        yield {"bits": 4}, replace(s, bits=4)
+        s = replace(s, lora=shape.parameters // 100)
+        yield "lora: {r: 16, lora_alpha: 32, target_modules: all}", s
+    if s.rows and s.bits > 4:
+        yield "bits: 4", replace(s, bits=4)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.common.errors import is_another
+from data.common.errors import is_another, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +74,18 @@ def layout() -> dict[str, Any]:
     """What a stage's result depends on beside its recipe, whose batch sizes are a device's: empty
     for a single process."""
     return {"processes": {"count": count(), "strategy": strategy()}} if count() > 1 else {}
+
+
+def run_apart(*arguments: str) -> str:
+    """What python prints with these arguments, in a process of its own.
+
+    Raises:
+        UserError: the last line that it said, where it fails.
+    """
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+    require(done.returncode == 0, reason.removeprefix("error: "))
+    return done.stdout
 
 
 #: How long the others wait for the main process, which may draw many answers meanwhile.

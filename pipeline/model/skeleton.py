@@ -32,37 +32,34 @@ def config_of(model: str) -> PreTrainedConfig:
         return AutoConfig.for_model(**known)
 
 
-def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config without its weights: all tensors are on torch's meta device.
+def shape_of(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
+    """The shape of a model, and the parameters of a LoRA on it: both are counted, so that they are
+    right for any architecture. All tensors are on torch's meta device.
 
     Raises:
-        UserError: when transformers has no causal language model of this kind.
+        UserError: when transformers has no causal language model of this kind, or peft refuses it.
     """
     import torch
+    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
+    config, adapters = config_of(model), 0
+    text = config.get_text_config(decoder=True)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        parameters, quantisable = network.num_parameters(), _linear_parameters(network)
+        if lora:
+            trained = get_peft_model(network, lora).parameters()
+            adapters = sum(weight.numel() for weight in trained if weight.requires_grad)
     except ValueError as error:
-        reason = reason_of(error)
-        raise UserError(f"no language model can be made of this config: {reason}") from None
-
-
-def shape_of(network: PreTrainedModel) -> ModelShape:
-    """The shape of a skeleton: parameters are counted, so that they are right for any architecture;
-    widths are from its config."""
-    text = network.config.get_text_config(decoder=True)
+        raise UserError(f"{model} cannot be trained so: {reason_of(error)}") from None
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     query = head * text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None)
-    return ModelShape(
-        parameters=network.num_parameters(),
-        quantisable=sum(
-            module.in_features * module.out_features
-            for module in network.modules()
-            if hasattr(module, "in_features") and module is not network.get_output_embeddings()
-        ),
+    shape = ModelShape(
+        parameters=parameters,
+        quantisable=quantisable,
         vocabulary=text.vocab_size,
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
@@ -70,20 +67,13 @@ def shape_of(network: PreTrainedModel) -> ModelShape:
         key=head * groups if groups else query,
         mlp=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
     )
+    return shape, adapters
 
 
-def lora_parameters(network: PreTrainedModel, config: LoraConfig | None) -> int:
-    """Parameters of the adapters that peft puts on a skeleton, which that spends; 0 for none.
-
-    Raises:
-        UserError: when peft refuses this model.
-    """
-    if config is None:
-        return 0
-    from peft import get_peft_model
-
-    try:
-        adapted = get_peft_model(network, config)
-    except ValueError as error:
-        raise UserError(f"peft refuses lora for this model: {reason_of(error)}") from None
-    return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+def _linear_parameters(network: PreTrainedModel) -> int:
+    """Parameters of the linear layers but the head."""
+    return sum(
+        module.in_features * module.out_features
+        for module in network.modules()
+        if hasattr(module, "in_features") and module is not network.get_output_embeddings()
+    )
