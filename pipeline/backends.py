@@ -116,8 +116,9 @@ def settings_apart(
     pairs |= {f"args.{key}": (one["args"][key], other["args"][key]) for key in shared}
     for key, values in sorted(pairs.items()):
         if values[0] != values[1]:
-            shown = (textwrap.shorten(str(value), 30, placeholder="…") for value in values)
-            yield Difference(stage, key, *shown, EXPLAINED.get(key.removeprefix("args."), ""))
+            mine, its = (textwrap.shorten(str(value), 30, placeholder="…") for value in values)
+            why = EXPLAINED.get(key.removeprefix("args."), "")
+            yield Difference(stage, key, mine, its, why)
 
 
 def numbers_apart(stage: str, dtype: str, one: Path, other: Path) -> Iterator[Difference]:

@@ -68,7 +68,9 @@ def longest_rows(recipe: Recipe) -> tuple[list[Row], str]:
         for name, use in recipe.tier_uses.items():
             # Our tier of that name stands in for an imported one.
             tier = TIERS.get(name) if use.source else use.tier
-            for i in range(_DRAWN if tier else 0):
+            if tier is None:
+                continue
+            for i in range(_DRAWN):
                 problem = make_problem(recipe.seed, "plan", name, tier, i)
                 rows.append(new_row(f"{name}-{i}", "plan", name, problem, recipe.data.reasoning))
         source = f"longest of {len(rows)} problems drawn from the tiers"

@@ -23,22 +23,18 @@ def tokenizer():
     return build_tokenizer()
 
 
-def _model(tokenizer, architecture="qwen3", seed=0):
-    torch.manual_seed(seed)
+def _model(tokenizer, architecture="qwen3"):
+    torch.manual_seed(0)
     size = dict(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id, initializer_range=0.3, head_dim=8,
     )  # fmt: skip
-    if architecture == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(head_dim=8, **size)).eval()
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**size)).eval()
     if architecture == "sliding":
-        return Qwen3ForCausalLM(
-            Qwen3Config(
-                head_dim=8, use_sliding_window=True, sliding_window=8, max_window_layers=1, **size
-            )
-        ).eval()
-    return LlamaForCausalLM(LlamaConfig(**size)).eval()
+        size |= dict(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    return Qwen3ForCausalLM(Qwen3Config(**size)).eval()
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "sliding"])

@@ -37,15 +37,10 @@ def written(folder, name, batch):
     (folder / name).mkdir()
     tier = {"train": 16, "val": 1, "test": 1, "events": [3, 4]}
     steps = {**STEPS, "per_device_train_batch_size": batch}
-    recipe = write_recipe(
-        folder / name,
-        folder / "model",
-        name=name,
-        lora=LORA,
-        data={"main": "dense", "tiers": {"dense": tier}},
-        sft={**RECIPE["sft"], **steps},
-        grpo={**RECIPE["grpo"], **steps},
-    )
+    stages = {stage: {**RECIPE[stage], **steps} for stage in ("sft", "grpo")}
+    data = {"main": "dense", "tiers": {"dense": tier}}
+    model = folder / "model"
+    recipe = write_recipe(folder / name, model, name=name, lora=LORA, data=data, **stages)
     make.run(recipe, force=False, workers=1)
     return recipe
 
@@ -151,14 +146,11 @@ def test_a_reward_by_comparison_needs_whole_groups_in_each_process(several, shap
         check_groups("r.yaml", section, args)
 
 
-def test_unsloth_trains_in_one_process_only(several):
+def test_unsloth_trains_in_one_process_and_quantised_weights_are_not_cut_up(several):
     several.setattr("torch.cuda.is_available", lambda: True)
     assert choose_backend("auto") == Backend("trl", "there are 4 processes")
     with pytest.raises(UserError, match="one process here, not in 4"):
         choose_backend("unsloth")
-
-
-def test_quantised_weights_are_not_cut_up(several):
     several.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="quantised weights are not cut up"):
         start_backend("trl", fast_inference=False, quantised=True)

@@ -41,10 +41,8 @@ CONTENT = {
 def made(tmp_path_factory):
     """A folder with a model's config and tokenizer, and a run whose data stage is finished."""
     folder = tmp_path_factory.mktemp("lengths")
-    (folder / "model").mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (EMBEDDED / name).is_file():
-            shutil.copy(EMBEDDED / name, folder / "model")
+    no_weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(EMBEDDED, folder / "model", ignore=no_weights)
     (folder / "r.yaml").write_text(yaml.safe_dump(CONTENT))
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
         patch.chdir(folder)
@@ -153,12 +151,12 @@ def test_a_refusal_names_file_problem_tier_tokens_limit_and_way_out(recipe_of):
     check_texts(recipe_of(max_seq_length=text.total))
 
 
-def test_without_max_seq_length_the_models_context_is_the_limit(recipe_of):
+def test_the_models_context_is_a_limit_too(recipe_of):
     set_context(60)
-    sentence = refused(recipe_of())
-    assert "more than the 60 of the context of model" in sentence
-    assert "raise max_seq_length" not in sentence
-    assert "the 60 of the context" in refused(recipe_of(max_seq_length=4096))
+    for longest_allowed in (None, 4096):
+        sentence = refused(recipe_of(max_seq_length=longest_allowed))
+        assert "more than the 60 of the context of model" in sentence
+        assert "raise max_seq_length" not in sentence
 
 
 @pytest.mark.parametrize(

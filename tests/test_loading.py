@@ -81,14 +81,11 @@ def test_evaluating_quantised_weights_does_not_spoil_their_gradients(loaded):
     ("lora", "says"),
     [
         ({"target_modules": ["q_proj", "v_porj"]}, "target_modules has 'v_porj', .* q_proj, up_"),
-        ({"target_modules": ["wq"]}, "target_modules has 'wq'"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["head"]}, "modules_to_save has 'head'"),
         ({"target_modules": "atention"}, "lora does not fit .*atention"),
-        ({"target_modules": "attention", "layers_to_transform": [7]}, "lora does not fit"),
         ({"r": 0}, "lora does not fit .*`r`"),
         ({"lora_bias": True}, r"lora\.lora_bias cannot be merged"),
         ({"trainable_token_indices": [5]}, r"lora\.trainable_token_indices cannot be merged"),
-        ({"target_modules": ["embed_tokens"]}, "adapter of embed_tokens cannot be merged"),
         ({"target_modules": ["q_proj", "lm_head"]}, "adapter of lm_head cannot be merged"),
     ],
 )

@@ -11,7 +11,7 @@ from pipeline.model.load import is_local, read_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 
 def config_of(model: str) -> PreTrainedConfig:
@@ -41,6 +41,7 @@ def shape_of(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
     """
     import torch
     from peft import get_peft_model
+    from torch.nn import Linear
     from transformers import AutoModelForCausalLM
 
     config, adapters = config_of(model), 0
@@ -48,14 +49,16 @@ def shape_of(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
     try:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        parameters, quantisable = network.num_parameters(), _linear_parameters(network)
+        parameters, head = network.num_parameters(), network.get_output_embeddings()
+        linears = [one for one in network.modules() if isinstance(one, Linear) and one is not head]
+        quantisable = sum(one.in_features * one.out_features for one in linears)
         if lora:
             trained = get_peft_model(network, lora).parameters()
             adapters = sum(weight.numel() for weight in trained if weight.requires_grad)
     except ValueError as error:
         raise UserError(f"{model} cannot be trained so: {reason_of(error)}") from None
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    query = head * text.num_attention_heads
+    each = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    query = each * text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None)
     shape = ModelShape(
         parameters=parameters,
@@ -64,16 +67,7 @@ def shape_of(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         query=query,
-        key=head * groups if groups else query,
+        key=each * groups if groups else query,
         mlp=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
     )
     return shape, adapters
-
-
-def _linear_parameters(network: PreTrainedModel) -> int:
-    """Parameters of the linear layers but the head."""
-    return sum(
-        module.in_features * module.out_features
-        for module in network.modules()
-        if hasattr(module, "in_features") and module is not network.get_output_embeddings()
-    )
