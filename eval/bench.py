@@ -33,7 +33,6 @@ from data.sections import ARMS, Margins
 from data.solver import interval_optimum
 from eval.answers.counted import count_solved
 from eval.answers.files import VerdictRow, read_verdicts
-from eval.stats.cases import sharpened
 from eval.stats.counts import Counts, by_seed
 from eval.stats.evidence import Arms, conclude
 from pipeline.grpo import trainer_for
@@ -52,10 +51,9 @@ if TYPE_CHECKING:
 REPEATS = 3
 #: Times that every verdict is made, since one takes microseconds.
 _VERDICTS = 20
-#: Simulated arms: the training seeds of one, how often over each arm is the base sharpened, the
-#: problems that they answer, and the tries when asked again.
-_MEMBERS = ("grpo.1", "grpo.2", "grpo.3")
-_LIFTS = {"base": 1.0, "sft": 1.2, **dict.fromkeys(_MEMBERS, 6.0)}
+#: Simulated arms, the problems that they answer, and the tries when asked again.
+_SEEDS = ("grpo.1", "grpo.2", "grpo.3")
+_ARMS = ("base", "sft", *_SEEDS)
 _JUDGED, _FRESH = 200, 256
 
 
@@ -132,24 +130,21 @@ def verdicts(problems: Sequence[Problem]) -> Line:
 def conclusions(folder: Path, rows: int = 1_000_000) -> Line:
     """Seconds from files of about ``rows`` verdicts on simulated arms to a conclusion, as
     ``eval.elicitation`` comes to it."""
-    samples = max(1, rows // (len(_LIFTS) * _JUDGED))
-    rng = np.random.default_rng(0)
-    solving = rng.beta(0.6, 6, _JUDGED)
+    samples = max(1, rows // (len(_ARMS) * _JUDGED))
     problems = {f"bench-{i}": "bench" for i in range(_JUDGED)}
-    for arm, lift in _LIFTS.items():
-        right = rng.binomial(samples, sharpened(solving, lift)).tolist()
-        write_jsonl(folder / f"{arm}.jsonl", _simulated(arm, right, samples))
-    fresh = Counts(_FRESH, rng.binomial(_FRESH, solving))
+    for arm in _ARMS:
+        write_jsonl(folder / f"{arm}.jsonl", _simulated(arm, samples))
 
     def concluded() -> None:
+        fresh = Counts(_FRESH, np.arange(_JUDGED) % 20)
         counts = {}
-        for arm in _LIFTS:
+        for arm in _ARMS:
             read = read_verdicts(folder / f"{arm}.jsonl", problems)
             counts[arm] = count_solved(read, problems).with_fresh(fresh)
-        grpo = by_seed([counts[arm] for arm in _MEMBERS])
+        grpo = by_seed([counts[arm] for arm in _SEEDS])
         conclude({"bench": Arms(counts["base"], grpo, sft=counts["sft"])}, Margins())
 
-    count, spent = samples * len(_LIFTS) * _JUDGED, seconds(concluded)
+    count, spent = samples * len(_ARMS) * _JUDGED, seconds(concluded)
     return (
         f"seconds from {count:,} verdict rows to a conclusion",
         f"{spent:.1f}",
@@ -158,10 +153,11 @@ def conclusions(folder: Path, rows: int = 1_000_000) -> Line:
     )
 
 
-def _simulated(arm: str, right: Sequence[int], samples: int) -> Iterator[VerdictRow]:
-    """Verdicts on an arm's answers, ``right`` of them optimal for each problem."""
-    for problem, number in product(range(len(right)), range(samples)):
-        is_right = number < right[problem]
+def _simulated(arm: str, samples: int) -> Iterator[VerdictRow]:
+    """Verdicts on an arm's answers: of the base 0 to 19 % are optimal, after GRPO three times as
+    many."""
+    for problem, number in product(range(_JUDGED), range(samples)):
+        is_right = 100 * number < samples * (problem % 20) * (3 if arm in _SEEDS else 1)
         yield {
             "id": f"bench-{problem}",
             "arm": arm,

@@ -62,7 +62,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     training = Training(recipe, section, section, recipe.model)
     backend = training.start_backend().name  # before anything else imports what Unsloth patches
     quiet()
-    rows, _ = longest_rows(recipe)
+    rows = longest_rows(recipe)
     texts, _ = longest_texts(rows, recipe.model)
     recipe = shortened(recipe, texts.gold)
     length = recipe.max_seq_length or texts.both + recipe.grpo["max_completion_length"]

@@ -21,10 +21,9 @@ from rich.table import Table
 
 from data.common.console import plain_console
 from data.common.errors import UserError, require, run_main
-from data.common.files import finished
 from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, new_row, read_split
+from data.rows import Row, new_row
 from data.tiers import TIERS
 from pipeline.memory.arithmetic import (
     GIB,
@@ -43,8 +42,8 @@ from pipeline.train.settings import check_settings, grpo_config, lora_config, sf
 if TYPE_CHECKING:
     from trl import GRPOConfig, SFTConfig
 
-#: Problems drawn from each tier where the run has no data yet, and rows that are tokenized.
-_DRAWN, _TOKENIZED = 12, 64
+#: Problems drawn from each tier.
+_DRAWN = 48
 #: Without a tokenizer at hand: characters a token, since prompts are full of times and many
 #: tokenizers split every digit; and tokens that a chat template adds.
 _CHARACTERS, _TEMPLATE = 2, 40
@@ -53,34 +52,24 @@ _CHARACTERS, _TEMPLATE = 2, 40
 # --- the text --------------------------------------------------------------------------------
 
 
-def longest_rows(recipe: Recipe) -> tuple[list[Row], str]:
-    """The rows with the longest texts, of the run's data or, where there are none yet, of problems
-    drawn from its tiers; and a phrase that says which.
+def longest_rows(recipe: Recipe) -> list[Row]:
+    """Rows of problems drawn from the recipe's tiers, those with the longest texts first.
 
     Raises:
-        UserError: when there are no data yet and all tiers are imported.
+        UserError: when all its tiers are imported.
     """
-    if finished(recipe.run.data):
-        rows = [row for split in ("train", "test") for row in read_split(recipe.run, split)]
-        source = f"longest of {len(rows):,} problems"
-    else:
-        rows = []
-        for name, use in recipe.tier_uses.items():
-            # Our tier of that name stands in for an imported one.
-            tier = TIERS.get(name) if use.source else use.tier
-            if tier is None:
-                continue
-            for i in range(_DRAWN):
+    rows = []
+    for name, use in recipe.tier_uses.items():
+        # Our tier of that name stands in for an imported one.
+        tier = TIERS.get(name) if use.source else use.tier
+        for i in range(_DRAWN):
+            if tier is not None:
                 problem = make_problem(recipe.seed, "plan", name, tier, i)
                 rows.append(new_row(f"{name}-{i}", "plan", name, problem, recipe.data.reasoning))
-        source = f"longest of {len(rows)} problems drawn from the tiers"
     require(
-        rows,
-        f"{recipe.path}: all its tiers are imported, so the lengths of their texts are known after "
-        "`make data`",
+        rows, f"{recipe.path}: all its tiers are imported; it is ours that texts are drawn from"
     )
-    rows.sort(key=lambda row: -len(row["prompt"]) - len(row["gold"]))
-    return rows[:_TOKENIZED], source
+    return sorted(rows, key=lambda row: -len(row["prompt"]) - len(row["gold"]))
 
 
 def longest_texts(rows: Sequence[Row], model: str) -> tuple[TokenCounts, str]:
@@ -138,37 +127,40 @@ def settings_of(recipe: Recipe, texts: TokenCounts, lora: int = 0) -> list[Setti
 
 
 def _sft_settings(config: SFTConfig, texts: TokenCounts) -> Settings:
-    chunked = config.loss_type == "chunked_nll"
-    settings = Settings("sft", texts.both - texts.gold, texts.gold, chunked=chunked)
-    return _trainer_settings(settings, config)
+    return Settings(
+        stage="sft",
+        prompt=texts.both - texts.gold,
+        completion=texts.gold,
+        rows=config.per_device_train_batch_size,
+        checkpointing=config.gradient_checkpointing,
+        optim=_optimizer(config),
+        accumulation=config.gradient_accumulation_steps,
+        chunked=config.use_liger_kernel or config.loss_type == "chunked_nll",
+    )
 
 
 def _grpo_settings(config: GRPOConfig, texts: TokenCounts) -> Settings:
     beside = config.use_vllm and config.vllm_mode == "colocate"
     drawn = 0 if config.use_vllm else config.generation_batch_size or 0
-    settings = Settings(
+    return Settings(
         stage="grpo",
         prompt=texts.prompt,
         completion=config.max_completion_length or 0,
+        rows=config.per_device_train_batch_size,
+        checkpointing=config.gradient_checkpointing,
+        optim=_optimizer(config),
+        accumulation=config.gradient_accumulation_steps,
+        chunked=config.use_liger_kernel,
         read=drawn,  # trl reads a prompt once for each of its answers
         drawn=drawn,
         group=config.num_generations or 1,
         beta=config.beta,
         vllm=config.vllm_gpu_memory_utilization if beside else 0.0,
     )
-    return _trainer_settings(settings, config)
 
 
-def _trainer_settings(settings: Settings, config: SFTConfig | GRPOConfig) -> Settings:
-    """With what SFT and GRPO have in common."""
-    return replace(
-        settings,
-        rows=config.per_device_train_batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        checkpointing=config.gradient_checkpointing,
-        chunked=settings.chunked or config.use_liger_kernel,
-        optim=str(getattr(config.optim, "value", config.optim)),
-    )
+def _optimizer(config: SFTConfig | GRPOConfig) -> str:
+    return str(getattr(config.optim, "value", config.optim))
 
 
 # --- the plan --------------------------------------------------------------------------------
@@ -192,10 +184,10 @@ def plan_of(recipe: Recipe) -> Plan:
     """
     check_settings(recipe)
     shape, lora = shape_of(recipe.model, lora_config(recipe.lora, str(recipe.path)))
-    rows, drawn = longest_rows(recipe)
-    texts, counted = longest_texts(rows, recipe.model)
+    rows = longest_rows(recipe)
+    texts, source = longest_texts(rows, recipe.model)
     stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora)]
-    return Plan(shape, texts, f"{drawn}, {counted}", stages)
+    return Plan(shape, texts, f"longest of {len(rows)} problems drawn, {source}", stages)
 
 
 def room_for(stage: Estimate, gpu: float) -> int:

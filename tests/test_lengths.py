@@ -145,7 +145,7 @@ def test_a_refusal_names_file_problem_tier_tokens_limit_and_way_out(recipe_of):
         f" {text.prompt} tokens",
         f" {text.answer} (grpo.max_completion_length of arm grpo)",
         f"{text.total}, more than the {text.total - 1} of max_seq_length",
-        f"raise max_seq_length to {text.total}",
+        f"raise that to {text.total}",
     ):
         assert part in sentence
     check_texts(recipe_of(max_seq_length=text.total))
@@ -156,7 +156,7 @@ def test_the_models_context_is_a_limit_too(recipe_of):
     for longest_allowed in (None, 4096):
         sentence = refused(recipe_of(max_seq_length=longest_allowed))
         assert "more than the 60 of the context of model" in sentence
-        assert "raise max_seq_length" not in sentence
+        assert "take a model with a longer context" in sentence
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_arm_is_checked_on_its_own_tiers_and_for_what_sft_would_cut(recipe_of
     sentence = refused(one(long))
     assert f"of tier {long!r} has {most} tokens with its gold answer" in sentence
     assert f"the {limit} of sft.max_length" in sentence
-    assert f"set it to {most}" in sentence
+    assert f"raise that to {most}" in sentence
 
 
 # --- the length of training ------------------------------------------------------------------

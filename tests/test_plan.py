@@ -88,8 +88,8 @@ def test_a_config_of_which_no_language_model_can_be_made_is_one_sentence(kind, t
 # --- text and settings -----------------------------------------------------------------------
 
 
-def test_texts_are_drawn_where_there_are_none_and_counted_with_the_tokenizer_at_hand(tmp_path):
-    rows, _ = longest_rows(recipe())
+def test_texts_are_drawn_and_counted_with_the_tokenizer_at_hand(tmp_path):
+    rows = longest_rows(recipe())
     lengths = [len(row["prompt"]) + len(row["gold"]) for row in rows]
     assert lengths == sorted(lengths, reverse=True)
     counted, how = longest_texts(rows, str(ROOT / "pipeline" / "embedded"))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from data.common.errors import UserError, require
+from data.common.errors import UserError
 from data.prompts import messages
 from data.recipe import Recipe
 from data.rows import read_split
@@ -197,28 +197,25 @@ def check_lengths(
 ) -> None:
     """Raise UserError where a text is longer than the recipe or the model allows, naming the
     problem and what to change."""
-    context = lengths["context"] or math.inf
-    allowed = min(max_seq_length or math.inf, context)
-    name = f"the context of {lengths['model']}" if allowed == context else "max_seq_length"
+    limits = {
+        "max_seq_length": max_seq_length,
+        f"the context of {lengths['model']}": lengths["context"],
+    }
     for use in texts:
         text = longest_of(lengths, use)
-        if text is None:
-            continue
-        if use.cut:
-            require(
-                text.total <= use.cut,
-                f"{_described(use, text, run)}, more than the {use.cut:,} of sft.max_length, which "
-                f"would cut the answer; set it to {text.total} or leave it out",
-            )
-        if text.total > allowed:
+        own = {**limits, "sft.max_length": use.cut}
+        name, allowed = min(
+            ((name, most) for name, most in own.items() if most),
+            key=lambda limit: limit[1],
+            default=("", math.inf),
+        )
+        if text and text.total > allowed:
+            way_out = f"raise that to {text.total}"
+            if lengths["context"] and text.total > lengths["context"]:
+                way_out = "take a model with a longer context"
             shorter = f"set {use.key} lower" if use.key else "use problems with fewer events"
-            longer = (
-                f"raise max_seq_length to {text.total}"
-                if text.total <= context
-                else "take a model with a longer context"
-            )
             raise UserError(
-                f"{_described(use, text, run)}, more than the {allowed:,} of {name}; {longer}, or "
+                f"{_described(use, text, run)}, more than the {allowed:,} of {name}; {way_out}, or "
                 f"{shorter}"
             )
 
