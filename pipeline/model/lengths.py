@@ -52,8 +52,6 @@ class TextLengths(TypedDict):
     """
 
     model: str
-    tokenizer: str
-    vocabulary: int
     context: int | None
     tiers: dict[str, dict[str, Longest]]
 
@@ -97,8 +95,6 @@ def count_lengths(run: Run) -> TextLengths:
     config = read_config(model).get_text_config(decoder=True)
     return {
         "model": model,
-        "tokenizer": type(tokenizer).__name__,
-        "vocabulary": len(tokenizer),
         "context": getattr(config, "max_position_embeddings", None),
         "tiers": tiers,
     }
