@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
 
 from rich.console import Console
 
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.common.pool import map_numbers, worker_pool
 from data.common.seeds import seed_of
 from data.problem import Problem
@@ -24,30 +23,17 @@ _DRAWING_ORDER = ("test", "val", "train")
 _DRAWS = 100
 
 
-class Drawn(NamedTuple):
-    """A problem with its proven optimum, and how many draws came before it whose optimum CP-SAT
-    did not prove within its limit (``data.tiers.EFFORT``)."""
-
-    problem: Problem
-    dropped: int
-
-
 def make_problem(
     seed: int, split: str, name: str, tier: Tier, index: int, draw: int = 0
 ) -> Problem:
     """Problem ``index`` of one split of a tier, its optimum proven by CP-SAT.
 
     Depends on nothing but its arguments: ``draw`` above 0 replaces a problem that a split has
-    already.
+    already. A draw without a proof within the limit (``data.tiers.EFFORT``) is dropped.
 
     Raises:
         UserError: when the tier yields no feasible problem.
     """
-    return _draw(seed, split, name, tier, index, draw).problem
-
-
-def _draw(seed: int, split: str, name: str, tier: Tier, index: int, draw: int = 0) -> Drawn:
-    dropped = 0
     for attempt in range(_DRAWS):
         rng = random.Random(seed_of(seed, split, name, index, draw, attempt))
         try:
@@ -56,10 +42,9 @@ def _draw(seed: int, split: str, name: str, tier: Tier, index: int, draw: int = 
         except UserError as error:
             raise UserError(f"tier {name!r}: {error}") from None
         except UnprovenError:
-            dropped += 1
             continue
         if best is not None:
-            return Drawn(problem.proven(problem.objective(best)), dropped)
+            return problem.proven(problem.objective(best))
     raise UserError(
         f"tier {name!r}: no feasible problem with a proof in {_DRAWS} draws; relax its rules"
     )
@@ -78,16 +63,10 @@ def draw_splits(
                 if name in imported:
                     yield split, name, _take(imported[name][split], count, seen, use, split)
                     continue
-                drawn = map_numbers(pool, partial(_draw, seed, split, name, use.tier), count)
-                if dropped := sum(one.dropped for one in drawn):
-                    say.print(
-                        f"{split} {name}: {dropped} of {dropped + count} draws dropped, their "
-                        "optimum not proven within the limit"
-                    )
+                make = partial(make_problem, seed, split, name, use.tier)
                 problems = []
-                for index, (first, _) in enumerate(drawn):
-                    again = partial(make_problem, seed, split, name, use.tier, index)
-                    problem = _unseen(first, again, seen)
+                for index, first in enumerate(map_numbers(pool, make, count)):
+                    problem = _unseen(first, partial(make, index), seen)
                     if problem is None:
                         raise UserError(f"tier {name!r} has fewer than {count} different problems")
                     problems.append(problem)
@@ -107,39 +86,30 @@ def _unseen(problem: Problem, again: Callable[[int], Problem], seen: set[str]) -
 def _imported(use: TierUse, say: Console) -> dict[str, list[Problem]]:
     """The sound problems of a published data set by split; what is left out is named.
 
-    A source with ``{split}`` in it names a train and a test file, val being the end of train; any
-    other source is cut into test, val and train in the order of its rows.
+    Val is the end of train, where a published set has none.
     """
-    assert use.source is not None
 
-    def read(source: str) -> list[Problem]:
-        sound, rejected = read_published(source)
+    def read(split: str) -> list[Problem]:
+        sound, rejected = read_published(use.published(split))
         for reason in rejected:
             say.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
         return [problem for _, problem, _ in sound]
 
-    if "{split}" in use.source:
-        train, test = (read(use.source.replace("{split}", split)) for split in ("train", "test"))
-        return {"test": test, "val": train[::-1], "train": train}
-    problems = read(use.source)
-    return {
-        "test": problems,
-        "val": problems[use.test :],
-        "train": problems[use.test + use.val :],
-    }
+    train = read("train")
+    return {"test": read("test"), "val": train[::-1], "train": train}
 
 
 def _take(
     problems: list[Problem], count: int, seen: set[str], use: TierUse, split: str
 ) -> list[Problem]:
     """The first ``count`` problems not used before."""
-    taken: list[Problem] = []
+    taken: dict[str, Problem] = {}
     for problem in problems:
-        if len(taken) == count:
-            break
-        if problem.fingerprint not in seen:
-            seen.add(problem.fingerprint)
-            taken.append(problem)
-    if len(taken) < count:
-        raise UserError(f"{use.source} has {len(taken)} sound {split} problems, not {count}")
-    return taken
+        if len(taken) < count and problem.fingerprint not in seen:
+            taken.setdefault(problem.fingerprint, problem)
+    require(
+        len(taken) == count,
+        f"{use.source} has {len(taken)} sound {split} problems, not {count}",
+    )
+    seen.update(taken)
+    return list(taken.values())

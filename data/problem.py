@@ -49,6 +49,10 @@ class Problem:
         """Whether ``schedule``, of this problem's events, breaks no rule."""
         return not any(next(rule.violations(schedule), None) for rule in self.rules)
 
+    def is_optimal(self, schedule: Sequence[Event]) -> bool:
+        """Whether ``schedule``, of this problem's events, is as good as the proven optimum."""
+        return self.is_feasible(schedule) and self.objective(schedule) == self.optimum
+
     def obstacle(self, taken: Sequence[Event], event: Event) -> Rule | None:
         """The first rule that forbids ``event`` beside ``taken``, even if more events are added."""
         together = sorted((*taken, event))

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, brief, require
+from data.common.errors import brief, require
 from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
 from data.common.yaml_loader import read_yaml
 from data.run import BASE, Run
@@ -159,8 +159,6 @@ def load_recipe(
         UserError: one sentence naming the file and the key that is wrong.
     """
     content = _extended(path)
-    if isinstance(content, dict) and "verdict" in content:
-        raise UserError(f"{path}: unknown key 'verdict'; it is called 'conclusion' now")
     recipe = dataclass_from(Recipe, content, str(path))
     recipe = replace(
         recipe,
@@ -186,28 +184,20 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
     Args:
         above: the recipes that extend this one.
     """
-    if not path.is_file():
-        raise UserError(f"recipe {path} does not exist{_nearest_recipe(path)}")
+    near = nearest(path.stem, sorted(p.stem for p in path.parent.glob("*.yaml")))
+    require(path.is_file(), f"recipe {path} does not exist{near}")
     content = read_yaml(path)
     if not isinstance(content, dict) or "extends" not in content:
         return content
     below = content.pop("extends")
-    if not isinstance(below, str):
-        raise UserError(
-            f"{path}: extends must be the name of a recipe beside it, not {brief(below)}"
-        )
-    require(is_plain(below), f"{path}: extends {brief(below)} is no file's name")
-    parent = path.parent / below
-    if not parent.is_file():
-        near = _nearest_recipe(parent)
-        raise UserError(f"{path}: extends {below}, but recipe {parent} does not exist{near}")
+    require(
+        isinstance(below, str) and is_plain(below),
+        f"{path}: extends must be the name of a recipe beside it, not {brief(below)}",
+    )
     above = (*above, path.resolve())
+    parent = path.parent / below
     require(parent.resolve() not in above, f"{path}: extends goes in a circle")
     return _merged(_extended(parent, above), content)
-
-
-def _nearest_recipe(path: Path) -> str:
-    return nearest(path.stem, sorted(p.stem for p in path.parent.glob("*.yaml")))
 
 
 def _merged(below: Any, above: Any) -> Any:

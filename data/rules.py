@@ -1,48 +1,38 @@
 """Rules: one constraint in three forms side by side.
 
 A rule is its sentence for the prompt, its CP-SAT constraint, and its plain check that names what
-was violated. Property tests pin the two forms of judgement to each other.
-
-To add a rule, write a class here and list it in ``KINDS``: recipes, tiers, JSON, prompts, the
-solver and the verifier find it there. The tests then ask for a third definition in
-``tests/conftest.py`` (``KEPT``), what it may be and an example in ``tests/test_rules.py``.
+was violated. Property tests pin the two forms of judgement to each other. To add one, see
+``docs/extending.md``.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations, pairwise
 from typing import Any, ClassVar
 
 from data.clock import MINUTE
 from data.common.errors import require
+from data.common.fields import Limit, at_least, dataclass_from, setting
 from data.cpsat import DayModel
 from data.event import Event
 
-#: Types of a rule's fields, by which JSON is checked and events are found (``Rule.names``).
+#: Types of fields that name events, by which ``Rule.names`` finds them.
 EventName = str
 EventNames = tuple[str, ...]
-Time = str
-Count = int
-_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "EventName": ("text", lambda v: isinstance(v, str)),
-    "EventNames": (
-        "a list of texts",
-        lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
-    ),
-    "Time": ("a time between 00:00 and 23:59", lambda v: isinstance(v, str) and v in MINUTE),
-    "Count": ("a whole number above 0", lambda v: type(v) is int and v > 0),
-}
+#: What a time of day and a number must be.
+TIME = Limit(MINUTE.__contains__, "a time between 00:00 and 23:59")
+COUNT = at_least(1)
 
 
 @dataclass(frozen=True)
 class Rule:
     """Base of all rules; a subclass gives ``kind`` and the three forms.
 
-    Its fields are of the types above; a list is taken as a tuple.
+    Its fields are read like a recipe's (``data.common.fields``).
 
     Attributes:
         kind: its name in JSON and in recipes.
@@ -52,11 +42,6 @@ class Rule:
 
     kind: ClassVar[str]
     hereditary: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            object.__setattr__(self, field.name, tuple(value) if type(value) is list else value)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -76,7 +61,7 @@ class Rule:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise UserError where fields of the right types make no sense."""
+        """Raise UserError where the fields do not go together."""
 
     def need(self, condition: bool, key: str, what: str) -> None:
         """Raise UserError unless a field is what it must be."""
@@ -211,7 +196,7 @@ class Gap(ForbidsPairs):
     """So many minutes between the end of a chosen event and the start of any later one."""
 
     kind = "gap"
-    minutes: Count
+    minutes: int = setting(COUNT)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -235,7 +220,7 @@ class Travel(ForbidsPairs):
     kind = "travel"
     here: EventNames
     there: EventNames
-    minutes: Count
+    minutes: int = setting(COUNT)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -383,7 +368,7 @@ class AtMost(Rule):
     """At most so many events."""
 
     kind = "at_most"
-    count: Count
+    count: int = setting(COUNT)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -405,7 +390,7 @@ class Budget(Rule):
     """So many minutes at most, all chosen events together, unweighted."""
 
     kind = "budget"
-    minutes: Count
+    minutes: int = setting(COUNT)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -429,9 +414,9 @@ class Break(Rule):
     """So many minutes in a row, inside a window, in which nothing happens."""
 
     kind = "break"
-    minutes: Count
-    start: Time
-    end: Time
+    minutes: int = setting(COUNT)
+    start: str = setting(TIME)
+    end: str = setting(TIME)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
@@ -494,16 +479,6 @@ def rule_from_json(record: Any) -> Rule:
         f'a rule must be {{"rule": one of {", ".join(KINDS)}}}, not {record!r:.80}',
     )
     values = {key: value for key, value in record.items() if key != "rule"}
-    cls = KINDS[record["rule"]]
-    types = {field.name: str(field.type) for field in fields(cls)}
-    require(
-        values.keys() == types.keys(),
-        f"rule {cls.kind!r} takes {', '.join(types) or 'no fields'}, not "
-        f"{', '.join(values) or 'none'}",
-    )
-    rule = cls(**values)
-    for key, name in types.items():
-        words, fits = _TYPES[name]
-        rule.need(fits(getattr(rule, key)), key, words)
+    rule = dataclass_from(KINDS[record["rule"]], values, f"rule {record['rule']!r}")
     rule.check()
     return rule

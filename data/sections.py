@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from data.common.errors import UserError, require
 from data.common.fields import (
@@ -41,6 +40,7 @@ _FOLDERS = (
 )  # fmt: skip
 #: Names that reports give to all tiers together.
 _TOGETHER = ("all", "overall")
+_SOURCE = Limit(lambda name: "{split}" in name, "a file or hub id with {split} in it")
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,12 @@ class TierUse:
     train: int = setting(at_least(0), 0)
     val: int = setting(at_least(0), 0)
     test: int = setting(at_least(0), 0)
-    source: str | None = None
+    source: str | None = setting(_SOURCE, None)
     tier: Tier = field(default_factory=Tier)
+
+    def published(self, split: str) -> str:
+        """Where an imported tier's ``train`` or ``test`` problems are."""
+        return (self.source or "").replace("{split}", split)
 
     @classmethod
     def from_recipe(cls, name: str, content: Any, source: str) -> TierUse:
@@ -131,19 +135,10 @@ class RewardSection:
     unsound: bool = False
 
 
-def _is_address(text: str) -> bool:
-    """Whether a text is an http(s) address that may be written into manifests."""
-    try:
-        url = urlsplit(text)
-        sound = url.port is None or url.port > 0
-    except ValueError:  # no port, or no IPv6 address
-        return False
-    plain = text.isprintable() and not any(map(str.isspace, text))
-    known = url.scheme in ("http", "https") and bool(url.hostname) and "@" not in url.netloc
-    return plain and sound and known and not (url.query or url.fragment)
-
-
-_ADDRESS = Limit(_is_address, "an address such as http://host:8000/v1, without a name or password")
+_ADDRESS = Limit(
+    re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[\w./~-]*)?", re.ASCII).fullmatch,
+    "an address such as http://host:8000/v1, without a name or password",
+)
 
 
 @dataclass(frozen=True)
@@ -231,11 +226,8 @@ class Arm:
             require(
                 tier in trained, f"{source}.tiers: data.tiers has no train problems of {tier!r}"
             )
-        for key in ("samples", "resamples"):
-            require(
-                key not in self.eval,
-                f"{source}.eval.{key} cannot differ: arms are compared at the same k",
-            )
+        for key in {"samples", "resamples"} & self.eval.keys():
+            raise UserError(f"{source}.eval.{key} cannot differ: arms are compared at the same k")
         for key, values in self.tune.items():
             require(
                 key in _TUNED and values,

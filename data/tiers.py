@@ -7,17 +7,17 @@ at any minute, as the published problems do.
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, replace
 
 from data.clock import MINUTE
 from data.common.errors import UserError, require
+from data.common.fields import at_least, check_limits, one_of, setting
 from data.event import Event
 from data.names import EVENT_NAMES
-from data.policies import GREEDY, feasible_schedules
+from data.policies import GREEDY
 from data.problem import Problem
-from data.rules import BASE_RULES, DRAWN_KINDS, KINDS, Rule
+from data.rules import BASE_RULES, DRAWN_KINDS, KINDS, TIME, Rule
 from data.solver import optimal_schedule, relaxed_optimum
 
 #: How often a whole problem is drawn for a tier, and a start for one event, before giving up.
@@ -40,8 +40,6 @@ class Tier:
             rest being placed clear of all; None places every event anywhere.
         priorities: least and greatest share of events with priority.
         greedy_fails: keep only problems on which every greedy policy misses the optimum.
-        shortfall: least and greatest share of the optimum that the best greedy policy misses.
-        optima: fewest and most optimal schedules.
         rules: fewest and most rules beyond the base rules, each of another kind.
         kinds: the kinds they are drawn from; none named means all that can be drawn.
         binding: keep only problems whose rules cost something: every schedule that would be
@@ -49,16 +47,14 @@ class Tier:
     """
 
     events: tuple[int, int] = (4, 8)
-    window: tuple[str, str] = ("00:00", "23:59")
-    grid: int = 15
+    window: tuple[str, str] = setting(TIME, ("00:00", "23:59"))
+    grid: int = setting(at_least(1), 15)
     durations: tuple[int, int, int] = (15, 120, 15)
     overlap: tuple[float, float] | None = None
     priorities: tuple[float, float] = (0.2, 0.4)
     greedy_fails: bool = False
-    shortfall: tuple[float, float] | None = None
-    optima: tuple[int, int] | None = None
     rules: tuple[int, int] = (0, 0)
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = setting(one_of(*DRAWN_KINDS), ())
     binding: bool = False
 
     def validate(self, source: str) -> None:
@@ -71,29 +67,26 @@ class Tier:
         def need(condition: bool, key: str, what: str) -> None:
             require(condition, f"{source}: {key} {what}, not {getattr(self, key)!r}")
 
+        check_limits(self, f"{source}: ")
         kinds = len(self.kinds or DRAWN_KINDS)
         for key, least, most in (
-            ("events", 1, len(EVENT_NAMES)), ("rules", 0, kinds), ("optima", 1, math.inf),
-            ("overlap", 0, 1), ("priorities", 0, 1), ("shortfall", 0, 1),
+            ("events", 1, len(EVENT_NAMES)), ("rules", 0, kinds),
+            ("overlap", 0, 1), ("priorities", 0, 1),
         ):  # fmt: skip
             low, high = getattr(self, key) or (least, most)
             within = least <= low <= high <= most
             need(within, key, f"must be [least, greatest], from {least} to {most}")
-        need(all(t in MINUTE for t in self.window), "window", "must be two HH:MM times")
         shortest, longest, step = self.durations
         sound = 1 <= shortest <= longest and step >= 1
         need(sound, "durations", "must be [shortest, longest, step]")
-        need(self.grid >= 1, "grid", "must be 1 minute or more")
         opening, closing = (MINUTE[t] for t in self.window)
         fits = self._first_start(opening) + longest <= closing
         need(fits, "window", f"must hold an event of {longest} minutes")
-        for kind in self.kinds:
-            need(kind in DRAWN_KINDS, "kinds", f"must be of {', '.join(DRAWN_KINDS)}")
         need(len(set(self.kinds)) == len(self.kinds), "kinds", "must be different")
         need(not self.binding or self.rules[0] > 0, "binding", "needs rules")
-        if self.rules[1] or self.optima:
-            # Floors, random schedules and optima are found by listing every feasible schedule.
-            need(self.events[1] <= 16, "events", "may be at most 16 with further rules or optima")
+        if self.rules[1]:
+            # Floors and random schedules are found by listing every feasible schedule.
+            need(self.events[1] <= 16, "events", "may be at most 16 with further rules")
         if self.greedy_fails:
             need(self.events[1] >= 3, "events", "must be 3 or more for greedy policies to fail")
 
@@ -125,8 +118,8 @@ class Tier:
         return [rule for rule in drawn if rule is not None]
 
     def _accepts(self, problem: Problem) -> bool:
-        """Whether a draw is what the tier asks for; cheap questions come first."""
-        if not (self.greedy_fails or self.shortfall or self.binding or self.optima):
+        """Whether a draw is what the tier asks for."""
+        if not (self.greedy_fails or self.binding):
             return True
         best = optimal_schedule(problem, EFFORT)
         if best is None:
@@ -134,12 +127,9 @@ class Tier:
         optimum = problem.objective(best)
         if self.binding and problem.objective(relaxed_optimum(problem)) == optimum:
             return False
-        missed = shortfall(problem, optimum)
-        if self.greedy_fails and not missed:
-            return False
-        if self.shortfall and not self.shortfall[0] <= missed <= self.shortfall[1]:
-            return False
-        return self.optima is None or self.optima[0] <= optima(problem) <= self.optima[1]
+        proven = problem.proven(optimum)
+        solved = any(proven.is_optimal(policy(problem)) for policy in GREEDY.values())
+        return not (self.greedy_fails and solved)
 
     def _first_start(self, opening: int) -> int:
         """The first minute of the grid in the window."""
@@ -173,19 +163,6 @@ def _share_of(count: int, share: tuple[float, float], rng: random.Random) -> int
     """A whole number between two shares of ``count``: 1 or more unless both shares are 0."""
     least = max(1, int(share[0] * count)) if share[1] else 0
     return rng.randint(least, max(least, int(share[1] * count)))
-
-
-def shortfall(problem: Problem, optimum: int) -> float:
-    """Share of the optimum that the best greedy policy misses, infeasible ones aside."""
-    answers = [policy(problem) for policy in GREEDY.values()]
-    reached = [problem.objective(a) for a in answers if problem.is_feasible(a)]
-    return 1 - max(reached, default=0) / optimum
-
-
-def optima(problem: Problem) -> int:
-    """How many schedules are optimal."""
-    objectives = [problem.objective(schedule) for schedule in feasible_schedules(problem)]
-    return objectives.count(max(objectives, default=0))
 
 
 #: The tiers by name; a recipe may change any attribute of one.

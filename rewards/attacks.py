@@ -43,11 +43,6 @@ class AttackCase:
     def longest(self) -> Event:
         return max(self.problem.events, key=lambda e: (e.duration, e.name))
 
-    def is_right(self, schedule: Sequence[Event]) -> bool:
-        """Whether a schedule of the problem's events is optimal, not by way of the verifier."""
-        problem = self.problem
-        return problem.is_feasible(schedule) and problem.objective(schedule) == problem.optimum
-
 
 @dataclass(frozen=True)
 class Attack:
@@ -70,7 +65,7 @@ def _say(schedule: Sequence[Event]) -> str:
 
 
 def _unless_right(case: AttackCase, schedule: Sequence[Event]) -> str | None:
-    return None if case.is_right(schedule) else _say(schedule)
+    return None if case.problem.is_optimal(schedule) else _say(schedule)
 
 
 def _shortest_valid_answer(case: AttackCase) -> str | None:
@@ -78,7 +73,7 @@ def _shortest_valid_answer(case: AttackCase) -> str | None:
         feasible: Sequence[Schedule] = [(event,) for event in case.problem.events]
     else:
         feasible = feasible_schedules(case.problem)
-    wrong = [schedule for schedule in feasible if not case.is_right(schedule)]
+    wrong = [schedule for schedule in feasible if not case.problem.is_optimal(schedule)]
     return min(map(_say, wrong), key=len, default=None)
 
 

@@ -1,18 +1,14 @@
 """Stage ``make audit``: what answers that solve nothing earn under a recipe's reward.
 
-A panel of such answers is derived from each problem, none of them right (``rewards.attacks``), and
-an automatic search edits the best paid of them further (``rewards.edits``). The audit fails where
+The audit fails where
 
-- one of them earns more, on average, than the ceiling: ``CEILING`` of what gold earns. At half, a
-  policy that learned to cheat still gains more by learning to solve than it has;
+- one of them earns more, on average, than ``CEILING`` of what gold earns. At half, a policy that
+  learned to cheat still gains more by learning to solve than it has;
 - one of them earns more than a random feasible schedule of the same problems, by more than chance:
-  the paired difference lies ``ERRORS`` standard errors above 0. (Both means are drawn, and a single
-  long event may be worth about as much as a random schedule.);
+  the paired difference lies ``ERRORS`` standard errors above 0;
 - the reward does not follow the verdict: of two answers to one problem the worse earns more, or as
   much as an optimal one, or two that are judged alike earn differently;
 - an answer is judged better or worse than it can be by its making: then the verifier is at fault.
-
-Feasible answers that the search meets, and the random schedules beside it, are confirmed by CP-SAT.
 """
 
 from __future__ import annotations
@@ -50,6 +46,7 @@ from rewards.scoring import (
 )
 from rewards.verify import Status
 
+#: Greatest share of gold's reward that an answer may earn which solves nothing.
 CEILING = 0.5
 MOST_PROBLEMS = 1000
 #: How a failure calls its subject.
@@ -79,23 +76,12 @@ class Audit:
     shape: str
     weights: dict[str, float] | None
     seed: int
-    ceiling: float
     rows: tuple[Earnings, ...]
     failures: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
 
     def to_json(self) -> dict[str, object]:
-        return {
-            "sound": not self.failures,
-            "shape": self.shape,
-            "weights": self.weights,
-            "seed": self.seed,
-            "ceiling": self.ceiling,
-            "errors": ERRORS,
-            "rows": list(map(asdict, self.rows)),
-            "failures": self.failures,
-            "disagreements": [pair.to_json() for pair in self.disagreements],
-        }
+        return {"sound": not self.failures, **asdict(self)}
 
     @property
     def best_attack(self) -> Earnings:
@@ -113,15 +99,12 @@ class Audit:
         return (
             f"the reward {self.shape!r} is sound; no policy that does not solve earns more than "
             f"{best.of_gold:.0%} of gold's reward ({best.policy!r}, tier {best.tier}; the ceiling "
-            f"is {self.ceiling:.0%})"
+            f"is {CEILING:.0%})"
         )
 
 
 def audit(
-    section: RewardSection,
-    problems_by_tier: Mapping[str, Sequence[Problem]],
-    seed: int,
-    ceiling: float = CEILING,
+    section: RewardSection, problems_by_tier: Mapping[str, Sequence[Problem]], seed: int
 ) -> Audit:
     """Score the panel on every tier (``rewards.scoring.score_tier``) and find the failures."""
     rows: list[Earnings] = []
@@ -131,32 +114,26 @@ def audit(
         if not problems:
             continue
         tally = score_tier(section, tier, problems, seed)
-        of_tier = _by_kind(earnings(tier, tally))
+        paid = earnings(tier, tally)
+        of_tier = sorted(paid, key=lambda row: (_KINDS.index(row.kind), -row.mean))
         rows += of_tier
-        failures += [*_overpaid(of_tier, ceiling), *_misjudged(tier, tally)]
+        failures += [*_overpaid(of_tier), *_misjudged(tier, tally)]
         if tally.disagreements:
             disagreements.append(max(tally.disagreements, key=lambda pair: pair.gap))
             failures.append(_against_the_verdict(tally, disagreements[-1]))
-    return Audit(
-        section.shape, section.weights, seed, ceiling,
-        tuple(rows), tuple(failures), tuple(disagreements),
-    )  # fmt: skip
+    found = tuple(rows), tuple(failures), tuple(disagreements)
+    return Audit(section.shape, section.weights, seed, *found)
 
 
-def _by_kind(rows: Iterable[Earnings]) -> list[Earnings]:
-    """Kind by kind, and the best paid first."""
-    return sorted(rows, key=lambda row: (_KINDS.index(row.kind), -row.mean))
-
-
-def _overpaid(rows: Iterable[Earnings], ceiling: float) -> Iterator[str]:
+def _overpaid(rows: Iterable[Earnings]) -> Iterator[str]:
     """Policies that earn too much without solving."""
     for row in rows:
         if row.kind == SCALE:
             continue
         called = _CALLED[row.kind].format(row.policy)
         earns = f"{row.tier}: {called} earns {row.mean:.3f} on average over {row.n} problems"
-        if row.of_gold > ceiling:
-            yield f"{earns}, {row.of_gold:.0%} of gold's reward; the ceiling is {ceiling:.0%}"
+        if row.of_gold > CEILING:
+            yield f"{earns}, {row.of_gold:.0%} of gold's reward; the ceiling is {CEILING:.0%}"
         elif row.above_feasible_low is not None and row.above_feasible_low > TOLERANCE:
             yield (
                 f"{earns}, {row.above_feasible:.3f} more than a random feasible schedule "
@@ -198,19 +175,18 @@ def to_markdown(outcome: Audit) -> str:
         "",
         SHAPES[outcome.shape].about,
         "",
-        f"Ceiling: {outcome.ceiling:.0%} of gold's reward. Seed {outcome.seed}.",
+        f"Ceiling: {CEILING:.0%} of gold's reward. Seed {outcome.seed}.",
         "",
         *([f"- **fails:** {failure}" for failure in outcome.failures] or ["No failures."]),
     ]
     for tier in dict.fromkeys(row.tier for row in outcome.rows):
         lines += [
             f"\n## {tier}\n",
-            "| policy | kind | n | skipped | mean | of gold | p95 | max | feasible | optimal |",
-            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+            "| policy | kind | n | mean | of gold | max | feasible | optimal |",
+            "|---|---|--:|--:|--:|--:|--:|--:|",
             *(
-                f"| {r.policy} | {r.kind} | {r.n:,} | {r.skipped or ''} | {r.mean:.3f} "
-                f"| {r.of_gold:.0%} | {r.p95:.3f} | {r.max:.3f} | {r.feasible:.0%} "
-                f"| {r.optimal:.1%} |"
+                f"| {r.policy} | {r.kind} | {r.n:,} | {r.mean:.3f} "
+                f"| {r.of_gold:.0%} | {r.max:.3f} | {r.feasible:.0%} | {r.optimal:.1%} |"
                 for r in outcome.rows
                 if r.tier == tier
             ),
@@ -270,25 +246,25 @@ def fresh_problems(
         )
         use = known[name]
         if use.source:
-            sources = dict.fromkeys(use.source.replace("{split}", s) for s in ("train", "test"))
+            sources = map(use.published, ("train", "test"))
             problems[name] = [problem for s in sources for _, problem, _ in read_published(s)[0]]
         else:
             problems[name] = [make_problem(seed, "audit", name, use.tier, i) for i in range(count)]
     return problems
 
 
-def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]], ceiling: float) -> None:
+def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]]) -> None:
     """Audit, print, and write ``runs/<run>/audit``; it takes seconds and is always redone.
 
     Raises:
         UserError: when the reward fails.
     """
     counts = {tier: len(of_tier) for tier, of_tier in problems.items()}
-    settings = {"reward": asdict(recipe.reward), "seed": recipe.seed, "ceiling": ceiling}
+    settings = {"reward": asdict(recipe.reward), "seed": recipe.seed, "problems": counts}
     folder = recipe.run.audit
-    stage = Stage(folder, "audit", {**settings, "problems": counts})
+    stage = Stage(folder, "audit", settings)
     stage.begin_unless_done(force=True)
-    outcome = audit(recipe.reward, problems, recipe.seed, ceiling)
+    outcome = audit(recipe.reward, problems, recipe.seed)
     text = to_markdown(outcome)
     write_json(folder / "audit.json", outcome.to_json())
     write_text(folder / "audit.md", text)
@@ -304,16 +280,12 @@ def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--tiers", nargs="+", help="tiers to audit, instead of the recipe's")
     parser.add_argument("--problems", type=int, default=MOST_PROBLEMS, help="fresh problems a tier")
-    parser.add_argument(
-        "--ceiling", type=float, default=CEILING, help="greatest share of gold's reward, 0 to 1"
-    )
     arguments = parser.parse_args()
     require(arguments.problems >= 1, "--problems must be 1 or more")
-    require(0 <= arguments.ceiling <= 1, "--ceiling must be 0 to 1")
     recipe = recipe_from(arguments)
     check_reward(recipe.reward, str(recipe.path))
     problems = fresh_problems(recipe.seed, recipe.tier_uses, arguments.tiers, arguments.problems)
-    run(recipe, problems, arguments.ceiling)
+    run(recipe, problems)
 
 
 if __name__ == "__main__":

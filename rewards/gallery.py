@@ -43,15 +43,8 @@ compares an answer with the others in the same table.
 def page() -> str:
     """The whole page, in Markdown."""
     problems = {name: make_problem(SEED, "gallery", name, tier, 0) for name, tier in TIERS.items()}
-    first = next(iter(problems))
     sections = (_section(name, problem) for name, problem in problems.items())
-    return "\n".join([_OPENING, _as_text(first, problems[first]), *sections])
-
-
-def _gold(problem: Problem) -> Schedule:
-    gold = optimal_schedule(problem)
-    assert gold is not None, "a problem that was proven has a schedule"
-    return gold
+    return "\n".join([_OPENING, _as_text(*next(iter(problems.items()))), *sections])
 
 
 def _mistake(problem: Problem, gold: Schedule) -> tuple[str, Schedule]:
@@ -67,7 +60,7 @@ def _mistake(problem: Problem, gold: Schedule) -> tuple[str, Schedule]:
 
 
 def _as_text(name: str, problem: Problem) -> str:
-    gold = _gold(problem)
+    gold = optimal_schedule(problem) or ()
     return (
         f"## What a model reads and writes\n\nThe prompt of the first problem, `{name}`:\n\n"
         f"```\n{prompt(problem)}\n```\n\nIts gold answer, with the reasoning trace:\n\n"
@@ -76,7 +69,7 @@ def _as_text(name: str, problem: Problem) -> str:
 
 
 def _section(name: str, problem: Problem) -> str:
-    gold = _gold(problem)
+    gold = optimal_schedule(problem) or ()
     called, mistake = _mistake(problem, gold)
     completions = {
         "gold": answer(gold, "so"),
@@ -131,11 +124,9 @@ def _payments(problem: Problem, completions: Mapping[str, str]) -> Iterator[str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rewards.gallery", description=page.__doc__)
-    parser.add_argument("--out", type=Path, default=PAGE, help=f"file to write (default: {PAGE})")
-    out: Path = parser.parse_args().out
-    write_text(out, page())
-    print(f"{out}: one problem of each of {len(TIERS)} tiers")
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    write_text(PAGE, page())
+    print(f"{PAGE}: one problem of each of {len(TIERS)} tiers")
 
 
 if __name__ == "__main__":

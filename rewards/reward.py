@@ -11,7 +11,6 @@ answer to which no paid component applies: ``format`` applies to all of them.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -75,30 +74,24 @@ class Shape:
 
 SHAPES: dict[str, Shape] = {
     "binary": Shape(
-        "Optimal or not. Good: nothing but the goal is paid, so nothing else can be farmed. Bad: a "
-        "group without an optimal answer teaches nothing, and early on most groups are such.",
+        "Optimal or not. Nothing else can be farmed, but a group without an optimal answer teaches "
+        "nothing, and early on most groups are such.",
         {"optimal": 1.0},
     ),
     "graded": Shape(
-        "A weighted sum of the components, monotone in the verdict. Good: it teaches from the "
-        "first step, form before rules before value. Bad: the steps between are worth something, "
-        "and a short safe answer collects them; weight on `optimal` keeps that small.",
+        "A weighted sum of the components, monotone in the verdict. It teaches from the first "
+        "step, but a short safe answer collects the steps between.",
         {"format": 0.05, "validity": 0.15, "ratio": 0.2, "optimal": 0.6},
     ),
     "ranked": Shape(
         "The share of its group that an answer beats by verdict (status, then ratio), ties half. "
-        "Good: only order counts, so there are no weights to get wrong, and hard and easy problems "
-        "weigh the same. Bad: it never says that an answer is good enough: the best of a bad group "
-        "earns as much as the best of a good one.",
+        "No weights to get wrong, but the best of a bad group earns as much as that of a good one.",
         {"ranked": 1.0},
         in_group=True,
     ),
     "blog": Shape(
-        "The published reward, of 100, for comparison only. Good: dense. Bad: it judges the text "
-        "a second time, unlike the evaluation. Copying every event earns about 69, events inside "
-        "<think> are read, invented ones are paid for their order, touching events overlap, a "
-        "single event is never a schedule, and rules beyond the base rules are not known; see "
-        "rewards/blog.py.",
+        "The published reward, of 100, for comparison only. It is dense, but judges the text a "
+        "second time, unlike the evaluation, and can be gamed; see rewards/blog.py.",
         dict.fromkeys(blog.REWARDS, 1.0),
     ),
 }
@@ -125,7 +118,7 @@ def check_reward(section: RewardSection, source: str) -> None:
     check_keys(section.weights, COMPONENTS, source, "reward.weights.")
     for name, weight in section.weights.items():
         require(
-            math.isfinite(weight) and weight >= 0,
+            weight >= 0,
             f"{source}: reward.weights.{name} must be 0 or more, not {weight!r}: below 0, a worse "
             "answer would earn more",
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from statistics import fmean, stdev
 
 from data.common.seeds import seed_of
 from data.event import Schedule
@@ -49,9 +50,6 @@ class Paid:
     def editable(self) -> bool:
         return self.spoilt and len(self.completion) <= _SEARCHABLE
 
-    def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "verdict": self.verdict.to_json()}
-
 
 def _reward(paid: Paid) -> float:
     return paid.reward
@@ -59,26 +57,15 @@ def _reward(paid: Paid) -> float:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Two answers to problem ``index`` of a tier that are paid against their verdicts: the first
-    one more, by ``gap``, or as much though the second is optimal."""
+    """Two answers to problem ``index`` of a tier (as JSON) that are paid against their verdicts:
+    the first one more, by ``gap``, or as much though the second is optimal."""
 
     tier: str
     index: int
-    problem: Problem
+    problem: str
     gap: float
     earns_more: Paid
     earns_less: Paid
-
-    def to_json(self) -> dict[str, object]:
-        """The form in which it can be played again."""
-        return {
-            "tier": self.tier,
-            "index": self.index,
-            "problem": self.problem.text,
-            "gap": self.gap,
-            "earns_more": self.earns_more.to_json(),
-            "earns_less": self.earns_less.to_json(),
-        }
 
 
 @dataclass
@@ -130,7 +117,7 @@ def score_tier(
             seen += tried
         if pair := _paid_against_verdict([*seen, *attacks]):
             gap = pair[0].reward - pair[1].reward
-            tally.disagreements.append(Disagreement(tier, index, problem, gap, *pair))
+            tally.disagreements.append(Disagreement(tier, index, problem.text, gap, *pair))
     return tally
 
 
@@ -210,8 +197,8 @@ class Earnings:
 
     Attributes:
         kind: ``scale``, ``blind``, ``spoilt`` or ``search``.
-        n, skipped: problems it answered, and those where it has no answer or would be right.
-        mean, p95, max: of its rewards.
+        n: problems it answered; elsewhere it has no answer, or would be right.
+        mean, max: of its rewards.
         feasible, optimal: share of its answers.
         of_gold: its mean as a share of gold's on the same problems.
         above_feasible: its mean less that of random feasible on the same problems; and
@@ -222,9 +209,7 @@ class Earnings:
     policy: str
     kind: str
     n: int
-    skipped: int
     mean: float
-    p95: float
     max: float
     feasible: float
     optimal: float
@@ -237,33 +222,27 @@ def earnings(tier: str, tally: PanelTally) -> Iterator[Earnings]:
     """The rewards of each policy."""
     gold, feasible = tally.paid["gold"], tally.paid["random feasible"]
     for policy, paid in tally.paid.items():
-        rewards = sorted(map(_reward, paid.values()))
-        n, kind = len(rewards), tally.kinds[policy]
+        rewards = list(map(_reward, paid.values()))
         judged = [answer.verdict.status for answer in paid.values()]
         differences = [answer.reward - feasible[i].reward for i, answer in paid.items()]
         golds = math.fsum(gold[i].reward for i in paid)
         yield Earnings(
             tier,
             policy,
-            kind,
-            n,
-            (min(SEARCHED, tally.problems) if kind == SEARCH else tally.problems) - n,
-            mean=math.fsum(rewards) / n,
-            p95=rewards[math.ceil(0.95 * n) - 1],
-            max=rewards[-1],
-            feasible=sum(status in VALID for status in judged) / n,
-            optimal=judged.count(Status.OPTIMAL) / n,
+            tally.kinds[policy],
+            n=len(rewards),
+            mean=fmean(rewards),
+            max=max(rewards),
+            feasible=fmean(status in VALID for status in judged),
+            optimal=fmean(status == Status.OPTIMAL for status in judged),
             of_gold=math.fsum(rewards) / golds if golds else 0.0,
-            above_feasible=math.fsum(differences) / n,
+            above_feasible=fmean(differences),
             above_feasible_low=surely_above(differences),
         )
 
 
 def surely_above(differences: Sequence[float]) -> float | None:
     """Their mean less ``ERRORS`` standard errors; None for fewer than two."""
-    n = len(differences)
-    if n < 2:
+    if len(differences) < 2:
         return None
-    mean = math.fsum(differences) / n
-    variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
-    return mean - ERRORS * math.sqrt(variance / n)
+    return fmean(differences) - ERRORS * stdev(differences) / math.sqrt(len(differences))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BLOG, day, random_problem, tier_problems
+from conftest import BLOG, day, random_problem
 
 import rewards.audit
 from data.common.errors import UserError
@@ -22,7 +22,7 @@ from data.sections import RewardSection
 from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
 from rewards.attacks import ATTACKS, AttackCase, near_optimal, references, scale
-from rewards.audit import CEILING, Audit, audit, gate, main, to_markdown
+from rewards.audit import CEILING, Audit, audit, gate, main
 from rewards.edits import EDITS
 from rewards.scoring import Earnings, surely_above
 from rewards.verify import Status, verify
@@ -104,20 +104,16 @@ def test_the_next_best_schedule_is_the_best_below_the_optimum():
             assert problem.objective(near) == max(values)
 
 
-def test_what_is_there_for_scale_is_feasible():
+def test_what_stands_beside_the_attacks_is_feasible_but_for_one_spoilt_gold():
     for tier in AUDITED:
         for problem in problems(tier)[:5]:
             for name, completion in scale(case(problem)).items():
                 status = verify(problem, completion).status
                 assert status in (Status.OPTIMAL, Status.FEASIBLE)
                 assert (status == Status.OPTIMAL) >= (name == "gold")
-
-
-def test_a_ranked_answer_meets_random_ones_gold_and_a_spoilt_one():
-    [problem] = tier_problems("dense", 1)
-    found = [verify(problem, text).status for text in references(case(problem))]
-    assert found[4:] == [Status.OPTIMAL, Status.INFEASIBLE]
-    assert set(found[:4]) <= {Status.OPTIMAL, Status.FEASIBLE}
+            group = [verify(problem, text).status for text in references(case(problem))]
+            assert group[4:] == [Status.OPTIMAL, Status.INFEASIBLE]
+            assert set(group[:4]) <= {Status.OPTIMAL, Status.FEASIBLE}
 
 
 # --- sound rewards --------------------------------------------------------------------------
@@ -134,37 +130,32 @@ def test_a_sound_reward_pays_no_attack_above_the_ceiling_or_a_random_schedule(sh
     attacks = {row.policy for row in found.rows if row.kind != "scale"}
     assert attacks <= {*ATTACKS, "search"}
     assert all(rows[name].optimal == 0 for name in attacks)
-    assert all(rows[name].n + rows[name].skipped == 30 for name in rows)
 
 
 def test_the_search_finds_nothing_under_a_sound_reward():
-    [search] = [row for row in outcome("graded", "dense").rows if row.kind == "search"]
+    search = rows_of(outcome("graded", "dense"))["search"]
     assert search.max == pytest.approx(0.05)  # what any infeasible schedule earns
     assert search.feasible == 0
 
 
-def test_the_answers_are_the_same_under_every_shape():
-    one, other = (rows_of(outcome(shape, "rules")) for shape in ("graded", "ranked"))
-    for policy in set(one) - {"search"}:
-        assert (one[policy].n, one[policy].feasible, one[policy].optimal) == (
-            other[policy].n, other[policy].feasible, other[policy].optimal
-        )  # fmt: skip
+def test_the_answers_are_the_same_under_every_shape_and_others_with_another_seed():
+    def judged(shape: str, seed: int) -> dict[str, tuple]:
+        found = audit(RewardSection(shape), {"rules": problems("rules")[:5]}, seed)
+        rows = (row for row in found.rows if row.policy != "search")
+        return {row.policy: (row.n, row.feasible, row.optimal) for row in rows}
 
-
-def test_the_same_seed_gives_the_same_audit_and_another_one_another():
+    assert judged("graded", 1) == judged("ranked", 1) != judged("graded", 2)
     some = {"dense": problems("dense")[:5]}
     assert audit(GRADED, some, 1) == audit(GRADED, some, 1)
-    assert audit(GRADED, some, 1).rows != audit(GRADED, some, 2).rows
 
 
 def test_a_row_says_what_was_earned():
     rows = rows_of(outcome("graded", "dense"))
     gold, empty = rows["gold"], rows["empty"]
-    assert (gold.mean, gold.p95, gold.max, gold.optimal, gold.of_gold) == pytest.approx((1,) * 5)
+    assert (gold.mean, gold.max, gold.optimal, gold.of_gold) == pytest.approx((1,) * 4)
     assert (empty.mean, empty.max, empty.feasible, empty.of_gold) == (0, 0, 0, 0)
     feasible = rows["random feasible"]
     assert feasible.above_feasible == 0
-    assert feasible.mean <= feasible.p95 <= feasible.max
     longest = rows["one longest event"]
     assert longest.above_feasible == pytest.approx(longest.mean - feasible.mean)
     assert longest.above_feasible_low < longest.above_feasible < 0
@@ -179,22 +170,17 @@ def test_a_reward_for_the_form_alone_fails_by_the_ceiling():
     assert "50%" in found.failures[0]
 
 
-def test_an_answer_paid_as_much_as_an_optimal_one_fails():
-    found = audit(RewardSection("graded", {"validity": 1.0}), {"dense": problems("dense")}, 0, 1.0)
+def test_an_answer_paid_as_much_as_an_optimal_one_fails(monkeypatch):
+    monkeypatch.setattr(rewards.audit, "CEILING", 1.0)
+    found = audit(RewardSection("graded", {"validity": 1.0}), {"dense": problems("dense")}, 0)
     [failure] = found.failures
     assert "does not follow the verdict on 30 of 30 problems" in failure
     assert "(feasible) with 1.000 against" in failure
 
 
-def test_the_ceiling_can_be_lowered():
-    some = {"dense": problems("dense")}
-    found = audit(GRADED, some, 5, ceiling=0.2)
-    assert any("'one longest event'" in failure for failure in found.failures)
-    assert audit(GRADED, some, 5, ceiling=1.0).failures == ()
-
-
-def test_below_the_ceiling_more_than_a_random_schedule_is_too_much():
-    found = audit(BLOG_REWARD, {"blog": problems("blog")}, 0, ceiling=1.0)
+def test_below_the_ceiling_more_than_a_random_schedule_is_too_much(monkeypatch):
+    monkeypatch.setattr(rewards.audit, "CEILING", 1.0)
+    found = audit(BLOG_REWARD, {"blog": problems("blog")}, 0)
     [failure] = [f for f in found.failures if "'decoy in the reasoning'" in f]
     assert re.search(r"more than a random feasible schedule \(at least \d", failure)
 
@@ -216,12 +202,13 @@ def test_the_published_reward_fails_on_every_count_and_the_search_finds_its_maxi
 
 
 def test_a_disagreement_can_be_played_again():
-    [pair] = outcome("blog", "blog").to_json()["disagreements"]
+    [pair] = json.loads(json.dumps(outcome("blog", "blog").to_json()))["disagreements"]
     problem = Problem.from_json(json.loads(pair["problem"]))
     more, less = pair["earns_more"], pair["earns_less"]
     assert more["reward"] - less["reward"] == pair["gap"] > 50
     for answer in (more, less):
-        assert verify(problem, answer["completion"]).to_json() == answer["verdict"]
+        judged = verify(problem, answer["completion"]).to_json()
+        assert answer["verdict"].items() <= judged.items()
 
 
 @needs_blog
@@ -230,7 +217,7 @@ def test_on_the_published_data_copying_every_event_earns_69_of_100_and_fails():
     published = [p for file in files for _, p, _ in read_published(str(file))[0]]
     found = audit(BLOG_REWARD, {"published": published}, 0)
     copied = rows_of(found)["copy every event"]
-    assert (copied.n, copied.skipped) == (594, 2)  # on two problems it is the optimum
+    assert copied.n == 594  # of 596: on two problems it is the optimum
     assert copied.mean == pytest.approx(69.4, abs=0.1)
     assert found.failures[0].startswith("published: 'copy every event' earns 69.")
 
@@ -261,29 +248,27 @@ def test_the_gate_lets_a_sound_reward_pass_in_one_line(capsys):
     assert re.fullmatch(r"audit: the reward 'graded' is sound; .* \d+% of gold's .*", line)
 
 
-def test_the_gate_refuses_an_unsound_reward_with_the_figure_and_the_way_out():
+def test_the_gate_refuses_an_unsound_reward_unless_told_to_train_all_the_same(capsys):
     with pytest.raises(UserError, match=r"^a\.yaml: .*'blog' fails .*% of gold.*UNSOUND=1"):
         at_the_gate("blog")
-
-
-def test_an_unsound_reward_is_trained_on_if_told_to_with_a_warning(capsys):
     at_the_gate("blog", allow_unsound=True)
     warning = capsys.readouterr().out
     assert warning.startswith("WARNING")
     assert "of gold's reward" in warning
 
 
-def test_the_gate_takes_so_many_problems_of_a_tier_at_most(monkeypatch):
-    class ScoredError(Exception):
-        pass
+def test_the_gate_takes_so_many_problems_of_a_tier_at_most(monkeypatch, capsys):
+    monkeypatch.setattr(rewards.audit, "MOST_PROBLEMS", 3)
+    sizes = []
+    real = rewards.audit.score_tier
 
     def score(section, tier, some, seed):
-        raise ScoredError(len(some))
+        sizes.append(len(some))
+        return real(section, tier, some, seed)
 
-    monkeypatch.setattr(rewards.audit, "MOST_PROBLEMS", 3)
     monkeypatch.setattr(rewards.audit, "score_tier", score)
-    with pytest.raises(ScoredError, match="3"):
-        at_the_gate("graded")
+    at_the_gate("graded")
+    assert sizes == [3, 3]
 
 
 def test_a_reward_that_makes_no_sense_does_not_reach_the_gate():
@@ -321,6 +306,8 @@ def test_the_audit_prints_and_writes_a_table_a_tier(command, capsys):
     assert "## rules" in written
     for name in (*ATTACKS, "gold", "near-optimal", "random feasible", "random maximal", "search"):
         assert f"| {name} |" in written
+    tables = [line for line in written.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in tables}) == 1
     assert json.loads(Path("runs/a/audit/manifest.json").read_text())["failures"] == 0
 
 
@@ -335,22 +322,7 @@ def test_a_failing_audit_is_written_and_ends_in_one_sentence(command, capsys):
 def test_any_tier_can_be_audited_whether_the_recipe_has_it_or_not(command):
     found = command("graded", "--problems", "3", "--tiers", "gap")
     assert {row["tier"] for row in found["rows"]} == {"gap"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [
-        (["--tiers", "dens"], "--tiers: .*'dens' .*; did you mean 'dense'"),
-        (["--problems", "0"], "--problems"),
-        (["--ceiling", "1.5"], "--ceiling"),
-    ],
-)
-def test_a_wrong_flag_is_named(command, flags, names):
-    with pytest.raises(UserError, match=names):
-        command("graded", *flags)
-
-
-def test_the_tables_in_markdown_are_whole():
-    lines = to_markdown(outcome("graded", "gap")).splitlines()
-    tables = [line for line in lines if line.startswith("|")]
-    assert len({line.count("|") for line in tables}) == 1
+    with pytest.raises(UserError, match=r"--tiers: .*'dens' .*; did you mean 'dense'"):
+        command("graded", "--tiers", "dens")
+    with pytest.raises(UserError, match="--problems"):
+        command("graded", "--problems", "0")

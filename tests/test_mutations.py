@@ -1,10 +1,5 @@
-"""That the tests can fail: a verifier or a reward made weaker on purpose is noticed.
-
-Of the verifier by a panel: every corruption and every harmless form of one day's gold, and a few
-answers beside; each weakening below must change what is said of at least the cases it is about. Of
-each further rule by an answer that breaks it and one that just keeps it. Of the reward, and of the
-verifier once more, by the audit.
-"""
+"""That the tests can fail: a verifier or a reward made weaker on purpose is noticed, by a panel of
+answers to one day or by the audit."""
 
 import json
 import re
@@ -29,16 +24,9 @@ from data.prompts import answer, schedule_xml
 from data.rules import (
     BASE_RULES,
     KINDS,
-    AtLeastOne,
-    AtMost,
-    Break,
-    Budget,
     Chronological,
-    ForbidsPairs,
-    Gap,
     NoOverlap,
     NotEmpty,
-    Travel,
 )
 from data.sections import RewardSection
 from data.solver import interval_optimum, prove
@@ -108,10 +96,6 @@ def failures(shape: str = "graded") -> str:
         return "\n".join(audit(RewardSection(shape), audited(), 0).failures)
     except (AssertionError, DisagreementError) as error:
         return str(error)
-
-
-def test_the_panel_passes_as_the_code_stands():
-    assert panel() == []
 
 
 def parse_as(change: Callable[[str], str]) -> Weakening:
@@ -187,14 +171,6 @@ def find_events(body: str):
     )
 
 
-def known(schedule: tuple[Event, ...]) -> tuple[Event, ...]:
-    return tuple(e for e in schedule if e.name in day().by_name)
-
-
-def times_restored(schedule: tuple[Event, ...]) -> tuple[Event, ...]:
-    return tuple(day().by_name.get(e.name, e) for e in schedule)
-
-
 def any_case(schedule: tuple[Event, ...]) -> tuple[Event, ...]:
     names = {name.casefold(): name for name in day().by_name}
     return tuple(Event(e.start, e.end, names.get(e.name.casefold(), e.name)) for e in schedule)
@@ -237,8 +213,6 @@ WEAKENINGS: dict[str, tuple[Weakening, str, str | None]] = {
         overlook("altered_time"),
         "start a minute late", "calls 'gold with a time shifted' optimal",
     ),
-    "altered times are restored": (read_as(times_restored), "end a minute early", None),
-    "unknown events are ignored": (read_as(known), "unknown event", None),
     "unknown events are not named": (overlook("unknown_event"), "unknown event", None),
     "names are read in any case": (read_as(any_case), "name in capitals", None),
     "answers are sorted first": (
@@ -327,72 +301,13 @@ def rule_panel() -> list[str]:
     return wrong
 
 
-def test_every_further_rule_is_in_the_panel_and_it_passes():
-    assert sorted(rule.kind for rule, *_ in EXAMPLES) == FURTHER
-    assert rule_panel() == []
-
-
 @pytest.mark.parametrize("kind", FURTHER)
 def test_a_further_rule_ignored_is_noticed(kind, monkeypatch):
     rule_says(KINDS[kind], nothing)(monkeypatch)
     assert rule_panel() == [kind]
 
 
-def longer_gap(rule, schedule):
-    yield from ForbidsPairs.violations(replace(rule, minutes=rule.minutes + 1), schedule)
-
-
-def one_way_travel(rule, schedule):
-    for before, after in pairwise(schedule):
-        if before.name in rule.there and after.name in rule.here:
-            yield f"travel: {before.name} / {after.name}"
-
-
-def counts_one_more(rule, schedule):
-    if len(schedule) > rule.count + 1:
-        yield f"at_most: {len(schedule)} of {rule.count}"
-
-
-def weighted_budget(rule, schedule):
-    taken = day().objective(schedule)
-    if taken > rule.minutes:
-        yield f"budget: {taken} of {rule.minutes} minutes"
-
-
-def break_after_the_last_event(rule, schedule):
-    if any(event.end > MINUTE[rule.end] - rule.minutes for event in schedule):
-        yield f"break: {rule.minutes} minutes between {rule.start} and {rule.end}"
-
-
-def demands_all(rule, schedule):
-    if not set(rule.group) <= {event.name for event in schedule}:
-        yield f"at_least_one: {' / '.join(rule.group)}"
-
-
-#: (the weakening, the rule it must be noticed by)
-RULE_WEAKENINGS: dict[str, tuple[Weakening, str]] = {
-    "just the gap is too little": (rule_says(Gap, longer_gap), "gap"),
-    "travel goes one way": (rule_says(Travel, one_way_travel), "travel"),
-    "one event more than at most": (rule_says(AtMost, counts_one_more), "at_most"),
-    "priorities take twice the budget": (rule_says(Budget, weighted_budget), "budget"),
-    "the whole group is demanded": (rule_says(AtLeastOne, demands_all), "at_least_one"),
-    "the break must come last": (rule_says(Break, break_after_the_last_event), "break"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", RULE_WEAKENINGS)
-def test_a_further_rule_changed_is_noticed(name, monkeypatch):
-    weaken, rule = RULE_WEAKENINGS[name]
-    weaken(monkeypatch)
-    assert rule_panel() == [rule]
-
-
 # --- the audit ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", ["graded", "binary", "ranked"])
-def test_the_audit_passes_as_the_code_stands(shape):
-    assert failures(shape) == ""
 
 
 @pytest.mark.parametrize("kind", FURTHER)
@@ -510,8 +425,9 @@ REWARD_WEAKENINGS: dict[str, tuple[Weakening, str, str | None]] = {
 }  # fmt: skip
 
 
-def test_the_reward_panel_passes_as_the_code_stands():
-    assert reward_panel() == []
+def test_every_panel_and_the_audit_pass_as_the_code_stands():
+    assert panel() == rule_panel() == reward_panel() == []
+    assert [failures(shape) for shape in PAID] == [""] * len(PAID)
 
 
 @pytest.mark.parametrize("name", REWARD_WEAKENINGS)

@@ -38,33 +38,6 @@ def test_a_schedule_is_read_as_it_was_answered(body, events):
     assert parse(f"<schedule>{body}</schedule>") == events
 
 
-def test_names_hold_anything_but_tags():
-    for name in ("Überraschung 茶", "a & b", 'say "hi"', "x > y", "\u202e", "\x00", "😀" * 1000):
-        text = f"<schedule>{ART.replace('Art', name)}</schedule>"
-        assert parse(text) == (Event(540, 600, name),)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", ParseFailure.NO_SCHEDULE),
-        ("</schedule>", ParseFailure.NO_SCHEDULE),
-        (f"</schedule>{ART}<schedule>", ParseFailure.UNTERMINATED),
-        ("<think>", ParseFailure.UNTERMINATED_REASONING),
-        (f"<think><schedule>{ART}</schedule>", ParseFailure.UNTERMINATED_REASONING),
-        (f"<schedule>{ART}</schedule></think>", ParseFailure.NO_SCHEDULE),
-        (f"</think><schedule>{ART}", ParseFailure.UNTERMINATED),
-        ("<schedule><schedule>", ParseFailure.MULTIPLE_SCHEDULES),
-        ("<schedule>.</schedule>", ParseFailure.MALFORMED_EVENT),
-        (f"<schedule>{ART}.</schedule>", ParseFailure.MALFORMED_EVENT),
-        (f"<schedule>{ART}{ART[:-8]}</schedule>", ParseFailure.MALFORMED_EVENT),
-        (f"<schedule>{ART.replace('10:00', '24:00')}</schedule>", ParseFailure.MALFORMED_TIME),
-    ],
-)
-def test_each_failure_has_its_name(text, expected):
-    assert parse(text) == expected
-
-
 def test_only_the_1440_ascii_times_are_times():
     def read(time: str):
         return parse(f"<schedule>{ART.replace('09:00', time)}</schedule>")
@@ -93,44 +66,32 @@ def fill(piece: str, before: str = "", after: str = "") -> str:
 OPEN, CLOSE = "<schedule>", "</schedule>"
 HOSTILE = {
     "nothing but <schedule>": fill(OPEN),
-    "nothing but </schedule>": fill(CLOSE),
     "schedules in turn": fill(OPEN + CLOSE),
     "nothing but <think>": fill("<think>"),
-    "nothing but </think>": fill("</think>"),
     "reasoning in turn": fill("<think></think>"),
-    "reasoning nested": fill("<think>", after="</think>" * 1000),
     "unterminated reasoning": fill("blah ", "<think>"),
     "half tags": fill("<schedule"),
     "half end tags": fill("</schedul", OPEN),
     "angle brackets": fill("<", OPEN, CLOSE),
-    "closing brackets": fill(">", OPEN, CLOSE),
     "events without end": fill("<event>", OPEN, CLOSE),
     "names without end": fill("<event><name>", OPEN, CLOSE),
-    "names in names": fill("<name>", OPEN + "<event>", CLOSE),
     "a long name without end": fill("a", OPEN + "<event><name>", CLOSE),
     "a long name": fill("a", OPEN + "<event><name>", ART[16:] + CLOSE),
-    "a long start": fill("1", OPEN + "<event><name>a</name><start>", ART[35:] + CLOSE),
     "a long start of blanks": fill(" ", OPEN + "<event><name>a</name><start>", ART[35:] + CLOSE),
     "a long end": fill("1", OPEN + ART[:48], "</end></event>" + CLOSE),
-    "a long end and no more": fill("1", OPEN + ART[:48], CLOSE),
     "blanks": fill(" ", OPEN, CLOSE),
     "blanks before an event": fill(" ", OPEN, ART + CLOSE),
     "blanks after an event": fill("\n", OPEN + ART, CLOSE),
     "blanks in an event": fill(" ", OPEN + "<event>", "<nam>" + CLOSE),
     "blanks between all tags": OPEN + ART.replace("><", ">" + " " * 250_000 + "<") + "." + CLOSE,
-    "blanks and no schedule": fill(" \n\t"),
-    "form feeds": fill("\f", OPEN, CLOSE),
     "other blanks": fill("\u2003", OPEN, CLOSE),
     "valid events": fill(ART, OPEN, CLOSE),
-    "valid events, one by one another": fill("\n" + ART + "\n", OPEN, CLOSE),
     "valid events without end": fill(ART, OPEN),
     "valid events, the last one broken": fill(ART, OPEN, "<event>" + CLOSE),
     "events of another time": fill(ART.replace("09:00", "24:00"), OPEN, CLOSE),
     "gold over and over": fill(f"<think>so</think>{OPEN}{ART}{CLOSE}"),
     "junk after gold": fill("<event>", OPEN + ART + CLOSE),
-    "entities": fill("&lt;", OPEN, CLOSE),
     "zeros": fill("\0", OPEN, CLOSE),
-    "smileys": fill("😀", OPEN + "<event><name>", CLOSE),
     "lone surrogates": fill("\ud800", OPEN + "<event><name>", "</name>" + CLOSE),
 }
 
@@ -274,34 +235,29 @@ def test_whatever_is_rendered_is_read_back(items):
 # --- reading what can be read --------------------------------------------------------------
 
 
-LENIENT = {
-    "the schedule's tags are missing": lambda text: text.replace("<schedule>\n", "").replace(
-        "\n</schedule>", ""
-    ),
-    "its end is missing": lambda text: text.replace("</schedule>", ""),
-    "words stand between events": lambda text: text.replace("</event>", "</event> and then "),
-    "an earlier draft stands before it": lambda text: "<schedule>\n</schedule>\n" + text,
-}
-
-
-@pytest.mark.parametrize("spoil", LENIENT.values(), ids=LENIENT)
-def test_a_lenient_reader_reads_what_the_strict_one_refuses(spoil):
-    events = day().events[:2]
-    text = schedule_xml(events)
-    assert isinstance(parse(spoil(text)), ParseFailure)
-    assert parse_leniently(spoil(text)) == events == parse_leniently(text)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<schedule>\n", ""),
+        ("</schedule>", ""),
+        ("</event>", "</event> and then "),
+        ("<schedule>", "<schedule>\n</schedule>\n<schedule>"),
+    ],
+)
+def test_a_lenient_reader_reads_what_the_strict_one_refuses(old, new):
+    text = schedule_xml(day().events[:2])
+    spoilt = text.replace(old, new)
+    assert isinstance(parse(spoilt), ParseFailure)
+    assert parse_leniently(spoilt) == parse_leniently(text) == day().events[:2]
 
 
 @pytest.mark.parametrize(
     ("text", "failure"),
     [
         ("no answer", ParseFailure.NO_SCHEDULE),
-        ("<event>\n<name>A</name>\n<start>09:00</start>\n", ParseFailure.MALFORMED_EVENT),
-        (
-            "<event><name>A</name><start>9</start><end>10:00</end></event>",
-            ParseFailure.MALFORMED_TIME,
-        ),
-        ("<think>" + schedule_xml((Event(540, 600, "A"),)), ParseFailure.UNTERMINATED_REASONING),
+        (ART[:-8], ParseFailure.MALFORMED_EVENT),
+        (ART.replace("09:00", "9"), ParseFailure.MALFORMED_TIME),
+        (f"<think>{ART}", ParseFailure.UNTERMINATED_REASONING),
     ],
 )
 def test_what_a_lenient_reader_cannot_read_has_a_name_too(text, failure):

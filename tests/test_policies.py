@@ -35,8 +35,7 @@ from data.policies import (
 )
 from data.problem import Problem
 from data.rules import BASE_RULES, AtLeastOne, AtMost, Break, Gap, MustInclude, NoOverlap
-from data.tiers import TIERS
-from rewards.verify import Status, verify_schedule, violations
+from rewards.verify import violations
 
 RANDOM = {"random_feasible": random_feasible, "random_maximal": random_maximal}
 
@@ -108,19 +107,12 @@ def test_greedy_policies_begin_with_what_a_rule_demands():
     assert names(greedy_by_start(with_rules(day(), MustInclude("Band")))) == "Band Chess"
 
 
-def test_an_order_is_followed_wherever_events_still_fit():
-    problem = day()
-    art, band, drill, echo, chess = problem.events
-    assert insert_in_order(problem, (band, art, drill, chess, echo)) == (band, chess)
-    assert insert_in_order(problem, (chess, echo, drill, art)) == (art, drill, echo, chess)
-
-
 def test_an_event_fits_where_no_rule_forbids_it_whatever_comes_later():
+    art, band, drill, echo, chess = day().events
+    assert insert_in_order(day(), (band, art, drill, chess, echo)) == (band, chess)
+    assert insert_in_order(day(), (chess, echo, drill, art)) == (art, drill, echo, chess)
     problem = with_rules(day(), Gap(30), AtMost(2), MustInclude("Chess"))
-    art, band, drill, echo, chess = problem.events
     assert insert_in_order(problem, (drill, art, echo, chess, band)) == (drill, chess)
-    assert insert_in_order(problem, (art, echo, chess)) == (art, echo)
-    assert insert_in_order(problem, ()) == ()
     assert problem.obstacle((art,), drill) == Gap(30)
     assert problem.obstacle((art,), band) == NoOverlap()
     assert problem.obstacle((), art) is None, "what Chess demands may still come"
@@ -151,16 +143,6 @@ def test_feasible_schedules_are_those_of_brute_force_each_once():
     assert policies.feasible_schedules(impossible) == ()
 
 
-def test_random_maximal_takes_each_order_equally_often():
-    problem = day()
-    expected = Counter(insert_in_order(problem, order) for order in permutations(problem.events))
-    rng = random.Random(5)
-    drawn = Counter(random_maximal(problem, rng) for _ in range(12_000))
-    assert set(drawn) == set(expected)
-    for schedule, ways in expected.items():
-        assert drawn[schedule] / 12_000 == pytest.approx(ways / 120, abs=0.02)
-
-
 def test_the_chance_of_random_feasible_is_the_share_of_optimal_schedules():
     for problem in (*some_problems(300, 6, most=9), *rule_problems(150, most=8, seed=3)):
         _, optimal, feasible = brute_force(problem)
@@ -177,58 +159,33 @@ def test_the_chance_of_random_maximal_is_that_over_all_orders_that_end_well():
         )
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", ["dense", "crowded", "rules"])
 def test_exact_chances_are_those_of_simulation(tier):
     rng = random.Random(8)
     tries = 2000
     for problem in tier_problems(tier, 6):
         exact = success_probability(problem)
         for name, policy in RANDOM.items():
-            optimal = sum(
-                verify_schedule(problem, policy(problem, rng)).status == Status.OPTIMAL
-                for _ in range(tries)
-            )
+            optimal = sum(problem.is_optimal(policy(problem, rng)) for _ in range(tries))
             p = exact[name]
             assert abs(optimal / tries - p) <= 4.5 * sqrt(p * (1 - p) / tries) + 1e-9
 
 
-def test_greedy_chances_are_0_or_1_and_true():
-    for problem in (*some_problems(100, 9, most=8), *rule_problems(100, most=8, seed=5)):
-        chances = success_probability(problem)
-        for name, policy in GREEDY.items():
-            verdict = verify_schedule(problem, policy(problem))
-            assert chances[name] == (verdict.status == Status.OPTIMAL)
-
-
-def test_a_day_without_overlaps_is_solved_by_every_maximal_policy():
+def test_a_day_without_overlaps_is_solved_by_every_maximal_policy_and_equal_optima_both_count():
     events = tuple(Event(60 * i, 60 * (i + 1), f"E{i}") for i in range(10))
-    problem = Problem(events, ("E3",), optimum=660)
-    chances = success_probability(problem)
+    chances = success_probability(Problem(events, ("E3",), optimum=660))
     assert chances.pop("random_feasible") == pytest.approx(1 / 1023)
     assert set(chances.values()) == {1.0}
-
-
-def test_two_equal_optima_both_count():
-    problem = Problem((Event(0, 30, "A"), Event(10, 40, "B")), (), optimum=30)
-    assert random_feasible_success(problem) == 1
-    assert random_maximal_success(problem) == 1
-
-
-@pytest.mark.parametrize("tier", TIERS)
-def test_floors_rise_with_tries_and_stay_shares(tier):
-    floors = floor(tier_problems(tier, 100))
-    assert set(floors) == {*RANDOM, *GREEDY}
-    for by_k in floors.values():
-        assert tuple(by_k) == FLOOR_KS
-        values = list(by_k.values())
-        assert values == sorted(values)
-        assert 0 <= values[0] <= values[-1] <= 1 + 1e-12
-    for name in GREEDY:
-        assert len(set(floors[name].values())) == 1, "a policy without chance gains nothing"
+    tied = Problem((Event(0, 30, "A"), Event(10, 40, "B")), (), optimum=30)
+    assert random_feasible_success(tied) == random_maximal_success(tied) == 1
 
 
 def test_a_floor_is_the_mean_over_problems_of_success_within_k():
     problems = tier_problems("blog", 40)
+    floors = floor(problems)
+    assert set(floors) == {*RANDOM, *GREEDY}
+    assert all(tuple(by_k) == FLOOR_KS for by_k in floors.values())
+    assert all(len(set(floors[name].values())) == 1 for name in GREEDY), "nothing to gain by tries"
     chances = [success_probability(p)["random_maximal"] for p in problems]
     for k, value in floor(problems, ks=(1, 3))["random_maximal"].items():
         # Success within k, said the long way: some of k tries succeed.

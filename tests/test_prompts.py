@@ -76,15 +76,6 @@ def test_the_form_that_the_prompt_shows_is_the_one_that_is_read():
     assert filled == schedule_xml([Event(540, 600, "Art")])
 
 
-@pytest.mark.parametrize("tier", TIERS)
-def test_what_is_rendered_is_read_back(tier):
-    for problem in tier_problems(tier, 50):
-        gold = optimal_schedule(problem)
-        assert parse(schedule_xml(gold)) == gold
-        assert parse(answer(gold, None)) == gold
-        assert parse(answer(gold, trace(problem, gold))) == gold
-
-
 def test_an_answer_without_reasoning_is_the_schedule_alone():
     gold = interval_optimum(day())
     assert messages("text") == [{"role": "user", "content": "text"}]

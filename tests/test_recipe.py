@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,40 +78,22 @@ def test_the_flags_of_a_stage_override_the_recipe(tmp_path):
     assert recipe.run.folder == Path("runs/else")
 
 
-def test_every_dial_of_a_tier_can_be_set_and_the_named_one_stays_as_it_is(tmp_path):
-    dials = {
-        "events": [3, 5],
-        "shortfall": [0.1, 1],
-        "optima": [1, 1],
-        "rules": [1, 2],
-        "kinds": ["gap", "at_most"],
-        "binding": True,
-    }
-    before = TIERS["dense"]
-    content = changed("data.tiers.dense", {"train": 3, "val": 2, "test": 1, **dials})
-    tier = load(tmp_path, content).tier_uses["dense"].tier
-    assert (tier.events, tier.shortfall, tier.optima) == ((3, 5), (0.1, 1.0), (1, 1))
-    assert (tier.rules, tier.kinds, tier.binding) == ((1, 2), ("gap", "at_most"), True)
-    assert tier.window == before.window
-    assert TIERS["dense"] == before != tier
-
-
-def test_an_imported_tier_may_have_any_name(tmp_path):
+def test_what_a_recipe_changes_is_taken_and_the_rest_stays_as_it_is(tmp_path):
     source = {"source": "p/{split}.jsonl", "train": 1, "val": 1, "test": 1}
-    uses = load(tmp_path, changed("data.tiers.published", source)).tier_uses
-    assert uses["published"] == TierUse(1, 1, 1, "p/{split}.jsonl", Tier())
-
-
-def test_a_reward_is_read_as_it_is_written(tmp_path):
+    dials = {"events": [3, 5], "rules": [1, 2], "kinds": ["gap", "at_most"], "binding": True}
+    before = TIERS["dense"]
+    recipe = changed("data.tiers.dense", {"train": 3, "val": 2, "test": 1, **dials})
+    recipe = changed("data.tiers.published", source, of=recipe)
     reward = {"shape": "graded", "weights": {"optimal": 1, "ratio": 0.5}, "unsound": True}
-    section = load(tmp_path, changed("reward", reward)).reward
-    assert section == RewardSection("graded", {"optimal": 1.0, "ratio": 0.5}, True)
-    assert list(section.weights) == ["optimal", "ratio"]
-
-
-def test_margins_not_named_have_their_defaults(tmp_path):
-    section = load(tmp_path, changed("conclusion.margins", {"gain": 0.05})).conclusion
-    assert section.margins == Margins(gain=0.05)
+    recipe |= {"reward": reward, "conclusion": {"margins": {"gain": 0.05}}}
+    read = load(tmp_path, recipe)
+    dense = replace(before, events=(3, 5), rules=(1, 2), kinds=("gap", "at_most"), binding=True)
+    published = TierUse(1, 1, 1, "p/{split}.jsonl", Tier())
+    assert read.tier_uses == {"dense": TierUse(3, 2, 1, None, dense), "published": published}
+    assert TIERS["dense"] == before
+    assert read.reward == RewardSection("graded", {"optimal": 1.0, "ratio": 0.5}, True)
+    assert list(read.reward.weights) == ["optimal", "ratio"]
+    assert read.conclusion.margins == Margins(gain=0.05)
 
 
 # --- arms ------------------------------------------------------------------------------------
@@ -187,12 +170,6 @@ def test_tiers_and_arms_are_not_merged_but_replaced(tmp_path):
     assert recipe.data.reasoning is False
 
 
-def test_a_recipe_may_extend_one_that_extends_another(tmp_path):
-    (tmp_path / "lowest.yaml").write_text(yaml.safe_dump({**GOOD, "seed": 1, "dtype": "bfloat16"}))
-    recipe = extend(tmp_path, {"name": "top"}, {"extends": "lowest.yaml", "seed": 2})
-    assert (recipe.name, recipe.seed, recipe.dtype) == ("top", 2, "bfloat16")
-
-
 def test_a_mistake_in_what_is_extended_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"small\.yaml: unknown key 'sede'; did you mean 'seed'\?$"):
         extend(tmp_path, {}, {**GOOD, "sede": 3})
@@ -234,12 +211,6 @@ def test_a_value_is_read_as_it_is_meant(tmp_path, written, read):
     assert (value, type(value)) == (read, type(read))
 
 
-def test_a_window_needs_no_quotes(tmp_path):
-    text = yaml.safe_dump(changed("data.tiers.dense.window", "HERE"))
-    recipe = load(tmp_path, text.replace("HERE", "[08:00, 17:30]"))
-    assert recipe.tier_uses["dense"].tier.window == ("08:00", "17:30")
-
-
 @pytest.mark.parametrize(
     ("text", "line", "names"),
     [
@@ -252,14 +223,10 @@ def test_a_window_needs_no_quotes(tmp_path):
         # Tags, and what they do not fit.
         ("name: a\nseed: !!int ''\n", 2, "int"),
         ("seed: !!bool x\n", 1, "bool"),
-        ("seed: !!float ''\n", 1, "float"),
         (f"seed: 1{'0' * 5000}\n", 1, "1000"),
-        ("seed: !!timestamp x\n", 1, "timestamp"),
         ("seed: !!timestamp 2026-01-31\n", 1, "timestamp"),
         ("sft: {x: !!set {a}}\n", 1, "set"),
-        ("sft: {x: !!binary aGk=}\n", 1, "binary"),
         ("sft: !!map [a]\n", 1, ""),
-        ("sft: !!map a\n", 1, ""),
     ],
 )
 def test_broken_yaml_is_named_with_its_line(tmp_path, text, line, names):
@@ -278,7 +245,7 @@ def test_a_file_that_yaml_cannot_be_is_one_sentence(tmp_path, content):
         load_recipe(path)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "tiny\n", "3"])
+@pytest.mark.parametrize("text", ["", "- 1\n", "tiny\n"])
 def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path, text):
     assert "mapping" in refusal(tmp_path, text)
 
@@ -307,8 +274,6 @@ def test_a_missing_recipe_is_answered_with_the_nearest_name(tmp_path):
         ("arms.warm.strat", "; did you mean 'start'?"),
         ("arms.paid.reward.shap", "; did you mean 'shape'?"),
         ("conclusion.margins.gian", "; did you mean 'gain'?"),
-        ("verdict", "; it is called 'conclusion' now"),
-        ("xyz", ""),
         # What a recipe has inside, but not in its file.
         ("path", ""),
         ("run", ""),
@@ -317,10 +282,6 @@ def test_a_missing_recipe_is_answered_with_the_nearest_name(tmp_path):
 )
 def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, key, near):
     assert refusal(tmp_path, changed(key, 1, of=THREE)) == f"unknown key {key!r}{near}"
-
-
-def test_a_key_that_is_no_text_is_named_too(tmp_path):
-    assert refusal(tmp_path, {**GOOD, 1: 2}) == "unknown key '1'"
 
 
 @pytest.mark.parametrize(
@@ -333,29 +294,19 @@ def test_a_missing_key_is_named(tmp_path, key):
 @pytest.mark.parametrize(
     ("must_be", "values"),
     [
-        ("text", {"name": 5, "model": None, "reward.shape": None, "data.curriculum": 1}),
-        ("text", {"data.tiers.dense.source": 3, "data.tiers.dense.window": [540, 1020]}),
+        ("text", {"name": 5, "model": None, "data.tiers.dense.window": [540, 1020]}),
         ("text", {"data.tiers.dense.kinds": [1], "arms.warm.trainer": None}),
-        ("a whole number", {"seed": "a", "eval.samples": "4", "arms.warm.seeds": [True]}),
-        ("a whole number", {"seed": True, "data.tiers.dense.train": "many"}),
-        ("a whole number", {"seed": 1.0, "conclusion.margins.resamples": "many"}),
-        ("true or false", {"data.reasoning": "on", "reward.unsound": "yes"}),
-        ("true or false", {"data.reasoning": 1, "data.tiers.dense.binding": 1}),
-        ("true or false", {"data.tiers.dense.greedy_fails": 0}),
-        ("a mapping of keys", {"data.tiers": ["dense"], "sft": None, "grpo": [1], "arms": ["a"]}),
-        ("a mapping of keys", {"lora": "q_proj", "reward.weights": ["optimal"], "data": 3}),
-        ("a mapping of keys", {"eval": 3, "arms.warm": 3, "arms.paid.reward": "binary"}),
-        ("a mapping of keys", {"arms.paid.settings": [1]}),
+        ("a whole number", {"seed": True, "eval.samples": "4", "arms.warm.seeds": [True]}),
+        ("a whole number", {"seed": 1.0, "data.tiers.dense.train": "many"}),
+        ("true or false", {"data.reasoning": "on", "data.tiers.dense.binding": 1}),
+        ("a mapping of keys", {"data.tiers": ["dense"], "sft": None, "data": 3, "lora": "q_proj"}),
+        ("a mapping of keys", {"arms.warm": 3, "arms.paid.reward": "binary"}),
         ("a mapping", {"data.tiers.dense": 3}),
-        ("a list of 2 values", {"data.tiers.dense.window": "09:00-17:00"}),
-        ("a list of 2 values", {"data.tiers.dense.overlap": 0.5, "data.tiers.dense.rules": 3}),
-        ("a list of 2 values", {"data.tiers.dense.shortfall": 0.5}),
+        ("a list of 2 values", {"data.tiers.dense.overlap": 0.5, "data.tiers.dense.window": "9"}),
         ("a list of 3 values", {"data.tiers.dense.durations": [60, 120]}),
-        ("a list", {"data.tiers.dense.kinds": "gap", "arms.warm.tiers": "dense"}),
-        ("a list", {"arms.warm.seeds": 3}),
-        ("a number", {"reward.weights.optimal": "much", "eval.top_p": None}),
-        ("a number", {"reward.weights.optimal": True, "eval.temperature": NAN}),
-        ("a number", {"reward.weights.ratio": NAN, "reward.weights.optimal": INF}),
+        ("a list", {"data.tiers.dense.kinds": "gap", "arms.warm.seeds": 3}),
+        ("a number", {"reward.weights.optimal": True, "eval.top_p": None}),
+        ("a number", {"eval.temperature": NAN, "reward.weights.optimal": INF}),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, values):
@@ -373,16 +324,13 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, valu
         ("data.curriculum", ["hard"], "mixture, easy_to_hard"),
         ("seed", [-1, 2**32], "4294967295"),
         ("eval.samples", [0], "1"),
-        ("eval.max_tokens", [0], "1"),
-        ("eval.rows", [-1], "1"),
-        ("eval.resamples", [0], "1"),
         ("eval.temperature", [-0.1], "0"),
-        ("eval.shots", [-1], "0"),
         ("eval.top_p", [0, 1.1], "1"),
         ("data.main", ["dens"], "dense"),
         ("data.tiers.dense.train", [-1], "0"),
         ("data.tiers.published.grid", [5], "imported"),
-        ("data.tiers.overall", [{"test": 1, "source": "x.jsonl"}], "name"),
+        ("data.tiers.published.source", ["p.jsonl"], "{split}"),
+        ("data.tiers.overall", [{"test": 1, "source": "{split}.jsonl"}], "name"),
         ("arms.warm.trainer", ["dpo"], "sft, grpo, rejection, none"),
         ("arms.warm.seeds", [[1, 1]], "different"),
         ("arms.warm.seeds", [[-1]], "4294967295"),
@@ -399,7 +347,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, valu
 )
 def test_a_value_that_makes_no_sense_is_named_with_its_key(tmp_path, key, values, names):
     recipe = copy.deepcopy(THREE)
-    imported = {"source": "p.jsonl", "test": 1}
+    imported = {"source": "{split}.jsonl", "test": 1}
     recipe["data"]["tiers"] |= {"published": imported, "untrained": imported}
     for value in values:
         says = refusal(tmp_path, changed(key, value, of=recipe))
@@ -407,10 +355,9 @@ def test_a_value_that_makes_no_sense_is_named_with_its_key(tmp_path, key, values
         assert names in says
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_the_main_tier_needs_problems_of_every_split(tmp_path, split):
-    says = refusal(tmp_path, changed(f"data.tiers.dense.{split}", 0))
-    assert f"'dense' needs {split} problems" in says
+def test_the_main_tier_needs_problems_of_every_split(tmp_path):
+    says = refusal(tmp_path, changed("data.tiers.dense.val", 0))
+    assert "'dense' needs val problems" in says
 
 
 def test_an_unknown_tier_is_answered_with_the_nearest_one(tmp_path):
@@ -420,20 +367,7 @@ def test_an_unknown_tier_is_answered_with_the_nearest_one(tmp_path):
     assert ", ".join(TIERS) in says
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("window", ["09:00", "09:30"]),
-        ("window", ["17:00", "09:00"]),
-        ("window", ["09:00", "24:00"]),
-        ("events", [5, 4]),
-        ("grid", 0),
-        ("durations", [60, 30, 15]),
-        ("overlap", [0.9, 0.2]),
-        ("kinds", ["gaap"]),
-        ("binding", True),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), [("window", ["17:00", "09:00"]), ("binding", True)])
 def test_an_impossible_tier_is_refused_before_anything_runs(tmp_path, key, value):
     says = refusal(tmp_path, changed(f"data.tiers.dense.{key}", value))
     assert says.startswith(f"tier 'dense': {key} ")
@@ -462,22 +396,14 @@ def test_an_arm_without_a_place_in_the_conclusion_is_refused(
     assert names in says
 
 
-@pytest.mark.parametrize("name", ["base", "data", "eval", "audit", "a.1", "a/b", "..", "-x", "ü"])
+@pytest.mark.parametrize("name", ["base", "data", "eval", "a.1", "a/b", "..", "-x", "a" * 101])
 def test_an_arm_has_a_folder_name_of_its_own(tmp_path, name):
     assert refusal(tmp_path, changed("arms", {name: SFT})).startswith(f"arms.{name} cannot be")
 
 
-@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "with blank", "ü"])
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "with blank", "r" * 101])
 def test_a_run_is_a_plain_folder_name(tmp_path, name):
     assert refusal(tmp_path, {**GOOD, "name": name}).startswith(f"name {name!r} must be")
     if name:
         with pytest.raises(UserError, match=r"^run name .* must be"):
             load(tmp_path, GOOD, run=name)
-
-
-def test_a_name_is_no_longer_than_the_files_that_it_is_part_of_can_be(tmp_path):
-    recipe = load(tmp_path, {**GOOD, "arms": {"a" * 100: SFT}}, run="r" * 100)
-    (tmp_path / f"{recipe.run_name}-{next(iter(recipe.arms))}.q4_k_m.gguf").touch()
-    with pytest.raises(UserError, match="at most 100"):
-        load(tmp_path, GOOD, run="r" * 101)
-    assert "at most 100" in refusal(tmp_path, {**GOOD, "arms": {"a" * 101: SFT}})

@@ -5,15 +5,14 @@ import random
 import re
 
 import pytest
-from conftest import BLOG, CORRUPTIONS, HARMLESS, day, feasible_schedules, tier_problems
+from conftest import CORRUPTIONS, day, feasible_schedules, tier_problems
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.common.errors import UserError
-from data.policies import random_feasible, random_maximal
+from data.policies import random_maximal
 from data.problem import Problem
 from data.prompts import answer, messages, schedule_xml, trace
-from data.published import read_published
 from data.sections import RewardSection
 from data.solver import interval_optimum
 from rewards import blog
@@ -56,27 +55,12 @@ def shape_of(section: RewardSection) -> str:
 # --- components ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", Status)
-def test_each_status_has_its_components(status):
-    text, values = EXAMPLES[status]
-    verdict = verify(day(), text)
-    assert verdict.status == status
-    assert tuple(component(verdict) for component in COMPONENTS.values()) == values
-
-
 @st.composite
 def verdicts(draw) -> Verdict:
     """Any verdict on a problem whose optimum is 100."""
     status = draw(st.sampled_from(Status))
     objective = {Status.OPTIMAL: 100, Status.FEASIBLE: draw(st.integers(1, 99))}.get(status, 0)
     return Verdict(status, (), objective, 100)
-
-
-@given(verdicts())
-def test_every_component_that_applies_is_between_0_and_1(verdict):
-    for component in COMPONENTS.values():
-        value = component(verdict)
-        assert value is None or (type(value) is float and 0 <= value <= 1)
 
 
 # --- shapes: what is better is paid better --------------------------------------------------
@@ -96,17 +80,6 @@ def test_no_weights_that_pass_the_check_pay_a_worse_verdict_better(one, other, w
         check_reward(RewardSection(weights=weights), "a.yaml")
     worse, better = sorted((one, other), key=order)
     assert of_components(weights, worse) <= of_components(weights, better) + 1e-9
-
-
-def test_verdicts_are_ordered_by_status_then_by_ratio():
-    ordered = [
-        Verdict(Status.UNPARSABLE, ("no_schedule",), 0, 100),
-        Verdict(Status.INFEASIBLE, ("empty",), 0, 100),
-        *(Verdict(Status.FEASIBLE, (), n, 100) for n in (1, 50, 99)),
-        Verdict(Status.OPTIMAL, (), 100, 100),
-    ]
-    keys = [order(verdict) for verdict in ordered]
-    assert keys == sorted(set(keys))
 
 
 @pytest.mark.parametrize("section", SOUND, ids=shape_of)
@@ -140,13 +113,6 @@ def test_what_each_shape_pays_for_each_status(section, values):
     assert paid(section, *[text for text, _ in EXAMPLES.values()]) == pytest.approx(values)
 
 
-@pytest.mark.parametrize("name", HARMLESS)
-def test_what_does_no_harm_is_paid_in_full(name):
-    text = HARMLESS[name](day(), interval_optimum(day()))
-    for section in (RewardSection("binary"), RewardSection("graded")):
-        assert paid(section, text) == pytest.approx([1])
-
-
 # --- ranked ---------------------------------------------------------------------------------
 
 RANKED = RewardSection("ranked")
@@ -157,10 +123,9 @@ def test_ties_count_half_and_every_group_averages_to_a_half():
     assert paid(RANKED, GOLD, BAND, BAND, bad) == [1, 0.5, 0.5, 0]
     assert paid(RANKED, GOLD, GOLD, GOLD) == [0.5, 0.5, 0.5]
     assert paid(RANKED, bad, "", BAND, GOLD) == pytest.approx([1 / 3, 0, 2 / 3, 1])
-
-
-def test_an_answer_alone_is_neither_better_nor_worse():
+    # One alone is neither better nor worse, and the length of an answer breaks no tie.
     assert paid(RANKED, GOLD) == paid(RANKED, "") == [0.5]
+    assert paid(RANKED, GOLD, answer(interval_optimum(day()), "so " * 100), BAND) == [0.75, 0.75, 0]
 
 
 def test_ranks_are_among_the_answers_to_the_same_problem():
@@ -171,29 +136,12 @@ def test_ranks_are_among_the_answers_to_the_same_problem():
     assert totals(RANKED, problems, [GOLD, gold, BAND, ""]) == [1, 1, 0, 0]
 
 
-def test_the_length_of_an_answer_breaks_no_tie():
-    long = answer(interval_optimum(day()), "so " * 100)
-    assert paid(RANKED, GOLD, long, BAND) == [0.75, 0.75, 0]
-
-
 # --- the published reward -------------------------------------------------------------------
 
 
 def test_the_published_reward_drops_touching_events_and_pays_for_order():
     # Art, Drill, Echo and Chess touch, so each is dropped; the order earns its 20 points.
     assert paid(RewardSection("blog"), GOLD, answer(interval_optimum(day()), "so")) == [20, 30]
-
-
-@pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
-def test_the_published_reward_is_called_with_our_problems_and_pays_69_for_copying():
-    section, earned = RewardSection("blog"), []
-    for name in ("train", "test"):
-        for _, problem, row in read_published(str(BLOG / f"{name}.jsonl"))[0]:
-            copied = answer(problem.events, "so")
-            [total] = paid(section, copied, problem=problem)
-            assert total == pytest.approx(sum(blog.rewards(row, copied).values()))
-            earned.append(total)
-    assert sum(earned) / len(earned) == pytest.approx(69.4, abs=0.1)
 
 
 # --- the recipe's section -------------------------------------------------------------------
@@ -207,7 +155,6 @@ def test_the_published_reward_is_called_with_our_problems_and_pays_69_for_copyin
         (RewardSection("graded", {"optimum": 1.0}), "'reward.weights.optimum'; did you mean 'opt"),
         (RewardSection("graded", {"format": -0.1, "optimal": 1.0}), "reward.weights.format"),
         (RewardSection("graded", {"ratio": math.nan}), "reward.weights.ratio"),
-        (RewardSection("graded", {"ratio": math.inf}), "reward.weights.ratio"),
         (RewardSection("graded", {"ratio": 0.0}), "reward.weights"),
         (RewardSection("graded", {}), "reward.weights"),
     ],
@@ -275,52 +222,37 @@ def test_texts_and_conversations_are_rewarded_alike(form):
     assert list(trl(GRADED, completions).values()) == [list(values) for values in expected]
 
 
-def test_each_completion_is_judged_by_its_own_problem():
-    [problem] = tier_problems("dense", 1)
-    gold = schedule_xml(interval_optimum(problem))
-    other = problem.text
-    found = trl(GRADED, [GOLD, gold, GOLD, gold], problem=[ARGUMENT, other, other, ARGUMENT])
-    assert found["optimal"] == [1.0, 1.0, 0.0, 0.0]
-
-
 @pytest.mark.parametrize("section", EVERY, ids=shape_of)
 def test_completions_without_their_problems_are_an_error_of_ours(section):
     with pytest.raises(ValueError, match="argument 2 is longer"):
         trl(section, [GOLD, GOLD], problem=[ARGUMENT])
 
 
-def test_training_rewards_what_evaluation_counts():
+def test_training_rewards_what_evaluation_counts_each_answer_by_its_own_problem():
     rng = random.Random(3)
-    for problem in tier_problems("dense", 20):
-        texts = [schedule_xml(policy(problem, rng)) for policy in (random_feasible, random_maximal)]
-        optimal = trl(GRADED, texts, problem=[problem.text] * 2)["optimal"]
-        assert optimal == [float(verify(problem, t).status == Status.OPTIMAL) for t in texts]
+    problems = tier_problems("dense", 20)
+    texts = [schedule_xml(random_maximal(problem, rng)) for problem in problems]
+    optimal = trl(GRADED, texts, problem=[problem.text for problem in problems])["optimal"]
+    expected = [verdict.status == Status.OPTIMAL for verdict in map(verify, problems, texts)]
+    assert optimal == list(map(float, expected))
+    assert 0 < sum(expected) < 20
 
 
 # --- where the chat template opens the reasoning -------------------------------------------
 
-THOUGHT = trace(day(), interval_optimum(day()))
-WHOLE = answer(interval_optimum(day()), THOUGHT)
 
+def test_where_the_template_opens_the_reasoning_a_draft_in_it_earns_nothing():
+    def optimal(text: str, prefix: str) -> float:
+        [value] = trl(GRADED, [conversation(text)], prefix)["optimal"]
+        return value or 0
 
-def optimal(text: str, prefix: str) -> float:
-    [value] = trl(GRADED, [conversation(text)], prefix)["optimal"]
-    return value or 0
-
-
-def test_a_draft_in_unterminated_reasoning_earns_nothing():
-    draft = f"{THOUGHT}\n{GOLD}"
-    assert optimal(draft, prefix="<think>\n") == 0
-    assert trl(GRADED, [draft], "<think>\n")["format"] == [0]
-    # Without the prefix the same text would have been paid.
-    assert optimal(draft, prefix="") == 1
-
-
-def test_an_answer_after_the_reasoning_earns_all():
-    assert optimal(WHOLE.removeprefix("<think>\n"), prefix="<think>\n") == 1
-    assert optimal(WHOLE, prefix="") == 1
-
-
-def test_a_draft_does_not_stand_in_for_a_worse_answer():
-    assert optimal(f"{GOLD}</think>{BAND}", prefix="<think>\n") == 0
-    assert optimal(f"{BAND}</think>{GOLD}", prefix="<think>\n") == 1
+    thought = trace(day(), interval_optimum(day()))
+    opened = "<think>\n"
+    draft = f"{thought}\n{GOLD}"
+    assert (optimal(draft, opened), optimal(draft, "")) == (0, 1)
+    assert trl(GRADED, [draft], opened)["format"] == [0]
+    # An answer after the reasoning earns all, whatever the draft.
+    whole = answer(interval_optimum(day()), thought)
+    assert optimal(whole.removeprefix(opened), opened) == optimal(whole, "") == 1
+    assert optimal(f"{GOLD}</think>{BAND}", opened) == 0
+    assert optimal(f"{BAND}</think>{GOLD}", opened) == 1

@@ -42,8 +42,8 @@ from data.tiers import Tier
 from rewards.verify import violations
 
 
-def groups(names: list[str], fewest: int) -> st.SearchStrategy[list[str]]:
-    return st.lists(st.sampled_from(names), min_size=fewest, max_size=3, unique=True)
+def groups(names: list[str], fewest: int) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(names), min_size=fewest, max_size=3, unique=True).map(tuple)
 
 
 @st.composite
@@ -179,22 +179,6 @@ def test_they_agree_on_every_set_of_events_under_rules_together(kinds):
     assert seen == {True, False}, "both verdicts must have been met"
 
 
-@pytest.mark.parametrize("kinds", ALONE, ids=called)
-def test_they_agree_on_every_sequence_of_up_to_three_of_three_events(kinds):
-    # A and B touch, B and C start together.
-    events = (Event(480, 510, "A"), Event(510, 540, "B"), Event(510, 570, "C"))
-
-    @settings(max_examples=5)
-    @given(st.tuples(*(RULES[kind](["A", "B", "C"]) for kind in kinds)))
-    def agree(rules):
-        problem = Problem(events, ("B",), rules)
-        for length in range(4):
-            for schedule in product(events, repeat=length):
-                check_agreement(problem, schedule)
-
-    agree()
-
-
 @pytest.mark.parametrize("kind", RULES, ids=lambda kind: kind.kind)
 def test_a_rule_survives_its_json_form(kind):
     @settings(max_examples=20)
@@ -284,36 +268,6 @@ def test_a_further_rule_reads_and_judges_like_this(rule, sentence, keeping, brea
     assert list(rule.violations(on_the_day(breaking))) == [says]
     # In whatever order the events are answered.
     assert list(rule.violations(on_the_day(breaking)[::-1])) == [says]
-
-
-def test_a_rule_says_what_it_asks_once_or_leaves_it_to_the_task():
-    sentences = [rule.sentence() for rule in BASE_RULES]
-    assert sentences[0] is None
-    assert len(set(sentences)) == len(sentences)
-    assert all(text is None or text.endswith(".") for text in sentences)
-
-
-@pytest.mark.parametrize(
-    ("rule", "answered", "says"),
-    [
-        (NotEmpty(), "", ["empty"]),
-        (NotEmpty(), "Art", []),
-        (
-            Chronological(),
-            "Band Art Echo Drill",
-            ["not_chronological: Band / Art", "not_chronological: Echo / Drill"],
-        ),
-        (
-            NoOverlap(),
-            "Echo Band Art Drill Chess",
-            ["overlap: Echo / Band", "overlap: Band / Art", "overlap: Band / Drill"],
-        ),
-        (NoOverlap(), "Art Drill", []),  # they touch
-        (NoOverlap(), "Drill Art", []),
-    ],
-)
-def test_a_base_rule_judges_events_in_the_order_answered(rule, answered, says):
-    assert list(rule.violations(on_the_day(answered))) == says
 
 
 # --- at the minute ---------------------------------------------------------------------------
@@ -416,19 +370,14 @@ def test_a_rule_can_be_drawn_for_any_day_of_its_tier(kind):
     found = [tier.sample(rng) for _ in range(50)]
     for problem in found:
         *base, rule = problem.rules
-        assert tuple(base) == BASE_RULES
-        assert rule.kind == kind
+        assert (tuple(base), rule.kind) == (BASE_RULES, kind)
         rule.check()
         problem.check()
     assert len({problem.rules[-1] for problem in found}) > 1
-
-
-@pytest.mark.parametrize("kind", DRAWN_KINDS)
-def test_a_rule_for_a_lone_event_makes_sense_or_is_not_drawn(kind):
-    problem = Problem((Event(540, 600, "A"),), ())
-    rule = KINDS[kind].sample(problem.events, random.Random(3))
-    assert rule is None or not rule.check()
-    assert rule is None or set(rule.names()) <= {"A"}
+    # For a lone event it makes sense too, or is not drawn.
+    alone = KINDS[kind].sample((Event(540, 600, "A"),), rng)
+    assert alone is None or not alone.check()
+    assert alone is None or set(alone.names()) <= {"A"}
 
 
 # --- mistakes --------------------------------------------------------------------------------
@@ -437,31 +386,20 @@ def test_a_rule_for_a_lone_event_makes_sense_or_is_not_drawn(kind):
 @pytest.mark.parametrize(
     ("kind", "values", "key"),
     [
-        ("gap", {}, ""),
-        ("gap", {"minutes": 5, "x": 1}, ""),
-        ("not_empty", {"x": 1}, ""),
-        *(("gap", {"minutes": bad}, "minutes") for bad in ("15", 15.0, True, [15], 0)),
-        ("budget", {"minutes": -5}, "minutes"),
-        ("at_most", {"count": 0}, "count"),
+        ("gap", {}, "minutes"),
+        ("gap", {"minutes": 5, "x": 1}, "x"),
+        *(("gap", {"minutes": bad}, "minutes") for bad in ("15", True, 0)),
         ("must_include", {"event": ["A"]}, "event"),
         ("before", {"first": "A", "then": "A"}, "then"),
-        *(("at_most_one", {"group": bad}, "group") for bad in ("A", ["A", 1], [["A"], ["B"]])),
-        ("at_most_one", {"group": ["A", "A"]}, "group"),
+        *(("at_most_one", {"group": bad}, "group") for bad in ("A", ["A", 1], ["A", "A"])),
         ("at_least_one", {"group": []}, "group"),
         ("travel", {"here": [], "there": ["B"], "minutes": 5}, "here"),
-        ("travel", {"here": ["A"], "there": [], "minutes": 5}, "there"),
         ("travel", {"here": ["A"], "there": ["B", "A"], "minutes": 5}, "there"),
         ("break", {"minutes": 5, "start": "9:00", "end": "10:00"}, "start"),
-        ("break", {"minutes": 5, "start": 540, "end": "10:00"}, "start"),
         ("break", {"minutes": 5, "start": "09:00", "end": "24:00"}, "end"),
         ("break", {"minutes": 61, "start": "09:00", "end": "10:00"}, "end"),
-        ("break", {"minutes": 5, "start": "10:00", "end": "09:00"}, "end"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_named_in_one_sentence(kind, values, key):
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match=rf"^rule '{kind}': .*\b{key}\b[^\n]*$"):
         rule_from_json({"rule": kind, **values})
-    assert str(refused.value).startswith(
-        f"rule {kind!r}: {key} must be" if key else f"rule {kind!r}"
-    )
-    assert "\n" not in str(refused.value)

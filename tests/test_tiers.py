@@ -1,6 +1,5 @@
 """Tiers: what each is made of, and what an impossible one says."""
 
-import json
 import random
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from data.event import Event
 from data.names import EVENT_NAMES
 from data.policies import GREEDY, GUESSABLE, floor
 from data.problem import Problem
+from data.published import read_published
 from data.rules import BASE_RULES, DRAWN_KINDS, KINDS
 from data.solver import UnprovenError, prove
 from data.tiers import EFFORT, TIERS, Tier
@@ -27,12 +27,6 @@ def further(problem: Problem) -> list[str]:
     """Kinds of the rules beyond the base rules."""
     assert problem.rules[: len(BASE_RULES)] == BASE_RULES
     return [rule.kind for rule in problem.rules[len(BASE_RULES) :]]
-
-
-def best_greedy(problem: Problem) -> int:
-    """Weighted minutes of the best greedy answer that keeps the rules, or 0."""
-    answers = [policy(problem) for policy in GREEDY.values()]
-    return max((problem.objective(a) for a in answers if problem.is_feasible(a)), default=0)
 
 
 def seconds(function, *arguments: object) -> float:
@@ -77,17 +71,11 @@ def test_every_named_tier_is_valid_and_yields_sound_problems(tier):
             assert event.name in EVENT_NAMES
 
 
-@pytest.mark.parametrize("tier", TIERS)
-def test_the_same_stream_gives_the_same_problem_and_another_one_another(tier):
-    random.seed(1)
-    expected = random.random()
-    random.seed(1)
-    first, again = (
-        [TIERS[tier].sample(random.Random(seed)) for seed in range(20)] for _ in range(2)
-    )
-    assert first == again
-    assert len({problem.fingerprint for problem in first}) == 20
-    assert random.random() == expected, "the global stream is left alone"
+def test_the_same_stream_gives_the_same_problem_and_the_global_one_is_left_alone():
+    state = random.getstate()
+    for tier in TIERS.values():
+        assert tier.sample(random.Random(1)) == tier.sample(random.Random(1))
+    assert random.getstate() == state
 
 
 def test_blog_is_the_published_distribution_and_dense_twice_as_crowded():
@@ -100,10 +88,7 @@ def test_blog_is_the_published_distribution_and_dense_twice_as_crowded():
     total = sum(durations.values())
     assert all(0.1 < n / total < 0.15 for n in durations.values())
     assert 0.22 < sum(len(p.priorities) for p in problems) / total < 0.28
-    assert all(1 <= len(p.priorities) <= max(1, 0.4 * len(p.events)) for p in problems)
     assert 0.22 < sum(map(pairs, problems)) / total < 0.29
-    assert all(pairs(p) >= 1 for p in problems)
-    assert all(event.end <= 1439 for p in problems for event in p.events)
     assert 0.38 < floor(problems, ks=(1,))["random_maximal"][1] < 0.50
     dense = tier_problems("dense", 300)
     assert sum(map(pairs, dense)) / sum(len(p.events) for p in dense) > 2 * 0.25
@@ -111,15 +96,7 @@ def test_blog_is_the_published_distribution_and_dense_twice_as_crowded():
 
 @pytest.mark.skipif(not BLOG.is_dir(), reason="the published rows are not here")
 def test_blog_is_as_crowded_and_as_easy_to_guess_as_the_published_rows():
-    rules = [rule.to_json() for rule in BASE_RULES]
-    published = []
-    for line in (BLOG / "train.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if all(end in MINUTE for _, _, end in row["events"]):  # four run past midnight
-            record = {"events": row["events"], "priorities": row["priority_events"]}
-            optimum = row["optimal_score"]
-            published.append(Problem.from_json({**record, "rules": rules, "optimum": optimum}))
-    assert len(published) == 496
+    published = [problem for _, problem, _ in read_published(str(BLOG / "train.jsonl"))[0]]
     ours = tier_problems("blog", COUNT)
 
     def per_event(problems) -> float:
@@ -142,7 +119,7 @@ def test_crowded_cannot_be_guessed_within_the_tries_that_solve_dense():
 @pytest.mark.parametrize(("tier", "count"), [("trap", 500), ("rules", 200)])
 def test_every_greedy_policy_misses_the_optimum_in(tier, count):
     for problem in tier_problems(tier, count):
-        assert best_greedy(problem) < problem.optimum
+        assert not any(problem.is_optimal(policy(problem)) for policy in GREEDY.values())
 
 
 @pytest.mark.parametrize("tier", ["rules", "gap", "at_most"])
@@ -157,7 +134,6 @@ def test_every_kind_of_rule_stands_in_the_rules_tier_about_equally_often():
     assert set(met) == set(DRAWN_KINDS)
     # Rules that bind more often are kept more often.
     assert min(met.values()) > 300 * 4 / len(DRAWN_KINDS) / 2
-    assert set(Counter(len(further(p)) for p in problems)) == {3, 4, 5}
 
 
 def test_cp_sat_proves_rules_problems_of_12_events_within_50_ms():
@@ -176,45 +152,10 @@ def test_cp_sat_proves_rules_problems_of_12_events_within_50_ms():
 # --- the dials -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("least", "greatest"), [(0.0, 0.0), (0.05, 0.1), (0.2, 1.0)])
-@pytest.mark.parametrize("rules", [(0, 0), (1, 2)])
-def test_the_best_greedy_policy_misses_the_share_that_is_asked_for(least, greatest, rules):
-    for problem in some(20, shortfall=(least, greatest), rules=rules):
-        missed = 1 - best_greedy(problem) / problem.optimum
-        assert least - 1e-9 <= missed <= greatest + 1e-9
-
-
-@pytest.mark.parametrize(("fewest", "most"), [(1, 1), (2, 3), (4, 1000)])
-@pytest.mark.parametrize("rules", [(0, 0), (1, 2)])
-def test_there_are_as_many_optimal_schedules_as_asked_for(fewest, most, rules):
-    for problem in some(10, optima=(fewest, most), rules=rules):
-        assert fewest <= brute_force(problem)[1] <= most
-
-
-@pytest.mark.parametrize("rules", [(0, 0), (0, 1), (2, 2), (2, 4)])
-def test_there_are_as_many_rules_as_asked_for(rules):
-    fewest, most = rules
-    assert {len(further(problem)) for problem in some(rules=rules)} == set(range(fewest, most + 1))
-
-
-def test_rules_are_of_the_kinds_asked_for():
+def test_there_are_as_many_rules_of_the_kinds_asked_for():
+    assert {len(further(problem)) for problem in some(rules=(2, 4))} == {2, 3, 4}
     found = {tuple(further(p)) for p in some(rules=(1, 2), kinds=("budget", "gap"))}
     assert found == {("gap",), ("budget",), ("gap", "budget")}
-
-
-def test_binding_rules_cost_something_and_others_need_not():
-    assert all(
-        brute_force(replace(p, rules=BASE_RULES))[0] > p.optimum
-        for p in some(rules=(1, 1), binding=True)
-    )
-    assert any(
-        brute_force(replace(p, rules=BASE_RULES))[0] == p.optimum for p in some(rules=(1, 1))
-    )
-
-
-def test_more_events_in_the_same_window_are_harder_to_guess():
-    few, many = (floor(some(events=(n, n)), ks=(1,))["random_maximal"][1] for n in (4, 10))
-    assert many < few / 2
 
 
 def test_an_overlapping_event_overlaps_just_one():
@@ -226,17 +167,13 @@ def test_an_overlapping_event_overlaps_just_one():
 @pytest.mark.parametrize(
     ("key", "values"),
     [
-        ("events", [(0, 3), (5, 4), (-1, 4), (4, len(EVENT_NAMES) + 1)]),
-        ("window", [("9:00", "17:00"), ("09:00", "24:00"), (540, 1020)]),
+        ("events", [(0, 3), (5, 4), (4, len(EVENT_NAMES) + 1)]),
         ("window", [("09:00", "10:00"), ("17:00", "09:00")]),
-        ("grid", [0, -5]),
         ("durations", [(0, 120, 15), (60, 30, 15), (15, 120, 0)]),
         ("overlap", [(0.5, 0.2), (-0.1, 0.2), (0.2, 1.1)]),
         ("priorities", [(0.5, 0.2), (0.2, 2)]),
-        ("shortfall", [(0.5, 0.2), (0.5, 1.2)]),
-        ("optima", [(0, 3), (3, 2)]),
         ("rules", [(-1, 2), (2, 1), (0, len(DRAWN_KINDS) + 1)]),
-        ("kinds", [("gap", "gaap"), ("no_overlap",), ("gap", "gap")]),
+        ("kinds", [("gap", "gap")]),
         ("binding", [True]),
     ],
 )
@@ -253,15 +190,17 @@ def test_a_senseless_value_is_named_with_its_tier_and_key(key, values):
 @pytest.mark.parametrize(
     ("key", "attributes"),
     [
+        ("window", {"window": ("09:00", "24:00")}),
+        ("grid", {"grid": 0}),
+        ("kinds", {"kinds": ("gap", "gaap")}),
         ("rules", {"rules": (2, 2), "kinds": ("gap",)}),
         ("events", {"rules": (0, 1), "events": (4, 17)}),
-        ("events", {"optima": (1, 1), "events": (4, 17)}),
         ("events", {"greedy_fails": True, "events": (2, 2)}),
         # No start on the grid.
         ("window", {"window": ("09:01", "09:31"), "grid": 60, "durations": (30, 30, 15)}),
     ],
 )
-def test_attributes_that_do_not_go_together_are_refused(key, attributes):
+def test_what_no_tier_can_have_or_not_together_is_refused(key, attributes):
     with pytest.raises(UserError, match=f"^tier 'mine': {key} "):
         Tier(**attributes).validate("tier 'mine'")
 
@@ -271,8 +210,6 @@ def test_attributes_that_do_not_go_together_are_refused(key, attributes):
     [
         # The rule can never cost anything.
         Tier(events=(1, 1), rules=(1, 1), kinds=("must_include",), binding=True),
-        Tier(events=(1, 1), optima=(2, 2)),
-        Tier(events=(1, 1), shortfall=(0.5, 1)),
         Tier(events=(1, 1), overlap=(0.2, 0.4)),  # one event has none to overlap
         # Eight hours of events, clear of each other, in one hour.
         Tier(events=(8, 8), window=("09:00", "10:00"), durations=(60, 60, 1), overlap=(0, 0.2)),
@@ -287,18 +224,10 @@ def test_a_tier_without_any_problem_gives_up_with_a_sentence(tier, monkeypatch):
         tier.sample(random.Random(1))
 
 
-def test_an_event_may_fill_the_whole_window():
-    tier = Tier(
-        events=(1, 1), window=("09:00", "10:00"), grid=60, durations=(60, 60, 1), priorities=(0, 1)
-    )
-    tier.validate("tier 'mine'")
-    [event] = tier.sample(random.Random(1)).events
+def test_an_event_may_fill_the_window_and_no_share_means_no_priority_and_no_overlap():
+    hour = Tier(events=(1, 1), window=("09:00", "10:00"), grid=60, durations=(60, 60, 1))
+    hour.validate("tier 'mine'")
+    [event] = hour.sample(random.Random(1)).events
     assert event == Event(540, 600, event.name)
-
-
-def test_no_share_means_no_priority_and_no_overlap():
-    tier = Tier(events=(4, 8), overlap=(0, 0), priorities=(0, 0))
-    tier.validate("tier 'mine'")
-    problems = [tier.sample(random.Random(seed)) for seed in range(20)]
-    assert not any(p.priorities for p in problems)
-    assert not any(map(pairs, problems))
+    problems = some(overlap=(0, 0), priorities=(0, 0), window=("00:00", "23:59"))
+    assert not any(p.priorities or pairs(p) for p in problems)

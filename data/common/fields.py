@@ -9,12 +9,14 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 from data.common.errors import UserError, brief, require
 
 Section = typing.TypeVar("Section")
 
+_type_hints = cache(typing.get_type_hints)
 #: Types as a message names them.
 TYPE_NAMES: dict[type, str] = {
     int: "a whole number",
@@ -73,7 +75,7 @@ def dataclass_from(cls: type[Section], content: Any, source: str, prefix: str = 
     assert dataclasses.is_dataclass(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
     check_keys(content, known, source, prefix)
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     values = {k: _converted(hints[k], v, source, prefix + k) for k, v in content.items()}
     for name, spec in known.items():
         needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
@@ -116,11 +118,12 @@ def _converted(hint: Any, value: Any, source: str, key: str) -> Any:
 
 
 def _converted_tuple(options: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
+    listed = isinstance(value, list | tuple)
     if options[1:] == (Ellipsis,):
-        options, words = options[:1] * (len(value) if isinstance(value, list) else 0), "a list"
+        options, words = options[:1] * (len(value) if listed else 0), "a list"
     else:
         words = f"a list of {len(options)} values"
-    if not isinstance(value, list) or len(value) != len(options):
+    if not listed or len(value) != len(options):
         raise UserError(f"{source}: {key} must be {words}, not {brief(value)}")
     return tuple(_converted(o, v, source, key) for o, v in zip(options, value, strict=True))
 
