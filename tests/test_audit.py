@@ -144,9 +144,10 @@ def test_the_answers_are_the_same_under_every_shape_and_others_with_another_seed
         rows = (row for row in found.rows if row.policy != "search")
         return {row.policy: (row.n, row.feasible, row.optimal) for row in rows}
 
-    assert judged("graded", 1) == judged("ranked", 1) != judged("graded", 2)
+    assert judged("graded", 1) == judged("ranked", 1)
     some = {"dense": problems("dense")[:5]}
     assert audit(GRADED, some, 1) == audit(GRADED, some, 1)
+    assert audit(GRADED, some, 1).rows != audit(GRADED, some, 2).rows
 
 
 def test_a_row_says_what_was_earned():

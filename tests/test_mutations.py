@@ -354,15 +354,13 @@ def pay_text(name: str, judge: Callable[[str], float]) -> Weakening:
     )
 
 
-def rank_by(key: Callable[[Verdict, str], tuple], ties: float = 0.5) -> Weakening:
-    """Ranks by something else than the verdict; one tie is worth ``ties``."""
+def rank_by(key: Callable[[Verdict, str], tuple]) -> Weakening:
+    """Ranks by something else than the verdict."""
 
     def ranked(problems, texts):
         keys = [key(verify_text(p, t), t) for p, t in zip(problems, texts, strict=True)]
         most = max(1, len(keys) - 1)
-        return [
-            (sum(k > other for other in keys) + ties * (keys.count(k) - 1)) / most for k in keys
-        ]
+        return [(sum(k > other for other in keys) + (keys.count(k) - 1) / 2) / most for k in keys]
 
     return lambda patch: patch.setitem(rewards.reward._FUNCTIONS, "ranked", ranked)
 
@@ -385,17 +383,12 @@ REWARD_WEAKENINGS: dict[str, tuple[Weakening, str, str | None]] = {
         objective_kept, "graded", "'copy every event' earns .* more than a random feasible"
     ),
     "every schedule is valid": (pay("validity", rewards.reward.format), "graded", None),
-    "every answer has a form": (pay("format", lambda verdict: 1.0), "graded", None),
     "what is nearly optimal is paid as optimal": (
         pay("optimal", lambda v: float(v.ratio > 0.8)), "binary", "does not follow the verdict"
     ),
     "what is not feasible is paid as optimal": (
         pay("optimal", lambda v: float(v.status != Status.FEASIBLE)),
         "binary", "'empty' earns 1.000 .* 100% of gold's reward",
-    ),
-    "the form is read off the text": (
-        pay_text("format", lambda text: float("<schedule>" in text)),
-        "graded", "does not follow the verdict",
     ),
     "every end of a schedule is paid": (
         pay_text("format", lambda text: float(text.count("</schedule>"))),
@@ -421,7 +414,6 @@ REWARD_WEAKENINGS: dict[str, tuple[Weakening, str, str | None]] = {
         rank_by(lambda v, text: (-len(v.violations), v.ratio)),
         "ranked", "does not follow the verdict",
     ),
-    "a tie is a win": (rank_by(lambda v, text: rewards.reward.order(v), ties=1), "ranked", None),
 }  # fmt: skip
 
 
