@@ -394,7 +394,7 @@ def test_a_sentence_is_short_and_printable_whatever_it_quotes():
 @pytest.mark.parametrize(
     ("stage", "changes", "named"),
     [
-        ("data.make", {"source": "nobody/events"}, "nobody/events"),
+        ("data.make", {"source": "nobody/events:{split}"}, "nobody/events"),
         ("pipeline.check --lengths", {}, "'nobody/none'"),
     ],
 )
