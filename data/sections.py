@@ -135,8 +135,9 @@ class RewardSection:
     unsound: bool = False
 
 
+_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[\w./~-]*)?", re.ASCII)
 _ADDRESS = Limit(
-    re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[\w./~-]*)?", re.ASCII).fullmatch,
+    lambda text: _URL.fullmatch(text) is not None,
     "an address such as http://host:8000/v1, without a name or password",
 )
 
