@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,7 @@ def test_each_saving_saves(seven):
 def test_each_change_saves_on_top_of_those_before_and_keeps_the_step(seven):
     found = list(changes(seven, grpo()))
     totals = [estimate(seven, one).total for one in (grpo(), *(changed for _, changed in found))]
-    assert totals == sorted(totals, reverse=True)
+    assert all(more > less for more, less in pairwise(totals))
     assert found[0][0] == "grpo.gradient_checkpointing: true"
     for _, changed in found:
         assert changed.rows * changed.accumulation == 16

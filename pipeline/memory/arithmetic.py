@@ -144,10 +144,14 @@ def _moments(shape: ModelShape, s: Settings) -> Iterator[tuple[str, dict[str, in
         held = {"KV cache": kv_bytes(shape, s, tokens), "working space": repeated, "logits": logits}
         yield "drawing answers", {**lasting, **held}
     if s.rows:
-        held = {"gradients": gradients, "activations": saved_bytes(shape, s)}
-        yield "loss", {**lasting, **held, "logits": logit_bytes(shape, s)}
-        working = working_bytes(shape, s, s.rows * s.length)
-        yield "backward", {**lasting, **held, "working space": working}
+        tokens, layer = s.rows * s.length, layer_bytes(shape, s)
+        saved, again = shape.layers * layer, 0
+        if s.checkpointing:  # each layer's input, and in turn one layer that is made again
+            saved, again = shape.layers * tokens * shape.hidden * s.width, layer
+        held = {"gradients": gradients, "activations": saved, "logits": logit_bytes(shape, s)}
+        yield "loss", {**lasting, **held}
+        held = {"gradients": gradients, "activations": saved + again}
+        yield "backward", {**lasting, **held, "working space": working_bytes(shape, s, tokens)}
 
 
 def weight_bytes(shape: ModelShape, bits: int) -> int:
@@ -171,26 +175,25 @@ def kv_bytes(shape: ModelShape, s: Settings, tokens: int) -> int:
     return tokens * shape.layers * 2 * shape.key * s.width
 
 
-def saved_bytes(shape: ModelShape, s: Settings) -> int:
-    """Activations: what autograd saves for the backward pass (after arXiv 2205.05198, section 4.1);
-    with checkpointing each layer's input, and one layer that is made again.
+def layer_bytes(shape: ModelShape, s: Settings) -> int:
+    """What autograd saves of one layer for the backward pass (after arXiv 2205.05198, section 4.1).
 
-    Bytes a token of a layer, for RMSNorm in float32, SDPA with a mask, SwiGLU::
+    Bytes a token, for numbers of b bytes, RMSNorm in float32, SDPA with a mask, and SwiGLU::
 
-        two norms     8 hidden
+        norms         8 hidden, 4 (query + key), as if these had norms as well
         attention     4 b query (keys and values repeated for every query), b length (mask)
         feed-forward  3 b mlp
-        all trained   4 b hidden and b mlp more
+        all trained   b (4 hidden + query + key + mlp) more
         or adapters   a copy in float32 of the input of each, here on all seven linear layers
     """
     b = s.width
-    each = 8 * shape.hidden + 4 * b * shape.query + b * s.length + 3 * b * shape.mlp
+    each = 8 * shape.hidden + 4 * (shape.query + shape.key)
+    each += b * (4 * shape.query + s.length + 3 * shape.mlp)
     if s.lora:
         each += ADAPTER_WIDTH * (5 * shape.hidden + shape.query + shape.mlp)
     else:
-        each += 4 * b * shape.hidden + b * shape.mlp
-    inputs = shape.layers * shape.hidden * b
-    return s.rows * s.length * (inputs + each if s.checkpointing else shape.layers * each)
+        each += b * (4 * shape.hidden + shape.query + shape.key + shape.mlp)
+    return s.rows * s.length * each
 
 
 def working_bytes(shape: ModelShape, s: Settings, tokens: int) -> int:
@@ -214,11 +217,15 @@ def logit_bytes(shape: ModelShape, s: Settings) -> int:
 def changes(shape: ModelShape, s: Settings) -> Iterator[tuple[str, Settings]]:
     """Changes of the recipe that save memory, each on top of those before, and the settings after
     it. What costs only time comes first."""
-    if s.rows and not s.checkpointing:
-        s = replace(s, checkpointing=True)
+
+    def saves(new: Settings) -> bool:
+        return estimate(shape, new).total < estimate(shape, s).total
+
+    if s.rows and saves(new := replace(s, checkpointing=True)):
+        s = new
         yield f"{s.stage}.gradient_checkpointing: true", s
-    if s.rows > 1:
-        s = replace(s, rows=1, accumulation=s.rows * s.accumulation)
+    if s.rows and saves(new := replace(s, rows=1, accumulation=s.rows * s.accumulation)):
+        s = new
         times = f"gradient_accumulation_steps: {s.accumulation}"
         yield f"{s.stage}.per_device_train_batch_size: 1, {times}", s
     if s.drawn > s.group:
