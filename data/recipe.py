@@ -51,7 +51,6 @@ class Recipe:
         backend: ``unsloth`` or ``trl`` to train with, or ``auto`` (``pipeline.train.backend``).
         bits: 4 or 8 to quantise the weights below a LoRA in training; null or 16 for none.
         max_seq_length: tokens of a prompt with its answer; null for what the model can hold.
-        fast_inference: sample in GRPO with Unsloth's vLLM.
         lora: arguments of peft's LoraConfig, or null for full fine-tuning; ``target_modules`` may
             be ``attention``, ``mlp`` or ``all``.
         reward: what GRPO is paid for.
@@ -72,7 +71,6 @@ class Recipe:
     backend: str = setting(one_of(*BACKENDS), "auto")
     bits: int | None = setting(one_of(*BITS), None)
     max_seq_length: int | None = setting(at_least(1), None)
-    fast_inference: bool = False
     reward: RewardSection = field(default_factory=RewardSection)
     conclusion: ConclusionSection = field(default_factory=ConclusionSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)

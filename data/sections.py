@@ -95,14 +95,11 @@ class DataSection:
         tiers: by name; ``uses`` reads them.
         main: the tier that reports speak of first.
         reasoning: whether gold answers have a trace.
-        curriculum: order of the training problems: ``mixture`` (shuffled; how many of each tier is
-            the mixture) or ``easy_to_hard`` (by the chance of a random maximal schedule).
     """
 
     tiers: dict[str, Any]
     main: str
     reasoning: bool = True
-    curriculum: str = setting(one_of("mixture", "easy_to_hard"), "mixture")
 
     def uses(self, source: str) -> dict[str, TierUse]:
         """Each tier with its changes applied; UserError names ``source`` and the key."""

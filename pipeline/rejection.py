@@ -77,15 +77,13 @@ def successes(training: Training, size: tuple[int, int], force: bool) -> list[Ro
         "prompts": prompts,
         "answers": answers,
         "tiers": training.entry.tiers,
-        "curriculum": recipe.data.curriculum,
         "decoding": [asking.temperature, asking.top_p, asking.max_tokens],
     }
     rows = training.rows()
     asked = {row["id"]: row for row in rows}
-    if recipe.data.curriculum == "mixture":
-        # In GRPO's order: the file has one tier after the other.
-        rng = random.Random(seed_of(recipe.seed, "rejection order", arm))
-        rows = rng.sample(rows, len(rows))
+    # In GRPO's order: the file has one tier after the other.
+    rng = random.Random(seed_of(recipe.seed, "rejection order", arm))
+    rows = rng.sample(rows, len(rows))
     path = recipe.run.successes(arm)
     stage = Stage(path.parent, f"{arm} sampling", settings, training.inputs())
     if stage.begin_unless_done(force):

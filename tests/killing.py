@@ -128,12 +128,6 @@ def _sft_settings(**more: Any) -> dict[str, Any]:
     return {"sft": {**RECIPE["sft"], **STEPS, "max_steps": 7, **more}}
 
 
-def _easy_first() -> dict[str, Any]:
-    from tiny import RECIPE
-
-    return {"data": {**RECIPE["data"], "curriculum": "easy_to_hard"}}
-
-
 def cases() -> dict[str, Case]:
     """By name; three epochs of SFT, two of GRPO."""
     real = {
@@ -150,11 +144,11 @@ def cases() -> dict[str, Case]:
         "eval": {"samples": SAMPLES, "rows": 8, "max_tokens": 24, "resamples": 200},
         "data": {"main": "dense", "tiers": tiers},
     }
-    light = {**_sft_settings(), **_easy_first(), "lora": DROPPING}
+    light = {**_sft_settings(), "lora": DROPPING}
     again = {**real, "grpo": REUSED, "lora": DROPPING, "data": {"main": "dense", "tiers": four}}
     found = [
         Case("sft", _sft, _sft_settings(), in_training),
-        Case("sft, LoRA, easy to hard", _sft, light, in_training),
+        Case("sft, LoRA", _sft, light, in_training),
         Case("sft, saved after each epoch", _sft, _sft_settings(**EPOCHS), in_training),
         Case("sft, grouped by length", _sft, _sft_settings(**GROUPED), in_training),
         Case("grpo", _grpo, {**real, "grpo": GRPO}, in_training),

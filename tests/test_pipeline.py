@@ -8,20 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tier_problems
-from tiny import RECIPE, TIED, save_model, training_for, write_recipe
+from tiny import RECIPE, TIED, save_model, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
-from data.policies import random_maximal_success
 from data.rows import gold_answer, read_split
 from eval import elicitation, judge
 from eval.answers.asker import shots_for
 from eval.answers.sampling import sample_arm
 from eval.sample import trained_arms
 from pipeline import arms, grpo, rejection, sft
-from pipeline.model.load import load_model
 from pipeline.train.settings import grpo_config
 from pipeline.train.training import Training
 from pipeline.watch.log import Log
@@ -201,25 +199,6 @@ def test_an_arm_trains_on_the_problems_of_its_tiers_alone(recipe_of):
     assert [row["tier"] for row in rows["one"]] == ["blog"] * 2
     assert rows["all"] == rows["both"] == read_split(recipe.run, "train")
     assert len(rows["all"]) == 10
-
-
-@pytest.mark.parametrize("stage", [sft, grpo])
-def test_a_curriculum_is_ordered_by_the_floor_and_a_mixture_shuffled(recipe_of, stage, tmp_path):
-    taken = {}
-    for curriculum in ("mixture", "easy_to_hard"):
-        recipe = recipe_of(data={**RECIPE["data"], "curriculum": curriculum})
-        training, loaded = training_for(recipe), load_model(recipe.model, "float32")
-        trainer = stage.trainer_for(training, training.rows(), *loaded, tmp_path)
-        sampler = trainer._get_train_sampler(trainer.train_dataset)
-        taken[curriculum] = [training.rows()[i] for i in dict.fromkeys(sampler)]
-    chances = [random_maximal_success(row["problem"]) for row in taken["easy_to_hard"]]
-    assert chances == sorted(chances, reverse=True)
-    assert len(set(chances)) > 3
-    ids = [row["id"] for row in read_split(recipe.run, "train")]
-    for rows in taken.values():
-        assert [row["id"] for row in rows] != ids
-        assert sorted(row["id"] for row in rows) == sorted(ids)
-    assert taken["mixture"] != taken["easy_to_hard"]
 
 
 def test_training_without_data_says_what_is_missing(recipe_of):

@@ -61,7 +61,6 @@ def test_what_a_recipe_leaves_out_has_a_default(tmp_path):
     recipe = load(tmp_path, GOOD)
     assert (recipe.seed, recipe.dtype, recipe.lora) == (0, "float32", None)
     assert (recipe.eval.samples, recipe.eval.temperature, recipe.data.reasoning) == (64, 1.0, True)
-    assert recipe.data.curriculum == "mixture"
     assert recipe.reward == RewardSection("graded", None, False)
     assert recipe.all_arms == ARMS == {"sft": Arm("sft", "base"), "grpo": Arm("grpo", "sft")}
     assert recipe.tier_uses == {"dense": TierUse(3, 2, 1, None, TIERS["dense"])}
@@ -321,7 +320,6 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, valu
 @pytest.mark.parametrize(
     ("key", "values", "names"),
     [
-        ("data.curriculum", ["hard"], "mixture, easy_to_hard"),
         ("seed", [-1, 2**32], "4294967295"),
         ("eval.samples", [0], "1"),
         ("eval.temperature", [-0.1], "0"),

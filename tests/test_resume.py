@@ -76,7 +76,7 @@ def test_training_ends_with_the_same_weights_wherever_it_was_killed(clean, place
         # In the second epoch of three, and in the third.
         ("sft, grouped by length", ["mkdir checkpoint-6", "mkdir checkpoint-7"], [4, 6]),
         (
-            "sft, LoRA, easy to hard",
+            "sft, LoRA",
             ["mkdir checkpoint-4", "rename .adapter.tmp", "mkdir .model.tmp"],
             [2, 7, 7],
         ),

@@ -90,14 +90,6 @@ def test_the_rewards_weights_reach_trl_in_the_order_of_its_functions(shape):
     assert len(config.reward_weights) == len(reward_functions(section))
 
 
-def test_a_curriculum_from_easy_to_hard_is_not_shuffled_by_the_trainers():
-    data = load_recipe(TINY).data
-    for curriculum, mixed in (("mixture", True), ("easy_to_hard", False)):
-        given = recipe(data=replace(data, curriculum=curriculum))
-        assert grpo_config(given, OUT).shuffle_dataset is mixed
-        assert (sft_config(given, OUT).train_sampling_strategy == "random") is mixed
-
-
 def test_lora_reaches_peft_unchanged_and_null_means_none():
     given = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "use_rslora": True, "bias": "all"}
     config = lora_config({**given, "target_modules": ["q_proj", "v_proj"]}, "r.yaml")

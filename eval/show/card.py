@@ -123,7 +123,7 @@ def _used_settings(trainer: str, facts: Mapping[str, Any]) -> str:
     if used.get("max_steps", 0) > 0:
         used.pop("num_train_epochs", None)  # does not count then
     names = dict.fromkeys([*_SHOWN_ARGUMENTS, *settings.get(section, {})])
-    kept = ("backend", "dtype", "bits", "lora", "curriculum", "reward", "tiers")
+    kept = ("backend", "dtype", "bits", "lora", "reward", "tiers")
     shown = {
         "trainer": trainer,
         "seed": facts.get("seed"),

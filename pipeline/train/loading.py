@@ -188,7 +188,7 @@ def _load_with_unsloth(training: Training, length: int) -> Loaded:
             full_finetuning=recipe.lora is None,
             trust_remote_code=False,
             use_gradient_checkpointing=_checkpointing_of_unsloth(training),
-            fast_inference=recipe.fast_inference,
+            fast_inference=bool(training.arguments.get("use_vllm")),
             max_lora_rank=(recipe.lora or {}).get("r", 64),
             **({} if share is None else {"gpu_memory_utilization": share}),
             random_state=recipe.seed,

@@ -85,8 +85,6 @@ def sft_config(recipe: Recipe, output: Path) -> SFTConfig:
     from trl import SFTConfig
 
     ours = {"output_dir": str(output), "seed": recipe.seed, "use_cpu": _no_gpu()}
-    if recipe.data.curriculum == "easy_to_hard":
-        ours["train_sampling_strategy"] = "sequential"
     return _config(SFTConfig, str(recipe.path), "sft", recipe.sft, {**_SFT_DEFAULTS, **ours})
 
 
@@ -103,8 +101,6 @@ def grpo_config(recipe: Recipe, output: Path, max_tokens: int | None = None) -> 
         "seed": recipe.seed,
         "use_cpu": _no_gpu(),
         "reward_weights": reward_weights(recipe.reward),
-        "shuffle_dataset": recipe.data.curriculum == "mixture",
-        "use_vllm": recipe.fast_inference,
     }
     if max_tokens:
         ours["max_completion_length"] = max_tokens

@@ -9,7 +9,6 @@ from typing import Any
 
 from data.common.errors import require
 from data.common.fields import nearest
-from data.policies import random_maximal_success
 from data.recipe import Recipe
 from data.rows import Row, read_split
 from data.sections import Arm
@@ -62,7 +61,7 @@ class Training:
         """
         require_packages(self.source, self.needs())
         recipe = self.recipe
-        return start_backend(recipe.backend, recipe.fast_inference, recipe.quantised)
+        return start_backend(recipe.backend, recipe.quantised)
 
     def needs(self) -> Iterator[tuple[str, str]]:
         """Every key of this training that needs a package of its own, with the package."""
@@ -77,12 +76,9 @@ class Training:
             yield f"{self.section}.optim: {optimizer}", "bitsandbytes"
 
     def rows(self) -> list[Row]:
-        """The training problems of the arm, in the order of the recipe's curriculum."""
-        rows = read_split(self.recipe.run, "train")
-        rows = [row for row in rows if not self.entry.tiers or row["tier"] in self.entry.tiers]
-        if self.recipe.data.curriculum == "easy_to_hard":
-            rows.sort(key=lambda row: -random_maximal_success(row["problem"]))
-        return rows
+        """The training problems of the arm."""
+        rows, tiers = read_split(self.recipe.run, "train"), self.entry.tiers
+        return [row for row in rows if not tiers or row["tier"] in tiers]
 
     def inputs(self) -> list[Path]:
         """The files that its result depends on."""
@@ -96,12 +92,10 @@ class Training:
             "dtype": recipe.dtype,
             "seed": recipe.seed,
             "lora": recipe.lora,
-            "curriculum": recipe.data.curriculum,
             "tiers": self.entry.tiers,
             "backend": self.backend.name,
             "bits": recipe.bits,
             "max_seq_length": recipe.max_seq_length,
-            "fast_inference": recipe.fast_inference,
             self.section: self.arguments,
             **processes.layout(),
         }
