@@ -8,13 +8,13 @@ and trains on as many: each success as often as that takes.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from data.common.errors import UserError, require, run_main
+from data.common.errors import require, run_main
 from data.common.files import Stage, read_jsonl, sha256, write_jsonl
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -90,7 +90,7 @@ def successes(training: Training, size: tuple[int, int], force: bool) -> list[Ro
         drawn = _draw_successes(training, rows, prompts, answers)
         write_jsonl(path, {(row["id"], row["completion"]): row for row in drawn}.values())
         stage.finish([path.name], drawn=prompts * answers)
-    kept = list(_read_successes(path, asked))
+    kept = [{**asked[row["id"]], "gold": row["completion"]} for _, row in read_jsonl(path)]
     print(f"{arm}: {len(kept)} different successes of {prompts * answers} answers", flush=True)
     require(kept, f"{training.start} gave no optimal answer in {prompts * answers}; run SFT first")
     return kept
@@ -116,22 +116,6 @@ def _draw_successes(
             for text in dict.fromkeys(prefix + one.completion for one in group):
                 if verify(here[i]["problem"], text).status == Status.OPTIMAL:
                     yield {"id": here[i]["id"], "completion": text}
-
-
-def _read_successes(path: Path, asked: Mapping[str, Row]) -> Iterator[Row]:
-    """The rows ``asked``, each with a success in place of its gold answer.
-
-    Raises:
-        UserError: naming the line that is not as it was written, and the way out.
-    """
-    try:
-        for number, row in read_jsonl(path):
-            name, text = row.get("id"), row.get("completion")
-            if not (isinstance(name, str) and isinstance(text, str) and name in asked):
-                raise UserError(f"{path}:{number} is no answer to a training problem of this arm")
-            yield {**asked[name], "gold": text}
-    except UserError as error:
-        raise UserError(f"{error}; delete {path.name}, and `make arms` draws it again") from None
 
 
 def run(recipe: Recipe, force: bool, arm: str) -> None:

@@ -11,30 +11,15 @@ from safetensors.torch import save_file
 from pipeline.train import checkpoints
 from pipeline.train.checkpoints import go_on, keep_newest, last_whole, ours, step_of
 
-#: Any of the files that weights are in, or are known by.
-WEIGHTS = (
-    "model.safetensors", "adapter_model.safetensors", "adapter_config.json",
-    "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-)  # fmt: skip
 
-
-def checkpoint_in(folder: Path, step: int, ranks=("",), weights="model") -> Path:
-    """A checkpoint with all that a training goes on from, as transformers names it: its weights are
-    a model, an adapter, or a model in parts; or none."""
+def checkpoint_in(folder: Path, step: int, ranks=("",), weights=True) -> Path:
+    """A checkpoint with all that a training goes on from, as transformers names it."""
     found = folder / f"checkpoint-{step}"
     found.mkdir()
     for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state{rank}.pth" for rank in ranks)):
         torch.save({"a": torch.zeros(9)}, found / name)
-    if weights == "adapter":
-        (found / "adapter_config.json").write_text("{}")
-    parts = {
-        "model": WEIGHTS[:1], "adapter": WEIGHTS[1:2], "parts": WEIGHTS[3:], "none": ()
-    }[weights]  # fmt: skip
-    for name in parts:
-        save_file({"a": torch.zeros(9)}, found / name)
-    if weights == "parts":
-        index = {"weight_map": dict(zip("ab", parts, strict=True))}
-        (found / "model.safetensors.index.json").write_text(json.dumps(index))
+    if weights:
+        save_file({"a": torch.zeros(9)}, found / "model.safetensors")
     (found / checkpoints.STATE).write_text(json.dumps({"global_step": step}))
     return found
 
@@ -70,43 +55,25 @@ def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("weights", "file", "content"),
+    ("file", "content"),
     [
-        *(("model", name, None) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
-        ("model", WEIGHTS[0], None),
-        *(("adapter", name, None) for name in WEIGHTS[1:3]),
-        *(("parts", name, None) for name in WEIGHTS[3:]),
-        *(("parts", "model.safetensors.index.json", index)
-          for index in ("", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}')),
-        *(("model", checkpoints.STATE, state)
-          for state in ("{}", "[]", "4", '{"global_step": 2}', '{"global_step": "4"}')),
+        *((name, None) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
+        ("model.safetensors", None),
+        *((checkpoints.STATE, state) for state in ("{}", "[]", '{"global_step": 2}')),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_that_lacks_a_file_or_has_that_of_another_is_no_checkpoint(
-    tmp_path, weights, file, content
+    tmp_path, file, content
 ):
-    found = checkpoint_in(tmp_path, 4, weights=weights)
+    found = checkpoint_in(tmp_path, 4)
     assert last_whole(tmp_path) == found
     (found / file).unlink() if content is None else (found / file).write_text(content)
     assert last_whole(tmp_path) is None
 
 
-def test_only_the_newest_checkpoint_that_is_whole_is_read(tmp_path, monkeypatch):
-    for step in (2, 10, 9):
-        checkpoint_in(tmp_path, step)
-    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
-    read = []
-    sound = checkpoints._is_sound
-    monkeypatch.setattr(
-        checkpoints, "_is_sound", lambda path: read.append(path.parent) or sound(path)
-    )
-    assert last_whole(tmp_path) == tmp_path / "checkpoint-9"
-    assert set(read) == {tmp_path / "checkpoint-10", tmp_path / "checkpoint-9"}
-
-
 def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights="none")  # they may lie in parts
+    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights=False)  # they may lie in parts
     checkpoint_in(tmp_path, 4, ("_0",))
     assert last_whole(tmp_path) == whole
 
@@ -114,7 +81,7 @@ def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path
 @pytest.mark.parametrize("strategy", ["DEEPSPEED", "FSDP"])
 def test_one_process_may_keep_weights_and_optimizer_by_other_names(tmp_path, monkeypatch, strategy):
     monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
-    found = checkpoint_in(tmp_path, 4, weights="none")
+    found = checkpoint_in(tmp_path, 4, weights=False)
     for name in ("optimizer.pt", "scheduler.pt"):
         (found / name).unlink()
     assert go_on(tmp_path, "sft") == last_whole(tmp_path) == found

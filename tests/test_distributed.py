@@ -13,14 +13,14 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
-from tiny import LORA, RECIPE, save_model, write_recipe
+from tiny import LORA, RECIPE, save_model, training_for, write_recipe
 
 from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
 from data.sections import RewardSection
 from pipeline.model import processes
-from pipeline.train.backend import Backend, choose_backend, start_backend
+from pipeline.train.backend import Backend, choose_backend
 from pipeline.train.trainer import check_groups
 
 ROOT = Path(__file__).parent.parent
@@ -37,10 +37,15 @@ def written(folder, name, batch):
     (folder / name).mkdir()
     tier = {"train": 16, "val": 1, "test": 1, "events": [3, 4]}
     steps = {**STEPS, "per_device_train_batch_size": batch}
-    stages = {stage: {**RECIPE[stage], **steps} for stage in ("sft", "grpo")}
-    data = {"main": "dense", "tiers": {"dense": tier}}
-    model = folder / "model"
-    recipe = write_recipe(folder / name, model, name=name, lora=LORA, data=data, **stages)
+    recipe = write_recipe(
+        folder / name,
+        folder / "model",
+        name=name,
+        lora=LORA,
+        data={"main": "dense", "tiers": {"dense": tier}},
+        sft={**RECIPE["sft"], **steps},
+        grpo={**RECIPE["grpo"], **steps},
+    )
     make.run(recipe, force=False, workers=1)
     return recipe
 
@@ -115,20 +120,19 @@ def test_one_process_decides_for_itself():
     assert processes.by_main(lambda: 7) == 7
 
 
-@pytest.mark.parametrize(
-    ("variables", "strategy", "cuts"),
-    [
-        ({}, "ddp", False),
-        ({"USE_FSDP": "true"}, "fsdp", True),
-        ({"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "2"}, "zero2", False),
-        ({"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "3"}, "zero3", True),
-    ],
-)
-def test_several_processes_are_part_of_what_a_stage_depends_on(several, variables, strategy, cuts):
-    for name, value in variables.items():
-        several.setenv(f"ACCELERATE_{name}", value)
+def test_several_processes_are_part_of_what_a_stage_depends_on(several):
     assert not processes.is_main()
-    assert processes.layout() == {"processes": {"count": 4, "strategy": strategy}}
+    assert processes.layout() == {"processes": {"count": 4, "strategy": "ddp"}}
+    several.setenv("ACCELERATE_USE_FSDP", "true")
+    assert processes.layout()["processes"]["strategy"] == "fsdp"
+    assert processes.cuts_weights()
+
+
+@pytest.mark.parametrize(("stage", "cuts"), [("2", False), ("3", True)])
+def test_only_the_third_stage_of_zero_cuts_weights(several, stage, cuts):
+    several.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    several.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    assert processes.strategy() == f"zero{stage}"
     assert processes.cuts_weights() == cuts
 
 
@@ -146,14 +150,18 @@ def test_a_reward_by_comparison_needs_whole_groups_in_each_process(several, shap
         check_groups("r.yaml", section, args)
 
 
-def test_unsloth_trains_in_one_process_and_quantised_weights_are_not_cut_up(several):
+def test_unsloth_trains_in_one_process_only(several):
     several.setattr("torch.cuda.is_available", lambda: True)
     assert choose_backend("auto") == Backend("trl", "there are 4 processes")
     with pytest.raises(UserError, match="there are 4 processes; BACKEND=trl"):
         choose_backend("unsloth")
+
+
+def test_quantised_weights_are_not_cut_up(several, tmp_path):
     several.setenv("ACCELERATE_USE_FSDP", "true")
+    training = training_for(write_recipe(tmp_path, "any", bits=4, lora=LORA, backend="trl"))
     with pytest.raises(UserError, match="quantised weights are not cut up"):
-        start_backend("trl", quantised=True)
+        training.start_backend()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

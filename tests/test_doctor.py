@@ -196,15 +196,6 @@ def test_the_row_that_ended_a_training_is_a_finding_even_where_it_is_the_only_on
     assert not examine("b", write(tmp_path / "b.jsonl", [*healthy, last])).serious
 
 
-def test_rows_out_of_order_are_counted_and_said(tmp_path, call):
-    rows = grpo_log(1)
-    said, code = call("--log", write(tmp_path / "a.jsonl", [*rows[:40], *rows[30:]]))
-    assert code == 0
-    assert "1 rows lie before" in said
-    assert "nothing found" in said
-    assert call("--log", write(tmp_path / "b.jsonl", rows[::-1]))[1] == 0
-
-
 def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path, call):
     said, code = call("--log", write(tmp_path / "[red]x[" / "log.jsonl", sft_log(1)))
     assert code == 0

@@ -33,7 +33,8 @@ def test_without_a_terminal_each_step_is_a_line(capsys):
     shown.close()
     assert capsys.readouterr().out.splitlines() == [
         "step 10/40  val optimal 50.0%",
-        "step 20/40  loss 0.1234  reward 0.500  optimal 25.0%  0:00:40 left",
+        "step 20/40  loss 0.1234  reward 0.500  optimal 25.0%  GiB 3.0  0:00:40 left",
+        "step 30/40  GiB 1.0  0:00:20 left",
         "step 40/40  loss 0.5000",
         "warning: so it is",
     ]
@@ -59,7 +60,7 @@ def test_in_a_terminal_signals_are_drawn_with_progress_and_time_left(terminal):
     said = written.getvalue()
     assert "warning: [red]so it is[/red]" in said
     last = said.rpartition("grpo (grpo)")[2]
-    for part in ("15/40", "0:00:20", "0:00:50", "50.0%", "tokens a second 812"):
+    for part in ("15/40", "0:00:20", "0:00:50", "50.0%", "tokens a second", "812"):
         assert part in last
     reward = next(line for line in last.splitlines() if "reward" in line)
     assert reward.split() == ["reward", "0.200", "▁█▅"]

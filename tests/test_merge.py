@@ -71,10 +71,8 @@ def test_the_merged_model_answers_as_base_and_adapter_did(base_of, tmp_path, arc
     "lora",
     [
         {"use_dora": True},
-        {"use_rslora": True},
         {"init_lora_weights": "olora"},
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 32}},
-        {"layers_to_transform": [1]},
         {"modules_to_save": ["lm_head"]},
     ],
 )

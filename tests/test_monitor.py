@@ -22,8 +22,7 @@ from pipeline.health.symptom import Level
 from pipeline.train.checkpoints import last_whole
 from pipeline.train.loading import load_for_training
 from pipeline.train.settings import check_settings
-from pipeline.watch.log import Log
-from pipeline.watch.monitor import Lost, Monitor, duplicates, monitored
+from pipeline.watch.monitor import duplicates, monitored
 from pipeline.watch.val import Yardsticks
 from rewards.reward import _FUNCTIONS
 
@@ -61,25 +60,22 @@ def recipe_of(folder, monkeypatch):
 
 
 def trainer_of(recipe, kind, output):
-    """A trainer as a stage has it, and its tokenizer."""
+    """A trainer as a stage has it."""
     training = training_for(recipe, kind)
     training.start_backend()
     model, tokenizer = load_for_training(training, 512)
-    build = STAGES[kind].trainer_for
-    return build(training, training.rows(), model, tokenizer, output / "ck"), tokenizer
+    return STAGES[kind].trainer_for(training, training.rows(), model, tokenizer, output / "ck")
 
 
-def watched(recipe, kind, trainer, tokenizer, output, **more):
+def watched(recipe, kind, trainer, output, **more):
     output.mkdir(exist_ok=True)
-    return monitored(
-        trainer, tokenizer, recipe, kind, kind, output, lambda: last_whole(output / "ck"), **more
-    )
+    return monitored(trainer, recipe, kind, kind, output, lambda: last_whole(output / "ck"), **more)
 
 
 def trained(recipe, kind, output, watch=True):
     """The weights after a training."""
-    trainer, tokenizer = trainer_of(recipe, kind, output)
-    with watched(recipe, kind, trainer, tokenizer, output) if watch else nullcontext():
+    trainer = trainer_of(recipe, kind, output)
+    with watched(recipe, kind, trainer, output) if watch else nullcontext():
         trainer.train()
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
 
@@ -106,7 +102,7 @@ def test_the_trained_weights_are_the_same_bits_watched_or_not(
     assert all(torch.equal(alone[name], beside[name]) for name in alone)
     rows = log_of(tmp_path / "beside")
     assert any(row.get("kl_start") for row in rows), "training changed nothing"
-    start = trainer_of(recipe, kind, tmp_path)[0].model
+    start = trainer_of(recipe, kind, tmp_path).model
     assert any(not torch.equal(w, alone[name]) for name, w in start.named_parameters())
 
 
@@ -122,9 +118,9 @@ def test_every_signal_of_grpo_is_in_the_log_and_handed_to_reporters(recipe_of, t
             reported.append({"step", *logs})
 
     recipe = recipe_of()
-    trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
+    trainer = trainer_of(recipe, "grpo", tmp_path)
     trainer.add_callback(Reporter)  # as TRL adds its own, before ours
-    with watched(recipe, "grpo", trainer, tokenizer, tmp_path / "out"):
+    with watched(recipe, "grpo", trainer, tmp_path / "out"):
         trainer.train()
     written = log_of(tmp_path / "out")
     assert reported == [set(row) for row in written]
@@ -148,26 +144,6 @@ def test_every_signal_of_grpo_is_in_the_log_and_handed_to_reporters(recipe_of, t
             *("grad_norm", "learning_rate", "clip_ratio/region_mean", "frac_reward_zero_std"),
             *("completions/mean_length", "completions/clipped_ratio", "kl_start", "val/optimal"),
         } < row.keys()
-
-
-@slow
-def test_tokens_a_second_are_of_all_steps_that_the_answers_were_used_for(
-    recipe_of, tmp_path, monkeypatch
-):
-    end = Monitor.on_step_end
-
-    def slowly(self, args, state, control, **given):
-        self._began -= 10 * state.global_step  # as if steps took 10, 20, 30 … seconds
-        return end(self, args, state, control, **given)
-
-    monkeypatch.setattr(Monitor, "on_step_end", slowly)
-    used_twice = {"max_steps": 5, "num_iterations": 2}
-    trained(recipe_of(grpo=used_twice, monitor={"every": 0}), "grpo", tmp_path / "out")
-    rows = {row["step"]: row for row in log_of(tmp_path / "out")[:-1]}
-    assert [step for step, row in rows.items() if "tokens_per_second" in row] == [1, 3, 5]
-    for step, seconds in ((3, 20 + 30), (5, 40 + 50)):
-        tokens = rows[step]["num_tokens"] - rows[step - 2]["num_tokens"]
-        assert rows[step]["tokens_per_second"] == pytest.approx(tokens / seconds, rel=0.2)
 
 
 @slow
@@ -204,15 +180,15 @@ def test_val_and_kl_are_measured_when_due_and_not_when_off(
 
 #: Rewards of the answers to problems, such that the answers of a group are paid alike.
 ALIKE = {
-    "all": lambda problems: [0.7] * len(problems),
     "by problem": lambda problems: [sum(map(ord, one)) % 7 / 7 for one in problems],
     "of 100": lambda problems: [58.3] * len(problems),
 }
 
 
 @slow
-@pytest.mark.parametrize("scaled", ["group", "batch", "none"])
-@pytest.mark.parametrize("paid", ALIKE)
+@pytest.mark.parametrize(
+    ("scaled", "paid"), [("group", "of 100"), ("batch", "by problem"), ("none", "by problem")]
+)
 def test_groups_that_are_paid_alike_are_counted_whatever_rewards_are_scaled_by(
     recipe_of, tmp_path, monkeypatch, scaled, paid
 ):
@@ -261,9 +237,9 @@ def test_each_arm_is_a_run_of_its_own_and_the_trainer_has_its_methods_back(
 ):
     over = []
     recipe = recipe_of()
-    trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
+    trainer = trainer_of(recipe, "grpo", tmp_path)
     before = {**vars(trainer), **vars(trainer.accelerator)}.keys()
-    with watched(recipe, "grpo", trainer, tokenizer, tmp_path / "out"):
+    with watched(recipe, "grpo", trainer, tmp_path / "out"):
         assert {"log", "_generate"} <= vars(trainer).keys()
         assert trainer.args.run_name == f"{recipe.run_name}-grpo"
         wandb = SimpleNamespace(run="begun by a callback", finish=lambda: over.append(True))
@@ -283,13 +259,8 @@ def test_a_reporter_that_is_not_installed_is_refused_in_a_sentence(recipe_of):
     [
         ({"monitor": {"stop": ["hackng"]}}, r"monitor\.stop .*'hackng'.*'hacking'"),
         ({"sft": {"report_to": ["none", "paper"]}}, r"sft\.report_to has 'paper'"),
-        ({"sft": {"report_to": [["none"]]}}, r"sft\.report_to"),
         ({"monitor": {"every": -1}}, r"monitor\.every .*-1"),
-        ({"monitor": {"problems": 0}}, r"monitor\.problems .*0"),
-        ({"monitor": {"samples": "two"}}, r"monitor\.samples .*'two'"),
         ({"monitor": {"sampled": ["eval"]}}, r"monitor\.sampled .*'eval'"),
-        ({"monitor": {"stop": "hacking"}}, r"monitor\.stop .*'hacking'"),
-        ({"monitor": {"evry": 5}}, r"'monitor\.evry'.*'every'"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named_before_training(recipe_of, changes, key):
@@ -413,28 +384,6 @@ def test_a_next_token_without_a_probability_ends_the_training_in_one_sentence(
     assert log_of(tmp_path / "out")[-1]["probability"] is None
 
 
-@slow
-def test_other_failures_of_generation_are_passed_on(recipe_of, tmp_path, monkeypatch):
-    _generation_fails(RuntimeError("CUDA out of memory"))(monkeypatch)
-    with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
-        trained(recipe_of(monitor={"every": 0}), "grpo", tmp_path / "out")
-
-
-def test_steps_that_float16_skips_itself_end_nothing():
-    lost = torch.tensor(math.inf)
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(fp16=True),
-        state=SimpleNamespace(global_step=0),
-        _get_learning_rate=lambda: 1.0,
-    )
-    held = SimpleNamespace(trainer=trainer)
-    held._lost = lambda signal: Monitor._lost(held, signal)
-    assert Monitor._clip(held, lambda: lost) is lost
-    trainer.args.fp16 = False
-    with pytest.raises(Lost):
-        Monitor._clip(held, lambda: lost)
-
-
 FOUND = Finding("hacking", Level.WARNING, 2, "Reward hacking", "up, down", "why", "Stop.", "who")
 
 
@@ -454,47 +403,10 @@ def test_a_finding_ends_the_training_where_the_recipe_says_so(
 
 
 @slow
-def test_ctrl_c_closes_the_view_and_is_passed_on(recipe_of, tmp_path, monkeypatch):
-    closed = []
-    monkeypatch.setattr("pipeline.watch.live.Progress.close", lambda self: closed.append(self))
-
-    def stop(self, args, state, control, **_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Log, "on_step_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained(recipe_of(), "sft", tmp_path / "out")
-    assert len(closed) == 1
-
-
-@slow
-def test_a_training_that_resumes_knows_what_it_started_from(recipe_of, monkeypatch):
-    def stop(self, args, state, control, **_):
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
-    logs = []
-    for name in ("whole", "parts"):
-        recipe = recipe_of(sft={"max_steps": 4}, name=name)
-        make.run(recipe, force=False, workers=1)
-        if name == "parts":
-            with monkeypatch.context() as patch:
-                patch.setattr(Log, "on_step_end", stop)
-                with pytest.raises(KeyboardInterrupt):
-                    sft.run(recipe, force=False)
-        sft.run(recipe, force=False)
-        logs.append(log_of(recipe.run.stage("sft")))
-    keys = ("step", "loss", "kl_start", "val/loss", "val/optimal", "val/reward")
-    whole, parts = ([[row.get(key) for key in keys] for row in log] for log in logs)
-    assert whole == parts
-    assert [row["step"] for row in logs[0]] == [0, 1, 2, 3, 4, 4]
-
-
-@slow
 def test_unsloths_way_of_drawing_is_the_trainers_own(recipe_of, tmp_path):
     recipe = recipe_of(grpo={"max_steps": 1})
-    trainer, tokenizer = trainer_of(recipe, "grpo", tmp_path)
-    with watched(recipe, "grpo", trainer, tokenizer, tmp_path / "out", generates=True):
+    trainer = trainer_of(recipe, "grpo", tmp_path)
+    with watched(recipe, "grpo", trainer, tmp_path / "out", generates=True):
         trainer.train()
     kept = (tmp_path / "ck" / "start.jsonl").read_text().splitlines()
     assert all(json.loads(line)["answer"] for line in kept)

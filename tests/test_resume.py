@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from killing import Blow, Life, differences, ends_with, left_in, live, preload, trial_of
+from killing import Blow, differences, ends_with, left_in, live, preload, trial_of
 from tiny import write_recipe
 
 from data.common.locks import hold
@@ -102,29 +102,6 @@ def test_grpo_goes_on_in_a_second_epoch_with_answers_that_are_used_again(clean, 
     assert any(row["reward_std"] > 0 and row["grad_norm"] > 0 for row in steps)
 
 
-@pytest.mark.parametrize(
-    ("lies", "went_on_from", "trained", "killed", "right"),
-    [
-        ("checkpoint-4", "checkpoint-4", True, False, True),
-        ("checkpoint-4", "checkpoint-4", False, True, True),  # and killed before its log
-        ("checkpoint-4", None, False, True, True),  # killed before it could
-        ("checkpoint-4", None, True, False, False),  # began anew
-        ("checkpoint-4", None, True, True, False),
-        ("checkpoint-4", None, False, False, False),
-        ("checkpoint-4", "checkpoint-2", True, False, False),
-        ("the start", "checkpoint-2", True, False, False),
-        ("the start", None, True, False, True),
-        ("nothing left to do", None, False, False, True),
-        (None, None, True, True, True),
-    ],
-)
-def test_a_life_is_held_to_the_newest_whole_checkpoint(lies, went_on_from, trained, killed, right):
-    said = f"sft: going on from runs/small/sft/checkpoints/{went_on_from}\n" if went_on_from else ""
-    events = [(0.1, "open sft/.begun.json.tmp"), *([(0.2, "open sft/log.jsonl")] * trained)]
-    strayed = Life(events, -signal.SIGKILL if killed else 0, said).strayed(lies)
-    assert (strayed is None) == right
-
-
 def left_of(place, name):
     return trial_of(place, name).left
 
@@ -206,25 +183,21 @@ def test_a_killed_make_data_leaves_no_process_behind(tmp_path):
 # --- two at once -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "stage"),
-    [("data", "data"), ("sft", "sft"), ("grpo, LoRA, answers used again", "grpo")],
-)
-def test_a_second_process_at_the_same_stage_is_refused_in_one_sentence(clean, place, name, stage):
-    pid, code, said = clean(_second, place, name, stage)
+def test_a_second_process_at_the_same_stage_is_refused_in_one_sentence(clean, place):
+    pid, code, said = clean(_second, place)
     assert code == 1
-    assert said.startswith(f"error: runs/small/{stage} is being written by process {pid} on ")
+    assert said.startswith(f"error: runs/small/sft is being written by process {pid} on ")
     assert said.endswith("; let it finish, or stop it")
 
 
-def _second(place, name, stage):
-    """A process that is at the stage; exit code and last line of the case beside it."""
-    trial = trial_of(place, name)
+def _second(place):
+    """A process that is at SFT; exit code and last line of SFT beside it."""
+    trial = trial_of(place, "sft")
     folder = trial.fresh()
     read, write = os.pipe()
     first = os.fork()
     if not first:
-        lock = hold(folder / "runs" / "small" / stage)
+        lock = hold(folder / "runs" / "small" / "sft")
         assert lock.is_locked
         os.write(write, b".")
         signal.pause()
@@ -261,60 +234,40 @@ def test_ctrl_c_is_one_sentence_and_nothing_is_lost(clean, place):
     assert differ == []
 
 
+#: By what is made, where the disk is full, or where a write fails in the middle.
 NO_ROOM = {
     "data": [
-        full("open", ".begun.json"),
-        full("open", ".test.jsonl"),
-        full("open", "data/.manifest.json"),
+        (full("open", ".begun.json"), FULL),
+        (full("open", ".test.jsonl"), FULL),
+        (full("open", "data/.manifest.json"), FULL),
     ],
+    # By safetensors at 50,000 bytes, and by torch in the optimizer's state, which gives no reason.
     "sft": [
-        full("open", "checkpoint-6/"),
-        full("mkdir", ".model.tmp"),
-        full("open", "sft/.manifest.json"),
+        (full("mkdir", "checkpoint-2", most=50_000), TOO_LARGE),
+        (full("mkdir", "checkpoint-4", most=300_000), FULL),
+        (full("open", "checkpoint-6/"), FULL),
+        (full("mkdir", ".model.tmp", most=50_000), TOO_LARGE),
+        (full("open", "sft/.manifest.json"), FULL),
     ],
-    "grpo, LoRA, answers used again": [
-        full("open", "checkpoint-4/"),
-        full("open", ".model.tmp/"),
+    "sampling": [
+        (full("open", "base/samples.jsonl", most=5000), TOO_LARGE),
+        (full("open", "base/.manifest.json"), FULL),
     ],
-    "sampling": [full("open", "base/samples.jsonl"), full("open", "base/.manifest.json")],
     "sampling, report, verdict": [
-        full("open", "eval/.report.md"),
-        full("open", "sft/fresh/samples.jsonl"),
-        full("open", "elicitation/.elicitation.md"),
+        (full("open", "eval/.report.md"), FULL),
+        (full("open", "sft/fresh/samples.jsonl"), FULL),
+        (full("open", "elicitation/.elicitation.md"), FULL),
     ],
 }
 
 
 @pytest.mark.parametrize("name", NO_ROOM)
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(clean, place, name):
-    lives, differ = clean(ends_with, place, name, NO_ROOM[name])
-    _check_no_room(lives, differ, [FULL] * len(NO_ROOM[name]))
-
-
-#: Where a write fails in the middle, a line or a tensor is torn.
-CUT = {
-    "data": [(full("open", "begun.json", most=4000), TOO_LARGE)],
-    # By safetensors at 50,000 bytes, and by torch in the optimizer's state, which gives no reason.
-    "sft": [
-        (full("mkdir", "checkpoint-2", most=50_000), TOO_LARGE),
-        (full("mkdir", "checkpoint-4", most=300_000), FULL),
-        (full("mkdir", ".model.tmp", most=50_000), TOO_LARGE),
-    ],
-    "sampling": [(full("open", "base/samples.jsonl", most=5000), TOO_LARGE)],
-}
-
-
-@pytest.mark.parametrize("name", CUT)
-def test_a_write_that_fails_in_the_middle_is_one_sentence_and_nothing_is_lost(clean, place, name):
-    lives, differ = clean(ends_with, place, name, [blow for blow, _ in CUT[name]])
-    _check_no_room(lives, differ, [says for _, says in CUT[name]])
-
-
-def _check_no_room(lives, differ, says):
+    blows, says = zip(*NO_ROOM[name], strict=True)
+    lives, differ = clean(ends_with, place, name, list(blows))
     assert [life.code for life in lives] == [1] * len(says) + [0]
-    assert [life.said.splitlines()[-1] for life in lives[:-1]] == says
-    for life in lives:
-        assert "Traceback" not in life.said
+    assert [life.said.splitlines()[-1] for life in lives[:-1]] == list(says)
+    assert not any("Traceback" in life.said for life in lives)
     assert differ == []
 
 

@@ -35,17 +35,10 @@ def refusal(**sections: object) -> str:
     ("section", "given"),
     [
         ("sft", {"learning_rate": 3e-5, "max_steps": 17, "per_device_train_batch_size": 3}),
-        ("sft", {"packing": True, "packing_strategy": "wrapped", "max_length": 512}),
-        ("sft", {"neftune_noise_alpha": 5.0, "max_grad_norm": 0.3, "adam_beta2": 0.95}),
         ("sft", {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1}}),
-        ("sft", {"optim": "adafactor", "save_strategy": "no", "learning_rate": 1}),
         ("sft", {"max_length": None, "completion_only_loss": False, "seed": 5}),
-        ("grpo", {"num_generations": 4, "max_completion_length": 77, "temperature": 0.8}),
-        ("grpo", {"beta": 0.04, "epsilon": 0.1, "epsilon_high": 0.28, "num_iterations": 2}),
-        ("grpo", {"loss_type": "dr_grpo", "scale_rewards": "none", "top_k": 20, "min_p": 0.1}),
-        ("grpo", {"generation_batch_size": 256, "sync_ref_model": True}),
+        ("grpo", {"beta": 0.04, "epsilon_high": 0.28, "num_iterations": 2, "temperature": 0.8}),
         ("grpo", {"steps_per_generation": 2, "shuffle_dataset": False, "log_completions": True}),
-        ("grpo", {"chat_template_kwargs": {"enable_thinking": False}}),
         ("grpo", {"use_vllm": True, "vllm_mode": "server", "vllm_server_port": 8000}),
     ],
 )
@@ -60,12 +53,6 @@ def test_what_the_recipe_says_reaches_trl_unchanged(section, given):
 def test_true_and_false_may_stand_where_trl_reads_them_as_words():
     config = grpo_config(recipe(grpo={"num_generations": 4, "scale_rewards": False}), OUT)
     assert config.scale_rewards == "none"
-
-
-def test_a_learning_rate_in_a_file_may_be_written_with_an_exponent(tmp_path):
-    path = tmp_path / "r.yaml"
-    path.write_text(f"extends: {TINY}\nsft: {{learning_rate: 2e-5}}\n")
-    assert sft_config(load_recipe(path), OUT).learning_rate == 2e-5
 
 
 def test_defaults_do_not_depend_on_the_machine_or_on_trls_version():
@@ -127,7 +114,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(section, key, nea
 @pytest.mark.parametrize("section", ["sft", "grpo"])
 @pytest.mark.parametrize(
     "key",
-    ["output_dir", "model_init_kwargs", "reward_weights", "eval_strategy", "eval_on_start"],
+    ["output_dir", "model_init_kwargs", "eval_strategy"],
 )
 def test_what_the_pipeline_decides_itself_cannot_be_set(section, key):
     assert refusal(**{section: {key: None}}).startswith(f"{section}.{key} cannot be set; ")
@@ -136,18 +123,12 @@ def test_what_the_pipeline_decides_itself_cannot_be_set(section, key):
 @pytest.mark.parametrize(
     ("section", "key", "value", "must_be"),
     [
-        ("sft", "max_steps", "many", "a whole number"),
         ("sft", "max_steps", 1.5, "a whole number"),
-        ("sft", "learning_rate", "1e-3x", "a number"),
         ("sft", "learning_rate", True, "a number"),
         ("sft", "packing", "yes", "true or false"),
         ("sft", "max_length", "long", "a whole number or null"),
         ("sft", "lr_scheduler_kwargs", 3, "text or true or false or a mapping of keys or null"),
-        ("grpo", "beta", "0.1", "a number"),
-        ("grpo", "num_generations", "x", "a whole number or null"),
-        ("grpo", "mask_truncated_completions", 1, "true or false"),
         ("grpo", "scale_rewards", 2, "text or true or false"),
-        ("lora", "r", "8", "a whole number"),
         ("lora", "runtime_config", {}, "left out"),
         ("lora", "target_modules", 5, "text or true or false or a list or null"),
     ],
@@ -162,7 +143,6 @@ def test_a_value_of_the_wrong_type_is_refused_before_training(section, key, valu
         ("grpo", {"per_device_train_batch_size": 128, "num_generations": 7}, "num_generations (7)"),
         ("grpo", {"num_generations": 1}, "at least 2 generations"),
         ("sft", {"optim": "nope"}, "nope"),
-        ("sft", {"save_strategy": "nope"}, "nope"),
         ("lora", {"task_type": "NOPE"}, "NOPE"),
     ],
 )
@@ -172,7 +152,6 @@ def test_a_librarys_own_refusal_is_one_sentence_with_the_section(section, given,
     assert says in said
 
 
-LINEAR = {"lr_scheduler_type": "linear"}
 MIN_LR = {"lr_scheduler_type": "cosine_with_min_lr"}
 
 
@@ -180,13 +159,9 @@ MIN_LR = {"lr_scheduler_type": "cosine_with_min_lr"}
     ("given", "says"),
     [
         (MIN_LR, "lr_scheduler_kwargs"),
-        ({**LINEAR, "lr_scheduler_kwargs": {"foo": 1}}, "unexpected"),
-        ({**LINEAR, "lr_scheduler_kwargs": {"last_epoch": 3}}, "'initial_lr'"),
         ({**MIN_LR, "lr_scheduler_kwargs": {"min_lr": "low"}}, "operand type"),
-        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}}, "could not"),
-        ({"learning_rate": -1e-4}, "-0.0001"),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"foo": 1}}, "unexpected"),
         ({"learning_rate": -1e-4, "optim": "lomo"}, "-0.0001"),
-        ({"adam_beta1": 1.5}, "1.5"),
         ({"optim": "sgd", "optim_args": "momentum=much"}, "convert string to float"),
     ],
 )
@@ -203,13 +178,7 @@ def test_an_optimizer_or_schedule_that_cannot_be_made_is_refused_before_training
     "given",
     [
         {**MIN_LR, "lr_scheduler_kwargs": {"min_lr_rate": 0.1}, "warmup_steps": 0.1},
-        {
-            "lr_scheduler_type": "warmup_stable_decay",
-            "lr_scheduler_kwargs": {"num_decay_steps": 500},
-            "max_steps": 3,
-        },
         {"lr_scheduler_type": "constant", "optim": "adafactor", "max_steps": -1},
-        {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=true"},
         {"optim": "adamw_8bit"},
         {"optim": "galore_adamw"},
     ],

@@ -1,9 +1,7 @@
 """A model in training is measured rightly, and without a trace in the training."""
 
-import json
 import math
 import os
-import random
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +16,11 @@ from pipeline.watch.val import Yardsticks, kl_from, undisturbed, val_rows
 slow = pytest.mark.slow
 
 
-def held(model, output=None):
+def held(model, tokenizer=None, output=None):
     """As much of a trainer as is used."""
     return SimpleNamespace(
         model=model,
+        processing_class=tokenizer,
         args=SimpleNamespace(per_device_train_batch_size=4, output_dir=output),
         accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
     )
@@ -50,7 +49,7 @@ def sticks(recipe, tmp_path):
     model, tokenizer = random_model("qwen3")
 
     def build(kind="sft"):
-        return Yardsticks(held(model, tmp_path), tokenizer, recipe, kind, kind)
+        return Yardsticks(held(model, tokenizer, tmp_path), recipe, kind, kind)
 
     return build
 
@@ -118,16 +117,6 @@ def test_the_estimator_is_the_kl_from_now_to_the_start():
     assert kl_from(*reversed(logs)) != pytest.approx(kl)
 
 
-def test_the_estimator_is_right_on_average_and_never_below_zero():
-    rng = random.Random(0)
-    start, now = [0.7, 0.2, 0.1], [0.4, 0.4, 0.2]
-    tokens = rng.choices(range(3), start, k=20_000)
-    each = [kl_from([math.log(start[t])], [math.log(now[t])]) for t in tokens]
-    kl = sum(p * math.log(p / q) for p, q in zip(now, start, strict=True))
-    assert min(each) >= 0
-    assert sum(each) / len(each) == pytest.approx(kl, rel=0.05)
-
-
 @slow
 def test_the_kl_is_zero_at_the_start_grows_with_the_distance_and_survives_a_restart(sticks):
     made = sticks()
@@ -147,37 +136,6 @@ def test_the_kl_is_zero_at_the_start_grows_with_the_distance_and_survives_a_rest
     made.path.unlink()
     lost = sticks()
     assert (lost.begin(fresh=False), lost.kl()) == ({}, {})
-
-
-@slow
-@pytest.mark.parametrize(
-    "row",
-    [
-        '{"prompt": [1], "answer": [2]}',
-        '{"prompt": [1], "answer": [2, 3], "scores": [-0.5]}',
-        '{"prompt": [1], "answer": [10000000], "scores": [-0.5]}',
-        '{"prompt": [-1], "answer": [2], "scores": [-0.5]}',
-        '{"prompt": [], "answer": [2], "scores": [-0.5]}',
-        '{"prompt": [1], "answer": [2], "scores": [NaN]}',
-        '{"prompt": "a", "answer": [2], "scores": [-0.5]}',
-        "[]",
-        '{"prompt": [1',
-    ],
-)
-def test_spoilt_answers_of_the_start_leave_the_kl_out_and_that_is_said(sticks, row, capsys):
-    made = sticks()
-    good = '{"prompt": [1], "answer": [2], "scores": [-0.5]}\n'
-    made.path.write_text(good)
-    made.begin(fresh=False)
-    assert set(made.kl()) == {"kl_start"}
-    assert capsys.readouterr().out == ""
-    made = sticks()
-    made.path.write_text(f"{good}{row}\n{good}")
-    made.begin(fresh=False)
-    assert made.kl() == {}
-    said = capsys.readouterr().out
-    assert f"{made.path}:2 " in said
-    assert "kl_start" in said
 
 
 # --- no trace ----------------------------------------------------------------------------------
@@ -206,19 +164,3 @@ def test_model_and_random_streams_are_as_before_even_after_an_error(monkeypatch)
     assert torch.equal(torch.get_rng_state(), state)
     assert os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] == "1"
     assert torch.is_grad_enabled()
-
-
-@slow
-def test_the_start_keeps_its_own_answers_which_are_drawn_alike_every_time(sticks):
-    made = sticks()
-    made.begin(fresh=True)
-    rows = [json.loads(line) for line in made.path.read_text().splitlines()]
-    with undisturbed(made.trainer) as model:
-        torch.manual_seed(99)
-        drawn = made._draw(model)
-    assert [len(group) for group in drawn] == [2] * 4
-    for row, prompt, group in zip(rows, made.prompts, drawn, strict=True):
-        assert row["prompt"] == made.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        text = made.tokenizer.decode(row["answer"], skip_special_tokens=True)
-        assert text == group[0].completion
-        assert len(row["scores"]) == len(row["answer"])

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.health.signals import GRPO, SFT, LogRow, Signals, number
+from pipeline.health.signals import LogRow, Signals, number
 from pipeline.health.symptom import Level, Symptom
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.health.trends import ENOUGH
@@ -53,8 +53,6 @@ class Watch:
     """
 
     def __init__(self, kind: str) -> None:
-        if kind not in (SFT, GRPO):
-            raise ValueError(f"unknown kind of training {kind!r}")
         self.kind = kind
         self.signals = Signals()
         self.symptoms = [symptom for symptom in SYMPTOMS if kind in symptom.kinds]

@@ -31,7 +31,6 @@ class Patient:
         path: of the log.
         kind: sft or grpo; None where nothing was logged yet.
         rows: with signals.
-        back: rows that lie before their predecessor, as after an interruption.
         steps: first and last.
         looked: symptoms that had their signals.
         silent: symptoms that had not, and the signals they lack.
@@ -42,7 +41,6 @@ class Patient:
     path: str
     kind: str | None = None
     rows: int = 0
-    back: int = 0
     steps: tuple[int, int] = (0, 0)
     findings: list[Finding] = field(default_factory=list)
     looked: list[str] = field(default_factory=list)
@@ -79,7 +77,7 @@ def examine(arm: str, path: Path) -> Patient:
         watch.update(row)
     signals, silent = watch.signals, watch.missing
     return Patient(
-        arm, str(path), kind, signals.rows, signals.back, signals.steps, watch.findings,
+        arm, str(path), kind, signals.rows, signals.steps, watch.findings,
         looked=[symptom.name for symptom in watch.symptoms if symptom.name not in silent],
         silent=silent,
         short=signals.rows < MANY or signals.steps[1] - signals.steps[0] < STEPS,

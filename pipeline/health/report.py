@@ -83,11 +83,6 @@ def _notes(patient: Patient) -> Iterator[str]:
         yield f"Silent for lack of signals: {lacking}."
     if patient.short:
         yield "Too short yet to tell whether KL, reward, entropy or loss stand still."
-    if patient.back:
-        yield (
-            f"{patient.back} rows lie before their predecessor: from there on, each replaces what "
-            "came before it, as after an interruption."
-        )
 
 
 def _overview(patients: Iterable[Patient]) -> Table:

@@ -77,7 +77,6 @@ class Signals:
 
     Attributes:
         rows: how many rows had signals.
-        back: rows whose step lies before that of the row before.
         steps: of the first and the last row.
         lost_loss, lost_norm: rows up to now, without a break, whose loss or gradient norm is not
             finite.
@@ -85,7 +84,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.series: dict[str, Series] = {name: Series() for name in SIGNALS}
-        self.rows = self.back = 0
+        self.rows = 0
         self.steps: tuple[int, int] = (0, 0)
         self.lost_loss = 0
         self.lost_norm = 0
@@ -107,7 +106,6 @@ class Signals:
         step, last = number(row.get("step")), self.steps[1]
         step = last + 1 if step is None or abs(step) > _MOST_STEPS else int(step)
         if self.rows and step < last:
-            self.back += 1
             for series in self.series.values():
                 series.rewind(step)
         self.steps = (min(self.steps[0], step) if self.rows else step, step)

@@ -1,6 +1,6 @@
 """Which backend trains: Unsloth, which saves memory, or plain TRL, the stable fallback.
 
-Unsloth patches other libraries as it is imported, so ``start_backend`` comes before anything that
+Unsloth patches other libraries as it is imported, so ``choose_backend`` comes before anything that
 imports transformers, peft or trl.
 """
 
@@ -32,21 +32,6 @@ class Backend:
     @property
     def is_unsloth(self) -> bool:
         return self.name == "unsloth"
-
-
-def start_backend(wanted: str, quantised: bool) -> Backend:
-    """Choose the backend, import it, and make the devices ready.
-
-    Raises:
-        UserError: see ``choose_backend``; where weights that are ``quantised`` would be cut up.
-    """
-    require(
-        not (quantised and processes.cuts_weights()),
-        "quantised weights are not cut up among processes; pipeline/accelerate/ddp.yaml or "
-        "zero2.yaml leaves them whole, or bits: 16",
-    )
-    processes.prepare_devices()
-    return choose_backend(wanted)
 
 
 def require_packages(source: str, needs: Iterable[tuple[str, str]]) -> None:

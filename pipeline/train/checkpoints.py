@@ -21,9 +21,6 @@ from pipeline.model import processes
 _CHECKPOINT = re.compile("checkpoint-([0-9]{1,19})")
 #: The file of a checkpoint that is written last.
 STATE = "trainer_state.json"
-#: Transformers' and peft's names for a checkpoint's weights.
-WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def last_whole(checkpoints: Path) -> Path | None:
@@ -71,42 +68,25 @@ def _is_whole(folder: Path) -> bool:
     does not wait for. Reads optimizer and random states once, for their checksums."""
     from safetensors import SafetensorError, safe_open
 
-    count = processes.count()
-    needed = [f"rng_state_{number}.pth" for number in range(count)]
+    weights = list(folder.glob("*.safetensors"))
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if not isinstance(state, dict) or state.get("global_step") != step_of(folder / STATE):
             return False
-        for path in folder.glob("*.safetensors"):
+        for path in weights:
             with safe_open(path, framework="pt"):
                 pass  # reads its header, and compares it with the size of the file
-        # Several processes, DeepSpeed and FSDP keep weights and optimizer by other names.
-        if count == 1:
-            needed = ["rng_state.pth"]
-            if processes.strategy() == "ddp":
-                needed += ["optimizer.pt", "scheduler.pt", *_weight_files(folder)]
     except (FileNotFoundError, ValueError, SafetensorError):
         return False
+    count = processes.count()
+    needed = [f"rng_state_{n}.pth" for n in range(count)] if count > 1 else ["rng_state.pth"]
+    # Several processes, DeepSpeed and FSDP keep weights and optimizer by other names.
+    if count == 1 and processes.strategy() == "ddp":
+        needed += ["optimizer.pt", "scheduler.pt"]
+        if not weights:
+            return False
     archives = [path for end in ("pt", "pth", "bin") for path in folder.glob(f"*.{end}")]
     return all(map(_is_sound, archives)) and all((folder / name).is_file() for name in needed)
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """The files that the weights of a checkpoint must be in.
-
-    Raises:
-        ValueError: when they are in several, and the index does not list these.
-    """
-    if (folder / ADAPTER_CONFIG).is_file():
-        return [ADAPTER_WEIGHTS]
-    index = folder / f"{WEIGHTS}.index.json"
-    if not index.is_file():
-        return [WEIGHTS]
-    listed = json.loads(index.read_text(encoding="utf-8"))
-    names = listed.get("weight_map") if isinstance(listed, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{index} names no files")
-    return sorted(set(map(str, names.values())))
 
 
 def _is_sound(archive: Path) -> bool:

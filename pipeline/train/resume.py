@@ -11,23 +11,7 @@ generator. Added here are
 - the sums behind logged means, so a checkpoint is logged, too;
 - an end: TRL's and transformers' trainers take a step too many when they go on from the last one.
 
-Equal recipes give equal runs, interrupted or not: the problems on any machine; samples and weights
-on the same machine with the same number of threads and of processes, and the same package versions.
-Not equal are
-
-- another kind of processor, another number of threads, or other batches (``eval.rows``,
-  ``per_device_train_batch_size``): floating-point numbers are added up in another order, the last
-  bits differ, and soon a sampled token;
-- some kernels on a GPU, which add up in an order of their own each time: weights agree to rounding.
-  With ``full_determinism: true`` under ``sft`` or ``grpo`` torch takes slower kernels that do not,
-  or stops where it has none;
-- vLLM (``fast_inference``, ``use_vllm``) and servers (``eval.answers.server``), which batch as the
-  load has it; and vLLM's random state is in no checkpoint;
-- a reference model that follows the trained one (``sync_ref_model``), which is in no checkpoint: it
-  restarts as the start model.
-
-A power failure, unlike a kill, may spoil a checkpoint that the system had not yet put on the disk.
-Finished models, samples and manifests are flushed before they are named.
+Which runs are equal, and which cannot be: docs/operations.md.
 """
 
 from __future__ import annotations

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 #: Below a stage's folder: what an interrupted training goes on from.
 CHECKPOINTS = "checkpoints"
-#: Below the checkpoints while it is trained, and then below the stage: tables of the answers, which
-#: GRPO's trainer writes with ``log_completions``.
-COMPLETIONS = "completions"
+#: Below the checkpoints: tables of the answers, which GRPO writes with ``log_completions``.
+_COMPLETIONS = "completions"
 #: Warn when merging rounds away more than this share of the adapter's change.
 MOST_ROUNDING = 0.5
 
@@ -73,7 +72,7 @@ def run_trainer(
     check_groups(training.source, training.recipe.reward, trainer.args)
     check_steps(training, trainer)
     last = processes.by_main(lambda: _begin(training, stage, force))
-    _train(training, trainer, tokenizer, stage.folder, last)
+    _train(training, trainer, stage.folder, last)
     weights = processes.whole_weights(trainer, training.recipe.dtype)
     processes.by_main(lambda: _save(training, stage, trainer, tokenizer, weights))
 
@@ -139,13 +138,7 @@ def _begin(training: Training, stage: Stage, force: bool) -> Path | None:
     return go_on(stage.folder / CHECKPOINTS, training.arm)
 
 
-def _train(
-    training: Training,
-    trainer: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    last: Path | None,
-) -> None:
+def _train(training: Training, trainer: Any, folder: Path, last: Path | None) -> None:
     """Train, watched, from the checkpoint ``last`` if any.
 
     Raises:
@@ -155,12 +148,11 @@ def _train(
     from pipeline.train.resume import Resumable
     from pipeline.watch.monitor import monitored
 
-    recipe, arm, section = training.recipe, training.arm, training.section
+    arm, section = training.arm, training.section
     trainer.add_callback(Resumable(trainer))
-    checkpoints = folder / CHECKPOINTS
     with monitored(
-        trainer, tokenizer, recipe, arm, section, folder,
-        saved=lambda: last_whole(checkpoints), generates=training.backend.is_unsloth,
+        trainer, training.recipe, arm, section, folder,
+        saved=lambda: last_whole(folder / CHECKPOINTS), generates=training.backend.is_unsloth,
     ):  # fmt: skip
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -230,19 +222,16 @@ def _left_by_training(folder: Path) -> list[Path]:
     """Files below a stage's folder that an unfinished training has left, but for the folders that a
     trainer makes before it begins."""
     checkpoints = folder / CHECKPOINTS
-    tables = (checkpoints / COMPLETIONS).glob("*")
-    return [*ours(checkpoints), checkpoints / START, *tables, folder / COMPLETIONS]
+    return [*ours(checkpoints), checkpoints / START, *(checkpoints / _COMPLETIONS).glob("*")]
 
 
 def _put_away(folder: Path) -> None:
-    """Remove what a finished training would have gone on from, and keep the tables of answers."""
+    """Remove what a finished training would have gone on from; what a user keeps there stays."""
     checkpoints = folder / CHECKPOINTS
-    for table in sorted((checkpoints / COMPLETIONS).glob("*.parquet")):
-        (folder / COMPLETIONS).mkdir(exist_ok=True)
-        table.replace(folder / COMPLETIONS / table.name)
     card = checkpoints / "README.md"  # TRL's, of each checkpoint
-    for path in [*ours(checkpoints), checkpoints / START, checkpoints / COMPLETIONS, card]:
+    for path in [*ours(checkpoints), checkpoints / START, card]:
         with contextlib.suppress(OSError):
             remove(path)
-    with contextlib.suppress(OSError):  # where something else lies there
-        checkpoints.rmdir()
+    for left in (checkpoints / _COMPLETIONS, checkpoints):
+        with contextlib.suppress(OSError):  # unless it is empty
+            left.rmdir()

@@ -14,7 +14,7 @@ from data.rows import Row, read_split
 from data.sections import Arm
 from pipeline.model import processes
 from pipeline.model.load import model_inputs
-from pipeline.train.backend import Backend, choose_backend, require_packages, start_backend
+from pipeline.train.backend import Backend, choose_backend, require_packages
 from pipeline.train.settings import check_settings
 
 
@@ -53,17 +53,22 @@ class Training:
         return choose_backend(self.recipe.backend)
 
     def start_backend(self) -> Backend:
-        """Import the backend, see ``start_backend``.
+        """Import the backend, and make the devices ready.
 
         Raises:
-            UserError: also where a setting needs a package that is not installed, before a model
-                is loaded for it.
+            UserError: see ``choose_backend``; where a setting needs a package that is not
+                installed, before a model is loaded for it; where quantised weights would be cut up.
         """
-        require_packages(self.source, self.needs())
-        recipe = self.recipe
-        return start_backend(recipe.backend, recipe.quantised)
+        require_packages(self.source, self._needs())
+        require(
+            not (self.recipe.quantised and processes.cuts_weights()),
+            "quantised weights are not cut up among processes; pipeline/accelerate/ddp.yaml or "
+            "zero2.yaml leaves them whole, or bits: 16",
+        )
+        processes.prepare_devices()
+        return self.backend
 
-    def needs(self) -> Iterator[tuple[str, str]]:
+    def _needs(self) -> Iterator[tuple[str, str]]:
         """Every key of this training that needs a package of its own, with the package."""
         optimizer = str(self.arguments.get("optim", ""))
         if self.recipe.quantised:

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from data.common.console import plain_console
 
-#: Signals that are shown with their course: name in the log, heading, format.
-COURSES = (
+#: Signals that are shown: name in the log, heading, format.
+SHOWN = (
     ("loss", "loss", ".4f"),
     ("val/loss", "val loss", ".4f"),
     ("reward", "reward", ".3f"),
@@ -31,15 +31,6 @@ COURSES = (
     ("completions/clipped_ratio", "cut off", ".1%"),
     ("completions/duplicates", "duplicates", ".0%"),
     ("frac_reward_zero_std", "flat groups", ".0%"),
-)
-#: Signals whose last value alone is shown, below the others.
-LATEST = (
-    ("learning_rate", "learning rate", ".2g"),
-    ("clip_ratio/region_mean", "clipped", ".1%"),
-    ("reward_std", "spread of rewards", ".3f"),
-    ("time/generate", "s to draw", ".2f"),
-    ("time/reward", "to judge", ".2f"),
-    ("time/train", "to train", ".2f"),
     ("tokens_per_second", "tokens a second", ".0f"),
     ("memory", "GiB", ".1f"),
 )
@@ -54,11 +45,6 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
     low, high = min(shown), max(shown)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0
     return "".join(_BARS[round((value - low) * scale)] for value in shown)
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(timedelta(seconds=int(seconds)))
 
 
 class Progress:
@@ -87,7 +73,7 @@ class Progress:
         """Take in a row without showing it; returns its numbers."""
         values = {
             name: value
-            for name, _, _ in (*COURSES, *LATEST)
+            for name, _, _ in SHOWN
             if isinstance(value := signals.get(name), float | int)
         }
         for name, value in values.items():
@@ -98,7 +84,7 @@ class Progress:
         """Show a logging step's signals."""
         self.last = step
         values = self.add(signals)
-        shown = [f"{head} {values[name]:{form}}" for name, head, form in COURSES if name in values]
+        shown = [f"{head} {values[name]:{form}}" for name, head, form in SHOWN if name in values]
         if shown and not self.live:
             print("  ".join([f"step {step}/{self.steps}", *shown, *self.left()]), flush=True)
 
@@ -119,16 +105,16 @@ class Progress:
         if self.last in (self.first, self.steps):
             return []
         each = (time.monotonic() - self.started) / (self.last - self.first)
-        return [f"{clock(each * (self.steps - self.last))} left"]
+        return [f"{timedelta(seconds=int(each * (self.steps - self.last)))} left"]
 
     def render(self) -> Group:
-        """Progress, a row for each signal, and the last values."""
+        """Progress, and a row for each signal."""
         head, body = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
         head.add_row(
             Text(self.title, style="bold"),
             ProgressBar(total=max(1, self.steps), completed=self.last, width=_WIDTH),
             f"{self.last}/{self.steps}",
-            f"{clock(time.monotonic() - self.started)} so far",
+            f"{timedelta(seconds=int(time.monotonic() - self.started))} so far",
             *self.left(),
         )
         body.add_column()
@@ -136,15 +122,10 @@ class Progress:
         body.add_column(no_wrap=True)
         # A copy: the training may add to it while another thread draws.
         series = {name: list(values) for name, values in self.series.copy().items()}
-        for name, heading, form in COURSES:
+        for name, heading, form in SHOWN:
             if values := series.get(name):
                 body.add_row(heading, f"{values[-1]:{form}}", Text(sparkline(values), style="cyan"))
-        latest = [
-            f"{heading} {series[name][-1]:{form}}"
-            for name, heading, form in LATEST
-            if name in series
-        ]
-        return Group(head, body, Text("  ".join(latest), style="dim"))
+        return Group(head, body)
 
 
 def progress(title: str) -> Progress:

@@ -3,16 +3,17 @@ and all findings to the terminal."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from data.common.files import to_line, write_jsonl
+from data.common.errors import UserError
+from data.common.files import read_jsonl, to_line, write_jsonl
 from data.run import LOG
 from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.symptom import Level
@@ -30,14 +31,8 @@ class Stopped(Exception):  # noqa: N818 - not an error of ours
 
 
 class Log(TrainerCallback):
-    """Writes ``log.jsonl``, one line a logging step, shows it, and says each finding once.
-
-    Args:
-        folder: of the arm.
-        kind: ``sft`` or ``grpo``.
-        shown: where it is shown.
-        stop: symptoms that end the training.
-    """
+    """Writes ``log.jsonl`` in an arm's folder, one line a logging step, shows it, says each finding
+    once, and ends the training at the symptoms of ``stop``."""
 
     def __init__(self, folder: Path, kind: str, shown: Progress, stop: Sequence[str] = ()) -> None:
         self.path, self.findings = folder / LOG, folder / FINDINGS
@@ -106,16 +101,12 @@ def _append_line(path: Path, row: dict[str, Any]) -> None:
 
 def _rows_until(path: Path, step: int) -> Iterator[dict[str, Any]]:
     """The rows up to a step, but not beyond a torn or spoilt line, or the end of a training."""
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
-        try:
-            row = json.loads(line)
-            to_line(row)  # refuses numbers that are not finite
-        except (ValueError, RecursionError):
-            return
-        sound = isinstance(row, dict) and type(row.get("step")) is int and line.endswith(b"\n")
-        if not sound or row["step"] > step or "train_runtime" in row:
-            return
-        yield row
+    with suppress(UserError):
+        for _, row in read_jsonl(path):
+            at = row.get("step")
+            if not isinstance(at, int) or at > step or "train_runtime" in row:
+                return
+            yield row
 
 
 def sentence(finding: Finding) -> str:

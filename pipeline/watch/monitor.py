@@ -1,25 +1,9 @@
 """Watching a training: signals beside TRL's own, and the numbers that end it.
 
 Wraps methods of one trainer instance, patched by Unsloth or not; TRL itself is not patched. Our
-signals stand beside TRL's before its reporters (``report_to``) run, so wandb, trackio and
-tensorboard have them as ``log.jsonl`` has. Every logging step:
-
-==========================  ======================================================================
-signal                      meaning
-==========================  ======================================================================
-truth/optimal, /feasible    shares of the training answers, by the verdicts that they were paid for
-completions/duplicates      share of the main process's answers that equal another of their group
-kl_start                    ``val.kl_from``, every ``monitor.kl_every`` steps
-frac_reward_zero_std        share of the groups that are paid alike. TRL's own, which this replaces,
-                            takes rounding for a difference, and the batch's spread for the group's
-                            where that scales rewards
-val/…                       ``val.Yardsticks.val``, at first and every ``monitor.every`` steps
-time/generate, /reward,     seconds a step: drawing answers, judging them, the rest of it
-/train
-time/monitor                seconds since the last row, spent on val and kl_start
-tokens_per_second           of prompts and answers, since last counted: in GRPO where some are drawn
-memory                      GiB: torch's peak on the main process's GPU, else that process's peak
-==========================  ======================================================================
+signals (docs/watching.md) stand beside TRL's before its reporters (``report_to``) run, so wandb,
+trackio and tensorboard have them as ``log.jsonl`` has. A new one is added to a row in ``_log``, or
+appended to ``_metrics`` where TRL is to log its mean.
 
 A loss or gradient norm that is not finite ends the training before it reaches a weight, a weight
 that is not finite before it is saved.
@@ -52,7 +36,7 @@ from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import Trainer
 
 #: Second names of signals: the truth is what the verdicts say, whatever the reward pays.
 _TRUTH = {"rewards/optimal": "truth/optimal", "rewards/validity": "truth/feasible"}
@@ -75,7 +59,6 @@ _NOT_DRAWN = {
 @contextmanager
 def monitored(
     trainer: Trainer,
-    tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     arm: str,
     kind: str,
@@ -102,7 +85,7 @@ def monitored(
     sticks = None
     # Where several processes hold a model's weights in parts, one alone cannot use it.
     if processes.is_main() and not processes.cuts_weights():
-        sticks = Yardsticks(trainer, tokenizer, recipe, arm, kind, generates)
+        sticks = Yardsticks(trainer, recipe, arm, kind, generates)
     monitor = Monitor(trainer, recipe.monitor, kind, sticks)
     trainer.add_callback(log)
     trainer.add_callback(monitor)
@@ -348,7 +331,7 @@ def duplicates(groups: Iterable[Iterable[Hashable]]) -> float:
 
 
 def peak_memory() -> float:
-    """GiB, see the module."""
+    """GiB: torch's peak on the main process's GPU, else that process's own peak."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # as getrusage counts on each

@@ -11,12 +11,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
-from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
 from data.common.seeds import seed_of
 from data.recipe import Recipe
@@ -61,13 +60,13 @@ class Yardsticks:
     def __init__(
         self,
         trainer: Trainer,
-        tokenizer: PreTrainedTokenizerBase,
         recipe: Recipe,
         arm: str,
         kind: str,
         generates: bool = False,
     ) -> None:
-        self.trainer, self.tokenizer, self.generates = trainer, tokenizer, generates
+        self.trainer, self.generates = trainer, generates
+        self.tokenizer = tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
         self.seed, self.reward, section = recipe.seed, recipe.reward, recipe.monitor
         self.samples = section.samples if kind in section.sampled else 0
         self.golds = kind == "sft"
@@ -89,10 +88,13 @@ class Yardsticks:
 
     def begin(self, fresh: bool) -> dict[str, float]:
         """Before the first step: val of the start, and its answers, scored by itself. A training
-        that resumes takes the answers that were kept; without them, or where they are spoilt,
-        there is no KL."""
+        that resumes takes the answers that were kept; without them there is no KL."""
         if not fresh:
-            self._resume()
+            kept = read_jsonl(self.path) if self.path.is_file() else ()
+            self.start = [
+                (Encoded(tuple(row["prompt"]), tuple(row["answer"])), row["scores"])
+                for _, row in kept
+            ]
             return {}
         if not self.samples:
             return self.val()
@@ -110,14 +112,6 @@ class Yardsticks:
             ),
         )
         return measured
-
-    def _resume(self) -> None:
-        if self.path.is_file():
-            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            try:
-                self.start = list(_read_start(self.path, model.config.get_text_config().vocab_size))
-            except UserError as error:
-                print(f"{error}: kl_start is not measured from here on", flush=True)
 
     def val(self) -> dict[str, float]:
         """Measure the model on the val problems, always with the same random numbers.
@@ -187,23 +181,6 @@ def _surprise(scored: Iterable[list[float]]) -> float:
     """The mean negative log-probability of all tokens."""
     each = [score for text in scored for score in text]
     return -sum(each) / max(1, len(each))
-
-
-def _read_start(path: Path, vocabulary: int) -> Iterator[tuple[Encoded, list[float]]]:
-    """The answers of the start that were kept, each with the log-probabilities of its tokens.
-
-    Raises:
-        UserError: naming the line that is not as it was written.
-    """
-
-    for number, row in read_jsonl(path):
-        lists = [row.get(key) for key in ("prompt", "answer", "scores")]
-        prompt, answer, own = (each if isinstance(each, list) else [] for each in lists)
-        tokens = all(type(token) is int and 0 <= token < vocabulary for token in prompt + answer)
-        scored = all(type(score) is float and math.isfinite(score) for score in own)
-        if not (prompt and tokens and scored and len(own) == len(answer)):
-            raise UserError(f"{path}:{number} is not as it was written")
-        yield Encoded(tuple(prompt), tuple(answer)), own
 
 
 def kl_from(before: Sequence[float], now: Sequence[float]) -> float:
