@@ -8,7 +8,7 @@ import pytest
 from data.common.files import read_jsonl
 from pipeline.watch.live import Progress
 from pipeline.watch.log import Log, Stopped
-from tests.synthetic import changed, collapsed, grpo_log
+from tests.synthetic import collapsed, grpo_log
 
 
 @pytest.fixture
@@ -101,15 +101,6 @@ def test_a_training_that_resumes_keeps_the_rows_before_and_says_nothing_twice(be
     take(again, [row for row in rows if row["step"] > middle])
     assert (rows_of(again.path), rows_of(again.findings)) == (written, whole)
     assert not any(f"({row['symptom']}, " in capsys.readouterr().out for row in whole)
-
-
-def test_a_finding_that_got_worse_stays_in_its_order_after_an_interruption(began):
-    rows = changed(grpo_log(1), "frac_reward_zero_std", lambda row: 0.85 if row < 30 else 1.0)
-    log = began()
-    take(log, rows)
-    whole = rows_of(log.findings)
-    assert [row["symptom"] for row in whole].count("zero-variance") == 2
-    assert rows_of(began(rows[-1]["step"]).findings) == whole
 
 
 def test_a_symptom_that_is_named_after_an_interruption_ends_the_training_that_had_it(began):
