@@ -34,7 +34,7 @@ def test_without_a_terminal_each_step_is_a_line(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "step 10/40  val optimal 50.0%",
         "step 20/40  loss 0.1234  reward 0.500  optimal 25.0%  GiB 3.0  0:00:40 left",
-        "step 30/40  GiB 1.0  0:00:20 left",
+        "step 30/40  GiB 1.0  0:00:10 left",
         "step 40/40  loss 0.5000",
         "warning: so it is",
     ]

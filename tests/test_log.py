@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from data.common.files import read_jsonl
+from pipeline.health.symptom import Level
 from pipeline.watch.live import Progress
 from pipeline.watch.log import Log, Stopped
 from tests.synthetic import collapsed, grpo_log
@@ -44,16 +45,16 @@ def test_every_signal_is_written_and_a_number_that_is_not_finite_is_null(began):
     ]
 
 
-def test_a_finding_is_said_once_in_two_lines_and_written(began, capsys):
+def test_a_finding_is_said_once_in_two_lines(began, capsys):
     log = began()
     take(log, collapsed(1))
-    (finding,) = (one for one in rows_of(log.findings) if one["level"] != "note")
-    assert finding["symptom"] == "entropy-collapse"
+    (finding,) = (one for one in log.watch.findings if one.level != Level.NOTE)
+    assert finding.symptom == "entropy-collapse"
     said = capsys.readouterr().out.splitlines()
     (first,) = (line for line in said if "entropy-collapse" in line)
-    name = f"{finding['level']} ({finding['symptom']}, step {finding['step']})"
-    assert first == f"{name}: {finding['title']}: {finding['evidence']}"
-    assert said[said.index(first) + 1] == f"  {finding['advice']}"
+    name = f"{finding.level} ({finding.symptom}, step {finding.step})"
+    assert first == f"{name}: {finding.title}: {finding.evidence}"
+    assert said[said.index(first) + 1] == f"  {finding.advice}"
 
 
 def test_a_healthy_training_has_nothing_but_steps_and_notes_said(began, capsys):
@@ -78,9 +79,9 @@ def test_the_row_at_which_a_training_is_lost_says_why(began, capsys):
     log.end(3, {"grad_norm": math.nan}, "the gradient norm is not a finite number")
     (row,) = rows_of(log.path)
     assert (row["step"], row["grad_norm"], "loss" in row) == (3, None, False)
-    (finding,) = rows_of(log.findings)
-    assert (finding["symptom"], finding["level"], finding["step"]) == ("nonfinite", "stop", 3)
-    assert finding["evidence"] == row["lost"]
+    (finding,) = log.watch.findings
+    assert (finding.symptom, finding.level, finding.step) == ("nonfinite", Level.STOP, 3)
+    assert finding.evidence == row["lost"]
     assert row["lost"] in capsys.readouterr().out
 
 
@@ -88,10 +89,10 @@ def test_a_training_that_resumes_keeps_the_rows_before_and_says_nothing_twice(be
     rows = collapsed(1)
     log = began()
     take(log, rows)
-    whole, written = rows_of(log.findings), rows_of(log.path)
+    whole, written = log.watch.findings, rows_of(log.path)
     with log.path.open("a") as file:
         file.write('{"step": 999, "rew')  # torn
-    middle = max(row["step"] for row in whole)
+    middle = max(finding.step for finding in whole)
     assert middle < rows[-1]["step"]
     capsys.readouterr()
     again = began(middle)
@@ -99,8 +100,9 @@ def test_a_training_that_resumes_keeps_the_rows_before_and_says_nothing_twice(be
         row["step"] for row in rows if row["step"] <= middle
     ]
     take(again, [row for row in rows if row["step"] > middle])
-    assert (rows_of(again.path), rows_of(again.findings)) == (written, whole)
-    assert not any(f"({row['symptom']}, " in capsys.readouterr().out for row in whole)
+    assert (rows_of(again.path), again.watch.findings) == (written, whole)
+    said = capsys.readouterr().out
+    assert not any(f"({finding.symptom}, " in said for finding in whole)
 
 
 def test_a_symptom_that_is_named_after_an_interruption_ends_the_training_that_had_it(began):
@@ -112,7 +114,6 @@ def test_a_symptom_that_is_named_after_an_interruption_ends_the_training_that_ha
         began(step, stop=("entropy-collapse",))
     begun = began(step)  # all that was written is kept
     assert [row["step"] for row in rows_of(begun.path)] == [row["step"] for row in rows]
-    assert "entropy-collapse" in {row["symptom"] for row in rows_of(begun.findings)}
 
 
 def test_only_the_main_process_writes_and_speaks(began, tmp_path, capsys):

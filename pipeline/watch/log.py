@@ -1,12 +1,11 @@
-"""A training's log: all signals to ``log.jsonl``, findings to ``findings.jsonl``, the main signals
-and all findings to the terminal."""
+"""A training's log: all signals to ``log.jsonl``, the main signals and all findings to the
+terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from data.run import LOG
 from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.symptom import Level
 from pipeline.watch.live import Progress
-
-FINDINGS = "findings.jsonl"
 
 
 class Stopped(Exception):  # noqa: N818 - not an error of ours
@@ -35,8 +32,8 @@ class Log(TrainerCallback):
     once, and ends the training at the symptoms of ``stop``."""
 
     def __init__(self, folder: Path, kind: str, shown: Progress, stop: Sequence[str] = ()) -> None:
-        self.path, self.findings = folder / LOG, folder / FINDINGS
-        self.shown, self.stop, self.watch = shown, stop, Watch(kind)
+        self.path, self.shown, self.stop = folder / LOG, shown, stop
+        self.watch = Watch(kind)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep what lies before the checkpoint that a training resumes from.
@@ -51,8 +48,7 @@ class Log(TrainerCallback):
         self.shown.open(state.global_step, state.max_steps)
         for row in kept:
             self.shown.add(row)
-        findings = [finding for row in kept for finding in self.watch.update(row)]
-        write_jsonl(self.findings, map(asdict, findings))
+            self.watch.update(row)
         # The recipe may not have named a symptom when it was found.
         self._end_for(self.watch.findings)
 
@@ -78,12 +74,12 @@ class Log(TrainerCallback):
             for key, value in logs.items()
         }
         row = {"step": step, **signals}
-        _append_line(self.path, row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(to_line(row))
         if "train_runtime" not in logs:
             self.shown.show(step, signals)
         findings = self.watch.update(row)
         for finding in findings:
-            _append_line(self.findings, asdict(finding))
             self.shown.say(sentence(finding))
         return findings
 
@@ -92,11 +88,6 @@ class Log(TrainerCallback):
         for finding in findings:
             if finding.symptom in self.stop and finding.level != Level.NOTE:
                 raise Stopped(finding)
-
-
-def _append_line(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(to_line(row))
 
 
 def _rows_until(path: Path, step: int) -> Iterator[dict[str, Any]]:
