@@ -90,7 +90,9 @@ def successes(training: Training, size: tuple[int, int], force: bool) -> list[Ro
         drawn = _draw_successes(training, rows, prompts, answers)
         write_jsonl(path, {(row["id"], row["completion"]): row for row in drawn}.values())
         stage.finish([path.name], drawn=prompts * answers)
-    kept = [{**asked[row["id"]], "gold": row["completion"]} for _, row in read_jsonl(path)]
+    kept: list[Row] = [
+        {**asked[row["id"]], "gold": row["completion"]} for _, row in read_jsonl(path)
+    ]
     print(f"{arm}: {len(kept)} different successes of {prompts * answers} answers", flush=True)
     require(kept, f"{training.start} gave no optimal answer in {prompts * answers}; run SFT first")
     return kept

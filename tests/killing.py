@@ -41,7 +41,7 @@ if __package__:  # or below pytest, where the folder itself is searched
 CLOCK = {
     "seconds", "commit", "step_time", "train_runtime", "train_samples_per_second",
     "train_steps_per_second", "time/generate", "time/reward", "time/train", "time/monitor",
-    "tokens_per_second", "memory",
+    "memory",
 }  # fmt: skip
 #: What Python reports of changes to files; what torch and safetensors write is not among it.
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}

@@ -127,15 +127,12 @@ def test_every_signal_of_grpo_is_in_the_log_and_handed_to_reporters(recipe_of, t
     assert {"val/optimal", "val/feasible", "val/reward", "time/monitor"} < first.keys()
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "train_runtime" in last
-    before = 0
     for row in rows:
         assert row["truth/optimal"] == row["rewards/optimal/mean"]
         assert row["truth/feasible"] == row["rewards/validity/mean"]
         parts = sum(row[f"time/{part}"] for part in ("generate", "reward", "train"))
         assert row["step_time"] < parts < row["step_time"] + 1
         assert 0.1 < row["memory"] < 100
-        assert row["tokens_per_second"] == pytest.approx((row["num_tokens"] - before) / parts)
-        before = row["num_tokens"]
         assert 0 <= row["completions/duplicates"] <= 1
         assert {
             *("reward", "reward_std", "rewards/format/mean", "rewards/format/std", "entropy"),
@@ -153,7 +150,7 @@ def test_sft_is_measured_on_gold_answers_and_draws_where_the_recipe_says(
     first, *rows, _ = log_of(tmp_path / "out")
     assert first["val/loss"] == pytest.approx(math.log(1180), rel=0.1)  # of random weights
     assert rows[-1]["val/loss"] < first["val/loss"]
-    assert {"time/train", "tokens_per_second", "memory"} < rows[-1].keys()
+    assert {"time/train", "memory"} < rows[-1].keys()
     assert not {"time/generate", "time/reward"} & rows[-1].keys()
     drawn = {key for key in rows[-1] if key.startswith(("val/", "kl"))} - {"val/loss"}
     assert bool(drawn) == ("sft" in sampled)

@@ -1,1 +1,1 @@
-"""Beside a running training: its signals, val problems, live view and log."""
+"""Beside a running training: its signals, val problems, progress and log."""

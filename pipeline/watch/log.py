@@ -47,7 +47,6 @@ class Log(TrainerCallback):
         write_jsonl(self.path, kept)
         self.shown.open(state.global_step, state.max_steps)
         for row in kept:
-            self.shown.add(row)
             self.watch.update(row)
         # The recipe may not have named a symptom when it was found.
         self._end_for(self.watch.findings)

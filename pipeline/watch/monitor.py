@@ -31,7 +31,7 @@ from data.recipe import Recipe
 from data.sections import MonitorSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
-from pipeline.watch.live import progress
+from pipeline.watch.live import Progress
 from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks
 
@@ -80,7 +80,7 @@ def monitored(
     """
     trainer.remove_callback(PrinterCallback)
     _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
-    shown = progress(f"{arm} ({kind})")
+    shown = Progress(f"{arm} ({kind})")
     log = Log(folder, kind, shown, recipe.monitor.stop)
     sticks = None
     # Where several processes hold a model's weights in parts, one alone cannot use it.
@@ -159,7 +159,6 @@ class Monitor(TrainerCallback):
         self.every, self.kl_every = section.every, section.kl_every
         self.spent: dict[str, float] = defaultdict(float)  # seconds by part, since the last row
         self.steps = 0  # since the last row
-        self.seconds = 0.0  # of the steps since tokens were last counted
         self._held: list[tuple[Any, str]] = []
         self._wrap(trainer, "log", self._log)
         self._wrap(trainer, "training_step", self._training_step)
@@ -187,9 +186,6 @@ class Monitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.logged = state.global_step
-        # SFT counts its tokens itself; where it resumes, Resumable has set the count before.
-        counted = getattr(self.trainer, "_total_train_tokens", None)
-        self.tokens = state.num_input_tokens_seen if counted is None else counted
         if self.sticks and (self.every or self.kl_every):
             began = time.perf_counter()
             measured = self.sticks.begin(fresh=state.global_step == 0)
@@ -200,9 +196,7 @@ class Monitor(TrainerCallback):
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        seconds = time.perf_counter() - self._began
-        self.spent["step"] += seconds
-        self.seconds += seconds
+        self.spent["step"] += time.perf_counter() - self._began
         self.steps += 1
         if not self._weights_are_finite():
             raise self._lost("weight", step=state.global_step, spared="a checkpoint")
@@ -284,21 +278,17 @@ class Monitor(TrainerCallback):
     ) -> Any:
         if "loss" in logs:
             step = self.trainer.state.global_step
-            self._add_truth_and_speed(logs)
+            self._add_truth_and_time(logs)
             if self.sticks:
                 self._add_yardsticks(self.sticks, logs, step)
             self.logged = step
         return original(logs, *args, **kwargs)
 
-    def _add_truth_and_speed(self, logs: dict[str, float]) -> None:
+    def _add_truth_and_time(self, logs: dict[str, float]) -> None:
         metrics = self.trainer._metrics["train"]
         for reward, truth in _TRUTH.items():
             if values := metrics.get(f"{reward}/mean"):
                 metrics[truth] = list(values)
-        if counted := metrics.get("num_tokens"):
-            if self.seconds:
-                logs["tokens_per_second"] = (counted[-1] - self.tokens) / self.seconds
-            self.tokens, self.seconds = counted[-1], 0.0
         step = self.spent.pop("step", 0.0)
         parts = {**self.spent, "train": step - sum(self.spent.values())}
         for part, seconds in parts.items():
