@@ -22,12 +22,6 @@ def series(values, each=1):
     return made
 
 
-def test_levels_are_medians_of_the_first_and_last_values():
-    made = series([9, 1, 2, 3, 4, 5, 6, 7, 100])
-    assert (made.start(3), made.now(3), made.last(2)) == (2, 7, [7, 100])
-    assert made.steps == (0, 8)
-
-
 def test_a_long_signal_is_seen_whole_in_few_points():
     made = series(range(100_000))
     whole = made.whole()
@@ -47,17 +41,9 @@ def test_going_back_forgets_all_that_came_after(rows, back):
     assert made.last(1) == [-1.0]
 
 
-def test_a_value_at_the_same_step_takes_the_place_of_the_last():
-    made = series([1, 2, 3])
-    made.add(2, 7)
-    assert made.last(5) == [1, 2, 7]
-    assert made.count == 3
-
-
 def test_values_of_some_steps_ago_and_between_steps():
     made = series(range(100), each=10)
     assert (made.ago(100, 3), made.ago(10, 3)) == (90, None)
-    assert (made.at_start(), made.at_end()) == ((0, 20), (970, 990))
     few = series([1, 2, 3, 4], each=10)
     assert (few.between(5, 25), few.between(21, 24)) == (2.5, 3)
 

@@ -67,14 +67,8 @@ class Watch:
     @property
     def missing(self) -> dict[str, tuple[str, ...]]:
         """The signals that each silent symptom lacks."""
-        lacking = {
-            symptom.name: tuple(need for need in symptom.needs if not self._has(need))
-            for symptom in self.symptoms
-        }
+        lacking = {symptom.name: symptom.missing(self.signals) for symptom in self.symptoms}
         return {name: signals for name, signals in lacking.items() if signals}
-
-    def _has(self, need: str) -> bool:
-        return any(self.signals[name].count for name in need.split(" or "))
 
     def update(self, row: LogRow) -> list[Finding]:
         """Take in a row; returns the findings that it raises."""

@@ -19,7 +19,7 @@ from pipeline.health.trends import ENOUGH, FEW, RECENT, falls, lowest, thirds
     source="TRL issue 4040 (beta 0 reports no KL at all, so a NaN is a fault); ms-swift issues "
     "3136 and 3930 (NaN to the end; none at a lower learning rate)",
     kinds=(SFT, GRPO),
-    needs=("loss",),
+    needs={"loss": 0},
     worst=Level.STOP,
 )
 def nonfinite(
@@ -44,7 +44,7 @@ def nonfinite(
     source="microsoft/LoRA issue 120, open-unlearning issue 178 (checkpointing leaves the adapter "
     "without a gradient)",
     kinds=(SFT, GRPO),
-    needs=("gradient norm or learning rate",),
+    needs={"gradient norm or learning rate": 1},
     worst=Level.STOP,
 )
 def untrained(s: Signals) -> Seen | None:
@@ -67,7 +67,7 @@ def untrained(s: Signals) -> Seen | None:
     "num_iterations to 1.",
     source="TRL issue 2980 (spikes under num_iterations 4 after a long training)",
     kinds=(SFT, GRPO),
-    needs=("gradient norm",),
+    needs={"gradient norm": 2 * ENOUGH},
 )
 def grad_spikes(
     s: Signals,
@@ -75,8 +75,6 @@ def grad_spikes(
     spikes: int = 3,  # within twice ENOUGH rows
 ) -> Seen | None:
     norms = s["gradient norm"].last()
-    if len(norms) < 2 * ENOUGH:
-        return None
     usual, last = median(norms), norms[-2 * ENOUGH :]
     high = [norm for norm in last if norm > times * usual]
     if len(high) < spikes:
@@ -94,16 +92,13 @@ def grad_spikes(
     "learning rate or LoRA rank.",
     source="the usual reading of a gap that grows; nothing here is tuned to it",
     kinds=(SFT,),
-    needs=("loss", "val loss"),
+    needs={"loss": FEW, "val loss": 6},
 )
 def overfitting(
     s: Signals,
-    points: int = 6,  # fewest measurements on val
     growth: float = 0.05,  # beyond the lowest, as a share of it
 ) -> Seen | None:
     val, loss = s["val loss"], s["loss"]
-    if val.count < points or loss.count < FEW:
-        return None
     least, now = lowest(val.last()[:-FEW], FEW), val.now(FEW)
     if least <= 0 or now < (1 + growth) * least or loss.now(FEW) >= loss.start():
         return None
@@ -119,7 +114,7 @@ def overfitting(
     advice="Stop, lower the learning rate 3 to 10 times, lengthen the warm-up, shuffle.",
     source="the usual reading of a rising loss; nothing here is tuned to it",
     kinds=(SFT,),
-    needs=("loss",),
+    needs={"loss": 0},
     worst=Level.STOP,
 )
 def diverged(
@@ -153,7 +148,7 @@ def diverged(
     "mean_token_accuracy is near 1, skip SFT.",
     source="the usual reading of a flat loss; nothing here is tuned to it",
     kinds=(SFT,),
-    needs=("loss",),
+    needs={"loss": 0},
     trend=True,
 )
 def loss_stands(
@@ -179,15 +174,13 @@ def loss_stands(
     "update, so the loss is near beta times the KL by construction; its gradient is not.",
     advice="Nothing: watch reward, truth, KL and gradient norm instead.",
     source="TRL issues 2703 and 3452; open-r1 issue 239",
-    needs=("loss", "gradient norm"),
+    needs={"loss": ENOUGH, "gradient norm": ENOUGH},
     worst=Level.NOTE,
 )
 def loss_near_zero(
     s: Signals,
     near: float = 0.05,  # users ask about a loss up to this
 ) -> Seen | None:
-    if min(s["loss"].count, s["gradient norm"].count) < ENOUGH:
-        return None
     loss, norm = median(map(abs, s["loss"].last(ENOUGH))), s["gradient norm"].now(ENOUGH)
     if loss > near or norm <= 0:
         return None

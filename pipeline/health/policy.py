@@ -29,7 +29,7 @@ def _unmoved(s: Signals) -> bool:
     "lower beta or set it to 0.",
     source="TRL issue 3452 (KL of 5e-4 at learning rate 3e-6, reports of no gain); TRL's GRPO "
     "page: beta is 0 by default, as in arXiv 2503.14476 and 2503.20783",
-    needs=("KL",),
+    needs={"KL": 1},
     trend=True,
 )
 def kl_flat(
@@ -58,7 +58,7 @@ def kl_flat(
     cause="Steps are too short: the learning rate, or what beta leaves of it.",
     advice="Raise the learning rate 2 to 3 times, lower beta, or train longer.",
     source="TRL issue 3452; arXiv 2402.03300 (beta 0.04, which holds the policy)",
-    needs=("KL",),
+    needs={"KL": 1},
     trend=True,
 )
 def kl_slow(
@@ -82,7 +82,7 @@ def kl_slow(
     "0.01 to 0.04, and read a few answers.",
     source="ms-swift issue 6550 (all rewards fall as the KL jumps); arXiv 2210.10760 (true reward "
     "falls with KL beyond a peak)",
-    needs=("KL",),
+    needs={"KL": 1},
     worst=Level.STOP,
 )
 def kl_runaway(
@@ -116,7 +116,7 @@ def kl_runaway(
     "beta to 0.01 or so, or stop earlier.",
     source="arXiv 2505.22617 (performance is traded from entropy and ends with it); arXiv "
     "2503.14476, clip-higher; here: at learning rate 1e-3, solved in 32 fell by 27 points (README)",
-    needs=("entropy",),
+    needs={"entropy": 2 * FEW},
 )
 def entropy_collapse(
     s: Signals,
@@ -125,8 +125,6 @@ def entropy_collapse(
     steps: int = 40,
 ) -> Seen | None:
     series, length, twins = s["entropy"], s["answer length"], s["duplicates"]
-    if series.count < 2 * FEW:
-        return None
     rows = max(FEW, min(ENOUGH, series.count // 4))
     now, start = series.now(rows), series.start(min(rows, SOME))
     before = series.ago(steps, rows)
@@ -151,7 +149,7 @@ def entropy_collapse(
     "epsilon_high, keep the loss_type dapo.",
     source="arXiv 2503.14476, section 3.3 (an unhealthy rise of entropy, with gibberish); here: at "
     "100 times the learning rate (README, sick on purpose)",
-    needs=("entropy",),
+    needs={"entropy": 2 * FEW},
 )
 def entropy_rises(
     s: Signals,
@@ -159,8 +157,6 @@ def entropy_rises(
     more: float = 0.5,  # nats a token beyond it
 ) -> Seen | None:
     series, reward = s["entropy"], s["reward"]
-    if series.count < 2 * FEW:
-        return None
     now, start = series.now(FEW), series.start()
     if now < max(times * start, start + more):
         return None
@@ -177,7 +173,7 @@ def entropy_rises(
     advice="Near 0: raise the temperature, do less SFT. Otherwise: raise the learning rate, lower "
     "beta, check that the trained weights are those that are sampled.",
     source="arXiv 2505.22617 (left alone, entropy falls early in every run that learns)",
-    needs=("entropy",),
+    needs={"entropy": ENOUGH},
     trend=True,
 )
 def entropy_flat(
@@ -186,7 +182,7 @@ def entropy_flat(
     same: float = 0.05,  # relative change up to which it stands; 3 times as much is ruled out
 ) -> Seen | None:
     series = s["entropy"]
-    if series.count < ENOUGH or s.solved():
+    if s.solved():
         return None
     start, now = series.start(), series.now()
     if 0 <= max(start, now) <= none:

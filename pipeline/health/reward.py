@@ -33,7 +33,7 @@ _FORM, _LITTLE = 0.05, 0.25
     advice="All wrong: easier problems, more SFT, larger groups, a graded reward. All right: "
     "harder problems. `make probe` tells before training.",
     source="arXiv 2503.14476, dynamic sampling; arXiv 2402.03300 (the advantage)",
-    needs=("flat groups or reward spread",),
+    needs={"flat groups or reward spread": 1},
     worst=Level.STOP,
 )
 def zero_variance(
@@ -72,7 +72,7 @@ def dead(s: Signals) -> bool:
     "from more SFT or an easier tier, use a graded reward; then raise the learning rate.",
     source="open-r1 issues 436 and 474 (reports of it); arXiv 2503.14476 (groups without a "
     "gradient)",
-    needs=("reward", "reward spread"),
+    needs={"reward": 1, "reward spread": 1},
     trend=True,
 )
 def plateau(
@@ -124,15 +124,13 @@ def _spread(s: Signals) -> float:
     "or more prompts a step; with a curriculum, compare on val.",
     source="ms-swift issue 6550 (all rewards fall as the KL jumps); here: at 100 times the "
     "learning rate (README, sick on purpose)",
-    needs=("reward", "reward spread"),
+    needs={"reward": ENOUGH, "reward spread": 1},
     trend=True,
 )
 def reward_falls(
     s: Signals,
     loss: float = 0.4,  # relative to the spread of single rewards
 ) -> Seen | None:
-    if s["reward"].count < ENOUGH or not s["reward spread"].count:
-        return None
     values, unit = s["reward"].whole(), max(s["reward spread"].last())
     early, late = thirds(values)
     if unit <= 0 or early - late < loss * unit or falls(values) > FIRM:
@@ -150,7 +148,7 @@ def reward_falls(
     "graded, binary or ranked), and keep an earlier checkpoint.",
     source="arXiv 2210.10760 (a proxy goes on rising while the true reward falls); here: the "
     "published reward from 58 to 67 of 100, optimal answers below where they began (README)",
-    needs=("reward", "truth"),
+    needs={"reward": ENOUGH, "truth": ENOUGH},
     worst=Level.STOP,
     trend=True,
 )
@@ -161,7 +159,7 @@ def hacking(
     """The share of right answers falls as the reward rises, or surely stands still: along the whole
     training, or its last rows."""
     reward, truth = s["reward"], s["truth"]
-    if min(reward.count, truth.count) < ENOUGH or s.solved():
+    if s.solved():
         return None
     return _parting(s, reward.whole(), truth.whole(), gain) or _parting(
         s, reward.last(), truth.last(), gain
@@ -199,7 +197,7 @@ def _parting(s: Signals, paid: list[float], true: list[float], least: float) -> 
     "(shape graded or binary), lower the learning rate, or hold the policy by a beta of 0.01 to "
     "0.04.",
     source="arXiv 2210.10760 (beyond a peak the true reward falls, whatever the proxy does)",
-    needs=("truth",),
+    needs={"truth": 1},
     trend=True,
 )
 def truth_falls(s: Signals) -> Seen | None:
@@ -233,7 +231,7 @@ def truth_falls(s: Signals) -> Seen | None:
     "form is there, and check that groups hold any right answer at all.",
     source="here: with the graded reward the share of valid answers rose from 0.3 to 65 % with "
     "under 1 % optimal (README, four cells)",
-    needs=("form or format", "truth"),
+    needs={"form or format": 1, "truth": 1},
     trend=True,
 )
 def form_alone(s: Signals) -> Seen | None:
@@ -263,14 +261,14 @@ def _rising(s: Signals, name: str) -> Seen | None:
     advice="Raise max_completion_length, or set mask_truncated_completions; where answers ramble, "
     "more SFT.",
     source="arXiv 2503.14476, overlong filtering; TRL's GRPOConfig.mask_truncated_completions",
-    needs=("answers cut off",),
+    needs={"answers cut off": SOME},
 )
 def truncation(
     s: Signals,
     most: float = 0.2,  # share of the answers
 ) -> Seen | None:
-    cut = s["answers cut off"]
-    if cut.count < SOME or (share := cut.now()) < most:
+    share = s["answers cut off"].now()
+    if share < most:
         return None
     return Level.WARNING, f"{share:.0%} of the answers are cut off (median of {SOME} rows)"
 
@@ -281,17 +279,14 @@ def truncation(
     advice="More training problems, fewer epochs, beta 0.01 to 0.04; keep the checkpoint that is "
     "best on val.",
     source="the usual reading of a gap that grows; nothing here is tuned to it",
-    needs=("truth", "val truth"),
+    needs={"truth": ENOUGH, "val truth": 6},
     trend=True,
 )
 def train_val_gap(
     s: Signals,
-    points: int = 6,  # fewest measurements on val
     gap: float = 0.2,  # growth of training truth beyond that on val
 ) -> Seen | None:
     val, truth = s["val truth"], s["truth"]
-    if val.count < points or truth.count < ENOUGH:
-        return None
     # Over the same steps: val is measured seldom, perhaps first when much was learnt.
     train = truth.between(*val.at_end()) - truth.between(*val.at_start())
     held = val.now(FEW) - val.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -40,26 +40,39 @@ class Symptom:
         cause: why it happens.
         advice: what to change.
         source: publication, report or measurement that it is based on.
-        needs: signals without which it is silent; "a or b" is either.
+        needs: signals, "a or b" for either, and in how many rows. With fewer it is silent.
         kinds: trainers that may have it.
         worst: its worst level; once raised at this level it is not tested again.
         trend: whether it tests a trend or the lack of one. Tested at every row, chance would raise
             it sooner or later, so it is tested only whenever the log has grown by a fifth.
         name: for programs and for ``monitor.stop``.
-        test: looks for it in the signals.
     """
 
     title: str
     cause: str
     advice: str
     source: str
-    needs: tuple[str, ...]
+    needs: Mapping[str, int]
     kinds: tuple[str, ...] = (GRPO,)
     worst: Level = Level.WARNING
     trend: bool = False
     name: str = field(init=False)
-    test: Test = field(init=False)
+    _test: Test = field(init=False)
 
     def __call__(self, test: Test) -> Symptom:
-        self.name, self.test = test.__name__.replace("_", "-"), test
+        self.name = test.__name__.replace("_", "-")
+        self._test = test
         return self
+
+    def test(self, s: Signals) -> Seen | None:
+        """Look for it in the signals, where there are as many as it needs."""
+        lacking = any(_rows(s, need) < rows for need, rows in self.needs.items())
+        return None if lacking else self._test(s)
+
+    def missing(self, s: Signals) -> tuple[str, ...]:
+        """What it needs and no row had."""
+        return tuple(need for need in self.needs if not _rows(s, need))
+
+
+def _rows(s: Signals, need: str) -> int:
+    return max(s[name].count for name in need.split(" or "))
