@@ -249,10 +249,9 @@ class MonitorSection:
 
     Attributes:
         every: steps from one measurement on val problems to the next, at logging steps; 0 for none.
-        problems, samples: how many of val, the same every time, and answers to each.
+        problems, samples: how many of val, the same every time, and answers to each; SFT, whose
+            step takes no longer than a few answers, draws none and has ``val/loss`` alone.
         kl_every: steps from one measurement of ``kl_start`` to the next; 0 for none.
-        sampled: the stages, ``sft`` or ``grpo``, in which answers are drawn for this; elsewhere
-            there is ``val/loss`` alone. A step of SFT takes no longer than a few answers.
         stop: findings that end a training, by the names of ``make doctor``, such as ``hacking``;
             all others are only said. A loss that is not a number always ends it.
     """
@@ -261,7 +260,6 @@ class MonitorSection:
     problems: int = setting(at_least(1), 32)
     samples: int = setting(at_least(1), 2)
     kl_every: int = setting(at_least(0), 5)
-    sampled: tuple[str, ...] = setting(one_of("sft", "grpo"), ("grpo",))
     stop: tuple[str, ...] = ()
 
 

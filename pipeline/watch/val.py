@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,7 +24,6 @@ from data.run import START, Run
 from pipeline.model.decode import (
     Decoding,
     Sample,
-    answer_limit,
     reasoning_prefix,
     render,
     sample,
@@ -67,22 +66,17 @@ class Yardsticks:
     ) -> None:
         self.trainer, self.generates = trainer, generates
         self.tokenizer = tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
-        self.seed, self.reward, section = recipe.seed, recipe.reward, recipe.monitor
-        self.samples = section.samples if kind in section.sampled else 0
-        self.golds = kind == "sft"
-        self.rows = val_rows(recipe.run, recipe.all_arms[arm].tiers, section.problems)
+        self.seed, self.reward, self.samples = recipe.seed, recipe.reward, recipe.monitor.samples
+        self.draws = kind == "grpo"
+        self.rows = val_rows(recipe.run, recipe.all_arms[arm].tiers, recipe.monitor.problems)
         self.prefix = reasoning_prefix(tokenizer)
         self.prompts = [render(tokenizer, row["prompt"]) for row in self.rows]
         args: Any = trainer.args  # SFT's or GRPO's
-        self.limit = (
-            getattr(args, "max_completion_length", None)
-            or recipe.grpo.get("max_completion_length")
-            or recipe.eval.max_tokens
-            or answer_limit(tokenizer, self.rows)
-        )
-        # As many at a time as the training draws, which there is memory for.
-        drawn = args.per_device_train_batch_size * (getattr(args, "steps_per_generation", 0) or 0)
-        self.together = min(recipe.eval.rows, drawn or recipe.eval.rows)
+        if self.draws:
+            self.limit = args.max_completion_length
+            # As many at a time as the training draws, which there is memory for.
+            drawn = args.per_device_train_batch_size * args.steps_per_generation
+            self.together = min(recipe.eval.rows, drawn)
         self.path = Path(args.output_dir) / START
         self.start: list[tuple[Encoded, list[float]]] = []
 
@@ -96,7 +90,7 @@ class Yardsticks:
                 for _, row in kept
             ]
             return {}
-        if not self.samples:
+        if not self.draws:
             return self.val()
         with undisturbed(self.trainer) as model:
             drawn = self._draw(model)
@@ -117,26 +111,25 @@ class Yardsticks:
         """Measure the model on the val problems, always with the same random numbers.
 
         Returns:
-            In stages with ``samples``, answers at temperature 1: ``val/optimal`` and
-            ``val/feasible`` (shares of the answers), ``val/reward`` (their mean under the recipe's
-            reward) and ``val/entropy`` (the mean negative log-probability of their tokens in nats,
-            an estimate of the entropy of a token). In SFT ``val/loss``, the same of the gold
-            answers. The ends of answers count.
+            In GRPO of answers at temperature 1 ``val/optimal`` and ``val/feasible`` (shares of
+            them), ``val/reward`` (their mean under the recipe's reward) and ``val/entropy`` (the
+            mean negative log-probability of their tokens in nats, an estimate of the entropy of a
+            token). In SFT ``val/loss``, the same of the gold answers. The ends of answers count.
         """
         with undisturbed(self.trainer) as model:
-            return self._val(model, self._draw(model) if self.samples else [])
+            if self.draws:
+                return self._val(model, self._draw(model))
+            golds = [Sample(row["gold"], "stop", 0) for row in self.rows]
+            return {"val/loss": self._surprise(model, [[gold] for gold in golds])}
 
     def _val(self, model: PreTrainedModel, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
-        measured = {}
-        if drawn:
-            measured = self._judged(drawn)
-            texts = [self._encoded(i, one) for i, group in enumerate(drawn) for one in group]
-            measured["val/entropy"] = _surprise(log_probabilities(model, texts))
-        if self.golds:
-            golds = [Sample(row["gold"], "stop", 0) for row in self.rows]
-            texts = [self._encoded(i, gold) for i, gold in enumerate(golds)]
-            measured["val/loss"] = _surprise(log_probabilities(model, texts))
-        return measured
+        return {**self._judged(drawn), "val/entropy": self._surprise(model, drawn)}
+
+    def _surprise(self, model: PreTrainedModel, answers: Sequence[Sequence[Sample]]) -> float:
+        """The mean negative log-probability of all tokens of answers to each problem."""
+        texts = [self._encoded(i, one) for i, group in enumerate(answers) for one in group]
+        scores = [score for text in log_probabilities(model, texts) for score in text]
+        return -sum(scores) / max(1, len(scores))
 
     def _judged(self, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:
         asked, texts, verdicts = [], [], []
@@ -175,12 +168,6 @@ class Yardsticks:
             return generated(self.trainer, self.tokenizer, *asked, seeds[0])
         drawn = sample(model, self.tokenizer, *asked, seeds, self.together)
         return [group for _, group in sorted(drawn, key=lambda each: each[0])]
-
-
-def _surprise(scored: Iterable[list[float]]) -> float:
-    """The mean negative log-probability of all tokens."""
-    each = [score for text in scored for score in text]
-    return -sum(each) / max(1, len(each))
 
 
 def kl_from(before: Sequence[float], now: Sequence[float]) -> float:
