@@ -87,7 +87,7 @@ def shortened(recipe: Recipe, gold: int) -> Recipe:
     ``gold`` answer where it does not say."""
     short = {"max_steps": DRY_STEPS, "logging_steps": 1, "save_strategy": "no"}
     limit = recipe.grpo.get("max_completion_length") or 2 * gold
-    vllm = recipe.fast_inference or recipe.grpo.get("use_vllm")
+    vllm = recipe.grpo.get("use_vllm")
     given = recipe.grpo.get("generation_kwargs") or {}
     longest = {
         "max_completion_length": limit,

@@ -36,15 +36,10 @@ def written(folder, name, batch):
     (folder / name).mkdir()
     tier = {"train": 16, "val": 1, "test": 1, "events": [3, 4]}
     steps = {**STEPS, "per_device_train_batch_size": batch}
-    recipe = write_recipe(
-        folder / name,
-        folder / "model",
-        name=name,
-        lora=LORA,
-        data={"main": "dense", "tiers": {"dense": tier}},
-        sft={**RECIPE["sft"], **steps},
-        grpo={**RECIPE["grpo"], **steps},
-    )
+    stages = {stage: {**RECIPE[stage], **steps} for stage in ("sft", "grpo")}
+    data = {"main": "dense", "tiers": {"dense": tier}}
+    model = folder / "model"
+    recipe = write_recipe(folder / name, model, name=name, lora=LORA, data=data, **stages)
     make.run(recipe, force=False, workers=1)
     return recipe
 

@@ -123,11 +123,6 @@ def lora_config(lora: Arguments | None, source: str) -> LoraConfig | None:
     return _config(LoraConfig, source, "lora", lora, {"task_type": "CAUSAL_LM"})
 
 
-def prompts_together(config: Any) -> int:
-    """Prompts that GRPO answers at a time; a training needs at least as many."""
-    return config.generation_batch_size // config.num_generations
-
-
 def check_settings(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
     from transformers.integrations import get_available_reporting_integrations
