@@ -152,7 +152,7 @@ gpu-check: setup ## a dry run of your recipe: seconds a step and peak memory bes
 
 # --- other experiments ------------------------------------------------------------------------
 
-compare: setup ## the arms of a recipe over training seeds, and how their rewards agree with the truth
+compare: setup ## the arms of a recipe over training seeds, side by side
 	$(PY) -m eval.compare$(with)
 
 ablate: data arms eval compare ## GRPO under each shape of the reward and the published one, compared

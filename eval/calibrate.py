@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data.common.console import plain_console
-from data.common.errors import UserError, run_main
+from data.common.errors import run_main
 from data.common.files import write_json
 from data.common.seeds import seed_of
 from data.recipe import RUNS
@@ -38,13 +38,14 @@ from eval.stats.cases import (
 from eval.stats.conclusion import Conclusion, Evidence, decide
 from eval.stats.estimate import Indices, bootstrap_indices, mean_interval
 from eval.stats.evidence import Arms, quantities_of
-from eval.stats.power import detectable
 
 #: At most this share of arms without a new skill may be called a new capability, and of arms with
 #: the stated one merely elicited.
 MOST_FALSE = 0.05
 #: At least this share of arms with the stated effect must be called what they are.
 LEAST_POWER = 0.80
+#: Of the problems, for intervals; and the seed of the simulated arms.
+RESAMPLES, SEED = 1000, 7
 #: The bounds on power hold at the first; false claims are bounded everywhere.
 STUDY_SIZES = (
     StudySize(200, 64, 256),
@@ -65,15 +66,15 @@ _HEADINGS = {
 def concluded_by_repetition(arms: Arms, margins: Margins, indices: Indices) -> list[Conclusion]:
     """What is concluded on one tier, by repetition; counts are [repetitions, problems]."""
     values, budget = quantities_of(arms, margins)
-    cube = np.stack(list(values.values()), axis=-1)  # [repetitions, problems, quantities]
-    columns = cube.transpose(1, 0, 2).reshape(cube.shape[1], -1)
-    intervals = mean_interval(columns, indices, margins.level, bounds=(-1.0, 1.0))
+    intervals = [
+        mean_interval(of_quantity.T, indices, margins.level, bounds=(-1.0, 1.0))
+        for of_quantity in values.values()  # [repetitions, problems]
+    ]
     conclusions = []
-    for start in range(0, len(intervals), len(values)):
-        estimates = dict(zip(values, intervals[start : start + len(values)], strict=True))
-        evidence = Evidence(estimates, budget)
-        decision = decide(evidence, margins, evidence.shows_new(margins))
-        conclusions.append(decision.conclusion)
+    for of_repetition in zip(*intervals, strict=True):
+        evidence = Evidence(dict(zip(values, of_repetition, strict=True)), budget)
+        conclusion, _ = decide(evidence, margins, evidence.shows_new(margins))
+        conclusions.append(conclusion)
     return conclusions
 
 
@@ -148,32 +149,17 @@ def calibration_sheets(calibrations: Iterable[Calibration]) -> Iterator[Sheet]:
         yield Sheet(f"{case}, in %", ["", *_HEADINGS.values(), "right", ""], rows, failures)
 
 
-def _checked_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.calibrate",
-        description="Draw conclusions on simulated arms whose truth is known: how often are they "
-        "right?",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m eval.calibrate", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--repetitions", type=int, default=200, help="of every case")
-    parser.add_argument(
-        "--resamples", type=int, default=1000, help="of the problems, for intervals"
-    )
-    parser.add_argument("--seed", type=int, default=7, help="of the simulated arms")
     parser.add_argument("--out", type=Path, default=RUNS / "calibrate", help="folder of the report")
     options = parser.parse_args()
-    for key, least in (("repetitions", 20), ("resamples", 100)):
-        if getattr(options, key) < least:
-            raise UserError(f"--{key} must be {least} or more, not {getattr(options, key)}")
-    return options
-
-
-def main() -> None:
-    options = _checked_arguments()
-    margins = Margins(resamples=options.resamples)
+    margins = Margins(resamples=RESAMPLES)
     start = time.monotonic()
     calibrations = [
-        calibrate_case(case, strength, size, options.repetitions, margins, options.seed)
+        calibrate_case(case, strength, size, options.repetitions, margins, SEED)
         for case in known_cases(margins)
         for strength in STRENGTHS
         for size in STUDY_SIZES
@@ -188,7 +174,7 @@ def main() -> None:
         report,
         {
             "margins": asdict(margins),
-            "seed": options.seed,
+            "seed": SEED,
             "most_false": MOST_FALSE,
             "least_power": LEAST_POWER,
             "stated": {"share": STATED, "skill": SKILL, "size": asdict(STUDY_SIZES[0])},
@@ -196,15 +182,10 @@ def main() -> None:
             "failures": failures,
         },
     )
-    console = plain_console()
-    print_sheets(calibration_sheets(calibrations), console)
-    chance = [GUESS[0] / sum(GUESS)]
-    stated = detectable(**asdict(STUDY_SIZES[0]), margins=margins, guess=chance, skill=SKILL)
-    console.print(f"Said beforehand: {stated.sentence}", soft_wrap=True)
-    console.print(
+    print_sheets(calibration_sheets(calibrations), plain_console())
+    print(
         f"{len(calibrations)} cells of {options.repetitions} in {time.monotonic() - start:.0f} s; "
-        f"{report}; " + (f"out of bounds: {len(failures)}" if failures else "all within bounds"),
-        soft_wrap=True,
+        f"{report}; " + (f"out of bounds: {len(failures)}" if failures else "all within bounds")
     )
     if failures:
         sys.exit(1)

@@ -1,8 +1,7 @@
 """Compares the arms of a recipe over training seeds: the last part of ``make ablate``.
 
-Arms that differ only in their training seed are one line. For arms that were paid, it says how far
-the reward agrees with the truth. Writes ``runs/<run>/eval/compare``: ``compare.json`` and
-``compare.md``.
+Arms that differ only in their training seed are one line. Writes ``runs/<run>/eval/compare``:
+``compare.json`` and ``compare.md``.
 """
 
 from __future__ import annotations
@@ -21,23 +20,19 @@ from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
 from data.run import BASE
-from data.sections import LEVEL, Arm, RewardSection
+from data.sections import LEVEL, Arm
 from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import (
-    Estimate,
     Indices,
     Values,
     bootstrap_indices,
     cell,
     crossed_interval,
-    resampled_means,
-    widened_by_seeds,
     with_interval,
 )
 from rewards.parse import ParseFailure, parse
-from rewards.reward import totals
 from rewards.verify import VALID, Status
 
 COMPARISON, COMPARISON_PAGE = "compare.json", "compare.md"
@@ -45,39 +40,27 @@ COMPARISON, COMPARISON_PAGE = "compare.json", "compare.md"
 #: event (what a reward that is gamed by brevity leads to); tokens an answer; and whether any answer
 #: is optimal.
 RATES = ("optimal", "feasible", "overlaps", "single", "tokens", "solved")
-#: Means of x, y, xx, yy and xy, for reward x and truth y: correlations follow from them.
-MOMENTS = 5
 
-#: RATES, then MOMENTS of one arm, by problem; [problems, columns].
+#: RATES of one arm by problem, [problems, rates]; with training seeds, [seeds, problems, rates].
 ArmTable = Values
 
 
-def arm_table(
-    rows: Sequence[Row], answers: Iterable[AnsweredRow], reward: RewardSection
-) -> ArmTable:
-    """One arm's answers to the problems of ``rows``, under ``reward``.
-
-    Truth is the verdict's ratio to the optimum, 0 where a rule is broken.
-    """
+def arm_table(rows: Sequence[Row], answers: Iterable[AnsweredRow]) -> ArmTable:
+    """One arm's answers to the problems of ``rows``."""
     place = {row["id"]: i for i, row in enumerate(rows)}
-    problems = [row["problem"].text for row in rows]
     answers = [answer for answer in answers if answer["id"] in place]
     at = np.array([place[answer["id"]] for answer in answers])
-    texts = [answer["completion"] for answer in answers]
-    paid = np.array(totals(reward, [problems[i] for i in at], texts), dtype=float)
-    truth = np.array([answer["ratio"] for answer in answers])
     columns = [
         [answer["status"] == Status.OPTIMAL for answer in answers],
         [answer["status"] in VALID for answer in answers],
         [any(v.startswith("overlap:") for v in answer["violations"]) for answer in answers],
-        [_is_single(text) for text in texts],
+        [_is_single(answer["completion"]) for answer in answers],
         [answer["tokens"] for answer in answers],
-        *(paid, truth, paid**2, truth**2, paid * truth),
     ]
     counts = np.bincount(at, minlength=len(rows))
     sums = [np.bincount(at, np.asarray(c, dtype=float), minlength=len(rows)) for c in columns]
     means = np.stack(sums, axis=1) / counts[:, None]
-    return np.insert(means, RATES.index("solved"), means[:, 0] > 0, axis=1)
+    return np.column_stack([means, means[:, 0] > 0])
 
 
 def _is_single(completion: str) -> bool:
@@ -85,34 +68,9 @@ def _is_single(completion: str) -> bool:
     return not isinstance(schedule, ParseFailure) and len(schedule) == 1
 
 
-def correlation(means: Values) -> Values:
-    """Pearson's correlation of reward and truth from the moments, the last columns of ``means``
-    [..., columns]; nan where either does not vary."""
-    x, y, xx, yy, xy = np.moveaxis(means[..., -MOMENTS:], -1, 0)
-    spread = np.sqrt(np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spread > 1e-12, (xy - x * y) / spread, np.nan)
-
-
-def correlation_interval(tables: ArmTable, indices: Indices) -> Estimate | None:
-    """Correlation of reward and truth, the mean over training seeds, of tables [seeds, problems,
-    columns], with an interval for other problems and seeds. None where either never varies."""
-    of_seeds = correlation(tables.mean(axis=1))
-    resampled = np.mean([correlation(resampled_means(t, indices)) for t in tables], axis=0)
-    if np.isnan(of_seeds).any() or np.isnan(resampled).any():
-        return None
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail))
-    estimate = Estimate(float(of_seeds.mean()), float(low), float(high), tables.shape[1])
-    if len(tables) == 1:
-        return estimate
-    variance = of_seeds.var(ddof=1, keepdims=True)
-    return widened_by_seeds([estimate], len(tables), variance, LEVEL, (-1.0, 1.0))[0]
-
-
 def _rates(tables: ArmTable, least: float, indices: Indices) -> dict[str, dict[str, float]]:
-    """RATES of tables [seeds, problems, columns]; shares end at ``least`` and 1. A number of tokens
-    ends nowhere, and nothing is claimed beyond what was seen."""
+    """RATES of one arm's table; shares end at ``least`` and 1. A number of tokens ends nowhere, and
+    nothing is claimed beyond what was seen."""
     tokens = tables[..., RATES.index("tokens")]
     ends = dict.fromkeys(RATES, (least, 1.0)) | {"tokens": (tokens.min(), tokens.max())}
     return {
@@ -122,33 +80,19 @@ def _rates(tables: ArmTable, least: float, indices: Indices) -> dict[str, dict[s
 
 
 def compare_tier(
-    arms: Mapping[str, ArmTable],
-    start: Mapping[str, ArmTable],
-    pairs: Iterable[tuple[str, str]],
-    indices: Indices,
+    arms: Mapping[str, ArmTable], pairs: Iterable[tuple[str, str]], indices: Indices
 ) -> dict[str, object]:
     """One tier of ``compare.json``.
 
     Args:
-        arms: per arm, tables [training seeds, problems, columns].
-        start: the same of the starting model's answers, under the arm's reward, for GRPO arms.
+        arms: tables with training seeds.
         pairs: arms to be compared, by problem and seed.
         indices: resamples of the problems.
     """
-
-    def agreement(name: str, tables: Mapping[str, ArmTable]) -> dict[str, float] | None:
-        estimate = correlation_interval(tables[name], indices) if name in start else None
-        return asdict(estimate) if estimate else None
-
     return {
         "problems": indices.shape[1],
         "arms": {
-            name: {
-                "seeds": len(tables),
-                **_rates(tables, 0.0, indices),
-                "agreement_at_start": agreement(name, start),
-                "agreement": agreement(name, arms),
-            }
+            name: {"seeds": len(tables), **_rates(tables, 0.0, indices)}
             for name, tables in arms.items()
         },
         "differences": [
@@ -180,23 +124,12 @@ def comparison_sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
         )
         yield Sheet(
             f"{tier}: what each arm answers, in %",
-            ["arm", "seeds", *columns.values(), "tokens", "r at start", "r"],
+            ["arm", "seeds", *columns.values(), "tokens"],
             [
-                [
-                    label(name),
-                    str(arm["seeds"]),
-                    *cells(arm),
-                    with_interval(arm["agreement_at_start"], "{:.2f}".format),
-                    with_interval(arm["agreement"], "{:.2f}".format),
-                ]
+                [label(name), str(arm["seeds"]), *cells(arm)]
                 for name, arm in compared["arms"].items()
             ],
-            [
-                basis,
-                "r: correlation of the arm's reward with the ratio to the optimum (0 where a rule "
-                "is broken), over the answers of the model it starts from, and over its own; "
-                "blank where either does not vary.",
-            ],
+            [basis],
         )
         if compared["differences"]:
             yield Sheet(
@@ -220,26 +153,9 @@ def pairs_on(arms: Mapping[str, Arm], tier: str) -> list[tuple[str, str]]:
     return starts + [pair for pair in combinations(paid, 2) if pair[::-1] not in starts]
 
 
-def _tables(
-    arms: Mapping[str, Arm],
-    reward: RewardSection,
-    rows: Sequence[Row],
-    answers: Mapping[str, Sequence[AnsweredRow]],
-) -> tuple[dict[str, ArmTable], dict[str, ArmTable]]:
-    """Per arm, the tables of its seeds; and for GRPO arms that of the start under their reward,
-    which is ``reward`` where they have none of their own."""
-    tables, start = {BASE: arm_table(rows, answers[BASE], reward)[None]}, {}
-    for name, arm in arms.items():
-        paid_by = arm.reward or reward
-        tables[name] = np.stack([arm_table(rows, answers[m], paid_by) for m in arm.members(name)])
-        if arm.trainer == "grpo":
-            start[name] = arm_table(rows, answers[arm.start], paid_by)[None]
-    return tables, start
-
-
 def run(recipe: Recipe, force: bool) -> None:
     """Compare the recipe's arms, unless that is done."""
-    run, arms, reward, resamples = recipe.run, recipe.arms, recipe.reward, recipe.eval.resamples
+    run, arms, resamples = recipe.run, recipe.arms, recipe.eval.resamples
     if len({len(arm.seeds) for arm in arms.values() if arm.seeds}) > 1:
         raise UserError(
             f"{recipe.path}: arms are compared seed by seed, so each needs equally many seeds"
@@ -250,8 +166,7 @@ def run(recipe: Recipe, force: bool) -> None:
             raise UserError(f"arm {name!r} is not judged yet; `make eval` judges it")
     check_judged(run, run.names)
     files = [file for name in run.names for file in (run.samples(name), run.verdicts(name))]
-    rewards = {name: asdict(arm.reward or reward) for name, arm in arms.items()}
-    settings = {"seed": recipe.seed, "resamples": resamples, "rewards": rewards}
+    settings = {"seed": recipe.seed, "resamples": resamples}
     stage = Stage(run.comparison, "compare", settings, [run.split("test"), *files])
     if not stage.begin_unless_done(force):
         return
@@ -262,8 +177,12 @@ def run(recipe: Recipe, force: bool) -> None:
         here = [row for row in rows if row["tier"] == tier]
         rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))
         indices = bootstrap_indices(len(here), resamples, rng)
-        tables, start = _tables(arms, reward, here, answers)
-        tiers[tier] = compare_tier(tables, start, pairs_on(arms, tier), indices)
+        members = {BASE: [BASE], **{name: arm.members(name) for name, arm in arms.items()}}
+        tables = {
+            name: np.stack([arm_table(here, answers[member]) for member in of_arm])
+            for name, of_arm in members.items()
+        }
+        tiers[tier] = compare_tier(tables, pairs_on(arms, tier), indices)
     summary = {
         "level": LEVEL,
         "resamples": resamples,

@@ -51,8 +51,7 @@ from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import beside_base, spread
-from eval.stats.counts import Counts
-from eval.stats.estimate import Estimate, Indices, bootstrap_indices, crossed_interval
+from eval.stats.estimate import bootstrap_indices, crossed_interval
 from eval.stats.evidence import Arms, Conclusions, conclude
 from eval.stats.passk import solved_within
 from eval.stats.power import detectable
@@ -82,20 +81,16 @@ def compared_with_base(
     base, level = solved.on(tier, [BASE]), margins.level
     rng = np.random.default_rng(seed_of(seed, "elicitation", tier))
     indices = bootstrap_indices(base.problems, margins.resamples, rng)
-    arms = {BASE: base, case.name: solved.on(tier, case.members)}
-    at_1: dict[str, object] = {
-        name: asdict(_pass_at_1(counts, indices, level)) for name, counts in arms.items()
-    }
+    at_1: dict[str, object] = {}
+    for name, counts in {BASE: base, case.name: solved.on(tier, case.members)}.items():
+        values = np.atleast_2d(solved_within(counts.n, counts.c, 1))  # [seeds, problems]
+        [estimate] = crossed_interval(values[:, :, None], indices, level, bounds=(0.0, 1.0))
+        at_1[name] = asdict(estimate)
     by_member = {
         member: beside_base(base, solved.on(tier, [member]), indices, rng, level)
         for member in case.members
     }
     return {"pass_at_1": at_1, **_by_key(by_member)}
-
-
-def _pass_at_1(counts: Counts, indices: Indices, level: float) -> Estimate:
-    values = np.atleast_2d(solved_within(counts.n, counts.c, 1))  # [seeds, problems]
-    return crossed_interval(values[:, :, None], indices, level, bounds=(0.0, 1.0))[0]
 
 
 def _by_key(by_arm: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:

@@ -7,27 +7,26 @@ does not have is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, brief, run_main
-from data.common.files import Stage, finished, read_jsonl, sha256, write_text
+from data.common.errors import UserError, run_main
+from data.common.files import Stage, finished, sha256, write_bytes, write_text
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import Run
 from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
 from eval.show import page
-from eval.show.charts import looks_of, write_png
-from eval.show.panels import SHOWN_SIGNALS, training_panels
-from eval.show.report_sheets import headline, report_sheets
+from eval.show.charts import drawn_as_png, looks_of
+from eval.show.panels import passk_chart, training_panels
 from eval.show.results import read_result, standing_conclusion
 from eval.show.showcase import choose_answers
 from eval.show.tables import label
-from rewards.verify import Status
+from pipeline.health.logs import read_log
 
-REPORT_PAGE = "report.html"
+REPORT_PAGE, TRAINING = "report.html", "training.png"
 #: Folder of the PNG and the manifest; no arm has this name.
 REPORT_FILES = "report.files"
 
@@ -62,53 +61,42 @@ def run(recipe: Recipe, force: bool) -> None:
     stage = Stage(folder, "report", settings, [*inputs, *([standing] if standing else [])])
     if not stage.begin_unless_done(force):
         return
-    training = training_panels(
-        {arm: [*_logged(path)] for arm, path in logs.items()}, looks_of(arms)
-    )
-    (folder / "training.png").unlink(missing_ok=True)
-    if training:
-        write_png(training, folder / "training.png")
-    elicitation = read_result(standing) if standing else None
-    sections = _sections(run, report, elicitation, facts, training, judged, recipe.seed)
-    text = page.page_text(recipe.run_name, arms, list(sections))
+    panels = training_panels({arm: [*read_log(path)] for arm, path in logs.items()}, looks_of(arms))
+    path, training = folder / TRAINING, ""
+    path.unlink(missing_ok=True)
+    if panels:
+        drawn = drawn_as_png(panels)
+        write_bytes(path, drawn)
+        training = page.picture(drawn)
+    content = page_content(run, report, standing, judged, recipe.seed)
+    text = page.page_text(recipe.run_name, {**content, "facts": facts, "training": training})
     write_text(run.eval / REPORT_PAGE, text)
-    stage.finish([f"../{REPORT_PAGE}", *(["training.png"] if training else [])])
+    stage.finish([f"../{REPORT_PAGE}", *([TRAINING] if panels else [])])
     print(f"report: {run.eval / REPORT_PAGE}, {len(text) / 1e6:.1f} MB", flush=True)
 
 
-def _sections(
-    run: Run,
-    report: Mapping[str, Any],
-    elicitation: Mapping[str, Any] | None,
-    facts: Mapping[str, str],
-    training: Sequence[page.Panel],
-    judged: Sequence[str],
-    seed: int,
-) -> Iterator[page.PageSection]:
-    """The sections of the page in their order."""
+def page_content(
+    run: Run, report: Mapping[str, Any], standing: Path | None, judged: Sequence[str], seed: int
+) -> dict[str, object]:
+    """What the sections of the page show, by name; None leaves a section out.
+
+    Args:
+        standing: ``elicitation.json``, where it is of the answers that are there now.
+        judged: arms whose answers are shown.
+    """
+    elicitation = read_result(standing) if standing else None
     notes = [*report.get("notes", []), *(elicitation or {}).get("notes", [])]
-    yield page.PageSection(
-        "result",
-        "",
-        {
-            "headline": headline(report),
-            "elicitation": elicitation,
-            "notes": list(dict.fromkeys(notes)),
-            "facts": facts,
-        },
-    )
-    yield page.passk_section(report)
-    if elicitation:
-        yield page.elicitation_section(elicitation, report["arms"])
-    yield page.PageSection("answers", "Answers", {"report": report, "statuses": list(Status)})
-    if training:
-        yield page.training_section(training, report["arms"])
-    if judged:
-        asked = {row["id"]: row for row in read_split(run, "test")}
-        tiers = {name: row["tier"] for name, row in asked.items()}
-        rows = {arm: answered(run.samples(arm), asked) for arm in judged}
-        yield page.samples_section(judged, choose_answers(rows, tiers, seed), asked)
-    yield page.PageSection("tables", "Tables", {"sheets": list(report_sheets(report))})
+    asked = {row["id"]: row for row in read_split(run, "test")}
+    tiers = {name: row["tier"] for name, row in asked.items()}
+    rows = {arm: answered(run.samples(arm), asked) for arm in judged}
+    chosen = choose_answers(rows, tiers, seed)
+    return {
+        "report": report,
+        "notes": list(dict.fromkeys(notes)),
+        "passk": page.picture(passk_chart(report)),
+        "elicitation": elicitation,
+        "samples": page.shown_samples(judged, chosen, asked) if judged else None,
+    }
 
 
 def _asked(run: Run, arms: Iterable[str]) -> dict[str, str]:
@@ -123,24 +111,6 @@ def _asked(run: Run, arms: Iterable[str]) -> dict[str, str]:
     if len(different) > 1:
         different = [f"{arm}: {way}" for arm, way in ways.items()]
     return {"sampling": "; ".join(different)} if different else {}
-
-
-def _logged(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a training's log.
-
-    Raises:
-        UserError: naming the line that cannot be drawn.
-    """
-    for number, row in read_jsonl(path):
-        signals = [signal for signal, *_ in SHOWN_SIGNALS if row.get(signal) is not None]
-        for key in ("step", *signals):
-            value: Any = row.get(key)
-            if type(value) not in (int, float) or not abs(value) < 1e100:
-                raise UserError(
-                    f'{path}:{number}: "{key}" must be a number, not {brief(value)}; delete the '
-                    "line, or the file to leave the training out"
-                )
-        yield row
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import random
 import re
 import shutil
@@ -27,11 +28,9 @@ from data.rows import new_row
 from data.rules import BASE_RULES, MustInclude
 from eval import elicitation, report
 from eval.answers import likelihood
-from eval.show import page
-from eval.show.charts import Bars, Curve, Panel, floor_look, inline_svg, looks_of, write_png
+from eval.show.charts import Curve, Panel, drawn_as_png, looks_of
 from eval.show.elicitation_sheets import in_own_unit, tier_sheets
-from eval.show.panels import MOST_POINTS, thinned, training_panels
-from eval.show.results import read_result
+from eval.show.panels import training_panels
 from eval.show.showcase import (
     CUT,
     MOST,
@@ -146,9 +145,11 @@ class Made:
     def rewrite(self, path, content):
         """Write other content to a result, as if make eval had."""
         write_json(path, content)
-        manifest = path.with_name(MANIFEST)
-        facts = json.loads(manifest.read_text())
-        write_json(manifest, {**facts, "hashes": {path.name: sha256(path)}})
+        self.note(path.with_name(MANIFEST), hashes={path.name: sha256(path)})
+
+    def note(self, manifest, **facts):
+        """Note other facts in a manifest."""
+        write_json(manifest, {**json.loads(manifest.read_text()), **facts})
 
     def rows(self, name):
         """(arm, row) of every ``samples.jsonl`` or ``verdicts.jsonl``."""
@@ -232,14 +233,14 @@ def test_the_page_is_whole_html_with_every_section(whole):
     referred = [a["href"][1:] for _, a in whole.elements if a.get("href", "").startswith("#")]
     referred += [name for _, a in whole.elements for name in a.get("aria-labelledby", "").split()]
     assert set(referred) <= set(whole.ids)
-    assert all(a.get("aria-label") for a in whole.all("svg") if a.get("role") == "img")
+    assert [bool(a["alt"]) for a in whole.all("img")] == [True, True]
     assert whole.all("html")[0]["lang"] == "en"
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script(whole):
     loading = ("src", "srcset", "href", "data", "action", "poster", "xlink:href")
     targets = [a[key] for _, a in whole.elements for key in loading if key in a]
-    assert all(target.startswith("#") or target == "data:," for target in targets)
+    assert all(target.startswith(("#", "data:")) for target in targets)
     styles = "".join(text for tag, _, text in whole.raw if tag == "style")
     styles += "".join(a.get("style", "") for _, a in whole.elements)
     assert not re.search(r"url\((?!#)|@import|https?:", styles)
@@ -282,7 +283,7 @@ def test_the_page_is_the_same_each_time_and_made_again_only_when_something_chang
 
 def test_hostile_completions_stay_text_and_come_back_whole(whole):
     assert "alert(1)</script>" not in whole.source
-    assert "<img" not in whole.source
+    assert "<img src=x" not in whole.source
     island, rows = whole.island, whole.made.rows("samples.jsonl")
     samples = {(arm, row["id"], row["sample"]): row["completion"] for arm, row in rows}
     for shown in island["answers"]:
@@ -298,15 +299,13 @@ def test_hostile_words_in_the_conclusion_are_escaped(made):
     changed = made.elicitation
     changed["sentence"] = "Elicited: <i>nothing</i> new & GRPO gains +12.3 [+10.0, +15.0] points."
     changed["judged"]["grpo"]["overall"]["notes"] = ["it <em>lost</em> nothing"]
-    reflection = changed["tiers"]["dense"]["reasoning"]["sft"]["reflection"]
-    reflection["keywords"] = {"<img src=x>": 3}
     made.rewrite(made.run.elicitation, changed)
     text = made.page()
     assert "gains +12.3\u00a0[+10.0,\u00a0+15.0] points" in text, "intervals do not break"
     found = Reader(text)
-    assert not {"i", "em", "img"} & {tag for tag, _ in found.elements}
-    for said in (changed["sentence"], "it <em>lost</em> nothing.", "<img src=x> 3"):
-        assert said in found.text
+    assert not {"i", "em"} & {tag for tag, _ in found.elements}
+    assert changed["sentence"] in found.text
+    assert "it <em>lost</em> nothing." in found.text
 
 
 def test_every_arm_tier_and_status_can_be_filtered_for_and_is_counted_truly(whole):
@@ -442,7 +441,7 @@ def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
     assert title, done.stderr.decode()[-500:]
     assert title[1] == f"{label(first['arm'])}, answer {first['sample'] + 1}"
     assert dom.count('class="event') >= len(first["chosen"])
-    assert "<img" not in dom.partition("<script")[0]
+    assert "<img src=x" not in dom
 
 
 # --- the conclusion ------------------------------------------------------------------------------
@@ -450,32 +449,27 @@ def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
 
 def test_conclusions_stand_first_and_are_shown_with_all_that_they_rest_on(whole):
     content = whole.made.elicitation
-    table = "overall dense trap"
-    for name, judged in content["judged"].items():
-        rulings = [judged["overall"], *judged["tiers"].values()]
-        table += f" {label(name)} {' '.join(ruling['conclusion'] for ruling in rulings)}"
-    assert f"{content['sentence']} {table}" in whole.text
+    table, expected = "overall dense trap", []
     for arm, judged in content["judged"].items():
-        for ruling in (judged["overall"], *judged["tiers"].values()):
-            expected = [f"Decided by {ruling['reason']}.", *ruling["notes"]]
+        rulings = [judged["overall"], *judged["tiers"].values()]
+        table += f" {label(arm)} {' '.join(ruling['conclusion'] for ruling in rulings)}"
+        for ruling in rulings:
+            expected += [f"Decided by {ruling['reason']}.", *ruling["notes"]]
             expected += [cell(estimate, "+") for estimate in ruling["estimates"].values()]
-            assert [text for text in expected if text not in whole.text] == []
-        for tier in judged["tiers"].values():
-            expected = [cell(tier["pass_at_1"][name]) for name in ("base", arm)]
-            for member, table in tier["two_by_two"].items():
-                crossing, gap = tier["crossing"][member], cell(tier["gap"][member], "+")
-                k, low, high = (crossing[end] or "beyond 8" for end in ("k", "low", "high"))
-                name, unsolved = label(member), tier["expansion"][member]["unsolved"]
+        for ruling in judged["tiers"].values():
+            expected += [cell(ruling["pass_at_1"][name]) for name in ("base", arm)]
+            for member, cells in ruling["two_by_two"].items():
+                met, gap = ruling["crossing"][member], cell(ruling["gap"][member], "+")
+                k, low, high = (met[end] or "beyond 8" for end in ("k", "low", "high"))
                 expected += [
-                    f"solves does not base solves {table['both']} {table['only_base']} base does "
-                    f"not {table['only_tuned']} {table['neither']}",
-                    f"{table['only_tuned']} against {table['only_base']}: p = {table['p']:.2g}.",
-                    f"{name} {k} [{low}, {high}] {100 * crossing['beyond']:.0f} % {gap}",
-                    f"{name} where base failed {unsolved} of ",
-                    cell(tier["expansion"][member]["share"], "+"),
-                    cell(tier["shrinkage"][member]["share"], "+"),
+                    f"solves does not base solves {cells['both']} {cells['only_base']} base does "
+                    f"not {cells['only_tuned']} {cells['neither']}",
+                    f"{label(member)} {k} [{low}, {high}] {100 * met['beyond']:.0f} % {gap}",
+                    cell(ruling["expansion"][member]["share"], "+"),
+                    cell(ruling["shrinkage"][member]["share"], "+"),
                 ]
-            assert [text for text in expected if text not in whole.text] == []
+    assert f"{content['sentence']} {table}" in whole.text
+    assert [text for text in expected if text not in whole.text] == []
 
 
 def test_every_arm_is_shown_on_each_tier(whole):
@@ -514,12 +508,6 @@ def test_second_thoughts_are_held_against_success(whole):
 def test_every_conclusion_is_explained(whole):
     explained = whole.text.partition("What the conclusions mean")[2]
     assert [conclusion for conclusion in Conclusion if f"{conclusion}" not in explained] == []
-    assert len(whole.all("dt")) == len(Conclusion) + 4
-
-
-def test_quantities_keep_their_sign_and_unit():
-    assert in_own_unit({"value": -0.00001, "low": -0.25, "high": 21.4444}) == "0 [-0.25, 21.4]"
-    assert in_own_unit(None) == ""
 
 
 def test_notes_of_both_results_are_said_once(made):
@@ -555,16 +543,13 @@ def test_answers_that_were_not_judged_are_not_shown_with_older_verdicts(made):
 
 
 def test_how_the_answers_were_drawn_is_said_whatever_the_recipe_says_now(made):
-    def asked(arm, **way):
-        manifest = made.run.samples(arm).with_name(MANIFEST)
-        facts = json.loads(manifest.read_text())
-        write_json(manifest, {**facts, "asking": {**facts["asking"], **way}})
-
-    for arm in ARMS:
-        asked(arm, temperature=0.3, top_p=0.9)
-    assert "T = 0.3, top-p = 0.9" in Reader(made.page()).text
-    asked("sft", temperature=0.6)
-    said = "base: T = 0.3, top-p = 0.9; SFT: T = 0.6, top-p = 0.9; grpo.1: T = 0.3"
+    manifests = {arm: made.run.samples(arm).with_name(MANIFEST) for arm in ARMS}
+    asking = json.loads(manifests["sft"].read_text())["asking"] | {"temperature": 0.3}
+    for manifest in manifests.values():
+        made.note(manifest, asking=asking)
+    assert "T = 0.3, top-p = 1" in Reader(made.page()).text
+    made.note(manifests["sft"], asking=asking | {"temperature": 0.6})
+    said = "base: T = 0.3, top-p = 1; SFT: T = 0.6, top-p = 1; grpo.1: T = 0.3"
     assert said in Reader(made.page()).text
 
 
@@ -575,122 +560,39 @@ def test_a_broken_result_is_named(made, which, text):
     path.write_text(text)
     with pytest.raises(UserError, match=rf"{which}\.json was changed .* `make eval`"):
         made.page()
-    manifest = path.with_name(MANIFEST)
-    write_json(manifest, {**json.loads(manifest.read_text()), "hashes": {}})
+    made.note(path.with_name(MANIFEST), hashes={})
     with pytest.raises(UserError, match=rf"{which}\.json (is not valid|must be a) JSON"):
         made.page()
-    if which == "report":
-        manifest.unlink()
-        with pytest.raises(UserError, match=r"report\.json .* `make eval` writes it"):
-            made.page()
 
 
-def keys(value, at=()):
-    """The way to every key of nested JSON, of what is alike (arms, tiers, list items) to one."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value[:1])
-    for key, part in parts:
-        if isinstance(value, dict):
-            yield (*at, key)
-        if isinstance(part, dict | list) and key not in (*ARMS[1:], "trap"):
-            yield from keys(part, (*at, key))
-
-
-@pytest.mark.parametrize(("which", "every"), [("report", 1), ("elicitation", 8)])
-def test_a_result_that_lacks_a_key_is_one_sentence(made, monkeypatch, which, every):
-    """Whichever key it is: the page is made without it, or it is named."""
-    for draw in ("inline_svg", "inline_swatch"):
-        monkeypatch.setattr(page, draw, lambda *_: "")
+@pytest.mark.parametrize(("which", "key"), [("report", "main"), ("elicitation", "judged")])
+def test_a_result_that_lacks_a_key_is_one_sentence(made, which, key):
     path = getattr(made.run, which)
-    text, says = path.read_text(), []
-    for *way, key in list(keys(json.loads(text)))[::every]:
-        content = json.loads(text)
-        within = content
-        for step in way:
-            within = within[step]
-        del within[key]
-        made.rewrite(path, content)
-        counted, judged = read_result(made.run.report), read_result(made.run.elicitation)
-        try:
-            sections = report._sections(made.run, counted, judged, {}, [], [], 0)
-            page.page_text("run", counted["arms"], list(sections))
-        except UserError as error:
-            says.append((key, str(error)))
-    assert len(says) > 10
-    for key, said in says:
-        assert said.startswith(f'{path} lacks "{key}"; ')
+    content = json.loads(path.read_text())
+    del content[key]
+    made.rewrite(path, content)
+    with pytest.raises(UserError, match=rf'{which}\.json lacks "{key}"; '):
+        made.page()
 
 
 # --- charts --------------------------------------------------------------------------------------
 
 
-def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike(made):
+def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike():
     arms = ["base", *(f"arm{i}.{seed}" for i in range(6) for seed in (1, 2, 3))]
     looks = looks_of(arms)
     assert len({(look.marker, look.dash) for look in looks.values()}) == len(arms) == 19
     for entry in ("arm0", "arm5"):
         assert len({looks[f"{entry}.{seed}"].colour for seed in (1, 2, 3)}) == 1
     assert len({look.colour for look in looks.values()}) == 7
-    assert [looks[arm].family for arm in ARMS if arm in looks] == ["of-0"]
 
 
-def test_each_family_of_arms_can_be_hidden(whole):
-    boxes = {a["data-of"] for a in whole.all("input")}
-    classes = {c for _, a in whole.elements for c in a.get("class", "").split()}
-    assert boxes == {c for c in classes if c.startswith("of-")} == {"of-0", "of-1", "of-2"}
-    styles = "".join(text for tag, _, text in whole.raw if tag == "style")
-    for family in boxes:
-        assert f'[data-of="{family}"]:not(:checked)) .{family} {{ display: none; }}' in styles
-
-
-def test_curves_keep_their_numbers_bands_and_gaps():
-    look = looks_of(["base"])["base"]
-    points, band = [(1, 0.1), (2, None), (4, 0.5)], [(0, 0.2), (0.1, 0.4), (0.3, 0.7)]
-    floor = Curve("blind", floor_look(0), [(1, 0.2), (4, 0.8)])
-    panel = Panel(
-        "t",
-        'the "name"',
-        "k",
-        [Curve("GRPO", look, points, band), floor],
-        percent=True,
-        ks=[1, 2, 4],
-    )
-    found = Reader(inline_svg(panel, "one"))
-    assert found.all("svg")[0]["aria-label"] == 'the "name"'
-    for said in ("GRPO, k 1: 10.0 [0.0, 20.0] %", "GRPO, k 4: 50.0 [30.0, 70.0] %"):
-        assert said in found.text
-    assert found.text.startswith("1 2 4 k 0 20 40 60 80")
-    marks = [(float(a["x"]), float(a["y"])) for a in found.all("use") if float(a["x"])]
-    assert len(marks) == 2, "none at the gap, none of the floor"
-    assert marks[0][0] < marks[1][0]
-    assert marks[0][1] > marks[1][1], "up is more"
-    assert set(found.ids).isdisjoint(Reader(inline_svg(panel, "two")).ids)
-    assert inline_svg(panel, "one") == inline_svg(panel, "one")
-
-
-def test_bars_say_how_many_problems_stand_where():
-    bars = Bars("b", "n", looks_of(["base"])["base"], [("0", 3), ("0–1", 0)], 3)
-    found = Reader(inline_svg(bars, "id"))
-    assert "accuracy 0: 3 problems" in found.text
-    assert "accuracy 0–1: 0 problems" in found.text
-
-
-@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, -2.0), (2, -1.0)], [(5, 1e-9), (6, 0.0)]])
+@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, -2.0), (2, None)], [(5, 1e-9), (6, 0.0)]])
 @pytest.mark.parametrize("ks", [[], [1]])
-def test_odd_curves_can_be_drawn(points, ks, tmp_path):
+def test_odd_curves_can_be_drawn(points, ks):
     look = looks_of(["base"])["base"]
-    panel = Panel("$t", "n", "step", [Curve("a", look, points)], ks=ks)
-    assert "nan" not in inline_svg(panel, "id")
-    write_png([panel], tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_long_logs_are_averaged():
-    points = [(i, None if i == 7 else float(i % 2)) for i in range(1200)]
-    found = thinned(points)
-    assert len(found) == MOST_POINTS
-    assert found[1] == (19, 0.5)
-    assert found[0] == (9, pytest.approx(4 / 9))
-    assert thinned(points[:50]) == points[:50]
+    panels = [Panel("$t", "step", [Curve("a", look, points)], ks=ks) for _ in range(4)]
+    assert drawn_as_png(panels).startswith(b"\x89PNG")
 
 
 def test_loss_is_shown_only_where_no_reward_is():
@@ -699,3 +601,9 @@ def test_loss_is_shown_only_where_no_reward_is():
     assert [c.label for c in panels["Loss"].curves] == ["SFT"]
     assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "grpo.1"]
     assert (20, None) in panels["KL to the reference"].curves[0].points
+
+
+def test_what_is_no_number_is_a_gap_in_a_curve():
+    rows = [{"step": i, "loss": loss} for i, loss in enumerate((0.5, math.inf, "x", math.nan, 0.4))]
+    [panel] = training_panels({"sft": [*rows, {"loss": 1.0}]}, looks_of(ARMS))
+    assert panel.curves[0].points == [(0, 0.5), (1, None), (2, None), (3, None), (4, 0.4)]

@@ -18,6 +18,23 @@ _CLAIMS = {
     Claim.TOTAL: "totals",
 }
 
+#: The quantities of the criterion in words; numbers in braces are those of the budget.
+_QUANTITIES = {
+    "gain over base": "gain over base: pass@1: the arm minus base",
+    "gain over sft": "gain over its start: pass@1: the arm minus its start",
+    "gain over format_only": "gain over format-only training: pass@1: the arm minus that",
+    "beyond base": "beyond base: problems that it answers reliably and that base always missed, "
+    "minus what chance explains",
+    "beyond sft": "beyond its start: the same, where its start always missed them too",
+    "beyond format_only": "beyond format-only training: the same, where that always missed them "
+    "too",
+    "large k": "large k: pass@{n}: the arm minus base",
+    "certified": "certified: problems beyond base, before what chance explains is taken off",
+    "control": "control: base against base: what its own second look would have counted",
+    "perhaps beyond base": "perhaps beyond base: solved within {tries} tries, guessing removed, "
+    "where base missed in all {reach} samples",
+}
+
 #: The columns of a table with one row for each arm: heading, and the text of an arm's record.
 Columns = Mapping[str, Callable[[Any], str]]
 
@@ -36,31 +53,27 @@ def elicitation_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
 
 def conclusion_sheet(report: Mapping[str, Any]) -> Sheet:
     """A line for each judged arm and tier."""
-    rows = []
-    for arm, judged in report["judged"].items():
-        for tier, ruling in judged["tiers"].items():
-            estimates = ruling["estimates"]
-            rows.append(
-                [
-                    f"{label(arm)} on {tier}",
-                    ruling["conclusion"],
-                    cell(ruling["pass_at_1"]["base"]),
-                    cell(ruling["pass_at_1"][arm]),
-                    cell(estimates["gain over base"], "+"),
-                    cell(estimates["large k"], "+"),
-                    cell(estimates.get("beyond base"), "+"),
-                ]
-            )
     budget = next(iter(report["judged"].values()))["overall"]["budget"]
-    n, reach = budget["n"], budget["reach"]
     return Sheet(
         "Elicited or learnt? in % and points",
-        ["arm", "conclusion", "base @1", "arm @1", "gain", f"gain @{n}", "beyond"],
-        rows,
+        ["arm", "conclusion", "base @1", "arm @1", "gain", f"gain @{budget['n']}", "beyond"],
+        [
+            [
+                f"{label(arm)} on {tier}",
+                ruling["conclusion"],
+                cell(ruling["pass_at_1"]["base"]),
+                cell(ruling["pass_at_1"][arm]),
+                cell(ruling["estimates"]["gain over base"], "+"),
+                cell(ruling["estimates"]["large k"], "+"),
+                cell(ruling["estimates"].get("beyond base"), "+"),
+            ]
+            for arm, judged in report["judged"].items()
+            for tier, ruling in judged["tiers"].items()
+        ],
         [
             "Intervals are for other problems and, where an arm has several, other training seeds",
-            f"Beyond: problems not reachable for the base within {reach} samples that the arm "
-            "answers reliably, less those that a second look at the base finds.",
+            f"Beyond: problems not reachable for the base within {budget['reach']} samples that "
+            "the arm answers reliably, less those that a second look at the base finds.",
         ],
     )
 
@@ -74,13 +87,13 @@ def ruling_sheets(ruling: Mapping[str, Any]) -> list[Sheet]:
 
 
 def estimate_sheet(ruling: Mapping[str, Any]) -> Sheet:
-    """Every quantity of the rule, and what it is."""
+    """Every quantity of the criterion, and what it is."""
     tested, seeds = f"{100 * ruling['tested_at']:.2g}", ruling["seeds"]
     return Sheet(
-        "The quantities of the rule, in points or % of problems",
+        "The quantities of the criterion, in points or % of problems",
         ["", "value"],
         [
-            [_quantity(name, ruling["budget"]), cell(estimate, "+")]
+            [_QUANTITIES[name].format(**ruling["budget"]), cell(estimate, "+")]
             for name, estimate in ruling["estimates"].items()
         ],
         [
@@ -88,27 +101,6 @@ def estimate_sheet(ruling: Mapping[str, Any]) -> Sheet:
             f"a new capability was tested at a one-sided {tested} %."
         ],
     )
-
-
-def _quantity(name: str, budget: Mapping[str, Any]) -> str:
-    """A quantity's name and what it is."""
-    gain, start, form = "pass@1: the arm minus", "its start", "format-only training"
-    reliable = "problems that it answers reliably and that"
-    missed = "always missed, minus what chance explains"
-    said = {
-        "gain over base": f"gain over base: {gain} base",
-        "gain over sft": f"gain over {start}: {gain} {start}",
-        "gain over format_only": f"gain over {form}: {gain} {form}",
-        "beyond base": f"beyond base: {reliable} base {missed}",
-        "beyond sft": f"beyond {start}: {reliable} base and {start} {missed}",
-        "beyond format_only": f"beyond {form}: {reliable} base and {form} {missed}",
-        "large k": f"large k: pass@{budget['n']}: the arm minus base",
-        "certified": "certified: such problems, before what chance explains is taken off",
-        "control": "control: base against base: what its own second look would have counted",
-        "perhaps beyond base": f"perhaps beyond base: solved within {budget['tries']} tries, "
-        f"guessing removed, where base missed in all {budget['reach']} samples",
-    }
-    return said.get(name, name)
 
 
 def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:
@@ -171,7 +163,7 @@ def tier_sheets(described: Mapping[str, Any]) -> dict[str, list[Sheet]]:
     """What the arms' answers to one tier are like, by topic."""
     reasoning = described["reasoning"]
     return {
-        "spread": _filled(*_spread_sheets(described["coverage"], described["floor_adjusted"])),
+        "spread": _filled(*_spread_sheets(described)),
         "likelihood": _filled(*_likelihood_sheets(described["likelihood"])),
         "reasoning": _filled(_truth_sheet(reasoning), _soundness_sheet(reasoning)),
         "reflection": _filled(_reflection_sheet(reasoning)),
@@ -199,22 +191,28 @@ def _by_arm(
     return Sheet(title, ["", *columns], rows, list(notes))
 
 
-def _spread_sheets(
-    coverage: Mapping[str, Mapping[str, Any]], adjusted: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Sheet]:
-    def at(key: str, missing: str = "") -> Callable[[Any], str]:
-        return lambda estimates: missing if estimates[key] is None else cell(estimates[key])
+def _spread_sheets(described: Mapping[str, Any]) -> Iterator[Sheet]:
+    histogram, coverage = described["histogram"], described["coverage"]
+    adjusted = described["floor_adjusted"]
 
+    def at(key: str, written: Callable[[Any], str]) -> Callable[[Any], str]:
+        return lambda record: written(record[key])
+
+    yield _by_arm(
+        "Problems by accuracy, the share of their answers that is optimal",
+        histogram,
+        {place: at(place, str) for place in next(iter(histogram.values()))},
+    )
     yield _by_arm(
         "Share of problems whose accuracy is at least …, in %",
         coverage,
-        {f"{100 * float(share):g} %": at(share) for share in next(iter(coverage.values()))},
+        {f"{100 * float(share):g} %": at(share, cell) for share in next(iter(coverage.values()))},
         ["Accuracies as sampled."],
     )
     yield _by_arm(
         "pass@k with guessing removed, in %",
         adjusted,
-        {f"k = {k}": at(k, "no room") for k in next(iter(adjusted.values()))},
+        {f"k = {k}": at(k, lambda e: cell(e) or "no room") for k in next(iter(adjusted.values()))},
         [
             "0 is what random maximal schedules reach, 100 is every problem, below 0 is worse than "
             "guessing."

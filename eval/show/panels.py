@@ -1,4 +1,4 @@
-"""The charts of a run: pass@k by tier, training signals by step, problems by accuracy."""
+"""The charts of a run: pass@k by tier, training signals by step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from data.common.files import write_bytes
 from data.policies import GREEDY
-from eval.show.charts import Bars, Curve, Look, Panel, floor_look, looks_of, write_png
+from eval.show.charts import Curve, Look, Panel, drawn_as_png, floor_look, looks_of
 from eval.show.report_sheets import tier_title
 from eval.show.tables import label
 
@@ -26,13 +27,16 @@ SHOWN_SIGNALS = (
     ("completions/mean_length", "Tokens an answer", False),
     ("loss", "Loss", False),
 )
-#: Logs with more points than this are averaged over equal stretches.
-MOST_POINTS = 120
 
 
-def passk_panels(report: Mapping[str, Any]) -> list[Panel]:
-    """pass@k of every arm with its interval, and the floors, a panel a tier. All have one scale, a
-    multiple of 10 % that holds every curve."""
+def draw_passk(report: Mapping[str, Any], path: Path) -> None:
+    """Draw pass@k of ``report.json`` to a PNG."""
+    write_bytes(path, passk_chart(report))
+
+
+def passk_chart(report: Mapping[str, Any]) -> bytes:
+    """pass@k of every arm with its interval, and the floors, a panel a tier, as PNG. All have one
+    scale, a multiple of 10 % that holds every curve."""
     looks = looks_of(report["arms"])
     curves = {
         tier: [*_arm_curves(counted, looks), *_floor_curves(counted)]
@@ -40,10 +44,9 @@ def passk_panels(report: Mapping[str, Any]) -> list[Panel]:
     }
     drawn = list(chain.from_iterable(curves.values()))
     highest = max(y or 0 for curve in drawn for _, y in (*curve.points, *curve.band))
-    return [
+    panels = [
         Panel(
             tier_title(report, tier),
-            f"pass@k on {tier} in %: {'; '.join(map(_ends_said, of_tier))}",
             "k",
             of_tier,
             percent=True,
@@ -53,6 +56,8 @@ def passk_panels(report: Mapping[str, Any]) -> list[Panel]:
         )
         for tier, of_tier in curves.items()
     ]
+    caption = f"k, answers to each problem; problems solved, in %. Bands: {report['interval']}"
+    return drawn_as_png(panels, caption)
 
 
 def _arm_curves(counted: Mapping[str, Any], looks: Mapping[str, Look]) -> list[Curve]:
@@ -80,11 +85,6 @@ def _floor_curves(counted: Mapping[str, Any]) -> list[Curve]:
     return curves
 
 
-def _ends_said(curve: Curve) -> str:
-    ends = (f"{100 * (y or 0):.1f} at k = {k}" for k, y in (curve.points[0], curve.points[-1]))
-    return f"{curve.label} {' and '.join(ends)}"
-
-
 def training_panels(
     logs: Mapping[str, Sequence[Mapping[str, Any]]], looks: Mapping[str, Look]
 ) -> list[Panel]:
@@ -95,42 +95,18 @@ def training_panels(
         for arm, rows in logs.items():
             if signal == "loss" and any("reward" in row for row in rows):
                 continue  # GRPO's loss is near 0 whatever happens
-            points = [(row["step"], row[signal]) for row in rows if signal in row]
+            points = [
+                (row["step"], _finite(row[signal]))
+                for row in rows
+                if signal in row and _finite(row.get("step")) is not None
+            ]
             if any(y is not None for _, y in points):
-                curves.append(Curve(label(arm), looks[arm], thinned(points)))
+                curves.append(Curve(label(arm), looks[arm], points))
         if curves:
-            name = f"{title} by training step of {', '.join(curve.label for curve in curves)}"
-            panels.append(Panel(title, name, "step", curves, percent=percent))
+            panels.append(Panel(title, "step", curves, percent=percent))
     return panels
 
 
-def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """At most MOST_POINTS: means over stretches of equally many points, gaps left out of them."""
-    each = -(-len(points) // MOST_POINTS)
-    if each <= 1:
-        return list(points)
-    means: list[tuple[float, float | None]] = []
-    for start in range(0, len(points), each):
-        stretch = points[start : start + each]
-        ys = [y for _, y in stretch if y is not None]
-        means.append((stretch[-1][0], sum(ys) / len(ys) if ys else None))
-    return means
-
-
-def histogram_panels(
-    histogram: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look]
-) -> list[Bars]:
-    """Problems by accuracy, a panel an arm on a common scale."""
-    top = max(count for bars in histogram.values() for count in bars.values())
-    panels = []
-    for arm, bars in histogram.items():
-        said = ", ".join(f"{place}: {count}" for place, count in bars.items())
-        name = f"problems of {label(arm)} by accuracy: {said}"
-        panels.append(Bars(label(arm), name, looks[arm], list(bars.items()), top))
-    return panels
-
-
-def draw_passk(report: Mapping[str, Any], path: Path) -> None:
-    """Draw pass@k of ``report.json`` to a PNG."""
-    caption = f"k, answers to each problem; problems solved, in %. Bands: {report['interval']}"
-    write_png(passk_panels(report), path, caption)
+def _finite(value: object) -> float | None:
+    """A number that can be drawn; None, which is a gap, for anything else."""
+    return value if isinstance(value, int | float) and abs(value) < 1e100 else None

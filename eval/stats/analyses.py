@@ -1,4 +1,4 @@
-"""What training did to a model, one question a function.
+"""What training did to a model, one question a function, each answer ready for JSON.
 
 Counts are of one tier's problems, in one order for all arms, so that every comparison is paired;
 ``indices`` are ``bootstrap_indices`` over them. Shares are fractions of 1.
@@ -6,13 +6,12 @@ Counts are of one tier's problems, in one order for all arms, so that every comp
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from data.sections import LEVEL
 from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
 from eval.stats.estimate import (
     TIE,
@@ -31,42 +30,63 @@ from eval.stats.passk import floor_at, ks_for, overtaking_k, pass_at_k
 ACCURACIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
-def floor_adjusted(
-    curve: Values, floor: Values, indices: Indices, level: float = LEVEL
-) -> list[Estimate | None]:
-    """pass@k with guessing removed, by k: ``(pass - floor) / (1 - floor)`` of the means.
+def beside_base(
+    base: Counts, tuned: Counts, indices: Indices, rng: np.random.Generator, level: float
+) -> dict[str, object]:
+    """What explains a conclusion on one training seed; the gap is taken at k = n."""
+    n = int(base.n.min())
+    ks = np.arange(1, n + 1)
+    reference, curve = pass_at_k(base.n, base.c, ks), pass_at_k(tuned.n, tuned.c, ks)
+    return {
+        "two_by_two": two_by_two(base.c > 0, tuned.c > 0),
+        "crossing": crossing(reference, curve, indices, level),
+        "gap": asdict(sampling_efficiency_gap(base, tuned, n, indices, level)),
+        "expansion": expansion(base, tuned, indices, rng, level),
+        "shrinkage": expansion(tuned, base, indices, rng, level),
+    }
 
-    Abbott's correction (1925, Journal of Economic Entomology 18:265): were answers either skilled
-    or guesses, ``pass = floor + (1 - floor) skill``. 0 is what guessing does, 1 is everything;
-    below 0 is worse than guessing. None where guessing leaves no room.
 
-    Args:
-        curve, floor: [problems, ks].
+def spread(counts: Counts, guess: ArrayLike, indices: Indices, level: float) -> dict[str, object]:
+    """How the problems fare in one arm: accuracies, coverage, and pass@k with guessing (the chance
+    of it in one try, [problems]) removed."""
+    n, c = counts.n, counts.c
+    ks = ks_for(int(n.min()))
+    adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), indices, level)
+    return {
+        "histogram": accuracy_histogram(n, c),
+        "coverage": by_name(ACCURACIES, coverage(n, c, indices, level)),
+        "floor_adjusted": by_name(ks, adjusted),
+    }
+
+
+def two_by_two(base_solved: ArrayLike, tuned_solved: ArrayLike) -> dict[str, float]:
+    """Problems by who solves them, [problems] each, with exact McNemar.
+
+    Under equality a problem that just one arm solves is as likely either's: ``p`` is the two-sided
+    binomial test of ``only_tuned`` among both one-sided cells at 1/2 (McNemar 1947, Psychometrika
+    12:153, exact form).
     """
-    least = -floor.mean(axis=0) / np.maximum(1 - floor.mean(axis=0), TIE)
-    return ratio_interval(curve - floor, 1 - floor, indices, level, (least, 1.0))
+    base, tuned = np.asarray(base_solved, bool), np.asarray(tuned_solved, bool)
+    only_base, only_tuned = int((base & ~tuned).sum()), int((tuned & ~base).sum())
+    discordant = only_base + only_tuned
+    return {
+        "both": int((base & tuned).sum()),
+        "only_base": only_base,
+        "only_tuned": only_tuned,
+        "neither": int((~base & ~tuned).sum()),
+        "p": float(binomtest(only_tuned, discordant).pvalue) if discordant else 1.0,
+    }
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """Where the reference's curve meets or passes the tuned one's.
-
-    ``k``, ``low`` and ``high`` are None where that is beyond ``n``: the curves say nothing about
-    larger k (right-censored). ``beyond`` is the share of resamples that do not cross up to n.
-    """
-
-    k: int | None
-    low: int | None
-    high: int | None
-    n: int
-    beyond: float
-
-
-def crossing(reference: Values, tuned: Values, indices: Indices, level: float = LEVEL) -> Crossing:
-    """The crossing k (``overtaking_k``) with its percentile bootstrap interval.
+def crossing(
+    reference: Values, tuned: Values, indices: Indices, level: float
+) -> dict[str, float | None]:
+    """The crossing ``k`` (``overtaking_k``) with its percentile bootstrap interval.
 
     Limits are order statistics, so they are k that occurred. Near-equal curves cross wherever
-    chance has it: the interval is then wide, as it should be.
+    chance has it: the interval is then wide, as it should be. ``k``, ``low`` and ``high`` are None
+    where that is beyond ``n``: the curves say nothing about larger k (right-censored). ``beyond``
+    is the share of resamples that do not cross up to n.
 
     Args:
         reference, tuned: pass@k of every problem for k = 1, 2, … n, [problems, n].
@@ -79,7 +99,54 @@ def crossing(reference: Values, tuned: Values, indices: Indices, level: float = 
         None if k > n else int(k) for k in np.quantile(ks, [tail, 1 - tail], method="inverted_cdf")
     )
     k = overtaking_k(reference.mean(axis=0), tuned.mean(axis=0))
-    return Crossing(k, low, high, n, float((ks > n).mean()))
+    return {"k": k, "low": low, "high": high, "n": n, "beyond": float((ks > n).mean())}
+
+
+def sampling_efficiency_gap(
+    base: Counts, tuned: Counts, k: int, indices: Indices, level: float
+) -> Estimate:
+    """``pass@k of the base - pass@1 of the tuned arm``: how much of what the base reaches in k
+    tries the tuned arm does not yet give at the first. 0: all of it; lower is better.
+
+    Sampling efficiency gap of arXiv 2504.13837, section 4.3, which takes k = 256; where n is
+    smaller, take n and say so. Counts of one training seed.
+    """
+    reach, at_1 = pass_at_k(base.n, base.c, k), pass_at_k(tuned.n, tuned.c, 1)
+    return paired_difference(reach[:, None], at_1[:, None], indices, level)[0]
+
+
+def expansion(
+    reference: Counts, tuned: Counts, indices: Indices, rng: np.random.Generator, level: float
+) -> dict[str, object]:
+    """What the tuned arm solves of what the reference left unsolved in its first samples, on
+    confirmation samples; for shrinkage swap the arms. Counts of one training seed.
+
+    Selecting unsolved problems and then counting the same samples would let luck choose. Fresh
+    samples undo that, and the reference's own are the A/A control, base against base: with p its
+    chance a try, a problem unsolved in n samples is solved in m fresh ones with ``(1 - p)^n (1 -
+    (1 - p)^m)`` whoever has that p, so two equal models have a difference of 0.
+
+    Returns:
+        ``tuned`` and ``reference``: shares of the ``unsolved`` problems solved within ``tries``
+        fresh tries, as many as both have; ``difference``: their paired difference; ``share``: that
+        of all problems. None where nothing was unsolved. The first three resample the unsolved
+        problems only, hence ``rng``.
+    """
+    unsolved = unsolved_by([reference])
+    tries = fresh_tries([reference, tuned], unsolved)
+    ours, theirs = (solved_fresh(arm, unsolved, tries) for arm in (tuned, reference))
+    [share] = mean_interval((ours - theirs)[:, None], indices, level, (-1.0, 1.0))
+    among: dict[str, object] = dict.fromkeys(("tuned", "reference", "difference"))
+    if unsolved.any():
+        here = rng.integers(unsolved.sum(), size=(len(indices), unsolved.sum()), dtype=np.int32)
+        a, b = ours[unsolved, None], theirs[unsolved, None]
+        among = {
+            "tuned": asdict(mean_interval(a, here, level)[0]),
+            "reference": asdict(mean_interval(b, here, level)[0]),
+            "difference": asdict(paired_difference(a, b, here, level)[0]),
+        }
+    counted = {"unsolved": int(unsolved.sum()), "problems": unsolved.size, "tries": tries}
+    return {**counted, **among, "share": asdict(share)}
 
 
 def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
@@ -96,7 +163,7 @@ def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def coverage(n: ArrayLike, c: ArrayLike, indices: Indices, level: float = LEVEL) -> list[Estimate]:
+def coverage(n: ArrayLike, c: ArrayLike, indices: Indices, level: float) -> list[Estimate]:
     """Share of problems with an accuracy c / n of at least each of ``ACCURACIES``.
 
     It is of accuracies as observed: sampling noise spreads them, so compare arms only at equal n.
@@ -106,130 +173,17 @@ def coverage(n: ArrayLike, c: ArrayLike, indices: Indices, level: float = LEVEL)
     return mean_interval(at_least, indices, level)
 
 
-@dataclass(frozen=True)
-class TwoByTwo:
-    """Problems by who solves them, and the exact p of the two one-sided cells being equal."""
+def floor_adjusted(
+    curve: Values, floor: Values, indices: Indices, level: float
+) -> list[Estimate | None]:
+    """pass@k with guessing removed, by k: ``(pass - floor) / (1 - floor)`` of the means.
 
-    both: int
-    only_base: int
-    only_tuned: int
-    neither: int
-    p: float
+    Abbott's correction (1925, Journal of Economic Entomology 18:265): were answers either skilled
+    or guesses, ``pass = floor + (1 - floor) skill``. 0 is what guessing does, 1 is everything;
+    below 0 is worse than guessing. None where guessing leaves no room.
 
-
-def two_by_two(base_solved: ArrayLike, tuned_solved: ArrayLike) -> TwoByTwo:
-    """The table solved by base / solved by the tuned arm, [problems] each, with exact McNemar.
-
-    Under equality a problem that just one arm solves is as likely either's: ``p`` is the two-sided
-    binomial test of ``only_tuned`` among both one-sided cells at 1/2 (McNemar 1947, Psychometrika
-    12:153, exact form).
+    Args:
+        curve, floor: [problems, ks].
     """
-    base, tuned = np.asarray(base_solved, bool), np.asarray(tuned_solved, bool)
-    only_base, only_tuned = int((base & ~tuned).sum()), int((tuned & ~base).sum())
-    discordant = only_base + only_tuned
-    p = binomtest(only_tuned, discordant).pvalue if discordant else 1.0
-    return TwoByTwo(
-        int((base & tuned).sum()), only_base, only_tuned, int((~base & ~tuned).sum()), float(p)
-    )
-
-
-def sampling_efficiency_gap(
-    base: Counts, tuned: Counts, k: int, indices: Indices, level: float = LEVEL
-) -> Estimate:
-    """``pass@k of the base - pass@1 of the tuned arm``: how much of what the base reaches in k
-    tries the tuned arm does not yet give at the first. 0: all of it; lower is better.
-
-    Sampling efficiency gap of arXiv 2504.13837, section 4.3, which takes k = 256; where n is
-    smaller, take n and say so. Counts of one training seed.
-    """
-    reach, at_1 = pass_at_k(base.n, base.c, k), pass_at_k(tuned.n, tuned.c, 1)
-    return paired_difference(reach[:, None], at_1[:, None], indices, level)[0]
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """Problems the reference left unsolved in its first samples, asked again.
-
-    ``tuned`` and ``reference`` (the A/A control) are shares of those ``unsolved`` problems solved
-    within the same number of fresh tries, ``difference`` is their paired difference, and ``share``
-    the difference as a share of all problems. None where nothing was unsolved.
-    """
-
-    unsolved: int
-    problems: int
-    tries: int
-    tuned: Estimate | None
-    reference: Estimate | None
-    difference: Estimate | None
-    share: Estimate
-
-
-def expansion(
-    reference: Counts,
-    tuned: Counts,
-    indices: Indices,
-    rng: np.random.Generator,
-    level: float = LEVEL,
-) -> Expansion:
-    """What the tuned arm solves of what the reference did not, on confirmation samples; for
-    shrinkage swap the arms. Both get equally many tries, as many as both have fresh samples for.
-
-    Selecting unsolved problems and then counting the same samples would let luck choose. Fresh
-    samples undo that, and the reference's own are the A/A control, base against base: with p its
-    chance a try, a problem unsolved in n samples is solved in m fresh ones with ``(1 - p)^n (1 -
-    (1 - p)^m)`` whoever has that p, so two equal models have a difference of 0.
-
-    Counts of one training seed. The shares of unsolved problems resample those problems only,
-    hence ``rng``.
-    """
-    unsolved = unsolved_by([reference])
-    tries = fresh_tries([reference, tuned], unsolved)
-    ours, theirs = (solved_fresh(arm, unsolved, tries) for arm in (tuned, reference))
-    [share] = mean_interval((ours - theirs)[:, None], indices, level, (-1.0, 1.0))
-    among: dict[str, Estimate] = {}
-    if unsolved.any():
-        here = rng.integers(unsolved.sum(), size=(len(indices), unsolved.sum()), dtype=np.int32)
-        a, b = ours[unsolved, None], theirs[unsolved, None]
-        among["tuned"] = mean_interval(a, here, level)[0]
-        among["reference"] = mean_interval(b, here, level)[0]
-        among["difference"] = paired_difference(a, b, here, level)[0]
-    return Expansion(
-        int(unsolved.sum()),
-        unsolved.size,
-        tries,
-        among.get("tuned"),
-        among.get("reference"),
-        among.get("difference"),
-        share,
-    )
-
-
-def beside_base(
-    base: Counts, tuned: Counts, indices: Indices, rng: np.random.Generator, level: float = LEVEL
-) -> dict[str, object]:
-    """What explains a conclusion on one training seed, as JSON; the gap is taken at k = n."""
-    n = int(base.n.min())
-    ks = np.arange(1, n + 1)
-    curves = pass_at_k(base.n, base.c, ks), pass_at_k(tuned.n, tuned.c, ks)
-    return {
-        "two_by_two": asdict(two_by_two(base.c > 0, tuned.c > 0)),
-        "crossing": asdict(crossing(*curves, indices, level)),
-        "gap": asdict(sampling_efficiency_gap(base, tuned, n, indices, level)),
-        "expansion": asdict(expansion(base, tuned, indices, rng, level)),
-        "shrinkage": asdict(expansion(tuned, base, indices, rng, level)),
-    }
-
-
-def spread(
-    counts: Counts, guess: ArrayLike, indices: Indices, level: float = LEVEL
-) -> dict[str, object]:
-    """How the problems fare in one arm, as JSON: accuracies, coverage, and pass@k with guessing
-    (the chance of it in one try, [problems]) removed."""
-    n, c = counts.n, counts.c
-    ks = ks_for(int(n.min()))
-    adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), indices, level)
-    return {
-        "histogram": accuracy_histogram(n, c),
-        "coverage": by_name(ACCURACIES, coverage(n, c, indices, level)),
-        "floor_adjusted": by_name(ks, adjusted),
-    }
+    least = -floor.mean(axis=0) / np.maximum(1 - floor.mean(axis=0), TIE)
+    return ratio_interval(curve - floor, 1 - floor, indices, level, (least, 1.0))

@@ -47,17 +47,9 @@ class StudySize:
         return f"{self.problems} x {self.samples} + {self.fresh}"
 
 
-@dataclass(frozen=True)
-class Chances:
-    """Chances of success a try, [repetitions, problems], of every arm of a case."""
-
-    base: Values
-    grpo: Values
-    sft: Values | None = None
-    format_only: Values | None = None
-    base_best: Values | None = None
-
-
+#: Chances of success a try, [repetitions, problems], of every arm of a case, named as in ``Arms``.
+#: Counts are drawn in their order.
+Chances = dict[str, Values]
 #: From the base's chances and those of guessing, what training makes of them.
 SimulatedTraining = Callable[[Values, Values, np.random.Generator], Chances]
 
@@ -86,7 +78,8 @@ def sharpened(p: Values, lift: float | Values) -> Values:
 
 def _beside_light_training(base: Values, grpo: Values) -> Chances:
     """SFT and format-only training explain some of the gain, as they do in practice."""
-    return Chances(base, grpo, sharpened(base, 1.2), sharpened(base, 1.1))
+    sft, format_only = sharpened(base, 1.2), sharpened(base, 1.1)
+    return {"base": base, "grpo": grpo, "sft": sft, "format_only": format_only}
 
 
 def _sharpening(lift: float) -> SimulatedTraining:
@@ -101,7 +94,8 @@ def _unevenly(p: Values, g: Values, rng: np.random.Generator) -> Chances:
 def _at_worst(p: Values, g: Values, rng: np.random.Generator) -> Chances:
     """Every problem so hard that sharpening looks most like a new skill."""
     base = np.full(p.shape, 1 - (1 - 0.17) ** (1 / Margins().lift))
-    return Chances(base, sharpened(base, Margins().lift), base, base)
+    grpo = sharpened(base, Margins().lift)
+    return {"base": base, "grpo": grpo, "sft": base, "format_only": base}
 
 
 def _narrowing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
@@ -122,7 +116,8 @@ def new_skill(share: float, kept: float = 0.0) -> SimulatedTraining:
 
 def _form(share: float) -> SimulatedTraining:
     """The base answers in the form asked for only so often; the skill behind it is unchanged."""
-    return lambda p, g, rng: Chances(share * p, 0.97 * p, base_best=0.9 * p, format_only=0.95 * p)
+    shares = {"base": share, "grpo": 0.97, "format_only": 0.95, "base_best": 0.9}
+    return lambda p, g, rng: {arm: of_arm * p for arm, of_arm in shares.items()}
 
 
 def _distilling(lift: float) -> SimulatedTraining:
@@ -132,7 +127,8 @@ def _distilling(lift: float) -> SimulatedTraining:
         taught = rng.random(p.shape) < TAUGHT
         base = np.where(taught, 0, p)
         sft = np.where(taught, SKILL, sharpened(base, 2))
-        return Chances(base, sharpened(sft, lift), sft, sharpened(base, 1.1))
+        grpo, format_only = sharpened(sft, lift), sharpened(base, 1.1)
+        return {"base": base, "grpo": grpo, "sft": sft, "format_only": format_only}
 
     return training
 
@@ -188,14 +184,11 @@ def drawn_counts(
     chances: Chances, guess: Values, size: StudySize, rng: np.random.Generator
 ) -> Arms:
     """Counts as an evaluation has them: confirmation samples where the base solved nothing."""
-    present = {name: p for name, p in vars(chances).items() if p is not None}
-    first = {name: rng.binomial(size.samples, p) for name, p in present.items()}
+    first = {name: rng.binomial(size.samples, p) for name, p in chances.items()}
     bases = [Counts(size.samples, first[name]) for name in ("base", "base_best") if name in first]
     fresh_n = np.where(unsolved_by(bases), size.fresh, 0)
-    return Arms(
-        **{
-            name: Counts(size.samples, first[name], fresh_n, rng.binomial(fresh_n, p))
-            for name, p in present.items()
-        },
-        guess=guess,
-    )
+    counts = {
+        name: Counts(size.samples, first[name], fresh_n, rng.binomial(fresh_n, p))
+        for name, p in chances.items()
+    }
+    return Arms(**counts, guess=guess)

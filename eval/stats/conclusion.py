@@ -117,12 +117,6 @@ class Evidence:
     estimates: Mapping[str, Estimate]
     budget: SampleBudget
 
-    def gain(self, over: str) -> Estimate | None:
-        return self.estimates.get(f"gain over {over}")
-
-    def beyond(self, arm: str) -> Estimate | None:
-        return self.estimates.get(f"beyond {arm}")
-
     def shows_new(self, margins: Margins) -> bool:
         """Whether line 1 finds a new capability. All its parts must hold, so nothing is corrected
         for their number: a test that rejects only where each of its parts does has the level of
@@ -131,12 +125,8 @@ class Evidence:
         return bool(beyond) and all(e.low > margins.new for e in beyond)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """A conclusion, and the condition that decided in words."""
-
-    conclusion: Conclusion
-    reason: str
+#: A conclusion, and the condition that decided in words.
+Decision = tuple[Conclusion, str]
 
 
 def decide(evidence: Evidence, margins: Margins, new: bool, who: str = "GRPO") -> Decision:
@@ -158,34 +148,33 @@ def decide(evidence: Evidence, margins: Margins, new: bool, who: str = "GRPO") -
 
 def _new_capability(evidence: Evidence, margins: Margins, who: str) -> Decision:
     budget = evidence.budget
-    return Decision(
-        Conclusion.NEW,
+    return Conclusion.NEW, (
         f"on {_share(evidence.estimates['beyond base'])} of problems {who} answers reliably (in "
         f"{budget.needed} or more of {budget.fresh} fresh tries) what was not reachable for base "
         f"within {budget.reach} samples, and what base sharpened {margins.lift} times over or "
-        "guessing would not",
+        "guessing would not"
     )
 
 
 def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
     """Line 1: beyond the base, yet not a new capability of reinforcement learning."""
-    base = evidence.beyond("base")
+    estimates = evidence.estimates
+    base = estimates.get("beyond base")
     if base is None or base.low <= margins.new:
         return None
     beyond = f"{_share(base)} of problems lie beyond base"
-    rivals = {rival: over for rival in _RIVALS if (over := evidence.beyond(rival)) is not None}
-    for rival, over in rivals.items():
-        if over.high < min(margins.reach, base.low):
-            conclusion, name = _RIVALS[rival]
-            return Decision(conclusion, f"{beyond}, but not beyond {name} ({_share(over)})")
-    open_ones = [_RIVALS[r][1] for r, over in reversed(rivals.items()) if over.low <= margins.new]
+    open_ones: list[str] = []
+    for rival, (conclusion, name) in _RIVALS.items():
+        over = estimates.get(f"beyond {rival}")
+        if over is not None and over.high < min(margins.reach, base.low):
+            return conclusion, f"{beyond}, but not beyond {name} ({_share(over)})"
+        if over is not None and over.low <= margins.new:
+            open_ones.insert(0, name)
     if open_ones:
-        why = f"whether {' and '.join(open_ones)} explains them is open"
-        return Decision(Conclusion.INCONCLUSIVE, f"{beyond}; {why}")
-    return Decision(
-        Conclusion.INCONCLUSIVE,
-        f"{beyond}, which is not sure enough after the correction for the number of tiers",
-    )
+        why = f"; whether {' and '.join(open_ones)} explains them is open"
+    else:
+        why = ", which is not sure enough after the correction for the number of tiers"
+    return Conclusion.INCONCLUSIVE, f"{beyond}{why}"
 
 
 def _no_sure_gain(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
@@ -198,7 +187,7 @@ def _no_sure_gain(evidence: Evidence, margins: Margins, who: str) -> Decision | 
         why = f"whether {who} gains at k = 1 is open ({_points(gain)})"
     else:
         return None
-    return Decision(Conclusion.INCONCLUSIVE, why)
+    return Conclusion.INCONCLUSIVE, why
 
 
 def _gained(evidence: Evidence, who: str) -> str:
@@ -209,13 +198,12 @@ def _explained_gain(evidence: Evidence, margins: Margins, who: str) -> Decision 
     """Lines 3 and 4: a rival has the gain too, or may have it."""
     gained = _gained(evidence, who)
     for rival, (conclusion, name) in _RIVALS.items():
-        over = evidence.gain(rival)
+        over = evidence.estimates.get(f"gain over {rival}")
         if over is not None and over.high < margins.gain:
-            why = f"{gained} but nothing of weight over {name} ({_points(over)})"
-            return Decision(conclusion, why)
+            return conclusion, f"{gained} but nothing of weight over {name} ({_points(over)})"
         if over is not None and over.low <= 0:
             why = f"{gained}; whether {name} explains it is open ({_points(over)})"
-            return Decision(Conclusion.INCONCLUSIVE, why)
+            return Conclusion.INCONCLUSIVE, why
     return None
 
 
@@ -236,7 +224,7 @@ def _perhaps_out_of_reach(evidence: Evidence, margins: Margins, who: str) -> Dec
         )
     else:
         return None
-    return Decision(Conclusion.INCONCLUSIVE, why)
+    return Conclusion.INCONCLUSIVE, why
 
 
 def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
@@ -248,9 +236,8 @@ def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
         f"{evidence.estimates['perhaps beyond base'].high:.1%} of problems"
     )
     if large.low <= -margins.narrowed and large.high < 0:
-        why = f"{within}; at k = {budget.n} it loses ({_points(large)})"
-        return Decision(Conclusion.NARROWED, why)
-    return Decision(Conclusion.ELICITED, within)
+        return Conclusion.NARROWED, f"{within}; at k = {budget.n} it loses ({_points(large)})"
+    return Conclusion.ELICITED, within
 
 
 def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> list[str]:

@@ -29,15 +29,11 @@ class Counts:
         fresh_n: ArrayLike | None = None,
         fresh_c: ArrayLike | None = None,
     ) -> None:
-        if (fresh_n is None) != (fresh_c is None):
-            raise ValueError("confirmation samples need both fresh_n and fresh_c")
         self.asked_again = fresh_n is not None
         self.c = np.atleast_1d(np.asarray(c))
         self.n = np.broadcast_to(np.asarray(n), self.c.shape[-1:])
         self.fresh_c = np.zeros_like(self.c) if fresh_c is None else np.asarray(fresh_c)
         self.fresh_n = np.broadcast_to(0 if fresh_n is None else np.asarray(fresh_n), self.c.shape)
-        if self.fresh_c.shape != self.c.shape:
-            raise ValueError(f"fresh_c {self.fresh_c.shape} is not shaped as c {self.c.shape}")
 
     @property
     def problems(self) -> int:

@@ -37,10 +37,6 @@ class Estimate:
     high: float
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 
@@ -181,14 +177,6 @@ def crossed_interval(
         left = ((values - values.mean(axis=0)) ** 2).sum(axis=(0, 1)) / (seeds - 1)
         residual = (left - problems * variance) / max(problems - 1, 1)
         variance = np.maximum(0, variance - residual / problems)
-    return widened_by_seeds(estimates, seeds, variance, level, bounds)
-
-
-def widened_by_seeds(
-    estimates: list[Estimate], seeds: int, variance: Values, level: float, bounds: Bounds
-) -> list[Estimate]:
-    """Intervals for other problems, widened for other training seeds; see ``crossed_interval``.
-    ``variance`` [columns] is that between ``seeds`` training seeds."""
     reach = student.ppf((1 + level) / 2, seeds - 1) * np.sqrt(variance / seeds)
     least, most = (np.broadcast_to(bound, len(estimates)) for bound in bounds)
     return [

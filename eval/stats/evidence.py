@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,14 +47,6 @@ class Arms:
     sft: Counts | None = None
     format_only: Counts | None = None
     guess: ArrayLike | None = None
-
-    def __post_init__(self) -> None:
-        if len({arm.problems for arm in self.present}) > 1:
-            raise ValueError("all arms need the same problems")
-        if len({arm.asked_again for arm in self.present}) > 1:
-            raise ValueError("either all arms have confirmation samples or none has")
-        if self.chance.shape != (self.base.problems,):
-            raise ValueError(f"guess {self.chance.shape} is not one chance a problem")
 
     @property
     def chance(self) -> Values:
@@ -193,29 +185,34 @@ def conclude(
         tiers: at least one; counts of each arm on the tier's problems.
         seed: the resampling of each tier is hashed from it.
         who: what the judged arm is called in words.
-
-    Raises:
-        UserError: when a margin makes no sense.
-        ValueError: when counts do not fit each other.
     """
-    margins.validate()
-    if not tiers or OVERALL in tiers:
-        raise ValueError(f"needs at least one tier, and none may be called {OVERALL!r}")
     measured = {name: quantities_of(arms, margins) for name, arms in tiers.items()}
     if len(measured) > 1:
         measured[OVERALL] = _pooled(list(measured.values()))
     divisors = len(measured) if margins.correction == "holm" else 1
     at_levels = {
+        # "verdict" is hashed: another word would draw other resamples, so it is never renamed.
         name: _evidence(values, budget, margins, divisors, seed_of(seed, "verdict", name))
         for name, (values, budget) in measured.items()
     }
     depths = {name: _depth(by_divisor, margins) for name, by_divisor in at_levels.items()}
     uncorrected = {name: (depth > 0, 1) for name, depth in depths.items()}
     tested = holm(depths) if margins.correction == "holm" else uncorrected
-    concluded = {
-        name: _concluded(by_divisor[0], _seeds(measured[name][0]), margins, *tested[name], who)
-        for name, by_divisor in at_levels.items()
-    }
+    concluded = {}
+    for name, [evidence, *_] in at_levels.items():
+        new, divisor = tested[name]
+        conclusion, reason = decide(evidence, margins, new, who)
+        concluded[name] = Concluded(
+            conclusion,
+            reason,
+            tuple(notes_on(evidence, margins, conclusion)),
+            evidence.estimates,
+            evidence.budget,
+            problems=evidence.estimates["large k"].n,
+            seeds=_seeds(measured[name][0]),
+            new=new,
+            tested_at=(1 - margins.level) / 2 / divisor,
+        )
     pool = concluded.pop(OVERALL, None)
     return Conclusions(_overall(concluded, pool), concluded)
 
@@ -225,19 +222,11 @@ def _pooled(parts: Sequence[tuple[Quantities, SampleBudget]]) -> tuple[Quantitie
     own k, and the least k of any."""
     names = [name for name in parts[0][0] if all(name in values for values, _ in parts)]
     values = {name: np.concatenate([v[name] for v, _ in parts], axis=-1) for name in names}
-    every = [budget for _, budget in parts]
+    every = [asdict(budget) for _, budget in parts]
     # A tier whose problems were all solved has no confirmation samples to speak of.
-    budgets = [budget for budget in every if budget.fresh] or every
-    guessed = [budget.guessed for budget in budgets if budget.guessed is not None]
-    return values, SampleBudget(
-        n=min(budget.n for budget in budgets),
-        tries=min(budget.tries for budget in budgets),
-        reach=min(budget.reach for budget in budgets),
-        fresh=min(budget.fresh for budget in budgets),
-        needed=min(budget.needed for budget in budgets),
-        guessed=min(guessed, default=None),
-        guessed_n=min(budget.guessed_n for budget in budgets),
-    )
+    budgets = [budget for budget in every if budget["fresh"]] or every
+    known = {key: [b[key] for b in budgets if b[key] is not None] for key in budgets[0]}
+    return values, SampleBudget(**{key: min(of_key, default=None) for key, of_key in known.items()})
 
 
 def _seeds(values: Quantities) -> int:
@@ -282,23 +271,6 @@ def holm(depths: Mapping[str, int]) -> dict[str, tuple[bool, int]]:
         going = going and depths[name] >= divisor
         tested[name] = (going, divisor)
     return tested
-
-
-def _concluded(
-    evidence: Evidence, seeds: int, margins: Margins, new: bool, divisor: int, who: str
-) -> Concluded:
-    decision = decide(evidence, margins, new, who)
-    return Concluded(
-        decision.conclusion,
-        decision.reason,
-        tuple(notes_on(evidence, margins, decision.conclusion)),
-        evidence.estimates,
-        evidence.budget,
-        problems=evidence.estimates["large k"].n,
-        seeds=seeds,
-        new=new,
-        tested_at=(1 - margins.level) / 2 / divisor,
-    )
 
 
 def _overall(tiers: Mapping[str, Concluded], pool: Concluded | None) -> Concluded:
