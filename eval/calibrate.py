@@ -10,20 +10,17 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from data.common.console import plain_console
 from data.common.errors import run_main
 from data.common.files import write_json
 from data.common.seeds import seed_of
 from data.recipe import RUNS
 from data.sections import Margins
-from eval.show.tables import Sheet, print_sheets
 from eval.stats.cases import (
     GUESS,
     SKILL,
@@ -53,14 +50,6 @@ STUDY_SIZES = (
     StudySize(400, 64, 256),
     StudySize(200, 128, 512),
 )
-_HEADINGS = {
-    Conclusion.NEW: "new",
-    Conclusion.NARROWED: "narr.",
-    Conclusion.ELICITED: "elic.",
-    Conclusion.DISTILLED: "dist.",
-    Conclusion.FORMAT: "form.",
-    Conclusion.INCONCLUSIVE: "open",
-}
 
 
 def concluded_by_repetition(arms: Arms, margins: Margins, indices: Indices) -> list[Conclusion]:
@@ -135,20 +124,6 @@ def calibrate_case(
     )
 
 
-def calibration_sheets(calibrations: Iterable[Calibration]) -> Iterator[Sheet]:
-    """A table for each case: its conclusions in % of the repetitions."""
-    for case, of_case in groupby(calibrations, key=lambda one: one.scenario):
-        rows: list[list[str]] = []
-        failures: list[str] = []
-        for one in of_case:
-            shares = (100 * one.counts[name] / one.repetitions for name in _HEADINGS)
-            mark = "out of bounds" if one.failures else "ok"
-            cells = (f"{share:.0f}" for share in (*shares, 100 * one.right))
-            rows.append([f"{one.strength}, {one.size}", *cells, mark])
-            failures += one.failures
-        yield Sheet(f"{case}, in %", ["", *_HEADINGS.values(), "right", ""], rows, failures)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.calibrate", description=__doc__.split("\n")[0]
@@ -182,10 +157,14 @@ def main() -> None:
             "failures": failures,
         },
     )
-    print_sheets(calibration_sheets(calibrations), plain_console())
+    false_new = max(one.false_new or 0.0 for one in calibrations)
+    stated = [one for one in calibrations if one.size == STUDY_SIZES[0]]
+    for case, of_case in groupby(stated, key=lambda one: one.scenario):
+        print(f"{case}: right in {', '.join(f'{100 * one.right:.0f}' for one in of_case)} %")
     print(
-        f"{len(calibrations)} cells of {options.repetitions} in {time.monotonic() - start:.0f} s; "
-        f"{report}; " + (f"out of bounds: {len(failures)}" if failures else "all within bounds")
+        f"{len(calibrations)} cells of {options.repetitions} in {time.monotonic() - start:.0f} s: "
+        f"{report}; false {Conclusion.NEW!r} at most {false_new:.1%}; "
+        + ("\n".join(["out of bounds:", *failures]) if failures else "all within bounds")
     )
     if failures:
         sys.exit(1)

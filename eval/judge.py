@@ -20,7 +20,7 @@ from data.rows import read_split
 from data.run import BASE, VERDICTS, Run, maker
 from data.sections import Arm
 from eval.answers.judge import judge_arm
-from eval.show.panels import draw_passk
+from eval.show.charts import draw_passk
 from eval.show.report_sheets import print_report, report_sheets
 from eval.show.tables import label, markdown_of
 from eval.stats.passk import ks_for

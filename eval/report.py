@@ -19,8 +19,7 @@ from data.run import Run
 from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
 from eval.show import page
-from eval.show.charts import drawn_as_png, looks_of
-from eval.show.panels import passk_chart, training_panels
+from eval.show.charts import drawn_as_png, looks_of, passk_chart, training_panels
 from eval.show.results import read_result, standing_conclusion
 from eval.show.showcase import choose_answers
 from eval.show.tables import label
@@ -51,7 +50,7 @@ def run(recipe: Recipe, force: bool) -> None:
     facts = {
         "base model": recipe.model,
         "seed": str(recipe.seed),
-        **_asked(run, arms),
+        "sampling": _asked(run, arms),
         "success": f"a proven {report['success']} schedule",
     }
     answers = [file for arm in judged for file in (run.samples(arm), run.verdicts(arm))]
@@ -99,18 +98,14 @@ def page_content(
     }
 
 
-def _asked(run: Run, arms: Iterable[str]) -> dict[str, str]:
+def _asked(run: Run, arms: Iterable[str]) -> str:
     """How the arms were asked, as their samples say: the recipe may have changed since."""
-    ways = {}
-    for arm in arms:
-        folder = run.samples(arm).parent
-        if finished(folder):
-            asking = way_of_asking(folder)
-            ways[label(arm)] = f"T = {asking.temperature:g}, top-p = {asking.top_p:g}"
-    different = list(dict.fromkeys(ways.values()))
-    if len(different) > 1:
-        different = [f"{arm}: {way}" for arm, way in ways.items()]
-    return {"sampling": "; ".join(different)} if different else {}
+    folders = {arm: run.samples(arm).parent for arm in arms}
+    asked = {arm: way_of_asking(folder) for arm, folder in folders.items() if finished(folder)}
+    ways = {a: f"T = {way.temperature:g}, top-p = {way.top_p:g}" for a, way in asked.items()}
+    if len(set(ways.values())) == 1:
+        return next(iter(ways.values()))
+    return "; ".join(f"{label(arm)}: {way}" for arm, way in ways.items()) or "not known"
 
 
 def main() -> None:

@@ -67,12 +67,6 @@ def compared():
     return compare_tier(arms, [("a", "base"), ("b", "base"), ("a", "b")], indices)
 
 
-def test_nothing_is_claimed_of_lengths_beyond_those_seen():
-    found = compared()
-    json.dumps(found, allow_nan=False)  # JSON has no infinity
-    assert found["arms"]["a"]["tokens"] == {"value": 16, "low": 16, "high": 16, "n": 40}
-
-
 def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(tmp_path, monkeypatch):
     world = World(tmp_path, monkeypatch)
     world.scripts |= {"base": solving(0.1), "grpo": solving(0.5)}
@@ -84,7 +78,7 @@ def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(tmp_pat
     assert found["tiers"]["dense"]["arms"]["grpo"]["tokens"]["value"] == 9
     world.scripts["grpo"] = solving(0.0)
     sample_arm(recipe, "grpo", force=True)
-    with pytest.raises(UserError, match=r"grpo/samples\.jsonl is not judged yet, or has changed"):
+    with pytest.raises(UserError, match="is not judged yet, or has changed"):
         compare.run(recipe, force=False)
 
 

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from scipy.stats import binom
 
 from data.sections import Margins
 from eval.calibrate import calibrate_case
@@ -35,23 +34,12 @@ def test_more_problems_and_samples_detect_less():
     assert longer.counted < few.counted
 
 
-def test_the_rate_is_what_the_base_shows_at_least_once_with_95_percent():
-    found = detectable(100, 64, 256, Margins())
-    assert binom.sf(0, found.reach, found.rate) == pytest.approx(0.95)
-
-
 def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated():
     rng = np.random.default_rng(1)
     gain = detectable(200, 64, 256, Margins()).gain
     drawn = rng.normal(gain, SPREAD, size=(2000, 200))
     low = drawn.mean(axis=1) - 1.96 * drawn.std(axis=1, ddof=1) / np.sqrt(200)
     assert 0.77 <= (low > 0).mean() <= 0.83
-
-
-def test_what_can_be_detected_is_said_with_its_numbers():
-    found = detectable(200, 64, 256, Margins())
-    for number in ("200 problems", f"{100 * found.gain:.1f}", f"{100 * found.new:.1f} %", "320"):
-        assert number in found.sentence
 
 
 def test_what_cannot_be_detected_is_said():

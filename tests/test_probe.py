@@ -15,7 +15,6 @@ from data.sections import RewardSection
 from eval import probe
 from eval.stats.readiness import (
     LIMITS,
-    GroupShares,
     Outcomes,
     Readiness,
     advise,
@@ -105,7 +104,7 @@ def seen(group=8, ready=(), flat=0.1, mixed=0.5, at=None, **shares):
     sizes = {group: (flat, mixed), **(at or {})}
     flat_of = {f"flat {size}": pair[0] for size, pair in sizes.items()}
     mixed_of = {f"mixed {size}": pair[1] for size, pair in sizes.items()}
-    return GroupShares(good | shares | flat_of | mixed_of, group, sorted(sizes), ready)
+    return good | shares | flat_of | mixed_of, group, sorted(sizes), ready
 
 
 POOR = {"flat": 0.9, "mixed": 0.1}
@@ -129,7 +128,7 @@ POOR = {"flat": 0.9, "mixed": 0.1}
     ],
 )
 def test_the_first_advice_that_holds_is_given(found, advice):
-    assert advise(found)[0] == advice
+    assert advise(*found)[0] == advice
 
 
 def test_the_smallest_group_that_would_do_is_named():

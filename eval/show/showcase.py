@@ -91,30 +91,6 @@ def choose_answers(
     )
 
 
-def lanes(events: Sequence[Event]) -> list[tuple[int, int]]:
-    """(lane, lanes beside each other) of each event, so that no two in a lane overlap. Events that
-    share no minute with each other, by way of others too, may have different numbers of lanes."""
-    place = [(0, 1)] * len(events)
-    group: list[tuple[int, int]] = []
-    ends: list[int] = []
-
-    def close() -> None:
-        for i, lane in group:
-            place[i] = (lane, len(ends))
-        group.clear()
-        ends.clear()
-
-    for i in sorted(range(len(events)), key=lambda i: events[i]):
-        event = events[i]
-        if all(end <= event.start for end in ends):
-            close()
-        lane = next((n for n, end in enumerate(ends) if end <= event.start), len(ends))
-        ends[lane : lane + 1] = [max(event.start, event.end)]
-        group.append((i, lane))
-    close()
-    return place
-
-
 def _schedule(answer: Answer) -> Schedule:
     """The schedule that was judged, empty where none could be read."""
     parsed = parse(answer["completion"])
@@ -126,12 +102,10 @@ def _schedule(answer: Answer) -> Schedule:
 def drawn_problem(row: Mapping[str, Any]) -> dict[str, Any]:
     """A problem as the page's script draws it; times in minutes.
 
-    ``events`` are ``[name, start, end, weighted minutes, priority, in the gold answer, lane, lanes
-    beside each other]``.
+    ``events`` are ``[name, start, end, weighted minutes, priority, in the gold answer]``.
     """
     problem: Problem = row["problem"]
     best = frozenset(_schedule({"completion": row["gold"], "status": Status.OPTIMAL}))
-    places = lanes(problem.events)
     return {
         "id": row["id"],
         "tier": row["tier"],
@@ -140,11 +114,10 @@ def drawn_problem(row: Mapping[str, Any]) -> dict[str, Any]:
         "from": min(e.start for e in problem.events) // 60 * 60,
         "to": -(-max(e.end for e in problem.events) // 60) * 60,
         "events": [
-            [e.name, e.start, e.end, problem.value[e.name], e.name in problem.priorities, e in best,
-             *place]
-            for e, place in zip(problem.events, places, strict=True)
+            [e.name, e.start, e.end, problem.value[e.name], e.name in problem.priorities, e in best]
+            for e in problem.events
         ],
-    }  # fmt: skip
+    }
 
 
 def drawn_answer(problem: Problem, answer: Answer) -> dict[str, Any]:
@@ -152,7 +125,7 @@ def drawn_answer(problem: Problem, answer: Answer) -> dict[str, Any]:
 
     ``chosen``, ``overlapping`` and ``broken`` are places in the problem's events; ``strays`` are
     answered events that the problem does not have so: ``[name, start, end, what, overlapping,
-    broken, lane, lanes beside each other]``.
+    broken]``.
     """
     answered = _schedule(answer)
     # A hostile answer may list a hundred thousand events.
@@ -161,7 +134,6 @@ def drawn_answer(problem: Problem, answer: Answer) -> dict[str, Any]:
     named = {name for text in violations for name in text.partition(": ")[2].split(" / ")}
     chosen = set(schedule) & set(problem.events)
     strays = list(_strays(problem, schedule))
-    shown = strays[:MOST_NAMED]
     strayed = {event.name for event, _ in strays}
     overlapping = {
         event
@@ -189,9 +161,8 @@ def drawn_answer(problem: Problem, answer: Answer) -> dict[str, Any]:
         "overlapping": places(overlapping),
         "broken": places(broken),
         "strays": [
-            [event.name[:NAME_CUT], event.start, event.end, what, event in overlapping,
-             event.name in named, *lane]
-            for (event, what), lane in zip(shown, lanes([e for e, _ in shown]), strict=True)
+            [e.name[:NAME_CUT], e.start, e.end, what, e in overlapping, e.name in named]
+            for e, what in strays[:MOST_NAMED]
         ],
         "more_strays": max(0, len(strays) - MOST_NAMED) + len(answered) - len(schedule),
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -226,7 +227,8 @@ def _pooled(parts: Sequence[tuple[Quantities, SampleBudget]]) -> tuple[Quantitie
     # A tier whose problems were all solved has no confirmation samples to speak of.
     budgets = [budget for budget in every if budget["fresh"]] or every
     known = {key: [b[key] for b in budgets if b[key] is not None] for key in budgets[0]}
-    return values, SampleBudget(**{key: min(of_key, default=None) for key, of_key in known.items()})
+    least: Mapping[str, Any] = {key: min(of_key, default=None) for key, of_key in known.items()}
+    return values, SampleBudget(**least)
 
 
 def _seeds(values: Quantities) -> int:

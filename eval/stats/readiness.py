@@ -36,64 +36,49 @@ LIMITS = {
 }
 
 
-@dataclass(frozen=True)
-class GroupShares:
-    """What the advice looks at.
+def advise(
+    shares: Mapping[str, float], group: int, sizes: Sequence[int], ready: Sequence[str] = ()
+) -> tuple[str, str, int | None]:
+    """The first advice that holds; why, with limits named in braces; and the smallest larger group
+    that would be ready, of those that the samples can tell of.
 
-    Attributes:
-        shares: "readable", "valid", "truncated", "solved" and "unsolved"; and for each group size
-            g "flat g" and "mixed g".
+    Args:
+        shares: "readable", "valid", "truncated" and "solved"; and for each group size g "flat g"
+            and "mixed g".
         group: the recipe's.
         sizes: every g, in order.
-        ready_tiers: further tiers that are ready.
+        ready: further tiers that are ready.
     """
 
-    shares: Mapping[str, float]
-    group: int
-    sizes: Sequence[int]
-    ready_tiers: Sequence[str] = ()
-
-    def below(self, name: str) -> bool:
-        return self.shares[name] < LIMITS[name]
-
-    def above(self, name: str) -> bool:
-        return self.shares[name] > LIMITS[name]
-
-    def teaches(self, size: int) -> bool:
-        """Whether groups of a size differ enough, in reward and in success."""
-        flat, mixed = self.shares[f"flat {size}"], self.shares[f"mixed {size}"]
+    def teaches(size: int) -> bool:
+        flat, mixed = shares[f"flat {size}"], shares[f"mixed {size}"]
         return flat <= LIMITS["flat"] and mixed >= LIMITS["mixed"]
 
-    @property
-    def large_enough(self) -> int | None:
-        """The smallest larger group that teaches, of those that the samples can tell of."""
-        return next((g for g in self.sizes if g > self.group and self.teaches(g)), None)
-
-
-def advise(seen: GroupShares) -> tuple[str, str]:
-    """The advice, and why: the first that holds. Limits are named in braces."""
-    if seen.below("readable"):
+    larger = next((g for g in sizes if g > group and teaches(g)), None)
+    if shares["readable"] < LIMITS["readable"]:
+        advice = "more SFT"
         why = "fewer than {readable} of the answers can be read: the form is not there yet"
-        return "more SFT", why
-    if seen.above("truncated"):
+    elif shares["truncated"] > LIMITS["truncated"]:
+        advice = "longer answers"
         why = "more than {truncated} of the answers are cut off: raise grpo.max_completion_length"
-        return "longer answers", why
-    if seen.above("solved"):
+    elif shares["solved"] > LIMITS["solved"]:
+        advice = "harder tier"
         why = "more than {solved} of the groups are optimal throughout: little is left to learn"
-        return "harder tier", why
-    if seen.teaches(seen.group):
-        return "ready", (
-            "at most {flat} of the groups have equal rewards, and at least {mixed} have both "
-            "optimal and other answers"
-        )
-    if seen.large_enough:
-        return "larger group", "a larger group, within the samples drawn, would be ready"
-    if seen.below("valid"):
-        return "more SFT", "fewer than {valid} of the answers break no rule"
-    if seen.ready_tiers:
-        return "easier tier", "another tier of the training data is ready: train on it first"
-    why = "none of these: the answers are well formed, and optimal ones too rare to find"
-    return "bigger base", why
+    elif teaches(group):
+        advice = "ready"
+        why = "at most {flat} of the groups have equal rewards, and at least {mixed} have both "
+        why += "optimal and other answers"
+    elif larger:
+        advice, why = "larger group", "a larger group, within the samples drawn, would be ready"
+    elif shares["valid"] < LIMITS["valid"]:
+        advice, why = "more SFT", "fewer than {valid} of the answers break no rule"
+    elif ready:
+        advice = "easier tier"
+        why = "another tier of the training data is ready: train on it first"
+    else:
+        advice = "bigger base"
+        why = "none of these: the answers are well formed, and optimal ones too rare to find"
+    return advice, why, larger
 
 
 def alike(classes: ArrayLike, sizes: Sequence[int]) -> Values:
@@ -170,24 +155,24 @@ class Readiness:
         self.columns = np.column_stack(list(self.shares.values()))
         self.indices = bootstrap_indices(problems, resamples, rng)
 
-    def seen(self, means: Values | None = None, ready: Sequence[str] = ()) -> GroupShares:
-        """What the advice looks at, from the means over the problems, or of a resample's."""
-        values = (self.columns.mean(axis=0) if means is None else means).tolist()
-        return GroupShares(
-            dict(zip(self.shares, values, strict=True)), self.group, self.sizes, ready
-        )
+    def advise(
+        self, means: Values | None = None, ready: Sequence[str] = ()
+    ) -> tuple[str, str, int | None]:
+        """``advise`` by the means over the problems, or by those of a resample."""
+        means = self.columns.mean(axis=0) if means is None else means
+        shares = dict(zip(self.shares, means.tolist(), strict=True))
+        return advise(shares, self.group, self.sizes, ready)
 
     def advice(self, ready: Sequence[str]) -> dict[str, object]:
         """The advice, why, and the share of resamples in which it is the same."""
-        seen = self.seen(ready=ready)
-        advice, why = advise(seen)
+        advice, why, larger = self.advise(ready=ready)
         limits = {name: f"{100 * share:.0f} %" for name, share in LIMITS.items()}
         resampled = resampled_means(self.columns, self.indices[:_SECOND_OPINIONS])
-        same = [advise(self.seen(means, ready))[0] == advice for means in resampled]
+        same = [self.advise(means, ready)[0] == advice for means in resampled]
         return {
             "advice": advice,
             "because": why.format(**limits),
-            "group": seen.large_enough if advice == "larger group" else None,
+            "group": larger if advice == "larger group" else None,
             "tiers": list(ready) if advice == "easier tier" else None,
             "firmness": float(np.mean(same)),
         }
@@ -232,7 +217,7 @@ def readiness_by_tier(
     for name, problems in chosen.items():
         rng = np.random.default_rng(seed_of(seed, "probe", name))
         measured[name] = Readiness(outcomes.of(problems), group, rng, resamples)
-    ready = [name for name in names if advise(measured[name].seen())[0] == "ready"]
+    ready = [name for name in names if measured[name].advise()[0] == "ready"]
     return {
         name: {**one.report(), "advice": one.advice([tier for tier in ready if tier != name])}
         for name, one in measured.items()

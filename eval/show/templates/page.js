@@ -22,17 +22,35 @@
   // What is to be said of each event of the problem, and of the answer's own inventions.
   function eventsOf(answer) {
     const problem = problems[answer.problem];
-    const own = problem.events.map(([name, start, end, value, priority, gold, lane, lanes], i) => ({
-      name, start, end, value, priority, gold, lane, lanes, stray: "",
+    const own = problem.events.map(([name, start, end, value, priority, gold], i) => ({
+      name, start, end, value, priority, gold, stray: "",
       chosen: answer.chosen.includes(i),
       overlapping: answer.overlapping.includes(i),
       broken: answer.broken.includes(i),
     }));
-    const strays = answer.strays.map(([name, start, end, what, overlapping, broken, lane, lanes]) => ({
-      name, start, end, value: null, priority: false, gold: false, lane, lanes, stray: what,
+    const strays = answer.strays.map(([name, start, end, what, overlapping, broken]) => ({
+      name, start, end, value: null, priority: false, gold: false, stray: what,
       chosen: true, overlapping, broken,
     }));
+    putInLanes(own);
+    putInLanes(strays);
     return [...own, ...strays];
+  }
+
+  // Gives each event a lane, so that no two in a lane overlap. Events that share no minute with each
+  // other, by way of others too, may have different numbers of lanes.
+  function putInLanes(events) {
+    let group = [];
+    let ends = [];
+    const sorted = [...events].sort((a, b) => a.start - b.start || a.end - b.end);
+    for (const event of sorted) {
+      if (ends.every((end) => end <= event.start)) [group, ends] = [[], []];
+      const free = ends.findIndex((end) => end <= event.start);
+      event.lane = free < 0 ? ends.length : free;
+      ends[event.lane] = Math.max(event.start, event.end);
+      group.push(event);
+      for (const other of group) other.lanes = ends.length;
+    }
   }
 
   function words(event) {
