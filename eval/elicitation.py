@@ -131,10 +131,10 @@ def likelihoods(
         {arm: run.model(arm) for arm in bare},
         {arm: read_answers(run.samples(arm), ids) for arm in bare},
         solved.rows,
+        (BASE, *starts),
         dtype,
         seed,
-        references=(BASE, *starts),
-        resamples=margins.resamples,
+        margins.resamples,
     )
 
 

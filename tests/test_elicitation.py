@@ -406,7 +406,7 @@ def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_mode
     arms = SFT_GRPO | {name: {"trainer": "none", **way} for name, way in ways.items()}
     scored = []
 
-    def measure(models, rows, asked, dtype, seed, references, resamples):
+    def measure(models, rows, asked, references, *_):
         scored.append((list(models), list(rows), references))
         assert {row["arm"] for row in rows["sft"]} == {"sft"}
         return {}

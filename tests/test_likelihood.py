@@ -16,6 +16,7 @@ from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render, sample_batch
 from pipeline.model.sampler import draw_tokens
 
+REFERENCES = ("base", "sft")
 PROMPTS = ["Zoo visit", "Zoo visit, Vet visit and Yoga class at 09:00", "10:00\n- Swim meet"]
 
 
@@ -201,7 +202,7 @@ def test_every_arm_is_held_against_itself_and_the_references(tokenizer, asked, t
     models = {name: saved(tmp_path / name, one, tokenizer) for name, one in networks.items()}
     prompts = [row["prompt"] for row in asked]
     rows = {name: answers_of(one, tokenizer, prompts, 3)[1] for name, one in networks.items()}
-    report = measure(models, {name: iter(drawn) for name, drawn in rows.items()}, asked)
+    report = measure(models, {name: iter(drawn) for name, drawn in rows.items()}, asked, REFERENCES)
     for tier, problems in (("blog", 2), ("dense", 1)):
         assert list(report[tier]) == ["base", "sft", "grpo"]
         arm = report[tier]["grpo"]
@@ -230,7 +231,7 @@ def test_arms_whose_tokenizers_differ_are_refused_by_name(tokenizer, asked, tmp_
     row = {"sample": 0, "completion": "Zoo visit (09:", "finish_reason": "stop", "tokens": 3}
     rows = {arm: [{**row, "id": "p0"}] for arm in models}
     with pytest.raises(UserError, match=r"'grpo'.*'base'"):
-        measure(models, rows, asked, resamples=50)
+        measure(models, rows, asked, REFERENCES, resamples=50)
 
 
 @pytest.mark.slow
@@ -238,6 +239,6 @@ def test_an_answer_without_any_token_is_left_out(tokenizer, asked, tmp_path):
     models = {"base": saved(tmp_path / "base", network(), tokenizer)}
     row = {"sample": 0, "completion": "", "finish_reason": "length", "tokens": 3}
     rows = {"base": [{**row, "id": "p0"}, {**row, "id": "p1", "completion": "Zoo visit"}]}
-    report = measure(models, rows, asked, resamples=50)
+    report = measure(models, rows, asked, REFERENCES, resamples=50)
     assert report["blog"]["base"]["answers"] == 1
     assert report["dense"] == {}

@@ -516,24 +516,9 @@ def test_how_the_answers_were_drawn_is_said_whatever_the_recipe_says_now(made):
 
 
 @pytest.mark.parametrize("which", ["report", "elicitation"])
-@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
-def test_a_broken_result_is_named(made, which, text):
-    path = getattr(made.run, which)
-    path.write_text(text)
+def test_a_result_that_was_changed_is_named(made, which):
+    getattr(made.run, which).write_text("{}")
     with pytest.raises(UserError, match=rf"{which}\.json was changed .* `make eval`"):
-        made.page()
-    made.note(path.with_name(MANIFEST), hashes={})
-    with pytest.raises(UserError, match=rf"{which}\.json (is not valid|must be a) JSON"):
-        made.page()
-
-
-@pytest.mark.parametrize(("which", "key"), [("report", "main"), ("elicitation", "judged")])
-def test_a_result_that_lacks_a_key_is_one_sentence(made, which, key):
-    path = getattr(made.run, which)
-    content = json.loads(path.read_text())
-    del content[key]
-    made.rewrite(path, content)
-    with pytest.raises(UserError, match=rf'{which}\.json lacks "{key}"; '):
         made.page()
 
 
@@ -553,7 +538,7 @@ def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike():
 @pytest.mark.parametrize("ks", [[], [1]])
 def test_odd_curves_can_be_drawn(points, ks):
     look = looks_of(["base"])["base"]
-    panels = [Panel("$t", "step", [Curve("a", look, points)], ks=ks) for _ in range(4)]
+    panels = [Panel("$t", [Curve("a", look, points)], ks=ks) for _ in range(4)]
     assert drawn_as_png(panels).startswith(b"\x89PNG")
 
 

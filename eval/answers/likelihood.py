@@ -135,9 +135,9 @@ def measure(
     models: Mapping[str, str],
     rows: Mapping[str, Iterable[SampleRow]],
     asked: Sequence[Row],
+    references: Sequence[str],
     dtype: str = "float32",
     seed: int = 0,
-    references: Sequence[str] = ("base", "sft"),
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, dict[str, object]]]:
     """Likelihood, entropy and KL of every arm's answers, ``{tier: {arm: …}}``, ready for JSON.
@@ -146,9 +146,9 @@ def measure(
         models: folder or hub id of each arm, in the order to be shown.
         rows: each arm's samples, drawn at temperature 1 and top_p 1 from the bare prompt.
         asked: the problems.
-        seed: hashed with the tier; all arms get the same resamples.
         references: arms whose models all answers are held against; those not in ``models`` are
             left out.
+        seed: hashed with the tier; all arms get the same resamples.
 
     Raises:
         UserError: when two arms' tokenizers disagree about an answer.

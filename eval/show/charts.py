@@ -9,7 +9,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,41 +87,33 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on common axes, from 0 (or the least y, where that is below) to ``top``.
+    """Curves on common axes.
 
     Attributes:
-        x: what the horizontal axis counts.
         percent: whether y is a share, shown in %.
-        ks: ticks of a horizontal axis to base 2; without any it is linear.
-        faint: whether bands must be so, since there are many.
+        ks: ticks of a horizontal axis of k, to base 2; without any it counts steps.
     """
 
     title: str
-    x: str
     curves: Sequence[Curve]
     percent: bool = False
     ks: Sequence[int] = ()
-    top: float | None = None
-    faint: bool = False
 
     def draw(self, ax: Axes) -> None:
         """Draw onto empty axes."""
         scale = 100 if self.percent else 1
-        heights = [0.0]
         for curve in self.curves:
             look, xs = curve.look, [x for x, _ in curve.points]
             ys = [math.nan if y is None else scale * y for _, y in curve.points]
-            low, high = ([scale * ends[end] for ends in curve.band] for end in (0, 1))
-            heights += [*(y for y in ys if not math.isnan(y)), *low, *high]
             [line] = ax.plot(xs, ys, color=look.colour, linestyle=look.dash, marker=look.marker)
-            width = 1.8 if look.marker else 1.2
             few = max(1, len(xs) // 6)  # of a long curve, every so many points have a marker
+            width = 1.8 if look.marker else 1.2
             line.set(markevery=few, label=curve.label, linewidth=width, clip_on=False)
+            low, high = ([scale * ends[end] for ends in curve.band] for end in (0, 1))
             if curve.band:
-                alpha = 0.05 if self.faint else 0.16
-                ax.fill_between(xs, low, high, color=look.colour, alpha=alpha, lw=0)
+                ax.fill_between(xs, low, high, color=look.colour, alpha=0.1, lw=0)
         ax.set_title(self.title)
-        ax.set_xlabel(self.x, loc="right")
+        ax.set_xlabel("k" if self.ks else "step", loc="right")
         ax.locator_params(nbins=5, steps=[1, 2, 2.5, 5, 10])
         if self.ks:
             ax.set_xscale("log", base=2)
@@ -130,10 +121,9 @@ class Panel:
             ax.minorticks_off()
         else:
             ax.locator_params(axis="x", integer=True)
-        ax.set_ylim(min(heights), scale * self.top if self.top else 1.05 * max(heights) or 1)
 
 
-def drawn_as_png(panels: Sequence[Panel], caption: str = "") -> bytes:
+def drawn_as_png(panels: Sequence[Panel], caption: str = "", sharey: bool = False) -> bytes:
     """Panels three across, with one legend and one caption for all."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -144,16 +134,17 @@ def drawn_as_png(panels: Sequence[Panel], caption: str = "") -> bytes:
     with rc_context(fname=_STYLE):
         # It is none of pyplot's, so it needs no display.
         figure = Figure(figsize=(1.2 + 3.8 * across, 2.8 * down + 0.7), layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False).flat
+        axes = figure.subplots(down, across, squeeze=False, sharey=sharey).flat
         named: dict[str, Artist] = {}
         for ax, panel in zip(axes, panels, strict=False):
             panel.draw(ax)
             lines, labels = ax.get_legend_handles_labels()
             named |= dict(zip(labels, lines, strict=True))
+        for ax in axes[: len(panels)]:  # now that all is drawn, if their scale is common
+            ax.set_ylim(bottom=min(0.0, ax.dataLim.ymin))
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        if named:
-            figure.legend(named.values(), named, loc="outside upper left", ncols=8, fontsize=9)
+        figure.legend(named.values(), named, loc="outside upper left", ncols=8, fontsize=9)
         figure.supxlabel(caption, fontsize=9)
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     return content.getvalue()
@@ -168,29 +159,19 @@ def draw_passk(report: Mapping[str, Any], path: Path) -> None:
 
 
 def passk_chart(report: Mapping[str, Any]) -> bytes:
-    """pass@k of every arm with its interval, and the floors, a panel a tier, as PNG. All have one
-    scale, a multiple of 10 % that holds every curve."""
+    """pass@k of every arm with its interval, and the floors, a panel a tier, as PNG."""
     looks = looks_of(report["arms"])
-    curves = {
-        tier: [*_arm_curves(counted, looks), *_floor_curves(counted)]
-        for tier, counted in report["tiers"].items()
-    }
-    drawn = list(chain.from_iterable(curves.values()))
-    highest = max(y or 0 for curve in drawn for _, y in (*curve.points, *curve.band))
     panels = [
         Panel(
             tier_title(report, tier),
-            "k",
-            of_tier,
+            [*_arm_curves(counted, looks), *_floor_curves(counted)],
             percent=True,
-            ks=report["tiers"][tier]["ks"],
-            top=min(1.0, math.ceil(10 * highest + 0.2) / 10),
-            faint=len(looks) > 6,
+            ks=counted["ks"],
         )
-        for tier, of_tier in curves.items()
+        for tier, counted in report["tiers"].items()
     ]
     caption = f"k, answers to each problem; problems solved, in %. Bands: {report['interval']}"
-    return drawn_as_png(panels, caption)
+    return drawn_as_png(panels, caption, sharey=True)
 
 
 def _arm_curves(counted: Mapping[str, Any], looks: Mapping[str, Look]) -> list[Curve]:
@@ -236,7 +217,7 @@ def training_panels(
             if any(y is not None for _, y in points):
                 curves.append(Curve(label(arm), looks[arm], points))
         if curves:
-            panels.append(Panel(title, "step", curves, percent=percent))
+            panels.append(Panel(title, curves, percent))
     return panels
 
 

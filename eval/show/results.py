@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts
@@ -13,30 +13,18 @@ from data.run import VERDICTS, Run
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The object of a JSON file that ``make eval`` wrote. Asking it, or an object within it, for a
-    key that it lacks, as that of an older version may, raises a UserError.
+    """The content of a JSON file that ``make eval`` wrote.
 
     Raises:
-        UserError: when the file is missing, is no JSON object, or is not the one that was written,
-            by the hash that the manifest beside it may have.
+        UserError: when it is not the one that was written, by the hash in the manifest beside it.
     """
-    again = "delete it, and `make eval` writes it again"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; `make eval` writes it again")
-    known = stage_facts(path.parent).get("hashes", {}) if finished(path.parent) else {}
-    if path.name in known and known[path.name] != sha256(path):
-        raise UserError(f"{path} was changed since `make eval` wrote it; {again}")
-
-    class Object(dict[str, Any]):
-        def __missing__(self, key: str) -> NoReturn:
-            raise UserError(f'{path} lacks "{key}"; {again}')
-
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"), object_hook=Object)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {again}") from None
-    if not isinstance(result, dict):
-        raise UserError(f"{path} must be a JSON object; {again}")
+    written = stage_facts(path.parent).get("hashes", {}).get(path.name)
+    if not path.is_file() or sha256(path) != written:
+        raise UserError(
+            f"{path} was changed since `make eval` wrote it; delete it, and `make eval` writes it "
+            "again"
+        )
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
 
 
