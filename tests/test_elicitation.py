@@ -357,18 +357,6 @@ def test_a_skill_that_the_base_has_when_read_leniently_is_not_new(world):
     assert overall(world.evaluate(world.recipe(arms)))["conclusion"] == "new capability"
 
 
-def test_the_base_at_its_best_is_asked_again_in_the_way_that_was_best(world):
-    def cool(row, way, rng):
-        return solving(0.05 if way.temperature == 0.5 else 0.0)(row, way, rng)
-
-    world.scripts |= {"base": solving(0.02), "best": cool}
-    judged_run(world, ROLES, NAMED)
-    ways = {(arm, stream): way for arm, stream, _, way in world.asked}
-    assert ways["best", "fresh"].temperature == ways["best", "sample"].temperature == 0.5
-    assert ways["base", "fresh"].temperature == 1.0
-    assert ways["best", "fresh"].samples == FRESH
-
-
 def test_each_judged_arm_has_its_own_conclusion_on_its_own_tiers(world):
     arms = {
         "slow": {"trainer": "grpo", "seeds": [1, 2, 3]},

@@ -29,7 +29,8 @@ from data.rules import BASE_RULES, MustInclude
 from eval import elicitation, report
 from eval.answers import likelihood
 from eval.show.charts import Curve, Panel, drawn_as_png, looks_of, training_panels
-from eval.show.elicitation_sheets import in_own_unit
+from eval.show.elicitation_sheets import elicitation_sheets, ruling_sheets
+from eval.show.report_sheets import report_sheets
 from eval.show.showcase import (
     CUT,
     MOST,
@@ -293,19 +294,6 @@ def test_hostile_completions_stay_text_and_come_back_whole(whole):
         assert any(hostile in one["text"] for one in island["answers"]), "a test that tests nothing"
 
 
-def test_hostile_words_in_the_conclusion_are_escaped(made):
-    changed = made.elicitation
-    changed["sentence"] = "Elicited: <i>nothing</i> new & GRPO gains +12.3 [+10.0, +15.0] points."
-    changed["judged"]["grpo"]["overall"]["notes"] = ["it <em>lost</em> nothing"]
-    made.rewrite(made.run.elicitation, changed)
-    text = made.page()
-    assert "gains +12.3\u00a0[+10.0,\u00a0+15.0] points" in text, "intervals do not break"
-    found = Reader(text)
-    assert not {"i", "em"} & {tag for tag, _ in found.elements}
-    assert changed["sentence"] in found.text
-    assert "it <em>lost</em> nothing." in found.text
-
-
 def test_every_arm_tier_and_status_can_be_filtered_for_and_is_counted_truly(whole):
     island = whole.island
     problems, answers = island["problems"], island["answers"]
@@ -431,7 +419,7 @@ def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
 # --- the conclusion ------------------------------------------------------------------------------
 
 
-def test_conclusions_stand_first_and_are_shown_with_all_that_they_rest_on(whole):
+def test_conclusions_stand_first_with_what_decided_them(whole):
     content = whole.made.elicitation
     table, expected = "overall dense trap", []
     for arm, judged in content["judged"].items():
@@ -441,51 +429,52 @@ def test_conclusions_stand_first_and_are_shown_with_all_that_they_rest_on(whole)
             expected += [f"Decided by {ruling['reason']}.", *ruling["notes"]]
             expected += [cell(estimate, "+") for estimate in ruling["estimates"].values()]
         for ruling in judged["tiers"].values():
-            expected += [cell(ruling["pass_at_1"][name]) for name in ("base", arm)]
-            for member, cells in ruling["two_by_two"].items():
-                met, gap = ruling["crossing"][member], cell(ruling["gap"][member], "+")
-                k, low, high = (met[end] or "beyond 8" for end in ("k", "low", "high"))
-                expected += [
-                    f"solves does not base solves {cells['both']} {cells['only_base']} base does "
-                    f"not {cells['only_tuned']} {cells['neither']}",
-                    f"{label(member)} {k} [{low}, {high}] {100 * met['beyond']:.0f} % {gap}",
-                    cell(ruling["expansion"][member]["share"], "+"),
-                    cell(ruling["shrinkage"][member]["share"], "+"),
-                ]
+            expected += [
+                f"base solves {cells['both']} {cells['only_base']} base does not "
+                f"{cells['only_tuned']} {cells['neither']}"
+                for cells in ruling["two_by_two"].values()
+            ]
     assert f"{content['sentence']} {table}" in whole.text
     assert [text for text in expected if text not in whole.text] == []
 
 
-def test_every_arm_is_shown_on_each_tier(whole):
-    content = whole.made.elicitation
-    expected = [" ".join(one["sentence"].split()) for one in content["detectable"].values()]
-    for tier in content["tiers"].values():
-        for key in ("coverage", "floor_adjusted"):
-            for name, row in tier[key].items():
-                cells = ("no room" if e is None else cell(e) for e in row.values())
-                expected.append(f"{label(name)} {' '.join(cells)}")
-        for arm, reasoning in tier["reasoning"].items():
-            expected.append(f"{label(arm)} {cell(reasoning['reasoning'])}")
-    under = content["tiers"]["dense"]["likelihood"]["grpo.1"]["under"]["grpo.1"]
-    expected.append(f"grpo.1 {in_own_unit(under['log_likelihood']['per_token'])}")
-    expected.append(cell(under["answers_outside"]))
-    assert [text for text in expected if text not in whole.text] == []
-    assert not content["tiers"]["trap"]["likelihood"]
+def test_the_page_has_every_table_of_both_results(whole):
+    counted = json.loads((whole.made.folder / whole.made.run.report).read_text())
+    sheets = [*elicitation_sheets(whole.made.elicitation), *report_sheets(counted)]
+    rows = [" ".join(" ".join(filter(None, row)).split()) for sheet in sheets for row in sheet.rows]
+    assert [row for row in rows if row not in whole.text] == []
     assert whole.text.count("Entropy, KL divergence and likelihood") == 1, "of dense alone"
+
+
+def test_second_looks_and_crossings_are_told_apart(whole):
+    ruling = whole.made.elicitation["judged"]["grpo"]["tiers"]["dense"]
+    curves, unsolved = ruling_sheets(ruling)
+    for number, member in enumerate(("grpo.1", "grpo.2")):
+        met, again = ruling["crossing"][member], ruling["expansion"][member]
+        ends = [met[end] or "beyond 8" for end in ("k", "low", "high")]
+        assert curves.rows[number][:2] == [member, "{} [{}, {}]".format(*ends)]
+        assert curves.rows[number][-1] == cell(ruling["gap"][member], "+")
+        assert unsolved.rows[number][0] == f"Expansion: {member} where base failed"
+        assert unsolved.rows[number][-1] == cell(again["share"], "+")
+        assert unsolved.rows[number + 2][-1] == cell(ruling["shrinkage"][member]["share"], "+")
+
+
+def test_sentences_of_both_results_are_said_once_and_stay_text(made):
+    notes = [f"Note: {arm} <b> was trained otherwise." for arm in ("GRPO", "SFT", "grpo-only")]
+    counted, judged = json.loads(made.run.report.read_text()), made.elicitation
+    judged["sentence"] = "Elicited: <i>nothing</i> new & GRPO gains +12.3 [+10.0, +15.0] points."
+    made.rewrite(made.run.report, {**counted, "notes": notes[:2]})
+    made.rewrite(made.run.elicitation, {**judged, "notes": notes[1:]})
+    text = made.page()
+    assert "gains +12.3\u00a0[+10.0,\u00a0+15.0] points" in text, "intervals do not break"
+    found = Reader(text)
+    assert [found.text.count(said) for said in (*notes, judged["sentence"])] == [1, 1, 1, 1]
+    assert "i" not in {tag for tag, _ in found.elements}
 
 
 def test_every_conclusion_is_explained(whole):
     explained = whole.text.partition("What the conclusions mean")[2]
     assert [conclusion for conclusion in Conclusion if f"{conclusion}" not in explained] == []
-
-
-def test_notes_of_both_results_are_said_once(made):
-    notes = [f"Note: {arm} <b> was trained otherwise." for arm in ("GRPO", "SFT", "grpo-only")]
-    counted = json.loads(made.run.report.read_text())
-    made.rewrite(made.run.report, {**counted, "notes": notes[:2]})
-    made.rewrite(made.run.elicitation, {**made.elicitation, "notes": notes[1:]})
-    found = Reader(made.page())
-    assert [found.text.count(note) for note in notes] == [1, 1, 1]
 
 
 # --- of what is there now ------------------------------------------------------------------------
@@ -505,13 +494,11 @@ def test_a_conclusion_on_other_answers_than_the_report_s_is_left_out(made, loss,
 
 
 def test_how_the_answers_were_drawn_is_said_whatever_the_recipe_says_now(made):
-    manifests = {arm: made.run.samples(arm).with_name(MANIFEST) for arm in ARMS}
-    asking = json.loads(manifests["sft"].read_text())["asking"] | {"temperature": 0.3}
-    for manifest in manifests.values():
-        made.note(manifest, asking=asking)
-    assert "T = 0.3, top-p = 1" in Reader(made.page()).text
-    made.note(manifests["sft"], asking=asking | {"temperature": 0.6})
-    said = "base: T = 0.3, top-p = 1; SFT: T = 0.6, top-p = 1; grpo.1: T = 0.3"
+    assert "T = 1, top-p = 1" in Reader(made.page()).text
+    manifest = made.run.samples("sft").with_name(MANIFEST)
+    asking = json.loads(manifest.read_text())["asking"]
+    made.note(manifest, asking=asking | {"temperature": 0.6})
+    said = "base: T = 1, top-p = 1; SFT: T = 0.6, top-p = 1; grpo.1: T = 1"
     assert said in Reader(made.page()).text
 
 
