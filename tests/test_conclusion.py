@@ -16,7 +16,7 @@ NEW, ELICITED, NARROWED = Conclusion.NEW, Conclusion.ELICITED, Conclusion.NARROW
 DISTILLED, FORMAT, OPEN = Conclusion.DISTILLED, Conclusion.FORMAT, Conclusion.INCONCLUSIVE
 
 
-def arms(guess=None, asked=True, seed=1, n=N, m=M, **chances):
+def arms(guess=None, seed=1, n=N, m=M, **chances):
     """Counts drawn from chances of success a try, [problems] or [seeds, problems]."""
     rng = np.random.default_rng(seed)
     first = {name: rng.binomial(n, p) for name, p in chances.items()}
@@ -25,10 +25,7 @@ def arms(guess=None, asked=True, seed=1, n=N, m=M, **chances):
         unsolved &= first["base_best"] == 0
     fresh = np.where(unsolved, m, 0)
     counts = {
-        name: Counts(n, first[name], fresh, rng.binomial(fresh, p))
-        if asked
-        else Counts(n, first[name])
-        for name, p in chances.items()
+        name: Counts(n, first[name], fresh, rng.binomial(fresh, p)) for name, p in chances.items()
     }
     return Arms(**counts, guess=guess)
 
@@ -79,10 +76,6 @@ CASES = {
     "no change": (OPEN, {"base": B, "grpo": B}),
     "worse": (OPEN, {"base": B, "grpo": B / 4}),
     "too few problems": (OPEN, {"base": B[:12], "grpo": lifted(B[:12], 3)}),
-    "elicited, not asked again": (OPEN, {"base": B, "grpo": lifted(B, 6), "asked": False}),
-    "new, not asked again": (
-        OPEN, {"base": without(B), "grpo": with_skill(SKILL), "asked": False},
-    ),
     "a base that solved everything": (
         ELICITED, {"base": np.full(P, 0.3), "grpo": np.full(P, 0.6)},
     ),

@@ -43,7 +43,6 @@ def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated():
 
 
 def test_what_cannot_be_detected_is_said():
-    without = detectable(50, 64, 0, Margins())
+    without = detectable(50, 8, 8, Margins())
     assert (without.new, without.counted) == (None, None)
     assert "too few to see a new skill" in without.sentence
-    assert detectable(5, 8, 8, Margins()).counted is None

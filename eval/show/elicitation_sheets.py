@@ -65,7 +65,7 @@ def conclusion_sheet(report: Mapping[str, Any]) -> Sheet:
                 cell(ruling["pass_at_1"][arm]),
                 cell(ruling["estimates"]["gain over base"], "+"),
                 cell(ruling["estimates"]["large k"], "+"),
-                cell(ruling["estimates"].get("beyond base"), "+"),
+                cell(ruling["estimates"]["beyond base"], "+"),
             ]
             for arm, judged in report["judged"].items()
             for tier, ruling in judged["tiers"].items()

@@ -83,7 +83,7 @@ _RIVALS = {
 
 @dataclass(frozen=True)
 class SampleBudget:
-    """How many samples each condition is about; 0 where there are no confirmation samples.
+    """How many samples each condition is about.
 
     Attributes:
         n: samples of every arm, the k of narrowing.
@@ -99,7 +99,7 @@ class SampleBudget:
     reach: int
     fresh: int
     needed: int
-    guessed: float | None
+    guessed: float
     guessed_n: float
 
 
@@ -108,9 +108,8 @@ class Evidence:
     """What the criterion looks at.
 
     Attributes:
-        estimates: every quantity with its interval. "gain over X", for the base and each rival, and
-            "large k" are always there; "beyond X", "certified", "control" and "perhaps beyond base"
-            where there are confirmation samples.
+        estimates: every quantity with its interval: "gain over X" and "beyond X" for the base and
+            each rival, "large k", "certified", "control" and "perhaps beyond base".
         budget: the samples behind them.
     """
 
@@ -122,7 +121,7 @@ class Evidence:
         for their number: a test that rejects only where each of its parts does has the level of
         each (Berger 1982, Technometrics 24:295)."""
         beyond = [e for name, e in self.estimates.items() if name.startswith("beyond ")]
-        return bool(beyond) and all(e.low > margins.new for e in beyond)
+        return all(e.low > margins.new for e in beyond)
 
 
 #: A conclusion, and the condition that decided in words.
@@ -159,8 +158,8 @@ def _new_capability(evidence: Evidence, margins: Margins, who: str) -> Decision:
 def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
     """Line 1: beyond the base, yet not a new capability of reinforcement learning."""
     estimates = evidence.estimates
-    base = estimates.get("beyond base")
-    if base is None or base.low <= margins.new:
+    base = estimates["beyond base"]
+    if base.low <= margins.new:
         return None
     beyond = f"{_share(base)} of problems lie beyond base"
     open_ones: list[str] = []
@@ -209,22 +208,14 @@ def _explained_gain(evidence: Evidence, margins: Margins, who: str) -> Decision 
 
 def _perhaps_out_of_reach(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
     """Line 5: the base may not have reached all of the gain."""
-    perhaps, budget = evidence.estimates.get("perhaps beyond base"), evidence.budget
-    gained = _gained(evidence, who)
-    if perhaps is None:
-        why = (
-            f"{gained}, but there are no confirmation samples to tell a skill of the base from a "
-            "new one"
-        )
-    elif perhaps.high >= margins.reach:
-        why = (
-            f"{gained}; whether all of it was reachable for base is open: within "
-            f"{_tries(budget.tries)} it solves {_share(perhaps)} of problems that base missed in "
-            f"all {budget.reach} samples"
-        )
-    else:
+    perhaps, budget = evidence.estimates["perhaps beyond base"], evidence.budget
+    if perhaps.high < margins.reach:
         return None
-    return Conclusion.INCONCLUSIVE, why
+    return Conclusion.INCONCLUSIVE, (
+        f"{_gained(evidence, who)}; whether all of it was reachable for base is open: within "
+        f"{_tries(budget.tries)} it solves {_share(perhaps)} of problems that base missed in "
+        f"all {budget.reach} samples"
+    )
 
 
 def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
@@ -253,7 +244,7 @@ def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> li
             f"blind guessing solves {budget.guessed_n:.1%} within {_tries(budget.n)}, so what was "
             "lost or kept at that k may be guessing"
         )
-    if budget.guessed is not None and budget.guessed > margins.floor:
+    if budget.guessed > margins.floor:
         notes.append(
             f"blind guessing solves {budget.guessed:.1%} within {budget.tries}: these problems "
             "leave little room to show a new capability"

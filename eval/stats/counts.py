@@ -17,23 +17,17 @@ class Counts:
     Attributes:
         n: samples of each problem, [problems].
         c: optimal ones among them, [problems] or [training seeds, problems].
-        asked_again: whether confirmation samples were drawn, later and with other seeds.
-        fresh_n, fresh_c: those samples and the optimal ones among them, shaped like ``c``; 0 where
-            a problem was not asked again.
+        fresh_n, fresh_c: confirmation samples, drawn later and with other seeds, and the optimal
+            ones among them, shaped like ``c``; 0 where a problem was not asked again.
     """
 
     def __init__(
-        self,
-        n: ArrayLike,
-        c: ArrayLike,
-        fresh_n: ArrayLike | None = None,
-        fresh_c: ArrayLike | None = None,
+        self, n: ArrayLike, c: ArrayLike, fresh_n: ArrayLike = 0, fresh_c: ArrayLike = 0
     ) -> None:
-        self.asked_again = fresh_n is not None
         self.c = np.atleast_1d(np.asarray(c))
         self.n = np.broadcast_to(np.asarray(n), self.c.shape[-1:])
-        self.fresh_c = np.zeros_like(self.c) if fresh_c is None else np.asarray(fresh_c)
-        self.fresh_n = np.broadcast_to(0 if fresh_n is None else np.asarray(fresh_n), self.c.shape)
+        self.fresh_n = np.broadcast_to(np.asarray(fresh_n), self.c.shape)
+        self.fresh_c = np.broadcast_to(np.asarray(fresh_c), self.c.shape)
 
     @property
     def problems(self) -> int:
@@ -41,7 +35,7 @@ class Counts:
 
     def of(self, places: NDArray[np.intp]) -> Counts:
         """The same of some problems."""
-        fresh = (self.fresh_n[..., places], self.fresh_c[..., places]) if self.asked_again else ()
+        fresh = self.fresh_n[..., places], self.fresh_c[..., places]
         return Counts(self.n[places], self.c[..., places], *fresh)
 
     def with_fresh(self, again: Counts) -> Counts:
@@ -53,10 +47,8 @@ def by_seed(arms: Sequence[Counts]) -> Counts:
     """Arms that differ in nothing but the training seed as one; a single arm without that axis."""
     if len(arms) == 1:
         return arms[0]
-    fresh = [np.stack([arm.fresh_n for arm in arms]), np.stack([arm.fresh_c for arm in arms])]
-    return Counts(
-        arms[0].n, np.stack([arm.c for arm in arms]), *(fresh if arms[0].asked_again else ())
-    )
+    columns = ([arm.c, arm.fresh_n, arm.fresh_c] for arm in arms)
+    return Counts(arms[0].n, *map(np.stack, zip(*columns, strict=True)))
 
 
 def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -86,9 +85,6 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
         for name, arm in {"base": base, **arms.rivals}.items()
     }
     values["large k"] = solved_within(grpo.n, grpo.c, n) - solved_within(base.n, base.c, n)
-    guessed_n = float(floor_at(arms.chance, n).mean())
-    if not base.asked_again:
-        return values, SampleBudget(n, 0, n, 0, 0, None, guessed_n)
 
     # Rivals are asked again only what the base left unsolved.
     unsolved = unsolved_by(arms.bases)
@@ -99,7 +95,7 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
     tries = tries_for(m, fresh, arms.chance, margins)
     needed = certificate(n + m, fresh, margins.lift, margins.luck, arms.chance)
     values |= _beyond(arms, unsolved, needed, tries)
-    guessed = float(floor_at(arms.chance, tries).mean())
+    guessed, guessed_n = (float(floor_at(arms.chance, k).mean()) for k in (tries, n))
     budget = SampleBudget(n, tries, n + m, fresh, int(np.median(needed)), guessed, guessed_n)
     return values, budget
 
@@ -219,16 +215,12 @@ def conclude(
 
 
 def _pooled(parts: Sequence[tuple[Quantities, SampleBudget]]) -> tuple[Quantities, SampleBudget]:
-    """All tiers' problems together: the quantities that every tier has, each taken at its tier's
-    own k, and the least k of any."""
-    names = [name for name in parts[0][0] if all(name in values for values, _ in parts)]
-    values = {name: np.concatenate([v[name] for v, _ in parts], axis=-1) for name in names}
+    """All tiers' problems together: quantities taken at their tier's own k, and the least k."""
+    values = {name: np.concatenate([v[name] for v, _ in parts], axis=-1) for name in parts[0][0]}
     every = [asdict(budget) for _, budget in parts]
     # A tier whose problems were all solved has no confirmation samples to speak of.
     budgets = [budget for budget in every if budget["fresh"]] or every
-    known = {key: [b[key] for b in budgets if b[key] is not None] for key in budgets[0]}
-    least: Mapping[str, Any] = {key: min(of_key, default=None) for key, of_key in known.items()}
-    return values, SampleBudget(**least)
+    return values, SampleBudget(**{key: min(b[key] for b in budgets) for key in budgets[0]})
 
 
 def _seeds(values: Quantities) -> int:

@@ -116,9 +116,9 @@ def detectable(
         samples + fresh,
         POWER,
         float(gain) if gain < 1 else None,
-        least(margins.new, 0.0, hit, float(guess.mean())) if fresh else None,
+        least(margins.new, 0.0, hit, float(guess.mean())),
         skill,
-        float(np.median(needed)) / fresh if fresh and np.median(needed) <= fresh else None,
+        float(np.median(needed)) / fresh if np.median(needed) <= fresh else None,
         None if narrowed is None else max(margins.narrowed, narrowed),
         1 - (1 - FOUND) ** (1 / (samples + fresh)),
     )
