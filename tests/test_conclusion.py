@@ -16,7 +16,7 @@ NEW, ELICITED, NARROWED = Conclusion.NEW, Conclusion.ELICITED, Conclusion.NARROW
 DISTILLED, FORMAT, OPEN = Conclusion.DISTILLED, Conclusion.FORMAT, Conclusion.INCONCLUSIVE
 
 
-def arms(guess=None, seed=1, n=N, m=M, **chances):
+def arms(guess=0.0, seed=1, n=N, m=M, **chances):
     """Counts drawn from chances of success a try, [problems] or [seeds, problems]."""
     rng = np.random.default_rng(seed)
     first = {name: rng.binomial(n, p) for name, p in chances.items()}

@@ -113,13 +113,6 @@ def test_means_are_over_problems():
     assert base["valid"]["n"] == 4
 
 
-def test_without_answers_in_the_rows_distinct_ones_are_not_counted():
-    rows = {"base": [row(p, i, "feasible", ratio=0.5) for p in TIER for i in range(4)]}
-    report = summary(rows)
-    assert report["tiers"]["dense"]["arms"]["base"]["distinct"] is None
-    assert "distinct" not in printed(report)
-
-
 def test_differences_are_paired_and_say_where_the_base_overtakes():
     found = summary()["tiers"]["dense"]["differences"]
     pairs = {(pair["tuned"], pair["reference"]): pair for pair in found}

@@ -101,11 +101,7 @@ def _difference_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
 def _answer_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
     counted = report["tiers"][tier]
     arms = counted["arms"].values()
-    rows = [
-        [name, *(cell(arm[key]) for arm in arms)]
-        for key, name in _MEANS.items()
-        if any(arm[key] for arm in arms)
-    ]
+    rows = [[name, *(cell(arm[key]) for arm in arms)] for key, name in _MEANS.items()]
     for key, heading in _COUNTS.items():
         total: Counter[str] = Counter()
         for arm in arms:

@@ -65,16 +65,11 @@ def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
     """
     if not unsolved.any():
         return 0
-    least = min(int(asked_of(arm, unsolved).min()) for arm in arms)
+    asked = (np.broadcast_arrays(arm.fresh_n, unsolved) for arm in arms)
+    least = min(int(fresh[here].min()) for fresh, here in asked)
     if least < 1:
         raise ValueError("a problem that the references left unsolved was not asked again")
     return least
-
-
-def asked_of(arm: Counts, unsolved: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Confirmation samples of every unsolved problem, in one row."""
-    asked = np.broadcast_to(arm.fresh_n, np.broadcast_shapes(arm.c.shape, unsolved.shape))
-    return asked[np.broadcast_to(unsolved, asked.shape)]
 
 
 def solved_fresh(arm: Counts, unsolved: NDArray[np.bool_], k: int) -> Values:

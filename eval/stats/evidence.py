@@ -12,7 +12,7 @@ from data.common.seeds import seed_of
 from data.sections import Margins
 from eval.stats.certificate import certificate, tries_for
 from eval.stats.conclusion import Conclusion, Evidence, SampleBudget, decide, notes_on
-from eval.stats.counts import Counts, asked_of, fresh_tries, solved_fresh, unsolved_by
+from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
 from eval.stats.estimate import Estimate, Values, bootstrap_indices, crossed_interval
 from eval.stats.passk import floor_at, solved_within
 
@@ -46,13 +46,12 @@ class Arms:
     base_best: Counts | None = None
     sft: Counts | None = None
     format_only: Counts | None = None
-    guess: ArrayLike | None = None
+    guess: ArrayLike = 0.0
 
     @property
     def chance(self) -> Values:
-        """Of a blind guess, [problems]; 0 where none is given."""
-        none = np.zeros(self.base.problems)
-        return none if self.guess is None else np.asarray(self.guess, dtype=np.float64)
+        """Of a blind guess, [problems]."""
+        return np.broadcast_to(np.asarray(self.guess, dtype=np.float64), self.base.problems)
 
     @property
     def bases(self) -> list[Counts]:
@@ -74,8 +73,7 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
     any leading axes.
 
     Raises:
-        ValueError: when an arm was not asked again what the base left unsolved, or GRPO was not
-            asked it equally often everywhere.
+        ValueError: when an arm was not asked again what the base left unsolved.
     """
     n = min(int(arm.n.min()) for arm in arms.present)
     base, grpo = arms.base, arms.grpo
@@ -89,8 +87,6 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
     # Rivals are asked again only what the base left unsolved.
     unsolved = unsolved_by(arms.bases)
     fresh = fresh_tries([grpo], unsolved)
-    if (asked_of(grpo, unsolved) != fresh).any():
-        raise ValueError("GRPO needs equally many confirmation samples of every unsolved problem")
     m = fresh_tries([*arms.bases, *arms.rivals.values()], unsolved)
     tries = tries_for(m, fresh, arms.chance, margins)
     needed = certificate(n + m, fresh, margins.lift, margins.luck, arms.chance)

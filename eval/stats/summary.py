@@ -38,7 +38,7 @@ class ArmTally:
     optimal: NDArray[np.int64]
     valid: NDArray[np.int64]
     ratio: NDArray[np.float64]
-    distinct: NDArray[np.int64] | None
+    distinct: NDArray[np.int64]
     totals: dict[str, TierTotals]
 
 
@@ -55,8 +55,8 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
     """Count one arm's verdicts.
 
     Args:
-        rows: ``{id, status, violations, ratio}`` of known problems; ``finish_reason`` and
-            ``answer``, any text or number that distinguishes answers to one problem, where known.
+        rows: ``{id, status, violations, ratio}`` of known problems; ``finish_reason``, and
+            ``answer`` by which distinct answers to one problem are counted, where known.
         problems_by_id: the tier of each problem.
     """
     place = {name: i for i, name in enumerate(problems_by_id)}
@@ -64,7 +64,6 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
     samples, optimal, valid, distinct = ([0] * len(place) for _ in range(4))
     ratio = [0.0] * len(place)
     answers: set[int] = set()
-    all_answers_known = True
     for row in rows:
         i, status, total = place[row["id"]], row["status"], totals[problems_by_id[row["id"]]]
         samples[i] += 1
@@ -75,9 +74,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
         total.violations.update({text.partition(":")[0] for text in row["violations"]})
         if (reason := row.get("finish_reason")) is not None:
             total.finish_reasons[reason] += 1
-        if (answer := row.get("answer")) is None:
-            all_answers_known = False  # a share among some of the answers would mislead
-        elif (answer := hash((i, answer))) not in answers:
+        if (answer := hash((i, row.get("answer")))) not in answers:
             answers.add(answer)
             distinct[i] += 1
     return ArmTally(
@@ -85,7 +82,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
         np.array(optimal),
         np.array(valid),
         np.array(ratio),
-        np.array(distinct) if all_answers_known else None,
+        np.array(distinct),
         totals,
     )
 
@@ -207,11 +204,10 @@ def _tier_summary(
 def _answer_rates(
     tally: ArmTally, here: NDArray[np.intp], indices: Indices
 ) -> dict[str, dict[str, float] | None]:
-    """Shares of answers, each a mean over problems: valid, ratio, distinct (where known)."""
+    """Shares of answers, each a mean over problems: valid, ratio, distinct."""
     sums = {"valid": tally.valid, "ratio": tally.ratio, "distinct": tally.distinct}
-    known = {name: total for name, total in sums.items() if total is not None}
-    columns = np.stack([total[here] / tally.samples[here] for total in known.values()], axis=1)
-    return {**dict.fromkeys(sums), **by_name(known, mean_interval(columns, indices, LEVEL))}
+    columns = np.stack([total[here] / tally.samples[here] for total in sums.values()], axis=1)
+    return by_name(sums, mean_interval(columns, indices, LEVEL))
 
 
 def _counts(totals: TierTotals) -> dict[str, dict[str, int]]:
