@@ -11,11 +11,11 @@ from data.tiers import TIERS
 from eval.stats.analyses import (
     ACCURACIES,
     accuracy_histogram,
+    beside_base,
     coverage,
     crossing,
     expansion,
     floor_adjusted,
-    sampling_efficiency_gap,
     two_by_two,
 )
 from eval.stats.certificate import certificate
@@ -134,8 +134,9 @@ def test_mcnemar_equals_enumerating_every_outcome():
 
 def test_the_sampling_efficiency_gap_is_base_at_k_less_tuned_at_1():
     base, tuned = Counts(8, np.array([0, 1, 4, 8])), Counts(8, np.array([0, 8, 4, 8]))
-    found = sampling_efficiency_gap(base, tuned, 8, indices(4), LEVEL)
-    assert found.value == pytest.approx(3 / 4 - 2.5 / 4)
+    asked = (arm.with_fresh(Counts(8, [0] * 4)) for arm in (base, tuned))
+    found = beside_base(*asked, indices(4), np.random.default_rng(1), LEVEL)["gap"]
+    assert found["value"] == pytest.approx(3 / 4 - 2.5 / 4)
 
 
 def test_equal_models_expand_and_shrink_by_nothing_about_95_times_in_100():

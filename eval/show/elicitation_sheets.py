@@ -192,27 +192,21 @@ def _by_arm(
 
 
 def _spread_sheets(described: Mapping[str, Any]) -> Iterator[Sheet]:
-    histogram, coverage = described["histogram"], described["coverage"]
-    adjusted = described["floor_adjusted"]
+    coverage, adjusted = described["coverage"], described["floor_adjusted"]
 
-    def at(key: str, written: Callable[[Any], str]) -> Callable[[Any], str]:
-        return lambda record: written(record[key])
+    def at(key: str, missing: str = "") -> Callable[[Any], str]:
+        return lambda estimates: cell(estimates[key]) or missing
 
-    yield _by_arm(
-        "Problems by accuracy, the share of their answers that is optimal",
-        histogram,
-        {place: at(place, str) for place in next(iter(histogram.values()))},
-    )
     yield _by_arm(
         "Share of problems whose accuracy is at least …, in %",
         coverage,
-        {f"{100 * float(share):g} %": at(share, cell) for share in next(iter(coverage.values()))},
+        {f"{100 * float(share):g} %": at(share) for share in next(iter(coverage.values()))},
         ["Accuracies as sampled."],
     )
     yield _by_arm(
         "pass@k with guessing removed, in %",
         adjusted,
-        {f"k = {k}": at(k, lambda e: cell(e) or "no room") for k in next(iter(adjusted.values()))},
+        {f"k = {k}": at(k, "no room") for k in next(iter(adjusted.values()))},
         [
             "0 is what random maximal schedules reach, 100 is every problem, below 0 is worse than "
             "guessing."
