@@ -7,7 +7,6 @@ Arms that differ only in their training seed are one line. Writes ``runs/<run>/e
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
@@ -28,18 +27,17 @@ from eval.stats.estimate import (
     Indices,
     Values,
     bootstrap_indices,
+    by_name,
     cell,
     crossed_interval,
-    with_interval,
 )
 from rewards.parse import ParseFailure, parse
 from rewards.verify import VALID, Status
 
 COMPARISON, COMPARISON_PAGE = "compare.json", "compare.md"
 #: Means over problems: shares of answers that are optimal, feasible, with overlaps, of a single
-#: event (what a reward that is gamed by brevity leads to); tokens an answer; and whether any answer
-#: is optimal.
-RATES = ("optimal", "feasible", "overlaps", "single", "tokens", "solved")
+#: event (what a reward that is gamed by brevity leads to); and whether any answer is optimal.
+RATES = ("optimal", "feasible", "overlaps", "single", "solved")
 
 #: RATES of one arm by problem, [problems, rates]; with training seeds, [seeds, problems, rates].
 ArmTable = Values
@@ -55,7 +53,6 @@ def arm_table(rows: Sequence[Row], answers: Iterable[AnsweredRow]) -> ArmTable:
         [answer["status"] in VALID for answer in answers],
         [any(v.startswith("overlap:") for v in answer["violations"]) for answer in answers],
         [_is_single(answer["completion"]) for answer in answers],
-        [answer["tokens"] for answer in answers],
     ]
     counts = np.bincount(at, minlength=len(rows))
     sums = [np.bincount(at, np.asarray(c, dtype=float), minlength=len(rows)) for c in columns]
@@ -68,15 +65,9 @@ def _is_single(completion: str) -> bool:
     return not isinstance(schedule, ParseFailure) and len(schedule) == 1
 
 
-def _rates(tables: ArmTable, least: float, indices: Indices) -> dict[str, dict[str, float]]:
-    """RATES of one arm's table; shares end at ``least`` and 1. A number of tokens ends nowhere, and
-    nothing is claimed beyond what was seen."""
-    tokens = tables[..., RATES.index("tokens")]
-    ends = dict.fromkeys(RATES, (least, 1.0)) | {"tokens": (tokens.min(), tokens.max())}
-    return {
-        name: asdict(crossed_interval(tables[..., [column]], indices, LEVEL, ends[name])[0])
-        for column, name in enumerate(RATES)
-    }
+def _rates(tables: ArmTable, least: float, indices: Indices) -> Mapping[str, object]:
+    """RATES of one arm's table, which end at ``least`` and 1."""
+    return by_name(RATES, crossed_interval(tables, indices, LEVEL, (least, 1.0)))
 
 
 def compare_tier(
@@ -112,10 +103,6 @@ def comparison_sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
         "single": "a single event",
     }
 
-    def cells(rates: Mapping[str, Any], sign: str = "") -> list[str]:
-        tokens = with_interval(rates["tokens"], lambda count: f"{count:{sign}.0f}")
-        return [*(cell(rates[name], sign) for name in columns), tokens]
-
     for tier, compared in summary["tiers"].items():
         basis = (
             f"{compared['problems']} problems x {samples} samples; {100 * summary['level']:.0f} % "
@@ -124,9 +111,9 @@ def comparison_sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
         )
         yield Sheet(
             f"{tier}: what each arm answers, in %",
-            ["arm", "seeds", *columns.values(), "tokens"],
+            ["arm", "seeds", *columns.values()],
             [
-                [label(name), str(arm["seeds"]), *cells(arm)]
+                [label(name), str(arm["seeds"]), *(cell(arm[key]) for key in columns)]
                 for name, arm in compared["arms"].items()
             ],
             [basis],
@@ -134,9 +121,12 @@ def comparison_sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
         if compared["differences"]:
             yield Sheet(
                 f"{tier}: paired differences in points",
-                ["", *columns.values(), "tokens"],
+                ["", *columns.values()],
                 [
-                    [f"{label(pair['arm'])} - {label(pair['reference'])}", *cells(pair, "+")]
+                    [
+                        f"{label(pair['arm'])} - {label(pair['reference'])}",
+                        *(cell(pair[key], "+") for key in columns),
+                    ]
                     for pair in compared["differences"]
                 ],
                 [basis],

@@ -29,9 +29,7 @@ def answered():
         asked.append({"id": f"p{i}", "problem": problem})
         texts = [answer(random_maximal(problem, rng), None) for _ in range(ANSWERS - 2)]
         texts += [answer(problem.events, "Take everything."), "no answer"]
-        samples += [
-            {"id": f"p{i}", "completion": text, "tokens": len(text) // 40} for text in texts
-        ]
+        samples += [{"id": f"p{i}", "completion": text} for text in texts]
     verdicts = score_rows({row["id"]: row["problem"] for row in asked}, samples)
     return asked, [{**row, **one} for row, one in zip(samples, verdicts, strict=True)]
 
@@ -46,7 +44,6 @@ def test_an_arms_table_holds_the_shares_of_its_answers(answered):
     assert rates["overlaps"] == pytest.approx(1 / ANSWERS)
     alone = np.mean([row["completion"].count("<event>") == 1 for row in answers])
     assert rates["single"] == pytest.approx(alone)
-    assert rates["tokens"] == pytest.approx(np.mean([row["tokens"] for row in answers]))
     solved = {row["id"] for row in answers if row["status"] == "optimal"}
     assert rates["solved"] == pytest.approx(len(solved) / len(asked))
 
@@ -57,7 +54,6 @@ def tables(*optimal):
     rng = np.random.default_rng(3)
     for seed, share in enumerate(optimal):
         found[seed, :, 0] = np.clip(share + rng.normal(0, 0.02, 40), 0, 1)
-    found[..., RATES.index("tokens")] = 16
     return found
 
 
@@ -75,7 +71,7 @@ def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(tmp_pat
     world.evaluate(recipe)
     compare.run(recipe, force=False)
     found = json.loads((recipe.run.folder / "eval/compare/compare.json").read_text())
-    assert found["tiers"]["dense"]["arms"]["grpo"]["tokens"]["value"] == 9
+    assert found["tiers"]["dense"]["arms"]["grpo"]["seeds"] == 1
     world.scripts["grpo"] = solving(0.0)
     sample_arm(recipe, "grpo", force=True)
     with pytest.raises(UserError, match="is not judged yet, or has changed"):
