@@ -39,9 +39,8 @@ def test_the_floor_of_each_problem_averages_to_that_of_the_policies():
 def test_floor_adjustment_gives_back_the_share_of_skill():
     floors = np.random.default_rng(2).uniform(0, 0.6, size=(300, 2))
     skill = np.array([0.25, 0.0])
-    guesses, solves = floor_adjusted(floors + (1 - floors) * skill, floors, indices(300), LEVEL)[
-        ::-1
-    ]
+    curve = floors + (1 - floors) * skill
+    solves, guesses = floor_adjusted(curve, floors, indices(300), LEVEL)
     assert solves.value == pytest.approx(0.25)
     assert guesses.value == pytest.approx(0)
     # On these each problem has just that skill, so resampling problems changes nothing.
