@@ -258,20 +258,6 @@ def test_the_gate_refuses_an_unsound_reward_unless_told_to_train_all_the_same(ca
     assert "of gold's reward" in warning
 
 
-def test_the_gate_takes_so_many_problems_of_a_tier_at_most(monkeypatch, capsys):
-    monkeypatch.setattr(rewards.audit, "MOST_PROBLEMS", 3)
-    sizes = []
-    real = rewards.audit.score_tier
-
-    def score(section, tier, some, seed):
-        sizes.append(len(some))
-        return real(section, tier, some, seed)
-
-    monkeypatch.setattr(rewards.audit, "score_tier", score)
-    at_the_gate("graded")
-    assert sizes == [3, 3]
-
-
 def test_a_reward_that_makes_no_sense_does_not_reach_the_gate():
     with pytest.raises(UserError, match=r"unknown reward\.shape"):
         at_the_gate("none")
