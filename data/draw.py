@@ -93,7 +93,7 @@ def _imported(use: TierUse, say: Console) -> dict[str, list[Problem]]:
         sound, rejected = read_published(use.published(split))
         for reason in rejected:
             say.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
-        return [problem for _, problem, _ in sound]
+        return [problem for problem, _ in sound]
 
     train = read("train")
     return {"test": read("test"), "val": train[::-1], "train": train}

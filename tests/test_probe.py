@@ -146,13 +146,6 @@ def test_another_tier_that_is_ready_is_named_and_all_tiers_are_reported_together
     assert list(readiness_by_tier(outcomes.of(range(20)), ["easy"] * 20, 4, 1, 300)) == ["easy"]
 
 
-def test_advice_on_the_edge_is_not_called_firm():
-    # Half of the problems always vary, half never do: flat is near its threshold of one half.
-    optimal = np.array([[1, 0] * 4] * 10 + [[0] * 8] * 10, dtype=bool)
-    found = measured(outcomes_of(optimal, valid=np.ones_like(optimal)), group=8).advice(())
-    assert 0.2 < found["firmness"] < 0.8
-
-
 # --- judging and the stage -------------------------------------------------------------------
 
 

@@ -42,12 +42,6 @@ def test_a_judged_arm_has_its_members_its_start_and_the_rivals_of_the_recipe(rec
     assert sorted(case.everyone) == sorted(EVERYONE)
 
 
-def test_an_arm_from_the_base_has_no_start_and_no_rivals_where_none_is_named(world):
-    [case] = cases(world.recipe({"grpo": {"trainer": "grpo"}}), ["base", "grpo"])
-    assert case == JudgedArm("grpo", ("grpo",), ("dense",), None, None, ())
-    assert (case.bases, case.everyone) == (("base",), ("base", "grpo"))
-
-
 @pytest.mark.parametrize("missing", EVERYONE)
 def test_a_rival_that_was_not_sampled_is_left_out_and_without_any_other_arm_nothing_is_judged(
     recipe, capsys, missing
@@ -108,9 +102,3 @@ def test_what_can_be_detected_is_said_of_each_judged_tier_before_anything_is_ask
     dense, trap = beforehand(recipe, EVERYONE)
     assert dense.startswith("dense: 3 problems x 8 samples are ")
     assert trap.startswith("trap: 2 problems x 8 samples")
-
-
-def test_where_nothing_is_judged_nothing_is_said_of_power_and_no_data_are_read(world):
-    recipe = world.recipe({"sft": {"trainer": "sft"}})
-    recipe.run.split("test").unlink()
-    assert list(beforehand(recipe, ["base", "sft"])) == []

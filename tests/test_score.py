@@ -11,7 +11,7 @@ from conftest import day
 
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
-from data.prompts import answer, schedule_xml
+from data.prompts import schedule_xml
 from data.published import read_published
 from data.run import VERDICTS
 from data.solver import prove
@@ -85,38 +85,22 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(
-    ("problem", "name"), [(ROW, {"index": 0}), (OURS, {"id": "test-0", "arm": "base"})]
+    ("problem", "name"), [(ROW, {"index": 0}), (OURS, {"id": "test-0", "arm": "[/grpo]"})]
 )
-def test_completions_of_both_layouts_get_one_verdict_each_in_order(run, problem, name):
+def test_completions_of_both_layouts_get_one_verdict_each_in_order_from_either_judge(
+    run, problem, name
+):
     samples = [{**name, "sample": i, "completion": text} for i, text in enumerate(ANSWERS)]
     verdicts, printed = run([problem], samples)
     assert verdicts == [
         {**name, "sample": i, **verdict} for i, verdict in enumerate(ANSWERS.values())
     ]
     assert "0.3500" in printed  # the mean ratio
-
-
-def test_each_arm_has_its_column(run):
-    samples = [
-        {"id": "test-0", "arm": arm, "sample": 0, "completion": text}
-        for arm, text in (("base", xml(ART)), ("[/grpo]", xml(BAND, CHESS)))
-    ]
-    _, printed = run([OURS], samples)
-    assert "[/grpo]" in printed  # a name, not markup of the table
-    [mean] = [line for line in printed.splitlines() if "mean ratio" in line]
-    assert mean.index("0.4000") < mean.index("1.0000")
-
-
-@pytest.mark.parametrize(("problem", "key"), [(ROW, {"index": 0}), (OURS, {"id": "test-0"})])
-def test_the_published_judge_takes_both_layouts(run, problem, key):
-    texts = [xml(BAND, CHESS), xml(ART, BAND), xml(ART)]
-    samples = [{**key, "completion": text} for text in texts]
+    assert name.get("arm", "completions") in printed  # a name, not markup of the table
     verdicts, _ = run([problem], samples, "--judge", "blog")
-    assert verdicts == [
-        {**key, "status": "valid", "score": 1.0},
-        {**key, "status": "overlaps", "score": 0.0},
-        {**key, "status": "fewer_than_2_events", "score": 0.0},
-    ]
+    assert [(row["status"], row["score"]) for row in verdicts] == [
+        ("valid", 1.0), ("fewer_than_2_events", 0.0), ("overlaps", 0.0), ("format_error", 0.0),
+    ]  # fmt: skip
 
 
 def test_completions_of_an_unsound_row_are_skipped_counted_and_left_to_the_published_judge(run):
@@ -155,9 +139,7 @@ GOOD = {"index": 0, "completion": "x"}
         ([ROW], [], r"c\.jsonl holds no completion"),
         ([ROW, ROW], [GOOD], r"p\.jsonl:2 has index 0 again, first at \S*p\.jsonl:1$"),
         ([{**ROW, "index": "0"}], [GOOD], r'p\.jsonl:1: .* "index", a whole number'),
-        ([{"index": 0}], [GOOD], r'p\.jsonl:1: .* "events"'),
         ([{**OURS, "id": 3}], [GOOD], r'p\.jsonl:1: .* "id", a text, not 3'),
-        ([OURS, ROW], [GOOD], r'p\.jsonl:2: .* "id"'),
         ([{**OURS, "problem": []}], [{"id": "test-0", "completion": ""}], r"p\.jsonl:1: "),
         (
             [{**OURS, "problem": {**PROBLEM, "optimum": 60}}],
@@ -165,7 +147,6 @@ GOOD = {"index": 0, "completion": "x"}
             r"p\.jsonl:1: .* 150, not 60",
         ),
         ([OURS], [GOOD], r'c\.jsonl:1: .* "id"'),
-        ([ROW], [GOOD, {"completion": "x"}], r'c\.jsonl:2: .* "index"'),
         ([ROW], [{"index": True, "completion": "x"}], r"c\.jsonl:1: .* not True"),
         ([ROW], [{"index": 5, "completion": "x"}], r"c\.jsonl:1: .* index 5"),
         ([ROW], [{"index": 0, "completion": None}], r'c\.jsonl:1: .* "completion", a text'),
@@ -177,9 +158,9 @@ def test_bad_input_is_one_sentence_that_names_the_line(run, problems, completion
 
 
 def test_an_output_that_would_replace_an_input_is_refused(run, tmp_path):
-    for out in (tmp_path / "c.jsonl", tmp_path):
-        with pytest.raises(UserError, match=f"^--out {out} "):
-            run([ROW], [GOOD], "--out", str(out))
+    out = tmp_path / "c.jsonl"
+    with pytest.raises(UserError, match=f"^--out {out} "):
+        run([ROW], [GOOD], "--out", str(out))
 
 
 def test_a_disagreement_with_cp_sat_stops_the_judging(monkeypatch):
@@ -189,19 +170,6 @@ def test_a_disagreement_with_cp_sat_stops_the_judging(monkeypatch):
     sample = {"id": "a", "completion": schedule_xml(problem.events[:1])}
     with pytest.raises(DisagreementError):
         list(score_rows({"a": problem}, [sample]))
-
-
-def test_verdicts_come_as_samples_do_and_each_schedule_is_confirmed_once(monkeypatch):
-    problem = TIERS["dense"].sample(random.Random(1))
-    problem = problem.proven(problem.objective(prove(problem)))
-    asked, admits = [], verify.admits
-    monkeypatch.setattr(verify, "admits", lambda p, s: asked.append(s) or admits(p, s))
-    best = prove(problem)
-    texts = [answer(best, f"thought {i}") for i in range(1000)]
-    verdicts = score_rows({"a": problem}, ({"id": "a", "completion": text} for text in texts))
-    assert next(verdicts)["status"] == "optimal"  # a stream: nothing waits for the last sample
-    assert [row["status"] for row in verdicts] == ["optimal"] * 999
-    assert asked == [best]
 
 
 # --- make eval reads its own files ----------------------------------------------------------
@@ -274,22 +242,15 @@ def test_spoilt_answers_and_verdicts_are_one_sentence(names, spoil, says, eval_f
 
 
 @pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
-@pytest.mark.parametrize(
-    ("model", "valid", "optimal"),
-    [
-        ("Qwen2.5-Coder-7B-Instruct", 9, 5),
-        ("Qwen2.5-Coder-14B-Instruct", 48, 31),
-        ("qwen-scheduler-7b-grpo_2epochs", 67, 37),
-    ],
-)
-def test_the_published_completions_are_judged_by_both(model, valid, optimal):
+def test_the_published_completions_are_judged_by_both():
     sound, _ = read_published(str(BLOG / "test.jsonl"))
-    problems = {row["index"]: problem for _, problem, row in sound}
-    rows = {row["index"]: row for _, _, row in sound}
-    samples = [sample for _, sample in read_jsonl(BLOG / f"completions-{model}.jsonl")]
+    problems = {row["index"]: problem for problem, row in sound}
+    rows = {row["index"]: row for _, row in sound}
+    file = BLOG / "completions-qwen-scheduler-7b-grpo_2epochs.jsonl"
+    samples = [sample for _, sample in read_jsonl(file)]
     ours = list(score_rows(problems, samples, "index"))
     blog = list(score_rows_as_published(rows, samples))
-    assert sum(row["status"] == "valid" for row in blog) == valid
-    assert sum(row["status"] == "optimal" for row in ours) == optimal
+    assert sum(row["status"] == "valid" for row in blog) == 67
+    assert sum(row["status"] == "optimal" for row in ours) == 37
     # An answer that is valid there is feasible here, at the same ratio.
     assert all(o["ratio"] == b["score"] for o, b in zip(ours, blog, strict=True) if b["score"])

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.common.errors import UserError
+from data.common.errors import require
 from data.common.files import to_line, write_bytes
 from data.common.seeds import seed_of
 from data.rows import Row, read_split
@@ -70,7 +70,7 @@ class Asker:
         """The name and source of the arm's model at its server; nothing where it is loaded here.
 
         Raises:
-            NotServedError: when the server holds another model.
+            UserError: when the server holds another model.
         """
         if not self.server:
             return {}
@@ -122,9 +122,7 @@ class Asker:
         seeds = [seed_of(self.seed, stream, self.arm, row["id"]) for row in rows]
         if self.server:
             name, at_once = self.served["id"], max(1, asking.rows // asking.samples)
-            return self.server.sample(
-                name, self._tokenizer, prompts, asking.samples, decoding, seeds, at_once
-            )
+            return self.server.sample(name, prompts, asking.samples, decoding, seeds, at_once)
         return sample(*self._loaded, prompts, asking.samples, decoding, seeds, asking.rows)
 
 
@@ -193,19 +191,16 @@ def shots_for(
     Raises:
         UserError: when a tier has fewer.
     """
-    if not count:
-        return {identity: [] for identity in tiers}
-    by_tier: dict[str, list[Row]] = {}
-    for solved in read_split(run, "train"):
-        by_tier.setdefault(solved["tier"], []).append(solved)
+    train = read_split(run, "train") if count else []
+    by_tier = {t: [row for row in train if row["tier"] == t] for t in set(tiers.values())}
     shots = {}
     for identity, tier in tiers.items():
-        known = by_tier.get(tier, [])
-        if len(known) < count:
-            raise UserError(
-                f"{count} shots need as many train problems of tier {tier!r}, of which "
-                f"{run.split('train')} has {len(known)}"
-            )
+        known = by_tier[tier]
+        require(
+            len(known) >= count,
+            f"{count} shots need as many train problems of tier {tier!r}, of which "
+            f"{run.split('train')} has {len(known)}",
+        )
         rng = random.Random(seed_of(seed, "shots", identity))
         shots[identity] = [(one["prompt"], one["gold"]) for one in rng.sample(known, count)]
     return shots

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
-from data.common.errors import UserError, brief
-from data.common.fields import dataclass_from
+from data.common.errors import UserError, brief, require
+from data.common.fields import Limit, dataclass_from, one_of
 from data.common.files import MANIFEST, read_jsonl, stage_facts
 from data.problem import Problem
 from data.published import RawRow, check_row, prove_rows, read_rows
@@ -56,33 +56,25 @@ class VerdictRow(AnswerPlace):
     ratio: float
 
 
-class AnsweredRow(SampleRow):
+class AnsweredRow(SampleRow, VerdictRow):
     """One answer with its verdict."""
 
-    status: str
-    violations: list[str]
-    objective: int
-    ratio: float
 
-
-#: A condition on a value: in words, and as a check.
-Kind = tuple[str, Callable[[Any], bool]]
-_TEXT: Kind = ("a text", lambda value: isinstance(value, str))
-_WHOLE: Kind = ("a whole number", lambda value: type(value) is int)
+_TEXT = Limit(lambda value: isinstance(value, str), "a text")
+_WHOLE = Limit(lambda value: type(value) is int, "a whole number")
 _SAMPLE = {"completion": _TEXT, "finish_reason": _TEXT, "tokens": _WHOLE}
-_VERDICT: dict[str, Kind] = {
-    "status": (f"one of {', '.join(Status)}", lambda value: value in list(Status)),
-    "violations": (
-        "a list of texts",
+_VERDICT = {
+    "status": one_of(*Status),
+    "violations": Limit(
         lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+        "a list of texts",
     ),
     "objective": _WHOLE,
-    "ratio": (
-        "a number from 0 to 1",
-        lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    "ratio": Limit(
+        lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
     ),
+    "finish_reason": Limit(lambda value: value is None or isinstance(value, str), "a text or null"),
 }
-_REASON: Kind = ("a text or null", lambda value: value is None or isinstance(value, str))
 
 
 def read_answers(path: Path, ids: Container[str], by: str = "make eval") -> Iterator[SampleRow]:
@@ -96,8 +88,8 @@ def read_answers(path: Path, ids: Container[str], by: str = "make eval") -> Iter
 
 def read_verdicts(path: Path, ids: Container[str]) -> Iterator[VerdictRow]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
-    kinds = {**_VERDICT, "finish_reason": _REASON}
-    return (cast(VerdictRow, row) for row in _checked_rows(path, ids, kinds, "`make eval` judges"))
+    rows = _checked_rows(path, ids, _VERDICT, "`make eval` judges")
+    return (cast(VerdictRow, row) for row in rows)
 
 
 def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
@@ -117,21 +109,15 @@ def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
                 "them again"
             )
         lacking.discard(sample["id"])
-        yield {
-            **sample,
-            "status": verdict["status"],
-            "violations": verdict["violations"],
-            "objective": verdict["objective"],
-            "ratio": verdict["ratio"],
-        }
+        yield cast(AnsweredRow, {**verdict, **sample})
     if lacking:
         raise UserError(f"{samples} lacks problems; delete it, and `make eval` draws it again")
 
 
 def _checked_rows(
-    path: Path, ids: Container[str], kinds: Mapping[str, Kind], does: str
+    path: Path, ids: Container[str], limits: Mapping[str, Limit], does: str
 ) -> Iterator[dict[str, Any]]:
-    """Rows whose keys are of their ``kinds`` and whose samples count from 0 for every problem."""
+    """Rows whose keys keep their ``limits`` and whose samples count from 0 for every problem."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; {does} it")
     count: Counter[str] = Counter()
@@ -146,8 +132,8 @@ def _checked_rows(
                     f"is {count[name]}"
                 )
             count[name] += 1
-            for key, (words, is_good) in kinds.items():
-                if not is_good(row.get(key)):
+            for key, (holds, words) in limits.items():
+                if not holds(row.get(key)):
                     raise UserError(f'{where}: "{key}" must be {words}, not {brief(row.get(key))}')
             yield row
     except UserError as error:
@@ -161,8 +147,6 @@ def way_of_asking(folder: Path) -> EvalSection:
         UserError: when its manifest does not say, or not in the keys of this version.
     """
     asking = stage_facts(folder).get("asking")
-    if asking is None:
-        raise UserError(f"{folder} was sampled by an earlier version; FORCE=1 make eval redoes it")
     try:
         return dataclass_from(EvalSection, asking, str(folder / MANIFEST), "asking.")
     except UserError as error:
@@ -174,7 +158,7 @@ class ProblemFile:
 
     Attributes:
         key: the key that names its problems.
-        records: (row number, where it stands, record) of each problem by its name.
+        records: (where it stands, record) of each problem by its name.
 
     Raises:
         UserError: naming the line without a name, or with a name that an earlier line has.
@@ -184,18 +168,15 @@ class ProblemFile:
         self.source = source
         self.key: Layout = "id"
         self.records: dict[Key, RawRow] = {}
-        for number, where, record in read_rows(source):
+        for where, record in read_rows(source):
             if not self.records:
                 self.key = "id" if "problem" in record else "index"
             name = _named(record, self.key, where, "a problem")
             if name in self.records:
-                hint = "" if Path(source).exists() else "; name a split, as in owner/name:test"
-                raise UserError(
-                    f"{where} has {self.key} {name!r} again, first at {self.records[name][1]}{hint}"
-                )
-            self.records[name] = RawRow(number, where, record)
-        if not self.records:
-            raise UserError(f"{source} holds no problem")
+                first, _ = self.records[name]
+                raise UserError(f"{where} has {self.key} {name!r} again, first at {first}")
+            self.records[name] = (where, record)
+        require(self.records, f"{source} holds no problem")
 
     def problems(self) -> tuple[dict[Key, Problem], list[str]]:
         """Problems by name, proven again, and why unsound ones of the published layout are left
@@ -206,18 +187,16 @@ class ProblemFile:
         """
         if self.key == "index":
             sound, rejects = prove_rows(self.records.values())
-            return {row["index"]: problem for _, problem, row in sound}, rejects
-        return {
-            name: _our_problem(where, record) for name, (_, where, record) in self.records.items()
-        }, []
+            return {row["index"]: problem for problem, row in sound}, rejects
+        return {name: _our_problem(*record) for name, record in self.records.items()}, []
 
     def rows(self) -> dict[Key, Mapping[str, Any]]:
         """Problems as rows for the published evaluator; published ones as they stand."""
         if self.key == "id":
             return {name: blog.row_of(problem) for name, problem in self.problems()[0].items()}
-        for _, where, row in self.records.values():
+        for where, row in self.records.values():
             check_row(where, row)
-        return {name: row for name, (_, _, row) in self.records.items()}
+        return {name: row for name, (_, row) in self.records.items()}
 
 
 def _our_problem(where: str, record: Mapping[str, Any]) -> Problem:
@@ -227,18 +206,17 @@ def _our_problem(where: str, record: Mapping[str, Any]) -> Problem:
         raise UserError(f"{where}: {error}") from None
     best = prove(problem)
     optimum = None if best is None else problem.objective(best)
-    if optimum != problem.optimum:
-        raise UserError(f"{where}: its optimum is {optimum}, not {problem.optimum} as it says")
+    says = f"{where}: its optimum is {optimum}, not {problem.optimum} as it says"
+    require(optimum == problem.optimum, says)
     return problem
 
 
 def _named(record: Mapping[str, Any], key: Layout, where: str, what: str) -> Key:
     """The name that a record gives its problem; UserError when it gives none."""
     kind, words = (str, "a text") if key == "id" else (int, "a whole number")
-    if type(record.get(key)) is not kind:
-        given = f"not {record[key]!r:.80}" if key in record else "which is missing"
-        raise UserError(f'{where}: {what} needs "{key}", {words}, {given}')
-    return record[key]
+    name = record.get(key)
+    require(type(name) is kind, f'{where}: {what} needs "{key}", {words}, not {brief(name)}')
+    return cast(Key, name)
 
 
 def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
@@ -247,18 +225,14 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
     Raises:
         UserError: naming the line, when a key is missing or its problem unknown.
     """
-    samples = []
-    what = f"a completion of {problem_file.source}"
+    samples, key, source = [], problem_file.key, problem_file.source
     for number, sample in read_jsonl(path):
-        where = f"{path}:{number}"
-        name = _named(sample, problem_file.key, where, what)
-        if name not in problem_file.records:
-            raise UserError(
-                f"{where}: {problem_file.source} has no problem of {problem_file.key} {name!r:.80}"
-            )
-        if not isinstance(sample.get("completion"), str):
-            raise UserError(f'{where}: {what} needs "completion", a text')
+        where, what = f"{path}:{number}", f"a completion of {source}"
+        name = _named(sample, key, where, what)
+        unknown = f"{where}: {source} has no problem of {key} {brief(name)}"
+        require(name in problem_file.records, unknown)
+        is_text = isinstance(sample.get("completion"), str)
+        require(is_text, f'{where}: {what} needs "completion", a text')
         samples.append(cast(SampleRow, sample))
-    if not samples:
-        raise UserError(f"{path} holds no completion")
+    require(samples, f"{path} holds no completion")
     return samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts, write_jsonl
@@ -14,9 +14,6 @@ from eval.answers.files import AnswerPlace, Key, Layout, SampleRow, VerdictRow, 
 from rewards import blog
 from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.verify import Verdict, confirm, verify
-
-#: Names of problems of one layout, or of either.
-Name = TypeVar("Name", bound=Key)
 
 #: Keys that a verdict copies from its sample, where the sample has them.
 _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
@@ -36,7 +33,7 @@ class PublishedRow(AnswerPlace):
 
 
 def score_rows(
-    problems: Mapping[Name, Problem],
+    problems: Mapping[Any, Problem],
     samples: Iterable[SampleRow],
     key: Layout = "id",
     lenient: bool = False,
@@ -51,7 +48,7 @@ def score_rows(
         DisagreementError: when CP-SAT does not confirm a verdict.
     """
     for sample in samples:
-        verdict = _confirmed(problems[cast(Name, sample[key])], sample["completion"], lenient)
+        verdict = _confirmed(problems[sample[key]], sample["completion"], lenient)
         yield cast(VerdictRow, {**_carried(sample), **verdict.to_json()})
 
 

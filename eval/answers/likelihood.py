@@ -16,17 +16,15 @@ Per answer with tokens x_1 … x_T, drawn from p, with a reference q:
   joschu.net/blog/kl-approx.html). Summed over an answer, both estimate its KL. Where q gives
   weight to what p hardly draws, k3 has a heavy tail: its interval shows it, and k1 is to be quoted.
 
-A sample is kept as text, so its tokens are made anew. They may differ from those drawn where a
-model spelled something in another way than its tokenizer does, where it wrote special tokens, which
-the text leaves out, or where a tokenizer treats the start of a text in its own way. All models see
-the same tokens, so likelihoods compare; KL and entropy are then those of tokens not drawn.
+A sample is kept as text, so its tokens are made anew, and may differ from those drawn. All models
+see the same tokens, so likelihoods compare; KL and entropy are then those of tokens not drawn.
 ``tokens_as_drawn`` is the share of answers with as many tokens as were drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
 TOP_P = 0.95
 #: Answers to each problem that are scored, the first ones.
 PER_PROBLEM = 2
+#: A mean to estimate: its place in the report, and sums by answer over what they are divided by.
+Mean = tuple[tuple[str, ...], tuple[Values, Values]]
 #: Logits held at a time; a few copies of as many are made.
 _BUDGET = 1 << 24
 
@@ -122,8 +122,7 @@ def token_statistics(logits: Tensor, tokens: Tensor, top_p: float) -> tuple[Tens
     return chosen[..., 0], entropy, before >= top_p
 
 
-@dataclass(frozen=True)
-class _Answer:
+class _Answer(NamedTuple):
     """One answer of an arm: in tokens, and as the models score it, by the arm that each is."""
 
     row: SampleRow
@@ -213,18 +212,6 @@ def _scored(
 # --- the pure part ---------------------------------------------------------------------------
 
 
-class _Wanted(NamedTuple):
-    """A mean to estimate: sums by answer over what they are divided by, [answers] each.
-
-    ``path`` is its place in the report.
-    """
-
-    path: tuple[str, ...]
-    sums: Values
-    per: Values
-    is_share: bool = False
-
-
 def summarise(
     problem: Sequence[int],
     own: str,
@@ -242,15 +229,13 @@ def summarise(
         scored: of each model, the answers as it scores them, each with a token or more.
     """
     _, index, answers = np.unique(problem, return_inverse=True, return_counts=True)
-    wanted = list(_wanted(own, scored))
-
-    def by_problem(columns: Iterable[Values]) -> Values:
-        return np.stack([np.bincount(index, column) / answers for column in columns], axis=1)
-
-    above = by_problem(one.sums for one in wanted)
-    below = by_problem(one.per for one in wanted)
+    means = dict(_means(own, scored))
+    above, below = (
+        np.stack([np.bincount(index, mean[i]) / answers for mean in means.values()], axis=1)
+        for i in (0, 1)
+    )
     # Nothing is claimed beyond what was seen, unless it is a share.
-    is_share, each = [one.is_share for one in wanted], above / below
+    is_share, each = [path[-1].endswith("_outside") for path in means], above / below
     bounds = (
         np.where(is_share, 0.0, each.min(axis=0)),
         np.where(is_share, 1.0, each.max(axis=0)),
@@ -258,36 +243,35 @@ def summarise(
     indices = bootstrap_indices(len(answers), resamples, rng)
     report: dict[str, Any] = {"unit": "nats", "problems": len(answers), "answers": len(problem)}
     estimates = ratio_interval(above, below, indices, bounds=bounds)
-    for one, estimate in zip(wanted, estimates, strict=True):
+    for path, estimate in zip(means, estimates, strict=True):
         assert estimate is not None, "every answer has a token"
         inner = report
-        for key in one.path[:-1]:
+        for key in path[:-1]:
             inner = inner.setdefault(key, {})
-        inner[one.path[-1]] = estimate.to_json()
+        inner[path[-1]] = asdict(estimate)
     return report
 
 
-def _wanted(own: str, scored: Mapping[str, Sequence[Scored]]) -> Iterator[_Wanted]:
+def _means(own: str, scored: Mapping[str, Sequence[Scored]]) -> Iterator[Mean]:
     """Everything that is estimated, in the order of the report."""
     mine = scored[own]
     tokens = np.array([len(answer.log_p) for answer in mine], np.float64)
     ones = np.ones_like(tokens)
 
-    def sums(path: tuple[str, ...], values: Iterable[Values]) -> Iterator[_Wanted]:
+    def sums(path: tuple[str, ...], values: Iterable[Values]) -> Iterator[Mean]:
         each = np.array([value.sum() for value in values])
-        yield _Wanted((*path, "per_token"), each, tokens)
-        yield _Wanted((*path, "per_answer"), each, ones)
+        yield (*path, "per_token"), (each, tokens)
+        yield (*path, "per_answer"), (each, ones)
 
-    yield _Wanted(("tokens",), tokens, ones)
+    yield ("tokens",), (tokens, ones)
     yield from sums(("entropy",), (answer.entropy for answer in mine))
     for name, answers in scored.items():
         yield from sums(("under", name, "log_likelihood"), (answer.log_p for answer in answers))
         least = np.array([answer.log_p.min() for answer in answers])
-        yield _Wanted(("under", name, "least_likely_token"), least, ones)
+        yield ("under", name, "least_likely_token"), (least, ones)
         outside = np.array([answer.outside.sum() for answer in answers], np.float64)
-        yield _Wanted(("under", name, "tokens_outside"), outside, tokens, is_share=True)
-        any_outside = (outside > 0).astype(np.float64)
-        yield _Wanted(("under", name, "answers_outside"), any_outside, ones, is_share=True)
+        yield ("under", name, "tokens_outside"), (outside, tokens)
+        yield ("under", name, "answers_outside"), ((outside > 0).astype(np.float64), ones)
         for estimator in (k1, k3) if name != own else ():
             pairs = zip(mine, answers, strict=True)
             terms = [estimator(p.log_p, q.log_p) for p, q in pairs]

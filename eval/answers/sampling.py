@@ -29,8 +29,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     """Sample one arm, in its own way of asking, unless it is up to date.
 
     Raises:
-        UserError: when another process does the same work; NotServedError when the arm's server
-            holds another model.
+        UserError: when another process does the same work, or the arm's server holds another model.
     """
     run, asking = recipe.run, recipe.for_arm(arm).eval
     test = read_split(run, "test")

@@ -1,4 +1,4 @@
-"""Answers from an OpenAI-compatible completions server, in place of sampling here.
+"""Answers from a vLLM server, in place of sampling here.
 
 ``vllm serve MODEL --data-parallel-size N`` spreads requests over N GPUs; a recipe's ``eval:
 {server: http://host:8000/v1}`` asks it. As in ``pipeline.model.decode.sample``: the prompts, which
@@ -7,9 +7,8 @@ else could change the distribution, such as a top-k that the model's ``generatio
 suggests, is set to nothing. Not promised: the same answers again. Each problem has its own seed,
 but a server draws random numbers in its own way, and rounds as the requests beside one have it.
 
-The protocol is vLLM's: ``GET /models`` lists ``{id, root}``; ``POST /completions`` takes fields
-that other servers may not know (``top_k``, ``return_token_ids``, …). A key that the server wants is
-taken from ``VLLM_API_KEY``. Everything that comes back is treated as text.
+The protocol is OpenAI's completions with vLLM's fields (``top_k``, ``return_token_ids``, …). A key
+that the server wants is taken from ``VLLM_API_KEY``. Everything that comes back is treated as text.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ import os
 import shlex
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import httpx
 
 from data.common.errors import UserError, going_on
 from pipeline.model.decode import Decoding, Sample
-
-if TYPE_CHECKING:
-    from httpx import AsyncClient
-    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -46,19 +43,9 @@ _AS_IT_IS = {
     "add_special_tokens": False,  # the rendered prompt has them
     "return_token_ids": True,
 }
-_TOO_MANY = 429
-#: Ways out of a refusal, by its status.
-_WAYS_OUT = {
-    **dict.fromkeys((401, 403), "; VLLM_API_KEY is its key"),
-    **dict.fromkeys((404, 405), "; does its address end in /v1?"),
-}
 
 #: The body of a request.
 Body = Mapping[str, object]
-
-
-class NotServedError(UserError):
-    """The server does not hold the model of an arm."""
 
 
 class Server:
@@ -72,17 +59,15 @@ class Server:
         one of the folder (or hub id) ``model``, else one served under another of ``names``.
 
         Raises:
-            NotServedError: when there is none; says which command serves it.
+            UserError: when there is none; says which command serves it.
         """
         cards = asyncio.run(self._models())
-        by_name = {card["id"]: card for card in reversed(cards)}
-        folders = {os.path.abspath(name): card for card in cards for name in card.values()}
-        known = [by_name.get(names[0]), folders.get(os.path.abspath(model))]
-        for card in [*known, *map(by_name.get, names[1:])]:
-            if card:
-                return card
+        for name in (names[0], model, os.path.abspath(model), *names[1:]):
+            for card in cards:
+                if name in card.values():
+                    return card
         served = ", ".join(_one_line(card["id"]) for card in cards) or "no model"
-        raise NotServedError(
+        raise UserError(
             f"{self.address} holds {served}, not {model}; `vllm serve {shlex.quote(model)} "
             f"--served-model-name {names[0]} --dtype {dtype}` serves it"
         )
@@ -90,15 +75,13 @@ class Server:
     def sample(
         self,
         model: str,
-        tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[str],
         samples: int,
         decoding: Decoding,
         seeds: Sequence[int],
         at_once: int,
     ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (prompt index, its samples) as they come, asking ``at_once`` prompts at a time. The
-        tokenizer counts tokens where the server does not say them.
+        """Yield (prompt index, its samples) as they come, asking ``at_once`` prompts at a time.
 
         Raises:
             UserError: when the server refuses, can no longer be reached, or breaks the protocol.
@@ -120,25 +103,24 @@ class Server:
         ]
         # One event loop for all: Ctrl-C ends the requests under way, and the server's work on them.
         with asyncio.Runner() as loop:
-            read = partial(_samples, count=drawn, tokenizer=tokenizer)
-            answers = self._completed(bodies, read, min(at_once, AT_MOST))
+            answers = self._completed(bodies, partial(_samples, count=drawn), at_once)
             while (answer := loop.run(_next(answers))) is not None:
                 i, said = answer
                 yield i, said * (samples // drawn)
 
     async def _models(self) -> list[dict[str, str]]:
         async with self._client() as client:
-            return await self._ask(client, "GET", "/models", None, _cards)
+            return await self._ask(client, "GET", "/models", _cards)
 
     async def _completed(
         self, bodies: Sequence[Body], read: Callable[[Any], T], at_once: int
     ) -> AsyncIterator[tuple[int, T]]:
         """Yield (index, its answer as ``read``) of each request, as they are answered."""
-        turns = asyncio.Semaphore(at_once)
+        turns = asyncio.Semaphore(min(at_once, AT_MOST))
 
         async def complete(i: int) -> tuple[int, T]:
             async with turns:
-                return i, await self._ask(client, "POST", "/completions", bodies[i], read)
+                return i, await self._ask(client, "POST", "/completions", read, bodies[i])
 
         async with self._client() as client:
             tasks = [asyncio.create_task(complete(i)) for i in range(len(bodies))]
@@ -150,38 +132,39 @@ class Server:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _client(self) -> AsyncClient:
-        import httpx
-
+    def _client(self) -> httpx.AsyncClient:
         key = os.environ.get("VLLM_API_KEY")
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(ANSWER, connect=CONNECT),
-            limits=httpx.Limits(max_connections=AT_MOST),
         )
 
     async def _ask(
         self,
-        client: AsyncClient,
+        client: httpx.AsyncClient,
         method: str,
         path: str,
-        body: Body | None,
         read: Callable[[Any], T],
+        body: Body | None = None,
     ) -> T:
-        """The server's JSON as ``read`` makes it, which raises ValueError unless the answer is
-        whole. Tries again where the server cannot be reached, is busy, fails, or breaks off."""
-        import httpx
-
-        for wait in (*WAITS, None):
+        """The server's JSON as ``read`` makes it. Tries again where the server cannot be reached,
+        is busy, fails, or gives what ``read`` cannot take."""
+        trouble = ""
+        for wait in (0, *WAITS):
+            await asyncio.sleep(wait)
             try:
                 response = await client.request(method, self.address + path, json=body)
                 if response.is_success:
                     return read(response.json())
-                said = f"{method} {path} with {response.status_code} ({_one_line(response.text)})"
-                if response.status_code < 500 and response.status_code != _TOO_MANY:
-                    hint = _WAYS_OUT.get(response.status_code, "")
-                    raise UserError(f"{self.address} refuses {said}{hint}")
-                trouble = f"fails {said}"
+                trouble = f"answers {response.status_code} ({_one_line(response.text)})"
+                if (
+                    response.is_client_error
+                    and response.status_code != httpx.codes.TOO_MANY_REQUESTS
+                ):
+                    raise UserError(
+                        f"the server {self.address} {trouble} to {method} {path} (VLLM_API_KEY is "
+                        "its key; its address ends in /v1)"
+                    )
             except httpx.ReadTimeout:  # the same request would take as long again
                 raise UserError(
                     f"the server {self.address} has not answered within {ANSWER:g} s; what was "
@@ -189,13 +172,11 @@ class Server:
                 ) from None
             except httpx.RequestError as error:
                 trouble = f"cannot be reached ({_one_line(f'{type(error).__name__}: {error}')})"
-            except (ValueError, RecursionError) as error:
-                trouble = f"gives no whole answer to {method} {path} ({_one_line(error)})"
-            if wait is not None:
-                await asyncio.sleep(wait)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                trouble = f"gives no whole answer ({_one_line(repr(error))})"
         raise UserError(
-            f"the server {self.address} {trouble}, after {len(WAITS) + 1} tries; what was answered "
-            f"is kept, {going_on()}"
+            f"the server {self.address} {trouble} to {method} {path}, {len(WAITS) + 1} times; what "
+            f"was answered is kept, {going_on()}"
         )
 
 
@@ -205,40 +186,22 @@ async def _next(answers: AsyncIterator[T]) -> T | None:
 
 def _cards(said: Any) -> list[dict[str, str]]:
     """``{id, root}`` of each model in the answer to ``GET /models``."""
-    listed = said.get("data") if isinstance(said, dict) else None
-    if not isinstance(listed, list):
-        raise ValueError("no list of models")
-    cards = []
-    for card in listed:
-        if not isinstance(card, dict) or not isinstance(card.get("id"), str):
-            raise ValueError("a model without id")
-        root = card.get("root")
-        cards.append({"id": card["id"], **({"root": root} if isinstance(root, str) else {})})
-    return cards
+    return [{"id": str(card["id"]), "root": str(card.get("root"))} for card in said["data"]]
 
 
-def _samples(said: Any, count: int, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
-    """The ``count`` choices in the answer to ``POST /completions``, by their index."""
-    choices = said.get("choices") if isinstance(said, dict) else None
-    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-        raise ValueError("no choices")
-    by_index = {one["index"]: one for one in choices if type(one.get("index")) is int}
-    if len(choices) != count or by_index.keys() != set(range(count)):
+def _samples(said: Any, count: int) -> list[Sample]:
+    """The ``count`` choices in the answer to ``POST /completions``, by their index, as sampling
+    here would give them."""
+    choices = {choice["index"]: choice for choice in said["choices"]}
+    if choices.keys() != set(range(count)):
         raise ValueError(f"{len(choices)} choices where {count} were asked for")
-    return [_sample(by_index[i], tokenizer) for i in range(count)]
-
-
-def _sample(choice: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
-    """One choice as sampling here would give it."""
-    text, reason, ids = (choice.get(key) for key in ("text", "finish_reason", "token_ids"))
-    if not isinstance(text, str):
-        raise ValueError("a choice without text")
-    if reason not in ("stop", "length"):
-        raise ValueError(f"a choice that ended by {reason!r}")
-    if not isinstance(ids, list):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = [*ids, *([tokenizer.eos_token_id] if reason == "stop" else [])]
-    return Sample(text, reason, len(ids))
+    samples = []
+    for _, choice in sorted(choices.items()):
+        text, reason = choice["text"], choice["finish_reason"]
+        if not isinstance(text, str) or reason not in ("stop", "length"):
+            raise ValueError(f"a choice that ended by {reason!r}")
+        samples.append(Sample(text, reason, len(choice["token_ids"])))
+    return samples
 
 
 def _one_line(words: object) -> str:

@@ -25,19 +25,6 @@ _WAYS = {
     "grpo": "GRPO with verifiable rewards",
     "rejection": "fine-tuning on its own verified successes",
 }
-#: Arguments of a trainer that are shown beside those that the recipe sets.
-_SHOWN_ARGUMENTS = (
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "optim",
-    "num_generations",
-    "beta",
-    "loss_type",
-)
 
 
 def card_text(
@@ -117,18 +104,16 @@ def _eval_results(run: Run, arm: str, report: Mapping[str, Any]) -> Iterator[Eva
 
 
 def _used_settings(trainer: str, facts: Mapping[str, Any]) -> str:
-    """What a training really used, as its manifest says, in YAML."""
-    section = "sft" if trainer == "rejection" else trainer
-    settings, used = facts["settings"], dict(facts.get("trained_with", {}))
-    if used.get("max_steps", 0) > 0:
-        used.pop("num_train_epochs", None)  # does not count then
-    names = dict.fromkeys([*_SHOWN_ARGUMENTS, *settings.get(section, {})])
+    """What a training really used, as its manifest says, in YAML: of the trainer's arguments those
+    that the recipe sets."""
+    settings, used = facts["settings"], facts.get("trained_with", {})
+    asked = settings.get("sft" if trainer == "rejection" else trainer, {})
     kept = ("backend", "dtype", "bits", "lora", "reward", "tiers")
     shown = {
         "trainer": trainer,
         "seed": facts.get("seed"),
         **{key: settings.get(key) for key in kept},
-        "arguments": {key: used[key] for key in names if key in used},
+        "arguments": {key: used[key] for key in asked if key in used},
         **{key: facts.get(key) for key in ("trainable_parameters", "seconds", "versions")},
     }
     known = {key: value for key, value in shown.items() if value not in (None, [])}
