@@ -135,10 +135,9 @@ def published_sheet(title: str, table: PublishedTable) -> Sheet:
             for line in table.models
         ],
         [
-            f"{table.problems:,} problems, "
-            f"{' or '.join(sorted({f'{line.answers:,}' for line in table.models}))} answers a "
-            "model. An answer counts under the first rule that it breaks; score: the published "
-            "average over all answers, 0 where not valid.",
+            f"{table.problems:,} problems, {table.models[0].answers:,} answers a model. An answer "
+            "counts under the first rule that it breaks; score: the published average over all "
+            "answers, 0 where not valid.",
             f"Optimal: valid, with the optimal score; {100 * LEVEL:.0f} % interval, problems "
             f"resampled {RESAMPLES:,} times. Without a model, in one try: {', '.join(guessed)}.",
             "Reward: what the published reward pays on average, of 100; "

@@ -14,36 +14,33 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from data.common.errors import UserError, run_main
 from data.common.files import write_jsonl
 from eval.answers.files import ProblemFile, SampleRow, VerdictRow, read_samples
 from eval.answers.judge import PublishedRow, score_rows, score_rows_as_published
+from eval.show.tables import Sheet, print_sheets
 from rewards.blog import BlogStatus
 from rewards.verify import Status
 
 
-def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], measure: str) -> Table:
+def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], measure: str) -> Sheet:
     """How many completions have each status, and the mean of ``measure``, a column for each arm."""
     arms: dict[str, list[Mapping[str, Any]]] = {}
     for verdict in verdicts:
         arms.setdefault(str(verdict.get("arm", "completions")), []).append(verdict)
-    table = Table("status")
-    for arm in arms:
-        table.add_column(Text(arm), justify="right")
     counts = [Counter(verdict["status"] for verdict in rows) for rows in arms.values()]
-    for status in statuses:
-        table.add_row(status, *(str(count[status]) for count in counts))
-    table.add_section()
-    table.add_row("judged", *(str(len(rows)) for rows in arms.values()))
-    means = (sum(row[measure] for row in rows) / len(rows) for rows in arms.values())
-    table.add_row(f"mean {measure}", *(f"{mean:.4f}" for mean in means))
-    return table
+    means = (fmean(row[measure] for row in rows) for rows in arms.values())
+    rows = [
+        *([status, *(str(count[status]) for count in counts)] for status in statuses),
+        ["judged", *(str(len(rows)) for rows in arms.values())],
+        [f"mean {measure}", *(f"{mean:.4f}" for mean in means)],
+    ]
+    return Sheet("Verdicts", ["status", *arms], rows, [])
 
 
 def _options() -> argparse.Namespace:
@@ -99,10 +96,10 @@ def main() -> None:
     verdicts: Sequence[VerdictRow] | Sequence[PublishedRow]
     if options.judge == "blog":
         verdicts = list(score_rows_as_published(problem_file.rows(), samples, problem_file.key))
-        console.print(summary(verdicts, BlogStatus, "score"))
+        print_sheets([summary(verdicts, BlogStatus, "score")], console)
     else:
         verdicts = _judge(problem_file, samples, console)
-        console.print(summary(verdicts, Status, "ratio"))
+        print_sheets([summary(verdicts, Status, "ratio")], console)
     if options.out:
         write_jsonl(options.out, verdicts)
         console.print(f"{options.out}: {len(verdicts)} verdicts", markup=False, soft_wrap=True)

@@ -136,15 +136,6 @@ def test_its_decoding_is_that_of_the_evaluation(world, recipe, asked, expected):
     assert f"drawn at T = {asked['temperature']:g}" in told(folder)
 
 
-def test_where_the_recipe_sets_no_limit_that_of_the_evaluation_is_written(world, recipe):
-    recipe = world.recipe(ARMS, eval={"samples": 2})
-    folder = export.run(recipe, "sft")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    golds = tokenizer([row["gold"] for row in read_split(recipe.run, "test")])["input_ids"]
-    written = GenerationConfig.from_pretrained(folder)
-    assert written.max_new_tokens == 2 * max(map(len, golds))
-
-
 def test_an_export_is_redone_when_its_results_are_new_or_it_was_interrupted(
     world, recipe, monkeypatch, capsys
 ):

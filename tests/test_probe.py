@@ -18,9 +18,7 @@ from eval.stats.readiness import (
     Outcomes,
     Readiness,
     advise,
-    alike,
     readiness_by_tier,
-    reward_classes,
 )
 
 
@@ -48,16 +46,6 @@ def outcomes_of(optimal, rewards=None, **changes):
 
 def measured(outcomes, group=4, resamples=300):
     return Readiness(outcomes, group, np.random.default_rng(0), resamples)
-
-
-def test_the_estimate_is_unbiased_for_a_group_of_new_answers():
-    # Rewards 0, 1, 2 with these chances; n = 4 samples, groups of 3, all 81 draws enumerated.
-    chances = {0: 0.5, 1: 0.3, 2: 0.2}
-    mean = 0.0
-    for draw in np.ndindex(3, 3, 3, 3):
-        estimate = alike(reward_classes(np.array([draw], float)), [3])[0, 0]
-        mean += np.prod([chances[v] for v in draw]) * estimate
-    assert mean == pytest.approx(sum(p**3 for p in chances.values()))
 
 
 def test_what_groups_look_like_equals_every_group_counted():

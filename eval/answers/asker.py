@@ -22,7 +22,6 @@ from eval.answers.files import SampleRow
 from eval.answers.server import Server
 from pipeline.model.decode import (
     Decoding,
-    Sample,
     answer_limit,
     batches,
     prepare,
@@ -99,7 +98,16 @@ class Asker:
         """Yield the answers to each problem. ``stream`` names the random stream: another one gives
         fresh answers."""
         prefix = reasoning_prefix(self._tokenizer)
-        for i, drawn in self._drawn(rows, asking, stream):
+        limit = asking.max_tokens or self.limit(rows)
+        decoding = Decoding(limit, asking.temperature, asking.top_p)
+        prompts, count = self._prompts(rows, asking), asking.samples
+        seeds = [seed_of(self.seed, stream, self.arm, row["id"]) for row in rows]
+        drawn = (
+            self.server.sample(self.served["id"], prompts, count, decoding, seeds)
+            if self.server
+            else sample(*self._loaded, prompts, count, decoding, seeds, asking.rows)
+        )
+        for i, samples in drawn:
             yield [
                 {
                     "id": rows[i]["id"],
@@ -109,21 +117,8 @@ class Asker:
                     "finish_reason": one.finish_reason,
                     "tokens": one.tokens,
                 }
-                for number, one in enumerate(drawn)
+                for number, one in enumerate(samples)
             ]
-
-    def _drawn(
-        self, rows: Sequence[Row], asking: EvalSection, stream: str
-    ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (row index, its samples), from the server or drawn here."""
-        limit = asking.max_tokens or self.limit(rows)
-        decoding = Decoding(limit, asking.temperature, asking.top_p)
-        prompts = self._prompts(rows, asking)
-        seeds = [seed_of(self.seed, stream, self.arm, row["id"]) for row in rows]
-        if self.server:
-            name, at_once = self.served["id"], max(1, asking.rows // asking.samples)
-            return self.server.sample(name, prompts, asking.samples, decoding, seeds, at_once)
-        return sample(*self._loaded, prompts, asking.samples, decoding, seeds, asking.rows)
 
 
 def write_answers(

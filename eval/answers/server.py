@@ -1,11 +1,10 @@
 """Answers from a vLLM server, in place of sampling here.
 
-``vllm serve MODEL --data-parallel-size N`` spreads requests over N GPUs; a recipe's ``eval:
-{server: http://host:8000/v1}`` asks it. As in ``pipeline.model.decode.sample``: the prompts, which
-are rendered here; temperature, top_p and the limit of tokens; the end token counts as one. Whatever
-else could change the distribution, such as a top-k that the model's ``generation_config.json``
-suggests, is set to nothing. Not promised: the same answers again. Each problem has its own seed,
-but a server draws random numbers in its own way, and rounds as the requests beside one have it.
+A recipe's ``eval: {server: http://host:8000/v1}`` asks it. Prompts (rendered here), temperature,
+top_p and the limit of tokens are as in ``pipeline.model.decode.sample``. Whatever else could change
+the distribution, such as a top-k that the model's ``generation_config.json`` suggests, is set to
+nothing. Not promised: the same answers again. Each problem has its own seed, but a server draws
+random numbers in its own way, and rounds as the requests beside one have it.
 
 The protocol is OpenAI's completions with vLLM's fields (``top_k``, ``return_token_ids``, …). A key
 that the server wants is taken from ``VLLM_API_KEY``. Everything that comes back is treated as text.
@@ -31,7 +30,7 @@ T = TypeVar("T")
 WAITS: tuple[float, ...] = (1, 2, 4, 8, 16)
 #: Seconds to connect, and to wait for all answers to a prompt.
 CONNECT, ANSWER = 10.0, 1800.0
-#: Requests under way at most, whatever the recipe's ``rows`` would allow.
+#: Requests under way at most.
 AT_MOST = 64
 #: Fields of a request that have the server sample from the model as it is.
 _AS_IT_IS = {
@@ -79,9 +78,8 @@ class Server:
         samples: int,
         decoding: Decoding,
         seeds: Sequence[int],
-        at_once: int,
     ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (prompt index, its samples) as they come, asking ``at_once`` prompts at a time.
+        """Yield (prompt index, its samples) as they come.
 
         Raises:
             UserError: when the server refuses, can no longer be reached, or breaks the protocol.
@@ -103,7 +101,7 @@ class Server:
         ]
         # One event loop for all: Ctrl-C ends the requests under way, and the server's work on them.
         with asyncio.Runner() as loop:
-            answers = self._completed(bodies, partial(_samples, count=drawn), at_once)
+            answers = self._completed(bodies, partial(_samples, count=drawn))
             while (answer := loop.run(_next(answers))) is not None:
                 i, said = answer
                 yield i, said * (samples // drawn)
@@ -113,10 +111,10 @@ class Server:
             return await self._ask(client, "GET", "/models", _cards)
 
     async def _completed(
-        self, bodies: Sequence[Body], read: Callable[[Any], T], at_once: int
+        self, bodies: Sequence[Body], read: Callable[[Any], T]
     ) -> AsyncIterator[tuple[int, T]]:
         """Yield (index, its answer as ``read``) of each request, as they are answered."""
-        turns = asyncio.Semaphore(min(at_once, AT_MOST))
+        turns = asyncio.Semaphore(AT_MOST)
 
         async def complete(i: int) -> tuple[int, T]:
             async with turns:
@@ -168,7 +166,7 @@ class Server:
             except httpx.ReadTimeout:  # the same request would take as long again
                 raise UserError(
                     f"the server {self.address} has not answered within {ANSWER:g} s; what was "
-                    f"answered is kept, {going_on()} (smaller eval.rows ask it less at a time)"
+                    f"answered is kept, {going_on()}"
                 ) from None
             except httpx.RequestError as error:
                 trouble = f"cannot be reached ({_one_line(f'{type(error).__name__}: {error}')})"

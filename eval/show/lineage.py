@@ -43,11 +43,10 @@ class Link:
 
     @property
     def called(self) -> str:
-        """What to load it by. Of a folder outside this tree the last part is shown; the rest is
-        private."""
+        """A base's folder; of one outside this tree the last part, since the rest is private."""
         path = Path(self.model)
         private = path.is_absolute() or path.parts[:1] in (("~",), ("..",))
-        return self.arm if self.arm != BASE else path.name if private else self.model
+        return path.name if private else self.model
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,12 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> Mapping[str, Any
     """A report with these arms alone."""
     tiers = {}
     for tier, counted in report["tiers"].items():
-        pairs = [
-            pair
-            for pair in counted["differences"]
-            if pair["tuned"] in arms and pair["reference"] in arms
-        ]
-        kept = {arm: counted["arms"][arm] for arm in arms}
-        tiers[tier] = {**counted, "arms": kept, "differences": pairs}
+        pairs = counted["differences"]
+        tiers[tier] = {
+            **counted,
+            "arms": {arm: counted["arms"][arm] for arm in arms},
+            "differences": [p for p in pairs if {p["tuned"], p["reference"]} <= set(arms)],
+        }
     return {**report, "arms": list(arms), "tiers": tiers}
 
 
