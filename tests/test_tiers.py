@@ -96,7 +96,7 @@ def test_blog_is_the_published_distribution_and_dense_twice_as_crowded():
 
 @pytest.mark.skipif(not BLOG.is_dir(), reason="the published rows are not here")
 def test_blog_is_as_crowded_and_as_easy_to_guess_as_the_published_rows():
-    published = [problem for _, problem, _ in read_published(str(BLOG / "train.jsonl"))[0]]
+    published = [problem for problem, _ in read_published(str(BLOG / "train.jsonl"))[0]]
     ours = tier_problems("blog", COUNT)
 
     def per_event(problems) -> float:
