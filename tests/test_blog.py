@@ -7,8 +7,6 @@ import pytest
 from conftest import BLOG
 
 from data.common.files import read_jsonl
-from data.event import Event
-from data.problem import Problem
 from rewards import blog
 from rewards.blog import BlogStatus
 
@@ -115,13 +113,6 @@ def test_the_published_rewards_pay_for_their_flaws(completion, for_order, for_sc
 )
 def test_the_published_format(completion, points):
     assert blog.reward_format(ROW, completion) == points
-
-
-def test_a_problem_is_judged_as_a_row():
-    problem = Problem((Event(540, 600, "Art"), Event(720, 810, "Choir")), ("Choir",), optimum=240)
-    row = blog.row_of(problem)
-    assert row == {"events": [ART, CHOIR], "priority_events": ["Choir"], "optimal_score": 240}
-    assert blog.judge(row, answer(ART, CHOIR)) == (BlogStatus.VALID, 1.0)
 
 
 MEGABYTE = 1_000_000

@@ -314,28 +314,18 @@ def test_an_arm_is_asked_again_where_the_server_now_is(world, vllm):
     assert len(lines(recipe, "base", fresh=True)) == 12
 
 
-def run(monkeypatch, recipe, *arguments):
-    monkeypatch.setattr("sys.argv", ["sample", "--recipe", str(recipe.path), *arguments])
-    sample.main()
-
-
-@pytest.fixture
-def two(world, vllm, tokenizer):
-    """A recipe with a trained arm, of which the server holds the base alone."""
-    recipe = recipe_of(world, vllm, {"grpo": {"trainer": "grpo"}})
-    world.train(recipe)
-    save(tokenizer, recipe.run.folder / "grpo" / "model")
-    return recipe
-
-
-def test_arms_are_served_in_turn_each_sampled_once(two, vllm, monkeypatch):
+def test_arms_are_served_in_turn_each_sampled_once(world, vllm, tokenizer, monkeypatch):
+    two = recipe_of(world, vllm, {"grpo": {"trainer": "grpo"}})
+    world.train(two)
+    save(tokenizer, two.run.folder / "grpo" / "model")
+    monkeypatch.setattr("sys.argv", ["sample", "--recipe", str(two.path)])
     with pytest.raises(UserError, match=f"^{vllm.address} holds base, not {two.run.model('grpo')}"):
-        run(monkeypatch, two)
+        sample.main()
     assert len(lines(two, "base")) == 48
     assert not (two.run.eval / "grpo" / "manifest.json").exists()
     vllm.held = [{"id": "grpo"}]
     vllm.asked.clear()
-    run(monkeypatch, two)
+    sample.main()
     assert {body["model"] for body in vllm.asked} == {"grpo"}
     assert len(lines(two, "grpo")) == 48
 
