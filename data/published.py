@@ -63,7 +63,9 @@ def read_rows(source: str) -> Iterator[RawRow]:
             yield f"{source}:{number}", record
         return
     import datasets
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries
     try:
         rows = datasets.load_dataset(hub_id[1], split=hub_id[2] or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
