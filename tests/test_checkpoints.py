@@ -12,13 +12,14 @@ from pipeline.train import checkpoints
 from pipeline.train.checkpoints import go_on, keep_newest, last_whole, ours, step_of
 
 
-def checkpoint_in(folder: Path, step: int, ranks=("",)) -> Path:
+def checkpoint_in(folder: Path, step: int, ranks=("",), weights=True) -> Path:
     """A checkpoint with all that a training goes on from, as transformers names it."""
     found = folder / f"checkpoint-{step}"
     found.mkdir()
     for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state{rank}.pth" for rank in ranks)):
         torch.save({"a": torch.zeros(9)}, found / name)
-    save_file({"a": torch.zeros(9)}, found / "model.safetensors")
+    if weights:
+        save_file({"a": torch.zeros(9)}, found / "model.safetensors")
     (found / checkpoints.STATE).write_text(json.dumps({"global_step": step}))
     return found
 
@@ -72,9 +73,20 @@ def test_a_checkpoint_that_lacks_a_file_or_has_that_of_another_is_no_checkpoint(
 
 def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"))
+    whole = checkpoint_in(tmp_path, 2, ("_0", "_1"), weights=False)  # they may lie in parts
     checkpoint_in(tmp_path, 4, ("_0",))
     assert last_whole(tmp_path) == whole
+
+
+@pytest.mark.parametrize("strategy", ["DEEPSPEED", "FSDP"])
+def test_one_process_may_keep_weights_and_optimizer_by_other_names(tmp_path, monkeypatch, strategy):
+    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
+    found = checkpoint_in(tmp_path, 4, weights=False)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (found / name).unlink()
+    assert go_on(tmp_path, "sft") == last_whole(tmp_path) == found
+    (found / "rng_state.pth").unlink()
+    assert last_whole(tmp_path) is None
 
 
 NOT_OURS = ("checkpoint-4-kept", "checkpoint-old-8", "checkpoint-", "checkpoint-99-kept", "kept")

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
-from tiny import LORA, RECIPE, save_model, write_recipe
+from tiny import LORA, RECIPE, save_model, training_for, write_recipe
 
 from data import make
 from data.common.errors import UserError
@@ -23,7 +24,7 @@ from pipeline.train.backend import Backend, choose_backend
 from pipeline.train.trainer import check_groups
 
 ROOT = Path(__file__).parent.parent
-DDP = ROOT / "pipeline" / "accelerate" / "ddp.yaml"
+CONFIGS = sorted((ROOT / "pipeline" / "accelerate").glob("*.yaml"))
 #: Largest difference between the weights that one process and two end with, as a share of what
 #: training changed: floating-point sums in another order, which Adam's root blows up where a
 #: gradient is near 0. Measured: 3e-7 after SFT, 1e-6 after GRPO.
@@ -46,7 +47,7 @@ def written(folder, name, batch):
 
 def run(*arguments, processes=1):
     """A program on the CPU, launched in several processes where there are several."""
-    launch = ["-m", "pipeline.launch", "--config_file", str(DDP)]
+    launch = ["-m", "pipeline.launch", "--config_file", str(CONFIGS[0])]
     launch += ["--num_processes", str(processes), "--main_process_port", "0"]
     alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -85,7 +86,7 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_global_batch(
         rewards = [row["reward"] for row in logs[0] if "reward" in row]
         assert arm == "sft" or len(set(rewards)) > 1
         manifest = json.loads((two.run.stage(arm) / "manifest.json").read_text())
-        assert manifest["settings"]["processes"] == 2
+        assert manifest["settings"]["processes"] == {"count": 2, "strategy": "ddp"}
         assert (two.run.adapter(arm) / "adapter_model.safetensors").is_file()
         assert not (two.run.stage(arm) / "checkpoints").exists()
     # Interrupted, resumed, found done, gone on from: each said once, by the main process.
@@ -116,7 +117,18 @@ def test_one_process_decides_for_itself():
 
 def test_several_processes_are_part_of_what_a_stage_depends_on(several):
     assert not processes.is_main()
-    assert processes.layout() == {"processes": 4}
+    assert processes.layout() == {"processes": {"count": 4, "strategy": "ddp"}}
+    several.setenv("ACCELERATE_USE_FSDP", "true")
+    assert processes.layout()["processes"]["strategy"] == "fsdp"
+    assert processes.cuts_weights()
+
+
+@pytest.mark.parametrize(("stage", "cuts"), [("2", False), ("3", True)])
+def test_only_the_third_stage_of_zero_cuts_weights(several, stage, cuts):
+    several.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    several.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    assert processes.strategy() == f"zero{stage}"
+    assert processes.cuts_weights() == cuts
 
 
 @pytest.mark.parametrize(("shape", "batch"), [("ranked", 8), ("graded", 2), ("ranked", 2)])
@@ -140,15 +152,28 @@ def test_unsloth_trains_in_one_process_only(several):
         choose_backend("unsloth")
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_a_launch_that_splits_the_model_is_refused(several, name):
-    several.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(UserError, match=f"^{name} splits a model"):
-        processes.prepare_devices()
+def test_quantised_weights_are_not_cut_up(several, tmp_path):
+    several.setenv("ACCELERATE_USE_FSDP", "true")
+    training = training_for(write_recipe(tmp_path, "any", bits=4, lora=LORA, backend="trl"))
+    with pytest.raises(UserError, match="quantised weights are not cut up"):
+        training.start_backend()
 
 
-def test_accelerate_takes_the_configuration():
-    arguments = ["--config_file", str(DDP), "-m", "pipeline.sft"]
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_takes_every_configuration(path, monkeypatch):
+    arguments = ["--config_file", str(path), "-m", "pipeline.sft"]
     parsed, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     assert parsed.num_processes == 2
-    assert prepare_multi_gpu_env(parsed)["ACCELERATE_MIXED_PRECISION"] == "no"
+    if parsed.use_deepspeed:
+        parsed.deepspeed_fields_from_accelerate_config = ""
+        _, environment = prepare_deepspeed_cmd_env(parsed)
+    else:
+        environment = prepare_multi_gpu_env(parsed)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.strategy() == path.stem
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+    if path.stem == "fsdp":
+        plugin = FullyShardedDataParallelPlugin()
+        assert (plugin.fsdp_version, plugin.cpu_ram_efficient_loading) == (2, False)
+        assert plugin.state_dict_type.name == "FULL_STATE_DICT"

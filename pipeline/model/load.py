@@ -19,6 +19,7 @@ from data.sections import ARMS
 from pipeline.model import processes
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -146,8 +147,9 @@ def load_model(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedToken
     import torch
 
     network, tokenizer = from_pretrained(model, dtype)
-    device = f"cuda:{processes.local()}" if torch.cuda.is_available() else "cpu"
-    torch.nn.Module.to(network, device)
+    if not processes.cuts_weights():  # else accelerate moves the parts itself
+        device = f"cuda:{processes.local()}" if torch.cuda.is_available() else "cpu"
+        torch.nn.Module.to(network, device)
     return network, tokenizer
 
 
@@ -186,9 +188,15 @@ def from_pretrained(
     return network, tokenizer
 
 
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder that ``load_model`` and any Hugging Face tool can read."""
-    model.save_pretrained(folder)
+def write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a model folder that ``load_model`` and any Hugging Face tool can read; with ``weights``
+    in place of its own where it has only a part of them."""
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 

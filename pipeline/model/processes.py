@@ -12,9 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.common.errors import is_another, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Trainer
 
 T = TypeVar("T")
 
@@ -35,19 +39,9 @@ def local() -> int:
 
 
 def prepare_devices() -> None:
-    """Make ready, before anything of accelerate is built.
-
-    Raises:
-        UserError: where each process would hold a part of the weights alone.
-    """
+    """Make ready, before anything of accelerate is built."""
     import torch
 
-    for name in ("FSDP", "DEEPSPEED"):
-        require(
-            os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() != "true",
-            f"{name} splits a model, which is not supported; pipeline/accelerate/ddp.yaml leaves "
-            "it whole in every process",
-        )
     if count() > 1 and not torch.cuda.is_available():
         # Else its device is cpu:0, to which torch loads no state of an optimizer when resuming.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
@@ -62,10 +56,24 @@ def _part() -> None:
         distributed.destroy_process_group()
 
 
+def strategy() -> str:
+    """How the processes share the work: ``ddp`` (each holds everything), ``fsdp``, or ``zero1`` to
+    ``zero3`` of DeepSpeed."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return "fsdp" if fsdp else "ddp"
+
+
+def cuts_weights() -> bool:
+    """Whether each process holds a part of every weight, and not all of it."""
+    return strategy() in ("fsdp", "zero3")
+
+
 def layout() -> dict[str, Any]:
     """What a stage's result depends on beside its recipe, whose batch sizes are a device's: empty
     for a single process."""
-    return {"processes": count()} if count() > 1 else {}
+    return {"processes": {"count": count(), "strategy": strategy()}} if count() > 1 else {}
 
 
 def run_apart(*arguments: str) -> str:
@@ -103,3 +111,23 @@ def by_main(find: Callable[[], T]) -> T:
     if not outcome[1]:
         sys.exit(1)
     return outcome[0]
+
+
+def whole_weights(trainer: Trainer, dtype: str) -> dict[str, Tensor] | None:
+    """The weights of a model of ``dtype`` that is cut up, gathered into the main process, as it
+    would save them if it were not; None where it is not. Every process must call this."""
+    if not cuts_weights():
+        return None
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    model = trainer.model
+    found = trainer.accelerator.get_state_dict(trainer.deepspeed or model)
+    unset_hf_deepspeed_config()  # or the main process, merging alone, would load a part of a model
+    if not is_main() or hasattr(model, "peft_config"):
+        return found
+    import torch
+
+    # FSDP trains a copy of 32 bits where the recipe has bf16; and what is tied comes twice.
+    tied = getattr(model, "all_tied_weights_keys", {})
+    kept = {name: one for name, one in found.items() if name not in tied}
+    return {name: one.to(getattr(torch, dtype)) for name, one in kept.items()}

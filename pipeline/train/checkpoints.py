@@ -80,10 +80,13 @@ def _is_whole(folder: Path) -> bool:
         return False
     count = processes.count()
     needed = [f"rng_state_{n}.pth" for n in range(count)] if count > 1 else ["rng_state.pth"]
-    needed += ["optimizer.pt", "scheduler.pt"]
+    # Several processes, DeepSpeed and FSDP keep weights and optimizer by other names.
+    if count == 1 and processes.strategy() == "ddp":
+        needed += ["optimizer.pt", "scheduler.pt"]
+        if not weights:
+            return False
     archives = [path for end in ("pt", "pth", "bin") for path in folder.glob(f"*.{end}")]
-    there = all((folder / name).is_file() for name in needed)
-    return bool(weights) and there and all(map(_is_sound, archives))
+    return all(map(_is_sound, archives)) and all((folder / name).is_file() for name in needed)
 
 
 def _is_sound(archive: Path) -> bool:

@@ -32,8 +32,8 @@ def settings_held(trainer: Any) -> dict[str, Any]:
         "model": type(inner).__name__,
         "attention": model.config._attn_implementation,
         "use_cache": getattr(model.config, "use_cache", None),
-        "parameters": sum(weight.numel() for weight in weights),
-        "trainable_parameters": sum(weight.numel() for weight in trained),
+        "parameters": sum(map(_numbers_in, weights)),
+        "trainable_parameters": sum(map(_numbers_in, trained)),
         "dtype": _dtypes(weights),
         "trainable_dtype": _dtypes(trained),
         "gradient_checkpointing": any(getattr(m, "gradient_checkpointing", False) for m in modules),
@@ -47,7 +47,7 @@ def settings_held(trainer: Any) -> dict[str, Any]:
         held["optimizer"] = type(optimizer).__name__
         held["optimizer.groups"] = [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
-            | {"weights": sum(weight.numel() for weight in group["params"])}
+            | {"weights": sum(map(_numbers_in, group["params"]))}
             for group in optimizer.param_groups
         ]
         held["scheduler"] = type(getattr(trainer.lr_scheduler, "scheduler", None)).__name__
@@ -59,6 +59,11 @@ def settings_held(trainer: Any) -> dict[str, Any]:
 
 def _dtypes(weights: list[Tensor]) -> list[str]:
     return sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
+
+
+def _numbers_in(weight: Tensor) -> int:
+    """Numbers in a weight, also where ZeRO-3 keeps them elsewhere."""
+    return getattr(weight, "ds_numel", weight.numel())
 
 
 def _plain(value: Any) -> Any:

@@ -34,10 +34,10 @@ class Merge(TypedDict):
     rounding: float
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
+def save_adapter(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write the LoRA adapter that was trained, not the copy that TRL may hold beside it as the
-    reference of its KL."""
-    model.save_pretrained(str(folder), selected_adapters=["default"])
+    reference of its KL. ``weights``: see ``write_model``."""
+    model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
 
 
 def merge(model: str, adapter: Path, dtype: str, folder: Path) -> Merge:

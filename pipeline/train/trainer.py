@@ -26,6 +26,7 @@ from pipeline.train.training import Training
 from rewards.reward import SHAPES
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 #: Below a stage's folder: what an interrupted training goes on from.
@@ -70,7 +71,8 @@ def run_trainer(
     check_groups(training.source, training.recipe.reward, trainer.args)
     last = processes.by_main(lambda: _begin(training, stage, force))
     _train(training, trainer, stage.folder, last)
-    processes.by_main(lambda: _save(training, stage, trainer, tokenizer))
+    weights = processes.whole_weights(trainer, training.recipe.dtype)
+    processes.by_main(lambda: _save(training, stage, trainer, tokenizer, weights))
 
 
 def check_groups(source: str, reward: RewardSection, args: Any) -> None:
@@ -147,20 +149,24 @@ def _refused_by_trainer(training: Training, error: Exception) -> UserError:
 
 
 def _save(
-    training: Training, stage: Stage, trainer: Any, tokenizer: PreTrainedTokenizerBase
+    training: Training,
+    stage: Stage,
+    trainer: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, Tensor] | None,
 ) -> None:
-    """Save the result and say so."""
+    """Save the result and say so; ``weights`` are those of ``processes.whole_weights``."""
     folder, dtype, model = stage.folder, training.recipe.dtype, trainer.model
     held = settings_held(trainer)
     merged: dict[str, Any] = {}
     outputs = [MODEL, LOG]
     if training.recipe.lora is None:
         remove(folder / ADAPTER)
-        write_folder(folder / MODEL, lambda to: write_model(model, tokenizer, to))
+        write_folder(folder / MODEL, lambda to: write_model(model, tokenizer, to, weights))
     else:
         adapter = folder / ADAPTER
         outputs.append(ADAPTER)
-        write_folder(adapter, lambda to: save_adapter(model, to))
+        write_folder(adapter, lambda to: save_adapter(model, to, weights))
         write_folder(
             folder / MODEL, lambda to: merged.update(merge(training.start, adapter, dtype, to))
         )

@@ -57,9 +57,14 @@ class Training:
 
         Raises:
             UserError: see ``choose_backend``; where a setting needs a package that is not
-                installed, before a model is loaded for it.
+                installed, before a model is loaded for it; where quantised weights would be cut up.
         """
         require_packages(self.source, self._needs())
+        require(
+            not (self.recipe.quantised and processes.cuts_weights()),
+            "quantised weights are not cut up among processes; pipeline/accelerate/ddp.yaml or "
+            "zero2.yaml leaves them whole, or bits: 16",
+        )
         processes.prepare_devices()
         return self.backend
 

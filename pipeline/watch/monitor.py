@@ -82,8 +82,10 @@ def monitored(
     _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
     shown = Progress(f"{arm} ({kind})")
     log = Log(folder, kind, shown, recipe.monitor.stop)
-    main = processes.is_main()
-    sticks = Yardsticks(trainer, recipe, arm, kind, generates) if main else None
+    sticks = None
+    # Where several processes hold a model's weights in parts, one alone cannot use it.
+    if processes.is_main() and not processes.cuts_weights():
+        sticks = Yardsticks(trainer, recipe, arm, kind, generates)
     monitor = Monitor(trainer, recipe.monitor, kind, sticks)
     trainer.add_callback(log)
     trainer.add_callback(monitor)
@@ -92,7 +94,7 @@ def monitored(
     try:
         yield
     except Lost as lost:
-        if main:
+        if processes.is_main():
             log.end(lost.step, {lost.signal: math.nan, "learning_rate": lost.rate}, str(lost))
         checkpoint = saved()
         without = "" if checkpoint is None else ", without that checkpoint (copy it, to keep it)"
@@ -196,9 +198,15 @@ class Monitor(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.spent["step"] += time.perf_counter() - self._began
         self.steps += 1
-        trained = [w for w in self.trainer.model.parameters() if w.requires_grad]
-        if not math.isfinite(get_total_norm(trained).item()):
+        if not self._weights_are_finite():
             raise self._lost("weight", step=state.global_step, spared="a checkpoint")
+
+    def _weights_are_finite(self) -> bool:
+        """Of the trained weights; not checked where several processes hold them in parts."""
+        if processes.cuts_weights():
+            return True
+        trained = [w for w in self.trainer.model.parameters() if w.requires_grad]
+        return math.isfinite(get_total_norm(trained).item())
 
     def _timed(self, part: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()

@@ -47,7 +47,7 @@ def val_rows(run: Run, tiers: Sequence[str], problems: int) -> list[Row]:
 
 
 class Yardsticks:
-    """Measures the model of one trainer, in the main process.
+    """Measures the model of one trainer. Only where it is held whole, and in the main process.
 
     Args:
         recipe: as it stands for the arm.
