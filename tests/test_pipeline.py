@@ -239,10 +239,32 @@ def test_an_arm_is_trained_by_its_own_trainer_alone(recipe_of):
 # --- what ends before it begins ---------------------------------------------------------------
 
 
-def test_a_training_that_took_no_step_is_not_finished(recipe_of):
-    too_many = {**RECIPE["grpo"], "per_device_train_batch_size": 64}  # 16 prompts, of 10 problems
-    recipe = recipe_of(**ALONE, grpo=too_many)
-    with pytest.raises(UserError, match=r"grpo took no step.* number of training problems"):
+#: Sixteen prompts a generation, of ten problems.
+TOO_FEW = {**RECIPE["grpo"], "per_device_train_batch_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("given", "lower"),
+    [
+        (TOO_FEW, r"grpo\.per_device_train_batch_size \(64\) or grpo\.steps_per_generation \(1\)"),
+        ({**RECIPE["grpo"], "generation_batch_size": 64}, r"grpo\.generation_batch_size \(64\)"),
+    ],
+)
+def test_a_generation_of_more_prompts_than_there_are_problems_is_refused(recipe_of, given, lower):
+    with pytest.raises(UserError, match=rf" 16 prompts, .* 10 training problems; lower {lower}"):
+        grpo.run(recipe_of(**ALONE, grpo=given), force=False)
+
+
+def test_a_batch_that_is_never_full_is_refused(recipe_of):
+    given = {"per_device_train_batch_size": 64, "dataloader_drop_last": True}
+    with pytest.raises(UserError, match=r"a batch takes 64 \(sft\.dataloader_drop_last\)"):
+        sft.run(recipe_of(sft={**RECIPE["sft"], **given}), force=False)
+
+
+def test_a_training_that_took_no_step_is_not_finished(recipe_of, monkeypatch):
+    recipe = recipe_of(**ALONE, grpo=TOO_FEW)
+    monkeypatch.setattr("pipeline.train.trainer.check_steps", lambda *_: None)
+    with pytest.raises(UserError, match="grpo took no step"):
         grpo.run(recipe, force=False)
     assert trained_arms(recipe.run) == ["base"]
 

@@ -22,6 +22,7 @@ from pipeline.train.checkpoints import go_on, last_whole, ours
 from pipeline.train.held import settings_held
 from pipeline.train.loading import load_for_training
 from pipeline.train.merging import merge, save_adapter
+from pipeline.train.settings import prompts_together
 from pipeline.train.training import Training
 from rewards.reward import SHAPES
 
@@ -69,6 +70,7 @@ def run_trainer(
     except (ValueError, NotImplementedError, ImportError) as error:
         raise _refused_by_trainer(training, error) from None
     check_groups(training.source, training.recipe.reward, trainer.args)
+    check_steps(training, trainer)
     last = processes.by_main(lambda: _begin(training, stage, force))
     _train(training, trainer, stage.folder, last)
     weights = processes.whole_weights(trainer, training.recipe.dtype)
@@ -87,6 +89,27 @@ def check_groups(source: str, reward: RewardSection, args: Any) -> None:
         f"{processes.count()} processes must sample whole groups of {args.num_generations}, but it "
         f"samples {here} answers at a time; change grpo.per_device_train_batch_size or "
         "grpo.gradient_accumulation_steps",
+    )
+
+
+def check_steps(training: Training, trainer: Any) -> None:
+    """Raise UserError where there are fewer training problems than are taken at a time: a trainer
+    then takes no step, and ends as if it had trained."""
+    args, rows, section = trainer.args, len(trainer.train_dataset), training.section
+    sizes = ["per_device_train_batch_size"]
+    if section == "grpo":
+        takes = prompts_together(args)
+        what = f"a generation takes {takes} prompts"
+        given = "generation_batch_size" in training.arguments
+        sizes = ["generation_batch_size"] if given else [*sizes, "steps_per_generation"]
+    else:
+        takes = args.train_batch_size * processes.count() if args.dataloader_drop_last else 1
+        what = f"a batch takes {takes} (sft.dataloader_drop_last)"
+    lower = " or ".join(f"{section}.{key} ({getattr(args, key)})" for key in sizes)
+    require(
+        rows >= takes,
+        f"{training.source}: {training.arm} would take no step: {what}, and there are {rows} "
+        f"training problems; lower {lower}, or make more problems",
     )
 
 
