@@ -1,9 +1,8 @@
 """Kills stages at chosen and at random moments, with SIGKILL, and lets the same command go on.
 
 ``python -m tests.killing --kills 24`` kills every case so often, compares what it ends with to a
-run that nothing happened to, and prints a table in Markdown: where it was killed, from what it went
-on, and which files differ in the end. ``--where`` prints every change to a file that was not
-survived, too.
+run that nothing happened to, and prints in Markdown at which changes to files it was killed, and
+which files differ in the end.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from data import make
 from data.common.errors import run_main
-from data.common.files import BEGUN, MANIFEST, finished
+from data.common.files import BEGUN, MANIFEST
 from data.recipe import Recipe, load_recipe
 
 if __package__:  # or below pytest, where the folder itself is searched
@@ -41,11 +41,10 @@ if __package__:  # or below pytest, where the folder itself is searched
 CLOCK = {
     "seconds", "commit", "step_time", "train_runtime", "train_samples_per_second",
     "train_steps_per_second", "time/generate", "time/reward", "time/train", "time/monitor",
-    "memory",
+    "tokens_per_second", "memory",
 }  # fmt: skip
 #: What Python reports of changes to files; what torch and safetensors write is not among it.
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
-RUN = Path("runs", "small")
 EMBEDDED = Path(__file__).parent.parent / "pipeline" / "embedded"
 
 STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
@@ -53,7 +52,6 @@ STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
 EPOCHS = {"save_strategy": "epoch", "logging_steps": 5}
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 DROPPING = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all"}
-PROBLEMS, SAMPLES = 20, 4
 GRPO = {
     **STEPS, "max_steps": 7, "per_device_train_batch_size": 8, "num_generations": 4,
     "max_completion_length": 48, "learning_rate": 1e-3,
@@ -76,60 +74,45 @@ class Case:
     Attributes:
         work: what is run in the folder of its recipe.
         changes: to ``tiny.RECIPE``.
-        fell: of that folder and the last change to a file, where a kill fell, and from what the
-            same command goes on.
         before: what is run there before.
     """
 
-    name: str
     work: Callable[[Recipe], None]
     changes: dict[str, Any]
-    fell: Callable[[Path, str], tuple[str, str]]
     before: Callable[[Recipe], None] = _data
 
 
-def _sft(recipe: Recipe) -> None:
-    from pipeline import sft
-
-    sft.run(recipe, force=False)
+def _train(stage: str) -> Callable[[Recipe], None]:
+    return lambda recipe: import_module(f"pipeline.{stage}").run(recipe, force=False)
 
 
-def _grpo(recipe: Recipe) -> None:
-    from pipeline import grpo
-
-    grpo.run(recipe, force=False)
-
-
-def _sample(recipe: Recipe) -> None:
+def _sample(recipe: Recipe, *arms: str) -> None:
     from eval.answers.sampling import sample_arm
 
-    sample_arm(recipe, "base", force=False)
+    for arm in arms or ("base",):
+        sample_arm(recipe, arm, force=False)
 
 
 def _judge(recipe: Recipe) -> None:
-    from eval import elicitation
-    from eval import judge as report
-    from eval.answers.sampling import sample_arm
+    from eval import elicitation, judge
 
-    for arm in ("base", "sft"):
-        sample_arm(recipe, arm, force=False)
-    report.run(recipe, force=False)
+    _sample(recipe, "base", "sft")
+    judge.run(recipe, force=False)
     elicitation.run(recipe, force=False)
 
 
 def _made_and_tuned(recipe: Recipe) -> None:
-    make.run(recipe, force=False, workers=1)
-    _sft(recipe)
-
-
-def _sft_settings(**more: Any) -> dict[str, Any]:
-    from tiny import RECIPE
-
-    return {"sft": {**RECIPE["sft"], **STEPS, "max_steps": 7, **more}}
+    _data(recipe)
+    _train("sft")(recipe)
 
 
 def cases() -> dict[str, Case]:
     """By name; three epochs of SFT, two of GRPO."""
+    from tiny import RECIPE
+
+    def sft(**more: Any) -> dict[str, Any]:
+        return {"sft": {**RECIPE["sft"], **STEPS, "max_steps": 7, **more}}
+
     real = {
         "model": str(EMBEDDED), "dtype": "float32", "arms": {"grpo": {"trainer": "grpo"}},
         "monitor": {"every": 3, "kl_every": 2, "problems": 1},
@@ -138,26 +121,25 @@ def cases() -> dict[str, Case]:
         "arms": {"sft": {"trainer": "sft"}},
         "conclusion": {"arms": ["sft"], "fresh": 8, "margins": {"resamples": 200}},
     }
-    tiers = {"dense": {"train": 8, "val": 1, "test": PROBLEMS, "events": [3, 4]}}
-    four = {"dense": {**tiers["dense"], "train": 4, "test": 1}}
+    dense = {"train": 8, "val": 1, "test": 20, "events": [3, 4]}
+    four = {"main": "dense", "tiers": {"dense": {**dense, "train": 4, "test": 1}}}
     asking = {
-        "eval": {"samples": SAMPLES, "rows": 8, "max_tokens": 24, "resamples": 200},
-        "data": {"main": "dense", "tiers": tiers},
+        "eval": {"samples": 4, "rows": 8, "max_tokens": 24, "resamples": 200},
+        "data": {"main": "dense", "tiers": {"dense": dense}},
     }
-    light = {**_sft_settings(), "lora": DROPPING}
-    again = {**real, "grpo": REUSED, "lora": DROPPING, "data": {"main": "dense", "tiers": four}}
-    found = [
-        Case("sft", _sft, _sft_settings(), in_training),
-        Case("sft, LoRA", _sft, light, in_training),
-        Case("sft, saved after each epoch", _sft, _sft_settings(**EPOCHS), in_training),
-        Case("sft, grouped by length", _sft, _sft_settings(**GROUPED), in_training),
-        Case("grpo", _grpo, {**real, "grpo": GRPO}, in_training),
-        Case("grpo, LoRA, answers used again", _grpo, again, in_training),
-        Case("sampling", _sample, asking, in_sampling),
-        Case("data", _data, {}, in_data, before=lambda recipe: None),
-        Case("sampling, report, verdict", _judge, {**asking, **tuned}, in_judging, _made_and_tuned),
-    ]
-    return {case.name: case for case in found}
+    light = {**sft(), "lora": DROPPING}
+    again = {**real, "grpo": REUSED, "lora": DROPPING, "data": four}
+    return {
+        "sft": Case(_train("sft"), sft()),
+        "sft, LoRA": Case(_train("sft"), light),
+        "sft, saved after each epoch": Case(_train("sft"), sft(**EPOCHS)),
+        "sft, grouped by length": Case(_train("sft"), sft(**GROUPED)),
+        "grpo": Case(_train("grpo"), {**real, "grpo": GRPO}),
+        "grpo, LoRA, answers used again": Case(_train("grpo"), again),
+        "sampling": Case(_sample, asking),
+        "data": Case(_data, {}, before=lambda recipe: None),
+        "sampling, report, verdict": Case(_judge, {**asking, **tuned}, _made_and_tuned),
+    }
 
 
 # --- a run in a process of its own -----------------------------------------------------------
@@ -335,87 +317,10 @@ def _without_clock(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(whole: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """The files that differ; of a manifest, by which keys."""
-    differ = sorted(
+    """The files that differ."""
+    return sorted(
         name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name)
     )
-    return [name + _keys(whole.get(name), found.get(name)) for name in differ]
-
-
-def _keys(one: Any, other: Any) -> str:
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return ""
-    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    return f" ({', '.join(keys)})"
-
-
-# --- where a kill fell -----------------------------------------------------------------------
-
-START, DONE = "the start", "nothing left to do"
-
-
-def in_training(folder: Path, change: str) -> tuple[str, str]:
-    from pipeline.train.checkpoints import last_whole
-    from pipeline.train.trainer import CHECKPOINTS
-
-    name, part, *_ = [*change.split()[1].split("/"), ""]
-    stage = folder / RUN / name
-    if finished(stage):
-        return "after the end", DONE
-    last = last_whole(stage / CHECKPOINTS)
-    whole = _step(last) if last else 0
-    steps = [_step(path) for path in (stage / CHECKPOINTS).glob("checkpoint-*")]
-    if part.startswith((".adapter", ".model", f".{MANIFEST}")):
-        where = "while the model or its manifest was written"
-    elif max(steps, default=0) > whole:
-        where = "while a checkpoint was written"
-    elif len(steps) > 1:
-        where = "while an old checkpoint was removed"
-    else:
-        where = "between checkpoints" if whole else "before the first checkpoint"
-    return where, last.name if last else START
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def in_sampling(folder: Path, change: str) -> tuple[str, str]:
-    stage = folder / RUN / "eval" / "base"
-    if finished(stage):
-        return "after the end", DONE
-    samples = stage / "samples.jsonl"
-    answers = samples.read_bytes().count(b"\n") if samples.is_file() else 0
-    if answers == PROBLEMS * SAMPLES:
-        return "while they were put together", "all answers"
-    if answers:
-        return "while answers were drawn", "some of the answers"
-    return "before the first answer", START
-
-
-def in_data(folder: Path, change: str) -> tuple[str, str]:
-    stage = folder / RUN / "data"
-    if finished(stage):
-        return "after the end", DONE
-    some = (stage / "train.jsonl").exists()
-    return "while files were written" if some else "while problems were drawn", START
-
-
-def in_judging(folder: Path, change: str) -> tuple[str, str]:
-    stages = ("base", "sft", ".", "base/fresh", "sft/fresh", "elicitation")
-    done = sum(finished(folder / RUN / "eval" / stage) for stage in stages)
-    where = (
-        "while answers were drawn",
-        "while answers were drawn",
-        "while they were judged and reported",
-        "while fresh answers were drawn",
-        "while fresh answers were drawn",
-        "while the verdict was reached",
-        "after the end",
-    )[done]
-    if done == len(stages):
-        return where, DONE
-    return where, f"{done} of {len(stages)} stages" if done else START
 
 
 # --- a case ----------------------------------------------------------------------------------
@@ -494,60 +399,44 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import peft
     import transformers
-    import trl  # noqa: F401
     from trl import GRPOTrainer, SFTTrainer  # noqa: F401
 
-    from eval import judge as report  # noqa: F401
+    from eval import judge  # noqa: F401
     from pipeline import grpo, sft  # noqa: F401
 
     transformers.utils.logging.set_verbosity_error()
-    del peft
 
 
-@dataclass
-class Tally:
-    """What befell a case."""
-
-    kills: int = 0
-    fell: Counter[str] = field(default_factory=Counter)
-    began: Counter[str] = field(default_factory=Counter)
-    changes: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def row(self, name: str) -> str:
-        cells = (
-            _counted(self.fell),
-            _counted(self.began),
-            ", ".join(dict.fromkeys(self.wrong)) or "nothing",
-        )
-        return f"| {name} | {self.kills} | {' | '.join(cells)} |"
-
-
-def _counted(found: Counter[str]) -> str:
-    return ", ".join(f"{what} ({times})" for what, times in found.most_common())
-
-
-def killed_at_random(trial: Trial, kills: int, rng: random.Random) -> Tally:
-    """Kill a case so often, up to four times a run, and let it go on to its end each time."""
-    tally = Tally()
-    while tally.kills < kills:
-        folder = trial.fresh()
-        count = min(rng.randint(1, 4), kills - tally.kills)
-        lies = None
+def killed_at_random(
+    trial: Trial, kills: int, rng: random.Random
+) -> tuple[Counter[str], list[str]]:
+    """Kill a case so often, up to four times a run, and let it go on to its end each time; returns
+    the last changes to files before the kills, and what is wrong."""
+    fell: Counter[str] = Counter()
+    wrong: list[str] = []
+    while fell.total() < kills:
+        folder, lies = trial.fresh(), None
+        count = min(rng.randint(1, 4), kills - fell.total())
         for life in trial.survive(folder, [trial.random_kill(rng) for _ in range(count)]):
             if strayed := life.strayed(lies):
-                tally.wrong.append(strayed)
+                wrong.append(strayed)
             if life.killed:
-                where, lies = trial.case.fell(folder, life.events[-1][1])
-                tally.kills += 1
-                tally.fell[where] += 1
-                tally.began[lies] += 1
-                tally.changes[life.events[-1][1]] += 1
-        tally.wrong += differences(trial.left, left_in(folder))
+                fell[life.events[-1][1]] += 1
+                lies = _newest(folder)
+        wrong += differences(trial.left, left_in(folder))
         shutil.rmtree(folder)
-    return tally
+    return fell, wrong
+
+
+def _newest(folder: Path) -> str | None:
+    """The newest whole checkpoint of a training that has not ended."""
+    from pipeline.train.checkpoints import last_whole
+
+    for checkpoints in (folder / "runs").glob("*/*/checkpoints"):
+        if (last := last_whole(checkpoints)) and not (checkpoints.parent / MANIFEST).is_file():
+            return last.name
+    return None
 
 
 def main() -> None:
@@ -556,23 +445,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=4, help="of each case")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cases", nargs="+", default=list(cases()), help="or only these")
-    parser.add_argument("--where", action="store_true", help="print the last changes to files")
     arguments = parser.parse_args()
-    rows, wrong = [], 0
+    failed = False
+    print("| case | kills | at | different in the end |\n|---|--:|---|---|")
     for name in arguments.cases:
+        rng = random.Random(f"{arguments.seed} {name}")
         with tempfile.TemporaryDirectory() as place:
-            trial = Trial(Path(place), cases()[name])
-            rng = random.Random(f"{arguments.seed} {name}")
-            tally = killed_at_random(trial, arguments.kills, rng)
-            seconds = trial.whole.events[-1][0]
-        print(f"{name}: {tally.kills} kills of a run of {seconds:.1f} s", flush=True)
-        for change, times in sorted(tally.changes.items()) if arguments.where else ():
-            print(f"    {times} x at: {change}", flush=True)
-        rows.append(tally.row(name))
-        wrong += len(tally.wrong)
-    print("\n| case | kills | where they fell | what it went on from | different in the end |")
-    print("|---|--:|---|---|---|", *rows, sep="\n")
-    sys.exit(min(wrong, 1))
+            fell, wrong = killed_at_random(trial_of(Path(place), name), arguments.kills, rng)
+        at = ", ".join(f"{change} ({times})" for change, times in fell.most_common())
+        different = ", ".join(dict.fromkeys(wrong)) or "nothing"
+        print(f"| {name} | {fell.total()} | {at} | {different} |", flush=True)
+        failed |= bool(wrong)
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":

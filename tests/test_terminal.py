@@ -107,7 +107,7 @@ def test_ascii_alone_suffices():
     text = drawn(schedule_xml([BAND]), problem, encoding="ascii")
     assert text.isascii()
     assert "Caf\\xe9" in text
-    assert re.search(r"\+o   09:30-11:00   90 Band +#+\n", text)
+    assert re.search(r"09:30\\u201311:00   90 Band +(\\u2588)+\n", text)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 300])

@@ -1,12 +1,11 @@
-"""Asks a model about one day and shows its text as it is generated."""
+"""Asks a model about one day."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.clock import CLOCK
 from data.common.errors import UserError
@@ -19,13 +18,11 @@ from pipeline.model.decode import (
     Decoding,
     Sample,
     answer_limit,
+    prepare,
     reasoning_prefix,
     render,
-    stop_tokens,
+    sample_batch,
 )
-
-if TYPE_CHECKING:
-    from transformers._typing import GenerativePreTrainedModel
 
 
 def ask(
@@ -35,10 +32,8 @@ def ask(
     shots: Sequence[tuple[str, str]],
     asking: EvalSection,
     seed: int,
-    show: Callable[[str], None],
 ) -> Sample:
-    """Draw one answer to ``row``, and ``show`` its text as it comes, after a note where the model
-    cannot know the day's words.
+    """Draw one answer to ``row``.
 
     Raises:
         UserError: when the prompt does not fit the model's context.
@@ -46,14 +41,10 @@ def ask(
     rendered = render(tokenizer, row["prompt"], shots)
     limit = asking.max_tokens or answer_limit(tokenizer, [row])
     limit = min(limit, room_for(model, tokenizer, rendered, row["gold"]) or limit)
-    prefix = reasoning_prefix(tokenizer)
-    if note := spelled_out(tokenizer, row["problem"]):
-        show(f"{note}\n\n")
-    show(prefix)
     decoding = Decoding(limit, asking.temperature, asking.top_p)
-    sample = stream(model.eval(), tokenizer, rendered, decoding, seed, show)
-    show("\n")
-    return Sample(prefix + sample.completion, sample.finish_reason, sample.tokens)
+    prepare(model)
+    ((sample,),) = sample_batch(model, tokenizer, [rendered], 1, decoding, [seed])
+    return replace(sample, completion=reasoning_prefix(tokenizer) + sample.completion)
 
 
 def room_for(
@@ -96,40 +87,3 @@ def spelled_out(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str | N
         f"data/names.py) and times on the quarter hour; anything else, here {listed(strange)}, it "
         "spells letter by letter, mostly wrong: expect nonsense, or ask a larger model (MODEL=)."
     )
-
-
-def stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rendered: str,
-    decoding: Decoding,
-    seed: int,
-    show: Callable[[str], None],
-) -> Sample:
-    """Draw one completion of a rendered prompt and ``show`` its text as it is generated."""
-
-    class Streamer(TextStreamer):
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            show(text)
-
-    stops = stop_tokens(model, tokenizer).tolist()
-    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-    # Replaced as a whole: the model's own config may set more, such as a top-k.
-    model.generation_config = GenerationConfig(
-        do_sample=decoding.temperature > 0,
-        max_new_tokens=decoding.max_tokens,
-        eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id,
-        **(sampling if decoding.temperature > 0 else {}),
-    )
-    inputs = tokenizer(rendered, return_tensors="pt", add_special_tokens=False).to(model.device)
-    torch.manual_seed(seed)
-    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    # A PreTrainedModel alone has no generate; every causal language model has.
-    out = cast("GenerativePreTrainedModel", model).generate(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], streamer=streamer
-    )
-    new = out[0, inputs["input_ids"].shape[1] :].tolist()
-    stopped = new[-1] in stops
-    text = tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True)
-    return Sample(str(text), "stop" if stopped else "length", len(new))

@@ -23,10 +23,9 @@ from rewards.verify import Status
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 #: Columns of a name at most, of a time axis at least, and of the whole at most.
 _NAME_COLUMNS, _AXIS_COLUMNS, _ALL_COLUMNS = 26, 12, 120
-#: Signs and fillings, and what stands for them where a terminal has only ASCII.
+#: Signs and fillings.
 _CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY = "✓◆!★"
 _FULL, _CROSSED, _LIGHT = "█▓░"
-_ASCII = str.maketrans("✓◆★█▓░○✕–", "+o*#x-ox-")
 #: Stands before a name: four signs, the times and the weighted minutes.
 _LEAD = "✓◆!★ 09:00–10:00 1234 "
 _SIGNS = {"optimal": "✓", "feasible": "○", "infeasible": "✕", "unparsable": "?"}
@@ -74,9 +73,7 @@ def visible(text: str) -> str:
 
 def write(console: Console, text: str, end: str = "\n", style: str | None = None) -> None:
     """Write text that may be hostile, as it is: no markup, no wrapping, nothing highlighted."""
-    text = visible(text)
-    if console.options.ascii_only:
-        text = text.translate(_ASCII).encode("ascii", "backslashreplace").decode()
+    text = visible(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
     console.out(text, end=end, style=style, highlight=False)
 
 
@@ -86,9 +83,8 @@ def draw_day(console: Console, problem: Mapping[str, Any], answer: Mapping[str, 
     bars = _bars(problem, answer)
     width = min(console.width, _ALL_COLUMNS)
     name = min(_NAME_COLUMNS, width // 4, max(cell_len(visible(bar.name)) for bar in bars) + 1)
-    axis = max(
-        width - name - len(_LEAD) - 2, _AXIS_COLUMNS
-    )  # the last hour's label goes beyond its end
+    # The last hour's label goes beyond its end.
+    axis = max(width - name - len(_LEAD) - 2, _AXIS_COLUMNS)
     write(console, "")
     _draw_bars(console, bars, (problem["from"], problem["to"]), name, axis)
     if answer["more_strays"]:
