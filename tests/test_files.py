@@ -392,10 +392,10 @@ def test_a_finished_stage_lets_others_at_its_folder(source, other):
 
 
 def test_what_another_process_has_just_finished_is_not_done_again(source, monkeypatch):
-    def late(folder, reentrant):
+    def late(folder):
         monkeypatch.setattr("data.common.files.hold", hold)
         run_stage(source)
-        return hold(folder, reentrant)
+        return hold(folder)
 
     monkeypatch.setattr("data.common.files.hold", late)
     work = stage(source)

@@ -134,8 +134,7 @@ def sha256(path: Path) -> str:
             name = file.name if file == path else file.relative_to(path).as_posix()
             digest.update(name.encode() + b"\0")
             with file.open("rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(content, lambda: digest)
     return digest.hexdigest()
 
 
@@ -218,7 +217,7 @@ class Stage:
         """
         if self._says_done(force):
             return False
-        self._lock = hold(self.folder, reentrant=True)
+        self._lock = hold(self.folder)
         if self._says_done(force):  # by another process, just now
             release(self._lock)
             return False

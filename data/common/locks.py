@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -26,11 +24,8 @@ def lock_file(path: Path) -> Path:
     return path.absolute().with_name(f".{path.name}.lock")
 
 
-def hold(path: Path, reentrant: bool = False) -> BaseFileLock:
+def hold(path: Path) -> BaseFileLock:
     """Keep other processes from writing ``path``, until ``release`` or the end of this one.
-
-    Args:
-        reentrant: whether it is fine that this very process holds it already.
 
     Returns:
         The lock; it is released, too, when nothing refers to it any more.
@@ -38,14 +33,22 @@ def hold(path: Path, reentrant: bool = False) -> BaseFileLock:
     Raises:
         UserError: naming the process that holds it.
     """
-    lock = FileLock(
-        lock_file(path), thread_local=False, is_singleton=reentrant, fallback_to_soft=False
-    )
-    while not _acquire(lock):
-        with suppress(FileNotFoundError):  # it was just released
-            holder = lock_file(path).read_text(encoding="utf-8") or "another process"
-            raise UserError(f"{path} is being written by {holder}; let it finish, or stop it")
-    lock_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    file = lock_file(path)
+    lock = FileLock(file, thread_local=False, is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = (file.read_text(encoding="utf-8") if file.exists() else "") or "another process"
+        raise UserError(f"{path} is being written by {holder}; let it finish, or stop it") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"the file system of {path.parent} has no locks, so nothing keeps two processes from "
+            "writing one file",
+            flush=True,
+        )
+    file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return lock
 
 
@@ -54,25 +57,3 @@ def release(lock: BaseFileLock) -> None:
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices, and takes another
         lock.release(force=True)
-
-
-def _acquire(lock: BaseFileLock) -> bool:
-    """Acquire a lock, or say that another one holds it. Without locks, all are acquired."""
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        _say_no_locks(Path(lock.lock_file).parent)
-    return True
-
-
-@cache
-def _say_no_locks(folder: Path) -> None:
-    print(
-        f"the file system of {folder} has no locks, so nothing keeps two processes from writing "
-        "one file",
-        flush=True,
-    )

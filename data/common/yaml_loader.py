@@ -1,7 +1,7 @@
 """YAML that reads as people write it.
 
 1e-4 is a number. no, 17:00, 010 and dates are text, where YAML 1.1 reads false, 1020, 8 and a date.
-A key given twice is a mistake, and so is what JSON, and with it a manifest, cannot hold.
+A key given twice is a mistake.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from data.common.errors import UserError, brief
+from data.common.errors import UserError
 
-_TAG = "tag:yaml.org,2002:"
-#: Types that JSON can hold.
-_HELD = ("null", "bool", "int", "float", "str", "seq", "map")
-#: How a plain word of a type is written, and the characters that it may begin with.
+#: How a plain word of a type is written; any other is text.
 _WRITTEN = {
-    "bool": (r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    "int": (r"[-+]?(0|[1-9][0-9_]*)$", "-+0123456789"),
+    "null": r"(~|null|Null|NULL|)$",
+    "bool": r"(true|True|TRUE|false|False|FALSE)$",
+    "int": r"[-+]?(0|[1-9][0-9_]*)$",
     "float": (
         r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf))$"
-        r"|\.(nan|NaN)$",
-        "-+0123456789.",
+        r"|\.(nan|NaN)$"
     ),
 }
 
@@ -46,20 +43,12 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}{line} is not valid YAML ({problem})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a UTF-8 text file") from None
-    except (ValueError, OverflowError, RecursionError) as error:  # beyond all measure
+    except (ValueError, LookupError, OverflowError, RecursionError) as error:  # beyond all measure
         raise UserError(f"{path} cannot be read as YAML ({error})") from None
 
 
 class _Loader(yaml.SafeLoader):
     """See the module."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError):  # a tag that does not fit, digits beyond all measure
-            kind = node.tag.removeprefix(_TAG)
-            problem = f"{brief(node.value)} cannot be read as {kind}"
-            raise ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -72,14 +61,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_constructors = {
-    tag: read
-    for tag, read in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None or tag.removeprefix(_TAG) in _HELD
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [r for r in resolvers if r[0].removeprefix(_TAG) not in (*_WRITTEN, "timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _kind, (_pattern, _firsts) in _WRITTEN.items():
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), list(_firsts))
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern in _WRITTEN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), None)

@@ -8,7 +8,7 @@ reads no markup or emoji codes in any of it.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,39 +26,15 @@ _NAME_COLUMNS, _AXIS_COLUMNS, _ALL_COLUMNS = 26, 12, 120
 #: Signs and fillings.
 _CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY = "✓◆!★"
 _FULL, _CROSSED, _LIGHT = "█▓░"
+#: Filling and style by whether an event is chosen, and then breaks a rule or else is optimal.
+_LOOKS = {
+    (True, True): (_CROSSED, "red"), (True, False): (_FULL, "green"),
+    (False, True): (_LIGHT, "yellow"), (False, False): (_LIGHT, "dim"),
+}  # fmt: skip
 #: Stands before a name: four signs, the times and the weighted minutes.
 _LEAD = "✓◆!★ 09:00–10:00 1234 "
 _SIGNS = {"optimal": "✓", "feasible": "○", "infeasible": "✕", "unparsable": "?"}
 _STYLES = {"optimal": "green", "feasible": "yellow", "infeasible": "red", "unparsable": "red"}
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """One event and its states; ``value`` is in weighted minutes, none of an event that the problem
-    does not have so."""
-
-    name: str
-    start: int
-    end: int
-    value: int | None
-    chosen: bool
-    optimal: bool
-    faulty: bool
-    priority: bool
-
-    @property
-    def lead(self) -> str:
-        states = (self.chosen and self.value is not None, self.optimal, self.faulty, self.priority)
-        signs = zip((_CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY), states, strict=True)
-        drawn = "".join(sign if on else " " for sign, on in signs)
-        return f"{drawn} {CLOCK[self.start]}–{CLOCK[self.end]} {self.value or '':>4} "
-
-    @property
-    def look(self) -> tuple[str, str]:
-        """Filling and style."""
-        if not self.chosen:
-            return _LIGHT, "yellow" if self.optimal else "dim"
-        return (_CROSSED, "red") if self.faulty else (_FULL, "green")
 
 
 def visible(text: str) -> str:
@@ -80,13 +56,23 @@ def write(console: Console, text: str, end: str = "\n", style: str | None = None
 def draw_day(console: Console, problem: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
     """Draw a day, as ``eval.show.showcase`` prepares a problem and an answer for drawing, and the
     verdict with the proven optimum below it."""
-    bars = _bars(problem, answer)
+    names = [name for name, *_ in (*problem["events"], *answer["strays"])]
     width = min(console.width, _ALL_COLUMNS)
-    name = min(_NAME_COLUMNS, width // 4, max(cell_len(visible(bar.name)) for bar in bars) + 1)
+    columns = min(_NAME_COLUMNS, width // 4, max(cell_len(visible(name)) for name in names) + 1)
     # The last hour's label goes beyond its end.
-    axis = max(width - name - len(_LEAD) - 2, _AXIS_COLUMNS)
-    write(console, "")
-    _draw_bars(console, bars, (problem["from"], problem["to"]), name, axis)
+    axis = _Axis(
+        problem["from"], problem["to"], max(width - columns - len(_LEAD) - 2, _AXIS_COLUMNS)
+    )
+    write(console, f"\n{' ' * (len(_LEAD) + columns)}{axis.labels()}", style="dim")
+    faulty = {*answer["overlapping"], *answer["broken"]}
+    for i, (name, start, end, value, priority, best, *_) in enumerate(problem["events"]):
+        chosen = i in answer["chosen"]
+        states = (chosen, best, i in faulty, priority)
+        look = _LOOKS[chosen, i in faulty if chosen else best]
+        _draw_bar(console, axis, (name, start, end, value), columns, states, look)
+    for name, start, end, *_ in answer["strays"]:
+        states, look = (False, False, True, False), _LOOKS[True, True]
+        _draw_bar(console, axis, (name, start, end, ""), columns, states, look)
     if answer["more_strays"]:
         write(console, f"and {answer['more_strays']} more answered events that are not asked so")
     legend = (
@@ -97,40 +83,44 @@ def draw_day(console: Console, problem: Mapping[str, Any], answer: Mapping[str, 
     _draw_verdict(console, problem["optimum"], answer)
 
 
-def _bars(problem: Mapping[str, Any], answer: Mapping[str, Any]) -> list[_Bar]:
-    """The problem's events, then the answer's own inventions."""
-    faulty = {*answer["overlapping"], *answer["broken"]}
-    own = [
-        _Bar(name, start, end, value, i in answer["chosen"], optimal, i in faulty, priority)
-        for i, (name, start, end, value, priority, optimal, *_) in enumerate(problem["events"])
-    ]
-    strays = [
-        _Bar(name, start, end, None, True, False, True, False)
-        for name, start, end, *_ in answer["strays"]
-    ]
-    return [*own, *strays]
+@dataclass(frozen=True)
+class _Axis:
+    """Hours of a day over the columns of a terminal."""
+
+    first: int
+    last: int
+    columns: int
+
+    def column(self, minute: int) -> int:
+        """Where a minute lies; what lies beyond the axis is drawn at its end."""
+        inside = min(max(minute, self.first), self.last) - self.first
+        return round(inside / (self.last - self.first) * self.columns)
+
+    def labels(self) -> str:
+        steps = (1, 2, 3, 4, 6, 12)
+        every = next((n for n in steps if self.column(self.first + 60 * n) >= 4), 24)
+        labels = [" "] * (self.columns + 2)
+        for minute in range(self.first, self.last + 1, 60 * every):
+            labels[self.column(minute) : self.column(minute) + 2] = f"{minute // 60:02d}"
+        return "".join(labels).rstrip()
 
 
-def _draw_bars(
-    console: Console, bars: Sequence[_Bar], hours: tuple[int, int], name: int, axis: int
+def _draw_bar(
+    console: Console,
+    axis: _Axis,
+    event: tuple[str, int, int, object],
+    columns: int,
+    states: tuple[bool, ...],
+    look: tuple[str, str],
 ) -> None:
-    first, last = hours
-
-    def column(minute: int) -> int:
-        """Where a minute lies on the axis; what lies beyond it is drawn at its end."""
-        return round((min(max(minute, first), last) - first) / (last - first) * axis)
-
-    every = next((step for step in (1, 2, 3, 4, 6, 12) if column(first + 60 * step) >= 4), 24)
-    labels = [" "] * (axis + 2)
-    for minute in range(first, last + 1, 60 * every):
-        labels[column(minute) : column(minute) + 2] = f"{minute // 60:02d}"
-    write(console, " " * (len(_LEAD) + name) + "".join(labels).rstrip(), style="dim")
-    for bar in bars:
-        begin = min(column(bar.start), axis - 1)
-        filling, style = bar.look
-        drawn = " " * begin + filling * max(1, column(bar.end) - begin)
-        label = set_cell_size(visible(bar.name), name - 1)
-        write(console, f"{bar.lead}{label} {drawn}", style=style)
+    """Draw one event: signs of its states, times, weighted minutes, name, and a bar."""
+    (name, start, end, value), (filling, style) = event, look
+    pairs = zip((_CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY), states, strict=True)
+    signs = "".join(sign if on else " " for sign, on in pairs)
+    begin = min(axis.column(start), axis.columns - 1)
+    bar = " " * begin + filling * max(1, axis.column(end) - begin)
+    label = set_cell_size(visible(name), columns - 1)
+    write(console, f"{signs} {CLOCK[start]}–{CLOCK[end]} {value:>4} {label} {bar}", style=style)
 
 
 def _draw_verdict(console: Console, optimum: int, answer: Mapping[str, Any]) -> None:
