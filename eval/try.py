@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -92,21 +91,21 @@ def main() -> None:
     shots = shots_for(recipe.run, recipe.seed, {"try": recipe.data.main}, asking.shots)["try"]
     day, source = the_day(arguments)
     problem, _ = prove_day(day.problem, source)
-    for note in day.notes:
-        write(console, note)
+    write(console, "".join(f"{note}\n" for note in day.notes), end="")
     from eval.day.ask import ask, spelled_out  # loads torch and transformers
 
     name = recipe.run.model(arm)
     write(console, f"Asking {arm} ({name}), {len(problem.events)} events:\n")
     quiet()
     model, tokenizer = load_model(name, recipe.dtype)
-    if note := spelled_out(tokenizer, problem):
-        write(console, f"{note}\n")
+    if strange := spelled_out(tokenizer, problem):
+        write(console, f"{strange}\n")
     row = new_row("day", "try", "", problem, recipe.data.reasoning)
     seed = recipe.seed if arguments.seed is None else arguments.seed
+    sample = ask(model, tokenizer, row, shots, asking, seed)
     given: SampleRow = {
-        "id": "day", "arm": arm, "sample": 0,
-        **asdict(ask(model, tokenizer, row, shots, asking, seed)),
+        "id": "day", "arm": arm, "sample": 0, "completion": sample.completion,
+        "finish_reason": sample.finish_reason, "tokens": sample.tokens,
     }  # fmt: skip
     write(console, given["completion"])
     (verdict,) = score_rows({"day": problem}, [given], lenient=asking.lenient)

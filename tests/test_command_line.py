@@ -1,7 +1,6 @@
 """The command line: every flag explained, every mistake one sentence, every target listed."""
 
 import argparse
-import errno
 import importlib
 import os
 import signal
@@ -99,13 +98,6 @@ def test_every_stage_of_a_recipe_takes_the_same_flags(stage, monkeypatch):
     assert {"--recipe", "--model", "--run", "--force"} <= flags.keys()
 
 
-def test_help_is_printed_and_ends_well():
-    done = python("data.make", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: ")
-    assert "--recipe RECIPE" in done.stdout
-
-
 # --- mistakes ------------------------------------------------------------------------------
 
 
@@ -117,12 +109,10 @@ def test_a_missing_recipe_ends_every_stage_with_one_sentence(stage, monkeypatch)
     assert "'tiny'" in says
 
 
-@pytest.mark.parametrize("stage", OF_A_RECIPE)
-def test_a_wrong_recipe_ends_every_stage_with_one_sentence(stage, monkeypatch, tmp_path):
+def test_a_wrong_recipe_ends_a_stage_with_one_sentence(monkeypatch, tmp_path):
     path = tmp_path / "r.yaml"
-    content = yaml.safe_load(TINY.read_text())
-    path.write_text(yaml.safe_dump({**content, "sede": 3}))
-    says = ending(stage, monkeypatch, "--recipe", path, *NEEDED.get(stage, ()))
+    path.write_text(TINY.read_text() + "sede: 3\n")
+    says = ending("data.make", monkeypatch, "--recipe", path)
     assert says == f"{path}: unknown key 'sede'; did you mean 'seed'?"
 
 
@@ -169,17 +159,6 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(tmp_path):
     assert done.stderr == "error: recipe nope.yaml does not exist\n"
 
 
-def test_a_full_disk_is_one_sentence(monkeypatch, tmp_path):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(recipe, "RUNS", tmp_path)
-    monkeypatch.setattr("os.fsync", full)
-    says = ending("data.make", monkeypatch, "--recipe", TINY, "--workers", "1")
-    assert says == "the disk is full; make room, then the same command goes on"
-    assert not list(tmp_path.rglob("manifest.json"))
-
-
 def test_a_folder_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
     (tmp_path / "tiny").write_text("a file where the run's folder should be")
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
@@ -191,9 +170,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
 # --- Ctrl-C --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "wait", [0.0, 0.1, 0.4], ids=["at the start", "while work is handed in", "in the middle"]
-)
+@pytest.mark.parametrize("wait", [0.0, 0.1, 0.4])
 def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
     """Ctrl-C reaches the workers too: none may print a traceback, or be waited for in vain."""
     content = yaml.safe_load(TINY.read_text())
@@ -224,20 +201,13 @@ def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
     assert not (folder / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("stage", ["data.make", "rewards.audit", "pipeline.sft", "eval.sample"])
+@pytest.mark.parametrize("stage", ["data.make", "pipeline.sft"])
 def test_an_interrupt_while_modules_are_imported_ends_a_stage_without_a_traceback(stage, tmp_path):
     """That is most of a stage's first seconds; the module stands for all that is imported."""
     program = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
     (tmp_path / "yaml.py").write_text(program)
     done = python(stage, "--recipe", TINY, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
-def test_imported_as_a_library_it_leaves_interrupts_alone():
-    program = "import signal, data, pipeline, eval, rewards; print(signal.getsignal(2).__name__)"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "default_int_handler\n"
 
 
 # --- several processes ---------------------------------------------------------------------
@@ -259,25 +229,19 @@ def another(monkeypatch):
     return waits
 
 
-def test_of_several_processes_the_main_one_has_the_first_word(another, monkeypatch):
+def test_of_several_processes_the_main_one_has_the_first_word(another, monkeypatch, capsys):
     """It says the mistake of all, and the others are ended; who is left says its own."""
-    with pytest.raises(SystemExit, match="error: too long") as ended:
+    with pytest.raises(SystemExit, match="error: too long"):
         run_main(raising(UserError("too long")))
-    assert ended.value.code == "error: too long"
-    assert len(another) == 1
-    assert another[0] >= 10
+    assert another == [30]
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(SystemExit, match="error: too long"):
         run_main(raising(UserError("too long")))
-    assert len(another) == 1
-
-
-def test_of_several_processes_the_main_one_alone_speaks_of_an_interrupt(another, capsys):
-    with pytest.raises(SystemExit) as ended:
+    assert another == [30]
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SystemExit, match="130"):
         run_main(raising(KeyboardInterrupt()))
-    assert ended.value.code == 130
     assert capsys.readouterr().err == ""
-    assert another == []
 
 
 @pytest.mark.parametrize(

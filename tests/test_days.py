@@ -89,23 +89,6 @@ def test_an_end_at_midnight_is_asked_as_the_last_minute_and_said():
     assert day.notes == ("Ends at 24:00, asked as 23:59: A, C.",)
 
 
-@given(st.text())
-def test_whatever_is_typed_is_read_or_refused_in_a_sentence(text):
-    content = text.encode(errors="surrogatepass")
-    try:
-        read(content).problem.check()
-    except UserError:
-        refusal(content)
-
-
-def test_a_day_of_five_hundred_events_is_proven():
-    lines = [
-        f"E{i} {i // 60 + 8:02d}:{i % 60:02d}-{i // 60 + 9:02d}:{i % 60:02d}" for i in range(500)
-    ]
-    problem, best = prove_day(read("\n".join(lines)).problem, "d.txt")
-    assert problem.optimum == 60 * len(best) == 540
-
-
 def test_text_that_is_not_utf_8_is_refused_with_its_line():
     assert events(read("Café 9-10".encode("utf-8-sig"))) == ["09:00-10:00 Café"]
     assert refusal("A 9-10\nCafé 9-10".encode("latin-1")).startswith("d.txt:2 is not UTF-8")

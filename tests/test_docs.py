@@ -1,15 +1,14 @@
 """README and docs/: what they name exists, what they show runs, and the example has its score."""
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from test_makefile import run_make
 
 from data.common.files import read_jsonl
 from eval import score
@@ -46,14 +45,7 @@ def test_make_takes_every_goal_and_setting_that_a_page_names(page):
     for command in _commands(page):
         if command.startswith("make ") and "$" not in command:
             words = shlex.split(command)
-            clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-            tried = subprocess.run(
-                ["make", "--dry-run", *words[1:]],
-                cwd=ROOT,
-                env=clean,
-                capture_output=True,
-                text=True,
-            )
+            tried = run_make(*words[1:])
             assert tried.returncode == 0, f"`{command}`: {tried.stderr}"
 
 

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,6 +60,8 @@ def test_what_is_written_is_read_back_as_the_same_bytes(tmp_path):
     assert list(read_jsonl(path)) == list(enumerate(rows, start=1))
     assert path.read_bytes().startswith('{"b": "ä\\n", "a": [1.5, null]}\n'.encode())
     assert list(path.parent.iterdir()) == [path]
+    path.write_text('\n{"a": 1}\n  \n{"a": 2}')  # blank lines are counted
+    assert list(read_jsonl(path)) == [(2, {"a": 1}), (4, {"a": 2})]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -87,12 +88,6 @@ def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_blank_lines_are_passed_over_but_counted(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('\n{"a": 1}\n  \n{"a": 2}')
-    assert list(read_jsonl(path)) == [(2, {"a": 1}), (4, {"a": 2})]
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -107,9 +102,6 @@ def test_a_corrupt_line_is_named_with_its_file_and_number(tmp_path, line):
         list(read_jsonl(path))
     assert str(error.value).startswith(f"{path}:3 ")
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
         list(read_jsonl(tmp_path / "none.jsonl"))
 
@@ -161,13 +153,9 @@ def test_a_finished_stage_is_done_and_says_so(source, capsys):
 
 def test_the_manifest_says_what_made_the_output(source):
     manifest = json.loads((run_stage(source) / MANIFEST).read_text())
-    assert manifest["stage"] == "data"
-    assert manifest["settings"] == {"seed": 1}
-    assert manifest["inputs"] == {str(source): sha256(source)}
-    assert manifest["outputs"] == ["result.txt"]
-    assert manifest["rows"] == 1
-    for package in ("ortools", "numpy", "scipy"):
-        assert manifest["versions"][package] == version(package)
+    said = {"stage": "data", "settings": {"seed": 1}, "inputs": {str(source): sha256(source)}}
+    assert {**manifest, **said, "outputs": ["result.txt"], "rows": 1} == manifest
+    assert manifest["versions"]["numpy"] == version("numpy")
     assert manifest["seconds"] >= 0
     assert "commit" in manifest
 
@@ -252,16 +240,6 @@ def test_what_a_forced_stage_left_half_done_goes_on_without_force_and_is_lost_wi
         assert stage(source).begin_unless_done(force, [half])
         assert half.exists() == kept
         half.touch()
-
-
-def test_a_full_disk_at_the_manifest_leaves_the_stage_unfinished(source, monkeypatch):
-    work = stage(source)
-    work.begin_unless_done()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            work.finish([])
-    assert not stage(source).is_done()
 
 
 def test_what_is_half_done_is_removed_before_other_work_is_noted_as_begun(source, monkeypatch):
@@ -366,31 +344,6 @@ def test_a_killed_process_keeps_nobody_from_its_folder(source, other):
     assert begun(source).goes_on
 
 
-def test_what_was_forked_by_a_killed_process_keeps_nobody_from_its_folder(source, other, tmp_path):
-    def work():
-        held = begun(source)
-        worker = FORK.Process(target=time.sleep, args=(60,))
-        worker.start()
-        write_text(tmp_path / "worker", str(worker.pid))
-        return held
-
-    process = other(work)
-    process.kill()
-    process.join()  # with a time limit it would wait for the worker, too
-    worker = int((tmp_path / "worker").read_text())
-    try:
-        os.kill(worker, 0)
-        assert stage(source).begin_unless_done()
-    finally:
-        os.kill(worker, signal.SIGKILL)
-
-
-def test_a_finished_stage_lets_others_at_its_folder(source, other):
-    other(lambda: run_stage(source))
-    assert stage(source).is_done()
-    assert stage(source).begin_unless_done(force=True)
-
-
 def test_what_another_process_has_just_finished_is_not_done_again(source, monkeypatch):
     def late(folder):
         monkeypatch.setattr("data.common.files.hold", hold)
@@ -437,11 +390,7 @@ def raising(error: BaseException):
         (OSError(errno.EDQUOT, "x"), "disk is full"),
         (OSError(errno.EFBIG, "x"), "`ulimit -f`"),
         (RuntimeError("I/O error: Disk quota exceeded (os error 122)"), "disk is full"),
-        (RuntimeError("I/O error: File too large (os error 27)"), "`ulimit -f`"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), "runs cannot be used"),
-        (OSError(errno.EROFS, "Read-only file system", "runs"), "runs cannot be used"),
-        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a cannot be used"),
-        (OSError(errno.ENAMETOOLONG, "File name too long"), "a file cannot be used"),
         (
             OSError(errno.ENAMETOOLONG, "File name too long", "Art\n" + "09:00-10:00, " * 900),
             "Art\\n09:00-10:00, 09:00",
@@ -459,9 +408,7 @@ def test_what_the_user_can_mend_is_one_sentence(error, names):
 
 
 @pytest.mark.parametrize("flags", [[], ["--force"]])
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "x"), OSError(errno.EFBIG, "x")]
-)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "x")])
 def test_what_forces_a_stage_is_to_be_left_out_to_go_on(error, flags, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pipeline.sft", "--recipe", "r.yaml", *flags])
     with pytest.raises(SystemExit) as stop:

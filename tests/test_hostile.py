@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import day, tier_problems
+from conftest import day
 from fuzzing import TARGETS, accept_sound, try_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,22 +31,17 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from data import make
-from data.common.errors import UserError, brief
+from data.common.errors import UserError
 from data.common.files import MANIFEST, read_jsonl
-from data.prompts import answer
 from data.sections import RewardSection
-from data.solver import optimal_schedule
 from eval import judge as report
-from eval.answers.judge import judge_arm
 from eval.answers.sampling import sample_arm
 from pipeline import sft
 from pipeline.corpus.tokens import CHAT_TEMPLATE
 from pipeline.model.load import check_tokenizer, load_model
 from pipeline.watch.live import Progress
 from pipeline.watch.log import Log
-from rewards import blog
 from rewards.reward import SHAPES, totals
-from rewards.verify import Status, verify
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # nearly all meet a world with a trained model
@@ -109,14 +103,6 @@ def another_shape(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def spoil_template(folder: Path) -> None:
-    half(folder / "chat_template.jinja")
-
-
-def empty_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{{ '<|user|>' }}")
-
-
 def set_tokenizer(**changes: object):
     def spoil(folder: Path) -> None:
         path = folder / "tokenizer_config.json"
@@ -135,11 +121,13 @@ MODELS = {
     "another's config": (another_config, "config.json"),
     "no tokenizer": (lambda f: [path.unlink() for path in f.glob("token*")], "tokenizer.json"),
     "truncated tokenizer": (lambda f: half(f / "tokenizer.json"), "tokenizer"),
-    "truncated template": (spoil_template, "conversation"),
-    "a template without the question": (empty_template, "user"),
+    "truncated template": (lambda f: half(f / "chat_template.jinja"), "conversation"),
+    "a template without the question": (
+        lambda f: (f / "chat_template.jinja").write_text("{{ '<|user|>' }}"), "user",
+    ),
     "no end": (set_tokenizer(eos_token=None), "token"),
     "a length in words": (set_tokenizer(model_max_length="long"), "tokenizer"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -212,12 +200,9 @@ LINES = {
     ),
     "a prompt that is a list": (row_with(prompt=["a"]), "'prompt'"),
     "no number for a number": (problem_with(optimum=math.nan), '"optimum"'),
-    "a huge number": (problem_with(optimum=10**400), '"optimum"'),
     "a number of too many digits": (lambda line: '{"id": ' + "9" * 5000 + "}", ""),
     "another optimum": (problem_with(optimum=5), '"optimum" is 5'),
     "half a character": (row_with(gold="\ud83d"), "'gold'"),
-    "half a character in a name": (problem_with(events=[["\ud83d", "09:00", "10:00"]]), "name"),
-    "rules as text": (problem_with(rules="none"), '"rules"'),
     "nesting": (lambda line: "[" * 100_000, ""),
     "bytes of no text": (lambda line: "\udcff", ""),
 }
@@ -234,16 +219,6 @@ def test_an_edited_line_of_the_training_data_is_named_before_anything_is_trained
     assert said.startswith("runs/small/data/train.jsonl:2")
     assert key in said
     assert (here / "runs/small/sft/model/model.safetensors").is_file()
-
-
-def test_a_line_that_is_there_twice_is_named_with_the_first(here, says):
-    path = here / "runs/small/data/train.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, lines[2]]))
-    said = says("pipeline.sft")
-    assert said.startswith(f"runs/small/data/train.jsonl:{len(lines) + 1}")
-    assert "'train-dense-00002'" in said
-    assert "line 3" in said
 
 
 # --- answers and verdicts --------------------------------------------------------------------
@@ -306,14 +281,6 @@ def test_verdicts_that_end_early_are_not_counted(here, says):
     assert "`make eval`" in said
 
 
-def test_what_a_sentence_says_to_do_mends_it(here):
-    path = here / "runs/small/eval/base/verdicts.jsonl"
-    whole = path.read_bytes()
-    path.unlink()
-    report.run(write_recipe(here, Path("model")), force=False)
-    assert path.read_bytes() == whole
-
-
 @pytest.mark.parametrize(
     ("row", "key"),
     [
@@ -367,17 +334,6 @@ def test_numbers_and_nesting_beyond_all_measure_are_refused(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(text)
     assert "small.yaml" in says("data.make")
-
-
-def test_aliases_that_unfold_without_end_are_shown_in_a_few_words(tmp_path, monkeypatch, says):
-    monkeypatch.chdir(tmp_path)
-    lines = ["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    lines += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30)]
-    aliases = "\n".join(lines) + "\n"
-    content = {key: value for key, value in RECIPE.items() if key != "seed"}
-    Path("small.yaml").write_text(aliases + yaml.safe_dump(content) + "seed: *x29\n")
-    assert "unknown key 'x0'" in says("data.make")
-    assert len(brief(yaml.safe_load(aliases)["x29"])) < 1000
 
 
 def test_a_sentence_is_short_and_printable_whatever_it_quotes():
@@ -464,30 +420,9 @@ def test_a_million_hostile_characters_are_paid_within_a_second(case, shape):
     assert 0 <= paid <= sum(SHAPES[shape].weights.values()) * (100 if shape == "blog" else 1)
 
 
-@pytest.mark.parametrize("case", COMPLETIONS)
-def test_hostile_characters_survive_their_way_to_the_verdicts(case, tmp_path):
-    text = COMPLETIONS[case][:2000]
-    path = tmp_path / "samples.jsonl"
-    row = {"id": "a", "sample": 0, "completion": text, "finish_reason": "stop", "tokens": 9}
-    path.write_text(json.dumps(row) + "\n")
-    (row,) = judge_arm({"a": day()}, path)
-    assert row["answer"] == text
-    assert row["status"] == verify(day(), text).status
-
-
-def test_gold_is_paid_in_full_so_the_bounds_above_are_reached():
-    for problem in tier_problems("dense", 3):
-        column, gold = problem.text, answer(optimal_schedule(problem), "x")
-        assert verify(problem, gold).status is Status.OPTIMAL
-        assert totals(RewardSection("graded"), [column], [gold]) == [pytest.approx(1)]
-        assert sum(blog.rewards(blog.row_of(problem), gold).values()) <= 100
-
-
 # --- a share of the fuzzing ------------------------------------------------------------------
 
 EXAMPLES = {name: 25 if name.startswith("model") else 80 for name in TARGETS}
-#: Of those that take less than five milliseconds each.
-EXAMPLES |= dict.fromkeys(("problem", "completion", "verdicts", "published"), 250)
 EXAMPLES["model: weights"] = 100  # of which few are still whole
 
 
@@ -510,10 +445,3 @@ def test_spoilt_input_is_taken_or_refused_in_a_sentence(name, place):
 
     feed()
     assert met == ({True} if name == "completion" else {True, False})
-
-
-def test_an_input_is_the_same_one_always(place):
-    rng = random.Random(5)
-    for name in rng.sample(sorted(TARGETS), 3):
-        first, again = (try_one(name, 7, 3, place) for _ in range(2))
-        assert (first.accepted, first.wrong) == (again.accepted, again.wrong)

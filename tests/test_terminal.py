@@ -110,7 +110,7 @@ def test_ascii_alone_suffices():
     assert re.search(r"09:30\\u201311:00   90 Band +(\\u2588)+\n", text)
 
 
-@pytest.mark.parametrize("width", [60, 80, 120, 300])
+@pytest.mark.parametrize("width", [60, 300])
 def test_rows_fit_the_terminal(width):
     events = (Event(0, 1439, "週次のプロジェクト定例会議 of the department"), Event(600, 601, "b"))
     text = drawn(schedule_xml(events[:1]), Problem(events, ("b",), optimum=1439), width=width)
@@ -118,8 +118,7 @@ def test_rows_fit_the_terminal(width):
         assert sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in row) <= width
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize("colour", [None, "truecolor"])
+@pytest.mark.parametrize(("terminal", "colour"), [(True, "truecolor"), (False, None)])
 def test_what_a_model_writes_cannot_move_colour_or_hide_anything(terminal, colour):
     names = [Event(540, 600, HOSTILE), Event(600, 630, "[red]Drill[/red]")]
     text = drawn(schedule_xml(names), force_terminal=terminal, color_system=colour)
@@ -140,10 +139,3 @@ def test_streamed_text_is_not_wrapped_and_has_nothing_that_is_not_seen(text):
     assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in result if c != "\n")
     assert result.count("\n") == text.count("\n")
     result.encode()
-
-
-@given(st.text(max_size=60), st.sampled_from(["utf-8", "ascii"]))
-def test_any_completion_is_drawn(name, encoding):
-    completion = f"<schedule><event><name>{name}</name><start>09:00</start><end>08:00</end></event>"
-    drawn(completion + "</schedule>", encoding=encoding)
-    drawn(name, encoding=encoding)

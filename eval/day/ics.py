@@ -125,8 +125,7 @@ def _event(block: str) -> Event:
         # Zones that are guessed from a longer name; the notes name the zone.
         warnings.simplefilter("ignore")
         event = Event.from_ical(block)
-    adapter = EventAdapter(event)
-    start, end = adapter.raw_start, adapter.raw_end
+    start, end = _span(event)
     if end < start or not {start.year, end.year} <= set(_YEARS) or "EXRULE" in event:
         raise ValueError(event)
     rules = event.get("RRULE", [])
@@ -156,7 +155,7 @@ def _zone(text: str, events: Sequence[Event], name: str | None) -> tuple[tzinfo,
         near = nearest(name, sorted(zoneinfo.available_timezones()))
         raise UserError(f"--timezone: {name!r} is no time zone such as Europe/Berlin{near}")
     own = re.search(r"^X-WR-TIMEZONE[^:\n]*:(.*)$", text, re.MULTILINE)
-    starts = [(event["DTSTART"].dt, event["DTSTART"].params.get("TZID")) for event in events]
+    starts = [(_span(event)[0], event["DTSTART"].params.get("TZID")) for event in events]
     times = [(start.tzinfo, label) for start, label in starts if isinstance(start, datetime)]
     known = Counter(label for zone, label in times if zone and label).most_common(1)
     labels = [name or "", own[1].strip() if own else "", *(label for label, _ in known), "UTC"]
@@ -208,7 +207,7 @@ def _dates(series: Sequence[Series], low: date, high: date, zone: tzinfo) -> lis
 
 def _first_date(series: Sequence[Series], zone: tzinfo) -> date | None:
     """The first of all such dates, that of an event's start or soon after."""
-    begins = (event["DTSTART"].dt for events in series for event in events)
+    begins = (_span(event)[0] for events in series for event in events)
     starts = {one.date() if isinstance(one, datetime) else one for one in begins}
     searched = date.min
     for start in sorted(starts):
@@ -221,12 +220,12 @@ def _first_date(series: Sequence[Series], zone: tzinfo) -> date | None:
 
 def _placed(event: Event, zone: tzinfo) -> tuple[date, Entry] | str:
     """An occurrence with its date on the clock of ``zone``, or why it cannot be asked."""
-    begin, stop = event["DTSTART"].dt, event["DTEND"].dt
+    begin, stop = _span(event)
     if str(event.get("STATUS")).upper() == "CANCELLED":
         return "cancelled"
     if str(event.get("TRANSP")).upper() == "TRANSPARENT":
         return "free"
-    if not isinstance(begin, datetime):
+    if not (isinstance(begin, datetime) and isinstance(stop, datetime)):
         return "all-day"
     exact = [moment.astimezone(UTC) if moment.tzinfo else moment for moment in (begin, stop)]
     local = [moment.astimezone(zone) if moment.tzinfo else moment for moment in exact]
@@ -246,6 +245,12 @@ def _placed(event: Event, zone: tzinfo) -> tuple[date, Entry] | str:
     high = 1 <= event.get("PRIORITY", 0) <= 4
     categories = tuple(map(str, event.categories))
     return start.date(), Entry(_name(event), first, last, high, categories)
+
+
+def _span(event: Event) -> tuple[date, date]:
+    """Start and end; DTEND holds, also where there is a DURATION beside it."""
+    adapter = EventAdapter(event)
+    return adapter.raw_start, adapter.raw_end
 
 
 def _name(event: Event) -> str:
