@@ -1,4 +1,4 @@
-"""Drawing the problems of every split: any number of processes, the same problems."""
+"""Drawing the problems of every split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import partial
 from rich.console import Console
 
 from data.common.errors import UserError, require
-from data.common.pool import map_numbers, worker_pool
 from data.common.seeds import seed_of
 from data.problem import Problem
 from data.published import read_published
@@ -51,26 +50,25 @@ def make_problem(
 
 
 def draw_splits(
-    seed: int, uses: Mapping[str, TierUse], workers: int, say: Console
+    seed: int, uses: Mapping[str, TierUse], say: Console
 ) -> Iterator[tuple[str, str, list[Problem]]]:
     """Yield (split, tier, problems), no two problems with the same fingerprint."""
     seen: set[str] = set()
     imported = {name: _imported(use, say) for name, use in uses.items() if use.source}
-    with worker_pool(workers) as pool:
-        for split in _DRAWING_ORDER:
-            for name, use in uses.items():
-                count = getattr(use, split)
-                if name in imported:
-                    yield split, name, _take(imported[name][split], count, seen, use, split)
-                    continue
-                make = partial(make_problem, seed, split, name, use.tier)
-                problems = []
-                for index, first in enumerate(map_numbers(pool, make, count)):
-                    problem = _unseen(first, partial(make, index), seen)
-                    if problem is None:
-                        raise UserError(f"tier {name!r} has fewer than {count} different problems")
-                    problems.append(problem)
-                yield split, name, problems
+    for split in _DRAWING_ORDER:
+        for name, use in uses.items():
+            count = getattr(use, split)
+            if name in imported:
+                yield split, name, _take(imported[name][split], count, seen, use, split)
+                continue
+            make = partial(make_problem, seed, split, name, use.tier)
+            problems = []
+            for index in range(count):
+                problem = _unseen(make(index), partial(make, index), seen)
+                if problem is None:
+                    raise UserError(f"tier {name!r} has fewer than {count} different problems")
+                problems.append(problem)
+            yield split, name, problems
 
 
 def _unseen(problem: Problem, again: Callable[[int], Problem], seen: set[str]) -> Problem | None:

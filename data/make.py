@@ -6,7 +6,6 @@ Writes ``runs/<run>/data/{train,val,test}.jsonl``, ``README.md`` (the card) and 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data.card import dataset_card
-from data.common.errors import UserError, run_main
+from data.common.errors import run_main
 from data.common.files import Stage, write_json, write_jsonl, write_text
 from data.draw import draw_splits
 from data.policies import FLOOR_KS, PolicyFloors, floor
@@ -24,7 +23,7 @@ from data.rows import Row, new_row, row_to_json
 from data.sections import SPLITS, TierUse
 
 
-def run(recipe: Recipe, force: bool, workers: int) -> None:
+def run(recipe: Recipe, force: bool) -> None:
     """Draw, prove and write everything, unless it is there already."""
     say = Console()
     home, uses, largest_k = recipe.run, recipe.tier_uses, recipe.eval.samples
@@ -38,7 +37,7 @@ def run(recipe: Recipe, force: bool, workers: int) -> None:
     if not stage.begin_unless_done(force):
         return
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for split, tier, problems in draw_splits(recipe.seed, uses, workers, say):
+    for split, tier, problems in draw_splits(recipe.seed, uses, say):
         for index, problem in enumerate(problems):
             identity = f"{split}-{tier}-{index:05d}"
             rows[split].append(new_row(identity, split, tier, problem, recipe.data.reasoning))
@@ -83,14 +82,8 @@ def _floors(tests: Iterable[Row], ks: Sequence[int]) -> dict[str, PolicyFloors]:
 
 
 def main() -> None:
-    parser = recipe_arguments(__doc__.split("\n")[0])
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; any number, same bytes"
-    )
-    arguments = parser.parse_args()
-    if arguments.workers < 1:
-        raise UserError("--workers must be 1 or more")
-    run(recipe_from(arguments), arguments.force, arguments.workers)
+    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
+    run(recipe_from(arguments), arguments.force)
 
 
 if __name__ == "__main__":

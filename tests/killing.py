@@ -64,7 +64,7 @@ REUSED = {
 
 
 def _data(recipe: Recipe) -> None:
-    make.run(recipe, force=False, workers=1)
+    make.run(recipe, force=False)
 
 
 @dataclass(frozen=True)

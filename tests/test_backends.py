@@ -181,7 +181,7 @@ def test_unsloth_and_trl_train_the_same_thing(tmp_path, monkeypatch):
     steps["max_completion_length"] = 64
     base = ROOT / "pipeline" / "embedded"
     recipe = write_recipe(tmp_path, base, grpo=steps, lora=LORA, bits=4)
-    make.run(recipe, force=False, workers=1)
+    make.run(recipe, force=False)
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.backends", "--recipe", str(recipe.path)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

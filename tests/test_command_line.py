@@ -6,15 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from data import recipe
+from data import make, recipe
 from data.common.errors import UserError, run_main
 from pipeline import launch
 
@@ -135,7 +132,6 @@ def test_a_stage_without_what_it_needs_ends_with_one_sentence(
 @pytest.mark.parametrize(
     ("stage", "arguments", "says"),
     [
-        ("data.make", ["--recipe", TINY, "--workers", "0"], "--workers must be 1 or more"),
         ("data.make", ["--recipe", TINY, "--run", "a/b"], "run name 'a/b' must be letters"),
         ("eval.sample", ["--recipe", TINY, "--arm", "gpro"], "--arm must be one of base, sft"),
         ("pipeline.sft", ["--recipe", TINY, "--arm", "sfd"], f"{TINY}: arms has no 'sfd' (it has "),
@@ -162,7 +158,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
     (tmp_path / "tiny").write_text("a file where the run's folder should be")
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
-    says = ending("data.make", monkeypatch, "--recipe", TINY, "--workers", "1")
+    says = ending("data.make", monkeypatch, "--recipe", TINY)
     assert says.startswith(f"{tmp_path / 'tiny'}")
     assert "cannot be used" in says
 
@@ -170,35 +166,18 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
 # --- Ctrl-C --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.1, 0.4])
-def test_an_interrupt_ends_all_processes_with_one_line(tmp_path, wait):
-    """Ctrl-C reaches the workers too: none may print a traceback, or be waited for in vain."""
-    content = yaml.safe_load(TINY.read_text())
-    content["data"]["tiers"] = {"dense": {"train": 100_000, "val": 1, "test": 1}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data.make", "--recipe", "r.yaml", "--workers", "2"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    folder = tmp_path / "runs" / "tiny" / "data"
-    try:
-        while not (folder / "begun.json").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        time.sleep(wait)
-        os.killpg(process.pid, signal.SIGINT)
-        out, said = process.communicate(timeout=60)
-    finally:
-        with suppress(ProcessLookupError):  # a worker may outlive what started it
-            os.killpg(process.pid, signal.SIGKILL)
-    assert (process.returncode, out) == (130, "")
-    assert said == "\ninterrupted; what was finished is kept, the same command goes on\n"
-    assert not (folder / "manifest.json").exists()
+def test_an_interrupt_is_one_line(monkeypatch, tmp_path, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "RUNS", tmp_path)
+    monkeypatch.setattr(make, "draw_splits", interrupted)
+    monkeypatch.setattr(sys, "argv", ["data.make", "--recipe", str(TINY)])
+    with pytest.raises(SystemExit, match="130"):
+        run_main(make.main)
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 2)
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 @pytest.mark.parametrize("stage", ["data.make", "pipeline.sft"])

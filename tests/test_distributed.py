@@ -41,7 +41,7 @@ def written(folder, name, batch):
     data = {"main": "dense", "tiers": {"dense": tier}}
     model = folder / "model"
     recipe = write_recipe(folder / name, model, name=name, lora=LORA, data=data, **stages)
-    make.run(recipe, force=False, workers=1)
+    make.run(recipe, force=False)
     return recipe
 
 

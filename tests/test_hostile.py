@@ -56,7 +56,7 @@ def world(tmp_path_factory) -> Path:
         recipe = write_recipe(
             Path(), Path("model"), conclusion={**RECIPE["conclusion"], "arms": ["sft"]}
         )
-        make.run(recipe, force=False, workers=1)
+        make.run(recipe, force=False)
         sft.run(recipe, force=False)
         for arm in ("base", "sft"):
             sample_arm(recipe, arm, force=False)

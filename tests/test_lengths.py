@@ -46,7 +46,7 @@ def made(tmp_path_factory):
     (folder / "r.yaml").write_text(yaml.safe_dump(CONTENT))
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
         patch.chdir(folder)
-        make.run(load_recipe(Path("r.yaml")), force=False, workers=1)
+        make.run(load_recipe(Path("r.yaml")), force=False)
     return folder
 
 

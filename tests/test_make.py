@@ -44,14 +44,14 @@ SMALL = {
 }
 
 
-def stage(folder: Path, content: dict, workers: int = 1, force: bool = False) -> Path:
+def stage(folder: Path, content: dict, force: bool = False) -> Path:
     """Run the stage on a recipe below ``folder``; where its data are."""
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "RUNS", folder / "runs")
         loaded = recipe.load_recipe(path)
-        run(loaded, force, workers)
+        run(loaded, force)
         return loaded.run.folder / "data"
 
 
@@ -172,9 +172,8 @@ def test_the_folder_is_a_dataset_for_the_datasets_library(made, tmp_path):
 # --- the same anywhere ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(made, tmp_path, workers):
-    assert content_of(stage(tmp_path, SMALL, workers)) == content_of(made)
+def test_the_same_seed_gives_the_same_bytes(made, tmp_path):
+    assert content_of(stage(tmp_path, SMALL)) == content_of(made)
 
 
 def test_a_problem_is_this_one_on_every_machine():
@@ -257,7 +256,7 @@ def test_draws_without_a_proof_are_dropped(tmp_path, monkeypatch):
         return real(problem, effort)
 
     monkeypatch.setattr(draw, "prove", prove)
-    rows = rows_of(stage(tmp_path, SMALL, workers=2)).values()
+    rows = rows_of(stage(tmp_path, SMALL)).values()
     assert not any(Problem.from_json(row["problem"]).events[0].start % 30 for row in rows)
 
 
@@ -274,7 +273,7 @@ def test_what_is_finished_is_kept_though_what_training_alone_reads_has_changed(t
     folder = stage(tmp_path, SMALL)
     (folder / "train.jsonl").write_text("kept")
     other = {"grpo": {"max_steps": 3}, "reward": {"shape": "binary"}, "model": "x"}
-    stage(tmp_path, {**SMALL, **other}, workers=2)
+    stage(tmp_path, {**SMALL, **other})
     assert f"data: up to date ({folder})" in capsys.readouterr().out
     assert (folder / "train.jsonl").read_text() == "kept"
 

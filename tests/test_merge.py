@@ -130,7 +130,7 @@ def trained(tmp_path, monkeypatch, capsys):
     def train(**changes):
         model = save_model(tmp_path / "model", "qwen3", hidden=64)
         recipe = write_recipe(tmp_path, model, lora=LORA, **changes)
-        make.run(recipe, force=False, workers=1)
+        make.run(recipe, force=False)
         sft.run(recipe, force=False)
         manifest = json.loads((recipe.run.stage("sft") / "manifest.json").read_text())
         return recipe, manifest, capsys.readouterr().out

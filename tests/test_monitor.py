@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         recipe = write_recipe(place, save_model(place / "qwen3", "qwen3"))
-        make.run(recipe, force=False, workers=1)
+        make.run(recipe, force=False)
     return place
 
 
@@ -211,7 +211,7 @@ def test_tensorboard_has_our_signals_and_keeps_them_when_training_is_over(recipe
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe = recipe_of(grpo={"report_to": "tensorboard"}, name="reported")
-    make.run(recipe, force=False, workers=1)
+    make.run(recipe, force=False)
     grpo.run(recipe, force=False)
     written = EventAccumulator(str(recipe.run.stage("grpo") / "tensorboard")).Reload()
     names = {"train/truth/optimal", "train/kl_start", "train/val/optimal", "train/time/generate"}
@@ -280,7 +280,7 @@ def test_a_lost_training_ends_with_its_last_good_checkpoint_and_one_sentence(
 ):
     spoil(monkeypatch, what, at=3)
     recipe = recipe_of(name=what)
-    make.run(recipe, force=False, workers=1)
+    make.run(recipe, force=False)
     monkeypatch.setattr("sys.argv", ["sft", "--recipe", str(recipe.path)])
     with pytest.raises(SystemExit) as ended:
         run_main(sft.main)

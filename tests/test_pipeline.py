@@ -39,7 +39,7 @@ def recipe_of(tmp_path, monkeypatch):
         model = save_model(tmp_path / architecture, architecture)
         recipe = write_recipe(tmp_path, model, **changes)
         if made:
-            make.run(recipe, force=False, workers=1)
+            make.run(recipe, force=False)
         return recipe
 
     return write

@@ -162,7 +162,7 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     grpo = {**tiny.RECIPE["grpo"], "max_completion_length": 9}
     found = tiny.write_recipe(tmp_path, tiny.save_model(Path("model"), "llama"), grpo=grpo)
-    make.run(found, force=False, workers=1)
+    make.run(found, force=False)
     return found
 
 

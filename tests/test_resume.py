@@ -9,15 +9,11 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from killing import Blow, differences, ends_with, left_in, live, preload, trial_of
-from tiny import write_recipe
 
 from data.common.locks import hold
 from data.recipe import load_recipe
@@ -160,24 +156,6 @@ def test_verdicts_and_reports_are_the_same_wherever_they_were_killed(clean, plac
     lives, differ = clean(ends_with, place, "sampling, report, verdict", blows)
     assert [life.killed for life in lives] == [True] * 5 + [False]
     assert differ == []
-
-
-def test_a_killed_make_data_leaves_no_process_behind(tmp_path):
-    many = {"dense": {"train": 50_000, "val": 1, "test": 1}}
-    recipe = write_recipe(tmp_path, "nobody/base", data={"main": "dense", "tiers": many})
-    command = [sys.executable, "-m", "data.make", "--recipe", recipe.path.name, "--workers", "2"]
-    main = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
-    )
-    begun = tmp_path / recipe.run.data / "begun.json"
-    while not begun.exists():
-        time.sleep(0.05)
-    time.sleep(1)
-    main.kill()
-    # Ends when the last process has ended that could still write there.
-    main.communicate(timeout=30)
-    assert main.returncode == -signal.SIGKILL
-    assert begun.exists()
 
 
 # --- two at once -----------------------------------------------------------------------------

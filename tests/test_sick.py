@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("sick")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        make.run(RECIPE, force=False, workers=1)
+        make.run(RECIPE, force=False)
     return place
 
 

@@ -30,7 +30,7 @@ def small(tmp_path_factory):
         patch.chdir(folder)
         model = save_model(folder / "model", "qwen3", hidden=64)
         recipe = write_recipe(folder, model, backend="trl")
-        make.run(recipe, force=False, workers=1)
+        make.run(recipe, force=False)
         sft.run(recipe, force=False)
         yield recipe
 

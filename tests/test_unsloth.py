@@ -62,7 +62,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         for kind, lora in (("full", None), ("lora", LORA)):
             recipe = write_recipe(place, EMBEDDED, name=kind, lora=lora, backend="unsloth", **STEPS)
             recipe.path.rename(place / f"{kind}.yaml")
-            make.run(replace(recipe, path=place / f"{kind}.yaml"), force=False, workers=1)
+            make.run(replace(recipe, path=place / f"{kind}.yaml"), force=False)
     for stage, kind in (("sft", "lora"), ("grpo", "lora"), ("arms", "full")):
         done = python(place, "-m", f"pipeline.{stage}", "--recipe", f"{kind}.yaml")
         assert done.returncode == 0, done.stderr[-2000:]
@@ -184,7 +184,7 @@ def found(tmp_path_factory):
         patch.chdir(place)
         model = save_model(place / "model", "qwen3", hidden=64)
         recipe = write_recipe(place, model, lora=LORA, backend="unsloth", sft=STEPS["sft"])
-        make.run(recipe, force=False, workers=1)
+        make.run(recipe, force=False)
     done = python(place, "-c", CHILD)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((place / "found.json").read_text())

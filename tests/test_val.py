@@ -44,7 +44,7 @@ def recipe(tmp_path_factory):
             data={"main": "dense", "tiers": tiers},
             monitor={"problems": 4, "samples": 2},
         )
-        make.run(made, force=False, workers=1)
+        make.run(made, force=False)
         yield made
 
 

@@ -1,1 +1,1 @@
-"""Shared by every package: errors, files, locks, processes, checked settings, the terminal."""
+"""Shared by every package: errors, files, locks, checked settings, the terminal."""
