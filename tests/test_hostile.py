@@ -357,34 +357,21 @@ def test_a_sentence_is_short_and_printable_whatever_it_quotes():
 def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, changes, named):
     """Behind a proxy that refuses, in a process of its own: the libraries look when imported."""
     shutil.copytree(world / "runs", tmp_path / "runs")
-    tiers = {"dense": {"train": 8, "val": 1, "test": 3, "events": [3, 4], **changes}}
-    if changes:
-        del tiers["dense"]["events"]
-    data = {"main": "dense", "tiers": tiers} if changes else RECIPE["data"]
-    write_recipe(tmp_path, "nobody/none", data=data)
+    data = {"main": "dense", "tiers": {"dense": {"train": 8, "val": 1, "test": 3, **changes}}}
+    write_recipe(tmp_path, "nobody/none", data=data if changes else RECIPE["data"])
     # The libraries try again, and wait longer each time.
     code = "import runpy, sys, time; time.sleep = lambda _: None; module = sys.argv.pop(1)\n"
     code += "runpy.run_module(module, run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, *stage.split(), "--recipe", "small.yaml"]
+    proxy = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy"), "http://127.0.0.1:9")
+    hub = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | proxy | hub
     done = subprocess.run(
-        [sys.executable, "-c", code, *stage.split(), "--recipe", "small.yaml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={
-            **{key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path / "hf"),
-            "HTTPS_PROXY": "http://127.0.0.1:9",
-            "HTTP_PROXY": "http://127.0.0.1:9",
-        },
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 1
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
     assert named in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
 
 
 # --- completions -----------------------------------------------------------------------------
@@ -396,14 +383,9 @@ COMPLETIONS = {
     "right to left": "\u202e" * MEGABYTE + f"<schedule>{_EVENT}</schedule>",
     "combining characters": f"<schedule>{_EVENT.replace('Art', 'a' + chr(0x301) * MEGABYTE)}",
     "digits": f"<schedule>{_EVENT.replace('09:00', '9' * MEGABYTE)}</schedule>",
-    "digits of another script": f"<schedule>{_EVENT.replace('09', chr(0x663) * MEGABYTE)}",
-    "a million lines": "\n" * MEGABYTE + f"<schedule>{_EVENT}</schedule>" + "\r\n" * MEGABYTE,
     "nested events": "<schedule>" + "<event>" * (MEGABYTE // 7) + "</schedule>",
-    "nested reasoning": "<think>" * (MEGABYTE // 7) + f"</think><schedule>{_EVENT}</schedule>",
-    "ends of reasoning": "</think>" * (MEGABYTE // 8) + f"<schedule>{_EVENT}</schedule>",
     "one event again and again": f"<schedule>{_EVENT * (MEGABYTE // len(_EVENT))}</schedule>",
     "open tags of all kinds": "<schedule><event><name><start><end>" * (MEGABYTE // 35),
-    "ends without openings": "</name></start></end></event></schedule>" * (MEGABYTE // 40),
 }
 
 

@@ -6,8 +6,6 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data.clock import CLOCK
 from data.common.errors import UserError
@@ -263,32 +261,3 @@ def test_without_a_date_the_first_day_with_events_is_asked_and_said():
 )
 def test_a_broken_or_empty_file_is_one_sentence(text, says):
     assert refusal(text).startswith(f"c.ics is {says}")
-
-
-LINES = st.sampled_from(
-    [
-        *(line for text in (GOOGLE, OUTLOOK, APPLE) for line in text.splitlines()),
-        "DTSTART:", "DTEND;TZID=:20260302T0900", "DTSTART:99991231T235959Z", "DURATION:P99999W",
-        "DURATION:-PT1H", "RRULE:FREQ=YEARLY;BYWEEKNO=99", "RRULE:FREQ=DAILY;COUNT=x",
-        "RRULE:FREQ=DAILY;UNTIL=never", "EXDATE:", "EXDATE:now", "RDATE;VALUE=PERIOD:x/y",
-        "RDATE;VALUE=PERIOD:20260302T100000Z/PT1H", "RECURRENCE-ID:then", "PRIORITY:high",
-        "SEQUENCE:-3", "CATEGORIES:", "SUMMARY:", "STATUS:", "UID:", "X-WR-TIMEZONE:Nowhere",
-        "RECURRENCE-ID;RANGE=THISANDFUTURE:20260302T090000", "DTSTART;VALUE=TIME:100000",
-        "DTEND;VALUE=PERIOD:20260302T100000Z/PT1H", "BEGIN:VEVENT", "END:VEVENT",
-    ]
-)  # fmt: skip
-
-
-@given(st.lists(LINES, max_size=25), st.sampled_from([None, date(2026, 3, 2)]))
-def test_whatever_lines_an_event_has_it_is_answered_or_refused_in_a_sentence(lines, day):
-    body = "\n".join(lines)
-    text = f"BEGIN:VCALENDAR\nBEGIN:VEVENT\n{body}\nEND:VEVENT\nEND:VCALENDAR\n"
-    said = ""
-    try:
-        found = read_day(text.encode(), "c.ics", date=day)
-        found.problem.check()
-        json.dumps(found.problem.to_json())
-        said = "".join(found.notes)
-    except UserError as refused:
-        said = str(refused)
-    assert "\n" not in said
