@@ -34,7 +34,6 @@ import yaml
 from data.common.errors import UserError
 from data.problem import Problem, problem_from_text
 from data.prompts import answer, prompt
-from data.published import read_published
 from data.recipe import load_recipe
 from data.rows import new_row, read_problems, row_to_json
 from data.sections import RewardSection
@@ -64,7 +63,7 @@ for _ in range(300):
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 0.5, -0.5, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30,
     10**400, 1e-320, 1e308, -1e308, float("nan"), float("inf"), float("-inf"),
-    "", " ", "0", "x", "09:00", "24:00", "null", "NaN", "base", "sft", "grpo", "a" * 5_000,
+    "", " ", "0", "x", "09:00", "24:00", "null", "NaN", "base", "a" * 5_000,
     "\0", "\ud800", "\u202e\u0301\u0301", "😀", "<think>", "../../..", "/", "a/b", "%s{0}", "\n",
     [], {}, [[]], [{}], {"": ""}, [None], ["a", 1], _nested,
 )  # fmt: skip
@@ -228,22 +227,6 @@ def _use(problem: Problem) -> None:
         assert not best or problem.is_feasible(best)
 
 
-def _published() -> list[bytes]:
-    rows = [
-        {"index": i, **blog.row_of(problem), "prompt": "Plan the day."}
-        for i, problem in enumerate(_problems()[:9])
-    ]
-    return [_as_lines(rows[at : at + 4]) for at in range(6)]
-
-
-def _feed_published(path: Path) -> None:
-    found, rejected = read_published(str(path))
-    assert all("\n" not in reason for reason in rejected)
-    for problem, row in found:
-        _use(problem)
-        blog.judge(row, answer(optimal_schedule(problem), None))
-
-
 @cache
 def _completions() -> list[bytes]:
     from conftest import CORRUPTIONS
@@ -288,13 +271,6 @@ def _logs() -> list[bytes]:
 
     return [
         _as_lines(list(rows)[:60]) for rows in (grpo_log(1), sft_log(2), hacked(3), collapsed(4))
-    ]
-
-
-def _states() -> list[bytes]:
-    return [
-        _as_json({"global_step": 9, "log_history": list(map(json.loads, log.splitlines()))})
-        for log in _logs()
     ]
 
 
@@ -372,25 +348,6 @@ def _feed_samples(path: Path) -> None:
     list(score_rows(file.problems()[0], read_samples(path, file)))
 
 
-def _verdicts() -> list[bytes]:
-    from eval.answers.judge import score_rows
-
-    return [_as_lines(score_rows(_asked(), map(json.loads, _samples()[0].splitlines())))]
-
-
-def _feed_verdicts(path: Path) -> None:
-    from eval.answers.files import answered, read_verdicts
-    from eval.show.showcase import choose_answers, drawn_answer
-    from eval.stats.summary import tally
-
-    samples = path.with_name("samples.jsonl")
-    samples.write_bytes(_samples()[0])
-    tiers = dict.fromkeys(_asked(), "dense")
-    tally(read_verdicts(path, tiers), tiers)
-    for row in choose_answers({"base": answered(samples, tiers)}, tiers, 1).answers:
-        drawn_answer(_asked()[row["id"]], row)
-
-
 @cache
 def _model() -> Path:
     from tiny import save_model
@@ -420,17 +377,13 @@ def _part(name: str, form: str) -> Target:
 TARGETS: dict[str, Target] = {
     "recipe": Target(_recipes, "yaml", "spoilt.yaml", _feed_recipe),
     "split": Target(_rows, "jsonl", "test.jsonl", _feed_rows),
-    "published": Target(_published, "jsonl", "events.jsonl", _feed_published),
     "completion": Target(_completions, "text", "completion", _feed_completion),
     "log": Target(_logs, "jsonl", "log.jsonl", _feed_log),
-    "trainer state": Target(_states, "json", "trainer_state.json", _feed_log),
     "day": Target(_days, "json", "day", _feed_day),
     "calendar": Target(_calendars, "text", "day", _feed_day),
     "samples": Target(_samples, "jsonl", "samples.jsonl", _feed_samples),
-    "verdicts": Target(_verdicts, "jsonl", "verdicts.jsonl", _feed_verdicts),
     "model: config": _part("config.json", "json"),
     "model: tokenizer": _part("tokenizer.json", "json"),
-    "model: tokenizer config": _part("tokenizer_config.json", "json"),
     "model: chat template": _part("chat_template.jinja", "text"),
     "model: weights": _part("model.safetensors", "text"),
 }

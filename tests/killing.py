@@ -187,21 +187,6 @@ class Life:
         words = self.said.partition("going on from ")[2].split()
         return Path(words[0]).name if words else None
 
-    @property
-    def trained(self) -> bool:
-        """Whether it came so far that it had gone on, if from anything: only then is a log
-        written."""
-        return any("log.jsonl" in change for _, change in self.events)
-
-    def strayed(self, lies: str | None) -> str | None:
-        """What is wrong with what it went on from, where before it ``lies`` the newest whole
-        checkpoint, or what else a kill is counted by."""
-        checkpoint = lies if lies and lies.startswith("checkpoint-") else None
-        early = self.killed and not self.trained and self.began_at is None
-        if self.began_at == checkpoint or early:
-            return None
-        return f"went on from {self.began_at}, not from {checkpoint}"
-
 
 def live(folder: Path, work: Callable[[Recipe], None], blow: Blow | None = None) -> Life:
     """Run ``work`` on the recipe of ``folder`` in a child of this process, to its end or the blow.
@@ -348,13 +333,11 @@ class Trial:
         return folder
 
     def random_kill(self, rng: random.Random) -> Blow:
-        """At a change or at a time of the whole run."""
-        times = [when for when, _ in self.whole.events]
-        if rng.random() < 0.5:
-            return Blow(event=rng.randint(1, len(times)))
-        when = rng.uniform(times[0], times[-1])
-        event = max(i for i, one in enumerate(times, 1) if one <= when)
-        return Blow(event=event, seconds=max(1e-4, when - times[event - 1]))
+        """At a change to a file, or some time after it."""
+        event = rng.randrange(len(self.whole.events))
+        until = self.whole.events[min(event + 1, len(self.whole.events) - 1)][0]
+        wait = (until - self.whole.events[event][0]) * rng.random() * rng.randrange(2)
+        return Blow(event=event + 1, seconds=wait)
 
     def survive(self, folder: Path, blows: Iterable[Blow]) -> Iterator[Life]:
         """Yield the lives of the case in ``folder``: one for each blow, and then to the end."""
@@ -408,35 +391,20 @@ def preload() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def killed_at_random(
-    trial: Trial, kills: int, rng: random.Random
-) -> tuple[Counter[str], list[str]]:
+def killed_at_random(trial: Trial, kills: int, rng: random.Random) -> tuple[Counter[str], set[str]]:
     """Kill a case so often, up to four times a run, and let it go on to its end each time; returns
-    the last changes to files before the kills, and what is wrong."""
+    the last changes to files before the kills, and the files that differ."""
     fell: Counter[str] = Counter()
-    wrong: list[str] = []
+    wrong: set[str] = set()
     while fell.total() < kills:
-        folder, lies = trial.fresh(), None
+        folder = trial.fresh()
         count = min(rng.randint(1, 4), kills - fell.total())
         for life in trial.survive(folder, [trial.random_kill(rng) for _ in range(count)]):
-            if strayed := life.strayed(lies):
-                wrong.append(strayed)
             if life.killed:
                 fell[life.events[-1][1]] += 1
-                lies = _newest(folder)
-        wrong += differences(trial.left, left_in(folder))
+        wrong.update(differences(trial.left, left_in(folder)))
         shutil.rmtree(folder)
     return fell, wrong
-
-
-def _newest(folder: Path) -> str | None:
-    """The newest whole checkpoint of a training that has not ended."""
-    from pipeline.train.checkpoints import last_whole
-
-    for checkpoints in (folder / "runs").glob("*/*/checkpoints"):
-        if (last := last_whole(checkpoints)) and not (checkpoints.parent / MANIFEST).is_file():
-            return last.name
-    return None
 
 
 def main() -> None:
@@ -453,7 +421,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             fell, wrong = killed_at_random(trial_of(Path(place), name), arguments.kills, rng)
         at = ", ".join(f"{change} ({times})" for change, times in fell.most_common())
-        different = ", ".join(dict.fromkeys(wrong)) or "nothing"
+        different = ", ".join(sorted(wrong)) or "nothing"
         print(f"| {name} | {fell.total()} | {at} | {different} |", flush=True)
         failed |= bool(wrong)
     sys.exit(int(failed))
