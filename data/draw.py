@@ -61,23 +61,21 @@ def draw_splits(
             if name in imported:
                 yield split, name, _take(imported[name][split], count, seen, use, split)
                 continue
-            make = partial(make_problem, seed, split, name, use.tier)
             problems = []
             for index in range(count):
-                problem = _unseen(make(index), partial(make, index), seen)
+                problem = _unseen(partial(make_problem, seed, split, name, use.tier, index), seen)
                 if problem is None:
                     raise UserError(f"tier {name!r} has fewer than {count} different problems")
                 problems.append(problem)
             yield split, name, problems
 
 
-def _unseen(problem: Problem, again: Callable[[int], Problem], seen: set[str]) -> Problem | None:
-    """The problem, drawn ``again`` until none like it was seen; None where that does not help."""
-    for draw in range(1, _DRAWS):
+def _unseen(make: Callable[[int], Problem], seen: set[str]) -> Problem | None:
+    """The first draw of a problem like which none was seen; None where there is none."""
+    for problem in map(make, range(_DRAWS)):
         if problem.fingerprint not in seen:
             seen.add(problem.fingerprint)
             return problem
-        problem = again(draw)
     return None
 
 

@@ -154,13 +154,11 @@ def test_a_broken_trained_model_is_one_sentence_with_the_way_to_train_it_again(
         assert part in said
 
 
-def test_a_config_that_asks_for_more_than_there_is_is_refused_before_it_takes_the_memory(tmp_path):
+def test_a_config_that_asks_for_more_layers_than_there_are_is_refused_before_they_are_made(
+    tmp_path,
+):
     folder = save_model(tmp_path / "m", "qwen3")
     config = json.loads((folder / "config.json").read_text())
-    for key, value in (("vocab_size", 10**10), ("intermediate_size", 10**10), ("head_dim", 10**9)):
-        (folder / "config.json").write_text(json.dumps({**config, key: value}))
-        with pytest.raises(UserError, match=r"config\.json: it asks for [\d,]+ weights, and"):
-            load_model(str(folder), "float32")
     layers = {"num_hidden_layers": 5000, "layer_types": ["full_attention"] * 5000}
     (folder / "config.json").write_text(json.dumps({**config, **layers}))
     with pytest.raises(UserError, match=r"it asks for 5,000 layers, and there"):

@@ -125,6 +125,7 @@ def _event(block: str) -> Event:
         # Zones that are guessed from a longer name; the notes name the zone.
         warnings.simplefilter("ignore")
         event = Event.from_ical(block)
+    assert isinstance(event, Event)
     start, end = _span(event)
     if end < start or not {start.year, end.year} <= set(_YEARS) or "EXRULE" in event:
         raise ValueError(event)
