@@ -50,7 +50,7 @@ if __package__:  # or below pytest, where the folder itself is searched
 RECIPES = Path(__file__).parent.parent / "pipeline" / "recipes"
 #: Bytes that this process may hold: an input that asks for more must be refused, not killed.
 MEMORY = 12 << 30
-#: Characters of a refusal, and what one input may take.
+#: Characters of a refusal, and seconds of a processor that one input may take.
 SENTENCE, SECONDS = 1_500, 20.0
 
 # --- spoiling --------------------------------------------------------------------------------
@@ -426,9 +426,9 @@ def _fed(target: Target, content: bytes, folder: Path, seconds: float = SECONDS)
     place = Path(tempfile.mkdtemp(dir=folder))
     path = place / target.name
     path.write_bytes(content)
-    before = signal.signal(signal.SIGALRM, _late)
+    before = signal.signal(signal.SIGPROF, _late)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         target.feed(path)
         return Outcome(accepted=True)
     except UserError as error:
@@ -443,8 +443,8 @@ def _fed(target: Target, content: bytes, folder: Path, seconds: float = SECONDS)
         where = f"{Path(last.filename).name}:{last.lineno}"
         return Outcome(False, wrong=f"{type(error).__name__} at {where}: {str(error)[:200]!r}")
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         shutil.rmtree(place)
 
 

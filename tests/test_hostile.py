@@ -315,7 +315,6 @@ def test_a_training_goes_on_with_the_rows_of_its_log_before_a_spoilt_one(tmp_pat
         ({"model": "a\0b"}, "model"),
         ({"model": "x" * 5000}, "model"),
         ({"dtype": "float8"}, "dtype"),
-        ({"extends": "nope.yaml"}, "extends"),
         ({"extends": "a\0b"}, "extends"),
         ({"eval": {"temperature": 10**400}}, "eval.temperature"),
         ({"seed": [[[[[[[[["deep"]]]]]]]]]}, "seed"),
