@@ -11,7 +11,7 @@ and ``probe.md``.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data.common.errors import require, run_main
 from data.common.files import Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import read_split
+from data.rows import Row, read_split
 from data.run import SAMPLES
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
@@ -75,8 +75,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     from pipeline.train.settings import grpo_config
 
     run = recipe.run
-    run.require_known(arm)
-    run.require_trained(arm)
+    folder = run.probe(run.chosen(arm))
     config = grpo_config(recipe, Path("unused"))
     group = config.num_generations or 1
     samples = max(64, 2 * group) if samples is None else samples
@@ -105,14 +104,11 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "problems": problems,
         "asking": asdict(asking),
     }
-    folder = run.probe(arm)
     inputs = [run.split("train"), *model_inputs(run.model(arm))]
     stage = Stage(folder, f"probe {arm}", settings, inputs)
     if not stage.begin_unless_done(force, [folder / SAMPLES]):
         return
-    rng = random.Random(seed_of(recipe.seed, "probe"))
-    chosen = rng.sample(range(len(training)), min(problems, len(training)))
-    asked = [training[i] for i in sorted(chosen)]
+    asked = _some(training, problems, seed_of(recipe.seed, "probe"))
     write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: row["problem"].text for row in asked}
     answers = read_answers(folder / SAMPLES, texts, f"make probe ARM={arm}")
@@ -123,14 +119,25 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "thresholds": LIMITS,
         "tiers": readiness_by_tier(outcomes, tiers, group, recipe.seed, asking.resamples),
     }
+    _write(report, folder)
+    stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
+    print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
+
+
+def _some(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """``count`` problems at random, or all, in the order of the data."""
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _write(report: Mapping[str, Any], folder: Path) -> None:
+    """Write a report, as JSON and in words, and print what it says."""
     sheet, advice = readiness_sheet(report), advice_sentence(report)
     write_json(folder / PROBE, report)
     write_text(folder / PROBE_PAGE, f"{advice}\n\n{markdown_of([sheet])}")
     console = plain_console()
     print_sheets([sheet], console)
     console.print(f"\n{advice}", markup=False, soft_wrap=True)
-    stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
-    print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
 
 
 def advice_sentence(report: Mapping[str, Any]) -> str:
