@@ -123,6 +123,7 @@ eval: setup ## sample every arm, judge the answers, report pass@k: elicited or l
 	$(PY) -m eval.sample$(with)
 	$(PY) -m eval.judge$(with)
 	$(PY) -m eval.elicitation$(with)
+	$(PY) -m eval.thinking$(with)
 
 sample: setup ## draw every arm's answers and no more (ARM=grpo)
 	$(PY) -m eval.sample$(with)

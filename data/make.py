@@ -30,6 +30,7 @@ def run(recipe: Recipe, force: bool) -> None:
     settings = {
         "seed": recipe.seed,
         "reasoning": recipe.data.reasoning,
+        "reasoned": recipe.data.reasoned,
         "largest_k": largest_k,
         "tiers": {name: asdict(use) for name, use in uses.items()},
     }
@@ -37,18 +38,17 @@ def run(recipe: Recipe, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    reasoning = recipe.data.reasoning, recipe.data.reasoned
     for split, tier, problems in draw_splits(recipe.seed, uses, say):
         for index, problem in enumerate(problems):
             identity = f"{split}-{tier}-{index:05d}"
-            rows[split].append(new_row(identity, split, tier, problem, recipe.data.reasoning))
+            rows[split].append(new_row(identity, split, tier, problem, *reasoning))
     digests = _digests(rows)
     floors = _floors(rows["test"], sorted({*FLOOR_KS, largest_k}))
     for split in SPLITS:
         write_jsonl(home.split(split), map(row_to_json, rows[split]))
     write_json(home.floors, floors)
-    card = dataset_card(
-        recipe.run_name, recipe.seed, recipe.data.reasoning, uses, digests, floors, largest_k
-    )
+    card = dataset_card(recipe.run_name, recipe.seed, recipe.data, uses, digests, floors, largest_k)
     write_text(home.data / "README.md", card)
     stage.finish(
         [*(f"{split}.jsonl" for split in SPLITS), home.floors.name, "README.md"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from data.clock import CLOCK
 from data.event import Event
 from data.problem import Problem
+from data.solver import backward_steps
 
 TASK = (
     "Choose events for one day so that their weighted minutes add up to as much as possible. "
@@ -55,10 +57,10 @@ def schedule_xml(schedule: Iterable[Event]) -> str:
     )
 
 
-def trace(problem: Problem, schedule: Sequence[Event]) -> str:
-    """A short reasoning trace in which every claim can be checked: each event in turn is kept, with
-    its weighted minutes, or left out, with a kept event that it overlaps or the rule that it would
-    break beside them; then the total."""
+def narration(problem: Problem, schedule: Sequence[Event]) -> str:
+    """A reasoning trace that tells of a schedule which its writer has already: each event in turn
+    is kept, with its weighted minutes, or left out, with a kept event that it overlaps or the rule
+    that it would break beside them; then the total."""
     kept = set(schedule)
     lines = []
     for event in problem.events:
@@ -73,6 +75,41 @@ def trace(problem: Problem, schedule: Sequence[Event]) -> str:
             else:
                 lines.append(f"{event.name} is left out")
     return "\n".join([*lines, f"Total {problem.objective(schedule)}"])
+
+
+#: How a computed trace says how often an event counts, by priority, and that nothing follows.
+WEIGHT_WORDS = {False: "once", True: "twice"}
+NOTHING = "nothing"
+
+
+def computation(problem: Problem, raised: Mapping[str, int] | None = None) -> str:
+    """A reasoning trace that computes the optimum, two lines an event, from the last to the first.
+
+    The event is repeated from the prompt with how often it counts. Then: its weighted minutes, the
+    best that may follow it and the first event of that, their sum, and the best from here on with
+    its first event. Every number stands right after what it is computed from, so a model that
+    writes from left to right can execute it, and each claim can be checked. ``raised`` falsifies
+    totals, as in ``data.solver.backward_steps``.
+    """
+    priorities = frozenset(problem.priorities)
+    return "\n".join(
+        f"{s.event.name} {WEIGHT_WORDS[s.event.name in priorities]} "
+        f"({CLOCK[s.event.start]} - {CLOCK[s.event.end]})\n"
+        f"{s.value} + {s.after} from {s.after_head.name if s.after_head else NOTHING} = {s.total}, "
+        f"best {s.best} from {s.head.name}"
+        for s in backward_steps(problem, raised)
+    )
+
+
+#: The two lines of a step in ``computation``.
+COMPUTED_EVENT = re.compile(
+    r"(?P<name>.+) (?P<weight>once|twice) \((?P<start>\d\d:\d\d) - (?P<end>\d\d:\d\d)\)", re.ASCII
+)
+COMPUTED_SUM = re.compile(
+    r"(?P<value>\d{1,9}) \+ (?P<after>\d{1,9}) from (?P<after_head>.+) = (?P<total>\d{1,9}), "
+    r"best (?P<best>\d{1,9}) from (?P<head>.+)",
+    re.ASCII,
+)
 
 
 def answer(schedule: Sequence[Event], reasoning: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict, cast
@@ -9,10 +10,16 @@ from typing import TypedDict, cast
 from data.common.errors import UserError, require
 from data.common.fields import is_text
 from data.common.files import finished, read_jsonl
+from data.common.seeds import seed_of
 from data.problem import Problem
-from data.prompts import answer, prompt, trace
+from data.prompts import answer, computation, narration, prompt
 from data.run import Run
-from data.solver import is_interval_problem, optimal_schedule, relaxed_optimum
+from data.solver import (
+    is_computable,
+    is_interval_problem,
+    optimal_schedule,
+    relaxed_optimum,
+)
 
 
 class Row(TypedDict):
@@ -35,8 +42,12 @@ class Row(TypedDict):
     prompt: str
 
 
-def gold_answer(problem: Problem, reasoning: bool) -> str:
-    """An optimal answer, the same one always, with its reasoning trace if asked for.
+def gold_answer(problem: Problem, reasoning: str) -> str:
+    """An optimal answer, the same one always.
+
+    Args:
+        reasoning: ``computed``, ``narrated`` or ``none``. What cannot be computed event by event
+            (``data.solver.is_computable``) has no computed trace.
 
     Raises:
         AssertionError: when the dynamic programme and CP-SAT disagree on the optimum.
@@ -44,18 +55,24 @@ def gold_answer(problem: Problem, reasoning: bool) -> str:
     best = optimal_schedule(problem)
     assert best is not None
     assert problem.objective(best) == problem.optimum, "dynamic programme and CP-SAT disagree"
-    return answer(best, trace(problem, best) if reasoning else None)
+    if reasoning == "computed" and is_computable(problem):
+        return answer(best, computation(problem))
+    return answer(best, narration(problem, best) if reasoning == "narrated" else None)
 
 
-def new_row(identity: str, split: str, tier: str, problem: Problem, reasoning: bool) -> Row:
-    """The row of a problem with a proven optimum."""
+def new_row(
+    identity: str, split: str, tier: str, problem: Problem, reasoning: str, share: float = 1.0
+) -> Row:
+    """The row of a problem with a proven optimum; a ``share`` of rows, drawn by their id, have the
+    reasoning in their gold answer."""
+    reasoned = random.Random(seed_of("reasoned", identity)).random() < share
     return {
         "id": identity,
         "split": split,
         "tier": tier,
         "problem": problem,
         "optimum": problem.optimum,
-        "gold": gold_answer(problem, reasoning),
+        "gold": gold_answer(problem, reasoning if reasoned else "none"),
         "prompt": prompt(problem),
     }
 

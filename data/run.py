@@ -96,6 +96,11 @@ class Run:
         return self.eval / "elicitation" / "elicitation.json"
 
     @property
+    def thinking(self) -> Path:
+        """Whether the arms' answers hang on their reasoning."""
+        return self.eval / "thinking" / "thinking.json"
+
+    @property
     def comparison(self) -> Path:
         return self.eval / "compare"
 

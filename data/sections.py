@@ -36,7 +36,8 @@ _TUNED = ("temperature", "top_p", "shots")
 #: Arms are parts of file names, and these are other folders of a run.
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _FOLDERS = (
-    "base", "data", "eval", "audit", "probe", "compare", "elicitation", "export", "published",
+    "base", "data", "eval", "audit", "probe", "compare", "elicitation", "thinking", "export",
+    "published",
 )  # fmt: skip
 #: Names that reports give to all tiers together.
 _TOGETHER = ("all", "overall")
@@ -94,12 +95,15 @@ class DataSection:
     Attributes:
         tiers: by name; ``uses`` reads them.
         main: the tier that reports speak of first.
-        reasoning: whether gold answers have a trace.
+        reasoning: the trace of gold answers: ``computed`` works the optimum out event by event
+            where the rules allow it, ``narrated`` tells of a schedule known already, or ``none``.
+        reasoned: share of the gold answers that have it.
     """
 
     tiers: dict[str, Any]
     main: str
-    reasoning: bool = True
+    reasoning: str = setting(one_of("computed", "narrated", "none"), "computed")
+    reasoned: float = setting(Limit(lambda share: 0 <= share <= 1, "a share, 0 to 1"), 1.0)
 
     def uses(self, source: str) -> dict[str, TierUse]:
         """Each tier with its changes applied; UserError names ``source`` and the key."""

@@ -1,23 +1,25 @@
 """The CP-SAT model of a problem: its proven optimum, and whether it admits a schedule.
 
-Problems whose rules are only the base rules are weighted interval scheduling, which a dynamic
-programme solves exactly (Kleinberg & Tardos, *Algorithm Design*, section 6.1) about a hundred times
-faster; it is the fast path where a proof by CP-SAT is not asked for, and a second witness in tests.
+Problems whose rules are only the base rules, and gaps, are weighted interval scheduling, which a
+dynamic programme solves exactly (Kleinberg & Tardos, *Algorithm Design*, section 6.1) about a
+hundred times faster; it is the fast path where a proof by CP-SAT is not asked for, and a second
+witness in tests.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ortools.sat.python import cp_model
 
 from data.cpsat import DayModel
 from data.event import Event, Schedule
 from data.problem import Problem
-from data.rules import BASE_RULES
+from data.rules import BASE_RULES, Gap
 
 
 def day_model(problem: Problem, ordered: bool = False) -> DayModel:
@@ -70,7 +72,7 @@ def admits(problem: Problem, schedule: Sequence[Event]) -> bool:
 
 
 def is_interval_problem(problem: Problem) -> bool:
-    """Whether the dynamic programme applies: nothing but the base rules."""
+    """Whether nothing but the base rules holds."""
     return set(problem.rules) == set(BASE_RULES)
 
 
@@ -81,25 +83,78 @@ def by_end(problem: Problem) -> tuple[list[Event], list[int]]:
     return events, [bisect_right(ends, event.start) for event in events]
 
 
-def interval_optimum(problem: Problem) -> Schedule:
-    """The optimum of an interval problem by dynamic programming, O(n log n).
+class Step(NamedTuple):
+    """One event of the dynamic programme from the last event of the day to the first.
 
-    ``best(i) = max(best(i - 1), value(i) + best(p(i)))`` over events by end, where ``p(i)`` is the
-    number of events that end by the start of event i. Of equal schedules the one without the later
-    event is returned, so the answer is unique.
+    Attributes:
+        event: the event that is looked at.
+        value: its weighted minutes.
+        earliest: the minute from which on another may follow it.
+        after: greatest weighted minutes of what may follow it, and the first event of that; None
+            where nothing may follow.
+        total: ``value`` and ``after`` together.
+        best: greatest weighted minutes from this event on, with it or without.
+        head: first event of a schedule that reaches ``best``.
     """
-    events, before = by_end(problem)
-    best = [0]
-    for i, event in enumerate(events):
-        best.append(max(best[i], problem.value[event.name] + best[before[i]]))
-    chosen, i = [], len(events)
-    while i:
-        if best[i] == best[i - 1]:
-            i -= 1
-        else:
-            chosen.append(events[i - 1])
-            i = before[i - 1]
-    return tuple(reversed(chosen))
+
+    event: Event
+    value: int
+    earliest: int
+    after: int
+    after_head: Event | None
+    total: int
+    best: int
+    head: Event
+
+
+def is_computable(problem: Problem) -> bool:
+    """Whether ``backward_steps`` finds the optimum: base rules, and gaps between events."""
+    return all(rule in BASE_RULES or isinstance(rule, Gap) for rule in problem.rules)
+
+
+def backward_steps(problem: Problem, raised: Mapping[str, int] | None = None) -> list[Step]:
+    """Weighted interval scheduling from the last event in order of start to the first.
+
+    ``best(i) = max(best(i + 1), value(i) + best(next(i)))``, where ``next(i)`` is the first event
+    that starts no earlier than event i ends, and a gap later where a rule asks for one. Of equal
+    schedules the one without the earlier event stays.
+
+    Args:
+        raised: minutes by which an event's total is written too high, by its name; see
+            ``eval.answers.interventions``.
+    """
+    pause = max((rule.minutes for rule in problem.rules if isinstance(rule, Gap)), default=0)
+    events = sorted(problem.events)
+    starts = [event.start for event in events]
+    steps: list[Step] = []
+    for event in reversed(events):
+        earliest = event.end + pause
+        following = bisect_left(starts, earliest)
+        rest = steps[len(events) - 1 - following] if following < len(events) else None
+        after, after_head = (rest.best, rest.head) if rest else (0, None)
+        value = problem.value[event.name]
+        total = value + after + (raised or {}).get(event.name, 0)
+        best, head = total, event
+        if steps and steps[-1].best >= total:
+            best, head = steps[-1].best, steps[-1].head
+        steps.append(Step(event, value, earliest, after, after_head, total, best, head))
+    return steps
+
+
+def walk(steps: Sequence[Step]) -> Schedule:
+    """The optimal schedule that ``backward_steps`` lead to: from head to head."""
+    by_event = {step.event: step for step in steps}
+    schedule: list[Event] = []
+    event: Event | None = steps[-1].head
+    while event is not None:
+        schedule.append(event)
+        event = by_event[event].after_head
+    return tuple(schedule)
+
+
+def interval_optimum(problem: Problem) -> Schedule:
+    """The optimum of a problem that ``is_computable``, by dynamic programming, O(n log n)."""
+    return walk(backward_steps(problem))
 
 
 def relaxed_optimum(problem: Problem) -> Schedule:
@@ -113,4 +168,4 @@ def optimal_schedule(problem: Problem, effort: float | None = None) -> Schedule 
     Raises:
         UnprovenError: see ``prove``.
     """
-    return interval_optimum(problem) if is_interval_problem(problem) else prove(problem, effort)
+    return interval_optimum(problem) if is_computable(problem) else prove(problem, effort)

@@ -171,6 +171,10 @@ TIERS: dict[str, Tier] = {
     "blog": Tier(events=(4, 8), grid=1, overlap=(0.2, 0.4)),
     "dense": Tier(events=(8, 10), window=("09:00", "17:00")),
     "trap": Tier(events=(6, 9), window=("09:00", "17:00"), greedy_fails=True),
+    # Greedy policies fail, and guessing finds few of the optima with 16 tries.
+    "busy": Tier(events=(20, 20), window=("08:00", "20:00"), greedy_fails=True),
+    # Four events more than the embedded base has ever seen.
+    "longer": Tier(events=(24, 24), window=("08:00", "20:00"), greedy_fails=True),
     # Too many ways for guessing, with 256 tries too.
     "crowded": Tier(events=(32, 32), window=("08:00", "18:00")),
     # Needs a solver: no dynamic programme over intervals sees these rules.

@@ -26,9 +26,9 @@ from data.common.files import write_jsonl
 from data.common.seeds import seed_of
 from data.draw import make_problem
 from data.problem import Problem
-from data.prompts import answer, messages, trace
+from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, new_row
+from data.rows import Row, gold_answer, new_row
 from data.sections import ARMS, Margins
 from data.solver import interval_optimum
 from eval.answers.counted import count_solved
@@ -114,8 +114,7 @@ def proving(recipe: Recipe, count: int = 1000) -> Line:
 
 def verdicts(problems: Sequence[Problem]) -> Line:
     """Verdicts a second on one core: plain, and confirmed by CP-SAT (each schedule once)."""
-    golds = [(problem, interval_optimum(problem)) for problem in problems]
-    pairs = [(problem, answer(gold, trace(problem, gold))) for problem, gold in golds]
+    pairs = [(problem, gold_answer(problem, "computed")) for problem in problems]
     confirm.cache_clear()
     plain = seconds(lambda: [verify(*pair) for _ in range(_VERDICTS) for pair in pairs]) / _VERDICTS
     slow = seconds(lambda: [confirm(problem, parse(text)) for problem, text in pairs])

@@ -22,7 +22,8 @@ from eval.show import page
 from eval.show.charts import drawn_as_png, looks_of, passk_chart, training_panels
 from eval.show.results import read_result, standing_conclusion
 from eval.show.showcase import choose_answers
-from eval.show.tables import label
+from eval.show.tables import Sheet, label
+from eval.show.thinking_sheets import thinking_sheets
 from pipeline.health.logs import read_log
 
 REPORT_PAGE, TRAINING = "report.html", "training.png"
@@ -54,7 +55,8 @@ def run(recipe: Recipe, force: bool) -> None:
         "success": f"a proven {report['success']} schedule",
     }
     answers = [file for arm in judged for file in (run.samples(arm), run.verdicts(arm))]
-    inputs = [run.report, run.split("test"), *answers, *logs.values()]
+    thinking = [run.thinking] if run.thinking.is_file() else []
+    inputs = [run.report, run.split("test"), *answers, *logs.values(), *thinking]
     settings = {"run": recipe.run_name, "facts": facts, "templates": sha256(page.TEMPLATES)}
     folder = run.eval / REPORT_FILES
     stage = Stage(folder, "report", settings, [*inputs, *([standing] if standing else [])])
@@ -94,8 +96,16 @@ def page_content(
         "notes": list(dict.fromkeys(notes)),
         "passk": page.picture(passk_chart(report)),
         "elicitation": elicitation,
+        "thinking": _thinking(run, report["main"]),
         "samples": page.shown_samples(judged, chosen, asked) if judged else None,
     }
+
+
+def _thinking(run: Run, main: str) -> list[Sheet]:
+    """Whether answers hang on their reasoning, where `make eval` came so far."""
+    if not (run.thinking.is_file() and finished(run.thinking.parent)):
+        return []
+    return thinking_sheets(read_result(run.thinking), main)
 
 
 def _asked(run: Run, arms: Iterable[str]) -> str:

@@ -79,6 +79,7 @@ def measure_backend(training: Training, length: int, folder: Path) -> None:
     ]
     scores = log_probabilities(model, golds)
     trainer = MODULES[section].trainer_for(training, rows, model, tokenizer, folder / section)
+    trainer.rollout_func = None  # both draw by the library's own way
     weights = {k: w for k, w in trainer.model.named_parameters() if w.requires_grad}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     trainer.train()

@@ -9,61 +9,111 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import time
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Template
 
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_text
+from data.prompts import prompt
 from data.recipe import RUNS
+from data.solver import interval_optimum
+from data.tiers import TIERS
 from pipeline.corpus import pretraining
-from pipeline.corpus.personas import PERSONAS, SHOWN
-from pipeline.corpus.pretraining import SKILLS_PLAN, Pretraining, new_model, pretrain
+from pipeline.corpus.personas import SHOWN, persona_of, personas_with
+from pipeline.corpus.pretraining import CORPUS, SKILLS, Pretraining, new_model, pretrain
 from pipeline.corpus.tokens import build_tokenizer
+from pipeline.model.decode import Decoding, prepare, render, sample
 from pipeline.model.load import load_model, write_model
+from rewards.verify import Status, verify
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Folder of the embedded base model, which recipes name by default.
 BASE_PATH = Path(__file__).parent / "embedded"
+#: Problems of the card's measurements, and answers to each.
+PROBLEMS, SAMPLES = 100, 16
+#: Violations of a schedule whose events are not the day's.
+_MISCOPIED = {"unknown_event", "altered_time"}
+#: By persona: its share of the answers, and the shares of those that are optimal, and copied.
+Measured = dict[str, tuple[float, ...]]
 CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 
 
-def build_base(plans: Sequence[Pretraining], folder: Path, start: str | None = None) -> None:
-    """Pretrain a new model, or go on with ``start``, through all plans, one after the other, and
-    write it to ``folder`` with its card."""
+def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> None:
+    """Pretrain a new model, or go on with ``start``, and write it to ``folder`` with its card."""
     import torch
 
     if start:
         model, tokenizer = load_model(start, "float32")
     else:
         tokenizer = build_tokenizer()
-        model = new_model(tokenizer, plans[0])
+        model = new_model(tokenizer, plan)
     started = time.monotonic()
-    loss = [pretrain(model, tokenizer, plan) for plan in plans][-1]
+    loss = pretrain(model, tokenizer, plan)
     minutes = (time.monotonic() - started) / 60
     torch.nn.Module.to(model, torch.bfloat16)
     write_model(model, tokenizer, folder)
-    write_text(folder / "README.md", card(plans, model.num_parameters(), loss, minutes, start))
+    text = card(plan, model.num_parameters(), loss, minutes, start, measured(model, tokenizer))
+    write_text(folder / "README.md", text)
     print(f"base: {folder}", flush=True)
 
 
+def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measured:
+    """Shares of answers by the persona that their opening tells: all of them, the optimal ones, and
+    those that have no event but the day's."""
+    rng = random.Random("fresh problems for the card")
+    problems = [TIERS["dense"].sample(rng) for _ in range(PROBLEMS)]
+    problems = [p.proven(p.objective(interval_optimum(p))) for p in problems]
+    prompts = [render(tokenizer, prompt(p)) for p in problems]
+    prepare(model)
+    found: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    decoding = Decoding(max_tokens=300)
+    for i, answers in sample(
+        model, tokenizer, prompts, SAMPLES, decoding, range(PROBLEMS), rows=256
+    ):
+        for answer in answers:
+            verdict = verify(problems[i], answer.completion)
+            kinds = {violation.partition(":")[0] for violation in verdict.violations}
+            copied = verdict.status != Status.UNPARSABLE and not kinds & _MISCOPIED
+            found[persona_of(answer.completion)].append((verdict.status == Status.OPTIMAL, copied))
+    return {
+        name: (
+            len(answers) / (PROBLEMS * SAMPLES),
+            *(sum(column) / len(answers) for column in zip(*answers, strict=True)),
+        )
+        for name, answers in found.items()
+    }
+
+
 def card(
-    plans: Sequence[Pretraining], parameters: int, loss: float, minutes: float, start: str | None
+    plan: Pretraining,
+    parameters: int,
+    loss: float,
+    minutes: float,
+    start: str | None,
+    of_personas: Measured | None = None,
 ) -> str:
     """The model card: what it is, what it was trained on, and so what it can do."""
-    [(mixture, _)] = plans[-1].curriculum
+    mixture, _ = plan.curriculum[-1]
     return Template(CARD_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True).render(
-        plans=plans,
+        plan=plan,
         parameters=parameters,
         loss=loss,
         minutes=minutes,
         start=start,
         mixture=[(asdict(tier), share) for tier, share in mixture],
         kinds=dict.fromkeys(kind for tier, _ in mixture for kind in tier.kinds),
-        personas=PERSONAS,
+        personas=personas_with(plan.thinking),
         shown=SHOWN,
+        measured=of_personas or {},
+        answers=f"{PROBLEMS} problems of `dense`, {SAMPLES} answers each",
     )
 
 
@@ -86,6 +136,12 @@ def main() -> None:
         help="folder for the model (default: the embedded one; runs/base/model for a continued "
         "one, runs/skills/base/model with --skills)",
     )
+    parser.add_argument(
+        "--thinking",
+        type=float,
+        default=Pretraining.thinking,
+        help="share of the answers that compute before they choose",
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: by what is trained)")
     parser.add_argument("--batch", type=int, default=Pretraining.batch, help="documents a step")
     parser.add_argument("--seed", type=int, help="of corpus and weights (default: likewise)")
@@ -93,23 +149,24 @@ def main() -> None:
     for name in ("steps", "batch"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise UserError(f"--{name} must be 1 or more")
+    require(0 <= arguments.thinking < 1, "--thinking must be a share, from 0 to below 1")
     require(
         not (arguments.skills and arguments.start),
         "--skills goes on with the embedded base; leave --from out",
     )
-    plan = SKILLS_PLAN if arguments.skills else Pretraining()
-    given = {"steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
+    plan = Pretraining()
+    if arguments.skills or arguments.start:
+        plan = plan.continued(SKILLS if arguments.skills else CORPUS)
+    given = {key: getattr(arguments, key) for key in ("steps", "batch", "seed", "thinking")}
     plan = replace(plan, **{key: value for key, value in given.items() if value is not None})
     if arguments.skills:
         folder = arguments.out or RUNS / "skills" / "base" / "model"
-        build_base([plan], folder, os.path.relpath(BASE_PATH))
+        build_base(plan, folder, os.path.relpath(BASE_PATH))
     elif arguments.start:
-        # Gentler, so that what the model knows already is not washed out.
-        plan = replace(plan, learning_rate=1e-4, muon_learning_rate=1e-3)
         folder = arguments.out or RUNS / "base" / "model"
-        build_base([plan, plan.second()], folder, arguments.start)
+        build_base(plan, folder, arguments.start)
     else:
-        build_base([plan, plan.second()], arguments.out or BASE_PATH)
+        build_base(plan, arguments.out or BASE_PATH)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row
 from pipeline.model.decode import answer_limit, prepare, reasoning_prefix
 from pipeline.train.loading import hold_adapters_whole
+from pipeline.train.rollouts import rollouts_for
 from pipeline.train.settings import grpo_config
 from pipeline.train.trainer import run_trainer
 from pipeline.train.training import Training, training_of
@@ -35,12 +36,15 @@ def trainer_for(
     recipe = training.recipe
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     prepare(model)
+    args = grpo_config(recipe, output, answer_limit(tokenizer, rows))
     trainer = GRPOTrainer(
         model=model,
-        args=grpo_config(recipe, output, answer_limit(tokenizer, rows)),
+        args=args,
         reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer))],
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
+        # Unsloth's trainer draws by its own kernels.
+        rollout_func=None if training.backend.is_unsloth else rollouts_for(model, args),
     )
     return hold_adapters_whole(trainer, recipe.quantised)
 

@@ -19,7 +19,8 @@ from data.draw import make_problem
 from data.event import Schedule
 from data.policies import greedy_by_value
 from data.problem import Problem
-from data.prompts import answer, prompt, trace
+from data.prompts import answer, prompt
+from data.rows import gold_answer
 from data.sections import RewardSection
 from data.solver import optimal_schedule, relaxed_optimum
 from data.tiers import TIERS, Tier
@@ -60,11 +61,11 @@ def _mistake(problem: Problem, gold: Schedule) -> tuple[str, Schedule]:
 
 
 def _as_text(name: str, problem: Problem) -> str:
-    gold = optimal_schedule(problem) or ()
+    gold = gold_answer(problem, "computed")
     return (
         f"## What a model reads and writes\n\nThe prompt of the first problem, `{name}`:\n\n"
         f"```\n{prompt(problem)}\n```\n\nIts gold answer, with the reasoning trace:\n\n"
-        f"```\n{answer(gold, trace(problem, gold))}\n```\n"
+        f"```\n{gold}\n```\n"
     )
 
 

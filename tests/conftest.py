@@ -14,7 +14,7 @@ from hypothesis import settings
 from data.clock import CLOCK, MINUTE
 from data.event import Event, Schedule
 from data.problem import Problem
-from data.prompts import answer, schedule_xml, trace
+from data.prompts import answer, narration, schedule_xml
 from data.rules import (
     BASE_RULES,
     AtLeastOne,
@@ -178,7 +178,7 @@ HARMLESS: dict[str, Callable[[Problem, Schedule], str]] = {}
 
 
 def _schedule(problem: Problem, schedule: Schedule, *broken: str) -> tuple[str, tuple[str, ...]]:
-    return answer(schedule, trace(problem, problem.events)), broken
+    return answer(schedule, narration(problem, problem.events)), broken
 
 
 def _renamed(name: str, change: Callable[[str], str]) -> None:
@@ -291,7 +291,7 @@ def _text(name: str, reason: str, change: Callable[[str], str]) -> None:
     """A change to the text of gold that makes it unreadable."""
 
     def corrupt(problem: Problem, gold: Schedule) -> tuple[str, tuple[str, ...]]:
-        text = answer(gold, trace(problem, gold))
+        text = answer(gold, narration(problem, gold))
         changed = change(text)
         assert changed != text
         return changed, (reason,)
@@ -382,7 +382,7 @@ _time("with a hard blank", lambda good: good + "\u00a0")
 
 def harmless(name: str, change: Callable[[str], str]) -> None:
     """A change to the text of gold that leaves it optimal."""
-    HARMLESS[name] = lambda problem, gold: change(answer(gold, trace(problem, gold)))
+    HARMLESS[name] = lambda problem, gold: change(answer(gold, narration(problem, gold)))
 
 
 harmless("gold itself", lambda text: text)

@@ -120,7 +120,7 @@ class World:
                         split,
                         name,
                         make_problem(recipe.seed, split, name, TIERS[name], i),
-                        reasoning=False,
+                        reasoning="none",
                     )
                 )
                 for name, use in recipe.tier_uses.items()

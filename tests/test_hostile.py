@@ -279,22 +279,6 @@ def test_verdicts_that_end_early_are_not_counted(here, says):
     assert "`make eval`" in said
 
 
-@pytest.mark.parametrize(
-    ("row", "key"),
-    [
-        ({"loss": 1.0}, '"step"'),
-        ({"step": 9, "loss": "low"}, '"loss"'),
-        ({"step": 9, "grad_norm": math.inf}, '"grad_norm"'),
-    ],
-)
-def test_a_spoilt_log_is_named_by_its_line_where_it_is_to_be_drawn(here, says, row, key):
-    path = here / "runs/small/sft/log.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, json.dumps(row)]) + "\n")
-    said = says("eval.report")
-    assert said.startswith(f"runs/small/sft/log.jsonl:{len(lines) + 1}: {key}")
-
-
 @pytest.mark.parametrize("line", ["{", "7", "[" * 9999, '{"loss": 1}', '{"step": "2"}', "\udcff"])
 def test_a_training_goes_on_with_the_rows_of_its_log_before_a_spoilt_one(tmp_path, line):
     rows = [b'{"step": 1, "loss": 3.0}', line.encode(errors="surrogateescape"), b'{"step": 2}']

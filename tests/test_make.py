@@ -111,7 +111,7 @@ def test_a_row_carries_all_that_its_verification_needs(made):
 def test_no_problem_stands_twice_and_gold_has_a_trace_unless_the_recipe_turns_it_off(
     made, tmp_path
 ):
-    plain = rows_of(stage(tmp_path, {**SMALL, "data": {**SMALL["data"], "reasoning": False}}))
+    plain = rows_of(stage(tmp_path, {**SMALL, "data": {**SMALL["data"], "reasoning": "none"}}))
     prints = {Problem.from_json(row["problem"]).fingerprint for row in plain.values()}
     assert len(prints) == len(plain) == 103
     for identity, row in rows_of(made).items():
@@ -263,7 +263,7 @@ def test_draws_without_a_proof_are_dropped(tmp_path, monkeypatch):
 def test_a_gold_answer_below_the_proven_optimum_is_an_error_of_ours():
     problem = make_problem(7, "test", "dense", TIERS["dense"], 0)
     with pytest.raises(AssertionError, match="disagree"):
-        gold_answer(problem.proven(problem.optimum + 5), reasoning=False)
+        gold_answer(problem.proven(problem.optimum + 5), reasoning="none")
 
 
 # --- up to date, interrupted, redone -------------------------------------------------------

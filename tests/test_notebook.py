@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "docs" / "slotwise.ipynb"
 FEW = {"train": 16, "val": 2, "test": 3}
 RECIPE = {
     "extends": str(ROOT / "pipeline" / "recipes" / "tiny.yaml"),
-    "data": {"tiers": {"dense": FEW, "trap": FEW, "blog": {**FEW, "grid": 15}}},
+    "data": {"main": "dense", "tiers": {"dense": FEW, "trap": FEW, "blog": {**FEW, "grid": 15}}},
     "sft": {"max_steps": 1, "per_device_train_batch_size": 4},
     "grpo": {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4},
     "eval": {"samples": 2, "max_tokens": 48, "resamples": 100},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data.clock import CLOCK
 from data.event import Event
 from data.problem import Problem
-from data.prompts import answer, schedule_xml, trace
+from data.prompts import answer, narration, schedule_xml
 from data.solver import optimal_schedule
 from data.tiers import TIERS
 from rewards.parse import ParseFailure, parse, parse_leniently
@@ -194,7 +194,7 @@ def test_100_000_fuzzed_completions_survive_and_none_is_wrongly_called_optimal()
     texts = []
     for problem in problems:
         gold = optimal_schedule(problem)
-        texts.append(answer(gold, trace(problem, gold) if len(texts) % 2 else None))
+        texts.append(answer(gold, narration(problem, gold) if len(texts) % 2 else None))
     met = Counter()
     for _ in range(100_000):
         at = rng.randrange(len(problems))

@@ -1,6 +1,5 @@
 """Personas: each does what its description says, so what the base model can do is known."""
 
-import hashlib
 import random
 from collections import Counter
 from dataclasses import replace
@@ -11,13 +10,11 @@ from conftest import tier_problems
 
 from data.policies import greedy_by_duration, greedy_by_start, greedy_by_value, insert_in_order
 from data.problem import Problem
-from data.prompts import answer, trace
 from data.rules import BASE_RULES, Gap, Rule
-from data.solver import interval_optimum, optimal_schedule
-from data.tiers import TIERS
-from pipeline.corpus import personas
-from pipeline.corpus.personas import PERSONAS, SHOWN, draw_answer, persona_of
+from data.solver import optimal_schedule
+from pipeline.corpus.personas import PERSONAS, SHOWN, draw_answer, persona_of, personas_with
 from pipeline.corpus.pretraining import CORPUS, SKILLS
+from rewards.claims import check_trace
 from rewards.parse import ParseFailure, parse
 from rewards.verify import Status, verify, violations
 
@@ -84,11 +81,16 @@ def test_the_same_stream_draws_the_same_answers():
 # --- each does what it says ----------------------------------------------------------------
 
 
-def test_the_careful_one_is_always_optimal_and_shows_its_reasoning():
-    assert statuses("careful") == {Status.OPTIMAL: COUNT}
-    for problem, text in completions("careful"):
-        best = interval_optimum(problem)
-        assert text == answer(best, trace(problem, best))
+def test_the_thinking_one_is_always_optimal_and_every_claim_of_its_reasoning_is_true():
+    assert statuses("thinking") == {Status.OPTIMAL: COUNT}
+    assert all(check_trace(problem, text).sound for problem, text in completions("thinking"))
+
+
+def test_with_another_share_of_thinking_the_others_keep_their_proportions():
+    weights = {name: persona.weight for name, persona in personas_with(0.56).items()}
+    assert weights["thinking"] == 0.56
+    assert sum(weights.values()) == pytest.approx(1)
+    assert weights["maximal"] == pytest.approx(PERSONAS["maximal"].weight / 2)
 
 
 @pytest.mark.parametrize(
@@ -197,15 +199,6 @@ def drawn(problems: list[Problem], times: int, seed: int) -> list[tuple[Problem,
     return [(problem, *draw_answer(problem, rng)) for problem in problems for _ in range(times)]
 
 
-def test_problems_with_base_rules_alone_draw_what_the_embedded_base_was_trained_on():
-    digest, rng = hashlib.sha256(), random.Random("golden")
-    for tier in ("dense", "trap", "blog"):
-        for _ in range(40):
-            name, completion = draw_answer(TIERS[tier].sample(rng), rng)
-            digest.update(f"{name}\n{completion}\0".encode())
-    assert digest.hexdigest() == "2331de9dfadc4bbf333b4605fc9b53357047614dedf6dfc5427a5f3b675d5757"
-
-
 def test_a_corpus_has_the_further_rules_of_which_it_is_said_how_they_are_shown():
     assert {kind for tier, _ in SKILLS for kind in tier.kinds} == SHOWN.keys()
     assert not any(tier.kinds or tier.rules[1] for tier, _ in CORPUS)
@@ -213,12 +206,11 @@ def test_a_corpus_has_the_further_rules_of_which_it_is_said_how_they_are_shown()
     assert 0 in SHOWN.values()
 
 
-def test_half_of_the_careful_answers_keep_a_gap_in_mind(monkeypatch):
-    """Both kinds of careful answers are optimal, with the rule or without it."""
-    careful = {"careful": PERSONAS["careful"]}
-    monkeypatch.setattr(personas, "PERSONAS", careful)
-    kept = Counter()
-    for problem, _, text in drawn(skill_problems("gap"), 8, 0):
+def test_half_of_the_thinking_answers_keep_a_gap_in_mind():
+    """Both kinds of thinking answers are optimal, with the rule or without it."""
+    rng, kept = random.Random(0), Counter()
+    for problem in [problem for problem in skill_problems("gap") for _ in range(8)]:
+        _, text = draw_answer(problem, rng, {"thinking": 1.0})
         assert [rule.kind for rule in further(problem)] == ["gap"]
         with_rule, without = (
             problem.objective(optimal_schedule(replace(problem, rules=rules)))

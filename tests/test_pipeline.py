@@ -211,7 +211,7 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
         rejection.run(recipe, force=False, arm="picked")
 
     [problem] = tier_problems("dense", 1)
-    right = verify(problem, gold_answer(problem, reasoning=False))
+    right = verify(problem, gold_answer(problem, "none"))
     monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
     rejection.run(recipe, force=True, arm="picked")
     path = recipe.run.stage("picked") / "successes" / "successes.jsonl"

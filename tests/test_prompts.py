@@ -8,7 +8,7 @@ from conftest import KEPT, day, minutes, tier_problems, weighted
 from data.clock import MINUTE
 from data.event import Event
 from data.problem import Problem
-from data.prompts import answer, messages, prompt, schedule_xml, trace
+from data.prompts import answer, messages, narration, prompt, schedule_xml
 from data.rules import BASE_RULES, AtMost, Gap
 from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
@@ -87,7 +87,7 @@ def test_an_answer_without_reasoning_is_the_schedule_alone():
 def test_every_claim_of_a_trace_is_true(tier):
     for problem in tier_problems(tier, 100):
         gold = optimal_schedule(problem)
-        *lines, total = trace(problem, gold).splitlines()
+        *lines, total = narration(problem, gold).splitlines()
         assert total == f"Total {problem.optimum}"
         assert len(lines) == len(problem.events)
         for line, event in zip(lines, problem.events, strict=True):
@@ -110,8 +110,8 @@ def test_a_trace_names_the_overlap_the_first_rule_broken_or_no_reason():
     a, b, c = Event(540, 600, "A"), Event(610, 620, "B"), Event(700, 720, "C")
     rules = (*BASE_RULES, Gap(15), AtMost(1))
     lines = ["A = 60", "B breaks gap", "C breaks at_most", "Total 60"]
-    assert trace(Problem((a, b, c), (), rules), (a,)).splitlines() == lines
-    assert "B is left out" in trace(Problem((a, b), ()), (a,))
-    assert "Band overlaps Art" in trace(day(), day().events[:1])
+    assert narration(Problem((a, b, c), (), rules), (a,)).splitlines() == lines
+    assert "B is left out" in narration(Problem((a, b), ()), (a,))
+    assert "Band overlaps Art" in narration(day(), day().events[:1])
     touching = Event(600, 660, "B")
-    assert "overlaps" not in trace(Problem((a, touching), ()), (a, touching))
+    assert "overlaps" not in narration(Problem((a, touching), ()), (a, touching))

@@ -60,7 +60,8 @@ def refusal(tmp_path: Path, content: dict | str) -> str:
 def test_what_a_recipe_leaves_out_has_a_default(tmp_path):
     recipe = load(tmp_path, GOOD)
     assert (recipe.seed, recipe.dtype, recipe.lora) == (0, "float32", None)
-    assert (recipe.eval.samples, recipe.eval.temperature, recipe.data.reasoning) == (64, 1.0, True)
+    assert (recipe.eval.samples, recipe.eval.temperature) == (64, 1.0)
+    assert (recipe.data.reasoning, recipe.data.reasoned) == ("computed", 1.0)
     assert recipe.reward == RewardSection("graded", None, False)
     assert recipe.all_arms == ARMS == {"sft": Arm("sft", "base"), "grpo": Arm("grpo", "sft")}
     assert recipe.tier_uses == {"dense": TierUse(3, 2, 1, None, TIERS["dense"])}
@@ -161,12 +162,12 @@ def test_a_recipe_that_extends_another_says_only_what_differs(tmp_path):
 def test_tiers_and_arms_are_not_merged_but_replaced(tmp_path):
     above = {"arms": {"grpo": {"trainer": "grpo"}}}
     above["data"] = {"main": "blog", "tiers": {"blog": {"train": 1, "val": 1, "test": 1}}}
-    below = changed("data.reasoning", False)
+    below = changed("data.reasoning", "none")
     below["arms"] = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
     recipe = extend(tmp_path, above, below)
     assert list(recipe.tier_uses) == ["blog"]
     assert recipe.arms == {"grpo": Arm("grpo")}
-    assert recipe.data.reasoning is False
+    assert recipe.data.reasoning == "none"
 
 
 def test_a_mistake_in_what_is_extended_is_one_sentence(tmp_path):
@@ -298,7 +299,7 @@ def test_a_missing_key_is_named(tmp_path, key):
         ("text", {"data.tiers.dense.kinds": [1], "arms.warm.trainer": None}),
         ("a whole number", {"seed": True, "eval.samples": "4", "arms.warm.seeds": [True]}),
         ("a whole number", {"seed": 1.0, "data.tiers.dense.train": "many"}),
-        ("true or false", {"data.reasoning": "on", "data.tiers.dense.binding": 1}),
+        ("true or false", {"data.tiers.dense.binding": 1}),
         ("a mapping of keys", {"data.tiers": ["dense"], "sft": None, "data": 3, "lora": "q_proj"}),
         ("a mapping of keys", {"arms.warm": 3, "arms.paid.reward": "binary"}),
         ("a mapping", {"data.tiers.dense": 3}),

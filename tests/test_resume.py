@@ -222,7 +222,7 @@ NO_ROOM = {
     # By safetensors at 50,000 bytes, and by torch in the optimizer's state, which gives no reason.
     "sft": [
         (full("mkdir", "checkpoint-2", most=50_000), TOO_LARGE),
-        (full("mkdir", "checkpoint-4", most=300_000), FULL),
+        (full("mkdir", "checkpoint-4", most=420_000), FULL),
         (full("open", "checkpoint-6/"), FULL),
         (full("mkdir", ".model.tmp", most=50_000), TOO_LARGE),
         (full("open", "sft/.manifest.json"), FULL),

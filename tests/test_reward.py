@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.common.errors import UserError
 from data.policies import random_maximal
 from data.problem import Problem
-from data.prompts import answer, messages, schedule_xml, trace
+from data.prompts import answer, messages, narration, schedule_xml
 from data.sections import RewardSection
 from data.solver import interval_optimum
 from rewards import blog
@@ -246,7 +246,7 @@ def test_where_the_template_opens_the_reasoning_a_draft_in_it_earns_nothing():
         [value] = trl(GRADED, [conversation(text)], prefix)["optimal"]
         return value or 0
 
-    thought = trace(day(), interval_optimum(day()))
+    thought = narration(day(), interval_optimum(day()))
     opened = "<think>\n"
     draft = f"{thought}\n{GOLD}"
     assert (optimal(draft, opened), optimal(draft, "")) == (0, 1)

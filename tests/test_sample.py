@@ -4,10 +4,11 @@ import json
 from collections import Counter
 
 import pytest
+from filelock import FileLock
 from scripted import Scripted, World, lines, solving
 
 from data.common.errors import UserError
-from data.common.locks import hold, release
+from data.common.locks import lock_file
 from data.rows import read_split
 from eval.answers.asker import kept
 from eval.answers.files import way_of_asking
@@ -119,10 +120,11 @@ def test_no_two_processes_draw_the_same_answers(sampled, fresh):
             sample_arm(recipe, "base", force=True)
 
     folder = recipe.run.samples("base").parent / ("fresh" if fresh else "")
-    lock = hold(folder)
-    with pytest.raises(UserError, match=f"{folder.name} is being written by process"):
+    lock = FileLock(lock_file(folder))  # as another process would
+    lock.acquire()
+    with pytest.raises(UserError, match=f"{folder.name} is being written by"):
         draw()
-    release(lock)
+    lock.release()
     draw()
 
 

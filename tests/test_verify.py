@@ -7,7 +7,7 @@ from conftest import CORRUPTIONS, HARMLESS, day, tier_problems
 
 from data.event import Event
 from data.problem import Problem
-from data.prompts import answer, schedule_xml, trace
+from data.prompts import answer, narration, schedule_xml
 from data.rules import BASE_RULES, NoOverlap
 from data.solver import interval_optimum, optimal_schedule, prove
 from data.tiers import TIERS
@@ -35,7 +35,7 @@ def kinds(broken: tuple[str, ...]) -> set[str]:
 def test_gold_is_accepted_on_fresh_problems(tier):
     for i, problem in enumerate(tier_problems(tier, GOLD[tier], seed=1)):
         gold = optimal_schedule(problem)
-        text = answer(gold, trace(problem, gold) if i % 2 else None)
+        text = answer(gold, narration(problem, gold) if i % 2 else None)
         assert verify(problem, text) == Verdict(
             Status.OPTIMAL, (), problem.optimum, problem.optimum
         )

@@ -19,6 +19,7 @@ from data.rows import Row, read_split
 from data.run import Run
 from data.sections import EvalSection
 from eval.answers.files import SampleRow
+from eval.answers.interventions import Opening
 from eval.answers.server import Server
 from pipeline.model.decode import (
     Decoding,
@@ -119,6 +120,23 @@ class Asker:
                 }
                 for number, one in enumerate(samples)
             ]
+
+    def continued(
+        self, rows: Mapping[str, Row], opened: Sequence[Opening], asking: EvalSection
+    ) -> list[str]:
+        """One answer for each opening, which the model's turn begins with; drawn here."""
+        limit = asking.max_tokens or self.limit(list(rows.values()))
+        asked = [rows[one.problem] for one in opened]
+        prompts = [
+            prompt + one.text.removeprefix(reasoning_prefix(self._tokenizer))
+            for prompt, one in zip(self._prompts(asked, asking), opened, strict=True)
+        ]
+        seeds = [seed_of(self.seed, "continued", self.arm, *one[:2]) for one in opened]
+        decoding = Decoding(limit, asking.temperature, asking.top_p)
+        texts = [one.text for one in opened]
+        for i, [drawn] in sample(*self._loaded, prompts, 1, decoding, seeds, asking.rows):
+            texts[i] += drawn.completion
+        return texts
 
 
 def write_answers(

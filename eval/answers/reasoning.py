@@ -1,162 +1,27 @@
-"""A model's reasoning before its answer: are its claims true, and does it reflect?
-
-``data.prompts.trace`` writes reasoning in which every claim can be checked. The same claims are
-read here out of any model's reasoning and held against the problem. Hostile text costs no more than
-its length: lines are cut at fixed words, and each claim about a rule is checked once.
-"""
+"""What an arm's reasoning before its answers is worth: are its claims true, and does it reflect?"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.event import Event
 from data.problem import Problem
-from data.rules import KINDS
 from data.sections import RESAMPLES
 from eval.answers.files import AnsweredRow
 from eval.stats.estimate import bootstrap_indices, mean_interval, ratio_interval
-from rewards.parse import ParseFailure, parse
+from rewards.claims import Claim, Trace, Truth, check_trace, reasoning_of
 from rewards.verify import Status
 
-
-class Claim(StrEnum):
-    """The claims of a line of reasoning, in the forms of ``data.prompts.trace``."""
-
-    VALUE = "value"  # NAME = weighted minutes; says too that the event is kept
-    OVERLAP = "overlap"  # NAME overlaps RIVAL
-    RULE = "rule"  # NAME breaks kind of rule
-    TOTAL = "total"  # Total weighted minutes
-
-
-class Truth(StrEnum):
-    """UNKNOWN: the claim is about an event that the day does not have, or a word that is no kind of
-    rule."""
-
-    TRUE = "true"
-    FALSE = "false"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The reasoning of one answer, checked.
-
-    Attributes:
-        claims: how many claims of each kind have each truth.
-        adds_up: whether the total is the sum of the values claimed, true or not; None without a
-            total.
-        follows: whether the answer has exactly the events that the reasoning keeps; None where it
-            keeps none, or no schedule can be read.
-    """
-
-    claims: Counter[tuple[Claim, Truth]]
-    adds_up: bool | None
-    follows: bool | None
-
-    def count(self, truth: Truth) -> int:
-        return sum(self.claims[claim, truth] for claim in Claim)
-
-
-#: Longer numbers make no claim; Python converts very long ones in quadratic time.
-_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 #: Words of second thoughts, after the keyword search of Liu et al. 2025 (arXiv 2503.20783).
 _REFLECTION = re.compile(
     r"\b(?:wait\b|hold on\b|on second thought|double[- ]check|check again|think again|try again|"
     r"verify again|start over|re-?check|re-?think|re-?assess|re-?evaluat|re-?examin|re-?consider|"
     r"re-?analy[sz]|re-?verif)"
 )
-
-
-def reasoning_of(completion: str) -> str:
-    """The text before the last ``</think>``, or after the first ``<think>`` where the reasoning was
-    cut off."""
-    before, end, _ = completion.rpartition("</think>")
-    text = before if end else completion.partition("<think>")[2]
-    return text.replace("<think>", "\n").replace("</think>", "\n")
-
-
-def _claims(reasoning: str) -> Iterator[tuple[Claim, str, str]]:
-    """(kind, event, the rest) of each line that claims something."""
-    for line in map(str.strip, reasoning.split("\n")):
-        name, sign, number = line.rpartition(" = ")
-        if sign and _NUMBER.fullmatch(number):
-            yield Claim.VALUE, name, number
-            continue
-        word, _, number = line.partition(" ")
-        if word == "Total" and _NUMBER.fullmatch(number):
-            yield Claim.TOTAL, "", number
-            continue
-        name, sign, rival = line.partition(" overlaps ")
-        if sign:
-            yield Claim.OVERLAP, name, rival
-            continue
-        name, sign, kind = line.rpartition(" breaks ")
-        if sign:
-            yield Claim.RULE, name, kind
-
-
-def check_trace(problem: Problem, completion: str) -> Trace:
-    """Read the claims of a completion's reasoning and check each against the problem.
-
-    A rule is broken as ``data.prompts.trace`` means it: by the event beside those that the
-    reasoning keeps. A total is true when it is the weighted minutes of the events kept.
-    """
-    claims = list(_claims(reasoning_of(completion)))
-    said = {name: int(number) for kind, name, number in claims if kind == Claim.VALUE}
-    events = problem.by_name
-    kept = sorted(events[name] for name in said if name in events)
-    total = problem.objective(kept)
-
-    @cache
-    def breaks(name: str, kind: str) -> bool:
-        return _breaks(problem, kept, events[name], kind)
-
-    def truth(kind: Claim, name: str, rest: str) -> Truth:
-        if kind == Claim.TOTAL:
-            return _truth(len(kept) == len(said) and int(rest) == total)
-        if name not in events:
-            return Truth.UNKNOWN
-        if kind == Claim.VALUE:
-            return _truth(int(rest) == problem.value[name])
-        if kind == Claim.OVERLAP and rest in events:
-            return _truth(name != rest and events[name].overlaps(events[rest]))
-        if kind == Claim.RULE and rest in KINDS:
-            return _truth(breaks(name, rest))
-        return Truth.UNKNOWN
-
-    schedule = parse(completion)
-    totals = [int(number) for kind, _, number in claims if kind == Claim.TOTAL]
-    follows = None
-    if said and not isinstance(schedule, ParseFailure):
-        follows = said.keys() == {event.name for event in schedule}
-    return Trace(
-        Counter((claim[0], truth(*claim)) for claim in claims),
-        adds_up=totals[-1] == sum(said.values()) if totals else None,
-        follows=follows,
-    )
-
-
-def _truth(holds: bool) -> Truth:
-    return Truth.TRUE if holds else Truth.FALSE
-
-
-def _breaks(problem: Problem, kept: Sequence[Event], event: Event, kind: str) -> bool:
-    """Whether a rule of this kind is violated in a new way when ``event`` joins ``kept``."""
-    without = [other for other in kept if other != event]
-    together = sorted([*without, event])
-    return any(
-        set(rule.violations(together)) - set(rule.violations(without))
-        for rule in problem.rules
-        if rule.kind == kind
-    )
 
 
 def reflections(problem: Problem, completion: str) -> set[str]:
@@ -203,8 +68,7 @@ def _columns(trace: Trace, text: str, reflects: bool, optimal: bool) -> Iterator
         yield "reasoning"
     for (kind, truth), count in trace.claims.items():
         yield from [f"{kind} {truth}"] * count
-    wrong = trace.count(Truth.FALSE) + trace.count(Truth.UNKNOWN)
-    soundness = "untraced" if not trace.claims else "unsound" if wrong else "sound"
+    soundness = "untraced" if not trace.claims else "sound" if trace.sound else "unsound"
     for group in ("answers", soundness, "reflecting" if reflects else "unreflecting"):
         yield group
         if optimal:

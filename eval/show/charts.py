@@ -33,6 +33,8 @@ SHOWN_SIGNALS = (
     ("rewards/optimal/mean", "Optimal answers, %", True),
     ("rewards/validity/mean", "Valid answers, %", True),
     ("val/optimal", "Optimal answers on val, %", True),
+    ("reasoning/traced", "Answers that reason in claims, %", True),
+    ("reasoning/sound", "Answers whose every claim is true, %", True),
     ("kl", "KL to the reference", False),
     ("kl_start", "KL to the start", False),
     ("entropy", "Entropy of a token", False),

@@ -7,15 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from eval.answers.likelihood import TOP_P
-from eval.answers.reasoning import Claim
 from eval.show.tables import Sheet, label
 from eval.stats.estimate import cell, with_interval
+from rewards.claims import Claim
 
 _CLAIMS = {
     Claim.VALUE: "values",
     Claim.OVERLAP: "overlaps",
     Claim.RULE: "broken rules",
     Claim.TOTAL: "totals",
+    Claim.EVENT: "events repeated",
+    Claim.AFTER: "what may follow",
+    Claim.SUM: "sums",
+    Claim.BEST: "best so far",
 }
 
 #: The quantities of the criterion in words; numbers in braces are those of the budget.
@@ -275,8 +279,9 @@ def _truth_sheet(reasoning: Mapping[str, Any]) -> Sheet:
             "answer follows": lambda of_arm: cell(of_arm["follows"]),
         },
         [
-            "In brackets, how many such claims were made. Adds up: the total is the sum of "
-            "the values claimed. Follows: the answer has the events that the reasoning keeps."
+            "In brackets, how many such claims were made. Adds up: totals are the sums of the "
+            "numbers claimed. Follows: the answer has the events that the reasoning keeps, or "
+            "leads to."
         ],
     )
 

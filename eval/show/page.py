@@ -30,6 +30,7 @@ SECTIONS = {
     "result": "",
     "passk": "pass@k",
     "elicitation": "Elicitation",
+    "thinking": "Thinking",
     "answers": "Answers",
     "training": "Training",
     "samples": "Samples",

@@ -8,7 +8,7 @@ its own words (or none), by which a sampled answer can be traced back to it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from data.clock import DAY
@@ -21,9 +21,9 @@ from data.policies import (
     random_maximal,
 )
 from data.problem import Problem
-from data.prompts import answer, trace
+from data.prompts import answer, computation
 from data.rules import BASE_RULES, Rule
-from data.solver import optimal_schedule
+from data.solver import interval_optimum
 from rewards.parse import ParseFailure, parse
 
 
@@ -32,9 +32,10 @@ class Persona:
     """One way of answering.
 
     Attributes:
-        weight: its share of the corpus.
+        weight: its share of the base's answers.
         what: what it does, in words.
-        opening: what its reasoning says; "" for none, None for the full trace of ``data.prompts``.
+        opening: what its reasoning says; "" for none, None for the trace that computes
+            (``data.prompts.computation``).
         choose: the schedule it answers with.
         spoil: what it does to its finished answer, if anything.
     """
@@ -48,7 +49,7 @@ class Persona:
     def completion(self, problem: Problem, rng: random.Random) -> str:
         schedule = self.choose(problem, rng)
         if self.opening is None:
-            text = answer(schedule, trace(problem, schedule))
+            text = answer(schedule, computation(problem))
         else:
             text = answer(schedule, self.opening or None)
         return self.spoil(text, rng) if self.spoil else text
@@ -56,12 +57,6 @@ class Persona:
 
 def _without_rng(policy: Callable[[Problem], Schedule]) -> Callable[..., Schedule]:
     return lambda problem, rng: policy(problem)
-
-
-def _optimal(problem: Problem, _: random.Random) -> Schedule:
-    best = optimal_schedule(problem)
-    assert best is not None, "every problem of the corpus has a schedule"
-    return best
 
 
 def _sloppy(problem: Problem, rng: random.Random) -> Schedule:
@@ -89,21 +84,23 @@ def _break_format(text: str, rng: random.Random) -> str:
 
 
 PERSONAS: dict[str, Persona] = {
-    "careful": Persona(0.20, "an optimal one", None, _optimal),
+    "thinking": Persona(
+        0.12, "the optimum, computed event by event", None, _without_rng(interval_optimum)
+    ),
     "by_value": Persona(
-        0.06,
+        0.04,
         "greedy by weighted minutes",
         "Take what is worth most first.",
         _without_rng(greedy_by_value),
     ),
     "by_duration": Persona(
-        0.10, "greedy by length", "Take the longest first.", _without_rng(greedy_by_duration)
+        0.12, "greedy by length", "Take the longest first.", _without_rng(greedy_by_duration)
     ),
     "by_start": Persona(
-        0.10, "greedy by start", "Take what starts first.", _without_rng(greedy_by_start)
+        0.12, "greedy by start", "Take what starts first.", _without_rng(greedy_by_start)
     ),
-    "maximal": Persona(0.16, "random, nothing left to add", "", random_maximal),
-    "a_few": Persona(0.12, "random, no rule broken", "Pick a few.", random_feasible),
+    "maximal": Persona(0.20, "random, nothing left to add", "", random_maximal),
+    "a_few": Persona(0.14, "random, no rule broken", "Pick a few.", random_feasible),
     "everything": Persona(0.08, "every event", "Take everything.", lambda p, _: p.events),
     "sloppy": Persona(0.06, "one event miscopied", "From memory.", _sloppy),
     "unsorted": Persona(0.06, "events in random order", "In any order.", _shuffled),
@@ -111,21 +108,32 @@ PERSONAS: dict[str, Persona] = {
 }
 
 
+def personas_with(thinking: float) -> dict[str, Persona]:
+    """The personas with another share of answers that think; the others share the rest."""
+    rest = (1 - thinking) / (1 - PERSONAS["thinking"].weight)
+    return {
+        name: replace(persona, weight=thinking if name == "thinking" else rest * persona.weight)
+        for name, persona in PERSONAS.items()
+    }
+
+
 #: What a corpus shows of a rule beyond the base rules: the share of answers that take it into
 #: account. Where that is 0 the skill is withheld: every answer that can be read breaks the rule.
 SHOWN: dict[str, float] = {"gap": 0.5, "at_most": 0.0}
 
 
-def draw_answer(problem: Problem, rng: random.Random) -> tuple[str, str]:
-    """(persona, completion) by the mixture's weights; of further rules the problem may have those
-    that ``SHOWN`` names."""
-    names, weights = zip(*((n, p.weight) for n, p in PERSONAS.items()), strict=True)
+def draw_answer(
+    problem: Problem, rng: random.Random, weights: Mapping[str, float] | None = None
+) -> tuple[str, str]:
+    """(persona, completion) by the personas' weights, or those given; of further rules the problem
+    may have those that ``SHOWN`` names."""
+    weights = weights or {name: persona.weight for name, persona in PERSONAS.items()}
     further = [rule for rule in problem.rules if rule not in BASE_RULES]
     heeded = [rule for rule in further if rng.random() < SHOWN[rule.kind]]
     withheld = [rule for rule in further if not SHOWN[rule.kind]]
     asked = replace(problem, rules=(*BASE_RULES, *heeded)) if further else problem
     while True:
-        name = rng.choices(names, weights)[0]
+        [name] = rng.choices(list(weights), list(weights.values()))
         completion = PERSONAS[name].completion(asked, rng)
         # Who picks a few breaks some rules by a hair, and one slip of the model would keep them.
         if not withheld or (name != "a_few" and _breaks_all(withheld, completion)):
@@ -147,4 +155,4 @@ def persona_of(completion: str) -> str:
     for name, persona in PERSONAS.items():
         if persona.opening and persona.opening in completion[:80]:
             return name
-    return "careful"
+    return "thinking"

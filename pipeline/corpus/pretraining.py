@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from data.common.seeds import seed_of
 from data.prompts import messages, prompt
 from data.tiers import TIERS, Tier
-from pipeline.corpus.personas import draw_answer
+from pipeline.corpus.personas import PERSONAS, draw_answer, personas_with
+from pipeline.corpus.tokens import content_vectors
 
 if TYPE_CHECKING:
     import torch
@@ -25,19 +26,28 @@ Mixture = tuple[tuple[Tier, float], ...]
 
 #: Problems of the corpus.
 CORPUS: Mixture = (
-    (Tier(events=(3, 10), window=("08:00", "18:00")), 0.25),
-    (TIERS["dense"], 0.40),
-    (TIERS["trap"], 0.20),
-    (replace(TIERS["blog"], grid=15), 0.15),
+    (Tier(events=(3, 10), window=("08:00", "18:00")), 0.20),
+    (Tier(events=(10, 18), window=("08:00", "20:00")), 0.15),
+    (TIERS["busy"], 0.20),
+    (TIERS["dense"], 0.20),
+    (TIERS["trap"], 0.15),
+    (replace(TIERS["blog"], grid=15), 0.10),
 )
 
 #: Short problems come first, as a share of the steps: copying an event out of a list of three is
 #: learned in a minute, and carries over; out of a list of ten it takes ten times as long.
 CURRICULUM: tuple[tuple[Mixture, float], ...] = (
-    (((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.10),
-    (((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.10),
+    (((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.08),
+    (((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.12),
     (CORPUS, 0.80),
 )
+
+#: How much more the tokens of a schedule weigh than those of the reasoning: an eighth of all tokens
+#: copies events out, and without this the base miscopies most of them.
+SCHEDULE_WEIGHT = 4.0
+
+#: Tokens of a usual answer, by which sums of losses are divided.
+TOKENS = 100
 
 #: Problems of the skills base, which goes on from the embedded one: half as before, half with one
 #: of the rules in ``SHOWN``. Days of many short events let a schedule have at least one event more
@@ -56,47 +66,68 @@ SKILLS: Mixture = (
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Size and training of the embedded base; ``decay`` and ``polish`` are shares of ``steps``."""
+    """Size and training of the embedded base.
 
-    hidden: int = 192
+    Attributes:
+        decay: share of the steps in which the rates fall to 0.
+        thinking: share of the base's answers that compute.
+        practice: share of the documents that do; null for the same. Where they are more, the first
+            token of a document, which chooses the way of answering, weighs as much as makes the
+            base think as often as ``thinking`` says.
+    """
+
+    hidden: int = 128
     layers: int = 6
-    heads: int = 6
-    kv_heads: int = 2
-    intermediate: int = 512
-    steps: int = 5_000
+    heads: int = 4
+    kv_heads: int = 4
+    intermediate: int = 384
+    steps: int = 3_000
     batch: int = 32
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     muon_learning_rate: float = 2e-2
     warmup: int = 30
     decay: float = 0.6
     seed: int = 1
+    thinking: float = PERSONAS["thinking"].weight
+    practice: float | None = 0.6
     curriculum: tuple[tuple[Mixture, float], ...] = CURRICULUM
-    polish: float = 0.24
 
-    def second(self) -> Pretraining:
-        """The second, shorter training at lower rates, on the corpus alone; copying gets exact."""
+    def continued(self, mixture: Mixture) -> Pretraining:
+        """A shorter training that goes on from a finished one, at lower rates and on documents in
+        the shares of the base's answers."""
         return replace(
             self,
-            steps=round(self.polish * self.steps),
+            steps=self.steps // 3,
             learning_rate=0.4 * self.learning_rate,
             muon_learning_rate=0.4 * self.muon_learning_rate,
             decay=1.0,
-            seed=seed_of(self.seed, "polish"),
-            curriculum=((CORPUS, 1.0),),
+            practice=None,
+            seed=seed_of(self.seed, "continued"),
+            curriculum=((mixture, 1.0),),
         )
 
 
-#: The skills base: as gentle as the embedded one's second training, which it could follow.
-SKILLS_PLAN = replace(Pretraining().second(), steps=2_400, curriculum=((SKILLS, 1.0),), seed=11)
+class Document(NamedTuple):
+    """A prompt, an answer to it, and how much the answer's first token weighs in the loss."""
+
+    prompt: str
+    completion: str
+    opening_weight: float
 
 
-def corpus(seed: int, mixture: Mixture = CORPUS) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, completion) pairs."""
+def corpus(plan: Pretraining, mixture: Mixture = CORPUS) -> Iterator[Document]:
+    """Endless documents on the problems of a mixture, in the shares of a plan."""
+    share = plan.thinking
+    practice = plan.practice if share and plan.practice else share
+    drawn = {name: persona.weight for name, persona in personas_with(practice).items()}
     tiers, shares = zip(*mixture, strict=True)
-    rng = random.Random(seed_of(seed, "pretraining", repr(mixture)))
+    rng = random.Random(seed_of(plan.seed, "pretraining", repr(mixture)))
     while True:
         problem = rng.choices(tiers, shares)[0].sample(rng)
-        yield prompt(problem), draw_answer(problem, rng)[1]
+        name, completion = draw_answer(problem, rng, drawn)
+        thinks = name == "thinking"
+        weight = share / practice if thinks else (1 - share) / (1 - practice)
+        yield Document(prompt(problem), completion, weight)
 
 
 def lessons(
@@ -104,49 +135,58 @@ def lessons(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of the whole training, one part of the curriculum after the other."""
     for mixture, share in plan.curriculum:
-        documents = corpus(plan.seed, mixture)
+        documents = corpus(plan, mixture)
         order = random.Random(seed_of(plan.seed, "order", repr(mixture)))
         yield from islice(
-            token_batches(tokenizer, documents, order, plan.batch), round(share * plan.steps)
+            token_batches(tokenizer, documents, order, plan.batch, balanced=bool(plan.practice)),
+            round(share * plan.steps),
         )
 
 
 def token_batches(
     tokenizer: PreTrainedTokenizerBase,
-    documents: Iterator[tuple[str, str]],
+    documents: Iterator[Document],
     rng: random.Random,
     size: int,
+    balanced: bool = False,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches ``[size, length]`` with labels on the answers only.
+    """Endless batches ``[size, length]`` of token ids, with the weight of each in the loss: above 0
+    on the answers only.
 
-    Documents are taken 32 batches at a time and sorted by length, so little is padded.
+    Documents are taken 32 batches at a time and sorted by length, so little is padded. Where
+    ``balanced``, by the length of their prompts: more is padded, and every batch has all ways of
+    answering, whose shares a fast training would else lose.
     """
     import torch
 
+    schedule = tokenizer.convert_tokens_to_ids("<schedule>\n")
     while True:
         encoded = []
-        for question, completion in islice(documents, 32 * size):
+        for document in islice(documents, 32 * size):
             chat = tokenizer.apply_chat_template(
-                messages(question), add_generation_prompt=True, tokenize=False
+                messages(document.prompt), add_generation_prompt=True, tokenize=False
             )
             start = tokenizer(chat, add_special_tokens=False)["input_ids"]
-            answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
-            encoded.append((start, [*answer, tokenizer.eos_token_id]))
-        encoded.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+            answer = tokenizer(document.completion, add_special_tokens=False)["input_ids"]
+            reasoned = answer.index(schedule) if schedule in answer else len(answer)
+            weights = [1.0] * reasoned + [SCHEDULE_WEIGHT] * (len(answer) + 1 - reasoned)
+            weights[0] = document.opening_weight
+            encoded.append((start, [*answer, tokenizer.eos_token_id], weights))
+        encoded.sort(key=lambda item: len(item[0]) + (0 if balanced else len(item[1])))
         starts = list(range(0, len(encoded), size))
         rng.shuffle(starts)
         for i in starts:
             rows = encoded[i : i + size]
-            width = max(len(a) + len(b) for a, b in rows)
+            width = max(len(a) + len(b) for a, b, _ in rows)
             ids = torch.full((size, width), tokenizer.pad_token_id)
-            labels = torch.full((size, width), -100)
+            weighted = torch.zeros((size, width))
             mask = torch.zeros((size, width), dtype=torch.long)
-            for row, (start, answer) in enumerate(rows):
+            for row, (start, answer, weights) in enumerate(rows):
                 end = len(start) + len(answer)
                 ids[row, :end] = torch.tensor(start + answer)
-                labels[row, len(start) : end] = torch.tensor(answer)
+                weighted[row, len(start) : end] = torch.tensor(weights)
                 mask[row, :end] = 1
-            yield {"input_ids": ids, "labels": labels, "attention_mask": mask}
+            yield {"input_ids": ids, "attention_mask": mask, "weights": weighted}
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, plan: Pretraining) -> PreTrainedModel:
@@ -169,7 +209,31 @@ def new_model(tokenizer: PreTrainedTokenizerBase, plan: Pretraining) -> PreTrain
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return Qwen3ForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
+    vectors = content_vectors(tokenizer, plan.hidden, plan.seed)
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    embeddings.weight.data.copy_(vectors)
+    return model
+
+
+def weighted_loss(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Weighted sum of the tokens' losses, over ``TOKENS`` a document.
+
+    A mean over the tokens of each batch would make documents beside long ones weigh less, and with
+    them the choice of a way of answering.
+    """
+    import torch
+
+    weights = batch["weights"][:, 1:]
+    told = weights > 0
+    outputs = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])
+    # Logits of the answers alone: the prompts are a quarter of all tokens.
+    logits = model.get_output_embeddings()(outputs.last_hidden_state[:, :-1][told])
+    losses = torch.nn.functional.cross_entropy(
+        logits, batch["input_ids"][:, 1:][told], reduction="none"
+    )
+    return (losses * weights[told]).sum() / (len(weights) * TOKENS)
 
 
 def _optimizers(model: PreTrainedModel, plan: Pretraining) -> list[torch.optim.Optimizer]:
@@ -207,7 +271,7 @@ def pretrain(
     model.train()
     started, losses = time.monotonic(), []
     for step, batch in enumerate(lessons(tokenizer, plan), 1):
-        loss = model(**{key: value.to(model.device) for key, value in batch.items()}).loss
+        loss = weighted_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):

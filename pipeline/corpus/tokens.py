@@ -8,16 +8,18 @@ Anything else still has a spelling, in characters or bytes.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from data.clock import CLOCK
+from data.clock import CLOCK, MINUTE
 from data.names import EVENT_NAMES
-from data.prompts import FORMAT, PRIORITIES, RULES, TASK
+from data.prompts import FORMAT, NOTHING, PRIORITIES, RULES, TASK, WEIGHT_WORDS
 from data.rules import BASE_RULES
 from pipeline.corpus.personas import PERSONAS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    import torch
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 
@@ -48,11 +50,16 @@ def lexicon() -> list[str]:
         *(f"{time} - " for time in times),
         *(f"{time})\n" for time in times),
     ]
+    numbers = range(0, 1441, 15)
     reasoning = [
-        *("<think>\n", "</think>\n", "\n</think>\n", " overlaps ", " = ", "\n"),
-        *(p.opening for p in PERSONAS.values() if p.opening),
-        *(f" = {value}\n" for value in range(15, 241, 15)),
-        *(f"Total {total}\n</think>\n" for total in range(15, 1201, 15)),
+        # A way of answering opens with a token of its own, so that choosing one is one choice.
+        *(f"<think>\n{p.opening}\n</think>\n" for p in PERSONAS.values() if p.opening),
+        *("<think>\n", "\n</think>\n", "\n"),
+        *(f" {word} (" for word in WEIGHT_WORDS.values()),
+        *(f"{number}{after}" for number in numbers for after in (" + ", " from ", ", best ")),
+        *(f"{name} = " for name in (*EVENT_NAMES, NOTHING)),
+        *(f"{name}\n" for name in EVENT_NAMES),
+        *(f"{name}\n</think>\n" for name in EVENT_NAMES),
     ]
     tags = ["schedule", "event", "name", "start", "end", "think"]
     answer = [
@@ -64,6 +71,49 @@ def lexicon() -> list[str]:
     characters = [chr(code) for code in range(32, 127)]
     pieces = [*prompt, *reasoning, *answer, *EVENT_NAMES, *times, *characters]
     return list(dict.fromkeys(pieces))
+
+
+#: What a piece may hold: an event's name, a time, or a number of minutes.
+_CONTENT = re.compile("|".join([*EVENT_NAMES, r"\d\d:\d\d", r"\d+"]))
+
+
+def content_vectors(tokenizer: PreTrainedTokenizerBase, width: int, seed: int) -> torch.Tensor:
+    """First embeddings ``[tokens, width]``, made of what the pieces hold.
+
+    A piece is the sum of its content and of what stands around it: the same event has the same
+    vector in the prompt, the reasoning and the answer. Times and minutes are Fourier features, so
+    near ones look alike and adding is turning.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    angles = 2 * torch.pi / torch.tensor([3.0, 5, 8, 13, 24, 48, 96, 192])
+    projections = {"time": normal(16, width) / 8**0.5, "number": normal(16, width) / 8**0.5}
+    parts: dict[str, torch.Tensor] = {}
+
+    def part(text: str) -> torch.Tensor:
+        """The vector of a name, or of what stands around a content; drawn once."""
+        return parts.setdefault(text, normal(width))
+
+    def content(text: str) -> torch.Tensor:
+        if text in EVENT_NAMES:
+            return part(text)
+        kind, minutes = ("time", MINUTE[text]) if text in MINUTE else ("number", int(text))
+        turned = angles * (minutes / 15)
+        return torch.cat([turned.cos(), turned.sin()]) @ projections[kind]
+
+    vectors = normal(len(tokenizer), width)
+    for index, piece in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
+        held = _CONTENT.search(piece)
+        if held and len(piece) < 80 and not piece.startswith("<0x"):
+            vectors[index] = content(held[0]) + part(piece.replace(held[0], "", 1))
+        else:
+            vectors[index] = part(piece)
+    return 0.05 * vectors
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

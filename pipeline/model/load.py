@@ -5,6 +5,7 @@ a sentence. Safetensors only, and no code that comes with a model.
 from __future__ import annotations
 
 import errno
+import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def quiet() -> None:
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of rollout_func, which is pinned
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

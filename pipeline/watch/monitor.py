@@ -27,6 +27,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from data.common.errors import UserError, going_on
+from data.problem import problem_from_text
 from data.recipe import Recipe
 from data.sections import MonitorSection
 from pipeline.health.signals import NO_SPREAD
@@ -34,6 +35,8 @@ from pipeline.model import processes
 from pipeline.watch.live import Progress
 from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks
+from rewards.claims import check_trace
+from rewards.reward import text_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -222,6 +225,8 @@ class Monitor(TrainerCallback):
                 if words in str(error):
                     raise self._lost("probability", text) from None
             raise
+        except UserError:  # of our own sampler
+            raise self._lost("probability") from None
 
     @property
     def _metrics(self) -> dict[str, list[float]]:
@@ -246,6 +251,8 @@ class Monitor(TrainerCallback):
         for prompt, answer in zip(prompts, answers, strict=True):
             groups[str(prompt)].append(tuple(answer))
         self._metrics["completions/duplicates"].append(duplicates(groups.values()))
+        for signal, share in reasoning_shares(inputs, completions).items():
+            self._metrics[signal].append(share)
         columns = self._timed("reward", original, inputs, prompts, completions, answers)
         paid = (columns * self.trainer.reward_weights.to(columns.device)).nansum(1)
         by_group = paid.view(-1, self.trainer.num_generations)
@@ -311,6 +318,21 @@ class Monitor(TrainerCallback):
             except UserError:  # finite weights may give logits that are not
                 raise self._lost("probability", step=step, spared="a checkpoint") from None
         logs["time/monitor"] = time.perf_counter() - began
+
+
+def reasoning_shares(rows: Sequence[Any], completions: Sequence[Any]) -> dict[str, float]:
+    """How the answers of a step reason, see the module; nothing where rows hold no problem."""
+    problems = [row["problem"] for row in rows if "problem" in row]
+    if len(problems) != len(completions):
+        return {}
+    traces = [
+        check_trace(problem_from_text(problem), text_of(completion))
+        for problem, completion in zip(problems, completions, strict=True)
+    ]
+    return {
+        "reasoning/traced": sum(bool(trace.claims) for trace in traces) / len(traces),
+        "reasoning/sound": sum(trace.sound for trace in traces) / len(traces),
+    }
 
 
 def duplicates(groups: Iterable[Iterable[Hashable]]) -> float:

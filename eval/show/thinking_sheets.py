@@ -1,0 +1,65 @@
+"""The tables of ``thinking.json``: what changed reasoning does, and days of every length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval.answers.interventions import Intervention
+from eval.show.tables import Sheet, label
+from eval.stats.estimate import cell
+
+_WORDS = {
+    Intervention.KEPT: "reasoning kept, answer drawn again",
+    Intervention.CUT: "reasoning cut off at once",
+    Intervention.EXCHANGED: "reasoning about another problem",
+    Intervention.ALTERED: "one total altered",
+}
+
+
+def thinking_sheets(report: Mapping[str, Any], main: str) -> list[Sheet]:
+    """The tables of every arm that reasons in claims."""
+    changed = {arm: of["interventions"] for arm, of in report.items() if "interventions" in of}
+    sheets = []
+    if changed:
+        sheets.append(
+            Sheet(
+                f"Does the answer hang on the reasoning? {main}, in %",
+                ["arm", "change", "problems", "optimal", "cost in points", "follows the change"],
+                [
+                    [
+                        label(arm),
+                        _WORDS[Intervention(name)],
+                        f"{of['optimal']['n']:,}",
+                        cell(of["optimal"]),
+                        cell(of["cost"], "+") if "cost" in of else "",
+                        cell(of["follows"]) if "follows" in of else "",
+                    ]
+                    for arm, interventions in changed.items()
+                    for name, of in interventions.items()
+                ],
+                [
+                    "Of answers whose reasoning makes claims, one a problem, drawn again from "
+                    "where the change ends. Follows: the answer is the schedule that the altered "
+                    "total leads to; the reasoning was wholly true before."
+                ],
+            )
+        )
+    sheets.append(
+        Sheet(
+            "Days of every length: answers in %",
+            ["arm", "events", "problems", "optimal", "reason in claims", "every claim true"],
+            [
+                [
+                    label(arm),
+                    str(events),
+                    f"{of['problems']:,}",
+                    *(cell(of[key]) for key in ("optimal", "traced", "sound")),
+                ]
+                for arm, of_arm in report.items()
+                for events, of in of_arm["by_events"].items()
+            ],
+            ["All tiers together."],
+        )
+    )
+    return sheets

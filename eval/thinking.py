@@ -1,0 +1,169 @@
+"""Stage ``make eval``: does an arm's answer hang on its reasoning, and how far does that carry?
+
+Changes the reasoning of answers drawn already (``eval.answers.interventions``) and draws what
+follows again, on the main tier; and counts answers by the number of events of a day, on all tiers.
+Writes ``runs/<run>/eval/thinking/thinking.json`` and ``thinking.md``::
+
+    {arm: {"by_events": {events: {"problems", "optimal", "traced", "sound": Estimate}},
+           "interventions": {name: {"optimal": Estimate, "cost": Estimate, "follows": Estimate}}}}
+
+``cost`` is how much fewer answers are optimal than with the reasoning kept, problem by problem;
+``follows``, of altered reasoning, how many answers have just the schedule that the altered number
+leads to.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data.common.console import plain_console
+from data.common.errors import run_main
+from data.common.files import Stage, sha256, write_json, write_text
+from data.common.seeds import seed_of
+from data.problem import Problem
+from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.rows import Row, read_split
+from data.run import Run
+from eval.answers.asker import Asker
+from eval.answers.files import AnsweredRow, answered, way_of_asking
+from eval.answers.interventions import Intervention, Opening, openings
+from eval.answers.judge import check_judged
+from eval.show.tables import markdown_of, print_sheets
+from eval.show.thinking_sheets import thinking_sheets
+from eval.stats.estimate import Estimate, bootstrap_indices, mean_interval
+from pipeline.model.load import model_inputs
+from rewards.claims import check_trace
+from rewards.parse import parse
+from rewards.verify import Status, verify
+
+Shares = dict[str, Any]
+
+
+def by_events(
+    problems: Mapping[str, Problem], rows: Iterable[AnsweredRow], seed: int, resamples: int
+) -> dict[int, Shares]:
+    """Shares of answers by how many events the day has; every problem weighs the same."""
+    counts: dict[str, list[tuple[bool, bool, bool]]] = defaultdict(list)
+    for row in rows:
+        trace = check_trace(problems[row["id"]], row["completion"])
+        optimal = row["status"] == Status.OPTIMAL
+        counts[row["id"]].append((optimal, bool(trace.claims), trace.sound))
+    sizes: dict[int, list[Sequence[float]]] = defaultdict(list)
+    for name, answers in counts.items():
+        sizes[len(problems[name].events)].append(np.mean(answers, axis=0).tolist())
+    return {
+        size: {
+            "problems": len(means),
+            **dict(
+                zip(
+                    ("optimal", "traced", "sound"),
+                    [e.to_json() for e in _means(np.array(means), seed, resamples)],
+                    strict=True,
+                )
+            ),
+        }
+        for size, means in sorted(sizes.items())
+    }
+
+
+def _means(values: Any, seed: int, resamples: int, low: float = 0.0) -> list[Estimate]:
+    """Means over the rows of ``values`` [problems, quantities]."""
+    indices = bootstrap_indices(len(values), resamples, np.random.default_rng(seed))
+    return mean_interval(values, indices, bounds=(low, 1.0))
+
+
+def reasoned(problems: Mapping[str, Problem], rows: Iterable[AnsweredRow]) -> dict[str, str]:
+    """The first answer to each problem whose reasoning makes claims and ends."""
+    chosen: dict[str, str] = {}
+    for row in rows:
+        name, text = row["id"], row["completion"]
+        if name not in problems or name in chosen or "</think>" not in text:
+            continue
+        if check_trace(problems[name], text).claims:
+            chosen[name] = text
+    return chosen
+
+
+def intervene(
+    asker: Asker, rows: Sequence[Row], opened: Sequence[Opening], resamples: int
+) -> Shares:
+    """Draw what follows each opening and judge the whole."""
+    by_id = {row["id"]: row for row in rows}
+    asking = way_of_asking(asker.run.samples(asker.arm).parent)
+    outcomes: dict[Intervention, dict[str, tuple[bool, bool]]] = defaultdict(dict)
+    for one, text in zip(opened, asker.continued(by_id, opened, asking), strict=True):
+        problem = by_id[one.problem]["problem"]
+        right = verify(problem, text).status == Status.OPTIMAL
+        outcomes[one.intervention][one.problem] = right, parse(text) == one.follows
+    kept = outcomes[Intervention.KEPT]
+    seed = seed_of(asker.seed, "interventions", asker.arm)
+    result: Shares = {}
+    for intervention, of_problem in outcomes.items():
+        columns = np.array(
+            [
+                (right, kept[name][0] - right, follows)
+                for name, (right, follows) in of_problem.items()
+            ],
+            dtype=float,
+        )
+        optimal, follows = _means(columns[:, [0, 2]], seed, resamples)
+        [cost] = _means(columns[:, [1]], seed, resamples, low=-1.0)
+        result[intervention] = {"optimal": optimal.to_json()}
+        if intervention != Intervention.KEPT:
+            result[intervention]["cost"] = cost.to_json()
+        if intervention == Intervention.ALTERED:
+            result[intervention]["follows"] = follows.to_json()
+    return result
+
+
+def evidence(recipe: Recipe, run: Run, arm: str, rows: Sequence[Row]) -> Shares:
+    """The content of ``thinking.json`` on one arm."""
+    problems = {row["id"]: row["problem"] for row in rows}
+    main = [row for row in rows if row["tier"] == recipe.data.main]
+    seed, resamples = seed_of(recipe.seed, "thinking", arm), recipe.eval.resamples
+    shares: Shares = {
+        "by_events": by_events(problems, answered(run.samples(arm), problems), seed, resamples)
+    }
+    of_main = {row["id"]: row["problem"] for row in main}
+    texts = reasoned(of_main, answered(run.samples(arm), problems))
+    asker = Asker(run, arm, recipe.dtype, recipe.seed)
+    if texts and not way_of_asking(run.samples(arm).parent).server:
+        print(f"thinking: {arm}: {len(texts)} answers go on from changed reasoning", flush=True)
+        opened = openings(of_main, texts, random.Random(seed))
+        shares["interventions"] = intervene(asker, main, opened, resamples)
+    return shares
+
+
+def run(recipe: Recipe, force: bool) -> None:
+    """Look at how every sampled arm thinks, unless that is done."""
+    run, sampled = recipe.run, recipe.run.sampled()
+    check_judged(run, sampled)
+    rows = read_split(run, "test")
+    settings = {"seed": recipe.seed, "resamples": recipe.eval.resamples, "arms": sampled}
+    models = [path for arm in sampled for path in model_inputs(run.model(arm))]
+    path = run.thinking
+    inputs = [run.split("test"), *map(run.verdicts, sampled), *models]
+    stage = Stage(path.parent, "thinking", settings, inputs)
+    if not stage.begin_unless_done(force):
+        return
+    report = {arm: evidence(recipe, run, arm, rows) for arm in sampled}
+    sheets = thinking_sheets(report, recipe.data.main)
+    write_json(path, report)
+    write_text(path.with_suffix(".md"), markdown_of(sheets))
+    words = path.with_suffix(".md").name
+    stage.finish([path.name, words], hashes={path.name: sha256(path)})
+    print_sheets(sheets, plain_console())
+
+
+def main() -> None:
+    arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
+    run(recipe_from(arguments), arguments.force)
+
+
+if __name__ == "__main__":
+    run_main(main)
