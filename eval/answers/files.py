@@ -62,7 +62,7 @@ class AnsweredRow(SampleRow, VerdictRow):
 
 _TEXT = Limit(lambda value: isinstance(value, str), "a text")
 _WHOLE = Limit(lambda value: type(value) is int, "a whole number")
-_SAMPLE = {"completion": _TEXT, "finish_reason": _TEXT, "tokens": _WHOLE}
+_SAMPLE = {"arm": _TEXT, "completion": _TEXT, "finish_reason": _TEXT, "tokens": _WHOLE}
 _VERDICT = {
     "status": one_of(*Status),
     "violations": Limit(
