@@ -107,7 +107,8 @@ def content_vectors(tokenizer: PreTrainedTokenizerBase, width: int, seed: int) -
         return torch.cat([turned.cos(), turned.sin()]) @ projections[kind]
 
     vectors = normal(len(tokenizer), width)
-    for index, piece in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
+    ids = list(range(len(tokenizer)))
+    for index, piece in enumerate(tokenizer.convert_ids_to_tokens(ids)):
         held = _CONTENT.search(piece)
         if held and len(piece) < 80 and not piece.startswith("<0x"):
             vectors[index] = content(held[0]) + part(piece.replace(held[0], "", 1))
