@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.policies import FLOOR_KS, GUESSABLE, PolicyFloors
-from data.sections import SPLITS, DataSection, TierUse
+from data.sections import SPLITS, TierUse
 
 
 def dataset_card(
     name: str,
     seed: int,
-    data: DataSection,
+    trace: str,
     uses: Mapping[str, TierUse],
     digests: Mapping[str, str],
     floors: Mapping[str, PolicyFloors],
@@ -23,6 +23,7 @@ def dataset_card(
 
     Args:
         name: of the run.
+        trace: what is said of the reasoning in gold answers.
         digests: of each split's fingerprints.
         floors: by tier.
         largest_k: of the evaluation.
@@ -44,7 +45,7 @@ def dataset_card(
                 (tier, *(str(getattr(use, split)) for split in SPLITS), _made_of(use))
                 for tier, use in uses.items()
             ),
-            trace=_trace(data, uses),
+            trace=trace,
             ks=" | ".join(f"k = {k}" for k in FLOOR_KS),
             columns="--:|" * len(FLOOR_KS),
             floors=_table_rows(scores),
@@ -54,18 +55,6 @@ def dataset_card(
             digests="\n".join(f"- {split}: `{digest}`" for split, digest in digests.items()),
         )
     )
-
-
-def _trace(data: DataSection, uses: Mapping[str, TierUse]) -> str:
-    """What the card says of the reasoning in gold answers."""
-    if data.reasoning == "none" or not data.reasoned:
-        return ""
-    share = "" if data.reasoned == 1 else f"{data.reasoned:.1%} of them "
-    silent = [
-        name for name, use in uses.items() if data.reasoning == "computed" and use.tier.rules[1]
-    ]
-    without = f" (none in {', '.join(silent)} where rules cannot be computed so)" if silent else ""
-    return f", {share}with a {data.reasoning} reasoning trace{without}"
 
 
 def _made_of(use: TierUse) -> str:

@@ -6,6 +6,7 @@ Writes ``runs/<run>/data/{train,val,test}.jsonl``, ``README.md`` (the card) and 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +16,14 @@ from rich.console import Console
 from data.card import dataset_card
 from data.common.errors import run_main
 from data.common.files import Stage, write_json, write_jsonl, write_text
+from data.common.seeds import seed_of
 from data.draw import draw_splits
 from data.policies import FLOOR_KS, PolicyFloors, floor
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row, row_to_json
-from data.sections import SPLITS, TierUse
+from data.sections import SPLITS, DataSection, TierUse
+from data.solver import is_computable
 
 
 def run(recipe: Recipe, force: bool) -> None:
@@ -38,17 +41,19 @@ def run(recipe: Recipe, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    reasoning = recipe.data.reasoning, recipe.data.reasoned
     for split, tier, problems in draw_splits(recipe.seed, uses, say):
         for index, problem in enumerate(problems):
             identity = f"{split}-{tier}-{index:05d}"
-            rows[split].append(new_row(identity, split, tier, problem, *reasoning))
+            reasoning = recipe.data.reasoning if _is_reasoned(recipe.data, identity) else "none"
+            rows[split].append(new_row(identity, split, tier, problem, reasoning))
     digests = _digests(rows)
     floors = _floors(rows["test"], sorted({*FLOOR_KS, largest_k}))
     for split in SPLITS:
         write_jsonl(home.split(split), map(row_to_json, rows[split]))
     write_json(home.floors, floors)
-    card = dataset_card(recipe.run_name, recipe.seed, recipe.data, uses, digests, floors, largest_k)
+    card = dataset_card(
+        recipe.run_name, recipe.seed, _trace(recipe.data, rows), uses, digests, floors, largest_k
+    )
     write_text(home.data / "README.md", card)
     stage.finish(
         [*(f"{split}.jsonl" for split in SPLITS), home.floors.name, "README.md"],
@@ -59,6 +64,23 @@ def run(recipe: Recipe, force: bool) -> None:
     )
     made = ", ".join(f"{len(rows[split])} {split}" for split in SPLITS)
     say.print(f"{home.data}: {made} problems; its README.md has what blind policies score on them")
+
+
+def _is_reasoned(data: DataSection, identity: str) -> bool:
+    """Whether a row, by its id, is of the share whose gold answers reason."""
+    return random.Random(seed_of("reasoned", identity)).random() < data.reasoned
+
+
+def _trace(data: DataSection, rows: Mapping[str, Sequence[Row]]) -> str:
+    """What the card says of the reasoning in gold answers."""
+    if data.reasoning == "none" or not data.reasoned:
+        return ""
+    every = [row for split in SPLITS for row in rows[split]]
+    silent = {row["tier"] for row in every if not is_computable(row["problem"])}
+    share = "" if data.reasoned == 1 else f"{data.reasoned:.1%} of them "
+    without = f"; none where rules are not computed so: {', '.join(sorted(silent))}"
+    named = without if silent and data.reasoning == "computed" else ""
+    return f", {share}with a {data.reasoning} reasoning trace{named}"
 
 
 def _local_sources(uses: Iterable[TierUse]) -> list[Path]:

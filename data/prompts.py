@@ -77,6 +77,8 @@ def narration(problem: Problem, schedule: Sequence[Event]) -> str:
     return "\n".join([*lines, f"Total {problem.objective(schedule)}"])
 
 
+#: The marks around the reasoning of an answer.
+THINK, THOUGHT = "<think>\n", "\n</think>\n"
 #: How a computed trace says how often an event counts, by priority, and that nothing follows.
 WEIGHT_WORDS = {False: "once", True: "twice"}
 NOTHING = "nothing"
@@ -114,5 +116,5 @@ COMPUTED_SUM = re.compile(
 
 def answer(schedule: Sequence[Event], reasoning: str | None) -> str:
     """A whole completion: the reasoning, if any, and the schedule."""
-    thought = "" if reasoning is None else f"<think>\n{reasoning}\n</think>\n"
+    thought = "" if reasoning is None else THINK + reasoning + THOUGHT
     return thought + schedule_xml(schedule)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict, cast
@@ -10,7 +9,6 @@ from typing import TypedDict, cast
 from data.common.errors import UserError, require
 from data.common.fields import is_text
 from data.common.files import finished, read_jsonl
-from data.common.seeds import seed_of
 from data.problem import Problem
 from data.prompts import answer, computation, narration, prompt
 from data.run import Run
@@ -60,19 +58,15 @@ def gold_answer(problem: Problem, reasoning: str) -> str:
     return answer(best, narration(problem, best) if reasoning == "narrated" else None)
 
 
-def new_row(
-    identity: str, split: str, tier: str, problem: Problem, reasoning: str, share: float = 1.0
-) -> Row:
-    """The row of a problem with a proven optimum; a ``share`` of rows, drawn by their id, have the
-    reasoning in their gold answer."""
-    reasoned = random.Random(seed_of("reasoned", identity)).random() < share
+def new_row(identity: str, split: str, tier: str, problem: Problem, reasoning: str) -> Row:
+    """The row of a problem with a proven optimum."""
     return {
         "id": identity,
         "split": split,
         "tier": tier,
         "problem": problem,
         "optimum": problem.optimum,
-        "gold": gold_answer(problem, reasoning if reasoned else "none"),
+        "gold": gold_answer(problem, reasoning),
         "prompt": prompt(problem),
     }
 

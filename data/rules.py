@@ -23,7 +23,7 @@ from data.event import Event
 #: Types of fields that name events, by which ``Rule.names`` finds them.
 EventName = str
 EventNames = tuple[str, ...]
-#: What a time of day and a number must be.
+#: Limits of a time of day and of a number.
 TIME = Limit(MINUTE.__contains__, "a time between 00:00 and 23:59")
 COUNT = at_least(1)
 

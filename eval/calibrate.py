@@ -41,7 +41,7 @@ from eval.stats.evidence import Arms, quantities_of
 MOST_FALSE = 0.05
 #: At least this share of arms with the stated effect must be called what they are.
 LEAST_POWER = 0.80
-#: Of the problems, for intervals; and the seed of the simulated arms.
+#: Resamples of the problems, for intervals; and the seed of the simulated arms.
 RESAMPLES, SEED = 1000, 7
 #: The bounds on power hold at the first; false claims are bounded everywhere.
 STUDY_SIZES = (

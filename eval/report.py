@@ -20,9 +20,9 @@ from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
 from eval.show import page
 from eval.show.charts import drawn_as_png, looks_of, passk_chart, training_panels
-from eval.show.results import read_result, standing_conclusion
+from eval.show.results import read_result, standing, standing_conclusion
 from eval.show.showcase import choose_answers
-from eval.show.tables import Sheet, label
+from eval.show.tables import label
 from eval.show.thinking_sheets import thinking_sheets
 from pipeline.health.logs import read_log
 
@@ -41,8 +41,8 @@ def run(recipe: Recipe, force: bool) -> None:
     logs = {arm: run.log(arm) for arm in arms if run.log(arm).is_file()}
     judged = [a for a in arms if run.samples(a).is_file() and run.verdicts(a).is_file()]
     check_judged(run, judged)
-    standing = standing_conclusion(run, arms)
-    if standing is None and finished(run.elicitation.parent):
+    conclusion = standing_conclusion(run, arms)
+    if conclusion is None and finished(run.elicitation.parent):
         print(
             "report: the conclusion is missing, or of other answers than these, so it is left out; "
             "`make eval` goes on with it",
@@ -55,11 +55,11 @@ def run(recipe: Recipe, force: bool) -> None:
         "success": f"a proven {report['success']} schedule",
     }
     answers = [file for arm in judged for file in (run.samples(arm), run.verdicts(arm))]
-    thinking = [run.thinking] if run.thinking.is_file() else []
-    inputs = [run.report, run.split("test"), *answers, *logs.values(), *thinking]
+    thinking = standing(run.thinking, run, arms)
+    inputs = [run.report, run.split("test"), *answers, *logs.values()]
     settings = {"run": recipe.run_name, "facts": facts, "templates": sha256(page.TEMPLATES)}
     folder = run.eval / REPORT_FILES
-    stage = Stage(folder, "report", settings, [*inputs, *([standing] if standing else [])])
+    stage = Stage(folder, "report", settings, [*inputs, *filter(None, (conclusion, thinking))])
     if not stage.begin_unless_done(force):
         return
     panels = training_panels({arm: [*read_log(path)] for arm, path in logs.items()}, looks_of(arms))
@@ -69,7 +69,7 @@ def run(recipe: Recipe, force: bool) -> None:
         drawn = drawn_as_png(panels)
         write_bytes(path, drawn)
         training = page.picture(drawn)
-    content = page_content(run, report, standing, judged, recipe.seed)
+    content = page_content(run, report, conclusion, thinking, judged, recipe.seed)
     text = page.page_text(recipe.run_name, {**content, "facts": facts, "training": training})
     write_text(run.eval / REPORT_PAGE, text)
     stage.finish([f"../{REPORT_PAGE}", *([TRAINING] if panels else [])])
@@ -77,15 +77,21 @@ def run(recipe: Recipe, force: bool) -> None:
 
 
 def page_content(
-    run: Run, report: Mapping[str, Any], standing: Path | None, judged: Sequence[str], seed: int
+    run: Run,
+    report: Mapping[str, Any],
+    conclusion: Path | None,
+    thinking: Path | None,
+    judged: Sequence[str],
+    seed: int,
 ) -> dict[str, object]:
     """What the sections of the page show, by name; None leaves a section out.
 
     Args:
-        standing: ``elicitation.json``, where it is of the answers that are there now.
+        conclusion, thinking: ``elicitation.json`` and ``thinking.json``, where they are of the
+            answers that are there now.
         judged: arms whose answers are shown.
     """
-    elicitation = read_result(standing) if standing else None
+    elicitation = read_result(conclusion) if conclusion else None
     notes = [*report.get("notes", []), *(elicitation or {}).get("notes", [])]
     asked = {row["id"]: row for row in read_split(run, "test")}
     tiers = {name: row["tier"] for name, row in asked.items()}
@@ -96,16 +102,9 @@ def page_content(
         "notes": list(dict.fromkeys(notes)),
         "passk": page.picture(passk_chart(report)),
         "elicitation": elicitation,
-        "thinking": _thinking(run, report["main"]),
+        "thinking": thinking and thinking_sheets(read_result(thinking), report["main"]),
         "samples": page.shown_samples(judged, chosen, asked) if judged else None,
     }
-
-
-def _thinking(run: Run, main: str) -> list[Sheet]:
-    """Whether answers hang on their reasoning, where `make eval` came so far."""
-    if not (run.thinking.is_file() and finished(run.thinking.parent)):
-        return []
-    return thinking_sheets(read_result(run.thinking), main)
 
 
 def _asked(run: Run, arms: Iterable[str]) -> str:

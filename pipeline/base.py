@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from jinja2 import Template
 
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_text
+from data.draw import make_problem
 from data.prompts import prompt
 from data.recipe import RUNS
-from data.solver import interval_optimum
 from data.tiers import TIERS
 from pipeline.corpus import pretraining
 from pipeline.corpus.personas import SHOWN, persona_of, personas_with
@@ -48,8 +48,6 @@ CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 
 def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> None:
     """Pretrain a new model, or go on with ``start``, and write it to ``folder`` with its card."""
-    import torch
-
     if start:
         model, tokenizer = load_model(start, "float32")
     else:
@@ -68,9 +66,7 @@ def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> Non
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measured:
     """Shares of answers by the persona that their opening tells: all of them, the optimal ones, and
     those that have no event but the day's."""
-    rng = random.Random("fresh problems for the card")
-    problems = [TIERS["dense"].sample(rng) for _ in range(PROBLEMS)]
-    problems = [p.proven(p.objective(interval_optimum(p))) for p in problems]
+    problems = [make_problem(0, "card", "dense", TIERS["dense"], i) for i in range(PROBLEMS)]
     prompts = [render(tokenizer, prompt(p)) for p in problems]
     prepare(model)
     found: dict[str, list[tuple[bool, bool]]] = defaultdict(list)

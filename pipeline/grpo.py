@@ -18,7 +18,6 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row
 from pipeline.model.decode import answer_limit, prepare, reasoning_prefix
 from pipeline.train.loading import hold_adapters_whole
-from pipeline.train.rollouts import rollouts_for
 from pipeline.train.settings import grpo_config
 from pipeline.train.trainer import run_trainer
 from pipeline.train.training import Training, training_of
@@ -32,6 +31,8 @@ def trainer_for(
     """TRL's GRPOTrainer on the prompts of ``rows``, with the recipe's reward."""
     from datasets import Dataset
     from trl import GRPOTrainer
+
+    from pipeline.train.rollouts import rollouts_for
 
     recipe = training.recipe
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]

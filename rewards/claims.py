@@ -109,7 +109,7 @@ def _claims(reasoning: str) -> Iterator[tuple[Claim, str, str]]:
 def check_trace(problem: Problem, completion: str) -> Trace:
     """Read the claims of a completion's reasoning and check each against the problem.
 
-    A rule is broken as ``data.prompts.trace`` means it: by the event beside those that the
+    A rule is broken as ``data.prompts.narration`` means it: by the event beside those that the
     reasoning keeps. A total is true when it is the weighted minutes of the events kept.
     """
     reasoning = reasoning_of(completion)

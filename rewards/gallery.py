@@ -63,7 +63,7 @@ def _mistake(problem: Problem, gold: Schedule) -> tuple[str, Schedule]:
 def _as_text(name: str, problem: Problem) -> str:
     gold = gold_answer(problem, "computed")
     return (
-        f"## What a model reads and writes\n\nThe prompt of the first problem, `{name}`:\n\n"
+        f"## A prompt and its gold answer\n\nThe prompt of the first problem, `{name}`:\n\n"
         f"```\n{prompt(problem)}\n```\n\nIts gold answer, with the reasoning trace:\n\n"
         f"```\n{gold}\n```\n"
     )

@@ -204,7 +204,7 @@ def _problems() -> list[Problem]:
 
 def _rows() -> list[bytes]:
     rows = [
-        row_to_json(new_row(f"test-{i}", "test", "dense", problem, bool(i % 2)))
+        row_to_json(new_row(f"test-{i}", "test", "dense", problem, ("none", "computed")[i % 2]))
         for i, problem in enumerate(_problems())
     ]
     return [_as_lines(rows[at : at + 3]) for at in range(8)]

@@ -46,7 +46,7 @@ def test_the_published_table_comes_out_exactly_with_what_it_hides():
 def judged(folder, **schedules):
     """The table of models that answer PROBLEMS, each with lists of schedules: one try or more."""
     rows = [
-        row_to_json(new_row(f"test-blog-{i}", "test", "blog", problem, False))
+        row_to_json(new_row(f"test-blog-{i}", "test", "blog", problem, "none"))
         for i, problem in enumerate(PROBLEMS)
     ]
     write_jsonl(folder / "test.jsonl", rows)

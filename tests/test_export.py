@@ -10,7 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from scripted import World, solving
+from scripted import CONTENT, World, solving
 from transformers import AutoTokenizer, GenerationConfig
 
 from data.common.errors import UserError
@@ -178,7 +178,7 @@ def test_an_arm_trained_from_another_model_than_the_recipe_names_is_refused(reci
 
 def test_the_metadata_is_what_the_hub_reads(evaluated):
     found = ModelCard(told(export.run(evaluated, "grpo"))).data
-    assert (found.base_model, found.library_name) == ("nobody/base", "transformers")
+    assert (found.base_model, found.library_name) == (CONTENT["model"], "transformers")
     assert found.tags == ["slotwise", "scheduling", "trl", "sft", "grpo"]
     assert found.license is None
     [result] = found.eval_results

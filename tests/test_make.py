@@ -77,6 +77,32 @@ def made(tmp_path_factory) -> Path:
 # --- what is written -------------------------------------------------------------------------
 
 
+def test_the_card_names_the_tiers_whose_gold_answers_cannot_reason(tmp_path):
+    content = with_tier("gap", train=2)
+    content["data"]["tiers"]["at_most"] = {"train": 2}
+    folder = stage(tmp_path, content)
+    [said] = [
+        line
+        for line in (folder / "README.md").read_text().splitlines()
+        if "reasoning trace" in line
+    ]
+    rows = rows_of(folder).values()
+    for tier in ("dense", "gap", "at_most"):
+        reasons = {row["gold"].startswith("<think>") for row in rows if row["tier"] == tier}
+        assert reasons == {tier != "at_most"}
+    assert "at_most" in said
+    assert "gap" not in said
+
+
+def test_a_share_of_the_gold_answers_reasons_and_the_others_have_the_schedule_alone(tmp_path):
+    content = copy.deepcopy(SMALL)
+    content["data"]["reasoned"] = 0.5
+    golds = [row["gold"] for row in rows_of(stage(tmp_path, content)).values()]
+    reasoned = sum(gold.startswith("<think>") for gold in golds)
+    assert 0.3 < reasoned / len(golds) < 0.7
+    assert all("<schedule>" in gold for gold in golds)
+
+
 def test_each_split_has_as_many_problems_of_each_tier_as_asked_for(made):
     for split in SPLITS:
         rows = [row for _, row in read_jsonl(made / f"{split}.jsonl")]

@@ -390,7 +390,7 @@ def test_a_drawn_answer_stays_small_whatever_is_in_it():
 
 
 def test_a_problem_is_drawn_with_priorities_and_the_optimal_schedule():
-    found = drawn_problem(new_row("x", "test", "t", day(), True))
+    found = drawn_problem(new_row("x", "test", "t", day(), "computed"))
     assert (found["from"], found["to"]) == (540, 720)
     by_name = {name: rest for name, *rest in found["events"]}
     assert [name for name, rest in by_name.items() if rest[3]] == ["Chess"]

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 from data.event import Schedule
 from data.problem import Problem
-from data.prompts import computation
-from data.solver import backward_steps, is_computable, walk
-from rewards.claims import Claim, check_trace
+from data.prompts import THINK, THOUGHT, computation
+from data.solver import backward_steps, walk
+from rewards.claims import Claim, Truth, check_trace
 
-THINK, END = "<think>\n", "\n</think>\n"
 #: How far an altered total is above the best so far, in minutes; a quarter hour is a token.
 _RAISE = 30
 
@@ -65,10 +64,10 @@ def openings(
     names = list(thoughts)
     for place, name in enumerate(names):
         other = thoughts[names[(place + 1) % len(names)]]
-        made.append(Opening(name, Intervention.KEPT, thoughts[name] + END))
-        made.append(Opening(name, Intervention.CUT, THINK + END.lstrip("\n")))
+        made.append(Opening(name, Intervention.KEPT, thoughts[name] + THOUGHT))
+        made.append(Opening(name, Intervention.CUT, THINK + THOUGHT.lstrip("\n")))
         if other is not thoughts[name]:
-            made.append(Opening(name, Intervention.EXCHANGED, other + END))
+            made.append(Opening(name, Intervention.EXCHANGED, other + THOUGHT))
         if altered := _altered(problems[name], reasoned[name], rng):
             text, schedule = altered
             made.append(Opening(name, Intervention.ALTERED, text, schedule))
@@ -79,11 +78,7 @@ def _altered(problem: Problem, completion: str, rng: random.Random) -> tuple[str
     """The reasoning up to a total that is written too high, and the schedule it then leads to; None
     where the reasoning is not wholly true, or no such total changes the schedule."""
     trace = check_trace(problem, completion)
-    if not (
-        is_computable(problem)
-        and trace.sound
-        and Claim.BEST in {claim for claim, _ in trace.claims}
-    ):
+    if not (trace.sound and trace.claims[Claim.BEST, Truth.TRUE]):
         return None
     steps = backward_steps(problem)
     best = walk(steps)

@@ -29,9 +29,13 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def standing_conclusion(run: Run, reported: Sequence[str]) -> Path | None:
-    """``elicitation.json``, where it is about the answers and verdicts that are there now, and
+    """``elicitation.json``, where it stands (``standing``)."""
+    return standing(run.elicitation, run, reported)
+
+
+def standing(path: Path, run: Run, reported: Sequence[str]) -> Path | None:
+    """A result at ``path``, where it is about the answers and verdicts that are there now, and
     about no arm that is not ``reported``."""
-    path = run.elicitation
     if not (finished(path.parent) and path.is_file()):
         return None
     inputs = {Path(name): known for name, known in stage_facts(path.parent)["inputs"].items()}

@@ -117,8 +117,8 @@ def personas_with(thinking: float) -> dict[str, Persona]:
     }
 
 
-#: What a corpus shows of a rule beyond the base rules: the share of answers that take it into
-#: account. Where that is 0 the skill is withheld: every answer that can be read breaks the rule.
+#: Shares of a corpus's answers that take a rule beyond the base rules into account. Where that is 0
+#: the skill is withheld: every answer that can be read breaks the rule.
 SHOWN: dict[str, float] = {"gap": 0.5, "at_most": 0.0}
 
 

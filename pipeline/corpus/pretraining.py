@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
 from data.common.seeds import seed_of
 from data.prompts import messages, prompt
 from data.tiers import TIERS, Tier
@@ -18,7 +21,6 @@ from pipeline.corpus.personas import PERSONAS, draw_answer, personas_with
 from pipeline.corpus.tokens import content_vectors
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Tiers and their shares.
@@ -34,16 +36,14 @@ CORPUS: Mixture = (
     (replace(TIERS["blog"], grid=15), 0.10),
 )
 
-#: Short problems come first, as a share of the steps: copying an event out of a list of three is
-#: learned in a minute, and carries over; out of a list of ten it takes ten times as long.
+#: Short problems come first, as a share of the steps.
 CURRICULUM: tuple[tuple[Mixture, float], ...] = (
     (((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.08),
     (((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.12),
     (CORPUS, 0.80),
 )
 
-#: How much more the tokens of a schedule weigh than those of the reasoning: an eighth of all tokens
-#: copies events out, and without this the base miscopies most of them.
+#: How much more the tokens of a schedule weigh than those of the reasoning, which are many more.
 SCHEDULE_WEIGHT = 4.0
 
 #: Tokens of a usual answer, by which sums of losses are divided.
@@ -157,8 +157,6 @@ def token_batches(
     ``balanced``, by the length of their prompts: more is padded, and every batch has all ways of
     answering, whose shares a fast training would else lose.
     """
-    import torch
-
     schedule = tokenizer.convert_tokens_to_ids("<schedule>\n")
     while True:
         encoded = []
@@ -191,9 +189,6 @@ def token_batches(
 
 def new_model(tokenizer: PreTrainedTokenizerBase, plan: Pretraining) -> PreTrainedModel:
     """A Qwen3-style transformer with random weights."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     torch.manual_seed(plan.seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -223,12 +218,10 @@ def weighted_loss(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> 
     A mean over the tokens of each batch would make documents beside long ones weigh less, and with
     them the choice of a way of answering.
     """
-    import torch
-
     weights = batch["weights"][:, 1:]
     told = weights > 0
     outputs = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])
-    # Logits of the answers alone: the prompts are a quarter of all tokens.
+    # Logits of the answers alone: the prompts are a third of all tokens.
     logits = model.get_output_embeddings()(outputs.last_hidden_state[:, :-1][told])
     losses = torch.nn.functional.cross_entropy(
         logits, batch["input_ids"][:, 1:][told], reduction="none"
@@ -238,8 +231,6 @@ def weighted_loss(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> 
 
 def _optimizers(model: PreTrainedModel, plan: Pretraining) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for all else."""
-    import torch
-
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -258,8 +249,6 @@ def pretrain(
     log_every: int = 50,
 ) -> float:
     """Train ``model`` on the corpus in place; returns the mean loss of the last steps."""
-    import torch
-
     optimizers = _optimizers(model, plan)
 
     def factor(step: int) -> float:

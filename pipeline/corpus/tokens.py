@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data.clock import CLOCK, MINUTE
 from data.names import EVENT_NAMES
-from data.prompts import FORMAT, NOTHING, PRIORITIES, RULES, TASK, WEIGHT_WORDS
+from data.prompts import FORMAT, NOTHING, PRIORITIES, RULES, TASK, THINK, THOUGHT, WEIGHT_WORDS
 from data.rules import BASE_RULES
 from pipeline.corpus.personas import PERSONAS
 
@@ -53,13 +53,13 @@ def lexicon() -> list[str]:
     numbers = range(0, 1441, 15)
     reasoning = [
         # A way of answering opens with a token of its own, so that choosing one is one choice.
-        *(f"<think>\n{p.opening}\n</think>\n" for p in PERSONAS.values() if p.opening),
-        *("<think>\n", "\n</think>\n", "\n"),
+        *(THINK + p.opening + THOUGHT for p in PERSONAS.values() if p.opening),
+        *(THINK, THOUGHT, "\n"),
         *(f" {word} (" for word in WEIGHT_WORDS.values()),
         *(f"{number}{after}" for number in numbers for after in (" + ", " from ", ", best ")),
         *(f"{name} = " for name in (*EVENT_NAMES, NOTHING)),
         *(f"{name}\n" for name in EVENT_NAMES),
-        *(f"{name}\n</think>\n" for name in EVENT_NAMES),
+        *(name + THOUGHT for name in EVENT_NAMES),
     ]
     tags = ["schedule", "event", "name", "start", "end", "think"]
     answer = [
@@ -73,7 +73,7 @@ def lexicon() -> list[str]:
     return list(dict.fromkeys(pieces))
 
 
-#: What a piece may hold: an event's name, a time, or a number of minutes.
+#: Contents of a piece: an event's name, a time, or a number of minutes.
 _CONTENT = re.compile("|".join([*EVENT_NAMES, r"\d\d:\d\d", r"\d+"]))
 
 

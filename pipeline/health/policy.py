@@ -115,7 +115,8 @@ def kl_runaway(
     advice="Lower the learning rate, raise epsilon_high to 0.28, keep the temperature at 1, set "
     "beta to 0.01 or so, or stop earlier.",
     source="arXiv 2505.22617 (performance is traded from entropy and ends with it); arXiv "
-    "2503.14476, clip-higher; here: at learning rate 1e-3, solved in 32 fell by 27 points (README)",
+    "2503.14476, clip-higher; here: at learning rate 1e-3, solved in 32 fell by 27 points "
+    "(docs/results.md)",
     needs={"entropy": 2 * FEW},
 )
 def entropy_collapse(

@@ -147,7 +147,8 @@ def reward_falls(
     advice="Stop and read the best-paid answers; run `make audit`, pay for the verdict (shape "
     "graded, binary or ranked), and keep an earlier checkpoint.",
     source="arXiv 2210.10760 (a proxy goes on rising while the true reward falls); here: the "
-    "published reward from 58 to 67 of 100, optimal answers below where they began (README)",
+    "published reward from 58 to 67 of 100, optimal answers below where they began "
+    "(docs/results.md)",
     needs={"reward": ENOUGH, "truth": ENOUGH},
     worst=Level.STOP,
     trend=True,

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.model import processes
 from pipeline.model.decode import stop_tokens
+from pipeline.model.sampler import draw_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,8 +49,6 @@ def rollouts_for(model: PreTrainedModel, args: GRPOConfig) -> RollOut | None:
 def roll_out(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
     """Draw one answer to each of ``prompts``, conversations of which each stands there as often as
     its group has answers."""
-    from pipeline.model.sampler import draw_batch
-
     args, tokenizer = trainer.args, trainer.processing_class
     model = trainer.accelerator.unwrap_model(trainer.model)
     training = model.training
