@@ -1,6 +1,7 @@
 """Calendars as Google, Outlook and Apple export them, and what their events become."""
 
 import json
+import time
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -261,3 +262,12 @@ def test_without_a_date_the_first_day_with_events_is_asked_and_said():
 )
 def test_a_broken_or_empty_file_is_one_sentence(text, says):
     assert refusal(text).startswith(f"c.ics is {says}")
+
+
+@pytest.mark.parametrize("never", ["BYMONTH=2;BYMONTHDAY=30", "BYMONTH=4;BYMONTHDAY=31"])
+def test_a_rule_that_never_comes_true_costs_no_time(never):
+    started = time.process_time()
+    never_again = berlin("20200101", "0900", "1000", f"RRULE:FREQ=DAILY;{never}", name="Never")
+    found = entries(calendar(never_again, berlin("20260302", "0900", "1000")), "2026-03-02")
+    assert len(found) == 1
+    assert time.process_time() - started < 3

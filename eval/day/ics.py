@@ -26,7 +26,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
-from icalendar import Calendar, Component, Event
+from dateutil.rrule import rrulestr
+from icalendar import Calendar, Component, Event, vRecur
 from icalendar.timezone import tzp
 from recurring_ical_events import CalendarQuery, EventAdapter
 
@@ -129,13 +130,27 @@ def _event(block: str) -> Event:
     start, end = _span(event)
     if end < start or not {start.year, end.year} <= set(_YEARS) or "EXRULE" in event:
         raise ValueError(event)
-    rules = event.get("RRULE", [])
+    rules = event.pop("RRULE", [])
     for rule in rules if isinstance(rules, list) else [rules]:
         if rule["FREQ"][0].upper() not in _FREQUENCIES or min(rule.get("INTERVAL", [1])) < 1:
             raise ValueError(rule)
         if "UNTIL" in rule and isinstance(start, datetime):
             rule["UNTIL"] = [_last(until, start) for until in rule["UNTIL"]]
+        if _comes_true(rule, start):
+            event.add("RRULE", rule)
     return event
+
+
+def _comes_true(rule: vRecur, start: date) -> bool:
+    """Whether a rule has any occurrence; a 30 February has none.
+
+    dateutil seeks a date that never comes until the year 9999, which takes a minute. Dates and
+    weekdays repeat every 400 years, so the search may begin as late as that.
+    """
+    bare = vRecur({key: value for key, value in rule.items() if key not in ("UNTIL", "COUNT")})
+    year = 9999 - (9999 - start.year) % 400
+    late = datetime(year if year < 9900 else year - 400, start.month, start.day)
+    return next(iter(rrulestr(bare.to_ical().decode(), dtstart=late)), None) is not None
 
 
 def _last(until: date, start: datetime) -> datetime:
