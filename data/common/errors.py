@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import reprlib
@@ -64,7 +65,8 @@ def brief(value: Any) -> str:
 def run_main(main: Callable[[], None]) -> None:
     """Run a command's ``main``; turn a mistake that a user can mend into a sentence and exit code.
 
-    Our own bugs are not caught: they keep their traceback.
+    Our own bugs are not caught: they keep their traceback. One of several processes that train
+    together ends without tearing itself down: torch's threads abort some that do.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while modules were imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -84,6 +86,11 @@ def run_main(main: Callable[[], None]) -> None:
         if sentence := _of_the_disk(error):
             sys.exit(f"error: {UserError(sentence)}")
         raise
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _of_the_disk(error: Exception) -> str | None:
