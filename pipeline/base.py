@@ -97,7 +97,7 @@ def card(
     of_personas: Measured | None = None,
 ) -> str:
     """The model card: what it is, what it was trained on, and so what it can do."""
-    mixture, _ = plan.curriculum[-1]
+    mixture = plan.curriculum[-1].mixture
     return Template(CARD_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True).render(
         plan=plan,
         parameters=parameters,
