@@ -38,6 +38,7 @@ def run(recipe: Recipe, force: bool) -> None:
         "tiers": {name: asdict(use) for name, use in uses.items()},
     }
     stage = Stage(home.data, "data", settings, _local_sources(uses.values()))
+    home.belong_to(recipe.path, force)
     if not stage.begin_unless_done(force):
         return
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}

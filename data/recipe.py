@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import brief, require
+from data.common.errors import UserError, brief, is_another, require
 from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
 from data.common.yaml_loader import read_yaml
-from data.run import BASE, Run
+from data.run import BASE, OWNER, Run
 from data.sections import (
     ARMS,
     BACKENDS,
@@ -162,7 +163,7 @@ def load_recipe(
         recipe,
         path=path,
         model=model or recipe.model,
-        run_name=run or recipe.name,
+        run_name=run or recipe.name + _of_another(model, recipe.model),
         backend=backend or recipe.backend,
         bits=bits or recipe.bits,
         dtype="bfloat16" if bits == 16 and recipe.dtype == "float32" else recipe.dtype,
@@ -174,6 +175,13 @@ def load_recipe(
     )
     recipe.validate()
     return recipe
+
+
+def _of_another(model: str | None, own: str) -> str:
+    """The end of a run's name where another model than the recipe's ``own`` is given."""
+    if model in (None, own):
+        return ""
+    return "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", str(model)).strip("-.")[-60:]
 
 
 def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
@@ -225,8 +233,25 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that the flags of ``recipe_arguments`` ask for."""
-    return load_recipe(
-        arguments.recipe, arguments.model, arguments.run, arguments.backend, arguments.bits
+def recipe_from(arguments: argparse.Namespace, made: bool = False) -> Recipe:
+    """The recipe that the flags of ``recipe_arguments`` ask for.
+
+    Args:
+        made: whether the command uses what a run has, so that one that is named must be there.
+
+    Raises:
+        UserError: also where the run's folder is another recipe's or model's.
+    """
+    given = arguments.run
+    recipe = load_recipe(
+        arguments.recipe, arguments.model, given, arguments.backend, arguments.bits
     )
+    folder = recipe.run.folder
+    if (folder / OWNER).is_file() and not is_another():
+        recipe.run.belong_to(recipe.path, arguments.force)
+    if made and given and not folder.is_dir():
+        runs = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
+        raise UserError(f"{folder} does not exist{nearest(given, runs)}")
+    if arguments.model and not given and not is_another():
+        print(f"run: {folder}, of the model {recipe.model} (RUN=name changes it)", file=sys.stderr)
+    return recipe

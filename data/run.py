@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.common.errors import require
+from data.common.errors import UserError, require
 from data.common.fields import nearest
-from data.common.files import finished
+from data.common.files import finished, read_object, write_json
 from data.sections import ARMS, Arm
 
 BASE = "base"
 #: Below an arm's folder: the finished model, the LoRA adapter that was merged into it, the log.
 MODEL, ADAPTER, LOG = "model", "adapter", "log.jsonl"
+#: Below the run's folder: the recipe and the base model that it belongs to.
+OWNER = "run.json"
 #: Below an arm's checkpoints: answers of its start, which ``kl_start`` is measured on.
 START = "start.jsonl"
 #: Below an arm's folder in ``eval``.
@@ -110,6 +113,25 @@ class Run:
 
     def export(self, name: str) -> Path:
         return self.folder / "export" / name
+
+    def belong_to(self, recipe: Path, force: bool = False) -> None:
+        """Note whose run this is when its first stage begins; with ``force`` it changes hands.
+
+        Raises:
+            UserError: where it is another recipe's or another base model's, whose finished work
+                would be replaced.
+        """
+        path = self.folder / OWNER
+        owner = {"recipe": os.path.relpath(recipe), "model": self.model_name}
+        found = read_object(path)
+        if not found or (force and found != owner):
+            write_json(path, owner)
+        elif found != owner:
+            raise UserError(
+                f"{self.folder} belongs to the recipe {found.get('recipe')} with the model "
+                f"{found.get('model')}; RUN=name gives this one a folder of its own, FORCE=1 "
+                "replaces what is there"
+            )
 
     @property
     def names(self) -> list[str]:

@@ -97,7 +97,7 @@ def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--arm", help="the arm to export (default: the last one that is trained)")
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, made=True)
     run(recipe, recipe.run.chosen(arguments.arm), arguments.force)
 
 

@@ -82,7 +82,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = _arguments()
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, made=True)
     # A model that is named on the command line is the one to ask.
     named = BASE if arguments.model else None
     arm = recipe.run.chosen(arguments.arm or named)

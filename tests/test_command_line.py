@@ -125,7 +125,7 @@ def test_a_stage_without_what_it_needs_ends_with_one_sentence(
     stage, missing, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
-    says = ending(stage, monkeypatch, "--recipe", TINY, "--model", tmp_path)
+    says = ending(stage, monkeypatch, "--recipe", TINY, "--model", tmp_path, "--run", "tiny")
     assert says.startswith(f"{tmp_path / 'tiny'}/{missing}")
 
 

@@ -298,7 +298,7 @@ def test_a_gold_answer_below_the_proven_optimum_is_an_error_of_ours():
 def test_what_is_finished_is_kept_though_what_training_alone_reads_has_changed(tmp_path, capsys):
     folder = stage(tmp_path, SMALL)
     (folder / "train.jsonl").write_text("kept")
-    other = {"grpo": {"max_steps": 3}, "reward": {"shape": "binary"}, "model": "x"}
+    other = {"grpo": {"max_steps": 3}, "reward": {"shape": "binary"}}
     stage(tmp_path, {**SMALL, **other})
     assert f"data: up to date ({folder})" in capsys.readouterr().out
     assert (folder / "train.jsonl").read_text() == "kept"

@@ -407,3 +407,32 @@ def test_a_run_is_a_plain_folder_name(tmp_path, name):
     if name:
         with pytest.raises(UserError, match=r"^run name .* must be"):
             load(tmp_path, GOOD, run=name)
+
+
+# --- whose run it is -------------------------------------------------------------------------
+
+
+def test_a_run_is_not_given_to_another_recipe_or_model_unasked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.yaml", "copy.yaml"):
+        Path(name).write_text(yaml.safe_dump(GOOD))
+
+    def asked(path="mine.yaml", made=False, **given):
+        flags = {"model": None, "run": None, "backend": None, "bits": None, "force": False}
+        return recipe_from(argparse.Namespace(recipe=Path(path), **(flags | given)), made)
+
+    first = asked().run
+    first.belong_to(Path("mine.yaml"))
+    # Another model has a run of its own, which is said.
+    other = asked(model="an/other").run
+    assert other.folder != first.folder
+    assert str(other.folder) in capsys.readouterr().err
+    for given in ({"path": "copy.yaml"}, {"model": "an/other", "run": "small"}):
+        with pytest.raises(UserError, match=r"belongs to the recipe mine\.yaml .* RUN=name"):
+            asked(**given)
+    asked("copy.yaml", force=True)  # changes hands
+    assert asked("copy.yaml").run == first
+    with pytest.raises(UserError, match=r"belongs to the recipe copy\.yaml"):
+        asked()
+    with pytest.raises(UserError, match=r"does not exist; did you mean 'small'\?"):
+        asked("copy.yaml", made=True, run="smal")

@@ -152,7 +152,7 @@ def stage_facts(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path} does not exist: its stage is not finished")
-    manifest = _read_object(path)
+    manifest = read_object(path)
     if not all(isinstance(manifest.get(key), dict) for key in ("settings", "inputs")):
         raise UserError(f"{path} cannot be read; delete it, and its stage is done again")
     return manifest
@@ -187,7 +187,7 @@ class Stage:
 
     def is_done(self) -> bool:
         """Whether the work is done already."""
-        manifest = _read_object(self.folder / MANIFEST)
+        manifest = read_object(self.folder / MANIFEST)
         return all(manifest.get(key) == value for key, value in self.key.items()) and all(
             (self.folder / output).exists() for output in manifest.get("outputs", ())
         )
@@ -234,7 +234,7 @@ class Stage:
         """
         (self.folder / MANIFEST).unlink(missing_ok=True)
         begun = self.folder / BEGUN
-        self.goes_on = not force and _read_object(begun) == self.key
+        self.goes_on = not force and read_object(begun) == self.key
         if not self.goes_on:
             begun.unlink(missing_ok=True)
             for path in partial:
@@ -266,7 +266,7 @@ class Stage:
         return True
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of ours; empty when it is missing or spoilt: its work is redone."""
     with suppress(FileNotFoundError, ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -52,10 +52,10 @@ class Part(NamedTuple):
 
 #: Copying comes first, then short problems.
 CURRICULUM: tuple[Part, ...] = (
-    Part(((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.05, copying=True),
+    Part(((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.10, copying=True),
     Part(((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.06),
     Part(((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.12),
-    Part(CORPUS, 0.77),
+    Part(CORPUS, 0.72),
 )
 
 #: How much more the tokens of a schedule weigh than those of the reasoning, which are many more.
@@ -96,7 +96,7 @@ class Pretraining:
     heads: int = 4
     kv_heads: int = 4
     intermediate: int = 384
-    steps: int = 2_400
+    steps: int = 2_500
     batch: int = 32
     learning_rate: float = 3e-3
     muon_learning_rate: float = 2e-2
