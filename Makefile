@@ -65,7 +65,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup lock data audit sft grpo arms eval sample report try export compare ablate elicit skills blog \
-    published probe score doctor sick plan gpu-check backends calibrate base gallery bench test check lint clean
+    published probe score doctor sick plan gpu-check calibrate base gallery bench test check lint clean
 
 help: ## list the goals and settings
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -172,9 +172,6 @@ published: setup ## the last part of make blog: its table (BLOG=folder of the pu
 	$(PY) -m eval.blog$(with)
 
 sick: data arms doctor ## trainings made sick on purpose, and what the doctor says of each
-
-backends: data ## do Unsloth and plain TRL train the same thing? settings, log-probabilities, first update
-	$(PY) -m pipeline.backends$(with)
 
 calibrate: setup ## test the elicitation conclusion on simulated arms whose truth is known
 	$(PY) -m eval.calibrate$(with)

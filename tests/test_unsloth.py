@@ -40,6 +40,8 @@ STEPS = {
     },
 }
 
+RUNS = (("full", None, "unsloth"), ("lora", LORA, "unsloth"), ("trl", None, "trl"))
+
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Another process's run of python, in ``folder``."""
@@ -55,19 +57,19 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[str, Path]:
     """The runs in which SFT and GRPO were trained: LoRA by a stage at a time, full fine-tuning by
-    both in one process."""
+    both in one process, and SFT by TRL."""
     place = tmp_path_factory.mktemp("unsloth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        for kind, lora in (("full", None), ("lora", LORA)):
-            recipe = write_recipe(place, EMBEDDED, name=kind, lora=lora, backend="unsloth", **STEPS)
+        for kind, lora, by in RUNS:
+            recipe = write_recipe(place, EMBEDDED, name=kind, lora=lora, backend=by, **STEPS)
             recipe.path.rename(place / f"{kind}.yaml")
             make.run(replace(recipe, path=place / f"{kind}.yaml"), force=False)
-    for stage, kind in (("sft", "lora"), ("grpo", "lora"), ("arms", "full")):
+    for stage, kind in (("sft", "lora"), ("grpo", "lora"), ("arms", "full"), ("sft", "trl")):
         done = python(place, "-m", f"pipeline.{stage}", "--recipe", f"{kind}.yaml")
         assert done.returncode == 0, done.stderr[-2000:]
-        assert "trained by unsloth (as asked for)" in done.stdout
-    return {kind: place / "runs" / kind for kind in ("lora", "full")}
+        assert f"trained by {'trl' if kind == 'trl' else 'unsloth'} (as asked for)" in done.stdout
+    return {kind: place / "runs" / kind for kind, *_ in RUNS}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -115,6 +117,13 @@ def test_unsloth_trains_with_the_recipes_settings_and_not_its_own(trained, kind,
     rows = [row for _, row in read_jsonl(trained[kind] / stage / "log.jsonl") if "loss" in row]
     assert len(rows) == 2
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its kernels round in another way")
+def test_sft_by_either_backend_ends_with_the_same_weights_bit_by_bit(trained):
+    ours, theirs = (weights(trained[kind] / "sft" / "model") for kind in ("trl", "full"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
