@@ -72,7 +72,7 @@ help: ## list the goals and settings
 	@echo
 	@echo 'Settings of every goal that runs a recipe:'
 	@echo '  RECIPE=file of pipeline/recipes or your own   MODEL=folder or hub id   RUN=name below runs/'
-	@echo '  BACKEND=auto, unsloth or trl   BITS=4, 8 or 16   FORCE=1 (redo)   ARGS=further flags'
+	@echo '  BACKEND=auto, unsloth or trl   BITS=4 or 16   FORCE=1 (redo)   ARGS=further flags'
 	@echo "  LAUNCH='--config_file pipeline/accelerate/ddp.yaml --num_processes 4' trains in several processes"
 
 # --- set-up -----------------------------------------------------------------------------------

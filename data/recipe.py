@@ -33,7 +33,7 @@ from data.sections import (
 )
 
 RUNS = Path("runs")
-BITS = (4, 8, 16)
+BITS = (4, 16)
 DTYPES = ("float32", "bfloat16", "float16")
 #: Keys that an extending recipe replaces whole.
 _REPLACED = ("arms", "tiers", "reward")
@@ -50,7 +50,7 @@ class Recipe:
         model: folder or hub id of the base model.
         dtype: of the weights in training and sampling; of computation where they are quantised.
         backend: ``unsloth`` or ``trl`` to train with, or ``auto`` (``pipeline.train.backend``).
-        bits: 4 or 8 to quantise the weights below a LoRA in training; null or 16 for none.
+        bits: 4 to quantise the weights below a LoRA in training; null or 16 for none.
         max_seq_length: tokens of a prompt with its answer; null for what the model can hold.
         lora: arguments of peft's LoraConfig, or null for full fine-tuning; ``target_modules`` may
             be ``attention``, ``mlp`` or ``all``.
@@ -88,7 +88,7 @@ class Recipe:
     @property
     def quantised(self) -> bool:
         """Whether the weights are quantised in training."""
-        return self.bits in (4, 8)
+        return self.bits == 4
 
     @cached_property
     def all_arms(self) -> dict[str, Arm]:

@@ -151,10 +151,9 @@ def test_a_change_of_which_most_is_lost_in_rounding_is_said(trained):
     assert f"sft: merging lost {lost:.0%} of the adapter's change" in said
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_an_adapter_of_quantised_weights_is_merged_into_whole_ones_and_sampled(trained, bits):
-    recipe, manifest, _ = trained(bits=bits, backend="trl")
-    assert {"int8", "uint8"} & set(manifest["held"]["dtype"])
+def test_an_adapter_of_quantised_weights_is_merged_into_whole_ones_and_sampled(trained):
+    recipe, manifest, _ = trained(bits=4, backend="trl")
+    assert "uint8" in manifest["held"]["dtype"]
     # In TRL's bfloat16 small steps would be lost.
     assert manifest["held"]["trainable_dtype"] == ["float32"]
     assert manifest["merge"]["modules"] == 14

@@ -140,7 +140,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from data.common.errors import UserError
 from data.recipe import load_recipe
 from pipeline.model.load import quiet
 from pipeline.train.training import Training
@@ -160,10 +159,6 @@ def load(**changes):
 
 
 found = {}
-try:
-    load(bits=8)
-except UserError as error:
-    found["8 bits"] = str(error)
 network, _ = load(lora={**recipe.lora, "target_modules": "mlp"})
 layers = [n.split(".")[-1] for n, m in network.named_modules() if isinstance(m, LoraLayer)]
 found["mlp"] = sorted(set(layers))
@@ -203,12 +198,6 @@ def test_unsloth_attaches_exactly_the_layers_of_a_name(found):
     assert found["mlp"] == ["down_proj", "gate_proj", "up_proj"]
     assert len(found["trained"]) == 3 * 2 * 2
     assert all("lora_" in name for name in found["trained"])
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="8 bits work there")
-def test_unsloth_without_a_gpu_does_not_pretend_to_have_8_bits(found):
-    assert found["8 bits"].startswith("small.yaml: unsloth cannot load ")
-    assert found["8 bits"].endswith("BITS=4 or BACKEND=trl")
 
 
 def test_unsloth_trains_adapters_above_4_bits(found):

@@ -55,7 +55,7 @@ class Settings:
 
     Attributes:
         stage: ``sft``, ``grpo`` or ``sampling``.
-        bits: of the weights: 32, 16, 8, 4.
+        bits: of the weights: 32, 16, 4.
         prompt, completion: tokens of the longest ones.
         rows: sequences trained on at a time.
         read, drawn: prompts read, and answers drawn, at a time.
@@ -159,7 +159,7 @@ def weight_bytes(shape: ModelShape, bits: int) -> int:
     if bits >= 16:
         return shape.parameters * bits // 8
     rest = 2 * (shape.parameters - shape.quantisable)
-    return rest + int(shape.quantisable * (NF4 if bits == 4 else 8) / 8)
+    return rest + int(shape.quantisable * NF4 / 8)
 
 
 def optimizer_bytes(optim: str, parameters: int) -> int:

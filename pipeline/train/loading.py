@@ -1,4 +1,4 @@
-"""Loads a model for training, by either backend, with weights of 4, 8, 16 or 32 bits and the same
+"""Loads a model for training, by either backend, with weights of 4, 16 or 32 bits and the same
 LoRA adapter. Safetensors only, and no code that comes with a model.
 """
 
@@ -58,7 +58,7 @@ def load_for_training(training: Training, length: int) -> tuple[Any, PreTrainedT
     require(
         not (recipe.quantised and all(w.is_floating_point() for w in network.parameters())),
         f"{training.source}: {training.backend.name} cannot load {training.start} in "
-        f"{recipe.bits} bits here; {'BITS=4 or ' if recipe.bits == 8 else ''}BACKEND=trl",
+        f"{recipe.bits} bits here; BACKEND=trl",
     )
     adapter = lora_config(recipe.lora, training.source)
     trained = network if adapter is None else _adapted(network, adapter, training)
@@ -144,15 +144,11 @@ def _load_with_trl(training: Training, _: int) -> Loaded:
     from transformers import BitsAndBytesConfig
 
     # QLoRA's settings (arXiv 2305.14314), as Unsloth has them too.
-    quantised = (
-        BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, recipe.dtype),
-        )
-        if recipe.bits == 4
-        else BitsAndBytesConfig(load_in_8bit=True)
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, recipe.dtype),
     )
     where = {"": processes.local()} if torch.cuda.is_available() else "cpu"
     network, tokenizer = from_pretrained(
@@ -182,8 +178,7 @@ def _load_with_unsloth(training: Training, length: int) -> Loaded:
             model_name=model,
             max_seq_length=length,
             dtype=getattr(torch, recipe.dtype),
-            load_in_4bit=recipe.bits == 4,
-            load_in_8bit=recipe.bits == 8,
+            load_in_4bit=recipe.quantised,
             load_in_16bit=not recipe.quantised and recipe.dtype != "float32",
             full_finetuning=recipe.lora is None,
             trust_remote_code=False,
