@@ -13,11 +13,11 @@ GPU_HERE := $(shell command -v nvidia-smi)
 # --- settings: which goal takes which ---------------------------------------------------------
 
 experiment := RECIPE MODEL RUN BACKEND BITS FORCE
-switches   := FORCE UNSOUND
+switches   := FORCE
 # Goals that run no recipe; every other goal takes the settings of an experiment.
 plain      := help setup lock calibrate base doctor score gallery test check lint clean
 takes_sft       := LAUNCH
-takes_grpo      := LAUNCH UNSOUND
+takes_grpo      := LAUNCH
 takes_arms      := LAUNCH
 takes_ablate    := LAUNCH
 takes_elicit    := LAUNCH
@@ -113,7 +113,7 @@ probe: setup ## has GRPO anything to work with? samples training prompts (ARM=sf
 sft: setup ## supervised fine-tuning on gold answers
 	$(TRAIN) pipeline.sft$(with)
 
-grpo: setup ## reinforcement learning with verifiable rewards, once the reward passed its audit (UNSOUND=1: anyhow)
+grpo: setup ## reinforcement learning with verifiable rewards, once the reward passed its audit
 	$(TRAIN) pipeline.grpo$(with)
 
 arms: setup ## train every arm of the recipe, sft and grpo among them

@@ -50,12 +50,11 @@ def trainer_for(
     return hold_adapters_whole(trainer, recipe.quantised)
 
 
-def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -> None:
+def run(recipe: Recipe, force: bool, arm: str = "grpo") -> None:
     """Train an arm on prompts and the reward alone; the merged result is ``<arm>/model``.
 
     Raises:
-        UserError: when the reward fails its audit, unless ``unsound`` or the recipe says to train
-            all the same.
+        UserError: when the reward fails its audit, unless the recipe says to train all the same.
     """
     training = training_of(recipe, arm, "grpo")
     rows, reward = training.rows(), training.recipe.reward
@@ -64,8 +63,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
         problems: dict[str, list[Problem]] = {}
         for row in rows:
             problems.setdefault(row["tier"], []).append(row["problem"])
-        allowed = unsound or reward.unsound
-        gate(reward, problems, training.recipe.seed, training.source, allowed)
+        gate(reward, problems, training.recipe.seed, training.source)
 
     paid = {"reward": [reward.shape, reward.weights]}
     run_trainer(training, force, partial(trainer_for, training, rows), paid, audited)
@@ -74,9 +72,8 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo", unsound: bool = False) -
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--arm", default="grpo", help="the arm of the recipe to train")
-    parser.add_argument("--unsound", action="store_true", help="train though the audit fails")
     arguments = parser.parse_args()
-    run(recipe_from(arguments), arguments.force, arguments.arm, arguments.unsound)
+    run(recipe_from(arguments), arguments.force, arguments.arm)
 
 
 if __name__ == "__main__":

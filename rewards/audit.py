@@ -202,7 +202,6 @@ def gate(
     problems_by_tier: Mapping[str, Sequence[Problem]],
     seed: int,
     source: str,
-    allow_unsound: bool,
 ) -> None:
     """Audit a reward on up to ``MOST_PROBLEMS`` training problems a tier before training.
 
@@ -210,7 +209,7 @@ def gate(
         source: the recipe, as messages name it.
 
     Raises:
-        UserError: when it fails and ``allow_unsound`` is not given, with the figure.
+        UserError: when it fails and is not said to be ``unsound``, with the figure.
     """
     check_reward(section, source)
     first = {tier: problems[:MOST_PROBLEMS] for tier, problems in problems_by_tier.items()}
@@ -219,10 +218,10 @@ def gate(
     if not outcome.failures:
         say.print(f"audit: {outcome.sentence}")
         return
-    if not allow_unsound:
+    if not section.unsound:
         raise UserError(
             f"{source}: {outcome.sentence}; mend the reward, or train all the same with "
-            "`UNSOUND=1 make grpo` (--unsound), or `unsound: true` under the arm's reward"
+            "`unsound: true` under reward: (or the arm's own)"
         )
     warning = ["WARNING: training under a reward that the audit fails:", *outcome.failures]
     say.print("\n  ".join(warning), style="bold red")

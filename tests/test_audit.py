@@ -238,9 +238,9 @@ def test_every_edit_takes_any_text():
 # --- the gate -------------------------------------------------------------------------------
 
 
-def at_the_gate(shape: str, allow_unsound: bool = False) -> None:
+def at_the_gate(shape: str, unsound: bool = False) -> None:
     some = {tier: problems(tier)[:8] for tier in ("dense", "rules")}
-    gate(RewardSection(shape), some, 0, "a.yaml", allow_unsound)
+    gate(RewardSection(shape, unsound=unsound), some, 0, "a.yaml")
 
 
 def test_the_gate_lets_a_sound_reward_pass_in_one_line(capsys):
@@ -250,9 +250,9 @@ def test_the_gate_lets_a_sound_reward_pass_in_one_line(capsys):
 
 
 def test_the_gate_refuses_an_unsound_reward_unless_told_to_train_all_the_same(capsys):
-    with pytest.raises(UserError, match=r"^a\.yaml: .*'blog' fails .*% of gold.*UNSOUND=1"):
+    with pytest.raises(UserError, match=r"^a\.yaml: .*'blog' fails .*% of gold.*`unsound: true`"):
         at_the_gate("blog")
-    at_the_gate("blog", allow_unsound=True)
+    at_the_gate("blog", unsound=True)
     warning = capsys.readouterr().out
     assert warning.startswith("WARNING")
     assert "of gold's reward" in warning

@@ -99,12 +99,6 @@ def test_a_training_can_be_launched_in_several_processes_and_nothing_else():
     assert [line for line in lines if "pipeline.sft" in line] == launched
 
 
-def test_a_switch_of_one_goal_is_not_handed_to_the_others():
-    with_switch = [line for line in commands("sft", "grpo", "UNSOUND=1") if "--unsound" in line]
-    assert len(with_switch) == 1
-    assert "pipeline.grpo" in with_switch[0]
-
-
 def test_the_published_answers_are_shown_to_the_last_command_alone():
     *lines, last = commands("blog", f"BLOG={ODD}")
     assert {flags(line)["--recipe"] for line in (*lines, last)} == {flags(last)["--recipe"]}
@@ -117,7 +111,6 @@ def test_the_published_answers_are_shown_to_the_last_command_alone():
     [
         (["eval", "ARM=sft"], "ARM"),
         (["calibrate", "FORCE=1"], "FORCE"),
-        (["arms", "UNSOUND=1"], "UNSOUND"),
         (["data", "eval", "LAUNCH=x"], "LAUNCH"),
         (["RUN=r"], "RUN"),
         (["data", "MODLE=m"], "MODLE"),

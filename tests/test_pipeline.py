@@ -147,14 +147,12 @@ def test_every_arm_is_trained_each_after_the_one_it_starts_from(recipe_of, monke
 def test_a_reward_that_fails_its_audit_is_not_trained_on_unless_asked_to(recipe_of, capsys):
     paid = {"arms": {"grpo": {"trainer": "grpo", "settings": {"max_steps": 1}}}}
     recipe = recipe_of(**paid, reward={"shape": "blog"})
-    with pytest.raises(UserError, match=r"'blog' fails its audit.*UNSOUND=1"):
+    with pytest.raises(UserError, match=r"'blog' fails its audit.*`unsound: true`"):
         grpo.run(recipe, force=False)
     assert trained_arms(recipe.run) == ["base"]
-    capsys.readouterr()
-    grpo.run(recipe, force=False, unsound=True)
-    assert "WARNING" in capsys.readouterr().out
-    allowed = recipe_of(**paid, reward={"shape": "blog", "unsound": True}, name="two")
+    allowed = recipe_of(**paid, reward={"shape": "blog", "unsound": True})
     grpo.run(allowed, force=False)
+    assert "WARNING" in capsys.readouterr().out
     assert trained_arms(allowed.run) == ["base", "grpo"]
 
 
