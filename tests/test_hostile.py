@@ -39,7 +39,6 @@ from eval.answers.sampling import sample_arm
 from pipeline import sft
 from pipeline.corpus.tokens import CHAT_TEMPLATE
 from pipeline.model.load import check_tokenizer, load_model
-from pipeline.watch.live import Progress
 from pipeline.watch.log import Log
 from rewards.reward import SHAPES, totals
 
@@ -283,7 +282,7 @@ def test_verdicts_that_end_early_are_not_counted(here, says):
 def test_a_training_goes_on_with_the_rows_of_its_log_before_a_spoilt_one(tmp_path, line):
     rows = [b'{"step": 1, "loss": 3.0}', line.encode(errors="surrogateescape"), b'{"step": 2}']
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(rows) + b"\n")
-    log = Log(tmp_path, "sft", Progress("sft"))
+    log = Log(tmp_path, "sft")
     state = SimpleNamespace(global_step=4, max_steps=9, is_world_process_zero=True)
     log.on_train_begin(None, state, None)
     assert list(read_jsonl(log.path)) == [(1, {"step": 1, "loss": 3.0})]

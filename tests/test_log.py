@@ -7,7 +7,6 @@ import pytest
 
 from data.common.files import read_jsonl
 from pipeline.health.symptom import Level
-from pipeline.watch.live import Progress
 from pipeline.watch.log import Log, Stopped
 from tests.synthetic import collapsed, grpo_log
 
@@ -17,7 +16,7 @@ def began(tmp_path):
     """A function that begins a training at a step, and returns its log."""
 
     def begin(step=0, stop=(), main=True):
-        log = Log(tmp_path, "grpo", Progress("arm"), stop)
+        log = Log(tmp_path, "grpo", stop)
         log.state = SimpleNamespace(global_step=step, max_steps=100, is_world_process_zero=main)
         log.on_train_begin(None, log.state, None)
         return log
@@ -42,6 +41,20 @@ def test_every_signal_is_written_and_a_number_that_is_not_finite_is_null(began):
     assert rows_of(log.path) == [
         {"step": 5, "loss": 0.5, "reward": None, "note": "text"},
         {"step": 5, "train_runtime": 3.0},
+    ]
+
+
+def test_each_step_is_a_line_with_the_time_left(began, capsys):
+    log = began(10)
+    log.started -= 20
+    take(log, [{"step": 10, "val/optimal": 0.5}])
+    take(log, [{"step": 20, "loss": 0.1234, "reward": 0.5, "truth/optimal": 0.25, "memory": 3}])
+    take(log, [{"step": 30, "memory": 1.0}, {"step": 100, "loss": 0.5}])
+    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert steps == [
+        "step 10/100  val optimal 50.0%",
+        "step 20/100  loss 0.1234  reward 0.500  optimal 25.0%  0:02:40 left",
+        "step 100/100  loss 0.5000",
     ]
 
 

@@ -4,8 +4,10 @@ terminal."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,24 @@ from data.common.files import read_jsonl, to_line, write_jsonl
 from data.run import LOG
 from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.symptom import Level
-from pipeline.watch.live import Progress
+
+#: Signals that are shown: name in the log, heading, format.
+SHOWN = (
+    ("loss", "loss", ".4f"),
+    ("val/loss", "val loss", ".4f"),
+    ("reward", "reward", ".3f"),
+    ("truth/optimal", "optimal", ".1%"),
+    ("truth/feasible", "valid", ".1%"),
+    ("val/optimal", "val optimal", ".1%"),
+    ("kl", "kl", ".4f"),
+    ("kl_start", "kl to start", ".4f"),
+    ("entropy", "entropy", ".3f"),
+    ("grad_norm", "grad norm", ".2f"),
+    ("completions/mean_length", "tokens", ".0f"),
+    ("completions/clipped_ratio", "cut off", ".1%"),
+    ("completions/duplicates", "duplicates", ".0%"),
+    ("frac_reward_zero_std", "flat groups", ".0%"),
+)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error of ours
@@ -31,9 +50,11 @@ class Log(TrainerCallback):
     """Writes ``log.jsonl`` in an arm's folder, one line a logging step, shows it, says each finding
     once, and ends the training at the symptoms of ``stop``."""
 
-    def __init__(self, folder: Path, kind: str, shown: Progress, stop: Sequence[str] = ()) -> None:
-        self.path, self.shown, self.stop = folder / LOG, shown, stop
+    def __init__(self, folder: Path, kind: str, stop: Sequence[str] = ()) -> None:
+        self.path, self.stop = folder / LOG, stop
         self.watch = Watch(kind)
+        self.first = self.steps = 0
+        self.started = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep what lies before the checkpoint that a training resumes from.
@@ -45,7 +66,8 @@ class Log(TrainerCallback):
             return
         kept = list(_rows_until(self.path, state.global_step)) if state.global_step else []
         write_jsonl(self.path, kept)
-        self.shown.open(state.global_step, state.max_steps)
+        self.first, self.steps = state.global_step, state.max_steps
+        self.started = time.monotonic()
         for row in kept:
             self.watch.update(row)
         # The recipe may not have named a symptom when it was found.
@@ -76,11 +98,24 @@ class Log(TrainerCallback):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(to_line(row))
         if "train_runtime" not in logs:
-            self.shown.show(step, signals)
+            self._show(step, signals)
         findings = self.watch.update(row)
         for finding in findings:
-            self.shown.say(sentence(finding))
+            print(sentence(finding), flush=True)
         return findings
+
+    def _show(self, step: int, signals: Mapping[str, object]) -> None:
+        """Print a logging step's main signals, and the time to the end at the speed so far."""
+        values = [
+            f"{heading} {value:{form}}"
+            for name, heading, form in SHOWN
+            if isinstance(value := signals.get(name), float | int)
+        ]
+        if values and step not in (self.first, self.steps):
+            each = (time.monotonic() - self.started) / (step - self.first)
+            values.append(f"{timedelta(seconds=int(each * (self.steps - step)))} left")
+        if values:
+            print("  ".join([f"step {step}/{self.steps}", *values]), flush=True)
 
     def _end_for(self, findings: Sequence[Finding]) -> None:
         """Raise Stopped for the first that ends the training."""

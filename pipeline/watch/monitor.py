@@ -32,7 +32,6 @@ from data.recipe import Recipe
 from data.sections import MonitorSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
-from pipeline.watch.live import Progress
 from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks
 from rewards.claims import check_trace
@@ -83,8 +82,7 @@ def monitored(
     """
     trainer.remove_callback(PrinterCallback)
     _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
-    shown = Progress(f"{arm} ({kind})")
-    log = Log(folder, kind, shown, recipe.monitor.stop)
+    log = Log(folder, kind, recipe.monitor.stop)
     sticks = None
     # Where several processes hold a model's weights in parts, one alone cannot use it.
     if processes.is_main() and not processes.cuts_weights():
@@ -113,7 +111,6 @@ def monitored(
             f"{_kept(trainer, saved(), kind)}; without {symptom} in monitor.stop {going_on()}"
         ) from None
     finally:
-        shown.close()
         monitor.release()
         if (wandb := sys.modules.get("wandb")) and getattr(wandb, "run", None):
             wandb.finish()  # or the next arm would be reported as more of this one
