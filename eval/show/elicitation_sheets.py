@@ -237,12 +237,9 @@ def _likelihood_sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
             f"KL divergence to {label(reference)}, in nats",
             {arm: kl[reference] for arm, kl in kls.items() if reference in kl},
             {
-                "k1 a token": lambda kl: in_own_unit(kl["k1"]["per_token"]),
-                "k1 an answer": lambda kl: in_own_unit(kl["k1"]["per_answer"]),
-                "k3 a token": lambda kl: in_own_unit(kl["k3"]["per_token"]),
-                "k3 an answer": lambda kl: in_own_unit(kl["k3"]["per_answer"]),
+                "a token": lambda kl: in_own_unit(kl["per_token"]),
+                "an answer": lambda kl: in_own_unit(kl["per_answer"]),
             },
-            ["Two estimates of the same: k1 is to be quoted; k3 varies less where it is small."],
         )
     for model in (None, *references):
         under = {arm: of_arm["under"].get(model or arm) for arm, of_arm in measured.items()}
@@ -255,7 +252,6 @@ def _likelihood_sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
                 "an answer": lambda u: in_own_unit(u["log_likelihood"]["per_answer"]),
                 "its least likely token": lambda u: in_own_unit(u["least_likely_token"]),
                 f"tokens outside top-p {TOP_P}": lambda u: cell(u["tokens_outside"]),
-                "answers with such a token": lambda u: cell(u["answers_outside"]),
             },
         )
 
