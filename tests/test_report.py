@@ -515,10 +515,10 @@ def test_a_result_that_was_changed_is_named(made, which):
 def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike():
     arms = ["base", *(f"arm{i}.{seed}" for i in range(6) for seed in (1, 2, 3))]
     looks = looks_of(arms)
-    assert len({(look.marker, look.dash) for look in looks.values()}) == len(arms) == 19
+    assert len({(look["marker"], look["linestyle"]) for look in looks.values()}) == len(arms) == 19
     for entry in ("arm0", "arm5"):
-        assert len({looks[f"{entry}.{seed}"].colour for seed in (1, 2, 3)}) == 1
-    assert len({look.colour for look in looks.values()}) == 7
+        assert len({looks[f"{entry}.{seed}"]["color"] for seed in (1, 2, 3)}) == 1
+    assert len({look["color"] for look in looks.values()}) == 7
 
 
 @pytest.mark.parametrize("points", [[(1, 0.0)], [(1, -2.0), (2, None)], [(5, 1e-9), (6, 0.0)]])

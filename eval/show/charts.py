@@ -45,31 +45,25 @@ SHOWN_SIGNALS = (
 _STYLE = Path(__file__).parent / "templates" / "chart.mplstyle"
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a curve is drawn, in matplotlib's words."""
-
-    colour: str
-    marker: str
-    dash: str | tuple[int, tuple[int, ...]]
+#: How a curve is drawn, in matplotlib's words.
+Look = Mapping[str, Any]
 
 
 def looks_of(arms: Sequence[str]) -> dict[str, Look]:
     """How each arm is drawn: the seeds of one entry, ``grpo.1`` and ``grpo.2``, share a colour;
     marker and line of the first 21 arms differ."""
     entries = list(dict.fromkeys(arm.partition(".")[0] for arm in arms))
-    looks = {}
+    looks: dict[str, Look] = {}
     for place, arm in enumerate(arms):
         number = entries.index(arm.partition(".")[0])
         turn, marker = divmod(place, len(_MARKERS))
-        dash = _DASHES[min(turn, len(_DASHES) - 1)]
-        looks[arm] = Look(_COLOURS[number % len(_COLOURS)], _MARKERS[marker], dash)
+        looks[arm] = {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "marker": _MARKERS[marker],
+            "linestyle": _DASHES[min(turn, len(_DASHES) - 1)],
+            "linewidth": 1.8,
+        }
     return looks
-
-
-def floor_look(place: int) -> Look:
-    """How what a blind policy reaches is drawn: grey, dashed, without markers."""
-    return Look("#767676", "", _FLOOR_DASHES[place % len(_FLOOR_DASHES)])
 
 
 @dataclass(frozen=True)
@@ -105,15 +99,13 @@ class Panel:
         """Draw onto empty axes."""
         scale = 100 if self.percent else 1
         for curve in self.curves:
-            look, xs = curve.look, [x for x, _ in curve.points]
+            xs = [x for x, _ in curve.points]
             ys = [math.nan if y is None else scale * y for _, y in curve.points]
-            [line] = ax.plot(xs, ys, color=look.colour, linestyle=look.dash, marker=look.marker)
             few = max(1, len(xs) // 6)  # of a long curve, every so many points have a marker
-            width = 1.8 if look.marker else 1.2
-            line.set(markevery=few, label=curve.label, linewidth=width, clip_on=False)
+            ax.plot(xs, ys, **curve.look, label=curve.label, markevery=few, clip_on=False)
             low, high = ([scale * ends[end] for ends in curve.band] for end in (0, 1))
             if curve.band:
-                ax.fill_between(xs, low, high, color=look.colour, alpha=0.1, lw=0)
+                ax.fill_between(xs, low, high, color=curve.look["color"], alpha=0.1, lw=0)
         ax.set_title(self.title)
         ax.set_xlabel("k" if self.ks else "step", loc="right")
         ax.locator_params(nbins=5, steps=[1, 2, 2.5, 5, 10])
@@ -197,7 +189,9 @@ def _floor_curves(counted: Mapping[str, Any]) -> list[Curve]:
         name = "best greedy rule" if policy == best else policy.replace("_", " ")
         shares = [(k, floors[policy].get(str(k))) for k in counted["ks"]]
         if points := [(k, share) for k, share in shares if share is not None]:
-            curves.append(Curve(name, floor_look(place), points))
+            dash = _FLOOR_DASHES[place % len(_FLOOR_DASHES)]
+            look = {"color": "#767676", "linestyle": dash, "linewidth": 1.2}
+            curves.append(Curve(name, look, points))
     return curves
 
 
