@@ -1,31 +1,24 @@
 """Feeds spoilt copies of sound inputs to whatever reads a file of a user, a library or a model.
 
-``python -m tests.fuzzing --seconds 60 --seed 1`` shares the time among the targets and prints what
-became of their inputs. Each must be accepted, with all that follows from that, or refused by a
-UserError of one line; anything else, and what takes longer than ``SECONDS``, is a failure.
-``--target NAME --seed S --only I`` repeats a single input.
+Each must be accepted, with all that follows from that, or refused by a UserError of one line;
+anything else, and what takes longer than ``SECONDS``, is a failure. ``tests/test_hostile.py`` feeds
+them, ``FUZZ=10`` times as many where that is set.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
-import os
 import random
-import resource
 import shutil
 import signal
-import sys
 import tempfile
-import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +37,7 @@ from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.reward import SHAPES, totals
 from rewards.verify import VALID, confirm, verify
 
-if __package__:  # or below pytest, where the folder itself is searched
-    sys.path.insert(0, str(Path(__file__).parent))
-
 RECIPES = Path(__file__).parent.parent / "pipeline" / "recipes"
-#: Bytes that this process may hold: an input that asks for more must be refused, not killed.
-MEMORY = 12 << 30
 #: Characters of a refusal, and seconds of a processor that one input may take.
 SENTENCE, SECONDS = 1_500, 20.0
 
@@ -409,9 +397,9 @@ class Outcome:
     wrong: str = ""
 
 
-def try_one(name: str, seed: int, index: int, folder: Path) -> Outcome:
-    """Feed input ``index`` of a target, the same one always."""
-    rng = random.Random(f"{seed} {name} {index}")
+def try_one(name: str, seed: int, folder: Path) -> Outcome:
+    """Feed a target the input of a seed, the same one always."""
+    rng = random.Random(f"{seed} {name} 0")
     return _fed(TARGETS[name], spoilt(rng, TARGETS[name].texts(), TARGETS[name].form), folder)
 
 
@@ -446,43 +434,3 @@ def _fed(target: Target, content: bytes, folder: Path, seconds: float = SECONDS)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
         shutil.rmtree(place)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=60, help="for all targets together")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--target", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--only", type=int, help="repeat this input alone, and say its refusal")
-    arguments = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    every: Counter[str] = Counter()
-    print("| target | inputs | accepted | refused | failures |\n|---|--:|--:|--:|--:|")
-    with tempfile.TemporaryDirectory() as place:
-        feed = partial(try_one, seed=arguments.seed, folder=Path(place))
-        for name in arguments.target:
-            if arguments.only is not None:
-                print(f"{name} {arguments.only}: {feed(name, index=arguments.only)}")
-                continue
-            accept_sound(name, Path(place))
-            counts: Counter[str] = Counter()
-            until = time.monotonic() + arguments.seconds / len(arguments.target)
-            while time.monotonic() < until:
-                outcome = feed(name, index=counts.total())
-                if outcome.wrong:
-                    print(f"{name}, input {counts.total()}: {outcome.wrong}", file=sys.stderr)
-                counts["failures" if outcome.wrong else str(outcome.accepted)] += 1
-            _print_row(name, counts)
-            every += counts
-    _print_row("all", every)
-    sys.exit(min(1, every["failures"]))
-
-
-def _print_row(name: str, counts: Counter[str]) -> None:
-    cells = (counts.total(), counts["True"], counts["False"], counts["failures"])
-    print(f"| {name} | " + " | ".join(f"{cell:,}" for cell in cells) + " |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
