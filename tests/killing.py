@@ -1,13 +1,7 @@
-"""Kills stages at chosen and at random moments, with SIGKILL, and lets the same command go on.
-
-``python -m tests.killing --kills 24`` kills every case so often, compares what it ends with to a
-run that nothing happened to, and prints in Markdown at which changes to files it was killed, and
-which files differ in the end.
-"""
+"""Kills stages at chosen and at random moments, with SIGKILL, and lets the same command go on."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import hashlib
@@ -18,10 +12,8 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,9 +25,6 @@ from data import make
 from data.common.errors import run_main
 from data.common.files import BEGUN, MANIFEST
 from data.recipe import Recipe, load_recipe
-
-if __package__:  # or below pytest, where the folder itself is searched
-    sys.path.insert(0, str(Path(__file__).parent))
 
 #: Of a logged row and of a manifest, what a clock says; and the commit, which may come meanwhile.
 CLOCK = {
@@ -391,41 +380,15 @@ def preload() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def killed_at_random(trial: Trial, kills: int, rng: random.Random) -> tuple[Counter[str], set[str]]:
+def killed_at_random(place: Path, name: str, kills: int, seed: int = 1) -> set[str]:
     """Kill a case so often, up to four times a run, and let it go on to its end each time; returns
-    the last changes to files before the kills, and the files that differ."""
-    fell: Counter[str] = Counter()
-    wrong: set[str] = set()
-    while fell.total() < kills:
+    the files that differ."""
+    trial, rng = trial_of(place, name), random.Random(f"{seed} {name}")
+    fell, wrong = 0, set[str]()
+    while fell < kills:
         folder = trial.fresh()
-        count = min(rng.randint(1, 4), kills - fell.total())
-        for life in trial.survive(folder, [trial.random_kill(rng) for _ in range(count)]):
-            if life.killed:
-                fell[life.events[-1][1]] += 1
+        blows = [trial.random_kill(rng) for _ in range(min(rng.randint(1, 4), kills - fell))]
+        fell += sum(life.killed for life in trial.survive(folder, blows))
         wrong.update(differences(trial.left, left_in(folder)))
         shutil.rmtree(folder)
-    return fell, wrong
-
-
-def main() -> None:
-    preload()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=4, help="of each case")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cases", nargs="+", default=list(cases()), help="or only these")
-    arguments = parser.parse_args()
-    failed = False
-    print("| case | kills | at | different in the end |\n|---|--:|---|---|")
-    for name in arguments.cases:
-        rng = random.Random(f"{arguments.seed} {name}")
-        with tempfile.TemporaryDirectory() as place:
-            fell, wrong = killed_at_random(trial_of(Path(place), name), arguments.kills, rng)
-        at = ", ".join(f"{change} ({times})" for change, times in fell.most_common())
-        different = ", ".join(sorted(wrong)) or "nothing"
-        print(f"| {name} | {fell.total()} | {at} | {different} |", flush=True)
-        failed |= bool(wrong)
-    sys.exit(int(failed))
-
-
-if __name__ == "__main__":
-    main()
+    return wrong

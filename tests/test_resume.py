@@ -1,7 +1,5 @@
 """A stage that was killed, interrupted or left without room goes on with the same command, and ends
 as if nothing had happened: weights bit by bit, logs, samples and verdicts.
-
-`python -m tests.killing` does the same at random moments, for as long as you like.
 """
 
 import contextlib
@@ -13,7 +11,17 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from killing import Blow, differences, ends_with, left_in, live, preload, trial_of
+from killing import (
+    Blow,
+    cases,
+    differences,
+    ends_with,
+    killed_at_random,
+    left_in,
+    live,
+    preload,
+    trial_of,
+)  # fmt: skip
 
 from data.common.locks import hold
 from data.recipe import load_recipe
@@ -22,6 +30,8 @@ from eval.answers.asker import Asker
 
 ROOT = Path(__file__).parents[1]
 
+#: How often each case is killed at random, where that is asked for.
+KILLS = int(os.environ.get("KILLS", "1"))
 pytestmark = pytest.mark.slow
 
 
@@ -30,7 +40,7 @@ def clean():
     """Calls a function in a process in which only one thread ever computed, as forking asks for."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=preload) as pool:
-        yield lambda work, *arguments: pool.submit(work, *arguments).result(300)
+        yield lambda work, *arguments: pool.submit(work, *arguments).result(300 * KILLS)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +166,12 @@ def test_verdicts_and_reports_are_the_same_wherever_they_were_killed(clean, plac
     lives, differ = clean(ends_with, place, "sampling, report, verdict", blows)
     assert [life.killed for life in lives] == [True] * 5 + [False]
     assert differ == []
+
+
+@pytest.mark.skipif(KILLS == 1, reason="KILLS=12 kills each case 12 times")
+@pytest.mark.parametrize("name", cases())
+def test_work_that_is_killed_at_random_ends_as_if_it_had_not_been(clean, place, name):
+    assert clean(killed_at_random, place, name, KILLS) == set()
 
 
 # --- two at once -----------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Going on after an interruption as if there had been none: what a checkpoint lacks for that.
 
 A stage that was killed goes on with the same command, and on the same machine it ends with the same
-weights, bit for bit, as one that ran through (``python -m tests.killing`` shows it). A checkpoint
-of transformers has the weights, the optimizer, the schedule and the state of every random
+weights, bit for bit, as one that ran through (``tests/test_resume.py``). A checkpoint of
+transformers has the weights, the optimizer, the schedule and the state of every random
 generator. Added here are
 
 - the order of GRPO's prompts from the second epoch on, and that of examples grouped by length;
