@@ -16,6 +16,7 @@ def dataset_card(
     trace: str,
     uses: Mapping[str, TierUse],
     digests: Mapping[str, str],
+    rows: str,
     floors: Mapping[str, PolicyFloors],
     largest_k: int,
 ) -> str:
@@ -25,6 +26,7 @@ def dataset_card(
         name: of the run.
         trace: what is said of the reasoning in gold answers.
         digests: of each split's fingerprints.
+        rows: a hash of all rows, by which `datasets` tells its copies of two runs apart.
         floors: by tier.
         largest_k: of the evaluation.
     """
@@ -40,6 +42,7 @@ def dataset_card(
         .read_text(encoding="utf-8")
         .format(
             name=name,
+            rows=rows,
             seed=seed,
             tiers=_table_rows(
                 (tier, *(str(getattr(use, split)) for split in SPLITS), _made_of(use))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from data.card import dataset_card
 from data.common.errors import run_main
-from data.common.files import Stage, write_json, write_jsonl, write_text
+from data.common.files import Stage, sha256, write_json, write_jsonl, write_text
 from data.common.seeds import seed_of
 from data.draw import draw_splits
 from data.policies import FLOOR_KS, PolicyFloors, floor
@@ -51,9 +51,11 @@ def run(recipe: Recipe, force: bool) -> None:
     floors = _floors(rows["test"], sorted({*FLOOR_KS, largest_k}))
     for split in SPLITS:
         write_jsonl(home.split(split), map(row_to_json, rows[split]))
+    written = hashlib.sha256("".join(sha256(home.split(s)) for s in SPLITS).encode()).hexdigest()
     write_json(home.floors, floors)
+    trace = _trace(recipe.data, rows)
     card = dataset_card(
-        recipe.run_name, recipe.seed, _trace(recipe.data, rows), uses, digests, floors, largest_k
+        recipe.run_name, recipe.seed, trace, uses, digests, written, floors, largest_k
     )
     write_text(home.data / "README.md", card)
     stage.finish(

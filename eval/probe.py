@@ -32,6 +32,7 @@ from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.model.load import model_inputs
+from rewards.parse import is_cut_off
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
 
@@ -48,10 +49,13 @@ def outcomes_of(
         answers[row["id"]].append(row)
     statuses, rewards, cut = [], [], []
     for name, problem in problems.items():
-        texts = [row["completion"] for row in answers[name]]
+        cut.append([is_cut_off(row.get("finish_reason")) for row in answers[name]])
+        texts = [
+            "" if lost else row["completion"]
+            for row, lost in zip(answers[name], cut[-1], strict=True)
+        ]
         statuses.append([verify_text(problem, text).status for text in texts])
         rewards.append(totals(reward, [problem] * len(texts), texts))
-        cut.append([row.get("finish_reason") == "length" for row in answers[name]])
     status = np.array(statuses, dtype=object)
     return Outcomes(
         optimal=status == Status.OPTIMAL,

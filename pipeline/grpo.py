@@ -16,7 +16,7 @@ from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row
-from pipeline.model.decode import answer_limit, prepare, reasoning_prefix
+from pipeline.model.decode import answer_limit, prepare, reasoning_prefix, stop_tokens
 from pipeline.train.loading import hold_adapters_whole
 from pipeline.train.settings import grpo_config
 from pipeline.train.trainer import run_trainer
@@ -37,11 +37,12 @@ def trainer_for(
     recipe = training.recipe
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     prepare(model)
+    stops = set(stop_tokens(model, tokenizer).tolist())
     args = grpo_config(recipe, output, answer_limit(tokenizer, rows))
     trainer = GRPOTrainer(
         model=model,
         args=args,
-        reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer))],
+        reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer), stops)],
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         # Unsloth's trainer draws by its own kernels.

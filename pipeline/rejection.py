@@ -115,7 +115,8 @@ def _draw_successes(
         seeds = [seed_of(recipe.seed, "rejection", training.arm, first, row["id"]) for row in here]
         texts = [render(tokenizer, row["prompt"]) for row in here]
         for i, group in sample(model, tokenizer, texts, answers, decoding, seeds, asking.rows):
-            for text in dict.fromkeys(prefix + one.completion for one in group):
+            ended = (prefix + one.completion for one in group if one.finish_reason == "stop")
+            for text in dict.fromkeys(ended):
                 if verify(here[i]["problem"], text).status == Status.OPTIMAL:
                     yield {"id": here[i]["id"], "completion": text}
 

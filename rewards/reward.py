@@ -11,14 +11,15 @@ answer to which no paid component applies: ``format`` applies to all of them.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from data.common.errors import require
+from data.common.errors import brief, require
 from data.common.fields import check_keys, nearest
 from data.problem import problem_from_text
 from data.sections import RewardSection
@@ -28,7 +29,7 @@ from rewards.verify import VALID, Status, Verdict, verify_text
 #: None where a component does not apply to a verdict; TRL counts it 0 in the sum and leaves it out
 #: of the mean that it logs.
 Component = Callable[[Verdict], float | None]
-#: As TRL calls it: completions, the dataset column ``problem`` (a JSON string), and more.
+#: As TRL calls it: completions, the dataset column ``problem`` (a JSON string or object), and more.
 RewardFunction = Callable[..., list[float | None]]
 
 _WORST_FIRST = tuple(reversed(Status))
@@ -139,19 +140,30 @@ def reward_weights(section: RewardSection) -> list[float]:
     return list(_all_weights(section).values())
 
 
-def reward_functions(section: RewardSection, prefix: str = "") -> list[RewardFunction]:
+def reward_functions(
+    section: RewardSection, prefix: str = "", stops: Collection[int] = ()
+) -> list[RewardFunction]:
     """TRL's reward functions, each of which it logs by its name and sums by its weight.
 
-    ``prefix`` is put before every completion: where a chat template opens ``<think>`` itself, the
-    model's text begins inside the reasoning, and the verifier must see that.
+    Args:
+        prefix: put before every completion: where a chat template opens the reasoning itself, the
+            model's text begins inside it, and the verifier must see that.
+        stops: the tokens that end an answer; without one of them it was cut off and is no answer.
     """
 
     def function(name: str) -> RewardFunction:
         def trl_reward(
-            completions: Sequence[Any], problem: Sequence[str], **_: Any
+            completions: Sequence[Any],
+            problem: Sequence[str | Mapping[str, Any]],
+            completion_ids: Sequence[Sequence[int]] = (),
+            **_: Any,
         ) -> list[float | None]:
             texts = [prefix + text_of(completion) for completion in completions]
-            return _FUNCTIONS[name](problem, texts)
+            for i, ids in enumerate(completion_ids if stops else ()):
+                if not ids or ids[-1] not in stops:
+                    texts[i] = ""
+            problems = [one if isinstance(one, str) else json.dumps(one) for one in problem]
+            return _FUNCTIONS[name](problems, texts)
 
         trl_reward.__name__ = name
         return trl_reward
@@ -171,9 +183,26 @@ def totals(
     ]
 
 
-def text_of(completion: str | Sequence[dict[str, str]]) -> str:
-    """The text of a completion as TRL hands it over: a string, or messages in a conversation."""
-    return completion if isinstance(completion, str) else completion[0]["content"]
+def text_of(completion: Any) -> str:
+    """The text of a completion: a string, or the model's last message in a conversation, whose
+    content may be parts of which the texts count.
+
+    Raises:
+        UserError: when it is neither.
+    """
+    if isinstance(completion, str):
+        return completion
+    turns = completion if isinstance(completion, list | tuple) else []
+    said = [turn for turn in turns if isinstance(turn, Mapping)]
+    said = [turn for turn in said if turn.get("role", "assistant") == "assistant"]
+    content = said[-1].get("content") if said else None
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        content = "".join(text for text in parts if isinstance(text, str))
+    if content is None and said:  # a call of a tool
+        return ""
+    require(isinstance(content, str), f"a text or a list of messages, not {brief(completion)}")
+    return str(content)
 
 
 def order(verdict: Verdict) -> tuple[int, float]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from data.event import Event, Schedule
 from data.problem import Problem, problem_from_text
 from data.solver import admits
-from rewards.parse import ParseFailure, parse
+from rewards.parse import ParseFailure, is_cut_off, parse, parse_leniently, plain_name
 
 
 class Status(StrEnum):
@@ -94,12 +94,36 @@ def verify_schedule(problem: Problem, schedule: Schedule) -> Verdict:
     return Verdict(status, (), objective, problem.optimum)
 
 
+def read(
+    problem: Problem, completion: str, finish_reason: str | None = None, lenient: bool = False
+) -> Schedule | ParseFailure:
+    """The schedule of an answer; none where it was cut off, whatever stands in it.
+
+    ``lenient`` reads a malformed answer too, and names that are spelt with other blanks.
+    """
+    if is_cut_off(finish_reason):
+        return ParseFailure.CUT_OFF
+    schedule = parse(completion)
+    known = problem.by_name
+    if not lenient or (isinstance(schedule, tuple) and all(e.name in known for e in schedule)):
+        return schedule
+    loose = parse_leniently(completion, ended=finish_reason is not None)
+    if isinstance(loose, ParseFailure):
+        return schedule
+    names = {plain_name(name): name for name in known}
+    return tuple(Event(e.start, e.end, names.get(e.name, e.name)) for e in loose)
+
+
+def unparsable(problem: Problem, failure: ParseFailure) -> Verdict:
+    assert problem.optimum
+    return Verdict(Status.UNPARSABLE, (failure.value,), 0, problem.optimum)
+
+
 def verify(problem: Problem, completion: str) -> Verdict:
     """Judge a completion with the plain checks, about 20 microseconds."""
     schedule = parse(completion)
     if isinstance(schedule, ParseFailure):
-        assert problem.optimum
-        return Verdict(Status.UNPARSABLE, (schedule.value,), 0, problem.optimum)
+        return unparsable(problem, schedule)
     return verify_schedule(problem, schedule)
 
 

@@ -208,7 +208,7 @@ def test_100_000_fuzzed_completions_survive_and_none_is_wrongly_called_optimal()
         met.update({violation.partition(":")[0] for violation in verdict.violations})
         if verdict.status is Status.OPTIMAL:
             assert is_optimal(problems[at], text), text
-    expected = {*Status, *ParseFailure, "unknown_event", "altered_time", "duplicate", "empty",
+    expected = {*Status, *ParseFailure} - {ParseFailure.CUT_OFF} | {"unknown_event", "altered_time", "duplicate", "empty",
                 "not_chronological", "overlap"}  # fmt: skip
     assert all(met[kind] >= 50 for kind in expected), met
 

@@ -12,8 +12,8 @@ from data.problem import Problem
 from data.run import VERDICTS, Run
 from eval.answers.files import AnswerPlace, Key, Layout, SampleRow, VerdictRow, read_answers
 from rewards import blog
-from rewards.parse import ParseFailure, parse, parse_leniently
-from rewards.verify import Verdict, confirm, verify
+from rewards.parse import ParseFailure
+from rewards.verify import confirm, read, unparsable
 
 #: Keys that a verdict copies from its sample, where the sample has them.
 _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
@@ -48,17 +48,11 @@ def score_rows(
         DisagreementError: when CP-SAT does not confirm a verdict.
     """
     for sample in samples:
-        verdict = _confirmed(problems[sample[key]], sample["completion"], lenient)
+        problem = problems[sample[key]]
+        answer = read(problem, sample["completion"], sample.get("finish_reason"), lenient)
+        failed = isinstance(answer, ParseFailure)
+        verdict = unparsable(problem, answer) if failed else confirm(problem, answer)
         yield cast(VerdictRow, {**_carried(sample), **verdict.to_json()})
-
-
-def _confirmed(problem: Problem, completion: str, lenient: bool) -> Verdict:
-    schedule = parse(completion)
-    if lenient and isinstance(schedule, ParseFailure):
-        schedule = parse_leniently(completion)
-    if isinstance(schedule, ParseFailure):
-        return verify(problem, completion)  # there is nothing for CP-SAT to confirm
-    return confirm(problem, schedule)
 
 
 def score_rows_as_published(

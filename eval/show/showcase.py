@@ -16,8 +16,8 @@ from typing import Any
 from data.common.seeds import seed_of
 from data.event import Event, Schedule
 from data.problem import Problem
-from rewards.parse import ParseFailure, parse, parse_leniently
-from rewards.verify import Status
+from rewards.parse import ParseFailure
+from rewards.verify import VALID, Status, read
 
 #: Most answers of one arm, tier and status, and of all together.
 PER_CELL, MOST = 6, 360
@@ -91,11 +91,12 @@ def choose_answers(
     )
 
 
-def _schedule(answer: Answer) -> Schedule:
+def _schedule(problem: Problem, answer: Answer) -> Schedule:
     """The schedule that was judged, empty where none could be read."""
-    parsed = parse(answer["completion"])
-    if isinstance(parsed, ParseFailure) and answer["status"] != Status.UNPARSABLE:
-        parsed = parse_leniently(answer["completion"])  # as its arm is read
+    text, reason, status = answer["completion"], answer.get("finish_reason"), answer["status"]
+    parsed = read(problem, text, reason)
+    if status in VALID or (status != Status.UNPARSABLE and isinstance(parsed, ParseFailure)):
+        parsed = read(problem, text, reason, lenient=True)  # its arm may be read so
     return () if isinstance(parsed, ParseFailure) else parsed
 
 
@@ -105,7 +106,7 @@ def drawn_problem(row: Mapping[str, Any]) -> dict[str, Any]:
     ``events`` are ``[name, start, end, weighted minutes, priority, in the gold answer]``.
     """
     problem: Problem = row["problem"]
-    best = frozenset(_schedule({"completion": row["gold"], "status": Status.OPTIMAL}))
+    best = frozenset(_schedule(problem, {"completion": row["gold"], "status": Status.OPTIMAL}))
     return {
         "id": row["id"],
         "tier": row["tier"],
@@ -127,7 +128,7 @@ def drawn_answer(problem: Problem, answer: Answer) -> dict[str, Any]:
     answered events that the problem does not have so: ``[name, start, end, what, overlapping,
     broken]``.
     """
-    answered = _schedule(answer)
+    answered = _schedule(problem, answer)
     # A hostile answer may list a hundred thousand events.
     schedule = answered[: 2 * len(problem.events)]
     violations = answer["violations"]

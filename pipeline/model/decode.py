@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.prompts import messages
 from data.rows import Row
+from rewards.parse import opened_reasoning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,12 +57,12 @@ def answer_limit(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> int
 
 
 def reasoning_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
-    """``<think>`` where the chat template opens the reasoning itself, else nothing.
+    """The mark of reasoning, such as ``<think>``, that the chat template opens itself, or nothing.
 
     Such a model's text begins inside the reasoning. Judged without the prefix, a draft in reasoning
     that was cut off would pass for the answer.
     """
-    return "<think>" if render(tokenizer, "").rstrip().endswith("<think>") else ""
+    return opened_reasoning(render(tokenizer, ""))
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:

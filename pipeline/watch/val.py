@@ -137,7 +137,8 @@ class Yardsticks:
             problem = row["problem"].text
             for one in group:
                 asked.append(problem)
-                texts.append(self.prefix + one.completion)
+                cut = one.finish_reason == "length"  # no answer, as in training
+                texts.append("" if cut else self.prefix + one.completion)
                 verdicts.append(verify(row["problem"], texts[-1]).status)
         paid = totals(self.reward, asked, texts)
         return {
