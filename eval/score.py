@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,9 +22,14 @@ from rich.console import Console
 
 from data.common.errors import UserError, run_main
 from data.common.files import write_jsonl
-from eval.answers.files import ProblemFile, SampleRow, VerdictRow, read_samples
+from data.policies import floor
+from data.problem import Problem
+from eval.answers.files import Key, Layout, ProblemFile, SampleRow, VerdictRow, read_samples
 from eval.answers.judge import PublishedRow, score_rows, score_rows_as_published
-from eval.show.tables import Sheet, print_sheets
+from eval.show.report_sheets import pass_sheet
+from eval.show.tables import Sheet, label, print_sheets
+from eval.stats.passk import ks_for
+from eval.stats.summary import summarise_arms
 from rewards.blog import BlogStatus
 from rewards.verify import Status
 
@@ -41,6 +47,58 @@ def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], meas
         [f"mean {measure}", *(f"{mean:.4f}" for mean in means)],
     ]
     return Sheet("Verdicts", ["status", *arms], rows, [])
+
+
+def pass_sheets(
+    problem_file: ProblemFile, problems: Mapping[Key, Problem], verdicts: Sequence[VerdictRow]
+) -> Iterator[Sheet]:
+    """pass@k of every arm beside blind guessing, tier by tier, on the problems that every arm
+    answered; k ends at the fewest answers to one of them."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for verdict in verdicts:
+        row = {**verdict, "id": str(verdict[problem_file.key])}
+        arms.setdefault(str(verdict.get("arm", "completions")), []).append(row)
+    counts = {arm: Counter(row["id"] for row in rows) for arm, rows in arms.items()}
+    tiers: dict[str, list[Key]] = {}
+    for name in problems:
+        tier = problem_file.records[name][1].get("tier", "all problems")
+        tiers.setdefault(str(tier), []).append(name)
+    for tier, names in tiers.items():
+        lacking = {arm: sum(not count[str(n)] for n in names) for arm, count in counts.items()}
+        notes = [
+            f"{lacks} of {len(names)} problems have no answer of {label(arm)}"
+            for arm, lacks in lacking.items()
+            if lacks
+        ]
+        common = [n for n in names if all(count[str(n)] for count in counts.values())]
+        shared = {str(name): tier for name in common}
+        if not shared:
+            yield Sheet(f"{tier}: no problem that every arm answered", [], [], notes)
+            continue
+        fewest = min(count[name] for count in counts.values() for name in shared)
+        report = summarise_arms(
+            tiers=[tier],
+            main="",
+            floors={tier: floor([problems[name] for name in common], ks_for(fewest))},
+            verdict_rows={
+                arm: [row for row in rows if row["id"] in shared] for arm, rows in arms.items()
+            },
+            problems_by_id=shared,
+            seed=0,
+            comparisons=(),
+            alike=False,
+        )
+        sheet = pass_sheet(report, tier)
+        yield replace(sheet, notes=[*sheet.notes, *notes])
+
+
+def _each_once(samples: Sequence[SampleRow], key: Layout) -> list[SampleRow]:
+    """Rows of the same problem, arm, number and text are one answer; without numbers all count."""
+    once: dict[tuple[str, ...], SampleRow] = {}
+    for place, row in enumerate(samples):
+        number = row.get("sample", f"row {place}")
+        once.setdefault((*map(str, (row[key], row.get("arm"), number)), row["completion"]), row)
+    return list(once.values())
 
 
 def _options() -> argparse.Namespace:
@@ -64,6 +122,9 @@ def _options() -> argparse.Namespace:
         default="ours",
         help="ours, confirmed by CP-SAT; or what the published evaluator would say of every row",
     )
+    parser.add_argument(
+        "--lenient", action="store_true", help="read malformed answers too, as far as can be"
+    )
     parser.add_argument("--out", type=Path, help="write one verdict a judged completion here")
     options = parser.parse_args()
     for given in (Path(options.problems), options.completions):
@@ -73,9 +134,10 @@ def _options() -> argparse.Namespace:
 
 
 def _judge(
-    problem_file: ProblemFile, samples: Sequence[SampleRow], console: Console
+    problem_file: ProblemFile, samples: Sequence[SampleRow], lenient: bool, console: Console
 ) -> list[VerdictRow]:
-    """Judge the samples of sound problems, and say which problems and how many are left out."""
+    """Judge the samples of sound problems, print what came out, and say which problems and how
+    many are left out."""
     problems, rejects = problem_file.problems()
     for reject in rejects:
         console.print(f"left out: {reject}", markup=False, soft_wrap=True)
@@ -85,21 +147,26 @@ def _judge(
         console.print(f"{note} them as published", soft_wrap=True)
     if not judged:
         raise UserError(f"all completions are of problems of {problem_file.source} left out")
-    return list(score_rows(problems, judged, problem_file.key))
+    verdicts = list(score_rows(problems, judged, problem_file.key, lenient))
+    print_sheets([summary(verdicts, Status, "ratio")], console)
+    print_sheets(pass_sheets(problem_file, problems, verdicts), console)
+    return verdicts
 
 
 def main() -> None:
     options = _options()
     console = Console(highlight=False)
     problem_file = ProblemFile(options.problems)
-    samples = read_samples(options.completions, problem_file)
+    rows = read_samples(options.completions, problem_file)
+    samples = _each_once(rows, problem_file.key)
+    if again := len(rows) - len(samples):
+        console.print(f"{again} lines repeat an answer, which counts once", soft_wrap=True)
     verdicts: Sequence[VerdictRow] | Sequence[PublishedRow]
     if options.judge == "blog":
         verdicts = list(score_rows_as_published(problem_file.rows(), samples, problem_file.key))
         print_sheets([summary(verdicts, BlogStatus, "score")], console)
     else:
-        verdicts = _judge(problem_file, samples, console)
-        print_sheets([summary(verdicts, Status, "ratio")], console)
+        verdicts = _judge(problem_file, samples, options.lenient, console)
     if options.out:
         write_jsonl(options.out, verdicts)
         console.print(f"{options.out}: {len(verdicts)} verdicts", markup=False, soft_wrap=True)

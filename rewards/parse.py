@@ -54,7 +54,7 @@ _TURN_ENDS = {
     )),
     "<|im_start|>user", "<|start_header_id|>user", "<|start|>user", "<start_of_turn>user",
     "<end_of_turn>", "<turn|>", "<eos>", "</s>", "<seed:eos>", "<｜end▁of▁sentence｜>",
-    "<｜User｜>", "[|endofturn|]", "[EOS]", "[INST]",
+    "<｜User｜>", "[|endofturn|]",
 }  # fmt: skip
 #: gpt-oss ends each message so, Phi its turn; another message may follow.
 _MESSAGE_END, _MESSAGE = "<|end|>", "<|start|>assistant"

@@ -20,10 +20,11 @@ from data.problem import Problem
 from data.prompts import prompt
 from data.rows import gold_answer, read_problems
 from data.rules import BASE_RULES
-from data.sections import SPLITS
+from data.sections import SPLITS, RewardSection
 from data.solver import UnprovenError
 from data.tiers import TIERS, Tier
 from rewards.parse import parse
+from rewards.reward import reward_functions
 from rewards.verify import Status, confirm, verify
 
 OUTPUTS = ("train.jsonl", "val.jsonl", "test.jsonl", "floors.json", "README.md")
@@ -193,6 +194,19 @@ def test_the_folder_is_a_dataset_for_the_datasets_library(made, tmp_path):
     assert {split: len(loaded[split]) for split in SPLITS} == {"train": 84, "val": 5, "test": 14}
     row = loaded["test"][0]
     assert Problem.from_json(row["problem"]).optimum == row["optimum"]
+    assert reward_functions(RewardSection())[0]([row["gold"]], [row["problem"]]) == [1]
+
+
+def test_a_folder_loads_its_own_rows_from_a_shared_cache_also_when_it_was_made_again(tmp_path):
+    import datasets
+
+    datasets.disable_progress_bars()
+    plain = {**SMALL["data"], "reasoning": "none"}
+    for content in (SMALL, {**SMALL, "name": "other", "seed": 8}, {**SMALL, "data": plain}):
+        folder = stage(tmp_path, content, force=True)
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+        golds = [row["gold"] for row in read_problems(folder / "test.jsonl")]
+        assert loaded["test"]["gold"] == golds
 
 
 # --- the same anywhere ---------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The parser: what it reads, what it calls the rest, how fast, and that nothing breaks it."""
 
 import random
+import re
 import time
 from collections import Counter
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ from data.problem import Problem
 from data.prompts import answer, narration, schedule_xml
 from data.solver import optimal_schedule
 from data.tiers import TIERS
-from rewards.parse import ParseFailure, parse, parse_leniently
+from rewards.parse import _MARK, ParseFailure, opened_reasoning, parse, parse_leniently, reopened
 from rewards.verify import Status, verify
 
 ART = "<event><name>Art</name><start>09:00</start><end>10:00</end></event>"
@@ -92,6 +93,13 @@ HOSTILE = {
     "gold over and over": fill(f"<think>so</think>{OPEN}{ART}{CLOSE}"),
     "junk after gold": fill("<event>", OPEN + ART + CLOSE),
     "zeros": fill("\0", OPEN, CLOSE),
+    "halves of special tokens": fill("<|"),
+    "messages": fill("<|end|><|start|>assistant"),
+    "comments without end": fill("<!--", ART),
+    "attributes": fill("name='a' ", "<event ", ">"),
+    "a number as an entity": fill("1", OPEN + "<event><name>&#", ";" + ART[16:]),
+    "blanks in a tag": fill(" ", "<", "event>"),
+    "closing tags": fill("</a>`", "<think>" + CLOSE, "x"),
     "lone surrogates": fill("\ud800", OPEN + "<event><name>", "</name>" + CLOSE),
 }
 
@@ -116,6 +124,7 @@ def test_a_megabyte_of_hostile_text_is_judged_in_no_time_and_in_few_words(shape)
     assert sum(map(len, verdict.violations)) < 10_000
     assert fastest(parse, text) < 0.1
     assert fastest(verify, day(), text) < 0.2
+    assert fastest(parse_leniently, text) < 0.5
 
 
 # --- fuzzing ---------------------------------------------------------------------------------
@@ -124,6 +133,7 @@ SOUP = (
     "<think>", "</think>", "<schedule>", "</schedule>", "<event>", "</event>", "<name>", "</name>",
     "<start>", "</start>", "<end>", "</end>", "<", ">", "/", "\n", " ", "\u00a0", "09:00", "24:00",
     "9:5", "٠٩:٠٠", "&amp;", "<!--", "```xml\n", "\0", "\ud800", "茶", "😀", "e\u0301", ART,
+    "<reasoning>", "</reasoning>", "[THINK]", "[/THINK]", "<|im_end|>",
 )  # fmt: skip
 
 
@@ -154,7 +164,8 @@ def mutate(rng: random.Random, text: str, other: str) -> str:
 
 def read_anew(completion: str) -> list[tuple[str, str, str]]:
     """The final schedule, read by an XML parser: another reader of the same form."""
-    final = completion.split("</think>")[-1]
+    turn = completion.split("<|im_end|>")[0]
+    final = re.split(r"</think>|</reasoning>|\[/THINK\]", turn)[-1]
     [_, rest] = final.split("<schedule>")
     body = rest.split("</schedule>")[0].replace("&", "&amp;")
     root = ElementTree.fromstring(f"<schedule>{body}</schedule>")
@@ -208,9 +219,10 @@ def test_100_000_fuzzed_completions_survive_and_none_is_wrongly_called_optimal()
         met.update({violation.partition(":")[0] for violation in verdict.violations})
         if verdict.status is Status.OPTIMAL:
             assert is_optimal(problems[at], text), text
-    expected = {*Status, *ParseFailure} - {ParseFailure.CUT_OFF} | {"unknown_event", "altered_time", "duplicate", "empty",
+    expected = {*Status, *ParseFailure, "unknown_event", "altered_time", "duplicate", "empty",
                 "not_chronological", "overlap"}  # fmt: skip
-    assert all(met[kind] >= 50 for kind in expected), met
+    few = {kind for kind in expected if met[kind] < 50}
+    assert few == {ParseFailure.CUT_OFF}, met  # no text says that of itself
 
 
 @settings(max_examples=1000)
@@ -220,7 +232,7 @@ def test_any_text_at_all_is_read_or_named(text):
 
 
 NAMES = st.text(st.characters(exclude_characters="<"), min_size=1).filter(
-    lambda name: name == name.strip()
+    lambda name: name == name.strip() and not _MARK.search(name)  # an event called [THINK]
 )
 
 
@@ -232,32 +244,104 @@ def test_whatever_is_rendered_is_read_back(items):
     assert parse(answer(schedule, "because")) == schedule
 
 
-# --- reading what can be read --------------------------------------------------------------
+# --- reasoning by other marks, and the end of a turn ------------------------------------------
+
+GOLD, DRAFT = (schedule_xml(events) for events in (day().events[:2], day().events[2:3]))
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "text",
     [
-        ("<schedule>\n", ""),
-        ("</schedule>", ""),
-        ("</event>", "</event> and then "),
-        ("<schedule>", "<schedule>\n</schedule>\n<schedule>"),
+        f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>"
+        f"{GOLD}<|return|>",
+        f"analysisMaybe {DRAFT}assistantfinal{GOLD}",
+        f"<reasoning>{DRAFT}</reasoning>{GOLD}</s>",
+        f"<thinking>{DRAFT}</think>{DRAFT}</thinking>{GOLD}",
+        f"[THINK]{DRAFT}[/THINK]{GOLD}",
+        f"{DRAFT}◁/think▷{GOLD}",  # opened by the template
+        f"<seed:think>{DRAFT}</seed:think>{GOLD}<seed:eos>",
+        f"<|channel>thought\n{DRAFT}<channel|>{GOLD}<turn|>",
+        f"<|START_THINKING|>{DRAFT}<|END_THINKING|>{GOLD}<|END_OF_TURN_TOKEN|>",
+        f"{GOLD}<|im_end|>\n<|im_start|>user\nAgain<|im_end|>\n<|im_start|>assistant\n{DRAFT}",
+        f"<|im_start|>assistant\n{GOLD}<|end|><|user|>{DRAFT}",
     ],
 )
-def test_a_lenient_reader_reads_what_the_strict_one_refuses(old, new):
-    text = schedule_xml(day().events[:2])
-    spoilt = text.replace(old, new)
-    assert isinstance(parse(spoilt), ParseFailure)
-    assert parse_leniently(spoilt) == parse_leniently(text) == day().events[:2]
+def test_the_answer_is_what_follows_the_reasoning_of_any_model_in_its_own_turn(text):
+    assert parse(text) == parse_leniently(text) == day().events[:2]
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        "<reasoning>",
+        "[THINK]",
+        "◁think▷",
+        "<|channel|>analysis<|message|>",
+        "analysisSo ",
+        "<think>",
+    ],
+)
+def test_reasoning_that_never_closes_is_no_answer_unless_leniently_a_schedule_ends_it(opened):
+    cut, whole = f"{opened}{GOLD}\nNow check", f"{opened}{GOLD}\n```\n"
+    assert parse(cut) == parse(whole) == parse_leniently(cut) == "unterminated_reasoning"
+    assert parse_leniently(whole) == parse_leniently(cut, ended=True) == day().events[:2]
+    assert opened_reasoning(f"user: plan\n{opened}\n") == ("" if "So" in opened else opened.replace(
+        "<|message|>", ""))  # fmt: skip
+    assert parse(reopened(GOLD)) == "unterminated_reasoning"
+    assert parse(reopened(f"{DRAFT}[/THINK]{GOLD}")) == day().events[:2]
+
+
+# --- reading what can be read --------------------------------------------------------------
+
+
+def replaced(*pairs: tuple[str, str]) -> str:
+    text = GOLD
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        replaced(("<schedule>\n", "")),
+        replaced(("</schedule>", "")),
+        replaced(("</event>", "</event> and then ")),
+        replaced(("</event>\n", "\n")),
+        replaced(("</name>", "")),
+        replaced(("<schedule>", "<schedule>\n</schedule>\n<schedule>")),
+        f"{DRAFT} or rather {GOLD}",
+        replaced(("</schedule>", f"<!-- not {DRAFT} --></schedule>")),
+        replaced(("<start>", "<!-- when --><start>")),
+        replaced(("schedule>", "SCHEDULE>"), ("event>", "Event >"), ("<name", "< Name")),
+        replaced(("<event>", '<event id="1">'), ("<schedule>", "<schedule date='today'>")),
+        replaced(("</event>", "<priority>1</priority></event>"), ("<event>", "<event><id>1</id>")),
+        "<event name='Art' start='9:00' end='10 AM'/><Event name=\"Band\" start=\"09:30\" "
+        'end="11:00"></Event>',
+        replaced(("09:00", "9:00"), ("10:00", "10:00:00")),
+        replaced(("09:00", "9:00 AM"), ("10:00", "10\u202fa.m."), ("11:00", "11：00")),
+        replaced(("Art", "<![CDATA[Art]]>"), ("Band", "\u200bBand\u00a0")),
+        replaced(("Art", "**Art**"), ("Band", "&#66;and")),
+        replaced(("<", "&lt;"), (">", "&gt;")),
+        replaced(("\n", "\u3000\ufeff")),
+    ],
+)
+def test_a_lenient_reader_reads_what_the_strict_one_refuses(text):
+    assert parse(text) != parse_leniently(text) == parse_leniently(GOLD) == day().events[:2]
 
 
 @pytest.mark.parametrize(
     ("text", "failure"),
     [
         ("no answer", ParseFailure.NO_SCHEDULE),
+        (f"<think>{GOLD}</think>As above.", ParseFailure.NO_SCHEDULE),
         (ART[:-8], ParseFailure.MALFORMED_EVENT),
-        (ART.replace("09:00", "9"), ParseFailure.MALFORMED_TIME),
-        (f"<think>{ART}", ParseFailure.UNTERMINATED_REASONING),
+        (ART.replace("<name>", "<name>Band</name><name>"), ParseFailure.MALFORMED_EVENT),
+        *(
+            (ART.replace("09:00", time), ParseFailure.MALFORMED_TIME)
+            for time in ("9", "09:00:30", "25:00", "13:00 AM", "0９:00", "-9:00")
+        ),
     ],
 )
 def test_what_a_lenient_reader_cannot_read_has_a_name_too(text, failure):

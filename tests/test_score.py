@@ -99,6 +99,58 @@ def test_completions_of_both_layouts_get_one_verdict_each_in_order_from_either_j
     ]  # fmt: skip
 
 
+def test_cut_off_answers_are_none_and_malformed_ones_are_read_leniently_only(run):
+    gold = xml(BAND, CHESS)
+    samples = [
+        {"completion": gold, "finish_reason": "length"},
+        {"completion": gold, "stop_reason": "max_tokens"},
+        {"completion": f"{gold} hmm", "reasoning_opened_by_template": True},
+        {"completion": gold, "reasoning_opened_by_template": True},
+        {"completion": gold.replace("Band", "&#66;and\u00a0").replace("09:30", "9:30")},
+        {"completion": gold.replace("<event>", "<event id='1'>"), "finish_reason": "stop"},
+    ]
+    for options, wanted in ((), []), (("--lenient",), ["optimal"] * 3):
+        verdicts, _ = run([ROW], [{"index": 0, **sample} for sample in samples], *options)
+        statuses = [row["status"] for row in verdicts]
+        assert statuses == ["unparsable"] * (6 - len(wanted)) + wanted
+    assert verdicts[0]["violations"] == ["cut_off"]
+
+
+def test_rows_without_an_index_count_from_0_in_each_arm_and_messages_are_answers(run):
+    rows = [{key: value for key, value in ROW.items() if key != "index"}] * 2
+    turns = [
+        {"role": "user", "content": xml(ART)},
+        {"role": "assistant", "content": [{"type": "text", "text": xml(BAND, CHESS)}]},
+    ]
+    samples = [{"arm": arm, "completion": turns} for arm in "aabb"]
+    verdicts, _ = run(rows, samples)
+    assert [(row["index"], row["status"]) for row in verdicts] == [
+        (0, "optimal"),
+        (1, "optimal"),
+    ] * 2
+    with pytest.raises(
+        UserError, match=r'c\.jsonl:3: .* no problem of index 2; a right line: {"in'
+    ):
+        run(rows, [{"completion": turns}] * 3)
+
+
+def test_pass_at_k_stands_beside_guessing_by_tier_and_says_what_is_lacking_or_doubled(run):
+    problems = [{**OURS, "id": f"p{i}", "tier": "easy" if i < 3 else "hard"} for i in range(4)]
+    name = "a-model-by-the-name-of/" + "x" * 90
+    samples = [
+        {"id": f"p{i}", "arm": name, "sample": k, "completion": xml(BAND, CHESS) if k else "?"}
+        for i in range(2)
+        for k in range(4)
+    ]
+    verdicts, printed = run(problems, [*samples, samples[-1]])
+    assert len(verdicts) == 8
+    assert "1 lines repeat" in printed
+    for said in ("easy: pass@k", " 75.0 [", "100.0 [", "random maximal", "1 of 3 problems",
+                 "hard: no problem", "2 problems x 4 samples", "x" * 20):  # fmt: skip
+        assert said in printed
+    assert max(map(len, printed.split("Floors")[0].splitlines())) <= 100
+
+
 def test_completions_of_an_unsound_row_are_skipped_counted_and_left_to_the_published_judge(run):
     samples = [{"index": i, "completion": xml(*LATE["events"])} for i in (1, 0, 1)]
     verdicts, printed = run([ROW, LATE], samples)
@@ -113,7 +165,7 @@ def test_completions_of_an_unsound_row_are_skipped_counted_and_left_to_the_publi
 
 def test_judging_needs_no_torch():
     files = ["--problems", "problems.jsonl", "--completions", "completions.jsonl"]
-    code = "import sys; sys.modules['torch'] = None; from eval.score import main; main()"
+    code = "import sys; from eval.score import main; main(); assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code, *files],
         cwd=ROOT / "docs" / "example",

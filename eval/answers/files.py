@@ -17,6 +17,8 @@ from data.run import VERDICTS
 from data.sections import EvalSection
 from data.solver import prove
 from rewards import blog
+from rewards.parse import reopened
+from rewards.reward import text_of
 from rewards.verify import Status
 
 #: The key that names a problem, in our layout or the published one, and its values.
@@ -59,6 +61,14 @@ class VerdictRow(AnswerPlace):
 class AnsweredRow(SampleRow, VerdictRow):
     """One answer with its verdict."""
 
+
+#: A right line of completions, by the layout of their problems.
+_RIGHT = {
+    key: f'{{"{key}": {name}, "completion": "<think>…</think><schedule>…</schedule>"}}'
+    for key, name in (("id", '"test-dense-00000"'), ("index", "0"))
+}
+#: How servers call the reason why an answer ended.
+_REASONS = ("finish_reason", "stop_reason", "done_reason")
 
 _TEXT = Limit(lambda value: isinstance(value, str), "a text")
 _WHOLE = Limit(lambda value: type(value) is int, "a whole number")
@@ -171,6 +181,8 @@ class ProblemFile:
         for where, record in read_rows(source):
             if not self.records:
                 self.key = "id" if "problem" in record else "index"
+            if self.key == "index":
+                record = {"index": len(self.records), **record}
             name = _named(record, self.key, where, "a problem")
             if name in self.records:
                 first, _ = self.records[name]
@@ -211,28 +223,43 @@ def _our_problem(where: str, record: Mapping[str, Any]) -> Problem:
     return problem
 
 
-def _named(record: Mapping[str, Any], key: Layout, where: str, what: str) -> Key:
+def _named(record: Mapping[str, Any], key: Layout, where: str, what: str, right: str = "") -> Key:
     """The name that a record gives its problem; UserError when it gives none."""
     kind, words = (str, "a text") if key == "id" else (int, "a whole number")
     name = record.get(key)
-    require(type(name) is kind, f'{where}: {what} needs "{key}", {words}, not {brief(name)}')
+    require(type(name) is kind, f'{where}: {what} needs "{key}", {words}, not {brief(name)}{right}')
     return cast(Key, name)
 
 
 def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
     """Completions of the problems of a file, in order.
 
+    Where the problems count from 0, so do an arm's completions that do not name theirs.
+    Conversations become their answer, and reasoning that the template opened is opened.
+
     Raises:
-        UserError: naming the line, when a key is missing or its problem unknown.
+        UserError: naming the line, and showing a right one, when a key is missing or its problem
+            unknown.
     """
     samples, key, source = [], problem_file.key, problem_file.source
-    for number, sample in read_jsonl(path):
+    count: Counter[object] = Counter()
+    for number, row in read_jsonl(path):
         where, what = f"{path}:{number}", f"a completion of {source}"
-        name = _named(sample, key, where, what)
-        unknown = f"{where}: {source} has no problem of {key} {brief(name)}"
+        right = f"; a right line: {_RIGHT[key]}"
+        arm = brief(row.get("arm"))
+        sample = {"index": count[arm], **row} if key == "index" else dict(row)
+        count[arm] += 1
+        name = _named(sample, key, where, what, right)
+        unknown = f"{where}: {source} has no problem of {key} {brief(name)}{right}"
         require(name in problem_file.records, unknown)
-        is_text = isinstance(sample.get("completion"), str)
-        require(is_text, f'{where}: {what} needs "completion", a text')
+        try:
+            text = text_of(sample.get("completion"))
+        except UserError as error:
+            raise UserError(f'{where}: {what} needs "completion", {error}{right}') from None
+        if sample.get("reasoning_opened_by_template") is True:
+            text = reopened(text)
+        reason = next((row[name] for name in _REASONS if isinstance(row.get(name), str)), None)
+        sample |= {"completion": text} | ({"finish_reason": reason} if reason else {})
         samples.append(cast(SampleRow, sample))
     require(samples, f"{path} holds no completion")
     return samples

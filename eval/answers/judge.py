@@ -50,8 +50,11 @@ def score_rows(
     for sample in samples:
         problem = problems[sample[key]]
         answer = read(problem, sample["completion"], sample.get("finish_reason"), lenient)
-        failed = isinstance(answer, ParseFailure)
-        verdict = unparsable(problem, answer) if failed else confirm(problem, answer)
+        verdict = (
+            unparsable(problem, answer)
+            if isinstance(answer, ParseFailure)
+            else confirm(problem, answer)
+        )
         yield cast(VerdictRow, {**_carried(sample), **verdict.to_json()})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from data.common.console import WIDTH
 
+#: Characters of a heading on a line: an arm may be called by a long path.
+HEADING = 24
 _LABELS = {"sft": "SFT", "grpo": "GRPO"}
 
 
@@ -38,12 +41,11 @@ def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:
     width = min(console.width, WIDTH)
     for sheet in sheets:
         console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
-        for columns in _column_groups(sheet, width):
+        for columns in _column_groups(sheet, width) if sheet.rows else ():
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
             for column in columns:
-                table.add_column(
-                    sheet.columns[column], justify="right" if column else "left", no_wrap=True
-                )
+                heading = "\n".join(wrap(sheet.columns[column], HEADING))
+                table.add_column(heading, justify="right" if column else "left", no_wrap=True)
             for row in sheet.rows:
                 table.add_row(*(row[column] for column in columns))
             console.print(table, markup=False)
@@ -53,8 +55,10 @@ def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:
 
 def _column_groups(sheet: Sheet, width: int) -> Iterator[list[int]]:
     """Columns in groups that fit ``width``, the first column leading each."""
-    cells = [sheet.columns, *sheet.rows]
-    needed = [max(len(row[i]) for row in cells) + 3 for i in range(len(sheet.columns))]
+    needed = [
+        max(min(HEADING, len(name)), *(len(row[i]) for row in sheet.rows), 0) + 3
+        for i, name in enumerate(sheet.columns)
+    ]
     group = [0]
     for i in range(1, len(needed)):
         if len(group) > 1 and sum(needed[j] for j in [*group, i]) > width:

@@ -114,6 +114,7 @@ def summarise_arms(
     seed: int,
     comparisons: Sequence[tuple[str, str]],
     resamples: int = RESAMPLES,
+    alike: bool = True,
 ) -> dict[str, object]:
     """The content of ``report.json``.
 
@@ -124,6 +125,8 @@ def summarise_arms(
         problems_by_id: the tier of each problem asked.
         seed: the recipe's; each tier's resampling is hashed from it.
         comparisons: tuned arm and reference; reported where both are there.
+        alike: whether all problems must have equally many samples of every arm; else each needs
+            one, and k ends at the fewest.
 
     Raises:
         UserError: when an arm's problems or samples are not those of the others.
@@ -131,7 +134,8 @@ def summarise_arms(
     tier_of = np.array(list(problems_by_id.values()))
     shown = sorted(tiers, key=lambda tier: tier != main)
     tallies = {arm: tally(rows, problems_by_id) for arm, rows in verdict_rows.items()}
-    check_alike(tallies, problems_by_id, shown)
+    if alike:
+        check_alike(tallies, problems_by_id, shown)
     return {
         "success": str(Status.OPTIMAL),
         "interval": f"{100 * LEVEL:.0f} % interval, problems resampled {resamples:,} times",
@@ -159,13 +163,14 @@ def _tier_summary(
     comparisons: Sequence[tuple[str, str]],
 ) -> dict[str, object]:
     """Everything about one tier, whose problems are at ``here``."""
-    n = int(next(iter(tallies.values())).samples[here[0]])
+    n = min(int(t.samples[here].min()) for t in tallies.values())
     ks = ks_for(n)
     columns = np.array(ks) - 1
     # One set of indices for all arms: the differences between them are paired.
     rng = np.random.default_rng(seed_of(seed, "report", tier))
     indices = bootstrap_indices(len(here), resamples, rng)
-    curves = {arm: pass_at_k(n, t.optimal[here], np.arange(1, n + 1)) for arm, t in tallies.items()}
+    tries = np.arange(1, n + 1)
+    curves = {arm: pass_at_k(t.samples[here], t.optimal[here], tries) for arm, t in tallies.items()}
     at_ks = {arm: curve[:, columns] for arm, curve in curves.items()}
     return {
         "problems": len(here),
@@ -173,7 +178,7 @@ def _tier_summary(
         "ks": list(ks),
         "arms": {
             arm: {
-                "answers": len(here) * n,
+                "answers": int(tally.samples[here].sum()),
                 "pass_at_k": by_name(ks, mean_interval(at_ks[arm], indices, LEVEL)),
                 **_answer_rates(tally, here, indices),
                 **_counts(tally.totals[tier]),
