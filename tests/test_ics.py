@@ -1,7 +1,9 @@
 """Calendars as Google, Outlook and Apple export them, and what their events become."""
 
+import io
 import json
 import time
+import zipfile
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -152,6 +154,27 @@ def test_an_unknown_zone_is_said_and_its_times_stand():
     assert any("Mars/Olympus is unknown" in note for note in notes(text))
 
 
+@pytest.mark.parametrize(
+    ("zone", "hour"),
+    [("+02:00", 7), ("UTC+2", 7), ("GMT-0330", 12), ('"UTC+05:30"', 3), ("Z", 9),
+     ("+02:00;X-A=B", 7), ("tzone://Microsoft/Utc", 9)],
+)  # fmt: skip
+def test_a_zone_may_be_spelt_as_an_offset(zone, hour):
+    text = calendar(
+        f"DTSTART;TZID={zone}:20260302T090000 DURATION:PT1H RRULE:FREQ=DAILY "
+        f"EXDATE;TZID={zone}:20260303T090000 SUMMARY:A"
+    )
+    assert entries(text, "2026-03-02", "UTC")[0].startswith(f"{hour:02}:")
+    assert not asked(text, "2026-03-03")
+
+
+def test_an_offset_may_stand_behind_the_time_or_be_asked_for():
+    text = calendar("DTSTART:20260302T090000-0300 DTEND:20260302T100000-03:00 SUMMARY:A")
+    named = text.replace("DTSTART", "DTSTART;TZID=America/Sao_Paulo")
+    assert entries(text, zone="UTC") == entries(named, zone="UTC") == ["12:00-13:00 A"]
+    assert entries(text, zone="+05:30") == ["17:30-18:30 A"]
+
+
 @pytest.mark.parametrize("zone", ["Europe", "../../etc/passwd", "Europe/Berln", "x" * 5000, ""])
 def test_a_zone_that_is_none_is_refused(zone):
     assert refusal(daily(), zone=zone).startswith("--timezone: ")
@@ -205,6 +228,10 @@ def asked(text: str, day: str) -> bool:
         ("DTSTART:20260302T090010 DTEND:20260302T090050", "without length"),
         ("DTSTART;VALUE=DATE:20260228 DTEND;VALUE=DATE:20260305", "all-day"),
         ("DTSTART:20260302T090000 DURATION:PT9H TRANSP:TRANSPARENT", "free"),
+        (
+            "DTSTART:20260302T090000 DURATION:PT9H X-MICROSOFT-CDO-BUSYSTATUS:WORKINGELSEWHERE",
+            "working elsewhere",
+        ),
         ("DTSTART:20260228T090000 DTEND:20260303T080000", "over midnight"),
         ("DTSTART:20260302T090000 DURATION:PT1H STATUS:CANCELLED", "cancelled"),
         *(
@@ -229,6 +256,51 @@ def test_what_is_no_event_of_the_day_is_left_out_with_its_reason(event, reason):
     assert entries(text, "2026-03-02") == ["11:00-12:00 B"]
     assert f"Left out, {reason}: A." in notes(text, "2026-03-02")
     assert ": A" in refusal(calendar(f"{event} SUMMARY:A"), "2026-03-02")
+
+
+def test_a_broken_part_that_no_time_hangs_on_is_left_out_alone_and_named():
+    broken = (
+        "BEGIN:VTODO\nDUE:tomorrow\nSUMMARY:Milk\nEND:VTODO\n"
+        "BEGIN:VTIMEZONE\nTZID:Europe/Berlin\nTZID:Berlin\nEND:VTIMEZONE\n"
+    )
+    alarm = "BEGIN:VALARM TRIGGER: END:VALARM PRIORITY:high SEQUENCE:one GEO:here no-colon"
+    text = calendar(berlin("20260302", "0900", "1000", alarm), head=broken)
+    assert entries(text, "2026-03-02") == ["09:00-10:00 A"]
+    [said] = [note for note in notes(text) if note.startswith("Left out")]
+    for part in ("a to-do Milk", "a time zone", "an alarm", "PRIORITY of A", "and 2 more"):
+        assert part in said
+
+
+def test_an_override_that_repeats_its_rule_holds_for_one_day_or_for_all_that_follow():
+    rule = "RRULE:FREQ=DAILY;COUNT=4"
+    for ranged, moved in (("", [4]), (";RANGE=THISANDFUTURE", [4, 5])):
+        override = berlin(
+            "20260304", "1300", "1400", rule,
+            f"RECURRENCE-ID{ranged};TZID=Europe/Berlin:20260304T090000", name="B",
+        )  # fmt: skip
+        text = calendar(berlin("20260302", "0900", "1000", rule), override).replace(
+            "UID:1", "UID:0"
+        )
+        assert {day: entries(text, f"2026-03-0{day}") for day in (3, 4, 5)} == {
+            day: ["13:00-14:00 B" if day in moved else "09:00-10:00 A"] for day in (3, 4, 5)
+        }
+        assert not asked(text, "2026-03-06")
+
+
+def test_a_zip_of_calendars_is_read_as_google_exports_it():
+    def zipped(**files: str) -> bytes:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in files.items():
+                archive.writestr(name.replace("_", "."), text)
+        return packed.getvalue()
+
+    other = calendar(berlin("20260302", "1100", "1200", name="B")).replace("UID:0", "UID:x")
+    found = read_day(zipped(jo_ics="\ufeff" + daily(), club_ics=other), "c.zip")
+    assert [event.name for event in found.problem.events] == ["A", "B"]
+    for broken in (zipped(a_txt="x"), zipped(a_ics=other)[:-9], b"PK\x03\x04"):
+        with pytest.raises(UserError, match=r"^c\.zip is a .*zip"):
+            read_day(broken, "c.zip")
 
 
 def test_a_day_without_events_names_the_nearest_that_have_some():

@@ -7,7 +7,7 @@ Its content decides which of these it is, not the file's name:
   those that begin with ``#`` are passed over.
 * JSON: a list of ``{"name", "start", "end", "priority"}``, or a problem of ours
   (``data.problem``), alone or as a row of a run's data.
-* an iCalendar file, of which one day is taken.
+* an iCalendar file, or a zip of some as Google exports it, of which one day is taken.
 
 Problem names must differ and hold no ``<``, ``>`` or line break. A name that does not fit is
 changed, and a note says so: angle brackets become ``‹`` and ``›`` (so no name can spell a tag or a
@@ -19,12 +19,16 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from io import BytesIO
+from zipfile import BadZipFile, ZipFile
 
 from data.clock import DAY
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.common.fields import nearest
 from data.event import Event, Schedule
 from data.problem import Problem
@@ -34,6 +38,8 @@ from eval.day.ics import read_calendar
 
 #: Deterministic time for the proof of one day (``DayModel.solve``), about half a minute at most.
 _EFFORT = 30.0
+#: Bytes of the calendars in a zip.
+_MOST_UNZIPPED = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ def read_day(
     Raises:
         UserError: one sentence, when it cannot be read or holds no event that can be asked.
     """
+    if content.startswith(b"PK\x03\x04"):
+        content = _unzipped(content, source)
     if b"BEGIN:" in content:  # a calendar's lines may be folded in the middle of a letter
         content = re.sub(rb"\r?\n[ \t]", b"", content)
     text = _decoded(content, source)
@@ -73,6 +81,23 @@ def read_day(
         return _day_of_json(text, source, priorities)
     typed = (typed_entry(line, f"{source}:{n}") for n, line in enumerate(text.splitlines(), 1))
     return day_of([entry for entry in typed if entry], source, priorities)
+
+
+def _unzipped(content: bytes, source: str) -> bytes:
+    """All calendars of a zip, as Google exports them, one behind the other."""
+    try:
+        with ZipFile(BytesIO(content)) as archive:
+            files = [one for one in archive.infolist() if one.filename.lower().endswith(".ics")]
+            require(files, f"{source} is a zip without a calendar (.ics) in it")
+            large = sum(one.file_size for one in files) > _MOST_UNZIPPED
+            require(
+                not large, f"{source} holds too much for a calendar; unzip it and name one file"
+            )
+            return b"\n".join(archive.read(one).removeprefix(BOM_UTF8) for one in files)
+    except (BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{source} is a broken or locked zip ({error}); unzip it and name a file"
+        ) from None
 
 
 def _decoded(content: bytes, source: str) -> str:

@@ -7,13 +7,15 @@ cancelled. What becomes of an event:
 * Times are those of one zone: the one asked for, else the calendar's ``X-WR-TIMEZONE``, else the
   zone that most events name, else UTC. Floating times are taken as they stand.
 * Events that take no hours from the others are left out: all-day and free ones
-  (``TRANSP:TRANSPARENT``), cancelled ones, those without length.
+  (``TRANSP:TRANSPARENT``, Outlook's free and working elsewhere), cancelled ones, those without
+  length.
 * Events over midnight are left out, not clipped. Their worth is that of the whole, and who takes
   the part of this day takes the other one with it. One that ends at midnight is of this day alone.
 * Events during which the clocks change are left out: their length on the clock is not their length.
 * ``PRIORITY`` 1 to 4, which RFC 5545 calls high, marks a priority. Seconds are cut off.
 
-Whatever is left out is named in a sentence.
+Whatever is left out is named in a sentence: a broken alarm, to-do, zone or property too, without
+the event that it belongs to, unless that is its times.
 """
 
 from __future__ import annotations
@@ -49,10 +51,30 @@ _NONSENSE = (
 )
 _UNREADABLE = "as it cannot be read"
 _IN_LINES = re.MULTILINE | re.DOTALL | re.IGNORECASE
-_ALARM, _ZONE, _EVENT = (
-    re.compile(rf"^BEGIN:{kind}\s*$.*?^END:{kind}\s*$", _IN_LINES)
-    for kind in ("VALARM", "VTIMEZONE", "VEVENT")
+_BLOCKS = {
+    kind: re.compile(rf"^BEGIN:{kind}\s*$.*?^END:{kind}\s*$", _IN_LINES)
+    for kind in ("VTIMEZONE", "VALARM", "VTODO", "VFREEBUSY", "VJOURNAL", "VEVENT")
+}
+#: What is no event, as it is named where it is broken.
+_PARTS = {
+    "VTIMEZONE": "a time zone", "VALARM": "an alarm", "VTODO": "a to-do",
+    "VFREEBUSY": "free/busy times", "VJOURNAL": "a journal entry",
+}  # fmt: skip
+#: Properties without which an event cannot be placed.
+_TIMES = {"DTSTART", "DTEND", "DURATION", "RRULE", "RDATE", "EXDATE", "RECURRENCE-ID"}
+#: Outlook's words for times that are free.
+_BUSY = {"FREE": "free", "WORKINGELSEWHERE": "working elsewhere"}
+#: A date property whose zone has colons and lacks quotes; one whose offset stands behind the time.
+_TIME_LINE = rf"^({'|'.join(_TIMES)})([^:\"\n]*?)"
+_UNQUOTED = re.compile(
+    rf'{_TIME_LINE};TZID=([^";\n]*:[^";\n]*)(?=(?:;[^:\n]*)?:[\dTZ,/PWDHMS]+\s*$)', re.MULTILINE
 )
+_BEHIND = re.compile(
+    rf"{_TIME_LINE}(?:;TZID=[^:;\n]*)?:(\d{{8}}T\d{{6}})([+-]\d\d:?\d\d)\s*$", re.MULTILINE
+)
+#: Zones that are spelt as an offset from UTC.
+_OFFSET = re.compile(r"(?:UTC|GMT)?\s?([+-])(\d\d?):?([0-5]\d)?|Z|tzone://Microsoft/Utc", re.I)
+_LABEL = re.compile(r'TZID="([^"\n]*)"|TZID=([^":;\n]*)|^X-WR-TIMEZONE[^:\n]*:(.*)$', re.MULTILINE)
 
 #: Why events are left out: to each reason their names.
 LeftOut = defaultdict[str, dict[str, None]]
@@ -78,7 +100,9 @@ def read_calendar(
     if not text.rstrip().upper().endswith("END:VCALENDAR"):
         raise UserError(f"{source} is a broken calendar (its end is missing); export it again")
     left_out: LeftOut = defaultdict(dict)
-    series = _all_series(text, left_out)
+    text = _BEHIND.sub(r'\1\2;TZID="\4":\3', text)
+    text = _UNQUOTED.sub(r'\1\2;TZID="\3"', text)
+    series = _all_series(text, left_out, zone_name)
     if not series and not left_out:
         raise UserError(f"{source} is a calendar without events")
     zone, notes = _zone(text, [event for one in series for event in one], zone_name)
@@ -102,22 +126,47 @@ def read_calendar(
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _all_series(text: str, left_out: LeftOut) -> list[Series]:
-    """The events of a file, those of one UID together; its zones are known to ``tzp`` then."""
+def _all_series(text: str, left_out: LeftOut, zone_name: str | None) -> list[Series]:
+    """The events of a file, those of one UID together; its zones are known to ``tzp`` then, and
+    all that are spelt as an offset."""
     tzp.use_default()  # forgets the zones of calendars read before
-    for block in _ZONE.findall(text):
-        with suppress(*_NONSENSE):  # the zone may be known by its name
-            Component.from_ical(block)
+    for kind, what in _PARTS.items():
+        for block in _BLOCKS[kind].findall(text):
+            try:  # a zone may be known by its name all the same
+                Component.from_ical(block)
+            except _NONSENSE:
+                left_out[_UNREADABLE][f"{what} {_summary(block)}".rstrip()] = None
+    for label in {zone_name or "", *("".join(found).strip() for found in _LABEL.findall(text))}:
+        if (offset := _OFFSET.fullmatch(label)) and not _zone_named(label):
+            _fix_zone(label, offset)
     together: defaultdict[str, list[Event]] = defaultdict(list)
-    for number, block in enumerate(_EVENT.findall(text)):
+    for number, block in enumerate(_BLOCKS["VEVENT"].findall(text)):
         try:
-            event = _event(_ALARM.sub("", block))
+            event = _event(_BLOCKS["VALARM"].sub("", block))
         except _NONSENSE:
-            name = re.search(r"^SUMMARY[^:\n]*:(.*)$", block, re.MULTILINE)
-            left_out[_UNREADABLE][name[1] if name else ""] = None
-        else:
-            together[str(event.get("UID", number))].append(event)
+            left_out[_UNREADABLE][_summary(block)] = None
+            continue
+        for key, _ in event.errors:
+            left_out[_UNREADABLE][f"{key or 'a line'} of {cleaned(_name(event))}"] = None
+        together[str(event.get("UID", number))].append(event)
     return list(together.values())
+
+
+def _summary(block: str) -> str:
+    """What a part of the file calls itself."""
+    name = re.search(r"^SUMMARY[^:\n]*:(.*)$", block, re.MULTILINE)
+    return name[1] if name else ""
+
+
+def _fix_zone(label: str, offset: re.Match[str]) -> None:
+    """Make a zone of constant offset known by this label."""
+    spelt = f"{offset[1] or '+'}{int(offset[2] or 0):02}{offset[3] or '00'}"
+    block = (
+        f"BEGIN:VTIMEZONE\nTZID:{label}\nBEGIN:STANDARD\nDTSTART:16010101T000000\n"
+        f"TZOFFSETFROM:{spelt}\nTZOFFSETTO:{spelt}\nEND:STANDARD\nEND:VTIMEZONE"
+    )
+    with suppress(*_NONSENSE):  # 99 hours
+        Component.from_ical(block)
 
 
 def _event(block: str) -> Event:
@@ -127,6 +176,11 @@ def _event(block: str) -> Event:
         warnings.simplefilter("ignore")
         event = Event.from_ical(block)
     assert isinstance(event, Event)
+    broken = {key for key, _ in event.errors}
+    if broken & _TIMES:
+        raise ValueError(event)
+    for key in broken - {None}:
+        event.pop(key, None)
     start, end = _span(event)
     if end < start or not {start.year, end.year} <= set(_YEARS) or "EXRULE" in event:
         raise ValueError(event)
@@ -241,6 +295,8 @@ def _placed(event: Event, zone: tzinfo) -> tuple[date, Entry] | str:
         return "cancelled"
     if str(event.get("TRANSP")).upper() == "TRANSPARENT":
         return "free"
+    if reason := _BUSY.get(str(event.get("X-MICROSOFT-CDO-BUSYSTATUS")).upper()):
+        return reason
     if not (isinstance(begin, datetime) and isinstance(stop, datetime)):
         return "all-day"
     exact = [moment.astimezone(UTC) if moment.tzinfo else moment for moment in (begin, stop)]
