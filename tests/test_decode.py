@@ -128,7 +128,8 @@ def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed(token
 def test_a_template_that_opens_the_reasoning_is_recognised(tokenizer):
     assert reasoning_prefix(tokenizer) == ""
     other = build_tokenizer()
-    other.chat_template = tokenizer.chat_template.replace(
-        "{{ '<|assistant|>' }}", "{{ '<|assistant|><think>\n' }}"
-    )
-    assert reasoning_prefix(other) == "<think>"
+    for mark in ("<think>", "[THINK]", "<seed:think>"):
+        other.chat_template = tokenizer.chat_template.replace(
+            "{{ '<|assistant|>' }}", f"{{{{ '<|assistant|>{mark}\n' }}}}"
+        )
+        assert reasoning_prefix(other) == mark

@@ -1,5 +1,6 @@
 """Rewards: the components of a verdict, the shapes made of them, and how TRL calls them."""
 
+import json
 import math
 import random
 import re
@@ -190,6 +191,14 @@ def conversation(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
+def parts(text: str) -> list[dict[str, object]]:
+    """A conversation with a first try, and content of parts of which one is thought."""
+    thought = {"type": "thinking", "thinking": BAND}
+    said = [thought, {"type": "text", "text": text}]
+    turns = [("assistant", BAND), ("user", "Again."), ("assistant", said)]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
 def test_what_is_paid_comes_first_and_the_truth_stands_beside_it_unpaid():
     truth = list(COMPONENTS)
     assert truth == ["format", "validity", "ratio", "optimal"]
@@ -215,11 +224,20 @@ def test_something_applies_to_every_answer_or_trl_would_set_it_aside(section):
     assert all(any(v is not None for v in row) for row in zip(*values, strict=True))
 
 
-@pytest.mark.parametrize("form", [str, conversation])
+@pytest.mark.parametrize("form", [str, conversation, parts])
 def test_texts_and_conversations_are_rewarded_alike(form):
     completions = [form(text) for text, _ in EXAMPLES.values()]
     expected = zip(*(values for _, values in EXAMPLES.values()), strict=True)
-    assert list(trl(GRADED, completions).values()) == [list(values) for values in expected]
+    expected = [list(values) for values in expected]
+    assert list(trl(GRADED, completions).values()) == expected
+    as_objects = [json.loads(ARGUMENT)] * len(completions)
+    assert list(trl(GRADED, completions, problem=as_objects).values()) == expected
+
+
+def test_an_answer_that_was_cut_off_earns_nothing_whatever_stands_in_it():
+    [optimal] = [f for f in reward_functions(GRADED, stops={0, 9}) if f.__name__ == "optimal"]
+    ids = [[5, 9], [5, 6], [], [0]]
+    assert optimal([GOLD] * 4, [ARGUMENT] * 4, completion_ids=ids) == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize("section", EVERY, ids=shape_of)

@@ -198,6 +198,8 @@ GOOD = {"index": 0, "completion": "x"}
         ([ROW], [{"index": True, "completion": "x"}], r"c\.jsonl:1: .* not True"),
         ([ROW], [{"index": 5, "completion": "x"}], r"c\.jsonl:1: .* index 5"),
         ([ROW], [{"index": 0, "completion": None}], r'c\.jsonl:1: .* "completion", a text'),
+        ([ROW], [{"index": 0, "output": "x"}], r'c\.jsonl:1: .*; a right line: {"index": 0, "com'),
+        ([ROW], [["x"]], r'c\.jsonl:1 must be a JSON object; a right line: {"index": 0, "com'),
     ],
 )
 def test_bad_input_is_one_sentence_that_names_the_line(run, problems, completions, sentence):

@@ -242,10 +242,14 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
             unknown.
     """
     samples, key, source = [], problem_file.key, problem_file.source
+    right = f"; a right line: {_RIGHT[key]}"
+    try:
+        rows = list(read_jsonl(path))
+    except UserError as error:
+        raise UserError(f"{error}{right}") from None
     count: Counter[object] = Counter()
-    for number, row in read_jsonl(path):
+    for number, row in rows:
         where, what = f"{path}:{number}", f"a completion of {source}"
-        right = f"; a right line: {_RIGHT[key]}"
         arm = brief(row.get("arm"))
         sample = {"index": count[arm], **row} if key == "index" else dict(row)
         count[arm] += 1
