@@ -174,7 +174,8 @@ _ATTRIBUTE = re.compile(
 _TRAILING = re.compile(r"(?:[\s`]|</\w{1,20}>)*+")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _TIME = re.compile(
-    r"(\d\d?)(?:[:.h：](\d\d)(?::00(?:\.0+)?)?)? ?(?:([ap])\.?m\.?)?", re.ASCII | re.IGNORECASE
+    r"(?:\d{4}-\d\d-\d\d[T ])?(\d\d?)(?:[:.h：](\d\d)(?::00(?:\.0+)?)?)? ?(?:([ap])\.?m\.?)?",
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -183,13 +184,17 @@ def parse_leniently(completion: str, ended: bool = False) -> Schedule | ParseFai
     answer where there is none, whatever stands between them.
 
     Tags may have any case and attributes; names come as ``plain_name`` makes them. Reasoning that
-    never closes is an answer where a whole schedule is its end, or where the completion is known
-    to have ``ended`` by itself. For asking what a model could do if form did not matter; the
-    schedule must still be right.
+    never closes, or closes last of all, is an answer where a whole schedule is its end; the former
+    also where the completion is known to have ``ended`` by itself. For asking what a model could
+    do if form did not matter; the schedule must still be right.
     """
     if "<event" not in completion.lower():
         completion = _unescaped(completion)
-    answer, reasoning = _final(_TAG.sub(_plain_tag, completion))
+    completion = _TAG.sub(_plain_tag, completion)
+    answer, reasoning = _final(completion)
+    if not answer.strip():  # closed behind its answer, which must then be its end
+        last = max(map(completion.rfind, _REASONING.values()))
+        answer, reasoning, ended = _final(completion[: max(0, last)])[0], True, False
     before, *parts = answer.split("<!--")
     answer = before + "".join(part.partition("-->")[2] for part in parts)
     answer = answer.replace("<![CDATA[", "").replace("]]>", "")

@@ -321,6 +321,9 @@ def replaced(*pairs: tuple[str, str]) -> str:
         'end="11:00"></Event>',
         replaced(("09:00", "9:00"), ("10:00", "10:00:00")),
         replaced(("09:00", "9:00 AM"), ("10:00", "10\u202fa.m."), ("11:00", "11：00")),
+        replaced(("09:00", "2026-03-02T09:00:00")),
+        f"<think>so\n{GOLD}\n</think>\n",
+        f"<think>so</think>{GOLD}</think><|im_end|>",
         replaced(("Art", "<![CDATA[Art]]>"), ("Band", "\u200bBand\u00a0")),
         replaced(("Art", "**Art**"), ("Band", "&#66;and")),
         replaced(("<", "&lt;"), (">", "&gt;")),
@@ -336,6 +339,7 @@ def test_a_lenient_reader_reads_what_the_strict_one_refuses(text):
     [
         ("no answer", ParseFailure.NO_SCHEDULE),
         (f"<think>{GOLD}</think>As above.", ParseFailure.NO_SCHEDULE),
+        (f"<think>{GOLD} or not</think>", ParseFailure.UNTERMINATED_REASONING),
         (ART[:-8], ParseFailure.MALFORMED_EVENT),
         (ART.replace("<name>", "<name>Band</name><name>"), ParseFailure.MALFORMED_EVENT),
         *(
