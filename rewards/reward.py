@@ -192,9 +192,9 @@ def text_of(completion: Any) -> str:
     """
     if isinstance(completion, str):
         return completion
-    turns = completion if isinstance(completion, list | tuple) else []
-    said = [turn for turn in turns if isinstance(turn, Mapping)]
-    said = [turn for turn in said if turn.get("role", "assistant") == "assistant"]
+    turns = completion if isinstance(completion, list | tuple) else [completion]
+    messages = (turn for turn in turns if isinstance(turn, Mapping))
+    said = [turn for turn in messages if turn.get("role", "assistant") == "assistant"]
     content = said[-1].get("content") if said else None
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]

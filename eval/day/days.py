@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from io import BytesIO
+from lzma import LZMAError
 from zipfile import BadZipFile, ZipFile
 
 from data.clock import DAY
@@ -40,6 +42,11 @@ from eval.day.ics import read_calendar
 _EFFORT = 30.0
 #: Bytes of the calendars in a zip.
 _MOST_UNZIPPED = 100_000_000
+#: What zipfile and its decompressors raise for files that are broken or locked.
+_BROKEN_ZIP = (
+    *(BadZipFile, zlib.error, LZMAError, struct.error, EOFError),
+    *(RuntimeError, OSError, ValueError, LookupError),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def _unzipped(content: bytes, source: str) -> bytes:
                 not large, f"{source} holds too much for a calendar; unzip it and name one file"
             )
             return b"\n".join(archive.read(one).removeprefix(BOM_UTF8) for one in files)
-    except (BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+    except _BROKEN_ZIP as error:
         raise UserError(
             f"{source} is a broken or locked zip ({error}); unzip it and name a file"
         ) from None
