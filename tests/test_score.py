@@ -19,7 +19,7 @@ from eval.answers.judge import score_rows, score_rows_as_published
 from rewards import verify
 
 ROOT = Path(__file__).parents[1]
-BLOG = ROOT.parent / "shared" / "blog"
+BLOG, CASES = ROOT.parent / "shared" / "blog", ROOT.parent / "shared" / "cases"
 
 ART, BAND, CHESS = (
     ["Art", "09:00", "10:00"],
@@ -114,6 +114,19 @@ def test_cut_off_answers_are_none_and_malformed_ones_are_read_leniently_only(run
         statuses = [row["status"] for row in verdicts]
         assert statuses == ["unparsable"] * (6 - len(wanted)) + wanted
     assert verdicts[0]["violations"] == ["cut_off"]
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside the project, not in it")
+def test_answers_that_people_met_are_judged_as_they_should_be(run):
+    problems, answers = (
+        [row for _, row in read_jsonl(CASES / f"answers{part}.jsonl")] for part in ("-problem", "")
+    )
+    for mode, options in (("strict", ()), ("lenient", ("--lenient",))):
+        verdicts, _ = run(problems, answers, *options)
+        judged = [
+            (row["kind"], found["status"]) for row, found in zip(answers, verdicts, strict=True)
+        ]
+        assert judged == [(row["kind"], row[mode]) for row in answers]
 
 
 def test_rows_without_an_index_count_from_0_in_each_arm_and_messages_are_answers(run):
