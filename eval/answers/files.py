@@ -263,7 +263,8 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
         if sample.get("reasoning_opened_by_template") is True:
             text = reopened(text)
         reason = next((row[name] for name in _REASONS if isinstance(row.get(name), str)), None)
-        sample |= {"completion": text, "finish_reason": reason}
+        sample.pop("finish_reason", None)
+        sample |= {"completion": text, **({"finish_reason": reason} if reason else {})}
         samples.append(cast(SampleRow, sample))
     require(samples, f"{path} holds no completion")
     return samples
