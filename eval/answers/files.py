@@ -247,10 +247,10 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
         rows = list(read_jsonl(path))
     except UserError as error:
         raise UserError(f"{error}{right}") from None
-    count: Counter[object] = Counter()
+    count: Counter[str] = Counter()
     for number, row in rows:
         where, what = f"{path}:{number}", f"a completion of {source}"
-        arm = brief(row.get("arm"))
+        arm = str(row.get("arm"))
         sample = {"index": count[arm], **row} if key == "index" else dict(row)
         count[arm] += 1
         name = _named(sample, key, where, what, right)
