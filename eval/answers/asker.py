@@ -31,6 +31,7 @@ from pipeline.model.decode import (
     sample,
 )
 from pipeline.model.load import check_template, load_model, quiet, read_tokenizer
+from rewards.parse import is_cut_off
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,7 +125,8 @@ class Asker:
     def continued(
         self, rows: Mapping[str, Row], opened: Sequence[Opening], asking: EvalSection
     ) -> list[str]:
-        """One answer for each opening, which the model's turn begins with; drawn here."""
+        """One answer for each opening, which the model's turn begins with, drawn here; none ("") where
+        it does not end."""
         limit = asking.max_tokens or self.limit(list(rows.values()))
         asked = [rows[one.problem] for one in opened]
         prompts = [
@@ -135,7 +137,7 @@ class Asker:
         decoding = Decoding(limit, asking.temperature, asking.top_p)
         texts = [one.text for one in opened]
         for i, [drawn] in sample(*self._loaded, prompts, 1, decoding, seeds, asking.rows):
-            texts[i] += drawn.completion
+            texts[i] = "" if is_cut_off(drawn.finish_reason) else texts[i] + drawn.completion
         return texts
 
 
