@@ -28,7 +28,7 @@ from data.sections import LEVEL, RESAMPLES
 from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
-from eval.stats.estimate import Estimate, bootstrap_indices, cell, mean_interval
+from eval.stats.estimate import Estimate, bootstrap_weights, cell, mean_interval
 from rewards import blog
 from rewards.blog import BlogStatus
 
@@ -103,7 +103,7 @@ def _line(
         right.setdefault(verdict[key], []).append(verdict["score"] == 1)
     shares = np.array([[fmean(tries)] for tries in right.values()])
     rng = np.random.default_rng(seed_of(0, "blog"))
-    indices = bootstrap_indices(len(shares), RESAMPLES, rng)
+    weights = bootstrap_weights(len(shares), RESAMPLES, rng)
     paid = [sum(blog.rewards(rows[row[key]], row["completion"]).values()) for row in samples]
     return ModelLine(
         model,
@@ -111,7 +111,7 @@ def _line(
         dict(Counter(str(verdict["status"]) for verdict in verdicts)),
         sum(verdict["score"] for verdict in verdicts) / len(verdicts),  # as it rounds there
         fmean(paid),
-        mean_interval(shares, indices, LEVEL)[0],
+        mean_interval(shares, weights, LEVEL)[0],
     )
 
 

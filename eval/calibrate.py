@@ -33,7 +33,7 @@ from eval.stats.cases import (
     known_cases,
 )
 from eval.stats.conclusion import Conclusion, Evidence, decide
-from eval.stats.estimate import Indices, bootstrap_indices, mean_interval
+from eval.stats.estimate import Weights, bootstrap_weights, mean_interval
 from eval.stats.evidence import Arms, quantities_of
 
 #: At most this share of arms without a new skill may be called a new capability, and of arms with
@@ -52,11 +52,11 @@ STUDY_SIZES = (
 )
 
 
-def concluded_by_repetition(arms: Arms, margins: Margins, indices: Indices) -> list[Conclusion]:
+def concluded_by_repetition(arms: Arms, margins: Margins, weights: Weights) -> list[Conclusion]:
     """What is concluded on one tier, by repetition; counts are [repetitions, problems]."""
     values, budget = quantities_of(arms, margins)
     intervals = [
-        mean_interval(of_quantity.T, indices, margins.level, bounds=(-1.0, 1.0))
+        mean_interval(of_quantity.T, weights, margins.level, bounds=(-1.0, 1.0))
         for of_quantity in values.values()  # [repetitions, problems]
     ]
     conclusions = []
@@ -95,8 +95,8 @@ def calibrate_case(
     guess = rng.beta(*GUESS, size.problems)
     base = base_chances(strength, (repetitions, size.problems), rng)
     arms = drawn_counts(case.training(base, guess, rng), guess, size, rng)
-    indices = bootstrap_indices(size.problems, margins.resamples, rng)
-    counts = Counter(concluded_by_repetition(arms, margins, indices))
+    weights = bootstrap_weights(size.problems, margins.resamples, rng)
+    counts = Counter(concluded_by_repetition(arms, margins, weights))
     share = {conclusion: counts[conclusion] / repetitions for conclusion in Conclusion}
     right = sum(share[conclusion] for conclusion in case.right)
     false_new = false_elicited = None

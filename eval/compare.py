@@ -24,9 +24,9 @@ from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import (
-    Indices,
+    Weights,
     Values,
-    bootstrap_indices,
+    bootstrap_weights,
     by_name,
     cell,
     crossed_interval,
@@ -65,29 +65,29 @@ def _is_single(completion: str) -> bool:
     return not isinstance(schedule, ParseFailure) and len(schedule) == 1
 
 
-def _rates(tables: ArmTable, least: float, indices: Indices) -> Mapping[str, object]:
+def _rates(tables: ArmTable, least: float, weights: Weights) -> Mapping[str, object]:
     """RATES of one arm's table, which end at ``least`` and 1."""
-    return by_name(RATES, crossed_interval(tables, indices, LEVEL, (least, 1.0)))
+    return by_name(RATES, crossed_interval(tables, weights, LEVEL, (least, 1.0)))
 
 
 def compare_tier(
-    arms: Mapping[str, ArmTable], pairs: Iterable[tuple[str, str]], indices: Indices
+    arms: Mapping[str, ArmTable], pairs: Iterable[tuple[str, str]], weights: Weights
 ) -> dict[str, object]:
     """One tier of ``compare.json``.
 
     Args:
         arms: tables with training seeds.
         pairs: arms to be compared, by problem and seed.
-        indices: resamples of the problems.
+        weights: resamples of the problems.
     """
     return {
-        "problems": indices.shape[1],
+        "problems": next(iter(arms.values())).shape[1],
         "arms": {
-            name: {"seeds": len(tables), **_rates(tables, 0.0, indices)}
+            name: {"seeds": len(tables), **_rates(tables, 0.0, weights)}
             for name, tables in arms.items()
         },
         "differences": [
-            {"arm": a, "reference": b, **_rates(arms[a] - arms[b], -1.0, indices)} for a, b in pairs
+            {"arm": a, "reference": b, **_rates(arms[a] - arms[b], -1.0, weights)} for a, b in pairs
         ],
     }
 
@@ -166,13 +166,13 @@ def run(recipe: Recipe, force: bool) -> None:
     for tier in dict.fromkeys(row["tier"] for row in rows):
         here = [row for row in rows if row["tier"] == tier]
         rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))
-        indices = bootstrap_indices(len(here), resamples, rng)
+        weights = bootstrap_weights(len(here), resamples, rng)
         members = {BASE: [BASE], **{name: arm.members(name) for name, arm in arms.items()}}
         tables = {
             name: np.stack([arm_table(here, answers[member]) for member in of_arm])
             for name, of_arm in members.items()
         }
-        tiers[tier] = compare_tier(tables, pairs_on(arms, tier), indices)
+        tiers[tier] = compare_tier(tables, pairs_on(arms, tier), weights)
     summary = {
         "level": LEVEL,
         "resamples": resamples,

@@ -51,7 +51,7 @@ from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
 from eval.show.tables import label, markdown_of, print_sheets
 from eval.stats.analyses import beside_base, spread
-from eval.stats.estimate import bootstrap_indices, crossed_interval
+from eval.stats.estimate import bootstrap_weights, crossed_interval
 from eval.stats.evidence import Arms, Conclusions, conclude
 from eval.stats.passk import solved_within
 from eval.stats.power import detectable
@@ -80,14 +80,14 @@ def compared_with_base(
     """The judged arm beside the base on one tier, member by member: what explains a conclusion."""
     base, level = solved.on(tier, [BASE]), margins.level
     rng = np.random.default_rng(seed_of(seed, "elicitation", tier))
-    indices = bootstrap_indices(base.problems, margins.resamples, rng)
+    weights = bootstrap_weights(base.problems, margins.resamples, rng)
     at_1: dict[str, object] = {}
     for name, counts in {BASE: base, case.name: solved.on(tier, case.members)}.items():
         values = np.atleast_2d(solved_within(counts.n, counts.c, 1))  # [seeds, problems]
-        [estimate] = crossed_interval(values[:, :, None], indices, level, bounds=(0.0, 1.0))
+        [estimate] = crossed_interval(values[:, :, None], weights, level, bounds=(0.0, 1.0))
         at_1[name] = asdict(estimate)
     by_member = {
-        member: beside_base(base, solved.on(tier, [member]), indices, rng, level)
+        member: beside_base(base, solved.on(tier, [member]), weights, rng, level)
         for member in case.members
     }
     return {"pass_at_1": at_1, **_by_key(by_member)}
@@ -105,9 +105,9 @@ def spreads(
     """How the problems of one tier fare in every arm."""
     guess = solved.guesses(tier)
     rng = np.random.default_rng(seed_of(seed, "spread", tier))
-    indices = bootstrap_indices(len(guess), margins.resamples, rng)
+    weights = bootstrap_weights(len(guess), margins.resamples, rng)
     return _by_key(
-        {arm: spread(solved.on(tier, [arm]), guess, indices, margins.level) for arm in names}
+        {arm: spread(solved.on(tier, [arm]), guess, weights, margins.level) for arm in names}
     )
 
 

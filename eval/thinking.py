@@ -35,7 +35,7 @@ from eval.answers.interventions import Intervention, Opening, openings
 from eval.answers.judge import check_judged
 from eval.show.tables import markdown_of, print_sheets
 from eval.show.thinking_sheets import thinking_sheets
-from eval.stats.estimate import Estimate, Values, bootstrap_indices, by_name, mean_interval
+from eval.stats.estimate import Estimate, Values, bootstrap_weights, by_name, mean_interval
 from pipeline.model.load import model_inputs
 from rewards.claims import check_trace
 from rewards.parse import parse
@@ -67,8 +67,8 @@ def by_events(
 
 def _means(values: Values, seed: int, resamples: int, low: float = 0.0) -> list[Estimate]:
     """Means over the rows of ``values`` [problems, quantities]."""
-    indices = bootstrap_indices(len(values), resamples, np.random.default_rng(seed))
-    return mean_interval(values, indices, bounds=(low, 1.0))
+    weights = bootstrap_weights(len(values), resamples, np.random.default_rng(seed))
+    return mean_interval(values, weights, bounds=(low, 1.0))
 
 
 def reasoned(problems: Mapping[str, Problem], rows: Iterable[AnsweredRow]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from eval.stats.cases import (
 )
 from eval.stats.conclusion import Conclusion
 from eval.stats.counts import Counts
-from eval.stats.estimate import bootstrap_indices
+from eval.stats.estimate import bootstrap_weights
 from eval.stats.evidence import Arms, conclude
 
 MARGINS = Margins(resamples=300)
@@ -63,7 +63,7 @@ def test_all_repetitions_at_once_are_concluded_on_as_one_by_one():
     guess = np.full(60, 0.03)
     chances = named("new on 20 %").training(base_chances("middle", (12, 60), rng), guess, rng)
     arms = drawn_counts(chances, guess, StudySize(60, 32, 128), rng)
-    together = concluded_by_repetition(arms, MARGINS, bootstrap_indices(60, 300, rng))
+    together = concluded_by_repetition(arms, MARGINS, bootstrap_weights(60, 300, rng))
     apart = []
     for i in range(12):
         one = {

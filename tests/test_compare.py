@@ -15,7 +15,7 @@ from eval import compare
 from eval.answers.judge import score_rows
 from eval.answers.sampling import sample_arm
 from eval.compare import RATES, arm_table, compare_tier, comparison_sheets
-from eval.stats.estimate import bootstrap_indices
+from eval.stats.estimate import bootstrap_weights
 
 ANSWERS = 6
 
@@ -59,8 +59,8 @@ def tables(*optimal):
 
 def compared():
     arms = {"base": tables(0.1), "a": tables(0.30, 0.32, 0.31), "b": tables(0.1, 0.5, 0.3)}
-    indices = bootstrap_indices(40, 1_000, np.random.default_rng(1))
-    return compare_tier(arms, [("a", "base"), ("b", "base"), ("a", "b")], indices)
+    weights = bootstrap_weights(40, 1_000, np.random.default_rng(1))
+    return compare_tier(arms, [("a", "base"), ("b", "base"), ("a", "b")], weights)
 
 
 def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from data.common.seeds import seed_of
 from data.rows import Row
 from data.sections import RESAMPLES
 from eval.answers.files import SampleRow
-from eval.stats.estimate import Values, bootstrap_indices, ratio_interval
+from eval.stats.estimate import Values, bootstrap_weights, ratio_interval
 from pipeline.model.decode import reasoning_prefix, render
 from pipeline.model.load import load_model
 from pipeline.model.score import Encoded, answer_logits, encode
@@ -227,9 +227,9 @@ def summarise(
         np.where(is_share, 0.0, each.min(axis=0)),
         np.where(is_share, 1.0, each.max(axis=0)),
     )
-    indices = bootstrap_indices(len(answers), resamples, rng)
+    weights = bootstrap_weights(len(answers), resamples, rng)
     report: dict[str, Any] = {"unit": "nats", "problems": len(answers), "answers": len(problem)}
-    estimates = ratio_interval(above, below, indices, bounds=bounds)
+    estimates = ratio_interval(above, below, weights, bounds=bounds)
     for path, estimate in zip(means, estimates, strict=True):
         assert estimate is not None, "every answer has a token"
         inner = report

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data.problem import Problem
 from data.sections import RESAMPLES
 from eval.answers.files import AnsweredRow
-from eval.stats.estimate import bootstrap_indices, mean_interval, ratio_interval
+from eval.stats.estimate import bootstrap_weights, mean_interval, ratio_interval
 from rewards.claims import Claim, Trace, Truth, check_trace, reasoning_of
 from rewards.verify import Status
 
@@ -86,7 +86,7 @@ class _Shares:
     ) -> None:
         self.counts, self.rng, self.resamples = counts, rng, resamples
         self.answers = counts["answers"]
-        self.indices = bootstrap_indices(len(self.answers), resamples, rng)
+        self.weights = bootstrap_weights(len(self.answers), resamples, rng)
 
     def share(self, of: Sequence[str], among: Sequence[str]) -> dict[str, float] | None:
         """Every problem weighs the same, however often it was asked."""
@@ -94,7 +94,7 @@ class _Shares:
             np.sum([self.counts[name] for name in names], axis=0) / self.answers
             for names in (of, among)
         )
-        [estimate] = ratio_interval(part[:, None], whole[:, None], self.indices)
+        [estimate] = ratio_interval(part[:, None], whole[:, None], self.weights)
         return None if estimate is None else estimate.to_json()
 
     def holding(self, name: str) -> dict[str, float] | None:
@@ -114,8 +114,8 @@ class _Shares:
         of_a, of_b = (
             self.counts[f"{name} optimal"][both] / self.counts[name][both] for name in (a, b)
         )
-        indices = bootstrap_indices(int(both.sum()), self.resamples, self.rng)
-        [estimate] = mean_interval((of_a - of_b)[:, None], indices, bounds=(-1.0, 1.0))
+        weights = bootstrap_weights(int(both.sum()), self.resamples, self.rng)
+        [estimate] = mean_interval((of_a - of_b)[:, None], weights, bounds=(-1.0, 1.0))
         return estimate.to_json()
 
     def claims(self, kind: Claim) -> dict[str, object]:

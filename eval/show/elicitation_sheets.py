@@ -114,7 +114,7 @@ def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:
         "Where the curves cross",
         ["", "base meets or passes at k", "of resamples never", "sampling-efficiency gap, points"],
         [
-            [label(arm), _crossing(met), f"{100 * met['beyond']:.0f} %", cell(gap[arm], "+")]
+            [label(arm), _crossing(met), _never(met["beyond"]), cell(gap[arm], "+")]
             for arm, met in ruling["crossing"].items()
         ],
         [
@@ -124,7 +124,13 @@ def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:
     )
 
 
+def _never(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
 def _crossing(met: Mapping[str, Any]) -> str:
+    if met["beyond"] is None:
+        return "nobody succeeded"
     k, low, high = (
         f"beyond {met['n']}" if met[key] is None else str(met[key]) for key in ("k", "low", "high")
     )

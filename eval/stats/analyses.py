@@ -1,7 +1,7 @@
 """What training did to a model, one question a function, each answer ready for JSON.
 
 Counts are of one tier's problems, in one order for all arms, so that every comparison is paired;
-``indices`` are ``bootstrap_indices`` over them. Shares are fractions of 1.
+``weights`` are their ``bootstrap_weights``. Shares are fractions of 1.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
 from eval.stats.estimate import (
     TIE,
     Estimate,
-    Indices,
+    Weights,
     Values,
+    bootstrap_weights,
     by_name,
     mean_interval,
     paired_difference,
@@ -31,7 +32,7 @@ ACCURACIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def beside_base(
-    base: Counts, tuned: Counts, indices: Indices, rng: np.random.Generator, level: float
+    base: Counts, tuned: Counts, weights: Weights, rng: np.random.Generator, level: float
 ) -> dict[str, object]:
     """What explains a conclusion on one training seed.
 
@@ -41,25 +42,25 @@ def beside_base(
     """
     ks = np.arange(1, int(base.n.min()) + 1)
     reference, curve = pass_at_k(base.n, base.c, ks), pass_at_k(tuned.n, tuned.c, ks)
-    [gap] = paired_difference(reference[:, -1:], curve[:, :1], indices, level)
+    [gap] = paired_difference(reference[:, -1:], curve[:, :1], weights, level)
     return {
         "two_by_two": two_by_two(base.c > 0, tuned.c > 0),
-        "crossing": crossing(reference, curve, indices, level),
+        "crossing": crossing(reference, curve, weights, level),
         "gap": asdict(gap),
-        "expansion": expansion(base, tuned, indices, rng, level),
-        "shrinkage": expansion(tuned, base, indices, rng, level),
+        "expansion": expansion(base, tuned, weights, rng, level),
+        "shrinkage": expansion(tuned, base, weights, rng, level),
     }
 
 
-def spread(counts: Counts, guess: ArrayLike, indices: Indices, level: float) -> dict[str, object]:
+def spread(counts: Counts, guess: ArrayLike, weights: Weights, level: float) -> dict[str, object]:
     """How the problems fare in one arm: accuracies, coverage, and pass@k with guessing (the chance
     of it in one try, [problems]) removed."""
     n, c = counts.n, counts.c
     ks = ks_for(int(n.min()))
-    adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), indices, level)
+    adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), weights, level)
     return {
         "histogram": accuracy_histogram(n, c),
-        "coverage": by_name(ACCURACIES, coverage(n, c, indices, level)),
+        "coverage": by_name(ACCURACIES, coverage(n, c, weights, level)),
         "floor_adjusted": by_name(ks, adjusted),
     }
 
@@ -84,20 +85,22 @@ def two_by_two(base_solved: ArrayLike, tuned_solved: ArrayLike) -> dict[str, flo
 
 
 def crossing(
-    reference: Values, tuned: Values, indices: Indices, level: float
+    reference: Values, tuned: Values, weights: Weights, level: float
 ) -> dict[str, float | None]:
     """The crossing ``k`` (``overtaking_k``) with its percentile bootstrap interval.
 
     Limits are order statistics, so they are k that occurred. Near-equal curves cross wherever
     chance has it: the interval is then wide, as it should be. ``k``, ``low`` and ``high`` are None
     where that is beyond ``n``: the curves say nothing about larger k (right-censored). ``beyond``
-    is the share of resamples that do not cross up to n.
+    is the share of resamples that do not cross up to n; None where nobody succeeded at all.
 
     Args:
         reference, tuned: pass@k of every problem for k = 1, 2, … n, [problems, n].
     """
     n = reference.shape[1]
-    met = resampled_means(tuned - reference, indices) <= TIE
+    if not (reference.any() or tuned.any()):
+        return {"k": None, "low": None, "high": None, "n": n, "beyond": None}
+    met = resampled_means(tuned - reference, weights) <= TIE
     ks = np.where(met.any(axis=1), met.argmax(axis=1) + 1, n + 1)
     tail = (1 - level) / 2
     low, high = (
@@ -108,7 +111,7 @@ def crossing(
 
 
 def expansion(
-    reference: Counts, tuned: Counts, indices: Indices, rng: np.random.Generator, level: float
+    reference: Counts, tuned: Counts, weights: Weights, rng: np.random.Generator, level: float
 ) -> dict[str, object]:
     """What the tuned arm solves of what the reference left unsolved in its first samples, on
     confirmation samples; for shrinkage swap the arms. Counts of one training seed.
@@ -127,10 +130,10 @@ def expansion(
     unsolved = unsolved_by([reference])
     tries = fresh_tries([reference, tuned], unsolved)
     ours, theirs = (solved_fresh(arm, unsolved, tries) for arm in (tuned, reference))
-    [share] = mean_interval((ours - theirs)[:, None], indices, level, (-1.0, 1.0))
+    [share] = mean_interval((ours - theirs)[:, None], weights, level, (-1.0, 1.0))
     among: dict[str, object] = dict.fromkeys(("tuned", "reference", "difference"))
     if unsolved.any():
-        here = rng.integers(unsolved.sum(), size=(len(indices), unsolved.sum()), dtype=np.int32)
+        here = bootstrap_weights(int(unsolved.sum()), len(weights), rng)
         a, b = ours[unsolved, None], theirs[unsolved, None]
         among = {
             "tuned": asdict(mean_interval(a, here, level)[0]),
@@ -155,27 +158,30 @@ def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def coverage(n: ArrayLike, c: ArrayLike, indices: Indices, level: float) -> list[Estimate]:
+def coverage(n: ArrayLike, c: ArrayLike, weights: Weights, level: float) -> list[Estimate]:
     """Share of problems with an accuracy c / n of at least each of ``ACCURACIES``.
 
     It is of accuracies as observed: sampling noise spreads them, so compare arms only at equal n.
     """
     accuracy = np.divide(c, n)[:, None]
     at_least = (accuracy >= np.asarray(ACCURACIES) - TIE).astype(np.float64)
-    return mean_interval(at_least, indices, level)
+    return mean_interval(at_least, weights, level)
 
 
 def floor_adjusted(
-    curve: Values, floor: Values, indices: Indices, level: float
+    curve: Values, floor: Values, weights: Weights, level: float
 ) -> list[Estimate | None]:
     """pass@k with guessing removed, by k: ``(pass - floor) / (1 - floor)`` of the means.
 
     Abbott's correction (1925, Journal of Economic Entomology 18:265): were answers either skilled
     or guesses, ``pass = floor + (1 - floor) skill``. 0 is what guessing does, 1 is everything;
-    below 0 is worse than guessing. None where guessing leaves no room.
+    below 0 is worse than guessing. None where guessing solves more than half: little room is left
+    there, and dividing by it would make much of nothing. So it lies between -1 and 1.
 
     Args:
         curve, floor: [problems, ks].
     """
-    least = -floor.mean(axis=0) / np.maximum(1 - floor.mean(axis=0), TIE)
-    return ratio_interval(curve - floor, 1 - floor, indices, level, (least, 1.0))
+    guessed = floor.mean(axis=0)
+    least = -guessed / np.maximum(1 - guessed, TIE)
+    adjusted = ratio_interval(curve - floor, 1 - floor, weights, level, (least, 1.0))
+    return [one if share <= 0.5 else None for one, share in zip(adjusted, guessed, strict=True)]

@@ -11,20 +11,19 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
 from data.sections import LEVEL
 
 Values = NDArray[np.float64]
-#: Problems drawn with replacement, [resamples, problems]; one set for all arms pairs them.
-Indices = NDArray[np.int32]
+#: See ``bootstrap_weights``; one set for all arms pairs them.
+Weights = NDArray[np.float32]
 #: The least and the greatest value that a mean can have: a number each, or one a column.
 Bounds = tuple[float | Values, float | Values]
 
 #: Means this close are equal but for rounding.
 TIE = 1e-12
-#: Resamples whose problem counts are held in memory at once.
+#: Resamples whose weights are held in double precision at once.
 _RESAMPLES_AT_ONCE = 500
 
 
@@ -63,97 +62,78 @@ def cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
     return with_interval(estimate, lambda share: f"{round(100 * share, 1) + 0.0:{sign}.1f}")
 
 
-def bootstrap_indices(num_problems: int, resamples: int, rng: np.random.Generator) -> Indices:
-    """Problems drawn with replacement, [resamples, problems]. The same indices for all arms make
-    their comparison paired."""
-    return rng.integers(num_problems, size=(resamples, num_problems), dtype=np.int32)
+def bootstrap_weights(num_problems: int, resamples: int, rng: np.random.Generator) -> Weights:
+    """Random weights of the problems, and last of one that was not seen, [resamples, problems + 1].
+    The same weights for all arms make their comparison paired."""
+    return rng.standard_exponential((resamples, num_problems + 1), dtype=np.float32)
 
 
-def resampled_means(values: Values, indices: Indices) -> Values:
-    """Mean over each resample's problems of ``values`` [problems, columns]: [resamples, columns].
+def resampled_means(values: Values, weights: Weights) -> Values:
+    """Mean over the seen problems of ``values`` [problems, columns] in each resample: [resamples,
+    columns]."""
+    return _weighted_sums(values, weights) / _weighted_sums(np.ones((len(values), 1)), weights)
 
-    Counts how often each problem was drawn and multiplies, instead of gathering every row.
-    """
-    problems = len(values)
-    means = np.empty((len(indices), values.shape[1]))
-    for start in range(0, len(indices), _RESAMPLES_AT_ONCE):
-        block = indices[start : start + _RESAMPLES_AT_ONCE]
-        cells = block + np.arange(len(block))[:, None] * problems
-        drawn = np.bincount(cells.ravel(), minlength=block.size).reshape(block.shape)
-        means[start : start + len(block)] = drawn.astype(np.float64) @ values / problems
-    return means
+
+def _weighted_sums(values: Values, weights: Weights) -> Values:
+    """By blocks, since the weights are held in half the precision that sums need."""
+    sums = np.empty((len(weights), values.shape[1]))
+    for start in range(0, len(weights), _RESAMPLES_AT_ONCE):
+        block = slice(start, start + _RESAMPLES_AT_ONCE)
+        sums[block] = weights[block, :-1].astype(np.float64) @ values
+    return sums
 
 
 def mean_interval(
-    values: Values, indices: Indices, level: float = LEVEL, bounds: Bounds = (0.0, 1.0)
+    values: Values, weights: Weights, level: float = LEVEL, bounds: Bounds = (0.0, 1.0)
 ) -> list[Estimate]:
-    """Mean of each column of ``values`` [problems, columns] with its bootstrap interval.
+    """Mean of each column of ``values`` [problems, columns] with its interval.
 
-    The interval is bias-corrected and accelerated (BCa; Efron 1987, JASA 82:171), which costs a
-    mean nothing, as its acceleration is ``sum d^3 / (6 (sum d^2)^1.5)`` with d the deviations.
-
-    Where every problem has the same value no resample differs, and an interval of width 0 would
-    claim certainty. There the exact binomial limit is used: with n problems and confidence 1 - a, a
-    share of problems unlike those seen is at most ``1 - (a / 2)^(1 / n)``, and each of them could
-    lie at either of ``bounds``.
+    The Bayesian bootstrap (Rubin 1981, Annals of Statistics 9:130) with one problem more, not seen,
+    which lies at either of ``bounds`` in every other resample. Were it always at the bound in
+    question, the limits would be Gaffke's (Learned-Miller and Thomas 2019, arXiv 1905.06208), and
+    for a yes or no those of Clopper and Pearson, which cover more than ``level``; so they are the
+    "mid-P" ones (Lancaster 1961, Journal of the American Statistical Association 56:223). They
+    never shrink to nothing, and rise with every value, so more of a thing never counts as less of
+    it. They are wide for differences that are all small: a problem unlike those may always come.
     """
-    if values.ndim != 2 or len(values) != indices.shape[1]:
-        raise ValueError(f"values {values.shape} do not fit indices of {indices.shape[1]} problems")
-    observed = values.mean(axis=0)
-    means = resampled_means(values, indices)
-    return _bca(means, observed, values - observed, level, bounds)
+    whole = np.ones((len(values), 1))
+    return [e for e in ratio_interval(values, whole, weights, level, bounds) if e is not None]
 
 
 def ratio_interval(
     numerator: ArrayLike,
     denominator: ArrayLike,
-    indices: Indices,
+    weights: Weights,
     level: float = LEVEL,
     bounds: Bounds = (0.0, 1.0),
 ) -> list[Estimate | None]:
     """Mean of ``numerator`` over mean of ``denominator``, by column of [problems, columns], with
-    its BCa interval: a problem is drawn with both its values, so the denominator varies too.
+    the interval of ``mean_interval``: a problem is drawn with both its values, so the denominator
+    varies too. The unseen problem counts like those that count, ``sum b^2 / sum b``. None where the
+    denominator is 0 throughout.
 
-    The acceleration comes from the ratio's influence values, ``(a - ratio b) / mean b`` (Efron and
-    Tibshirani 1993, section 22.5). None where some resample's denominator is 0.
+    Args:
+        bounds: of the ratio.
     """
-    a, b = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
-    below = resampled_means(b, indices)
-    sound = (below > TIE).all(axis=0) & (b.mean(axis=0) > TIE)
-    mean = np.where(sound, b.mean(axis=0), 1)
-    observed = a.mean(axis=0) / mean
-    ratios = resampled_means(a, indices) / np.where(sound, below, 1)
-    estimates = _bca(ratios, observed, (a - observed * b) / mean, level, bounds)
+    a, b = np.asarray(numerator, float), np.asarray(denominator, float)
+    if a.ndim != 2 or b.ndim != 2 or not len(a) == len(b) == weights.shape[1] - 1:
+        raise ValueError(f"values {a.shape} do not fit weights of {weights.shape[1] - 1} problems")
+    total, tail = b.sum(axis=0), (1 - level) / 2
+    sound = np.broadcast_to(total > TIE, a.shape[1])
+    total = np.where(total > TIE, total, 1)
+    observed = a.sum(axis=0) / total
+    unseen = weights[:, -1:] * ((b**2).sum(axis=0) / total)
+    there = np.where(np.arange(len(weights))[:, None] % 2, *bounds)
+    below = _weighted_sums(b, weights) + unseen
+    drawn = (_weighted_sums(a, weights) + unseen * there) / np.where(below > 0, below, 1)
+    low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
+    limits = zip(observed, np.minimum(low, observed), np.maximum(high, observed), strict=True)
+    estimates = (Estimate(float(v), float(x), float(y), len(a)) for v, x, y in limits)
     return [estimate if fine else None for estimate, fine in zip(estimates, sound, strict=True)]
 
 
-def _bca(
-    means: Values, observed: Values, deviations: Values, level: float, bounds: Bounds
-) -> list[Estimate]:
-    """BCa intervals from resampled statistics [resamples, columns], which are sorted in place, and
-    the influence of each problem [problems, columns]; see ``mean_interval``."""
-    problems, resamples, tail = len(deviations), len(means), (1 - level) / 2
-    means.sort(axis=0)
-    tie = np.abs(means - observed) <= TIE
-    below = ((means < observed) & ~tie).mean(axis=0) + tie.mean(axis=0) / 2
-    bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
-    spread = (deviations**2).sum(axis=0)
-    constant = spread <= problems * TIE**2
-    acceleration = (deviations**3).sum(axis=0) / (6 * np.where(constant, 1, spread) ** 1.5)
-    shifted = bias + ndtri([[tail], [1 - tail]])
-    low, high = _quantiles(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
-
-    unseen = 1 - tail ** (1 / problems)
-    low = np.where(constant, observed - unseen * (observed - bounds[0]), low)
-    high = np.where(constant, observed + unseen * (bounds[1] - observed), high)
-    return [
-        Estimate(float(v), float(a), float(b), problems)
-        for v, a, b in zip(observed, low, high, strict=True)
-    ]
-
-
 def crossed_interval(
-    values: Values, indices: Indices, level: float = LEVEL, bounds: Bounds = (-1.0, 1.0)
+    values: Values, weights: Weights, level: float = LEVEL, bounds: Bounds = (-1.0, 1.0)
 ) -> list[Estimate]:
     """Mean of ``values`` [training seeds, problems, columns] by column, with an interval for other
     problems and other training seeds at once. With one seed it is ``mean_interval``, which says
@@ -166,7 +146,7 @@ def crossed_interval(
     the residual of the two-way table over the problems; it is in the problems' part already, so it
     is taken off, but for two seeds, which estimate it too badly and err on the wide side.
     """
-    estimates = mean_interval(values.mean(axis=0), indices, level, bounds)
+    estimates = mean_interval(values.mean(axis=0), weights, level, bounds)
     seeds, problems = values.shape[:2]
     if seeds == 1:
         return estimates
@@ -190,19 +170,8 @@ def crossed_interval(
     ]
 
 
-def _quantiles(ordered: Values, shares: Values) -> Values:
-    """Quantiles of each column, sorted already, at its own ``shares`` [quantiles, columns]."""
-    place = shares * (len(ordered) - 1)
-    lower = np.floor(place).astype(np.intp)
-    upper = np.minimum(lower + 1, len(ordered) - 1)
-    columns = np.arange(ordered.shape[1])
-    return ordered[lower, columns] + (place - lower) * (
-        ordered[upper, columns] - ordered[lower, columns]
-    )
-
-
 def paired_difference(
-    a: Values, b: Values, indices: Indices, level: float = LEVEL
+    a: Values, b: Values, weights: Weights, level: float = LEVEL
 ) -> list[Estimate]:
     """Mean of ``a - b`` by column with its interval, both [problems, columns] on the same problems.
 
@@ -211,4 +180,4 @@ def paired_difference(
     """
     if a.shape != b.shape:
         raise ValueError(f"paired values need one shape, not {a.shape} and {b.shape}")
-    return mean_interval(a - b, indices, level, bounds=(-1.0, 1.0))
+    return mean_interval(a - b, weights, level, bounds=(-1.0, 1.0))

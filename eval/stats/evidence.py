@@ -13,7 +13,7 @@ from data.sections import Margins
 from eval.stats.certificate import certificate, tries_for
 from eval.stats.conclusion import Conclusion, Evidence, SampleBudget, decide, notes_on
 from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
-from eval.stats.estimate import Estimate, Values, bootstrap_indices, crossed_interval
+from eval.stats.estimate import Estimate, Values, bootstrap_weights, crossed_interval
 from eval.stats.passk import floor_at, solved_within
 
 #: Quantities that cannot be negative, unlike differences.
@@ -230,13 +230,13 @@ def _evidence(
     divisor d up to ``divisors``."""
     seeds, problems = _seeds(values), np.shape(values["large k"])[-1]
     cube = np.stack([np.broadcast_to(v, (seeds, problems)) for v in values.values()], axis=-1)
-    indices = bootstrap_indices(problems, margins.resamples, np.random.default_rng(seed))
+    weights = bootstrap_weights(problems, margins.resamples, np.random.default_rng(seed))
     least = np.array([0.0 if name in _NEVER_NEGATIVE else -1.0 for name in values])
     levels = [1 - (1 - margins.level) / divisor for divisor in range(1, divisors + 1)]
     return [
         Evidence(dict(zip(values, intervals, strict=True)), budget)
         for level in levels
-        for intervals in [crossed_interval(cube, indices, level, bounds=(least, 1.0))]
+        for intervals in [crossed_interval(cube, weights, level, bounds=(least, 1.0))]
     ]
 
 

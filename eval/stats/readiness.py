@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
-from eval.stats.estimate import Values, bootstrap_indices, by_name, mean_interval, resampled_means
+from eval.stats.estimate import Values, bootstrap_weights, by_name, mean_interval, resampled_means
 from eval.stats.passk import ks_for, pass_at_k
 
 #: Name of all tiers together, as the training data mixes them.
@@ -153,7 +153,7 @@ class Readiness:
             **{f"mixed {g}": column for g, column in zip(self.sizes, mixed.T, strict=True)},
         }
         self.columns = np.column_stack(list(self.shares.values()))
-        self.indices = bootstrap_indices(problems, resamples, rng)
+        self.weights = bootstrap_weights(problems, resamples, rng)
 
     def advise(
         self, means: Values | None = None, ready: Sequence[str] = ()
@@ -167,7 +167,7 @@ class Readiness:
         """The advice, why, and the share of resamples in which it is the same."""
         advice, why, larger = self.advise(ready=ready)
         limits = {name: f"{100 * share:.0f} %" for name, share in LIMITS.items()}
-        resampled = resampled_means(self.columns, self.indices[:_SECOND_OPINIONS])
+        resampled = resampled_means(self.columns, self.weights[:_SECOND_OPINIONS])
         same = [self.advise(means, ready)[0] == advice for means in resampled]
         return {
             "advice": advice,
@@ -179,7 +179,7 @@ class Readiness:
 
     def report(self) -> dict[str, Any]:
         """Every number but the advice, with intervals that resample problems."""
-        shares = by_name(self.shares, mean_interval(self.columns, self.indices, LEVEL))
+        shares = by_name(self.shares, mean_interval(self.columns, self.weights, LEVEL))
         groups = {
             str(g): {"flat": shares.pop(f"flat {g}"), "mixed": shares.pop(f"mixed {g}")}
             for g in self.sizes
@@ -189,13 +189,13 @@ class Readiness:
         curves = pass_at_k(n, self.outcomes.optimal.sum(axis=1), np.arange(1, n + 1))
         at_ks = curves[:, np.array(ks) - 1]
         ends = (float(reward.min()), float(reward.max()))
-        [paid] = mean_interval(reward.mean(axis=1, keepdims=True), self.indices, LEVEL, ends)
+        [paid] = mean_interval(reward.mean(axis=1, keepdims=True), self.weights, LEVEL, ends)
         return {
             "problems": problems,
             **shares,
             "reward": asdict(paid),
             "groups": groups,
-            "pass_at_k": by_name(ks, mean_interval(at_ks, self.indices, LEVEL)),
+            "pass_at_k": by_name(ks, mean_interval(at_ks, self.weights, LEVEL)),
         }
 
 

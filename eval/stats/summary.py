@@ -17,8 +17,8 @@ from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.sections import LEVEL, RESAMPLES
 from eval.stats.estimate import (
-    Indices,
-    bootstrap_indices,
+    Weights,
+    bootstrap_weights,
     by_name,
     mean_interval,
     paired_difference,
@@ -166,9 +166,9 @@ def _tier_summary(
     n = min(int(t.samples[here].min()) for t in tallies.values())
     ks = ks_for(n)
     columns = np.array(ks) - 1
-    # One set of indices for all arms: the differences between them are paired.
+    # One set of weights for all arms: the differences between them are paired.
     rng = np.random.default_rng(seed_of(seed, "report", tier))
-    indices = bootstrap_indices(len(here), resamples, rng)
+    weights = bootstrap_weights(len(here), resamples, rng)
     tries = np.arange(1, n + 1)
     curves = {arm: pass_at_k(t.samples[here], t.optimal[here], tries) for arm, t in tallies.items()}
     at_ks = {arm: curve[:, columns] for arm, curve in curves.items()}
@@ -179,8 +179,8 @@ def _tier_summary(
         "arms": {
             arm: {
                 "answers": int(tally.samples[here].sum()),
-                "pass_at_k": by_name(ks, mean_interval(at_ks[arm], indices, LEVEL)),
-                **_answer_rates(tally, here, indices),
+                "pass_at_k": by_name(ks, mean_interval(at_ks[arm], weights, LEVEL)),
+                **_answer_rates(tally, here, weights),
                 **_counts(tally.totals[tier]),
             }
             for arm, tally in tallies.items()
@@ -190,7 +190,7 @@ def _tier_summary(
                 "tuned": tuned,
                 "reference": reference,
                 "at_k": by_name(
-                    ks, paired_difference(at_ks[tuned], at_ks[reference], indices, LEVEL)
+                    ks, paired_difference(at_ks[tuned], at_ks[reference], weights, LEVEL)
                 ),
                 "overtaken_at": overtaking_k(
                     curves[reference].mean(axis=0), curves[tuned].mean(axis=0)
@@ -207,12 +207,12 @@ def _tier_summary(
 
 
 def _answer_rates(
-    tally: ArmTally, here: NDArray[np.intp], indices: Indices
+    tally: ArmTally, here: NDArray[np.intp], weights: Weights
 ) -> dict[str, dict[str, float] | None]:
     """Shares of answers, each a mean over problems: valid, ratio, distinct."""
     sums = {"valid": tally.valid, "ratio": tally.ratio, "distinct": tally.distinct}
     columns = np.stack([total[here] / tally.samples[here] for total in sums.values()], axis=1)
-    return by_name(sums, mean_interval(columns, indices, LEVEL))
+    return by_name(sums, mean_interval(columns, weights, LEVEL))
 
 
 def _counts(totals: TierTotals) -> dict[str, dict[str, int]]:
