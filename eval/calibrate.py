@@ -22,7 +22,6 @@ from data.common.seeds import seed_of
 from data.recipe import RUNS
 from data.sections import Margins
 from eval.stats.cases import (
-    GUESS,
     SKILL,
     STATED,
     STRENGTHS,
@@ -49,6 +48,12 @@ STUDY_SIZES = (
     StudySize(100, 64, 256),
     StudySize(400, 64, 256),
     StudySize(200, 128, 512),
+    StudySize(50, 64, 256),
+    StudySize(100, 16, 64),
+    StudySize(200, 64, 256, guess=0.0),
+    StudySize(200, 64, 256, guess=0.14),
+    StudySize(200, 64, 256, guess=0.23),
+    StudySize(200, 64, 256, guess=0.49),
 )
 
 
@@ -92,7 +97,7 @@ def calibrate_case(
 ) -> Calibration:
     """Draw, conclude and check one case, base strength and size."""
     rng = np.random.default_rng(seed_of(seed, "calibrate", case.name, strength, str(size)))
-    guess = rng.beta(*GUESS, size.problems)
+    guess = size.guesses(rng)
     base = base_chances(strength, (repetitions, size.problems), rng)
     arms = drawn_counts(case.training(base, guess, rng), guess, size, rng)
     weights = bootstrap_weights(size.problems, margins.resamples, rng)
@@ -102,7 +107,7 @@ def calibrate_case(
     false_new = false_elicited = None
     if Conclusion.NEW not in case.right:
         false_new = share[Conclusion.NEW]
-    elif case.bounded:
+    if not {Conclusion.ELICITED, Conclusion.NARROWED} & set(case.right):
         false_elicited = share[Conclusion.ELICITED] + share[Conclusion.NARROWED]
     failures = [
         f"false {what!r} {false:.1%}, more than {MOST_FALSE:.0%}"

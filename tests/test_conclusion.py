@@ -4,21 +4,28 @@ import numpy as np
 import pytest
 
 from data.sections import Margins
+from eval.stats.cases import at_temperature
 from eval.stats.certificate import tries_for
 from eval.stats.conclusion import Conclusion, Evidence, SampleBudget, decide
 from eval.stats.counts import Counts
 from eval.stats.estimate import Estimate
 from eval.stats.evidence import Arms, conclude, holm
+from eval.stats.power import detectable
 
 P, N, M = 200, 64, 256
 MARGINS = Margins(resamples=1000)
 NEW, ELICITED, NARROWED = Conclusion.NEW, Conclusion.ELICITED, Conclusion.NARROWED
 DISTILLED, FORMAT, OPEN = Conclusion.DISTILLED, Conclusion.FORMAT, Conclusion.INCONCLUSIVE
+WORSE = Conclusion.WORSE
 
 
-def arms(guess=0.0, seed=1, n=N, m=M, **chances):
-    """Counts drawn from chances of success a try, [problems] or [seeds, problems]."""
+def arms(guess=0.0, seed=1, n=N, m=M, controls=True, formed=None, **chances):
+    """Counts drawn from chances of success a try, [problems] or [seeds, problems]; ``formed`` is
+    the share of the base's answers in form. ``controls``: what no chance is given of is the base.
+    """
     rng = np.random.default_rng(seed)
+    if controls:
+        chances = {"base_best": chances["base"], "format_only": chances["base"]} | chances
     first = {name: rng.binomial(n, p) for name, p in chances.items()}
     unsolved = first["base"] == 0
     if "base_best" in first:
@@ -27,6 +34,10 @@ def arms(guess=0.0, seed=1, n=N, m=M, **chances):
     counts = {
         name: Counts(n, first[name], fresh, rng.binomial(fresh, p)) for name, p in chances.items()
     }
+    if formed is not None:
+        for name in {"base", "base_best"} & counts.keys():
+            in_form = rng.binomial(n + fresh, formed)
+            counts[name].formed = np.maximum(in_form, counts[name].c + counts[name].fresh_c)
     return Arms(**counts, guess=guess)
 
 
@@ -74,7 +85,33 @@ CASES = {
         FORMAT, {"base": 0 * B, "base_best": 0.9 * B, "format_only": B, "grpo": B},
     ),
     "no change": (OPEN, {"base": B, "grpo": B}),
-    "worse": (OPEN, {"base": B, "grpo": B / 4}),
+    "worse": (WORSE, {"base": B, "grpo": B / 4}),
+    "ahead of base, behind the SFT start": (
+        WORSE, {"base": B, "sft": lifted(B, 10), "grpo": lifted(B, 2)},
+    ),
+    "worse than the start, which explains the new": (
+        WORSE, {"base": without(B), "sft": lifted(TAUGHT, 4), "grpo": TAUGHT / 2},
+    ),
+    "no success, and fewer than by guessing": (
+        OPEN, {"base": np.zeros(P), "sft": np.zeros(P), "grpo": np.full(P, 0.07), "guess": 0.12},
+    ),
+    "few successes, still fewer than by guessing": (
+        OPEN, {"base": np.full(P, 0.02), "grpo": np.full(P, 0.09), "guess": 0.12},
+    ),
+    "a weak skill where guessing does as well": (
+        OPEN, {"base": without(B, 0.25), "grpo": with_skill(SKILL, 0.25, 0.1), "guess": 0.12},
+    ),
+    "half the answers in form, and no arm for it": (
+        FORMAT, {"base": B / 2, "base_best": B / 2, "grpo": B, "controls": False, "formed": 0.5},
+    ),
+    "hardly an answer in form, and no arm for it": (
+        FORMAT, {"base": B / 100, "base_best": B / 100, "grpo": B, "controls": False,
+                 "formed": 0.01},
+    ),
+    "answers in form all along, and no arm for it": (
+        NEW, {"base": without(B), "base_best": without(B), "grpo": with_skill(SKILL),
+              "controls": False, "formed": 0.95},
+    ),
     "too few problems": (OPEN, {"base": B[:12], "grpo": lifted(B[:12], 3)}),
     "a base that solved everything": (
         ELICITED, {"base": np.full(P, 0.3), "grpo": np.full(P, 0.6)},
@@ -94,6 +131,85 @@ def test_what_training_did_is_concluded(case):
     found = concluded(**counts)
     assert found.conclusion == expected, found.reason
     assert "impossible" not in found.reason
+
+
+COOL = at_temperature(0.3, (P,), seed=8)
+SEEN = at_temperature(1.0, (P,), seed=8)
+
+
+@pytest.mark.parametrize(
+    ("counts", "named"),
+    [
+        ({"base": SEEN, "grpo": COOL, "format_only": SEEN}, ["base_best"]),
+        ({"base": SEEN, "grpo": COOL}, ["base_best", "format_only"]),
+        ({"base": B / 100, "base_best": B / 100, "grpo": B}, ["format_only"]),
+        # In form nearly always, but not on what is new.
+        (
+            {
+                "base": without(B),
+                "base_best": without(B),
+                "grpo": with_skill(SKILL),
+                "formed": with_skill(np.full(P, 0.95), chance=0.01),
+            },
+            ["format_only"],
+        ),
+        ({"base": without(B), "grpo": with_skill(SKILL), "formed": 0.9}, ["base_best"]),
+    ],
+)
+def test_without_a_control_nothing_is_new_and_the_control_is_named(counts, named):
+    found = concluded(controls=False, **counts)
+    assert found.conclusion == OPEN
+    assert not found.new
+    keys = [key for key in ("base_best", "format_only") if f"conclusion.{key}" in found.reason]
+    assert keys == named, found.reason
+
+
+def test_the_base_at_its_best_shows_that_a_lower_temperature_is_nothing_new():
+    best = at_temperature(0.4, (P,), seed=8)
+    assert concluded(base=SEEN, grpo=COOL, base_best=best).conclusion == ELICITED
+
+
+def test_a_new_skill_beside_a_collapse_is_said_with_it():
+    found = concluded(base=without(np.full(P, 0.6)), grpo=with_skill(np.full(P, 0.03), 0.15, 0.9))
+    assert found.conclusion == NEW
+    assert "yet it falls behind base at k = 1 (-" in found.reason
+
+
+def test_rare_successes_made_common_are_new_only_up_to_the_lift_that_is_said():
+    rare = with_skill(B, 0.3, 1 / 1500)
+    found = concluded(base=rare, grpo=with_skill(SKILL, 0.3, 0.6))
+    assert found.conclusion == NEW
+    assert f"sharpening base up to {MARGINS.lift} times over" in found.reason
+    assert "cannot be told from a new skill" in found.reason
+
+
+@pytest.mark.parametrize("problems", [30, 50, 71, 80, 150, 300])
+def test_a_problem_more_that_only_the_tuned_arm_solves_never_makes_it_more_elicited(problems):
+    """Ranks of the conclusion as more and more problems are beyond the base: never back again."""
+    ranks = {ELICITED: 0, OPEN: 1, NEW: 2}
+    found = []
+    for beyond in range(0, problems, max(1, problems // 12)):
+        new = np.arange(problems) < beyond
+        unsolved = np.where(new, M, 0)
+        base = Counts(N, np.where(new, 0, 12), unsolved, 0 * unsolved)
+        grpo = Counts(N, np.full(problems, 29), unsolved, np.where(new, 100, 0))
+        tiers = {"t": Arms(base, grpo, base_best=base, format_only=base)}
+        found.append(ranks[conclude(tiers, MARGINS).overall.conclusion])
+    assert found == sorted(found)
+    assert found[0] == (0 if problems >= detectable(problems, N, M, MARGINS).elicited else 1)
+    assert found[-1] == 2
+
+
+def test_a_tier_that_got_worse_is_named_beside_what_is_new_on_another():
+    skilled = arms(base=without(B), grpo=with_skill(SKILL))
+    found = conclude({"new": skilled, "lost": arms(base=B, grpo=B / 5, seed=6)}, MARGINS)
+    assert found.overall.conclusion == NEW
+    assert found.sentence.endswith("; on lost it is worse.")
+
+
+def test_a_base_that_misses_too_little_leaves_nothing_to_be_new_and_that_is_noted():
+    found = concluded(base=np.full(P, 0.3), grpo=np.full(P, 0.9))
+    assert "even a perfect solver" in found.notes[-1]
 
 
 def test_a_new_skill_is_measured_beside_its_control_and_losses_are_noted():
@@ -180,11 +296,25 @@ CLEAR, NONE, UNSURE = (0.10, 0.20), (-0.01, 0.01), (-0.02, 0.10)
         ({"gain over format_only": NONE}, FORMAT),
         ({"gain over format_only": NONE, "gain over sft": NONE}, FORMAT),
         ({"gain over format_only": UNSURE, "gain over sft": NONE}, OPEN),
+        ({"gain over base": (-0.09, -0.01)}, WORSE),
+        ({"gain over sft": (-0.09, -0.01)}, WORSE),
+        ({"gain over form": NONE}, FORMAT),
+        ({"gain over form": UNSURE}, OPEN),
+        ({"over guessing": UNSURE}, OPEN),
         ({"gain over base": NONE}, OPEN),
         ({"gain over base": (0.001, 0.029)}, OPEN),
         ({"gain over base": (0.001, 0.03)}, ELICITED),
         ({"gain over base": UNSURE}, OPEN),
         ({f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")}, NEW),
+        (
+            {"gain over base": (-0.5, -0.4)}
+            | {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")},
+            NEW,
+        ),
+        (
+            {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")} | {"beyond form": NONE},
+            OPEN,
+        ),
         ({f"beyond {x}": (0.02, 0.2) for x in ("base", "sft", "format_only")}, ELICITED),
         ({"beyond base": CLEAR, "beyond format_only": CLEAR}, DISTILLED),
         ({"beyond base": CLEAR, "beyond sft": CLEAR}, FORMAT),
@@ -201,6 +331,7 @@ def test_each_line_of_the_criterion_decides(changes, expected):
         "gain over base": CLEAR,
         "gain over sft": CLEAR,
         "gain over format_only": CLEAR,
+        "over guessing": CLEAR,
         "large k": (-0.02, 0.02),
         "beyond base": NONE,
         "beyond sft": NONE,

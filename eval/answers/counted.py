@@ -45,7 +45,7 @@ def count_solved(
 ) -> Counts:
     """An arm's optimal answers to problems, whose tiers are given."""
     counted = tally(verdicts, problems_by_id)
-    return Counts(counted.samples, counted.optimal)
+    return Counts(counted.samples, counted.optimal, formed=counted.readable)
 
 
 def to_ask_again(cases: Sequence[JudgedArm], solved: Solved) -> dict[str, list[int]]:

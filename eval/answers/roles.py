@@ -85,3 +85,9 @@ def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
             len(chances), recipe.eval.samples, section.fresh, section.margins, chances
         )
         yield f"{tier}: {effects.sentence}"
+    for case in judged:
+        if not case.base_best:
+            yield (
+                f"{case.name} cannot come out as a new capability: no arm asks the base at its best "
+                "(at a lower temperature, read leniently); name one in conclusion.base_best"
+            )

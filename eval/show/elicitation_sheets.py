@@ -32,11 +32,15 @@ _QUANTITIES = {
     "beyond sft": "beyond its start: the same, where its start always missed them too",
     "beyond format_only": "beyond format-only training: the same, where that always missed them "
     "too",
+    "gain over form": "gain over form: pass@1: the arm minus base's answers in form",
+    "over guessing": "over guessing: pass@1: the arm minus a blind guess",
+    "beyond form": "beyond form: beyond base, where only its misses in form count as misses",
+    "missed": "missed: problems that a perfect solver would have beyond base, guessing aside",
     "large k": "large k: pass@{n}: the arm minus base",
     "certified": "certified: problems beyond base, before what chance explains is taken off",
     "control": "control: base against base: what its own second look would have counted",
-    "perhaps beyond base": "perhaps beyond base: solved within {tries} tries, guessing removed, "
-    "where base missed in all {reach} samples",
+    "perhaps beyond base": "perhaps beyond base: solved within {tries} tries where "
+    "base missed in all {reach} samples",
 }
 
 #: The columns of a table with one row for each arm: heading, and the text of an arm's record.

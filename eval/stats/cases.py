@@ -31,20 +31,28 @@ STRENGTHS: dict[str, tuple[tuple[float, float, float], ...]] = {
     # Many problems that it solves once in thousands of tries: hardest to distinguish from never.
     "long tail": ((1.0, 0.2, 3),),
 }
-#: Blind guessing's chance a try, (a, b) of a beta distribution: 3 % on average.
-GUESS = (1, 32)
 
 
 @dataclass(frozen=True)
 class StudySize:
-    """How much is sampled: problems, samples of each, confirmation samples of the unsolved."""
+    """How much is sampled: problems, samples of each, confirmation samples of the unsolved; and how
+    often a blind guess is right, on average."""
 
     problems: int
     samples: int
     fresh: int
+    guess: float = 0.03
 
     def __str__(self) -> str:
-        return f"{self.problems} x {self.samples} + {self.fresh}"
+        size = f"{self.problems} x {self.samples} + {self.fresh}"
+        return f"{size}, guessing {100 * self.guess:g} %"
+
+    def guesses(self, rng: np.random.Generator) -> Values:
+        """The chance of a guess at each problem: from a beta distribution, more unlike each other
+        the rarer it is."""
+        if not self.guess:
+            return np.zeros(self.problems)
+        return rng.beta(1, 1 / self.guess - 1, self.problems)
 
 
 #: Chances of success a try, [repetitions, problems], of every arm of a case, named as in ``Arms``.
@@ -77,9 +85,13 @@ def sharpened(p: Values, lift: float | Values) -> Values:
 
 
 def _beside_light_training(base: Values, grpo: Values) -> Chances:
-    """SFT and format-only training explain some of the gain, as they do in practice."""
-    sft, format_only = sharpened(base, 1.2), sharpened(base, 1.1)
-    return {"base": base, "grpo": grpo, "sft": sft, "format_only": format_only}
+    """SFT, format-only training and better decoding explain some of the gain, as in practice."""
+    lifts = {"base_best": 1.5, "sft": 1.2, "format_only": 1.1}
+    return {"base": base, "grpo": grpo, **{arm: sharpened(base, x) for arm, x in lifts.items()}}
+
+
+def _nothing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    return dict.fromkeys(("base", "grpo", "base_best", "sft", "format_only"), p)
 
 
 def _sharpening(lift: float) -> SimulatedTraining:
@@ -95,7 +107,55 @@ def _at_worst(p: Values, g: Values, rng: np.random.Generator) -> Chances:
     """Every problem so hard that sharpening looks most like a new skill."""
     base = np.full(p.shape, 1 - (1 - 0.17) ** (1 / Margins().lift))
     grpo = sharpened(base, Margins().lift)
-    return {"base": base, "grpo": grpo, "sft": base, "format_only": base}
+    return {"base": base, "grpo": grpo} | dict.fromkeys(("base_best", "sft", "format_only"), base)
+
+
+def at_temperature(temperature: float, shape: tuple[int, ...], seed: int = 0) -> Values:
+    """Chances of an answer of 40 decisions between two, each right by a log-odds of its problem."""
+    odds = np.random.default_rng(seed).normal(2.3, 1.0, shape)
+    return (1 / (1 + np.exp(-odds / temperature))) ** 40
+
+
+def _cooling(best: float | None) -> SimulatedTraining:
+    """GRPO is the base at a lower temperature; the base at its best is at temperature ``best``."""
+
+    def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+        seed = int(rng.integers(2**32))
+        degrees = {"base": 1.0, "grpo": 0.3, "format_only": 1.0}
+        degrees |= {} if best is None else {"base_best": best}
+        return {arm: at_temperature(degree, p.shape, seed) for arm, degree in degrees.items()}
+
+    return training
+
+
+def _common(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    """Rare successes, one in 300 to 2,000 tries on 30 % of problems, made common."""
+    rare = rng.random(p.shape) < 0.3
+    base = np.where(rare, 1 / np.exp(rng.uniform(np.log(300), np.log(2000), p.shape)), p)
+    return _beside_light_training(base, np.where(rare, SKILL, sharpened(base, 4)))
+
+
+def _weak_skill(share: float, chance: float) -> SimulatedTraining:
+    """A skill new on a share of problems that is right so rarely that guessing may be better."""
+
+    def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+        new = rng.random(p.shape) < share
+        base = np.where(new, 0, p)
+        return _beside_light_training(base, np.where(new, chance, sharpened(base, 4)))
+
+    return training
+
+
+def _harm(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    """GRPO gains over the base, but falls behind its SFT start."""
+    light = _beside_light_training(p, sharpened(p, 2))
+    return light | {"sft": sharpened(p, 8)}
+
+
+def _collapse(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    new = rng.random(p.shape) < STATED
+    base = np.where(new, 0, np.maximum(p, 0.3))
+    return _beside_light_training(base, np.where(new, 0.9, base / 20))
 
 
 def _narrowing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
@@ -114,9 +174,10 @@ def new_skill(share: float, kept: float = 0.0) -> SimulatedTraining:
     return training
 
 
-def _form(share: float) -> SimulatedTraining:
+def _form(share: float, asked: bool = True) -> SimulatedTraining:
     """The base answers in the form asked for only so often; the skill behind it is unchanged."""
-    shares = {"base": share, "grpo": 0.97, "format_only": 0.95, "base_best": 0.9}
+    shares = {"base": share, "grpo": 0.96, "base_best": 0.9 if asked else share}
+    shares |= {"format_only": 0.95} if asked else {}
     return lambda p, g, rng: {arm: of_arm * p for arm, of_arm in shares.items()}
 
 
@@ -127,8 +188,7 @@ def _distilling(lift: float) -> SimulatedTraining:
         taught = rng.random(p.shape) < TAUGHT
         base = np.where(taught, 0, p)
         sft = np.where(taught, SKILL, sharpened(base, 2))
-        grpo, format_only = sharpened(sft, lift), sharpened(base, 1.1)
-        return {"base": base, "grpo": grpo, "sft": sft, "format_only": format_only}
+        return _beside_light_training(base, sharpened(sft, lift)) | {"sft": sft}
 
     return training
 
@@ -146,14 +206,14 @@ def known_cases(margins: Margins) -> tuple[KnownCase, ...]:
     """Everything that the criterion is tested on."""
     new, elicited, narrowed = Conclusion.NEW, Conclusion.ELICITED, Conclusion.NARROWED
     still, distilled, form = Conclusion.INCONCLUSIVE, Conclusion.DISTILLED, Conclusion.FORMAT
-    lift, least = margins.lift, margins.new
+    worse, lift, least = Conclusion.WORSE, margins.lift, margins.new
     return (
-        KnownCase("identical", _sharpening(1), (still,)),
+        KnownCase("identical", _nothing, (still,)),
         KnownCase("sharpened 4 times", _sharpening(4), (elicited,)),
         KnownCase(f"sharpened {lift} times", _sharpening(lift), (elicited,)),
         KnownCase("sharpened unevenly", _unevenly, (elicited,)),
         KnownCase(f"sharpened {lift} times, at worst", _at_worst, (elicited, still)),
-        KnownCase("sharpened, and guesses", _guessing, (elicited,), bounded=False),
+        KnownCase("sharpened, and guesses", _guessing, (elicited, still), bounded=False),
         KnownCase("sharpened, keeps a guess", _keeping_a_guess, (elicited,), bounded=False),
         KnownCase("narrowed", _narrowing, (narrowed,)),
         KnownCase("format only, 40 % before", _form(0.4), (form,), bounded=False),
@@ -165,6 +225,16 @@ def known_cases(margins: Margins) -> tuple[KnownCase, ...]:
         KnownCase(f"new on {STATED:.0%}: stated", new_skill(STATED), (new,)),
         KnownCase(f"new on {STATED:.0%}, narrowed", new_skill(STATED, KEPT), (new,)),
         KnownCase("new on 20 %", new_skill(0.2), (new,)),
+        KnownCase("new on 10 %, else collapsed", _collapse, (new,)),
+        KnownCase("worse", lambda p, g, rng: _beside_light_training(p, p / 4), (worse,), False),
+        KnownCase("worse than its start", _harm, (worse,), False),
+        KnownCase("weak, right in 8 %", _weak_skill(1.0, 0.08), (still, new), False),
+        KnownCase("weak on 20 %, right in 10 %", _weak_skill(0.2, 0.1), (still, new), False),
+        KnownCase("a lower temperature", _cooling(0.4), (elicited, still)),
+        KnownCase("a lower temperature, unasked", _cooling(None), (elicited, still)),
+        KnownCase("form, unasked, 1 % before", _form(0.01, asked=False), (still, form)),
+        # No number of samples tells these from a new skill; the reason says so.
+        KnownCase("rare successes made common", _common, (elicited, new), False, False),
         KnownCase("sharpened 256 times", _sharpening(256), (elicited,), False, False),
     )
 

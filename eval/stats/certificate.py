@@ -11,7 +11,7 @@ from eval.stats.passk import floor_at
 
 
 def certificate(
-    missed: int, fresh: int, lift: float, luck: float, chance: ArrayLike = 0.0
+    missed: ArrayLike, fresh: int, lift: float, luck: float, chance: ArrayLike = 0.0
 ) -> NDArray[np.int64]:
     """How many of ``fresh`` samples the tuned arm must get right, on a problem that the reference
     missed in all of ``missed``, for the two not to be one model, sharpened.
@@ -23,22 +23,30 @@ def certificate(
     certificate. ``fresh + 1``, which nothing reaches, where none does.
 
     Args:
+        missed: a number or [problems].
         chance: g, of a blind guess in one try, a number or [problems].
 
     Returns:
-        x, shaped like ``chance``.
+        x, shaped like the two together.
     """
-    # Guesses rounded up, so that few differ and none gains by it.
-    rounded, of_problem = np.unique(np.ceil(np.asarray(chance, float) * 500), return_inverse=True)
+    # Guesses rounded up and misses down, so that few differ and none gains by it.
+    step = np.maximum(np.max(missed, initial=1) // 32, 1)
+    pairs = np.broadcast_arrays(
+        np.ceil(np.asarray(chance, float) * 500), np.asarray(missed) // step * step
+    )
+    shape = pairs[0].shape
+    (rounded, least), of_problem = np.unique(
+        np.stack([one.ravel() for one in pairs]), axis=1, return_inverse=True
+    )
     misses = np.geomspace(1, luck, 500)  # (1 - p)^missed; for a greater p that alone is below luck
-    p = 1 - misses ** (lift / max(missed, 1))
+    p = 1 - misses ** (lift / np.maximum(least, 1)[:, None])
     tuned = 1 - (1 - p) * (1 - np.minimum(rounded / 500, 1)[:, None])
     low, high = np.zeros(len(rounded), np.int64), np.full(len(rounded), fresh + 1)
     while (low < high).any():  # bisection: low is not yet enough, or it is the answer
         x = (low + high) // 2
         enough = (misses * binom.sf(x[:, None] - 1, fresh, tuned)).max(axis=1) <= luck
         low, high = np.where(enough, low, x + 1), np.where(enough, x, high)
-    return high[of_problem].reshape(np.shape(chance))
+    return high[of_problem.ravel()].reshape(shape)
 
 
 def tries_for(m: int, most: int, guess: ArrayLike, margins: Margins) -> int:

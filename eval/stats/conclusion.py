@@ -4,23 +4,33 @@ The criterion, written down before any data. Every condition is about an interva
 point; "gain over X" is the paired difference of pass@1, tuned - X; margins are those of
 ``Margins``.
 
-    1  beyond the base                                  low > new
-       and beyond format-only and the SFT start alike   low > new      -> new capability
+    1  beyond the base, format-only and the SFT start   low > new      -> new capability
+       alike, and no control is missing
+    2  gain over the base, or over the SFT start        high < 0       -> worse
+    3  beyond the base                                  low > new
        but not beyond format-only                       high < least   -> format only
        but not beyond the SFT start                     high < least   -> distilled
        and nothing of these can be said                                -> inconclusive
-    2  gain over the base                               high < gain    -> inconclusive (no gain)
+    4  gain over the base                               high < gain    -> inconclusive (no gain)
                                                         low <= 0       -> inconclusive
-    3  gain over format-only, where that arm is there   high < gain    -> format only
+    5  gain over format-only, where that arm is there,  high < gain    -> format only
+       else over the base's own answers in form
                                                         low <= 0       -> inconclusive
-    4  gain over the SFT start, where that arm is there high < gain    -> distilled
+    6  gain over the SFT start, where that arm is there high < gain    -> distilled
                                                         low <= 0       -> inconclusive
-    5  perhaps beyond the base                          high >= reach  -> inconclusive
-    6  pass@n, tuned - base            low <= -narrowed and high < 0   -> elicited and narrowed
+    7  gain over a blind guess                          low <= 0       -> inconclusive
+    8  perhaps beyond the base                          high >= reach  -> inconclusive
+    9  pass@n, tuned - base            low <= -narrowed and high < 0   -> elicited and narrowed
                                        otherwise                       -> elicited
 
 The first line that holds decides. ``least`` is ``reach``, or the low end of "beyond the base" where
 that is less: the other arm must be seen to explain it.
+
+**Controls**. A lower temperature, or the form of an answer learnt, can make a success common that
+the base has once in millions. So nothing is called new without the base at its best
+(``base_best``), nor without ``format_only``, unless it is known how often the base answered each
+problem in form. Then "beyond form" counts only such misses, and "gain over form" is a gain over the
+share of such answers that are right.
 
 **Beyond X** is a share of problems. A problem counts when X missed it in its n samples, was asked
 again with new seeds and missed it in all m confirmation samples too, and the tuned arm is right so
@@ -33,28 +43,29 @@ against base: problems missed at first that base's own fresh samples would have 
 So "new capability" rests on confirmation samples, has base against base as its null, holds at large
 k against the base at its best (missed by ``base`` and by ``base_best``), and says "not reachable
 within n + m samples". It never says out of reach: a base that would need thousands of samples looks
-like one that never succeeds, and sharpening far beyond ``lift`` like a new skill.
+like one that never succeeds, and sharpening beyond ``lift`` like a new skill. The reason says so.
 
 Each problem is counted by itself, since a sum of gains and losses would let problems on which the
 base has a little luck, or guesses more than the tuned arm, hide the new ones.
 
 **Perhaps beyond the base** asks less, since "elicited" is a claim as well and needs evidence: the
-share of problems that the base missed in all n + m samples, each with the tuned arm's chance,
-guessing removed, of solving it within ``tries``, a ``lift``-th of m. At most ``reach`` may be so.
+share of problems that the base missed in all n + m samples, each with the tuned arm's chance of
+solving it within ``tries``, a ``lift``-th of m; by skill or by a guess, as the base did neither. At
+most ``reach`` may be so.
 
 "No change" is no conclusion of its own: the question is what a gain consists of. The reason says
 whether a gain was ruled out or the data are too few.
 
 Several tiers are several chances of a false discovery. "New capability" is tested with Holm's
 correction over the tiers and the pooled problems, each at one-sided ``(1 - level) / 2``, so the
-chance of any false one in a report stays below that. The other conclusions claim nothing new and
-are not corrected. Overall: new capability where some tier or the pool has it, else the criterion on
+chance of any false one on a judged arm stays below that; several arms are several chances. The
+other conclusions claim nothing new and are not corrected. Overall: new capability where some tier or the pool has it, else the criterion on
 the problems of all tiers together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -70,6 +81,7 @@ class Conclusion(StrEnum):
     ELICITED = "elicited"
     DISTILLED = "distilled"
     FORMAT = "format only"
+    WORSE = "worse"
     INCONCLUSIVE = "inconclusive"
 
 
@@ -79,6 +91,9 @@ _RIVALS = {
     "format_only": (Conclusion.FORMAT, "format-only training"),
     "sft": (Conclusion.DISTILLED, "its SFT start"),
 }
+
+
+_ELICITED = (Conclusion.ELICITED, Conclusion.NARROWED)
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class SampleBudget:
         fresh: confirmation samples of the tuned arm, of which ``needed`` (the median over problems)
             must be right for a certificate.
         guessed, guessed_n: share of problems that blind guessing solves within ``tries``, and n.
+        missing: controls that were not sampled, as the recipe names them.
     """
 
     n: int
@@ -101,6 +117,7 @@ class SampleBudget:
     needed: int
     guessed: float
     guessed_n: float
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,7 @@ class Evidence:
     budget: SampleBudget
 
     def shows_new(self, margins: Margins) -> bool:
-        """Whether line 1 finds a new capability. All its parts must hold, so nothing is corrected
+        """Whether line 1 holds, missing controls aside. All its parts must hold, so nothing is corrected
         for their number: a test that rejects only where each of its parts does has the level of
         each (Berger 1982, Technometrics 24:295)."""
         beyond = [e for name, e in self.estimates.items() if name.startswith("beyond ")]
@@ -135,9 +152,16 @@ def decide(evidence: Evidence, margins: Margins, new: bool, who: str = "GRPO") -
         new: whether ``shows_new`` holds at the level that the correction asks for.
         who: what the judged arm is called.
     """
-    if new:
+    if new and not evidence.budget.missing:
         return _new_capability(evidence, margins, who)
-    lines = (_explained_beyond_base, _no_sure_gain, _explained_gain, _perhaps_out_of_reach)
+    lines = (
+        _worse,
+        _explained_beyond_base,
+        _no_sure_gain,
+        _explained_gain,
+        _no_better_than_guessing,
+        _perhaps_out_of_reach,
+    )
     for line in lines:
         decision = line(evidence, margins, who)
         if decision is not None:
@@ -150,13 +174,40 @@ def _new_capability(evidence: Evidence, margins: Margins, who: str) -> Decision:
     return Conclusion.NEW, (
         f"on {_share(evidence.estimates['beyond base'])} of problems {who} answers reliably (in "
         f"{budget.needed} or more of {budget.fresh} fresh tries) what was not reachable for base "
-        f"within {budget.reach} samples, and what base sharpened {margins.lift} times over or "
-        "guessing would not"
+        f"within {budget.reach} samples, nor by guessing or by sharpening base up to {margins.lift} "
+        "times over; rarer successes, sharpened more than that, cannot be told from a new skill"
+        + "".join(f"; yet it {loss}" for loss in _losses(evidence))
     )
 
 
+def _losses(evidence: Evidence) -> list[str]:
+    """What the arm surely lost at k = 1, in words."""
+    gains = {
+        "base": evidence.estimates["gain over base"],
+        _RIVALS["sft"][1]: evidence.estimates.get("gain over sft"),
+    }
+    return [
+        f"falls behind {name} at k = 1 ({_points(gain)})"
+        for name, gain in gains.items()
+        if gain is not None and gain.high < 0
+    ]
+
+
+def _worse(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
+    """Line 2: behind the base or its start, whatever else it shows."""
+    losses = _losses(evidence)
+    if not losses:
+        return None
+    beyond = _explained_beyond_base(evidence, margins, who)
+    besides = f"; {beyond[1]}" if beyond else ""
+    gain = evidence.estimates["gain over base"]
+    if gain.low > 0:
+        besides = f", though it gains {_points(gain)} over base{besides}"
+    return Conclusion.WORSE, f"{who} {' and '.join(losses)}{besides}"
+
+
 def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
-    """Line 1: beyond the base, yet not a new capability of reinforcement learning."""
+    """Line 3: beyond the base, yet not a new capability of reinforcement learning."""
     estimates = evidence.estimates
     base = estimates["beyond base"]
     if base.low <= margins.new:
@@ -169,19 +220,37 @@ def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> De
             return conclusion, f"{beyond}, but not beyond {name} ({_share(over)})"
         if over is not None and over.low <= margins.new:
             open_ones.insert(0, name)
+    form, missing = estimates.get("beyond form"), evidence.budget.missing
     if open_ones:
         why = f"; whether {' and '.join(open_ones)} explains them is open"
+    elif missing or (form is not None and form.low <= margins.new):
+        why = f", but {_unasked(missing or ('format_only',))}"
     else:
         why = ", which is not sure enough after the correction for the number of tiers"
     return Conclusion.INCONCLUSIVE, f"{beyond}{why}"
 
 
+#: What a control that is missing would tell.
+_CONTROLS = {
+    "base_best": "a lower temperature or a better reading of base",
+    "format_only": "the form of the answers",
+}
+
+
+def _unasked(missing: Sequence[str]) -> str:
+    explanations = " and ".join(_CONTROLS[name] for name in missing)
+    keys = " and ".join(f"conclusion.{name}" for name in missing)
+    return f"whether {explanations} explains that was not asked: name an arm for it in {keys}"
+
+
 def _no_sure_gain(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
-    """Line 2: no gain over the base, or none that is sure."""
+    """Line 4: no gain over the base, or none that is sure."""
     gain = evidence.estimates["gain over base"]
     if gain.high < margins.gain:
-        what = "falls behind base" if gain.high < 0 else "gains nothing of weight over base"
-        why = f"{who} {what} at k = 1 ({_points(gain)}), so there is nothing to explain"
+        why = (
+            f"{who} gains nothing of weight over base at k = 1 ({_points(gain)}), so there is "
+            "nothing to explain"
+        )
     elif gain.low <= 0:
         why = f"whether {who} gains at k = 1 is open ({_points(gain)})"
     else:
@@ -194,9 +263,10 @@ def _gained(evidence: Evidence, who: str) -> str:
 
 
 def _explained_gain(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
-    """Lines 3 and 4: a rival has the gain too, or may have it."""
+    """Lines 5 and 6: a rival has the gain too, or may have it."""
     gained = _gained(evidence, who)
-    for rival, (conclusion, name) in _RIVALS.items():
+    in_form = {"form": (Conclusion.FORMAT, "base's own answers in form")}
+    for rival, (conclusion, name) in (in_form | _RIVALS).items():
         over = evidence.estimates.get(f"gain over {rival}")
         if over is not None and over.high < margins.gain:
             return conclusion, f"{gained} but nothing of weight over {name} ({_points(over)})"
@@ -206,20 +276,35 @@ def _explained_gain(evidence: Evidence, margins: Margins, who: str) -> Decision 
     return None
 
 
+def _no_better_than_guessing(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
+    """Line 7: a gain up to what a blind guess gives shows no skill."""
+    over = evidence.estimates["over guessing"]
+    if over.low > 0:
+        return None
+    what = "does not beat" if over.high < 0 else "is not sure to beat"
+    why = f"{_gained(evidence, who)}, but {what} a blind guess there ({_points(over)})"
+    return Conclusion.INCONCLUSIVE, why
+
+
 def _perhaps_out_of_reach(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
-    """Line 5: the base may not have reached all of the gain."""
+    """Line 8: the base may not have reached all of the gain."""
     perhaps, budget = evidence.estimates["perhaps beyond base"], evidence.budget
     if perhaps.high < margins.reach:
         return None
+    also = ""
+    if perhaps.value == 0:
+        also = f"; {perhaps.n} problems are too few to say more"
+    elif budget.missing:
+        also = f"; {_unasked(budget.missing)}"
     return Conclusion.INCONCLUSIVE, (
-        f"{_gained(evidence, who)}; whether all of it was reachable for base is open: within "
-        f"{_tries(budget.tries)} it solves {_share(perhaps)} of problems that base missed in "
-        f"all {budget.reach} samples"
+        f"{_gained(evidence, who)}; whether all of it was reachable for base is open: on "
+        f"{_share(perhaps)} of problems it solves within {_tries(budget.tries)} what base missed "
+        f"in all {budget.reach} samples{also}"
     )
 
 
 def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
-    """Line 6: elicited, and narrowed where pass@n fell."""
+    """Line 9: elicited, and narrowed where pass@n fell."""
     budget, large = evidence.budget, evidence.estimates["large k"]
     within = (
         f"{_gained(evidence, who)}, and what it solves within {_tries(budget.tries)} base reaches "
@@ -234,11 +319,14 @@ def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
 def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> list[str]:
     """What a reader must know beside a conclusion."""
     notes: list[str] = []
-    large, budget = evidence.estimates["large k"], evidence.budget
+    large, missed = (evidence.estimates[name] for name in ("large k", "missed"))
+    budget = evidence.budget
     if conclusion == Conclusion.ELICITED and large.low <= -margins.narrowed:
         notes.append(f"whether it narrowed at k = {budget.n} is open ({_points(large)})")
     if conclusion == Conclusion.NEW and large.high < 0:
         notes.append(f"it also lost at k = {budget.n} ({_points(large)})")
+    if conclusion in _ELICITED and "format_only" in budget.missing:
+        notes.append(_unasked(("format_only",)))
     if budget.guessed_n > margins.floor:
         notes.append(
             f"blind guessing solves {budget.guessed_n:.1%} within {_tries(budget.n)}, so what was "
@@ -253,6 +341,11 @@ def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> li
         notes.append(
             f"{budget.reach} samples of the base and {budget.fresh} confirmation samples are too "
             f"few to tell any new capability from sharpening {margins.lift} times over"
+        )
+    elif conclusion != Conclusion.NEW and missed.low <= margins.new:
+        notes.append(
+            f"base missed too few problems ({_share(missed)}, guessing aside) for even a perfect "
+            "solver to show a new capability"
         )
     return notes
 

@@ -19,15 +19,22 @@ class Counts:
         c: optimal ones among them, [problems] or [training seeds, problems].
         fresh_n, fresh_c: confirmation samples, drawn later and with other seeds, and the optimal
             ones among them, shaped like ``c``; 0 where a problem was not asked again.
+        formed: answers in form among all of them, [problems]; None where that was not counted.
     """
 
     def __init__(
-        self, n: ArrayLike, c: ArrayLike, fresh_n: ArrayLike = 0, fresh_c: ArrayLike = 0
+        self,
+        n: ArrayLike,
+        c: ArrayLike,
+        fresh_n: ArrayLike = 0,
+        fresh_c: ArrayLike = 0,
+        formed: NDArray[np.int64] | None = None,
     ) -> None:
         self.c = np.atleast_1d(np.asarray(c))
         self.n = np.broadcast_to(np.asarray(n), self.c.shape[-1:])
         self.fresh_n = np.broadcast_to(np.asarray(fresh_n), self.c.shape)
         self.fresh_c = np.broadcast_to(np.asarray(fresh_c), self.c.shape)
+        self.formed = formed
 
     @property
     def problems(self) -> int:
@@ -36,11 +43,14 @@ class Counts:
     def of(self, places: NDArray[np.intp]) -> Counts:
         """The same of some problems."""
         fresh = self.fresh_n[..., places], self.fresh_c[..., places]
-        return Counts(self.n[places], self.c[..., places], *fresh)
+        formed = None if self.formed is None else self.formed[places]
+        return Counts(self.n[places], self.c[..., places], *fresh, formed)
 
     def with_fresh(self, again: Counts) -> Counts:
         """The same with the samples of ``again`` as confirmation samples."""
-        return Counts(self.n, self.c, again.n, again.c)
+        known = self.formed is not None and again.formed is not None
+        formed = self.formed + again.formed if known else None  # type: ignore[operator]
+        return Counts(self.n, self.c, again.n, again.c, formed)
 
 
 def by_seed(arms: Sequence[Counts]) -> Counts:

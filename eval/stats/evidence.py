@@ -17,7 +17,7 @@ from eval.stats.estimate import Estimate, Values, bootstrap_weights, crossed_int
 from eval.stats.passk import floor_at, solved_within
 
 #: Quantities that cannot be negative, unlike differences.
-_NEVER_NEGATIVE = ("certified", "control", "perhaps beyond base")
+_NEVER_NEGATIVE = ("certified", "control", "missed", "perhaps beyond base")
 #: Name of the pooled problems of all tiers.
 OVERALL = "overall"
 
@@ -64,6 +64,20 @@ class Arms:
         return {name: arm for name, arm in arms.items() if arm is not None}
 
     @property
+    def in_form(self) -> NDArray[np.int64] | None:
+        """How often the bases tried each problem in form, [problems]: what tells a better form from
+        a new skill where ``format_only`` was not run. None where it was, or nobody counted."""
+        known = [arm.formed for arm in self.bases if arm.formed is not None]
+        asked = self.format_only is not None or len(known) < len(self.bases)
+        return None if asked else np.max(known, axis=0)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Controls without which nothing can be called new, as the recipe names them."""
+        form = self.format_only is None and self.in_form is None
+        return ("base_best",) * (self.base_best is None) + ("format_only",) * form
+
+    @property
     def present(self) -> list[Counts]:
         return [*self.bases, *self.rivals.values(), self.grpo]
 
@@ -82,6 +96,7 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
         f"gain over {name}": tuned_at_1 - solved_within(arm.n, arm.c, 1)
         for name, arm in {"base": base, **arms.rivals}.items()
     }
+    values["over guessing"] = tuned_at_1 - arms.chance
     values["large k"] = solved_within(grpo.n, grpo.c, n) - solved_within(base.n, base.c, n)
 
     # Rivals are asked again only what the base left unsolved.
@@ -90,41 +105,54 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
     m = fresh_tries([*arms.bases, *arms.rivals.values()], unsolved)
     tries = tries_for(m, fresh, arms.chance, margins)
     needed = certificate(n + m, fresh, margins.lift, margins.luck, arms.chance)
-    values |= _beyond(arms, unsolved, needed, tries)
+    in_form = arms.in_form
+    if in_form is not None:
+        own = np.asarray(base.formed)
+        right = (base.c + base.fresh_c) / np.maximum(own, 1)
+        values["gain over form"] = np.where(own > 0, tuned_at_1 - right, 0.0)
+        in_form = certificate(in_form, fresh, margins.lift, margins.luck, arms.chance)
+    values |= _beyond(arms, unsolved, needed, in_form, tries)
     guessed, guessed_n = (float(floor_at(arms.chance, k).mean()) for k in (tries, n))
-    budget = SampleBudget(n, tries, n + m, fresh, int(np.median(needed)), guessed, guessed_n)
-    return values, budget
+    reliable = int(np.median(needed))
+    return values, SampleBudget(n, tries, n + m, fresh, reliable, guessed, guessed_n, arms.missing)
 
 
 def _beyond(
-    arms: Arms, unsolved: NDArray[np.bool_], needed: NDArray[np.int64], tries: int
+    arms: Arms,
+    unsolved: NDArray[np.bool_],
+    needed: NDArray[np.int64],
+    in_form: NDArray[np.int64] | None,
+    tries: int,
 ) -> Quantities:
     """What the tuned arm solves of what the base, and each rival with it, missed.
 
     ``certified`` and ``control`` are parts of "beyond base", for the reader: problems counted,
-    before guesses are taken off, and base against base.
+    before guesses are taken off, and base against base. ``missed`` is what a perfect solver would
+    have beyond the base.
 
     Args:
         unsolved: by the bases at first, [..., problems].
-        needed: confirmation samples that must be right, [problems].
+        needed: confirmation samples that must be right, [problems]; ``in_form`` where only misses
+            in form count as misses.
         tries: in which a problem is perhaps beyond the base.
     """
     grpo, chance = arms.grpo, arms.chance
     control = unsolved & np.logical_or.reduce([arm.fresh_c >= needed for arm in arms.bases])
-    certain = grpo.fresh_c >= needed
+    missed = _missed(arms.bases)
 
-    def beyond(missed: NDArray[np.bool_]) -> Values:
+    def beyond(missed: NDArray[np.bool_], certain: NDArray[np.bool_]) -> Values:
         return 1.0 * (missed & certain) - missed * chance - control
 
-    missed = _missed(arms.bases)
-    guessed = floor_at(chance, tries)
-    skilled = (solved_fresh(grpo, missed, tries) - guessed) / np.maximum(1 - guessed, 1e-9)
+    certain = grpo.fresh_c >= needed
+    formed = {} if in_form is None else {"form": beyond(missed, grpo.fresh_c >= in_form)}
+    rivals = {k: beyond(_missed([*arms.bases, v]), certain) for k, v in arms.rivals.items()}
     return {
-        "beyond base": beyond(missed),
+        "beyond base": beyond(missed, certain),
         "certified": 1.0 * (missed & certain),
         "control": 1.0 * control,
-        "perhaps beyond base": missed * np.maximum(skilled, 0),
-        **{f"beyond {k}": beyond(_missed([*arms.bases, v])) for k, v in arms.rivals.items()},
+        "missed": 1.0 * (missed & (needed <= grpo.fresh_n.max())) * (1 - chance),
+        "perhaps beyond base": solved_fresh(grpo, missed, tries),
+        **{f"beyond {name}": values for name, values in (formed | rivals).items()},
     }
 
 
@@ -142,8 +170,8 @@ class Concluded:
         reason: the deciding condition, in words.
         notes: what a reader must know beside it.
         estimates: every quantity of the criterion with its interval at ``Margins.level``.
-        new: whether line 1 holds after the correction; ``tested_at`` is the one-sided level at
-            which it was tested last.
+        new: whether it is a new capability; ``tested_at`` is the one-sided level at which that was
+            tested last.
     """
 
     conclusion: Conclusion
@@ -203,7 +231,7 @@ def conclude(
             evidence.budget,
             problems=evidence.estimates["large k"].n,
             seeds=_seeds(measured[name][0]),
-            new=new,
+            new=conclusion == Conclusion.NEW,
             tested_at=(1 - margins.level) / 2 / divisor,
         )
     pool = concluded.pop(OVERALL, None)
@@ -216,7 +244,8 @@ def _pooled(parts: Sequence[tuple[Quantities, SampleBudget]]) -> tuple[Quantitie
     every = [asdict(budget) for _, budget in parts]
     # A tier whose problems were all solved has no confirmation samples to speak of.
     budgets = [budget for budget in every if budget["fresh"]] or every
-    return values, SampleBudget(**{key: min(b[key] for b in budgets) for key in budgets[0]})
+    least = {key: min(b[key] for b in budgets) for key in budgets[0]}
+    return values, SampleBudget(**least | {"missing": max(b["missing"] for b in every)})
 
 
 def _seeds(values: Quantities) -> int:
@@ -267,8 +296,11 @@ def _overall(tiers: Mapping[str, Concluded], pool: Concluded | None) -> Conclude
     if pool is None:
         return next(iter(tiers.values()))
     with_new = [name for name, concluded in tiers.items() if concluded.new]
-    if pool.new or not with_new:
-        return pool
-    # A tier is enough: a new capability need not show on problems that do not call for it.
-    reason = f"on {', '.join(with_new)}: {tiers[with_new[0]].reason}"
-    return replace(pool, conclusion=Conclusion.NEW, reason=reason, new=True)
+    if with_new and not pool.new:
+        # A tier is enough: a new capability need not show on problems that do not call for it.
+        reason = f"on {', '.join(with_new)}: {tiers[with_new[0]].reason}"
+        pool = replace(pool, conclusion=Conclusion.NEW, reason=reason, new=True)
+    worse = [name for name, one in tiers.items() if one.conclusion == Conclusion.WORSE]
+    if worse and pool.conclusion != Conclusion.WORSE:
+        pool = replace(pool, reason=f"{pool.reason}; on {', '.join(worse)} it is worse")
+    return pool

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtri
 from scipy.stats import binom
@@ -23,6 +24,9 @@ POWER = 0.8
 #: does not, by chance; and the share that the base misses in all its samples, of those that no new
 #: skill is about.
 SPREAD, CHURN, MISSED = 0.35, 0.1, 0.5
+#: What is needed is said of a skill that is new on this share of problems, up to so many times as
+#: many problems and samples.
+SHARE, MOST = 0.1, 32
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Detectable:
         new: share of problems on which a skill is new, right in ``skill`` of the tries there.
         counted: the chance of success a try from which such a problem counts in half the cases.
         narrowed: loss of pass@n, a share.
+        elicited: the fewest problems that can come out as elicited.
+        possible: whether a perfect solver, right everywhere, would come out as a new capability.
+        needed: the fewest problems, samples and confirmation samples that find a skill new on
+            ``share`` of such problems; None where ``MOST`` times as many do not.
         rate: a problem that the base solves at this rate a sample is found within ``reach`` samples
             with a chance of 95 %; below, "not reachable" may only be rare.
     """
@@ -48,6 +56,10 @@ class Detectable:
     skill: float
     counted: float | None
     narrowed: float | None
+    elicited: int
+    possible: bool
+    share: float
+    needed: tuple[int, int, int] | None
     rate: float
 
     @property
@@ -67,9 +79,24 @@ class Detectable:
         too_few = f"too few to see {', '.join(unseen)}" * bool(unseen)
         return (
             f"{self.problems} problems x {self.samples} samples are "
-            f"{'; '.join(filter(None, (enough, too_few)))}. What base misses in all {self.reach} "
+            f"{'; '.join(filter(None, (enough, too_few)))}. {self._new_in_words()}What base misses in all {self.reach} "
             f"samples it may still solve once in {1 / self.rate:,.0f} tries."
         )
+
+    def _new_in_words(self) -> str:
+        """What a new skill takes, where these samples are too few for it."""
+        few = f"Elicited takes {self.elicited} problems or more. " * (self.problems < self.elicited)
+        if self.new is not None and self.new <= self.share:
+            return few
+        never = "Not even a perfect solver would come out as a new capability. "
+        skill = f"A skill new on {100 * self.share:.0f} % of such problems"
+        if self.needed is None:
+            takes = f"{skill} is not seen with {MOST} times as many, either. "
+        else:
+            takes = "{} would take {:,} problems x {:,} + {:,} samples. ".format(
+                skill, *self.needed
+            )
+        return few + never * (not self.possible) + takes
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "sentence": self.sentence}
@@ -93,10 +120,14 @@ def detectable(
     """
     z = ndtri((1 + margins.level) / 2) + ndtri(POWER)
     guess = np.zeros(1) if guess is None else np.asarray(guess, dtype=np.float64)
-    needed = certificate(samples + fresh, fresh, margins.lift, margins.luck, guess)
-    hit = float(binom.sf(needed - 1, fresh, skill).mean())
 
-    def least(margin: float, noise: float, hit: float, chance: float = 0.0) -> float | None:
+    def certified(times: int) -> NDArray[np.int64]:
+        missed = times * (samples + fresh)
+        return certificate(missed, times * fresh, margins.lift, margins.luck, guess)
+
+    def least(
+        margin: float, noise: float, hit: float, chance: float, problems: int = problems
+    ) -> float | None:
         """The least share s of problems, each of which shows with chance ``hit``, that exceeds the
         margin; ``noise`` is added to the variance, and a guess taken off where base missed."""
 
@@ -107,8 +138,24 @@ def detectable(
 
         return float(brentq(lacking, 0, 1)) if lacking(1.0) > 0 else None
 
+    def new(skill: float, times: int = 1, of: int = problems) -> float | None:
+        hit = float(binom.sf(certificates[times] - 1, times * fresh, skill).mean())
+        return least(margins.new, 0.0, hit, float(guess.mean()), of)
+
+    steps = [2**i for i in range(MOST.bit_length())]
+    certificates = {times: certified(times) for times in steps}
+    sizes = sorted(((a, b) for a in steps for b in steps), key=lambda size: size[0] * size[1])
+    needed = next(
+        (
+            (a * problems, b * samples, b * fresh)
+            for a, b in sizes
+            if (new(skill, b, a * problems) or 1) <= SHARE
+        ),
+        None,
+    )
     gain = max(margins.gain, z * SPREAD / np.sqrt(problems))
-    narrowed = least(0.0, CHURN, 1.0)
+    narrowed = least(0.0, CHURN, 1.0, 0.0)
+    reliable = float(np.median(certificates[1]))
     return Detectable(
         problems,
         samples,
@@ -116,9 +163,14 @@ def detectable(
         samples + fresh,
         POWER,
         float(gain) if gain < 1 else None,
-        least(margins.new, 0.0, hit, float(guess.mean())),
+        new(skill),
         skill,
-        float(np.median(needed)) / fresh if np.median(needed) <= fresh else None,
+        reliable / fresh if reliable <= fresh else None,
         None if narrowed is None else max(margins.narrowed, narrowed),
+        # Where the base missed nothing, at most this share may be perhaps beyond it.
+        math.ceil(np.log(1 - margins.level) / np.log(1 - margins.reach)),
+        new(1.0) is not None,
+        SHARE,
+        needed,
         1 - (1 - FOUND) ** (1 / (samples + fresh)),
     )

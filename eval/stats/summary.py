@@ -37,6 +37,7 @@ class ArmTally:
     samples: NDArray[np.int64]
     optimal: NDArray[np.int64]
     valid: NDArray[np.int64]
+    readable: NDArray[np.int64]
     ratio: NDArray[np.float64]
     distinct: NDArray[np.int64]
     totals: dict[str, TierTotals]
@@ -61,7 +62,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
     """
     place = {name: i for i, name in enumerate(problems_by_id)}
     totals = {tier: TierTotals() for tier in problems_by_id.values()}
-    samples, optimal, valid, distinct = ([0] * len(place) for _ in range(4))
+    samples, optimal, valid, readable, distinct = ([0] * len(place) for _ in range(5))
     ratio = [0.0] * len(place)
     answers: set[int] = set()
     for row in rows:
@@ -69,6 +70,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
         samples[i] += 1
         optimal[i] += status == Status.OPTIMAL
         valid[i] += status in VALID
+        readable[i] += status != Status.UNPARSABLE
         ratio[i] += row["ratio"]
         total.statuses[status] += 1
         total.violations.update({text.partition(":")[0] for text in row["violations"]})
@@ -81,6 +83,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
         np.array(samples),
         np.array(optimal),
         np.array(valid),
+        np.array(readable),
         np.array(ratio),
         np.array(distinct),
         totals,
