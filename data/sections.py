@@ -287,7 +287,7 @@ class Margins:
         reach: elicited is less than this share of problems beyond the base.
         lift: sharpening up to this many times over is no new capability.
         luck: a problem counts as beyond only if chance makes at most this share of them do so.
-        floor: ``tries`` are limited to where guessing solves at most this share.
+        floor: where guessing solves more than this share, that is noted.
         correction: over the tiers, ``holm`` or ``none``.
         resamples: of the problems.
     """

@@ -46,11 +46,12 @@ def place(row: dict[str, Any]) -> int:
 
 
 def solving(chance: float | Callable[[dict[str, Any]], float]) -> Script:
-    """Right with a chance a try, of the row where it is a function; else nothing of use."""
+    """Right with a chance a try, of the row where it is a function; else an empty schedule."""
 
     def script(row: dict[str, Any], way: Any, rng: random.Random) -> str:
         now = chance(row) if callable(chance) else chance
-        return row["gold"] if rng.random() < now else f"I do not know, {rng.random()}."
+        wrong = f"I do not know, {rng.random()}.\n<schedule>\n</schedule>"
+        return row["gold"] if rng.random() < now else wrong
 
     return script
 

@@ -38,11 +38,21 @@ def test_base_models_have_the_share_of_hopeless_problems_that_their_weights_leav
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize(
-    "what", ["identical", "sharpened 16 times", "sharpened 16 times, at", "sharpened, keeps"]
+    "what",
+    [
+        "identical",
+        "sharpened 16 times",
+        "sharpened 16 times, at",
+        "sharpened, keeps",
+        "a lower temperature",
+        "a lower temperature, unasked",
+        "form, unasked",
+    ],
 )
 def test_nothing_new_is_hardly_ever_called_a_new_capability(what, strength):
     found = calibrate_case(named(what), strength, SMALL, 60, MARGINS, 1)
     assert found.false_new <= 0.05
+    assert (found.false_elicited or 0) <= 0.05
     assert sum(found.counts.values()) == 60
 
 
@@ -53,9 +63,21 @@ def test_a_really_new_skill_is_found_and_not_called_elicited():
     assert found.false_new is None
 
 
-@pytest.mark.parametrize("what", ["narrowed", "format only, none", "distilled", "distilled, then"])
+@pytest.mark.parametrize(
+    "what",
+    ["narrowed", "distilled", "worse", "worse than its start", "new on 10 %, else collapsed"],
+)
 def test_what_training_did_is_named(what):
-    assert calibrate_case(named(what), "middle", SMALL, 60, MARGINS, 1).right >= 0.8
+    size = StudySize(200, 64, 256)
+    assert calibrate_case(named(what), "middle", size, 60, MARGINS, 1).right >= 0.8
+
+
+@pytest.mark.parametrize("guess", [0.14, 0.23, 0.49])
+@pytest.mark.parametrize("what", ["weak, right in 8 %", "weak on 20 %"])
+def test_a_skill_no_better_than_guessing_is_never_called_elicited(what, guess):
+    for size in (StudySize(200, 64, 256, guess), StudySize(60, 16, 64, guess)):
+        found = calibrate_case(named(what), "middle", size, 60, MARGINS, 1)
+        assert found.false_elicited <= 0.05
 
 
 def test_all_repetitions_at_once_are_concluded_on_as_one_by_one():

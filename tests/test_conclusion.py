@@ -5,7 +5,6 @@ import pytest
 
 from data.sections import Margins
 from eval.stats.cases import at_temperature
-from eval.stats.certificate import tries_for
 from eval.stats.conclusion import Conclusion, Evidence, SampleBudget, decide
 from eval.stats.counts import Counts
 from eval.stats.estimate import Estimate
@@ -225,14 +224,6 @@ def test_few_confirmation_samples_say_that_they_are_too_few():
     found = concluded(base=without(B), grpo=with_skill(SKILL), n=8, m=4)
     assert found.conclusion == OPEN
     assert found.notes[-1].startswith("12 samples of the base and 4 confirmation samples")
-
-
-def test_tries_are_limited_to_where_guessing_leaves_room():
-    margins = Margins()
-    assert tries_for(256, 256, np.zeros(3), margins) == 16
-    assert tries_for(256, 5, np.zeros(3), margins) == 5
-    assert tries_for(256, 256, np.full(3, 0.2), margins) == 3  # 1 - 0.8^3 = 0.488, ^4 = 0.59
-    assert tries_for(4, 4, np.full(3, 0.9), margins) == 1
 
 
 def test_tiers_are_corrected_for_and_one_with_a_new_skill_is_enough():

@@ -27,6 +27,9 @@ N, FRESH = 8, 32
 MARGINS = Margins(lift=2, resamples=200)
 GRPO = {"grpo": {"trainer": "grpo"}}
 SFT_GRPO = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
+#: The base at its best, without which nothing is called new.
+BEST = {"best": {"trainer": "none"}}
+ASKED = {"base_best": "best"}
 TWO_TIERS = {
     "main": "dense",
     "tiers": {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}},
@@ -131,10 +134,12 @@ def test_base_against_itself_is_never_new(problems, skill, members):
 
 def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(problems, skill):
     skilled = np.where(skill == 0, 0.95, np.minimum(1, 2 * skill))
-    case = case_of(tiers=("dense", "trap"), start="sft")
+    case = case_of(tiers=("dense", "trap"), start="sft", best="best", forms=("form",))
     for start, expected in ((skill, "new capability"), (skilled, "distilled")):
-        solved = drawn(problems, case, 1, base=skill, sft=start, grpo=skilled)
-        assert conclusions_on(case, solved, MARGINS, 0).overall.conclusion == expected
+        rivals = {"best": skill, "sft": start, "form": skill}
+        solved = drawn(problems, case, 1, base=skill, **rivals, grpo=skilled)
+        margins = Margins(lift=2, resamples=200, reach=0.1)  # for so few problems
+        assert conclusions_on(case, solved, margins, 0).overall.conclusion == expected
 
 
 # --- the stage ------------------------------------------------------------------------------
@@ -162,7 +167,7 @@ def overall(found, arm="grpo"):
 
 
 def test_an_arm_that_solves_what_base_never_does_has_a_new_capability(world, capsys):
-    recipe, found = judged_run(world, SFT_GRPO)
+    recipe, found = judged_run(world, BEST | SFT_GRPO, ASKED)
     assert overall(found)["conclusion"] == "new capability"
     assert overall(found)["estimates"]["certified"]["value"] == pytest.approx(12 / 40)
     assert overall(found)["estimates"]["control"]["value"] == 0
@@ -232,19 +237,22 @@ def test_every_count_is_that_of_the_raw_samples(world):
 
 
 def test_a_changed_margin_asks_nobody_and_more_confirmation_samples_do(world, capsys):
-    recipe, found = judged_run(world)
+    arms = BEST | GRPO
+    recipe, found = judged_run(world, arms, ASKED)
     world.asked.clear()
     capsys.readouterr()
     assert world.evaluate(recipe) == found
-    # Two arms asked, and asked again, the report, and the conclusion.
-    assert capsys.readouterr().out.count("up to date") == 2 + 2 + 1 + 1
-    changed = world.evaluate(world.recipe(GRPO, {"margins": {"new": 0.4, "reach": 0.5}}))
+    # Three arms asked, and asked again, the report, and the conclusion.
+    assert capsys.readouterr().out.count("up to date") == 3 + 3 + 1 + 1
+    changed = world.evaluate(world.recipe(arms, ASKED | {"margins": {"new": 0.4, "reach": 0.5}}))
     assert world.asked == []
     assert (found["margins"]["new"], changed["margins"]["new"]) == (Margins().new, 0.4)
     assert overall(found)["conclusion"] == "new capability"
     assert overall(changed)["conclusion"] != "new capability"
-    more = world.evaluate(world.recipe(GRPO, {"fresh": 40}))
-    assert [asked[:2] for asked in world.asked] == [("base", "fresh"), ("grpo", "fresh")]
+    more = world.evaluate(world.recipe(arms, ASKED | {"fresh": 40}))
+    assert [asked[:2] for asked in world.asked] == [
+        (arm, "fresh") for arm in ("base", "best", "grpo")
+    ]
     assert overall(more)["budget"]["reach"] == N + 40
 
 
@@ -296,7 +304,8 @@ def test_a_conclusion_stands_only_while_all_that_it_counts_is_there_and_the_same
 def test_a_tier_that_base_solves_takes_nothing_from_what_is_said_of_another(world):
     """Nothing is asked again there, so all tiers together are about the other's samples."""
     world.scripts["base"] = solving(lambda row: narrow(row) if row["tier"] == "dense" else 1.0)
-    _, found = judged_run(world, data=TWO_TIERS)
+    world.scripts["best"] = world.scripts["base"]
+    _, found = judged_run(world, BEST | GRPO, ASKED, data=TWO_TIERS)
     tiers = found["judged"]["grpo"]["tiers"]
     assert tiers["trap"]["budget"]["fresh"] == 0
     for one in (overall(found), tiers["dense"]):
@@ -349,21 +358,24 @@ def test_a_skill_that_the_base_has_when_read_leniently_is_not_new(world):
 
     world.scripts |= {"base": clumsy, "best": clumsy}
     arms = {"best": LENIENT, **GRPO}
-    _, found = judged_run(world, arms, {"base_best": "best", "margins": {"reach": 0.2}})
+    _, found = judged_run(world, arms, ASKED | {"margins": {"reach": 0.2}})
     assert overall(found)["conclusion"] == "elicited"
     # The base at its best leaves nothing unsolved; what is asked again is for the expansion.
     assert list(world.again()) == ["base", "grpo"]
     assert overall(found)["estimates"]["certified"]["value"] == 0
-    assert overall(world.evaluate(world.recipe(arms)))["conclusion"] == "new capability"
+    unasked = overall(world.evaluate(world.recipe(arms)))
+    assert unasked["conclusion"] == "inconclusive"
+    assert all(f"conclusion.{key}" in unasked["reason"] for key in NAMED)
 
 
 def test_each_judged_arm_has_its_own_conclusion_on_its_own_tiers(world):
     arms = {
+        **BEST,
         "slow": {"trainer": "grpo", "seeds": [1, 2, 3]},
         "quick": {"trainer": "grpo", "tiers": ["dense"]},
     }
     world.scripts["quick"] = TAUGHT
-    _, found = judged_run(world, arms, {"arms": ["slow", "quick"]}, data=TWO_TIERS)
+    _, found = judged_run(world, arms, ASKED | {"arms": ["slow", "quick"]}, data=TWO_TIERS)
     slow, quick = found["judged"].values()
     assert list(found["judged"]) == ["slow", "quick"]
     assert found["sentence"] == slow["sentence"]

@@ -3,7 +3,7 @@ import pytest
 
 from data.sections import Margins
 from eval.calibrate import calibrate_case
-from eval.stats.cases import GUESS, STRENGTHS, KnownCase, StudySize, new_skill
+from eval.stats.cases import STRENGTHS, KnownCase, StudySize, new_skill
 from eval.stats.conclusion import Conclusion
 from eval.stats.power import SPREAD, detectable
 
@@ -11,8 +11,8 @@ from eval.stats.power import SPREAD, detectable
 @pytest.mark.parametrize("size", [StudySize(150, 64, 256), StudySize(400, 64, 256)])
 def test_a_new_skill_of_the_least_share_is_found_about_as_often_as_stated(size):
     margins = Margins(resamples=500)
-    guess = np.random.default_rng(1).beta(*GUESS, 500)
-    share = detectable(**vars(size), margins=margins, guess=guess, skill=0.3).new
+    guess = size.guesses(np.random.default_rng(1))
+    share = detectable(**vars(size) | {"guess": guess}, margins=margins, skill=0.3).new
 
     def power(share):
         new = KnownCase(f"new on {share}", new_skill(share), (Conclusion.NEW,))
@@ -40,6 +40,30 @@ def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated():
     drawn = rng.normal(gain, SPREAD, size=(2000, 200))
     low = drawn.mean(axis=1) - 1.96 * drawn.std(axis=1, ddof=1) / np.sqrt(200)
     assert 0.77 <= (low > 0).mean() <= 0.83
+
+
+@pytest.mark.parametrize("guess", [0.0, 0.03, 0.1])
+def test_what_is_said_to_be_needed_is_enough_and_half_of_it_is_not(guess):
+    margins = Margins()
+    found = detectable(60, 16, 64, margins, guess)
+    problems, samples, fresh = found.needed
+    assert detectable(problems, samples, fresh, margins, guess).new <= found.share
+    for size in ((problems // 2, samples, fresh), (problems, samples // 2, fresh // 2)):
+        assert (detectable(*size, margins, guess).new or 1) > found.share
+    assert f"{problems:,} problems x {samples:,} + {fresh:,} samples" in found.sentence
+
+
+@pytest.mark.parametrize("guess", [0.23, 0.49])
+def test_where_guessing_does_too_much_no_number_of_samples_is_named(guess):
+    found = detectable(50, 16, 64, Margins(), guess)
+    assert found.needed is None
+    assert "Elicited takes 59 problems or more" in found.sentence
+
+
+def test_too_few_samples_for_even_a_perfect_solver_are_said():
+    found = detectable(50, 4, 8, Margins())
+    assert not found.possible
+    assert "even a perfect solver" in found.sentence
 
 
 def test_what_cannot_be_detected_is_said():

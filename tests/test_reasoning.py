@@ -54,7 +54,7 @@ def test_the_report_counts_what_the_answers_say():
     assert found["sound"]["optimal"]["value"] == 1
     assert found["unsound"]["optimal"]["value"] == 0
     assert found["untraced"]["answers"] == 1
-    assert found["untraced"]["optimal"] is None  # q has none, and some resample has only q
+    assert found["untraced"]["optimal"]["low"] < 0.1  # of one problem alone: next to nothing
     assert found["sound_minus_unsound"]["value"] == 1
     # One sound trace has 4 true values, a wrong one 1 false and 1 about "Wait, Art".
     value = found["claims"]["value"]

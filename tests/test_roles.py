@@ -89,5 +89,7 @@ def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():
 
 def test_what_can_be_detected_is_said_of_each_judged_tier_before_anything_is_asked(recipe):
     dense, trap = beforehand(recipe, EVERYONE)
+    *_, unasked = beforehand(recipe, [name for name in EVERYONE if name != "best"])
+    assert "cannot come out as a new capability" in unasked
     assert dense.startswith("dense: 3 problems x 8 samples are ")
     assert trap.startswith("trap: 2 problems x 8 samples")

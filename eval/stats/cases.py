@@ -221,7 +221,7 @@ def known_cases(margins: Margins) -> tuple[KnownCase, ...]:
         KnownCase("distilled", _distilling(1), (distilled,)),
         KnownCase("distilled, then sharpened", _distilling(2), (distilled,)),
         KnownCase(f"new on {least:.0%}: the margin", new_skill(least), (still, elicited)),
-        KnownCase("new on 5 %", new_skill(0.05), (new,), bounded=False),
+        KnownCase("new on 5 %", new_skill(0.05), (new, elicited, still), bounded=False),
         KnownCase(f"new on {STATED:.0%}: stated", new_skill(STATED), (new,)),
         KnownCase(f"new on {STATED:.0%}, narrowed", new_skill(STATED, KEPT), (new,)),
         KnownCase("new on 20 %", new_skill(0.2), (new,)),

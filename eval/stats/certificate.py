@@ -1,13 +1,10 @@
-"""How many right answers chance cannot explain, and how many tries it leaves room for."""
+"""How many right answers chance cannot explain."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
-
-from data.sections import Margins
-from eval.stats.passk import floor_at
 
 
 def certificate(
@@ -47,11 +44,3 @@ def certificate(
         enough = (misses * binom.sf(x[:, None] - 1, fresh, tuned)).max(axis=1) <= luck
         low, high = np.where(enough, low, x + 1), np.where(enough, x, high)
     return high[of_problem.ravel()].reshape(shape)
-
-
-def tries_for(m: int, most: int, guess: ArrayLike, margins: Margins) -> int:
-    """Tries of the tuned arm, which has ``most``, against ``m`` of a reference: no more than
-    ``lift`` and guessing (chance in one try, [problems]) allow, and at least 1. It depends on the
-    problems and on how many samples there are, never on how they came out."""
-    ks = np.arange(1, max(1, min(m // margins.lift, most)) + 1)
-    return max(1, int((floor_at(guess, ks).mean(axis=0) <= margins.floor).sum()))

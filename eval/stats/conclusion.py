@@ -221,10 +221,12 @@ def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> De
         if over is not None and over.low <= margins.new:
             open_ones.insert(0, name)
     form, missing = estimates.get("beyond form"), evidence.budget.missing
+    if form is not None and form.low <= margins.new:
+        missing = (*missing, "format_only")
     if open_ones:
         why = f"; whether {' and '.join(open_ones)} explains them is open"
-    elif missing or (form is not None and form.low <= margins.new):
-        why = f", but {_unasked(missing or ('format_only',))}"
+    elif missing:
+        why = f", but {_unasked(missing)}"
     else:
         why = ", which is not sure enough after the correction for the number of tiers"
     return Conclusion.INCONCLUSIVE, f"{beyond}{why}"

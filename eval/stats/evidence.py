@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.common.seeds import seed_of
 from data.sections import Margins
-from eval.stats.certificate import certificate, tries_for
+from eval.stats.certificate import certificate
 from eval.stats.conclusion import Conclusion, Evidence, SampleBudget, decide, notes_on
 from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
 from eval.stats.estimate import Estimate, Values, bootstrap_weights, crossed_interval
@@ -103,7 +103,7 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
     unsolved = unsolved_by(arms.bases)
     fresh = fresh_tries([grpo], unsolved)
     m = fresh_tries([*arms.bases, *arms.rivals.values()], unsolved)
-    tries = tries_for(m, fresh, arms.chance, margins)
+    tries = max(1, min(m // margins.lift, fresh))
     needed = certificate(n + m, fresh, margins.lift, margins.luck, arms.chance)
     in_form = arms.in_form
     if in_form is not None:
