@@ -24,8 +24,8 @@ from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
 from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import (
-    Weights,
     Values,
+    Weights,
     bootstrap_weights,
     by_name,
     cell,

@@ -174,9 +174,16 @@ def test_a_new_skill_beside_a_collapse_is_said_with_it():
     assert "yet it falls behind base at k = 1 (-" in found.reason
 
 
-def test_rare_successes_made_common_are_new_only_up_to_the_lift_that_is_said():
-    rare = with_skill(B, 0.3, 1 / 1500)
-    found = concluded(base=rare, grpo=with_skill(SKILL, 0.3, 0.6))
+@pytest.mark.parametrize("every", [500, 800, 1200])
+def test_rare_successes_made_common_are_not_called_new(every):
+    found = concluded(base=with_skill(B, 0.35, 1 / every), grpo=with_skill(SKILL, 0.35, 0.4))
+    assert found.conclusion == OPEN
+    assert f"not reachable within {N + M} samples" in found.reason
+    assert "rare successes made common cannot be told from a new skill" in found.reason
+
+
+def test_successes_too_rare_to_be_seen_are_new_only_up_to_the_lift_that_is_said():
+    found = concluded(base=with_skill(B, 0.3, 1e-5), grpo=with_skill(SKILL, 0.3, 0.6))
     assert found.conclusion == NEW
     assert f"sharpening base up to {MARGINS.lift} times over" in found.reason
     assert "cannot be told from a new skill" in found.reason
@@ -306,6 +313,11 @@ CLEAR, NONE, UNSURE = (0.10, 0.20), (-0.01, 0.01), (-0.02, 0.10)
             {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")} | {"beyond form": NONE},
             OPEN,
         ),
+        (
+            {"made common": (0.02, 0.1)}
+            | {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")},
+            OPEN,
+        ),
         ({f"beyond {x}": (0.02, 0.2) for x in ("base", "sft", "format_only")}, ELICITED),
         ({"beyond base": CLEAR, "beyond format_only": CLEAR}, DISTILLED),
         ({"beyond base": CLEAR, "beyond sft": CLEAR}, FORMAT),
@@ -323,6 +335,8 @@ def test_each_line_of_the_criterion_decides(changes, expected):
         "gain over sft": CLEAR,
         "gain over format_only": CLEAR,
         "over guessing": CLEAR,
+        "made common": (0.0, 0.02),
+        "missed": CLEAR,
         "large k": (-0.02, 0.02),
         "beyond base": NONE,
         "beyond sft": NONE,

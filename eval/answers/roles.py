@@ -88,6 +88,6 @@ def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     for case in judged:
         if not case.base_best:
             yield (
-                f"{case.name} cannot come out as a new capability: no arm asks the base at its best "
-                "(at a lower temperature, read leniently); name one in conclusion.base_best"
+                f"{case.name} cannot come out as a new capability: no arm asks the base at its "
+                "best (at a lower temperature, read leniently); name one in conclusion.base_best"
             )

@@ -35,6 +35,7 @@ _QUANTITIES = {
     "gain over form": "gain over form: pass@1: the arm minus base's answers in form",
     "over guessing": "over guessing: pass@1: the arm minus a blind guess",
     "beyond form": "beyond form: beyond base, where only its misses in form count as misses",
+    "made common": "made common: answered reliably, and base solved them in one or two fresh tries",
     "missed": "missed: problems that a perfect solver would have beyond base, guessing aside",
     "large k": "large k: pass@{n}: the arm minus base",
     "certified": "certified: problems beyond base, before what chance explains is taken off",

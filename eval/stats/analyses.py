@@ -16,8 +16,8 @@ from eval.stats.counts import Counts, fresh_tries, solved_fresh, unsolved_by
 from eval.stats.estimate import (
     TIE,
     Estimate,
-    Weights,
     Values,
+    Weights,
     bootstrap_weights,
     by_name,
     mean_interval,

@@ -233,8 +233,8 @@ def known_cases(margins: Margins) -> tuple[KnownCase, ...]:
         KnownCase("a lower temperature", _cooling(0.4), (elicited, still)),
         KnownCase("a lower temperature, unasked", _cooling(None), (elicited, still)),
         KnownCase("form, unasked, 1 % before", _form(0.01, asked=False), (still, form)),
-        # No number of samples tells these from a new skill; the reason says so.
-        KnownCase("rare successes made common", _common, (elicited, new), False, False),
+        KnownCase("rare successes made common", _common, (elicited, still)),
+        # No number of samples tells it from a new skill where the base is weak; the reason says so.
         KnownCase("sharpened 256 times", _sharpening(256), (elicited,), False, False),
     )
 

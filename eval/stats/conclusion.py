@@ -5,7 +5,7 @@ point; "gain over X" is the paired difference of pass@1, tuned - X; margins are 
 ``Margins``.
 
     1  beyond the base, format-only and the SFT start   low > new      -> new capability
-       alike, and no control is missing
+       alike, no control is missing, and made common    low <= luck
     2  gain over the base, or over the SFT start        high < 0       -> worse
     3  beyond the base                                  low > new
        but not beyond format-only                       high < least   -> format only
@@ -48,6 +48,10 @@ like one that never succeeds, and sharpening beyond ``lift`` like a new skill. T
 Each problem is counted by itself, since a sum of gains and losses would let problems on which the
 base has a little luck, or guesses more than the tuned arm, hide the new ones.
 
+**Made common** is the share of problems that the base first missed and then solved once or twice
+in its m confirmation samples, on which the tuned arm has a certificate: sharpened more than
+``lift`` times. Where training does that, what the base missed may be of the same kind.
+
 **Perhaps beyond the base** asks less, since "elicited" is a claim as well and needs evidence: the
 share of problems that the base missed in all n + m samples, each with the tuned arm's chance of
 solving it within ``tries``, a ``lift``-th of m; by skill or by a guess, as the base did neither. At
@@ -59,8 +63,8 @@ whether a gain was ruled out or the data are too few.
 Several tiers are several chances of a false discovery. "New capability" is tested with Holm's
 correction over the tiers and the pooled problems, each at one-sided ``(1 - level) / 2``, so the
 chance of any false one on a judged arm stays below that; several arms are several chances. The
-other conclusions claim nothing new and are not corrected. Overall: new capability where some tier or the pool has it, else the criterion on
-the problems of all tiers together.
+other conclusions claim nothing new and are not corrected. Overall: new capability where some tier
+or the pool has it, else the criterion on the problems of all tiers together.
 """
 
 from __future__ import annotations
@@ -134,11 +138,12 @@ class Evidence:
     budget: SampleBudget
 
     def shows_new(self, margins: Margins) -> bool:
-        """Whether line 1 holds, missing controls aside. All its parts must hold, so nothing is corrected
-        for their number: a test that rejects only where each of its parts does has the level of
-        each (Berger 1982, Technometrics 24:295)."""
+        """Whether line 1 holds, missing controls aside. All its parts must hold, so nothing is
+        corrected for their number: a test that rejects only where each of its parts does has the
+        level of each (Berger 1982, Technometrics 24:295)."""
         beyond = [e for name, e in self.estimates.items() if name.startswith("beyond ")]
-        return all(e.low > margins.new for e in beyond)
+        rare = self.estimates["made common"].low > margins.luck
+        return not rare and all(e.low > margins.new for e in beyond)
 
 
 #: A conclusion, and the condition that decided in words.
@@ -174,9 +179,9 @@ def _new_capability(evidence: Evidence, margins: Margins, who: str) -> Decision:
     return Conclusion.NEW, (
         f"on {_share(evidence.estimates['beyond base'])} of problems {who} answers reliably (in "
         f"{budget.needed} or more of {budget.fresh} fresh tries) what was not reachable for base "
-        f"within {budget.reach} samples, nor by guessing or by sharpening base up to {margins.lift} "
-        "times over; rarer successes, sharpened more than that, cannot be told from a new skill"
-        + "".join(f"; yet it {loss}" for loss in _losses(evidence))
+        f"within {budget.reach} samples, nor by guessing or by sharpening base up to "
+        f"{margins.lift} times over; rarer successes, sharpened more, cannot be told from a new "
+        "skill" + "".join(f"; yet it {loss}" for loss in _losses(evidence))
     )
 
 
@@ -209,10 +214,12 @@ def _worse(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
 def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> Decision | None:
     """Line 3: beyond the base, yet not a new capability of reinforcement learning."""
     estimates = evidence.estimates
-    base = estimates["beyond base"]
+    base, rare, budget = estimates["beyond base"], estimates["made common"], evidence.budget
     if base.low <= margins.new:
         return None
-    beyond = f"{_share(base)} of problems lie beyond base"
+    beyond = (
+        f"{_share(base)} of problems lie beyond base, not reachable within {budget.reach} samples"
+    )
     open_ones: list[str] = []
     for rival, (conclusion, name) in _RIVALS.items():
         over = estimates.get(f"beyond {rival}")
@@ -220,13 +227,18 @@ def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> De
             return conclusion, f"{beyond}, but not beyond {name} ({_share(over)})"
         if over is not None and over.low <= margins.new:
             open_ones.insert(0, name)
-    form, missing = estimates.get("beyond form"), evidence.budget.missing
+    form, missing = estimates.get("beyond form"), budget.missing
     if form is not None and form.low <= margins.new:
         missing = (*missing, "format_only")
-    if open_ones:
-        why = f"; whether {' and '.join(open_ones)} explains them is open"
-    elif missing:
+    if missing:
         why = f", but {_unasked(missing)}"
+    elif rare.low > margins.luck:
+        why = (
+            f", but on {_share(rare)} {who} made reliable what base solved in one or two of its "
+            "fresh tries: rare successes made common cannot be told from a new skill"
+        )
+    elif open_ones:
+        why = f"; whether {' and '.join(open_ones)} explains them is open"
     else:
         why = ", which is not sure enough after the correction for the number of tiers"
     return Conclusion.INCONCLUSIVE, f"{beyond}{why}"

@@ -17,7 +17,7 @@ from eval.stats.estimate import Estimate, Values, bootstrap_weights, crossed_int
 from eval.stats.passk import floor_at, solved_within
 
 #: Quantities that cannot be negative, unlike differences.
-_NEVER_NEGATIVE = ("certified", "control", "missed", "perhaps beyond base")
+_NEVER_NEGATIVE = ("certified", "control", "made common", "missed", "perhaps beyond base")
 #: Name of the pooled problems of all tiers.
 OVERALL = "overall"
 
@@ -128,7 +128,8 @@ def _beyond(
 
     ``certified`` and ``control`` are parts of "beyond base", for the reader: problems counted,
     before guesses are taken off, and base against base. ``missed`` is what a perfect solver would
-    have beyond the base.
+    have beyond the base, and ``made common`` what the base solved again in one or two confirmation
+    samples only.
 
     Args:
         unsolved: by the bases at first, [..., problems].
@@ -139,6 +140,7 @@ def _beyond(
     grpo, chance = arms.grpo, arms.chance
     control = unsolved & np.logical_or.reduce([arm.fresh_c >= needed for arm in arms.bases])
     missed = _missed(arms.bases)
+    again = np.maximum.reduce([arm.fresh_c for arm in arms.bases])
 
     def beyond(missed: NDArray[np.bool_], certain: NDArray[np.bool_]) -> Values:
         return 1.0 * (missed & certain) - missed * chance - control
@@ -150,6 +152,7 @@ def _beyond(
         "beyond base": beyond(missed, certain),
         "certified": 1.0 * (missed & certain),
         "control": 1.0 * control,
+        "made common": 1.0 * (unsolved & (again > 0) & (again <= 2) & certain),
         "missed": 1.0 * (missed & (needed <= grpo.fresh_n.max())) * (1 - chance),
         "perhaps beyond base": solved_fresh(grpo, missed, tries),
         **{f"beyond {name}": values for name, values in (formed | rivals).items()},

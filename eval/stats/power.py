@@ -79,8 +79,9 @@ class Detectable:
         too_few = f"too few to see {', '.join(unseen)}" * bool(unseen)
         return (
             f"{self.problems} problems x {self.samples} samples are "
-            f"{'; '.join(filter(None, (enough, too_few)))}. {self._new_in_words()}What base misses in all {self.reach} "
-            f"samples it may still solve once in {1 / self.rate:,.0f} tries."
+            f"{'; '.join(filter(None, (enough, too_few)))}. {self._new_in_words()}What base "
+            f"misses in all {self.reach} samples it may still solve once in {1 / self.rate:,.0f} "
+            "tries."
         )
 
     def _new_in_words(self) -> str:
