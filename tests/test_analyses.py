@@ -62,10 +62,11 @@ def test_floor_adjusted_intervals_cover_the_truth_about_95_times_in_100():
 
 
 def test_nothing_is_said_where_guessing_leaves_no_room():
-    floors = np.stack([np.full(20, 0.5), np.ones(20)], axis=1)
-    fine, none = floor_adjusted(np.ones((20, 2)), floors, weights(20), LEVEL)
-    assert fine.value == 1
-    assert none is None
+    floors = np.stack([np.full(20, share) for share in (0.5, 0.7, 1 - 1e-9, 1)], axis=1)
+    fine, *none = floor_adjusted(np.full((20, 4), 0.25), floors, weights(20), LEVEL)
+    assert fine.value == -0.5
+    assert fine.low >= -1
+    assert none == [None] * 3
 
 
 def test_the_crossing_equals_a_slow_bootstrap():
@@ -85,6 +86,12 @@ def test_the_crossing_equals_a_slow_bootstrap():
     high = slow[int(np.ceil(0.975 * 403)) - 1]
     assert found["high"] == (None if high > n else high)
     assert found["k"] == next(k for k in ks if base[:, k - 1].mean() >= tuned[:, k - 1].mean())
+
+
+def test_curves_of_arms_that_never_succeed_do_not_cross():
+    never = np.zeros((10, 4))
+    found = crossing(never, never, weights(10), LEVEL)
+    assert found == {"k": None, "low": None, "high": None, "n": 4, "beyond": None}
 
 
 def test_a_crossing_beyond_the_samples_is_censored_not_made_up():
