@@ -5,6 +5,7 @@ from data.sections import Margins
 from eval.calibrate import calibrate_case
 from eval.stats.cases import STRENGTHS, KnownCase, StudySize, new_skill
 from eval.stats.conclusion import Conclusion
+from eval.stats.estimate import bootstrap_weights, mean_interval
 from eval.stats.power import SPREAD, detectable
 
 
@@ -34,12 +35,13 @@ def test_more_problems_and_samples_detect_less():
     assert longer.counted < few.counted
 
 
-def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated():
+@pytest.mark.parametrize("problems", [30, 60, 200])
+def test_a_gain_of_the_least_size_is_found_about_as_often_as_stated(problems):
     rng = np.random.default_rng(1)
-    gain = detectable(200, 64, 256, Margins()).gain
-    drawn = rng.normal(gain, SPREAD, size=(2000, 200))
-    low = drawn.mean(axis=1) - 1.96 * drawn.std(axis=1, ddof=1) / np.sqrt(200)
-    assert 0.77 <= (low > 0).mean() <= 0.83
+    gain = detectable(problems, 64, 256, Margins()).gain
+    drawn = np.clip(rng.normal(gain, SPREAD, size=(problems, 1000)), -1, 1)
+    found = mean_interval(drawn, bootstrap_weights(problems, 1000, rng), bounds=(-1.0, 1.0))
+    assert 0.72 <= np.mean([one.low > 0 for one in found]) <= 0.85
 
 
 @pytest.mark.parametrize("guess", [0.0, 0.03, 0.1])

@@ -154,8 +154,9 @@ def detectable(
         ),
         None,
     )
-    gain = max(margins.gain, z * SPREAD / np.sqrt(problems))
-    narrowed = least(0.0, CHURN, 1.0, 0.0)
+    # The problem that was not seen may differ by all there is: see ``mean_interval``.
+    gain = max(margins.gain, z * np.sqrt((SPREAD**2 + 1 / problems) / problems))
+    narrowed = least(0.0, CHURN + 1 / problems, 1.0, 0.0)
     reliable = float(np.median(certificates[1]))
     return Detectable(
         problems,
