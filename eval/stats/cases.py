@@ -135,21 +135,8 @@ def _common(p: Values, g: Values, rng: np.random.Generator) -> Chances:
     return _beside_light_training(base, np.where(rare, SKILL, sharpened(base, 4)))
 
 
-def _weak_skill(share: float, chance: float) -> SimulatedTraining:
-    """A skill new on a share of problems that is right so rarely that guessing may be better."""
-
-    def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
-        new = rng.random(p.shape) < share
-        base = np.where(new, 0, p)
-        return _beside_light_training(base, np.where(new, chance, sharpened(base, 4)))
-
-    return training
-
-
-def _harm(p: Values, g: Values, rng: np.random.Generator) -> Chances:
-    """GRPO gains over the base, but falls behind its SFT start."""
-    light = _beside_light_training(p, sharpened(p, 2))
-    return light | {"sft": sharpened(p, 8)}
+def _losing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+    return _beside_light_training(p, sharpened(p, 2)) | {"sft": sharpened(p, 8)}
 
 
 def _collapse(p: Values, g: Values, rng: np.random.Generator) -> Chances:
@@ -162,14 +149,14 @@ def _narrowing(p: Values, g: Values, rng: np.random.Generator) -> Chances:
     return _beside_light_training(p, np.where(p < KEPT, 0, sharpened(p, 16)))
 
 
-def new_skill(share: float, kept: float = 0.0) -> SimulatedTraining:
+def new_skill(share: float, kept: float = 0.0, chance: float = SKILL) -> SimulatedTraining:
     """A skill new on a share of problems; of the others only those at rate ``kept`` are kept."""
 
     def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
         new = rng.random(p.shape) < share
         base = np.where(new, 0, p)
         tuned = np.where(base < kept, 0, sharpened(base, 4))
-        return _beside_light_training(base, np.where(new, SKILL, tuned))
+        return _beside_light_training(base, np.where(new, chance, tuned))
 
     return training
 
@@ -227,9 +214,9 @@ def known_cases(margins: Margins) -> tuple[KnownCase, ...]:
         KnownCase("new on 20 %", new_skill(0.2), (new,)),
         KnownCase("new on 10 %, else collapsed", _collapse, (new,)),
         KnownCase("worse", lambda p, g, rng: _beside_light_training(p, p / 4), (worse,), False),
-        KnownCase("worse than its start", _harm, (worse,), False),
-        KnownCase("weak, right in 8 %", _weak_skill(1.0, 0.08), (still, new), False),
-        KnownCase("weak on 20 %, right in 10 %", _weak_skill(0.2, 0.1), (still, new), False),
+        KnownCase("worse than its start", _losing, (worse,), False),
+        KnownCase("weak, right in 8 %", new_skill(1.0, chance=0.08), (still, new), False),
+        KnownCase("weak on 20 %, right in 10 %", new_skill(0.2, chance=0.1), (still, new), False),
         KnownCase("a lower temperature", _cooling(0.4), (elicited, still)),
         KnownCase("a lower temperature, unasked", _cooling(None), (elicited, still)),
         KnownCase("form, unasked, 1 % before", _form(0.01, asked=False), (still, form)),
