@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import ndtri
 from scipy.stats import binom
@@ -122,42 +122,25 @@ def detectable(
     z = ndtri((1 + margins.level) / 2) + ndtri(POWER)
     guess = np.zeros(1) if guess is None else np.asarray(guess, dtype=np.float64)
 
-    def certified(times: int) -> NDArray[np.int64]:
-        missed = times * (samples + fresh)
-        return certificate(missed, times * fresh, margins.lift, margins.luck, guess)
-
-    def least(
-        margin: float, noise: float, hit: float, chance: float, problems: int = problems
-    ) -> float | None:
-        """The least share s of problems, each of which shows with chance ``hit``, that exceeds the
-        margin; ``noise`` is added to the variance, and a guess taken off where base missed."""
-
-        def lacking(s: float) -> float:
-            seen = s * hit - chance * (s + (1 - s) * MISSED)
-            variance = s * hit * (1 - s * hit) + noise
-            return seen - margin - z * np.sqrt(variance / problems)
-
-        return float(brentq(lacking, 0, 1)) if lacking(1.0) > 0 else None
+    steps = [2**i for i in range(MOST.bit_length())]
+    needed = {
+        times: certificate(
+            times * (samples + fresh), times * fresh, margins.lift, margins.luck, guess
+        )
+        for times in steps
+    }
 
     def new(skill: float, times: int = 1, of: int = problems) -> float | None:
-        hit = float(binom.sf(certificates[times] - 1, times * fresh, skill).mean())
-        return least(margins.new, 0.0, hit, float(guess.mean()), of)
+        hit = float(binom.sf(needed[times] - 1, times * fresh, skill).mean())
+        return _least(of, z, margins.new, 0.0, hit, float(guess.mean()))
 
-    steps = [2**i for i in range(MOST.bit_length())]
-    certificates = {times: certified(times) for times in steps}
     sizes = sorted(((a, b) for a in steps for b in steps), key=lambda size: size[0] * size[1])
-    needed = next(
-        (
-            (a * problems, b * samples, b * fresh)
-            for a, b in sizes
-            if (new(skill, b, a * problems) or 1) <= SHARE
-        ),
-        None,
-    )
+    enough = ((a, b) for a, b in sizes if (new(skill, b, a * problems) or 1) <= SHARE)
+    first = next(enough, None)
     # The problem that was not seen may differ by all there is: see ``mean_interval``.
     gain = max(margins.gain, z * np.sqrt((SPREAD**2 + 1 / problems) / problems))
-    narrowed = least(0.0, CHURN + 1 / problems, 1.0, 0.0)
-    reliable = float(np.median(certificates[1]))
+    narrowed = _least(problems, z, 0.0, CHURN + 1 / problems, 1.0, 0.0)
+    reliable = float(np.median(needed[1]))
     return Detectable(
         problems,
         samples,
@@ -173,6 +156,21 @@ def detectable(
         math.ceil(np.log(1 - margins.level) / np.log(1 - margins.reach)),
         new(1.0) is not None,
         SHARE,
-        needed,
+        first and (first[0] * problems, first[1] * samples, first[1] * fresh),
         1 - (1 - FOUND) ** (1 / (samples + fresh)),
     )
+
+
+def _least(
+    problems: int, z: float, margin: float, noise: float, hit: float, chance: float
+) -> float | None:
+    """The least share s of problems, each of which shows with chance ``hit``, that exceeds the
+    margin by z standard errors; ``noise`` is added to the variance, and a guess taken off where the
+    base missed. None where all problems do not."""
+
+    def lacking(s: float) -> float:
+        seen = s * hit - chance * (s + (1 - s) * MISSED)
+        variance = s * hit * (1 - s * hit) + noise
+        return seen - margin - z * np.sqrt(variance / problems)
+
+    return float(brentq(lacking, 0, 1)) if lacking(1.0) > 0 else None
