@@ -163,3 +163,4 @@ def test_the_overtaking_k_is_the_first_at_which_the_curves_meet():
     assert overtaking_k([0.1, 0.3, 0.5], [0.2, 0.3, 0.4]) == 2
     assert overtaking_k([0.1, 0.2], [0.2, 0.3]) is None
     assert overtaking_k([0.2], [0.1]) == 1
+    assert overtaking_k([0, 0], [0, 0]) is None

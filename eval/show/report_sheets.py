@@ -84,7 +84,8 @@ def _difference_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
     pairs, overtaking = counted["differences"], []
     for pair in pairs:
         k, arm = pair["overtaken_at"], label(pair["tuned"])
-        if pair["reference"] == "base":
+        [*_, reached] = counted["arms"][pair["tuned"]]["pass_at_k"].values()
+        if pair["reference"] == "base" and (k is not None or reached["value"] > 0):
             overtaking.append(
                 f"base stays below {arm} at every k up to {counted['samples']}."
                 if k is None

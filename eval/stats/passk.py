@@ -78,9 +78,11 @@ def floor_at(chance: ArrayLike, ks: ArrayLike) -> Values:
 
 
 def overtaking_k(reference: Sequence[float], tuned: Sequence[float]) -> int | None:
-    """The smallest k at which the reference's curve meets or passes the tuned one's, or None.
+    """The smallest k at which the reference's curve meets or passes the tuned one's, or None; where
+    nobody succeeds nobody is met.
 
     Both curves hold pass@k for k = 1, 2, 3, … without gaps.
     """
-    met = np.asarray(reference) >= np.asarray(tuned) - TIE
+    curve = np.asarray(reference)
+    met = (curve >= np.asarray(tuned) - TIE) & (curve > TIE)
     return int(met.argmax()) + 1 if met.any() else None
