@@ -163,12 +163,14 @@ def main() -> None:
         },
     )
     false_new = max(one.false_new or 0.0 for one in calibrations)
+    false_elicited = max(one.false_elicited or 0.0 for one in calibrations)
     stated = [one for one in calibrations if one.size == STUDY_SIZES[0]]
     for case, of_case in groupby(stated, key=lambda one: one.scenario):
         print(f"{case}: right in {', '.join(f'{100 * one.right:.0f}' for one in of_case)} %")
     print(
         f"{len(calibrations)} cells of {options.repetitions} in {time.monotonic() - start:.0f} s: "
-        f"{report}; false {Conclusion.NEW!r} at most {false_new:.1%}; "
+        f"{report}; false '{Conclusion.NEW}' at most {false_new:.1%}, false 'elicited' at most "
+        f"{false_elicited:.1%}; "
         + ("\n".join(["out of bounds:", *failures]) if failures else "all within bounds")
     )
     if failures:
