@@ -72,14 +72,6 @@ def test_what_training_did_is_named(what):
     assert calibrate_case(named(what), "middle", size, 60, MARGINS, 1).right >= 0.8
 
 
-@pytest.mark.parametrize("guess", [0.14, 0.23, 0.49])
-@pytest.mark.parametrize("what", ["weak, right in 8 %", "weak on 20 %"])
-def test_a_skill_no_better_than_guessing_is_never_called_elicited(what, guess):
-    for size in (StudySize(200, 64, 256, guess), StudySize(60, 16, 64, guess)):
-        found = calibrate_case(named(what), "middle", size, 60, MARGINS, 1)
-        assert found.false_elicited <= 0.05
-
-
 def test_all_repetitions_at_once_are_concluded_on_as_one_by_one():
     rng = np.random.default_rng(3)
     guess = np.full(60, 0.03)
