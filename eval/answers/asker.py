@@ -125,8 +125,8 @@ class Asker:
     def continued(
         self, rows: Mapping[str, Row], opened: Sequence[Opening], asking: EvalSection
     ) -> list[str]:
-        """One answer for each opening, which the model's turn begins with, drawn here; none ("") where
-        it does not end."""
+        """One answer for each opening, which the model's turn begins with, drawn here; none ("")
+        where it does not end."""
         limit = asking.max_tokens or self.limit(list(rows.values()))
         asked = [rows[one.problem] for one in opened]
         prompts = [
