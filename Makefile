@@ -30,7 +30,7 @@ takes_probe     := ARM
 takes_try       := ARM DAY DATE
 takes_export    := ARM
 takes_plan      := GPU
-takes_doctor    := RECIPE RUN LOG
+takes_doctor    := RECIPE RUN LOG TRUTH
 takes_base      := FROM OUT
 takes_score     := PROBLEMS COMPLETIONS OUT
 takes_calibrate := OUT
@@ -131,8 +131,8 @@ sample: setup ## draw every arm's answers and no more (ARM=grpo)
 report: setup ## one HTML page of everything, with real answers drawn as days
 	$(PY) -m eval.report$(with)
 
-doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any TRL run)
-	$(PY) -m pipeline.doctor$(or $(call flag,LOG),$(call flag,RUN),$(call flag,RECIPE))
+doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any log, TRUTH=its reward for right answers)
+	$(PY) -m pipeline.doctor$(or $(call flag,LOG),$(call flag,RUN),$(call flag,RECIPE))$(call flag,TRUTH)$(if $(ARGS), $(ARGS))
 
 # --- a trained model, and one's own data ------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Stage ``make doctor``: what is wrong with a training, finished or running, ours or another's.
 
-Reads the ``log.jsonl`` of every arm of a run of ours, or any log: a ``.jsonl`` with one logging
-step a line, a ``trainer_state.json`` of transformers, or a folder with either (of several
-checkpoints the newest). Its signals tell SFT from GRPO. Nothing is written.
+Reads the ``log.jsonl`` of every arm of a run of ours, or any log (``pipeline/health/reading.py`` has
+the forms), or a folder with one: of several checkpoints the newest. Its signals tell SFT from GRPO.
+Nothing is written; the exit code is 1 where no signal could be read.
 """
 
 from __future__ import annotations
@@ -10,15 +10,22 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from data import recipe
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.common.fields import nearest
+from data.common.files import stage_facts
 from data.run import LOG
 from pipeline.health.logs import examine
+from pipeline.health.reading import EVENTS, READERS
 from pipeline.health.report import as_json, print_patients
 from pipeline.train.checkpoints import STATE, step_of
+
+
+#: Logs of ms-swift, LLaMA-Factory and a folder of wandb's.
+OTHERS = ("logging.jsonl", "trainer_log.jsonl", "wandb-history.jsonl", "files/output.log", "output.log")
 
 
 def logs_in(path: Path) -> dict[str, Path]:
@@ -40,8 +47,17 @@ def logs_in(path: Path) -> dict[str, Path]:
     arms = {log.parent.name: log for log in sorted(path.glob(f"*/{LOG}"))}
     if arms:
         return arms
+    for name in OTHERS:
+        if (path / name).is_file():
+            return {path.resolve().name: path / name}
+    events = {log.parent for log in path.rglob(f"{EVENTS}*")}
+    if events:
+        return {path.resolve().name if len(events) == 1 else each.name: each for each in events}
+    files = [each.name for each in sorted(path.iterdir()) if each.suffix in (*READERS, ".log", ".out", ".txt")]
     raise UserError(
-        f"{path} has no log: no {LOG} or {STATE}, no checkpoint-*/{STATE}, no <arm>/{LOG}"
+        f"{path} has no log: no {LOG} or {STATE}, no checkpoint-*/{STATE}, no <arm>/{LOG}, no "
+        f"{', '.join(OTHERS)}, nothing of TensorBoard's"
+        + (f"; name one of its files: {', '.join(files[:9])}" if files else "")
     )
 
 
@@ -59,11 +75,23 @@ def run_folder(name: str) -> Path:
     raise UserError(f"{folder} does not exist; {there}{nearest(name, known)}")
 
 
+def settings_of(log: Path) -> dict[str, Any]:
+    """What a finished arm of ours was trained with; empty where that is not known."""
+    try:
+        settings = stage_facts(log.parent).get("trained_with")
+    except UserError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", help="name of a run below runs/ (default: the recipe's)")
     parser.add_argument("--recipe", type=Path, help="recipe of the run (default: tiny's)")
     parser.add_argument("--log", type=Path, help="a log or a folder with one, instead of a run")
+    parser.add_argument(
+        "--truth", help="the reward in the log that pays for right answers (default: a guess)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     if arguments.run and arguments.log:
@@ -73,7 +101,7 @@ def main() -> None:
     patients = []
     for arm, log in logs_in(path).items():
         try:
-            patients.append(examine(arm, log))
+            patients.append(examine(arm, log, arguments.truth, settings_of(log)))
         except UserError as error:
             if arguments.log:
                 raise
@@ -84,6 +112,8 @@ def main() -> None:
         print(as_json(patients))
     else:
         print_patients(patients, plain_console())
+    if not any(patient.kind for patient in patients):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

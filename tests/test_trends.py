@@ -9,7 +9,7 @@ from pipeline.health.trends import (
     Series,
     constant,
     falls,
-    most_gained,
+    gained,
     rises,
     thirds,
 )
@@ -62,10 +62,10 @@ def test_a_single_wild_value_changes_no_trend():
     up = [float(i) for i in range(30)]
     up[29] = -1e9
     assert rises(up) < 0.001
-    assert 25 < most_gained(up) < 35
+    assert 25 < gained(up) < 35
 
 
 def test_the_most_gained_covers_the_truth_as_often_as_its_level_says():
     rng = np.random.default_rng(2)
-    covered = [most_gained(rng.normal(0, 1, 30) + np.linspace(0, 1, 30)) >= 1 for _ in range(200)]
+    covered = [gained(rng.normal(0, 1, 30) + np.linspace(0, 1, 30)) >= 1 for _ in range(200)]
     assert 0.93 <= np.mean(covered) <= 1

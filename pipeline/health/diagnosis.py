@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.health.signals import LogRow, Signals, number
-from pipeline.health.symptom import Level, Symptom
+from pipeline.health.symptom import Level, Seen, Symptom, acts, direction
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.health.trends import ENOUGH
 
@@ -30,9 +31,11 @@ class Finding:
         symptom: its name, for programs.
         level: stop, warning or note.
         step: of the training, at which it was first raised.
+        until: the step at which it was last seen, where it no longer holds at the end.
         title: its name for users.
         evidence: the numbers, in words.
-        cause, advice, source: as of the Symptom.
+        cause, source: as of the Symptom.
+        advice: of the Symptom's, in a sentence, what acts in this training.
     """
 
     symptom: str
@@ -43,20 +46,28 @@ class Finding:
     cause: str
     advice: str
     source: str
+    until: int | None = None
 
 
 class Watch:
     """Watches one training: rows in by ``update``, findings out.
 
-    Each symptom is raised once, and once more when it gets worse. Where a training resumed from a
-    checkpoint, signals after it are forgotten, and findings stay.
+    Each symptom is raised once, and once more when it gets worse; ``verdict`` is what still holds.
+    Where a training resumed from a checkpoint, signals after it are forgotten, and findings stay.
+
+    Args:
+        kind: sft or grpo.
+        settings: of the training, where they are known.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, settings: Mapping[str, Any] | None = None) -> None:
+        self.kind, self.settings = kind, settings or {}
         self.signals = Signals()
         self.symptoms = [symptom for symptom in SYMPTOMS if kind in symptom.kinds]
         self._raised: dict[str, Finding] = {}
+        self._last: dict[str, tuple[int, Seen]] = {}  # the step at which each was seen last
+        self._seen: dict[str, Seen] = {}  # at the last test of each
+        self._lost: Finding | None = None  # where the last row is one that ended the training
         self._due = ENOUGH  # the row at which trends are tested next
 
     @property
@@ -67,7 +78,11 @@ class Watch:
     @property
     def missing(self) -> dict[str, tuple[str, ...]]:
         """The signals that each silent symptom lacks."""
-        lacking = {symptom.name: symptom.missing(self.signals) for symptom in self.symptoms}
+        s = self.signals
+        lacking = {
+            symptom.name: tuple(name for name in symptom.missing(s) if not s.lost.get(name))
+            for symptom in self.symptoms
+        }
         return {name: signals for name, signals in lacking.items() if signals}
 
     def update(self, row: LogRow) -> list[Finding]:
@@ -75,43 +90,88 @@ class Watch:
         s = self.signals
         if isinstance(why := row.get(LOST), str):  # its signals alone do not tell
             (symptom,) = (symptom for symptom in self.symptoms if symptom.name == "nonfinite")
-            return [
-                self._raise(symptom, symptom.worst, int(number(row.get("step")) or s.steps[1]), why)
-            ]
+            step = int(number(row.get("step")) or s.steps[1])
+            self._lost = self._raise(symptom, symptom.worst, step, why)
+            return [self._lost]
         if not s.add(row):
             return []
-        if s.rows > _LONG and s.rows % _STRIDE and not (s.lost_loss or s.lost_norm):
+        self._lost = None
+        if s.rows > _LONG and s.rows % _STRIDE and not (s.lost["loss"] or s.lost["gradient norm"]):
             return []
         trends = s.rows >= self._due
         if trends:
             self._due = math.ceil(s.rows * _AGAIN)
-        tested = [symptom for symptom in self.symptoms if trends or not symptom.trend]
-        return [finding for symptom in tested if (finding := self._test(symptom))]
+        return self._look([each for each in self.symptoms if trends or not each.trend])
 
-    def _test(self, symptom: Symptom) -> Finding | None:
-        """A finding where a symptom is seen for the first time, or worse than before."""
-        before = self._raised.get(symptom.name)
-        if before and before.level == symptom.worst:
-            return None
-        seen = symptom.test(self.signals)
-        if seen is None or (before and seen[0].badness >= before.level.badness):
-            return None
-        return self._raise(
-            symptom, seen[0], before.step if before else self.signals.steps[1], seen[1]
-        )
+    def verdict(self) -> tuple[list[Finding], list[Finding]]:
+        """Findings that hold now, worst first, and those that held once, with their last step. No
+        advice opposes that of a worse finding."""
+        self._look(self.symptoms)
+        named = {symptom.name: symptom for symptom in self.symptoms}
+        explained = self._explained()
+        now: list[Finding] = []
+        past: list[Finding] = []
+        for finding in self.findings:
+            name = finding.symptom
+            step, (level, evidence) = self._last[name]
+            if (self._lost and name == self._lost.symptom) or name in self._seen:
+                now.append(replace(finding, level=level, evidence=evidence))
+            elif name not in explained:
+                past.append(replace(finding, level=level, evidence=evidence, until=step))
+        now.sort(key=lambda f: (f.level.badness, f.step, f.symptom))
+        taken: dict[str, str] = {}
+        return [replace(each, advice=self._advice(named[each.symptom], taken)) for each in now], past
+
+    def _explained(self) -> set[str]:
+        """Symptoms that others, which are seen, explain or exclude."""
+        return {each.name for each in self.symptoms if any(one in self._seen for one in each.unless)}
+
+    def _look(self, symptoms: Iterable[Symptom]) -> list[Finding]:
+        """Test symptoms now; returns those that are seen for the first time, or worse."""
+        fresh = []
+        for symptom in symptoms:
+            self._seen.pop(symptom.name, None)
+            self.signals.held = symptom.trend and symptom.name in self._raised
+            if seen := symptom.test(self.signals):
+                self._seen[symptom.name] = seen
+        for name in self._explained():
+            self._seen.pop(name, None)
+        for symptom in symptoms:
+            if (seen := self._seen.get(symptom.name)) is None:
+                continue
+            step = self.signals.steps[1]
+            self._last[symptom.name] = step, seen
+            before = self._raised.get(symptom.name)
+            if before is None or seen[0].badness < before.level.badness:
+                fresh.append(self._raise(symptom, seen[0], before.step if before else step, seen[1]))
+        return fresh
 
     def _raise(self, symptom: Symptom, level: Level, step: int, evidence: str) -> Finding:
         finding = Finding(
             symptom.name, level, step, symptom.title, evidence,
-            symptom.cause, symptom.advice, symptom.source,
+            symptom.cause, self._advice(symptom, {}), symptom.source,
         )  # fmt: skip
         self._raised[symptom.name] = finding
+        self._last[symptom.name] = step, (level, evidence)
         return finding
+
+    def _advice(self, symptom: Symptom, taken: dict[str, str]) -> str:
+        """What to change, in a sentence; notes in ``taken`` which way each key is to go."""
+        items = []
+        for item in symptom.advice:
+            key, verb = direction(item)
+            if not acts(item, self.signals, self.settings) or taken.get(key, verb) != verb:
+                continue
+            if key:
+                taken[key] = verb
+            items.append(item.replace("`", ""))
+        words = "; ".join(items) or "first what is advised above"
+        return f"{words[0].upper()}{words[1:]}."
 
 
 def diagnose(rows: Iterable[LogRow], kind: str) -> list[Finding]:
-    """The findings on a whole log, worst first: all that a Watch raises along it."""
+    """The findings on a whole log that hold at its end, worst first."""
     watch = Watch(kind)
     for row in rows:
         watch.update(row)
-    return watch.findings
+    return watch.verdict()[0]

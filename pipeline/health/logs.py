@@ -1,25 +1,40 @@
-"""Logs of trainings, ours and others', read row by row and examined.
-
-A log is a ``.jsonl`` with one logging step a line, or a ``trainer_state.json`` of transformers.
-"""
+"""A whole log examined: rows to signals, signals to symptoms, symptoms to findings."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 
 from data.common.errors import UserError
-from data.common.files import read_jsonl
+from data.common.fields import nearest
 from pipeline.health.diagnosis import LOST, Finding, Watch
-from pipeline.health.signals import GRPO, SFT, STEPS, LogRow
+from pipeline.health.reading import Row, read_log
+from pipeline.health.signals import (
+    FORM,
+    GRPO,
+    SFT,
+    SIGNALS,
+    STEPS,
+    TRUTH,
+    VAL_TRUTH,
+    LogRow,
+    number,
+)
 from pipeline.health.symptom import Level
 from pipeline.health.trends import MANY
 
-#: Rows that are looked at for the trainer that wrote them.
-_UNDECIDED = 1000
+#: Words in the name of a reward that pays for right answers, the surest first, and of one that
+#: pays for something else.
+_RIGHT = (
+    "correct", "accura", "exact", "equation", "solve", "success", "verif", "right", "math", "answer",
+)  # fmt: skip
+_OTHER = (
+    "format", "xml", "tag", "structure", "length", "/int_", "style", "penalty", "repet", "cosine",
+    "language", "think", "reason", "approx",
+)  # fmt: skip
+#: What rewards pay for a right answer.
+_PAID = (1, 2, 3, 4, 5, 10, 20, 50, 100)
 
 
 @dataclass
@@ -32,9 +47,12 @@ class Patient:
         kind: sft or grpo; None where nothing was logged yet.
         rows: with signals.
         steps: first and last.
+        findings: that hold at the end of the log.
+        past: that held once, and no longer do.
         looked: symptoms that had their signals.
         silent: symptoms that had not, and the signals they lack.
         short: whether there are too few rows for some symptoms.
+        guessed: what was taken for the truth, or counted as steps, in words.
     """
 
     arm: str
@@ -43,9 +61,11 @@ class Patient:
     rows: int = 0
     steps: tuple[int, int] = (0, 0)
     findings: list[Finding] = field(default_factory=list)
+    past: list[Finding] = field(default_factory=list)
     looked: list[str] = field(default_factory=list)
     silent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     short: bool = False
+    guessed: list[str] = field(default_factory=list)
 
     @property
     def serious(self) -> list[Finding]:
@@ -53,83 +73,133 @@ class Patient:
         return [finding for finding in self.findings if finding.level != Level.NOTE]
 
 
-def examine(arm: str, path: Path) -> Patient:
-    """Watch a whole log: rows to signals, signals to symptoms, symptoms to findings.
+def examine(
+    arm: str, path: Path, truth: str | None = None, settings: Mapping[str, object] | None = None
+) -> Patient:
+    """Watch a whole log.
+
+    Args:
+        truth: name of the reward that is the truth; guessed where it is None.
+        settings: of the training, where they are known.
 
     Raises:
-        UserError: when the file is not a log of an SFT or GRPO training.
+        UserError: when the file is not a log of an SFT or GRPO training, or no signal is in it.
     """
     rows = read_log(path)
-    first: list[LogRow] = []
-    kind = None
-    while kind is None and len(first) < _UNDECIDED and (row := next(rows, None)) is not None:
-        first.append(row)
-        kind = kind_of(row)
-    if not first:
+    if not rows:
         return Patient(arm, str(path))
+    kinds = set(map(kind_of, rows))
+    kind = GRPO if GRPO in kinds else SFT if SFT in kinds else None
+    names = ", ".join(sorted({key for row in rows[:50] for key in row})[:12]) or "none"
     if kind is None:
         raise UserError(
             f"{path} has no row of an SFT or GRPO training: neither `reward` nor, without rewards "
-            "beside it, `loss`"
+            f"beside it, `loss` (names in it: {names})"
         )
-    watch = Watch(kind)
-    for row in chain(first, rows):
+    guessed = [] if any("step" in row for row in rows) else ["Rows are counted as steps"]
+    if kind == GRPO:
+        guessed += name_truth(rows, truth, path)
+    watch = Watch(kind, settings)
+    for row in rows:
         watch.update(row)
+    findings, past = watch.verdict()
     signals, silent = watch.signals, watch.missing
+    if not signals.rows and not findings:
+        raise UserError(f"{path}: no signal could be read in {len(rows)} rows (names: {names})")
     return Patient(
-        arm, str(path), kind, signals.rows, signals.steps, watch.findings,
+        arm, str(path), kind, signals.rows, signals.steps, findings, past,
         looked=[symptom.name for symptom in watch.symptoms if symptom.name not in silent],
         silent=silent,
         short=signals.rows < MANY or signals.steps[1] - signals.steps[0] < STEPS,
+        guessed=guessed,
     )  # fmt: skip
+
+
+def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
+    """Write the share of right answers, and of well-formed ones, into rows whose log has it under
+    another name; returns what was taken for what, in words.
+
+    A reward that pays for right answers is known by its name, or as the only one, and by its
+    values: none below 0, at most one constant.
+
+    Raises:
+        UserError: when the one that was named is not there.
+    """
+    means: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if (paid := number(value)) is not None:
+                means.setdefault(key, []).append(paid)
+    functions = [
+        key for key in means
+        if key.startswith("rewards/") and not key.endswith("/std") and min(means[key]) >= 0
+    ]  # fmt: skip
+    if named:
+        forms = (named, f"rewards/{named}/mean", f"rewards/{named}", f"{named}/mean")
+        right = next((form for form in forms if form in means), None)
+        if right is None:
+            known = [key for key in means if key.startswith(("rewards/", "critic/", "truth/"))]
+            raise UserError(
+                f"{path} has no numbers under {named} (TRUTH); rewards in it: "
+                f"{', '.join(known) or 'none'}{nearest(named, known)}"
+            )
+    elif any(name in means for name in SIGNALS["truth"][:2]):
+        return []
+    else:
+        right = _named(functions, _RIGHT)
+        if right is None and len(functions) == 1 and not _named(functions, _OTHER):
+            right = functions[0]
+    form = None if means.keys() & {*SIGNALS["form"], "rewards/format/mean"} else _form(functions)
+    guessed = []
+    for key, name, val in ((right, TRUTH, VAL_TRUTH), (form, FORM, "")):
+        if key is None:
+            continue
+        least, most = _scale(rows, key, means[key])
+        for row in rows:
+            for source, target in ((key, name), (f"eval_{key}", val)):
+                if target and (paid := number(row.get(source))) is not None:
+                    row[target] = (paid - least) / (most - least)
+        what = "right" if name == TRUTH else "well-formed"
+        how = "as TRUTH says" if named and name == TRUTH else "guessed by its name and values"
+        guessed.append(f"{key} is taken for {what} answers, {least:g} or {most:g} each ({how})")
+    if right and not named:
+        guessed[0] += "; TRUTH=key names another"
+    return guessed
+
+
+def _named(functions: list[str], words: tuple[str, ...]) -> str | None:
+    """The first reward whose name has one of the words, of the first word that any has."""
+    fit = [key for key in functions if words is _OTHER or not _named([key], _OTHER)]
+    return next((key for word in words for key in fit if word in key.lower()), None)
+
+
+def _form(functions: list[str]) -> str | None:
+    return next((key for key in functions if "format" in key.lower()), None)
+
+
+def _scale(rows: list[Row], key: str, means: list[float]) -> tuple[float, float]:
+    """What a reward of two values pays for wrong and right answers. With mean m and variance v of
+    single answers the upper one is m + v / m where the lower is 0; single rows stray."""
+    spread = f"{key.removesuffix('/mean')}/std"
+    tops = sorted(
+        paid + (number(row.get(spread)) or 0.0) ** 2 / paid
+        for row in rows
+        if (paid := number(row.get(key)) or 0.0) > 0
+    )
+    most = max([0.87 * tops[len(tops) * 9 // 10] if tops else 0.0, *map(abs, means)])
+    paid = next((float(each) for each in _PAID if most <= each * 1.001), most)
+    return (-paid if min(means) < 0 else 0.0), paid
 
 
 def kind_of(row: LogRow) -> str | None:
     """The trainer that wrote a row, by its keys; None where they do not tell."""
     if LOST in row and (trainer := row.get("trainer")) in (SFT, GRPO):
         return str(trainer)
-    rewarded = {"reward", "reward_std", "frac_reward_zero_std"} & row.keys()
-    if rewarded or any(key.startswith(("completions/", "eval_completions/")) for key in row):
+    rewarded = {*SIGNALS["reward"], *SIGNALS["reward spread"], *SIGNALS["flat groups"]}
+    starts = ("completions/", "eval_completions/")
+    if rewarded & row.keys() or any(key.startswith(starts) for key in row):
         return GRPO
-    if "loss" in row and not any(key.startswith("rewards/") for key in row):
+    losses = {"loss", "Training_Loss"} & row.keys()
+    if losses and not any(key.startswith(("rewards/", "objective/")) for key in row):
         return SFT
     return None
-
-
-def read_log(path: Path) -> Iterator[LogRow]:
-    """The rows of a log, one at a time; a torn last line of a ``.jsonl`` is passed over.
-
-    Raises:
-        UserError: naming the file, and the line of a ``.jsonl``, that is not a log.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    if path.suffix == ".jsonl":
-        read = 0
-        try:
-            for line, row in read_jsonl(path):
-                read = line
-                yield row
-        except UserError:
-            if not _ends_torn(path, read):
-                raise
-        return
-    try:
-        state = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
-    history = state.get("log_history") if isinstance(state, dict) else state
-    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-        raise UserError(
-            f"{path} is not a trainer state: it must have log_history, a list of objects; a log "
-            "with one object a line must end in .jsonl"
-        )
-    yield from history
-
-
-def _ends_torn(path: Path, line: int) -> bool:
-    """Whether only the beginning of a row follows a line: one that is being written, or was when
-    the training was killed."""
-    with path.open("rb") as lines:
-        rest = [each for each in islice(lines, line, None) if each.strip()]
-    return len(rest) == 1 and rest[0].startswith(b"{") and not rest[0].endswith(b"\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import fmean, median
 
 from pipeline.health.reward import dead
 from pipeline.health.signals import FIRM, GRPO, SFT, SURE, Signals
@@ -14,8 +14,12 @@ from pipeline.health.trends import ENOUGH, FEW, RECENT, falls, lowest, thirds
     title="Loss or gradient is not a number",
     cause="Numbers overflowed, mostly in float16 or by too long a step; weights that took in a NaN "
     "keep it, and everything sampled from them is noise.",
-    advice="Stop, go back to the last checkpoint, halve the learning rate, train in bfloat16 or "
-    "float32, keep max_grad_norm at 1 or below.",
+    advice=(
+        "stop, and go back to the last checkpoint",
+        "lower `learning_rate` to a half",
+        "train in bfloat16 or float32",
+        "check that every document has tokens that count (labels above -100)",
+    ),
     source="TRL issue 4040 (beta 0 reports no KL at all, so a NaN is a fault); ms-swift issues "
     "3136 and 3930 (NaN to the end; none at a lower learning rate)",
     kinds=(SFT, GRPO),
@@ -27,20 +31,80 @@ def nonfinite(
     bad_rows: int = 2,  # mixed precision skips a single one
 ) -> Seen | None:
     """A loss counts at once, a gradient norm when it lasts."""
-    if s.lost_loss:
+    if s.lost["loss"]:
         return Level.STOP, "the loss is not a finite number"
-    if s.lost_norm >= bad_rows:
-        return Level.STOP, f"no finite gradient norm in {s.lost_norm} rows in a row"
-    return None
+    if s.lost["val loss"] and s["loss"].count and not s["reward"].count:
+        return Level.STOP, "the loss on val is not a finite number"
+    return _lasting(s, "gradient norm", Level.STOP, bad_rows)
+
+
+@Symptom(
+    title="The KL is not a number",
+    cause="The reference model gives no finite probabilities: its adapter, its weights or its "
+    "precision are broken, or tokens that the policy draws are impossible to it.",
+    advice=(
+        "check the reference model, and its precision",
+        "train in bfloat16 or float32",
+        "lower `beta` to 0, which needs no reference",
+    ),
+    source="TRL issue 4040 (beta 0 reports no KL at all, so a NaN is a fault)",
+    unless=("nonfinite",),
+    needs={"loss": 0},
+)
+def kl_lost(s: Signals, bad_rows: int = 2) -> Seen | None:
+    return _lasting(s, "KL", Level.WARNING, bad_rows)
+
+
+def _lasting(s: Signals, name: str, level: Level, least: int) -> Seen | None:
+    """A signal without a finite number in so many rows in a row. One that was never there, only
+    null, may be a column left empty, unless nothing improves either."""
+    rows = s.lost[name]
+    if rows < least or (name not in s.told and (rows < ENOUGH or improves(s))):
+        return None
+    return level, f"no finite {name} in {rows} rows in a row"
+
+
+def improves(s: Signals) -> bool:
+    """Whether reward, truth or loss gets better, or groups that teach nothing explain that none
+    does."""
+    return dead(s) or s.learns() or falls(s["loss"].whole()) <= SURE
+
+
+@Symptom(
+    title="The loss is exactly 0",
+    cause="No token of the documents counts (all labels are -100: a template that is not found, "
+    "or documents cut before their answer), or the loss is NaN, which transformers shows as 0.",
+    advice=(
+        "stop, and look at the labels of one batch",
+        "check the template that marks answers, and that `max_length` leaves room for them",
+        "train in bfloat16 or float32",
+    ),
+    source="transformers' TrainingArguments.logging_nan_inf_filter (on by default, it leaves NaN "
+    "out of the logged loss); unslothai/unsloth issue 2614",
+    kinds=(SFT,),
+    needs={"loss": 2},
+    worst=Level.STOP,
+)
+def loss_zero(
+    s: Signals,
+    learnt: float = 0.05,  # a loss below it may be rounded to 0 soon
+) -> Seen | None:
+    loss = s["loss"].last()
+    rows = next((n for n, value in enumerate(reversed(loss)) if value), len(loss))
+    if rows < 2 or (rows < len(loss) and loss[-rows - 1] < learnt):
+        return None
+    return Level.STOP, f"the loss is 0 in the last {rows} rows"
 
 
 @Symptom(
     title="Nothing is trained: no gradient, or no step",
     cause="All weights are frozen, the gradient is cut off on its way to them (as by gradient "
     "checkpointing below an adapter whose inputs need none), or the schedule has run out.",
-    advice="Check what is trainable (the adapter's layers exist, requires_grad), call "
-    "enable_input_require_grads or set use_reentrant to false, and check learning_rate and its "
-    "schedule.",
+    advice=(
+        "check what is trainable (the adapter's layers exist, requires_grad)",
+        "call enable_input_require_grads, or set use_reentrant to false",
+        "check learning_rate and its schedule",
+    ),
     source="microsoft/LoRA issue 120, open-unlearning issue 178 (checkpointing leaves the adapter "
     "without a gradient)",
     kinds=(SFT, GRPO),
@@ -52,9 +116,7 @@ def untrained(s: Signals) -> Seen | None:
     rates, norms = s["learning rate"].last(ENOUGH), s["gradient norm"].last(2 * ENOUGH)
     if len(rates) == ENOUGH and not any(rates):
         return Level.STOP, f"the learning rate was 0 in the last {ENOUGH} rows"
-    if len(norms) < 2 * ENOUGH or any(norms) or dead(s) or s.learns():
-        return None
-    if falls(s["loss"].whole()) <= SURE:
+    if len(norms) < 2 * ENOUGH or any(norms) or improves(s):
         return None
     return Level.STOP, f"the gradient norm was 0 in the last {len(norms)} rows that had one"
 
@@ -63,8 +125,12 @@ def untrained(s: Signals) -> Seen | None:
     title="The gradient norm spikes, again and again",
     cause="Single batches pull far harder than the others: too high a learning rate, too few "
     "answers or documents a step, or stale samples (num_iterations above 1).",
-    advice="Lower the learning rate, enlarge the batch, set max_grad_norm to 0.1 to 1, and "
-    "num_iterations to 1.",
+    advice=(
+        "lower `learning_rate`",
+        "enlarge the batch",
+        "lower `max_grad_norm` to 0.1 to 0.2",
+        "set `num_iterations` to 1",
+    ),
     source="TRL issue 2980 (spikes under num_iterations 4 after a long training)",
     kinds=(SFT, GRPO),
     needs={"gradient norm": 2 * ENOUGH},
@@ -73,8 +139,15 @@ def grad_spikes(
     s: Signals,
     times: float = 5.0,  # the usual norm
     spikes: int = 3,  # within twice ENOUGH rows
+    zero: float = 1e-3,  # of the largest norm; below it is none
+    many: float = 0.5,  # share of flat groups
 ) -> Seen | None:
-    norms = s["gradient norm"].last()
+    """Norms of 0, or near it beside the others, are of groups that teach nothing: where those are
+    many, the others are no spikes."""
+    norms, flat = s["gradient norm"].last(), s["flat groups"].last()
+    norms = [norm for norm in norms if norm > zero * max(norms)]
+    if len(norms) < 2 * ENOUGH or (flat and fmean(flat) >= many):
+        return None
     usual, last = median(norms), norms[-2 * ENOUGH :]
     high = [norm for norm in last if norm > times * usual]
     if len(high) < spikes:
@@ -88,8 +161,11 @@ def grad_spikes(
 @Symptom(
     title="The loss on val rises while that in training falls",
     cause="The model memorises its documents.",
-    advice="Keep the checkpoint with the lowest loss on val, fewer epochs, more documents, a lower "
-    "learning rate or LoRA rank.",
+    advice=(
+        "keep the checkpoint with the lowest loss on val",
+        "lower `num_train_epochs`, or use more documents",
+        "lower `learning_rate` or the adapter's rank",
+    ),
     source="the usual reading of a gap that grows; nothing here is tuned to it",
     kinds=(SFT,),
     needs={"loss": FEW, "val loss": 6},
@@ -111,7 +187,7 @@ def overfitting(
 @Symptom(
     title="The loss rises far above where it was",
     cause="The learning rate is too high, or documents of another kind come late in the order.",
-    advice="Stop, lower the learning rate 3 to 10 times, lengthen the warm-up, shuffle.",
+    advice=("stop", "lower `learning_rate` 3 to 10 times", "lengthen the warm-up", "shuffle"),
     source="the usual reading of a rising loss; nothing here is tuned to it",
     kinds=(SFT,),
     needs={"loss": 0},
@@ -144,12 +220,16 @@ def diverged(
 @Symptom(
     title="The loss does not fall",
     cause="The learning rate is too low, the weights are not trained, or the model knows it all.",
-    advice="Raise the learning rate 3 to 10 times; with LoRA, check that its layers exist; where "
-    "mean_token_accuracy is near 1, skip SFT.",
+    advice=(
+        "raise `learning_rate` 3 to 10 times",
+        "with LoRA, check that its layers exist",
+        "where mean_token_accuracy is near 1, skip SFT",
+    ),
     source="the usual reading of a flat loss; nothing here is tuned to it",
     kinds=(SFT,),
     needs={"loss": 0},
     trend=True,
+    unless=("nonfinite", "loss-zero", "diverged", "untrained"),
 )
 def loss_stands(
     s: Signals,
@@ -172,7 +252,7 @@ def loss_stands(
     title="A loss near 0 is no fault",
     cause="Advantages have mean 0 in their group and the probability ratio is 1 at the first "
     "update, so the loss is near beta times the KL by construction; its gradient is not.",
-    advice="Nothing: watch reward, truth, KL and gradient norm instead.",
+    advice=("watch reward, truth, KL and gradient norm instead",),
     source="TRL issues 2703 and 3452; open-r1 issue 239",
     needs={"loss": ENOUGH, "gradient norm": ENOUGH},
     worst=Level.NOTE,

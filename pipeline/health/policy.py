@@ -5,12 +5,14 @@ from __future__ import annotations
 from statistics import median
 
 from pipeline.health.reward import dead
-from pipeline.health.signals import FIRM, Signals
+from pipeline.health.signals import FIRM, SURE, Signals
 from pipeline.health.symptom import Level, Seen, Symptom
-from pipeline.health.trends import ENOUGH, FEW, SOME, most_gained
+from pipeline.health.trends import ENOUGH, FEW, SOME, rises, thirds
 
 #: Nats a token up to which the policy stands still, and up to which it creeps.
 KL_FLAT, KL_SLOW = 1e-4, 2e-3
+#: Nats a token up to which nothing is explored.
+NO_ENTROPY = 0.02
 
 
 def _unmoved(s: Signals) -> bool:
@@ -25,16 +27,19 @@ def _unmoved(s: Signals) -> bool:
     title="The KL is flat: the policy does not move",
     cause="The learning rate is too low for the number of steps, beta holds the model to its "
     "start, or the adapter is not trained.",
-    advice="Raise the learning rate 3 to 10 times (LoRA wants a higher one than full fine-tuning), "
-    "lower beta or set it to 0.",
+    advice=(
+        "raise `learning_rate` 3 to 10 times (LoRA wants a higher one than full fine-tuning)",
+        "lower `beta`, or set it to 0",
+    ),
     source="TRL issue 3452 (KL of 5e-4 at learning rate 3e-6, reports of no gain); TRL's GRPO "
     "page: beta is 0 by default, as in arXiv 2503.14476 and 2503.20783",
     needs={"KL": 1},
     trend=True,
+    unless=("entropy-collapse", "entropy-rises"),
 )
 def kl_flat(
     s: Signals,
-    still: float = 0.5,  # relative growth in the second half; that of even growth from 0
+    still: float = 0.25,  # relative growth in the second half; even growth from 0 has twice that
 ) -> Seen | None:
     """No KL at all, or little that has stopped growing."""
     if not _unmoved(s):
@@ -42,7 +47,7 @@ def kl_flat(
     kl, values = s["KL"].now(ENOUGH), s["KL"].whole()
     if not any(values):  # a trainer that does not measure it writes 0
         return None
-    if kl > KL_FLAT and most_gained(values[len(values) // 2 :]) > still * kl:
+    if kl > KL_FLAT and s.most_gained(values[len(values) // 2 :]) > still * kl:
         return None
     rate = s["learning rate"]
     paid = f" at a learning rate of {rate.now(1):.2g}" if rate.count else ""
@@ -56,10 +61,11 @@ def kl_flat(
 @Symptom(
     title="The KL creeps: the policy hardly moves",
     cause="Steps are too short: the learning rate, or what beta leaves of it.",
-    advice="Raise the learning rate 2 to 3 times, lower beta, or train longer.",
+    advice=("raise `learning_rate` 2 to 3 times", "lower `beta`", "or train longer"),
     source="TRL issue 3452; arXiv 2402.03300 (beta 0.04, which holds the policy)",
     needs={"KL": 1},
     trend=True,
+    unless=("kl-flat", "entropy-collapse", "entropy-rises"),
 )
 def kl_slow(
     s: Signals,
@@ -78,23 +84,34 @@ def kl_slow(
     title="The KL runs away",
     cause="The policy leaves what it knew faster than the reward can guide it: too high a learning "
     "rate, too small a beta, or a reward with a hole that it found.",
-    advice="Go back to an earlier checkpoint, lower the learning rate 2 to 5 times, set beta to "
-    "0.01 to 0.04, and read a few answers.",
+    advice=(
+        "go back to an earlier checkpoint, and read a few answers",
+        "lower `learning_rate` 2 to 5 times",
+        "raise `beta` to 0.01 to 0.04",
+    ),
     source="ms-swift issue 6550 (all rewards fall as the KL jumps); arXiv 2210.10760 (true reward "
     "falls with KL beyond a peak)",
     needs={"KL": 1},
     worst=Level.STOP,
+    unless=("kl-reference",),
 )
 def kl_runaway(
     s: Signals,
     far: float = 0.7,  # nats a token; beyond it, the answers are another model's
+    faster: float = 4.0,  # times the KL at half of the training; even growth has 2
     gone: float = 0.9,  # kl_start nears 1 where none of the start's tokens is likely any more
     jump: float = 10.0,  # times the KL of ENOUGH rows before
     least: float = 0.1,  # nats a token; below it, no jump matters
 ) -> Seen | None:
-    series = s["KL"]
+    """Others' logs may have another unit, such as nats an answer, and a KL that grows evenly while
+    the reward rises is no runaway whatever its size."""
+    series, reward = s["KL"], s["reward"].whole()
+    trusted = s.keys.get("KL") == "kl_start" or len(reward) < 2
+    if not trusted:
+        (early, late), kls = thirds(reward), series.whole()
+        trusted = late <= early or kls[-1] >= faster * median(kls[: len(kls) // 2 + 1][-FEW:])
     # Chance does not stray so far twice; a third row might come many steps later.
-    if series.count > 1 and (kl := min(series.last(2))) >= far:
+    if trusted and series.count > 1 and (kl := min(series.last(2))) >= far:
         level = Level.STOP if kl >= gone else Level.WARNING
         return level, f"the KL is {kl:.3g} nats a token and more (far is {far:g})"
     if series.count < SOME or (kl := series.now()) < least:
@@ -109,11 +126,43 @@ def kl_runaway(
 
 
 @Symptom(
+    title="The KL is high from the first row: the reference is another model",
+    cause="The policy is compared with a model that it did not start from, as where an adapter of "
+    "an earlier training was not merged and the reference is the base below it.",
+    advice=(
+        "merge the adapter into the model before GRPO, or load it as the reference too",
+        "check which model is the reference",
+    ),
+    source="the KL of a policy to its own start is 0 at the first step, by definition",
+    needs={"KL": SOME},
+)
+def kl_reference(
+    s: Signals,
+    high: float = 0.3,  # nats a token
+    same: float = 1.5,  # ratio of now to the start up to which there is no trend
+) -> Seen | None:
+    if s.keys.get("KL") == "kl_start":  # which is measured against the start
+        return None
+    start, now = s["KL"].start(), s["KL"].now()
+    if min(start, s["KL"].start(1)) < high or not start / same <= now <= start * same:
+        return None
+    return Level.WARNING, (
+        f"the KL is {s['KL'].start(1):.3g} nats a token at step {s['KL'].steps[0]}, {now:.3g} now"
+    )
+
+
+@Symptom(
     title="The entropy collapses",
     cause="The policy became sure of a few answers and stops exploring; pass@1 may still rise "
     "while pass@k falls.",
-    advice="Lower the learning rate, raise epsilon_high to 0.28, keep the temperature at 1, set "
-    "beta to 0.01 or so, or stop earlier.",
+    advice=(
+        "lower `learning_rate`",
+        "raise `epsilon_high` to 0.28 (acts where a generation is used for several steps)",
+        "raise `entropy_coef` above 0 (TRL from 1.14 on)",
+        "raise `temperature` to 1",
+        "raise `beta` to 0.01 or so",
+        "or stop earlier",
+    ),
     source="arXiv 2505.22617 (performance is traded from entropy and ends with it); arXiv "
     "2503.14476, clip-higher; here: at learning rate 1e-3, solved in 32 fell by 27 points "
     "(docs/results.md)",
@@ -129,6 +178,8 @@ def entropy_collapse(
     rows = max(FEW, min(ENOUGH, series.count // 4))
     now, start = series.now(rows), series.start(min(rows, SOME))
     before = series.ago(steps, rows)
+    if start <= NO_ENTROPY or now >= start:
+        return None
     if 0 < now <= left * start:
         words = f"entropy {start:.3g} → {now:.3g} nats a token since the start"
     elif before and 0 < now <= halved * before:
@@ -146,8 +197,12 @@ def entropy_collapse(
     title="The entropy runs up: answers become noise",
     cause="Steps are so long that the policy loses what it knew, a large epsilon_high rewards "
     "chance itself, or long answers that ramble weigh too little (loss_type grpo).",
-    advice="Go back to an earlier checkpoint, lower the learning rate 3 to 10 times, lower "
-    "epsilon_high, keep the loss_type dapo.",
+    advice=(
+        "go back to an earlier checkpoint",
+        "lower `learning_rate` 3 to 10 times",
+        "lower `epsilon_high` (acts where a generation is used for several steps)",
+        "set `loss_type` to dapo",
+    ),
     source="arXiv 2503.14476, section 3.3 (an unhealthy rise of entropy, with gibberish); here: at "
     "100 times the learning rate (README, sick on purpose)",
     needs={"entropy": 2 * FEW},
@@ -171,26 +226,30 @@ def entropy_rises(
     title="The entropy is flat from the start",
     cause="Either the model is so sure that all answers to a prompt are the same, or training does "
     "not change it.",
-    advice="Near 0: raise the temperature, do less SFT. Otherwise: raise the learning rate, lower "
-    "beta, check that the trained weights are those that are sampled.",
+    advice=(
+        "raise `temperature`, or do less SFT, where it is near 0",
+        "raise `learning_rate` otherwise",
+        "lower `beta`",
+        "check that the trained weights are those that are sampled",
+    ),
     source="arXiv 2505.22617 (left alone, entropy falls early in every run that learns)",
     needs={"entropy": ENOUGH},
     trend=True,
+    unless=("kl-runaway",),
 )
 def entropy_flat(
     s: Signals,
-    none: float = 0.02,  # nats a token; with so little, nothing is explored
     same: float = 0.05,  # relative change up to which it stands; 3 times as much is ruled out
 ) -> Seen | None:
     series = s["entropy"]
     if s.solved():
         return None
     start, now = series.start(), series.now()
-    if 0 <= max(start, now) <= none:
+    if 0 <= max(start, now) <= NO_ENTROPY:
         if s.learns():
             return None
         return Level.WARNING, (
-            f"entropy {now:.2g} nats a token from the start (up to {none:g} is none): all "
+            f"entropy {now:.2g} nats a token from the start (up to {NO_ENTROPY:g} is none): all "
             "answers to a prompt are nearly the same"
         )
     if not s.long("entropy") or not s["reward"].count or start <= 0:
@@ -198,10 +257,65 @@ def entropy_flat(
     if abs(now / start - 1) > same:
         return None
     values = series.whole()
-    most = max(most_gained(values), most_gained([-value for value in values]))
+    most = max(s.most_gained(values), s.most_gained([-value for value in values]))
     if most > 3 * same * start or s.learns() or dead(s):
         return None
     return Level.WARNING, (
-        f"entropy {start:.3g} → {now:.3g} nats a token in {series.steps[1]} steps, surely no "
-        "trend, and the reward does not rise"
+        f"entropy {start:.3g} → {now:.3g} nats a token in {series.steps[1]} steps, no trend, "
+        "and the reward does not rise"
     )
+
+
+@Symptom(
+    title="Answers shrink to almost nothing",
+    cause="Short answers are paid no worse, or a penalty on length or on being cut off outweighs "
+    "what right answers earn.",
+    advice=(
+        "read the shortest answers",
+        "pay nothing for brevity, nor for form alone",
+        "raise `max_completion_length` where answers were cut off",
+        "lower `learning_rate`",
+    ),
+    source="arXiv 2503.20783, length bias of the loss; here: the usual reading of a fall that right "
+    "answers do not follow",
+    needs={"answer length": 2 * SOME},
+)
+def length_collapse(
+    s: Signals,
+    left: float = 0.25,  # share of the length at the start
+    least: float = 20.0,  # tokens at the start; fewer are short already
+) -> Seen | None:
+    """Silent where right answers become more: then what went was not needed."""
+    length, truth = s["answer length"], s["truth"].whole()
+    start, now = length.start(SOME), length.now()
+    if start < least or now > left * start or s.solved():
+        return None
+    if len(truth) >= ENOUGH and rises(truth) <= SURE:
+        return None
+    return Level.WARNING, f"answers {start:.0f} → {now:.0f} tokens since the start"
+
+
+@Symptom(
+    title="The sampler and the trained model disagree",
+    cause="Answers are drawn by another engine (vLLM) whose weights, precision or template differ "
+    "from the trainer's, so the policy learns from answers that it would not give.",
+    advice=(
+        "check that the engine has the newest weights, in the same precision",
+        "set `vllm_importance_sampling_correction` to true",
+        "train and sample in float16 or float32",
+    ),
+    source="TRL's GRPOConfig.vllm_importance_sampling_correction; arXiv 2510.26788 (bfloat16 parts "
+    "the two)",
+    needs={"distance of the sampler or weight of the samples": SOME},
+)
+def sampler_apart(
+    s: Signals,
+    far: float = 0.1,  # nats a token between the two, on average
+    light: float = 0.5,  # mean weight of answers after correction; 1 where nothing is to correct
+) -> Seen | None:
+    apart, weight = s["distance of the sampler"], s["weight of the samples"]
+    if apart.count >= SOME and apart.now() >= far:
+        return Level.WARNING, f"log-probabilities differ by {apart.now():.2g} nats a token"
+    if weight.count >= SOME and weight.now() < light:
+        return Level.WARNING, f"answers weigh {weight.now():.2g} on average, 1 where both agree"
+    return None

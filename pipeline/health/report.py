@@ -46,7 +46,7 @@ def _heading(patient: Patient) -> Text:
     first, last = patient.steps
     heading.append(f"  {patient.kind.upper()}, {patient.rows} rows, steps {first} to {last}: ")
     if not patient.serious:
-        return heading.append("nothing found", style="green")
+        return heading.append("nothing found now" if patient.past else "nothing found", "green")
     levels = [finding.level for finding in patient.serious]
     counts = [f"{levels.count(level)} {level}" for level in Level if level in levels]
     return heading.append(", ".join(counts), style="yellow")
@@ -76,6 +76,14 @@ def _notes(patient: Patient) -> Iterator[str]:
     for finding in patient.findings:
         if finding.level == Level.NOTE:
             yield f"Note: {finding.title} ({finding.evidence}). {finding.cause}"
+    for finding in patient.past:
+        if finding.level != Level.NOTE:
+            yield (
+                f"Was, from step {finding.step} until step {finding.until}: {finding.title} "
+                f"({finding.evidence})."
+            )
+    for guess in patient.guessed:
+        yield f"{guess}."
     if not patient.serious:
         yield f"Looked for: {', '.join(patient.looked)}."
     if patient.silent:

@@ -14,7 +14,6 @@ from pipeline.health.trends import (
     SOME,
     constant,
     falls,
-    most_gained,
     rises,
     thirds,
 )
@@ -30,8 +29,12 @@ _FORM, _LITTLE = 0.05, 0.25
     title="Groups are rewarded alike: nothing to learn from",
     cause="The advantage is the reward less the group's mean, so a group whose answers are all "
     "paid alike has no gradient: the problems are far too hard, or solved.",
-    advice="All wrong: easier problems, more SFT, larger groups, a graded reward. All right: "
-    "harder problems. `make probe` tells before training.",
+    advice=(
+        "all wrong: easier problems, more SFT, a graded reward",
+        "all right: harder problems",
+        "raise `num_generations`",
+        "ask make probe before training",
+    ),
     source="arXiv 2503.14476, dynamic sampling; arXiv 2402.03300 (the advantage)",
     needs={"flat groups or reward spread": 1},
     worst=Level.STOP,
@@ -68,12 +71,17 @@ def dead(s: Signals) -> bool:
     title="The reward plateaus early",
     cause="Nothing that GRPO sees points upwards: right answers are too rare in a group, the "
     "reward cannot tell better from worse, or the steps are too short.",
-    advice="Look at the share of flat groups (`make probe` foretells it), enlarge the group, start "
-    "from more SFT or an easier tier, use a graded reward; then raise the learning rate.",
+    advice=(
+        "look at the share of flat groups (make probe foretells it)",
+        "raise `num_generations`",
+        "start from more SFT or an easier tier, use a graded reward",
+        "raise `learning_rate` then",
+    ),
     source="open-r1 issues 436 and 474 (reports of it); arXiv 2503.14476 (groups without a "
     "gradient)",
     needs={"reward": 1, "reward spread": 1},
     trend=True,
+    unless=("reward-falls", "kl-runaway", "entropy-collapse", "entropy-rises", "nonfinite"),
 )
 def plateau(
     s: Signals,
@@ -90,13 +98,12 @@ def plateau(
     first, last = thirds(values)
     if max(last - first, 0) >= gain * unit:
         return None
-    start, most = s[name].start(), max(0.0, most_gained(values))
+    start, most = s[name].start(), max(0.0, s.most_gained(values))
     if last - start >= early * unit or most >= gain * unit or s.learns() or dead(s):
         return None
     return Level.WARNING, (
         f"{name} {start:.3g} in the first rows, {last:.3g} in the last third of {s[name].count} "
-        f"(step {s[name].steps[1]}); that it gained {most / unit:.2f} of its spread of {unit:.2g} "
-        "can be ruled out"
+        f"(step {s[name].steps[1]}); its spread is {unit:.2g}"
     )
 
 
@@ -120,8 +127,12 @@ def _spread(s: Signals) -> float:
     title="The reward falls",
     cause="Steps are so long that the policy loses what it could do, or the problems become harder "
     "along the way.",
-    advice="Go back to an earlier checkpoint, lower the learning rate 3 to 10 times, larger groups "
-    "or more prompts a step; with a curriculum, compare on val.",
+    advice=(
+        "go back to an earlier checkpoint",
+        "lower `learning_rate` 3 to 10 times",
+        "raise `num_generations`, or the prompts a step",
+        "with a curriculum, compare on val",
+    ),
     source="ms-swift issue 6550 (all rewards fall as the KL jumps); here: at 100 times the "
     "learning rate (README, sick on purpose)",
     needs={"reward": ENOUGH, "reward spread": 1},
@@ -133,7 +144,7 @@ def reward_falls(
 ) -> Seen | None:
     values, unit = s["reward"].whole(), max(s["reward spread"].last())
     early, late = thirds(values)
-    if unit <= 0 or early - late < loss * unit or falls(values) > FIRM:
+    if unit <= 0 or early - late < loss * unit or falls(values) > s.likely(FIRM):
         return None
     return Level.WARNING, (
         f"from the first to the last third of {s['reward'].count} rows, reward {early:.3g} → "
@@ -144,8 +155,11 @@ def reward_falls(
 @Symptom(
     title="The reward rises, the truth does not: reward hacking",
     cause="The reward pays for something other than right answers, and the policy found it.",
-    advice="Stop and read the best-paid answers; run `make audit`, pay for the verdict (shape "
-    "graded, binary or ranked), and keep an earlier checkpoint.",
+    advice=(
+        "stop, and read the best-paid answers",
+        "run make audit, and pay for the verdict (shape graded, binary or ranked)",
+        "keep an earlier checkpoint",
+    ),
     source="arXiv 2210.10760 (a proxy goes on rising while the true reward falls); here: the "
     "published reward from 58 to 67 of 100, optimal answers below where they began "
     "(docs/results.md)",
@@ -178,14 +192,14 @@ def _parting(s: Signals, paid: list[float], true: list[float], least: float) -> 
     )
     if loss >= _FALLEN * truth > 0:
         p = max(rises(paid), falls(true))
-        if p > SURE:
+        if p > s.likely(SURE):
             return None
         level = Level.STOP if p <= FIRM else Level.WARNING
         return level, f"{words}; each by chance with p of at most {p:.1g}"
-    if not s.long("reward") or spread <= 0 or rises(paid) > FIRM:
+    if not s.long("reward") or spread <= 0 or rises(paid) > s.likely(FIRM):
         return None
     unit = math.sqrt(max(truth * (1 - truth), 1e-6))
-    if most_gained(true) > min(_FORM, _LITTLE * gain / spread * unit) or form_alone.test(s):
+    if s.most_gained(true) > min(_FORM, _LITTLE * gain / spread * unit) or form_alone.test(s):
         return None
     return Level.WARNING, f"{words}: no sure fall, but surely no rise"
 
@@ -194,9 +208,12 @@ def _parting(s: Signals, paid: list[float], true: list[float], least: float) -> 
     title="Right answers become fewer, and the reward hardly tells",
     cause="What the reward pays for beside right answers outweighs them, the policy drifts where "
     "the reward cannot tell better from worse, or the problems become harder along the way.",
-    advice="Read old and new answers, with a curriculum compare on val; pay more for the verdict "
-    "(shape graded or binary), lower the learning rate, or hold the policy by a beta of 0.01 to "
-    "0.04.",
+    advice=(
+        "read old and new answers, with a curriculum compare on val",
+        "pay more for the verdict (shape graded or binary)",
+        "lower `learning_rate`",
+        "raise `beta` to 0.01 to 0.04",
+    ),
     source="arXiv 2210.10760 (beyond a peak the true reward falls, whatever the proxy does)",
     needs={"truth": 1},
     trend=True,
@@ -208,7 +225,7 @@ def truth_falls(s: Signals) -> Seen | None:
         return None
     values = s["truth"].whole()
     early, late = thirds(values)
-    if late > (1 - _FALLEN) * early or falls(values) > SURE * FIRM:
+    if late > (1 - _FALLEN) * early or falls(values) > s.likely(SURE * FIRM):
         return None
     if hacking.test(s) or reward_falls.test(s):
         return None
@@ -228,8 +245,11 @@ def truth_falls(s: Signals) -> Seen | None:
     title="The form improves, the answers do not",
     cause="Form is easier to learn and is paid on its own, so the policy learns it first, and here "
     "nothing else.",
-    advice="Shift weight from format and validity to optimality, start from more SFT so that the "
-    "form is there, and check that groups hold any right answer at all.",
+    advice=(
+        "shift weight from format and validity to optimality",
+        "start from more SFT, so that the form is there",
+        "check that groups hold any right answer at all",
+    ),
     source="here: with the graded reward the share of valid answers rose from 0.3 to 65 % with "
     "under 1 % optimal (README, four cells)",
     needs={"form or format": 1, "truth": 1},
@@ -247,7 +267,7 @@ def _rising(s: Signals, name: str) -> Seen | None:
     little = _LITTLE * (more - form)
     if more - form < _FORM or late - truth > little:
         return None
-    if rises(formed) > FIRM or most_gained(true) > min(_FORM, little):
+    if rises(formed) > s.likely(FIRM) or s.most_gained(true) > min(_FORM, little):
         return None
     return Level.WARNING, (
         f"from the first to the last third of {s[name].count} rows, well-formed answers "
@@ -259,8 +279,11 @@ def _rising(s: Signals, name: str) -> Seen | None:
     title="Answers are cut off",
     cause="They reach max_completion_length before their end, so right ones are judged wrong and "
     "the reward teaches brevity.",
-    advice="Raise max_completion_length, or set mask_truncated_completions; where answers ramble, "
-    "more SFT.",
+    advice=(
+        "raise `max_completion_length`",
+        "set `mask_truncated_completions` to true",
+        "where answers ramble, more SFT",
+    ),
     source="arXiv 2503.14476, overlong filtering; TRL's GRPOConfig.mask_truncated_completions",
     needs={"answers cut off": SOME},
 )
@@ -277,8 +300,11 @@ def truncation(
 @Symptom(
     title="Training answers improve, val answers do not",
     cause="The policy memorises the training problems: too few of them, seen too often.",
-    advice="More training problems, fewer epochs, beta 0.01 to 0.04; keep the checkpoint that is "
-    "best on val.",
+    advice=(
+        "keep the checkpoint that is best on val",
+        "more training problems, fewer epochs",
+        "raise `beta` to 0.01 to 0.04",
+    ),
     source="the usual reading of a gap that grows; nothing here is tuned to it",
     needs={"truth": ENOUGH, "val truth": 6},
     trend=True,

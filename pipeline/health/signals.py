@@ -7,51 +7,79 @@ A row is one logging step: a flat mapping as in ``log.jsonl`` or in the ``log_hi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
-from pipeline.health.trends import ENOUGH, MANY, SOME, Series, rises, thirds
+from pipeline.health.trends import ENOUGH, MANY, SOME, Series, gained, rises, thirds
 
 SFT, GRPO = "sft", "grpo"
 #: One logging step as a log has it.
 LogRow = Mapping[str, object]
 
-#: Every signal by the names it has in logs: TRL's, those of older versions and of TRL's example
-#: rewards, and ours. The first name that a log has counts, and replaces a later one seen before.
+#: Share of right answers, in training and on val, and of well-formed ones, as our logs name them.
+TRUTH, VAL_TRUTH, FORM = "truth/optimal", "val/optimal", "truth/feasible"
+#: Every signal by the names it has in logs: ours, TRL's of all versions and of its example rewards,
+#: ms-swift's, LLaMA-Factory's, verl's, OpenRLHF's, and those of a notebook's table. The first name
+#: that a log has counts, and replaces a later one seen before.
 SIGNALS: Mapping[str, tuple[str, ...]] = {
-    "loss": ("loss",),
-    "gradient norm": ("grad_norm",),
-    "learning rate": ("learning_rate",),
-    "reward": ("reward",),
-    "reward spread": ("reward_std",),
+    "loss": ("loss", "Training_Loss", "actor/loss", "actor/pg_loss", "policy_loss"),
+    "gradient norm": ("grad_norm", "actor/grad_norm", "actor_grad_norm"),
+    "learning rate": ("learning_rate", "lr", "actor/lr", "actor_lr"),
+    "reward": ("reward", "critic/score/mean", "critic/rewards/mean", "reward/mean"),
+    "reward spread": ("reward_std", "reward/std"),
     "truth": (
-        "truth/optimal",
+        TRUTH,
         "rewards/optimal/mean",
         "rewards/accuracy_reward/mean",
         "rewards/accuracy_reward",
     ),
     "form": (
-        "truth/feasible",
+        FORM,
         "rewards/validity/mean",
         "rewards/think_format_reward/mean",
         "rewards/format_reward/mean",
         "rewards/format_reward",
     ),
     "format": ("rewards/format/mean",),  # ours: less than the absence of any violation
-    "KL": ("kl_start", "kl"),
-    "entropy": ("entropy", "val/entropy"),  # Unsloth's own loss on a GPU logs no entropy
-    "answers cut off": ("completions/clipped_ratio",),
+    "KL": ("kl_start", "kl", "actor/kl_loss"),
+    "entropy": (  # Unsloth's own loss on a GPU logs no entropy
+        "entropy",
+        "val/entropy",
+        "entropy/mean",
+        "actor/entropy",
+        "actor/entropy_loss",
+        "entropy_loss",
+    ),
+    "answers cut off": (
+        "completions/clipped_ratio",
+        "response_length/clip_ratio",
+        "response_clip_ratio",
+    ),
     "flat groups": ("frac_reward_zero_std",),
     "duplicates": ("completions/duplicates",),
-    "answer length": ("completions/mean_length", "completion_length"),
-    "val truth": ("val/optimal", "eval_rewards/optimal/mean", "eval_rewards/accuracy_reward/mean"),
-    "val loss": ("val/loss", "eval_loss"),
+    "answer length": (
+        "completions/mean_length",
+        "completion_length",
+        "response_length/mean",
+        "response_length",
+    ),
+    "clipped ratios": ("clip_ratio/region_mean", "clip_ratio", "actor/pg_clipfrac"),
+    "distance of the sampler": ("sampling/sampling_logp_difference/mean",),
+    "weight of the samples": ("sampling/importance_sampling_ratio/mean",),
+    "val truth": (
+        VAL_TRUTH,
+        "eval_rewards/optimal/mean",
+        "eval_rewards/accuracy_reward/mean",
+    ),
+    "val loss": ("val/loss", "eval_loss", "Validation_Loss"),
 }
 
 #: Fewest training steps to say that a signal stands still.
 STEPS = 100
 #: One-sided p of a trend that counts, and of one beyond doubt.
 SURE, FIRM = 0.1, 0.02
+#: Times by which the probabilities differ for a symptom that was seen before.
+_HELD = 5
 #: Share of right answers from which on there is little left to learn.
 SOLVED = 0.9
 #: Spread of the rewards in a group that is only rounding: single precision on a scale of 100.
@@ -62,14 +90,24 @@ _MOST_STEPS, _MOST = 2**53, 1e100
 
 
 def number(value: object) -> float | None:
-    """A finite number whose sums are finite too, or None."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    """A finite number whose sums are finite too, perhaps as text, or None."""
+    read = _read(value)
+    return read if read is not None and abs(read) <= _MOST else None
+
+
+def is_lost(value: object) -> bool:
+    """Whether it says NaN or infinity, perhaps as text."""
+    read = _read(value)
+    return read is not None and not math.isfinite(read)
+
+
+def _read(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (Real, str)):
         return None
     try:
-        value = float(value)
-    except OverflowError:  # an integer beyond any float
+        return float(value)
+    except (ValueError, OverflowError):  # no number; an integer beyond any float
         return None
-    return value if abs(value) <= _MOST else None
 
 
 class Signals:
@@ -78,17 +116,23 @@ class Signals:
     Attributes:
         rows: how many rows had signals.
         steps: of the first and the last row.
-        lost_loss, lost_norm: rows up to now, without a break, whose loss or gradient norm is not
-            finite.
+        lost: rows up to now, without a break, in which loss, gradient norm, KL or loss on val is
+            not finite.
+        told: those of them that are surely measured: finite before, or NaN in so many letters.
+            A null may be a column left empty.
+        keys: by signal, the name it has in this log.
+        held: whether a symptom is tested that was seen before. Chance may raise it no more easily,
+            but to be refuted it must be improbable itself.
     """
 
     def __init__(self) -> None:
         self.series: dict[str, Series] = {name: Series() for name in SIGNALS}
         self.rows = 0
         self.steps: tuple[int, int] = (0, 0)
-        self.lost_loss = 0
-        self.lost_norm = 0
-        self._keys: dict[str, str] = {}
+        self.lost = dict.fromkeys(("loss", "gradient norm", "KL", "val loss"), 0)
+        self.told: set[str] = set()
+        self.keys: dict[str, str] = {}
+        self.held = False
 
     def __getitem__(self, name: str) -> Series:
         return self.series[name]
@@ -97,11 +141,12 @@ class Signals:
         """Take in a row; returns whether it has any signal. A row whose step lies before the last
         one's is of a training that resumed: values from there on are forgotten."""
         values = self._values(row)
-        lost_loss, lost_norm = self._lost(row, values)
+        lost = {name for name in self.lost if name not in values and self._lost(name, row, values)}
+        measured = lost | values.keys()
         if values.get("flat groups") == 1 or values.get("reward spread", 1.0) <= NO_SPREAD:
             # The norm is that of the KL at most, and says nothing of a usual one.
             values.pop("gradient norm", None)
-        if not values and not lost_loss and not lost_norm:
+        if not values and not lost:
             return False
         step, last = number(row.get("step")), self.steps[1]
         step = last + 1 if step is None or abs(step) > _MOST_STEPS else int(step)
@@ -112,39 +157,44 @@ class Signals:
         self.rows += 1
         for name, value in values.items():
             self[name].add(step, value)
-        if "loss" in values or lost_loss:
-            self.lost_loss = self.lost_loss + 1 if lost_loss else 0
-        if "gradient norm" in values or lost_norm:
-            self.lost_norm = self.lost_norm + 1 if lost_norm else 0
+        for name in self.lost.keys() & measured:
+            self.lost[name] = self.lost[name] + 1 if name in lost else 0
+            if name not in lost:
+                self.told.add(name)
         return True
 
     def _values(self, row: LogRow) -> dict[str, float]:
         """The numbers of a row by the names of signals."""
         values = {}
         for name, keys in SIGNALS.items():
-            known = self._keys.get(name)
+            known = self.keys.get(name)
             for key in keys[: keys.index(known) + 1] if known else keys:
                 if (value := number(row.get(key))) is not None:
                     if key != known:  # a better name, first seen now
-                        self._keys[name], self.series[name] = key, Series()
+                        self.keys[name], self.series[name] = key, Series()
                     values[name] = value
                     break
         return values
 
-    def _lost(self, row: LogRow, values: Mapping[str, float]) -> tuple[bool, bool]:
-        """Whether loss and gradient norm are there and not finite.
+    def _lost(self, name: str, row: LogRow, values: Mapping[str, float]) -> bool:
+        """Whether a number is there and not finite.
 
-        Our logs write null for such a number; other tables may write it for a missing one. It
-        counts in a row of training, which has a learning rate, and for the norm after a first one.
+        Our logs write null for it; other tables may write null, and pandas NaN, for one that is
+        missing. It counts in a row of training; one on val in a row without training.
         """
-        trained = "learning rate" in values
-
-        def gone(key: str, null: bool) -> bool:
-            value = row.get(key, 0.0)
-            return null if value is None else isinstance(value, float) and not math.isfinite(value)
-
-        normed = trained and self["gradient norm"].count > 0
-        return gone("loss", trained), gone("grad_norm", normed)
+        there = [row[key] for key in SIGNALS[name] if key in row]
+        nan = any(map(is_lost, there))
+        if not nan and (not there or there[0] is not None):
+            return False
+        if name == "val loss":
+            return nan and "loss" not in values
+        rates = [row[key] for key in SIGNALS["learning rate"] if key in row]
+        trained = "learning rate" in values or (
+            nan and not rates and not any(key.startswith("eval") for key in row)
+        )
+        if trained and (nan or name == "loss"):
+            self.told.add(name)
+        return trained
 
     def long(self, name: str) -> bool:
         """Whether a signal was watched for long enough to say that it stands still."""
@@ -153,6 +203,7 @@ class Signals:
 
     def learns(self, p: float = SURE) -> bool:
         """Whether reward or truth rises; by chance with probability ``p`` at most."""
+        p = p / _HELD if self.held else p
         for name in ("reward", "truth"):
             values = self[name].whole()
             if len(values) >= ENOUGH:
@@ -160,6 +211,14 @@ class Signals:
                 if late > early and rises(values) <= p:
                     return True
         return False
+
+    def likely(self, p: float) -> float:
+        """The p up to which a trend speaks for a symptom; a larger one where it was seen before."""
+        return min(0.5, p * _HELD) if self.held else p
+
+    def most_gained(self, values: Sequence[float]) -> float:
+        """The most that values may have gained; where a symptom was seen before, the likeliest."""
+        return gained(values, likeliest=self.held)
 
     def solved(self) -> bool:
         """Whether there is little left to learn."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-from pipeline.health.signals import GRPO, Signals
+from pipeline.health.signals import GRPO, Signals, number
 
 
 class Level(StrEnum):
@@ -38,24 +40,27 @@ class Symptom:
     Attributes:
         title: its name for users.
         cause: why it happens.
-        advice: what to change.
+        advice: what to change, each ``raise``, ``lower`` or ``set`` with its `key` first, or free
+            words. What cannot act, or opposes the advice of a worse finding, is left out.
         source: publication, report or measurement that it is based on.
         needs: signals, "a or b" for either, and in how many rows. With fewer it is silent.
         kinds: trainers that may have it.
-        worst: its worst level; once raised at this level it is not tested again.
+        worst: its worst level; it is raised again when it gets there.
         trend: whether it tests a trend or the lack of one. Tested at every row, chance would raise
             it sooner or later, so it is tested only whenever the log has grown by a fifth.
+        unless: symptoms that explain or exclude it: it is not said beside them.
         name: for programs and for ``monitor.stop``.
     """
 
     title: str
     cause: str
-    advice: str
+    advice: tuple[str, ...]
     source: str
     needs: Mapping[str, int]
     kinds: tuple[str, ...] = (GRPO,)
     worst: Level = Level.WARNING
     trend: bool = False
+    unless: tuple[str, ...] = ()
     name: str = field(init=False)
     _test: Test = field(init=False)
 
@@ -76,3 +81,45 @@ class Symptom:
 
 def _rows(s: Signals, need: str) -> int:
     return max(s[name].count for name in need.split(" or "))
+
+
+#: What cannot act where a generation is used for one optimizer step: the probability ratio is 1.
+_CLIPPING = ("epsilon", "epsilon_high", "num_iterations")
+#: From which value on advice to raise a key is taken already, and at which that to set it.
+_HIGH = {"epsilon_high": 0.28, "beta": 0.04, "temperature": 1.0, "entropy_coef": 1e-6}
+_SET = {"loss_type": "dapo", "mask_truncated_completions": True, "num_iterations": 1,
+        "vllm_importance_sampling_correction": True}  # fmt: skip
+#: To what a norm may still be lowered.
+_NORM = 0.2
+
+
+def direction(item: str) -> tuple[str, str]:
+    """Key and verb of an item of advice; "" where it names none."""
+    verb, *rest = item.split()
+    key = rest[0].strip("`") if rest and rest[0].startswith("`") else ""
+    return key, verb if key else ""
+
+
+def acts(item: str, s: Signals, settings: Mapping[str, Any]) -> bool:
+    """Whether an item of advice can change anything in this training, as far as is known."""
+    key, verb = direction(item)
+    if key in _CLIPPING and not _clips(s, settings):
+        return False
+    value = number(settings.get(key))
+    if verb == "set":
+        return key not in settings or settings[key] != _SET.get(key)
+    if verb == "raise":
+        return value is None or value < _HIGH.get(key, math.inf)
+    if key == "beta":
+        return value != 0 if value is not None else s.keys.get("KL") != "kl_start"
+    return key != "max_grad_norm" or value is None or value > _NORM
+
+
+def _clips(s: Signals, settings: Mapping[str, Any]) -> bool:
+    """Whether a generation is used for several optimizer steps, so that ratios may be clipped."""
+    names = ("num_iterations", "steps_per_generation", "gradient_accumulation_steps")
+    iterations, steps, accumulated = (number(settings.get(name)) for name in names)
+    if iterations and steps and accumulated:
+        return iterations * steps > accumulated
+    clipped = s["clipped ratios"]
+    return not clipped.count or any(clipped.whole())

@@ -126,9 +126,11 @@ def lowest(values: Sequence[float], rows: int) -> float:
     return min(median(values[i : i + rows]) for i in range(len(values) - rows + 1))
 
 
-def most_gained(values: Sequence[float]) -> float:
-    """Upper end of the Theil-Sen interval of the gain from the first to the last value."""
-    return float(theilslopes(values, alpha=_LEVEL).high_slope) * (len(values) - 1)
+def gained(values: Sequence[float], likeliest: bool = False) -> float:
+    """The gain from the first to the last value by the Theil-Sen slope, or by the upper end of its
+    interval."""
+    slopes = theilslopes(values, alpha=_LEVEL)
+    return float(slopes.slope if likeliest else slopes.high_slope) * (len(values) - 1)
 
 
 def constant(values: Sequence[float]) -> bool:

@@ -50,9 +50,15 @@ class Log(TrainerCallback):
     """Writes ``log.jsonl`` in an arm's folder, one line a logging step, shows it, says each finding
     once, and ends the training at the symptoms of ``stop``."""
 
-    def __init__(self, folder: Path, kind: str, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        stop: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path, self.stop = folder / LOG, stop
-        self.watch = Watch(kind)
+        self.watch = Watch(kind, settings)
         self.first = self.steps = 0
         self.started = time.monotonic()
 

@@ -82,7 +82,7 @@ def monitored(
     """
     trainer.remove_callback(PrinterCallback)
     _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
-    log = Log(folder, kind, recipe.monitor.stop)
+    log = Log(folder, kind, recipe.monitor.stop, vars(trainer.args))
     sticks = None
     # Where several processes hold a model's weights in parts, one alone cannot use it.
     if processes.is_main() and not processes.cuts_weights():
