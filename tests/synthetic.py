@@ -1,8 +1,18 @@
-"""Logs of trainings as TRL writes them, healthy and sick, made of random numbers."""
+"""Logs of trainings as TRL writes them, healthy and sick, made of random numbers.
 
+``python -m tests.synthetic`` counts false alarms in the healthy ones, and what is missed of the sick.
+"""
+
+import argparse
 import math
+from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
+
+from pipeline.health.diagnosis import diagnose
+from pipeline.health.logs import name_truth
+from pipeline.health.symptom import Level
 
 GROUP = 16
 
@@ -110,6 +120,34 @@ def noisy_log(seed, groups, form_rises):
     return log
 
 
+def foreign(seed, rows=60, each=5, paid=1.0, kl=0.1, groups=20, spread=True, **settings):
+    """A healthy run of somebody else's: a reward of up to ``paid``, another unit of the KL, and
+    the truth under another name; without ``spread`` as older versions of TRL log it."""
+    log = grpo_log(seed, rows, each, groups, kl=kl, **settings)
+    mean, rng = "/mean" if spread else "", np.random.default_rng(seed)
+    for row in log:
+        truth, form = row.pop("rewards/optimal/mean"), row.pop("rewards/validity/mean")
+        row["rewards/correctness_reward_func" + mean] = 2 * truth
+        row["rewards/soft_format_reward_func" + mean] = 0.5 * form
+        if spread:
+            deviation = 2 * math.sqrt(truth * (1 - truth))
+            row["rewards/correctness_reward_func/std"] = deviation * rng.uniform(0.9, 1.05)
+            row["clip_ratio/region_mean"] = 0.0
+        row.pop("val/optimal", None)
+        row["reward"] *= paid
+        row["reward_std"] *= paid
+        row["completions/mean_length"] *= 20
+    return log
+
+
+FOREIGN = {
+    "reward of up to 100": {"paid": 100.0},
+    "KL in nats an answer": {"kl": 20.0},
+    "KL in a small unit": {"kl": 1e-3},
+    "every step logged": {"rows": 300, "each": 1, "groups": 4},
+    "every 50 steps logged": {"rows": 20, "each": 50, "groups": 200, "kl": 5.0},
+    "as older TRL logs": {"spread": False, "paid": 3.0, "groups": 2, "rows": 100},
+}
 HEALTHY = {
     "graded": {},
     "binary": {"paid": "binary"},
@@ -226,3 +264,49 @@ SICK_SFT = {
     "diverged": _sft("loss", lambda row: 0.4 + 0.001 * row**2),
     "loss-stands": lambda seed: sft_log(seed, 60, first=0.5, last=0.4999),
 }
+
+
+def named(log):
+    """The log with its truth under the name that the doctor knows."""
+    name_truth(log, None, Path("synthetic"))
+    return log
+
+
+def scenarios():
+    """By name, trainer, function of a seed that makes a healthy log."""
+    for name, settings in HEALTHY.items():
+        yield name, "grpo", lambda seed, s=settings: grpo_log(seed, **s)
+    for name, settings in FOREIGN.items():
+        yield name, "grpo", lambda seed, s=settings: named(foreign(seed, **s))
+    for groups in (1, 4, 16):
+        for rises in (True, False):
+            name = f"noisy, {groups} groups, form {'rises' if rises else 'is there'}"
+            yield name, "grpo", lambda seed, g=groups, r=rises: noisy_log(seed, g, r)
+    yield "SFT", "sft", sft_log
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100)
+    seeds = parser.parse_args().seeds
+    print(f"{'healthy':36} {'raises':>7}  95 %        stops  ({seeds} seeds each)")
+    for name, kind, make in scenarios():
+        findings = [diagnose(make(seed), kind) for seed in range(seeds)]
+        levels = [{one.level for one in each} - {Level.NOTE} for each in findings]
+        alarms = binomtest(sum(map(bool, levels)), seeds)
+        low, high = alarms.proportion_ci(method="wilson")
+        stops = sum(Level.STOP in each for each in levels)
+        print(f"{name:36} {alarms.statistic / seeds:7.1%}  {low:.1%}-{high:.1%}  {stops:6}", flush=True)
+        said = [one.symptom for each in findings for one in each if one.level != Level.NOTE]
+        print(f"    {({each: said.count(each) for each in set(said)})}") if said else None
+    print("sick: how often its symptom is found")
+    for kind, sick in (("grpo", SICK), ("sft", SICK_SFT)):
+        for name, make in sick.items():
+            hits = sum(
+                name in {one.symptom for one in diagnose(make(seed), kind)} for seed in range(seeds)
+            )
+            print(f"{name:36} {hits / seeds:7.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -147,9 +147,13 @@ class Watch:
         return fresh
 
     def _raise(self, symptom: Symptom, level: Level, step: int, evidence: str) -> Finding:
+        taken: dict[str, str] = {}
+        for other in self.symptoms:
+            if other.name in self._raised.keys() & self._seen.keys() - {symptom.name}:
+                self._advice(other, taken)
         finding = Finding(
             symptom.name, level, step, symptom.title, evidence,
-            symptom.cause, self._advice(symptom, {}), symptom.source,
+            symptom.cause, self._advice(symptom, taken), symptom.source,
         )  # fmt: skip
         self._raised[symptom.name] = finding
         self._last[symptom.name] = step, (level, evidence)
