@@ -1,8 +1,8 @@
 """Stage ``make doctor``: what is wrong with a training, finished or running, ours or another's.
 
-Reads the ``log.jsonl`` of every arm of a run of ours, or any log (``pipeline/health/reading.py`` has
-the forms), or a folder with one: of several checkpoints the newest. Its signals tell SFT from GRPO.
-Nothing is written; the exit code is 1 where no signal could be read.
+Reads the ``log.jsonl`` of every arm of a run of ours, or any log whose form
+``pipeline/health/reading.py`` knows, or a folder with one: of several checkpoints the newest. Its
+signals tell SFT from GRPO. Writes nothing; the exit code is 1 where no signal could be read.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from pipeline.health.reading import EVENTS, READERS
 from pipeline.health.report import as_json, print_patients
 from pipeline.train.checkpoints import STATE, step_of
 
-
 #: Logs of ms-swift, LLaMA-Factory and a folder of wandb's.
-OTHERS = ("logging.jsonl", "trainer_log.jsonl", "wandb-history.jsonl", "files/output.log", "output.log")
+OTHERS = (
+    "logging.jsonl",
+    "trainer_log.jsonl",
+    "wandb-history.jsonl",
+    "files/output.log",
+    "output.log",
+)
 
 
 def logs_in(path: Path) -> dict[str, Path]:
@@ -53,7 +58,11 @@ def logs_in(path: Path) -> dict[str, Path]:
     events = {log.parent for log in path.rglob(f"{EVENTS}*")}
     if events:
         return {path.resolve().name if len(events) == 1 else each.name: each for each in events}
-    files = [each.name for each in sorted(path.iterdir()) if each.suffix in (*READERS, ".log", ".out", ".txt")]
+    files = [
+        each.name
+        for each in sorted(path.iterdir())
+        if each.suffix in (*READERS, ".log", ".out", ".txt")
+    ]
     raise UserError(
         f"{path} has no log: no {LOG} or {STATE}, no checkpoint-*/{STATE}, no <arm>/{LOG}, no "
         f"{', '.join(OTHERS)}, nothing of TensorBoard's"

@@ -1,6 +1,6 @@
 """Logs of trainings as TRL writes them, healthy and sick, made of random numbers.
 
-``python -m tests.synthetic`` counts false alarms in the healthy ones, and what is missed of the sick.
+``python -m tests.synthetic`` counts false alarms in healthy ones, and what it finds in sick ones.
 """
 
 import argparse
@@ -296,9 +296,12 @@ def main():
         alarms = binomtest(sum(map(bool, levels)), seeds)
         low, high = alarms.proportion_ci(method="wilson")
         stops = sum(Level.STOP in each for each in levels)
-        print(f"{name:36} {alarms.statistic / seeds:7.1%}  {low:.1%}-{high:.1%}  {stops:6}", flush=True)
+        print(
+            f"{name:36} {alarms.statistic / seeds:7.1%}  {low:.1%}-{high:.1%}  {stops:6}",
+            flush=True,
+        )
         said = [one.symptom for each in findings for one in each if one.level != Level.NOTE]
-        print(f"    {({each: said.count(each) for each in set(said)})}") if said else None
+        print(f"    { ({each: said.count(each) for each in set(said)}) }") if said else None
     print("sick: how often its symptom is found")
     for kind, sick in (("grpo", SICK), ("sft", SICK_SFT)):
         for name, make in sick.items():

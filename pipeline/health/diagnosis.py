@@ -80,7 +80,9 @@ class Watch:
         """The signals that each silent symptom lacks."""
         s = self.signals
         lacking = {
-            symptom.name: tuple(name for name in symptom.missing(s) if not s.lost.get(name))
+            symptom.name: tuple(
+                name for name in symptom.missing(s) if not (s.lost.get(name) and name in s.told)
+            )
             for symptom in self.symptoms
         }
         return {name: signals for name, signals in lacking.items() if signals}
@@ -120,11 +122,15 @@ class Watch:
                 past.append(replace(finding, level=level, evidence=evidence, until=step))
         now.sort(key=lambda f: (f.level.badness, f.step, f.symptom))
         taken: dict[str, str] = {}
-        return [replace(each, advice=self._advice(named[each.symptom], taken)) for each in now], past
+        return [
+            replace(each, advice=self._advice(named[each.symptom], taken)) for each in now
+        ], past
 
     def _explained(self) -> set[str]:
         """Symptoms that others, which are seen, explain or exclude."""
-        return {each.name for each in self.symptoms if any(one in self._seen for one in each.unless)}
+        return {
+            each.name for each in self.symptoms if any(one in self._seen for one in each.unless)
+        }
 
     def _look(self, symptoms: Iterable[Symptom]) -> list[Finding]:
         """Test symptoms now; returns those that are seen for the first time, or worse."""
@@ -143,7 +149,9 @@ class Watch:
             self._last[symptom.name] = step, seen
             before = self._raised.get(symptom.name)
             if before is None or seen[0].badness < before.level.badness:
-                fresh.append(self._raise(symptom, seen[0], before.step if before else step, seen[1]))
+                fresh.append(
+                    self._raise(symptom, seen[0], before.step if before else step, seen[1])
+                )
         return fresh
 
     def _raise(self, symptom: Symptom, level: Level, step: int, evidence: str) -> Finding:

@@ -27,7 +27,8 @@ from pipeline.health.trends import MANY
 #: Words in the name of a reward that pays for right answers, the surest first, and of one that
 #: pays for something else.
 _RIGHT = (
-    "correct", "accura", "exact", "equation", "solve", "success", "verif", "right", "math", "answer",
+    "correct", "accura", "exact", "equation", "solve", "success", "verif", "right", "math",
+    "answer",
 )  # fmt: skip
 _OTHER = (
     "format", "xml", "tag", "structure", "length", "/int_", "style", "penalty", "repet", "cosine",
@@ -120,7 +121,7 @@ def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
     another name; returns what was taken for what, in words.
 
     A reward that pays for right answers is known by its name, or as the only one, and by its
-    values: none below 0, at most one constant.
+    values: 0 and one constant.
 
     Raises:
         UserError: when the one that was named is not there.
@@ -136,7 +137,7 @@ def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
     ]  # fmt: skip
     if named:
         forms = (named, f"rewards/{named}/mean", f"rewards/{named}", f"{named}/mean")
-        right = next((form for form in forms if form in means), None)
+        right = next((each for each in forms if each in means), None)
         if right is None:
             known = [key for key in means if key.startswith(("rewards/", "critic/", "truth/"))]
             raise UserError(
@@ -146,14 +147,14 @@ def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
     elif any(name in means for name in SIGNALS["truth"][:2]):
         return []
     else:
+        functions = [key for key in functions if not _graded(rows, key, means[key])]
         right = _named(functions, _RIGHT)
         if right is None and len(functions) == 1 and not _named(functions, _OTHER):
             right = functions[0]
     form = None if means.keys() & {*SIGNALS["form"], "rewards/format/mean"} else _form(functions)
     guessed = []
-    for key, name, val in ((right, TRUTH, VAL_TRUTH), (form, FORM, "")):
-        if key is None:
-            continue
+    meant = [(right, TRUTH, VAL_TRUTH)] if right else []
+    for key, name, val in [*meant, (form, FORM, "")] if form else meant:
         least, most = _scale(rows, key, means[key])
         for row in rows:
             for source, target in ((key, name), (f"eval_{key}", val)):
@@ -189,6 +190,19 @@ def _scale(rows: list[Row], key: str, means: list[float]) -> tuple[float, float]
     most = max([0.87 * tops[len(tops) * 9 // 10] if tops else 0.0, *map(abs, means)])
     paid = next((float(each) for each in _PAID if most <= each * 1.001), most)
     return (-paid if min(means) < 0 else 0.0), paid
+
+
+def _graded(rows: list[Row], key: str, means: list[float], least: float = 0.3) -> bool:
+    """Whether single answers surely earn more than two amounts: they differ far less than ones of
+    0 or a constant would in the rows where those differ most."""
+    most, spread = _scale(rows, key, means)[1], f"{key.removesuffix('/mean')}/std"
+    shares = sorted(
+        deviation**2 / (paid * (most - paid))
+        for row in rows
+        if (deviation := number(row.get(spread))) is not None
+        and 0 < (paid := number(row.get(key)) or 0.0) < most
+    )
+    return bool(shares) and shares[len(shares) * 9 // 10] < least
 
 
 def kind_of(row: LogRow) -> str | None:

@@ -7,7 +7,7 @@ from statistics import fmean, median
 from pipeline.health.reward import dead
 from pipeline.health.signals import FIRM, GRPO, SFT, SURE, Signals
 from pipeline.health.symptom import Level, Seen, Symptom
-from pipeline.health.trends import ENOUGH, FEW, RECENT, falls, lowest, thirds
+from pipeline.health.trends import ENOUGH, FEW, RECENT, falls, lowest, rises, thirds
 
 
 @Symptom(
@@ -175,8 +175,11 @@ def overfitting(
     growth: float = 0.05,  # beyond the lowest, as a share of it
 ) -> Seen | None:
     val, loss = s["val loss"], s["loss"]
-    least, now = lowest(val.last()[:-FEW], FEW), val.now(FEW)
+    values = val.last()
+    least, now = lowest(values[:-FEW], FEW), val.now(FEW)
     if least <= 0 or now < (1 + growth) * least or loss.now(FEW) >= loss.start():
+        return None
+    if rises(values[values.index(min(values)) :]) > SURE:
         return None
     return Level.WARNING, (
         f"loss on val {least:.3g} at its lowest, {now:.3g} now; in training "

@@ -98,7 +98,7 @@ def kl_slow(
 def kl_runaway(
     s: Signals,
     far: float = 0.7,  # nats a token; beyond it, the answers are another model's
-    faster: float = 4.0,  # times the KL at half of the training; even growth has 2
+    faster: float = 12.0,  # times the KL at half of the training; even growth has 2
     gone: float = 0.9,  # kl_start nears 1 where none of the start's tokens is likely any more
     jump: float = 10.0,  # times the KL of ENOUGH rows before
     least: float = 0.1,  # nats a token; below it, no jump matters
@@ -134,21 +134,19 @@ def kl_runaway(
         "check which model is the reference",
     ),
     source="the KL of a policy to its own start is 0 at the first step, by definition",
-    needs={"KL": SOME},
+    needs={"KL": 2 * SOME},
 )
 def kl_reference(
     s: Signals,
     high: float = 0.3,  # nats a token
-    same: float = 1.5,  # ratio of now to the start up to which there is no trend
+    same: float = 2.0,  # ratio of now to the first row up to which there is no trend
 ) -> Seen | None:
     if s.keys.get("KL") == "kl_start":  # which is measured against the start
         return None
-    start, now = s["KL"].start(), s["KL"].now()
-    if min(start, s["KL"].start(1)) < high or not start / same <= now <= start * same:
+    first, now = s["KL"].start(1), s["KL"].now()
+    if min(first, s["KL"].start()) < high or not first / same <= now <= first * same:
         return None
-    return Level.WARNING, (
-        f"the KL is {s['KL'].start(1):.3g} nats a token at step {s['KL'].steps[0]}, {now:.3g} now"
-    )
+    return Level.WARNING, f"the KL is {first:.3g} at step {s['KL'].steps[0]}, and {now:.3g} now"
 
 
 @Symptom(
@@ -276,8 +274,8 @@ def entropy_flat(
         "raise `max_completion_length` where answers were cut off",
         "lower `learning_rate`",
     ),
-    source="arXiv 2503.20783, length bias of the loss; here: the usual reading of a fall that right "
-    "answers do not follow",
+    source="the usual reading of a length that falls while right answers do not become more; "
+    "nothing here is tuned to it",
     needs={"answer length": 2 * SOME},
 )
 def length_collapse(

@@ -1,8 +1,8 @@
 """Logs as people have them, read to rows: one flat mapping a logging step, names as TRL has them.
 
-A form follows the file's name: ``.jsonl`` has one row a line, ``.json`` is a ``trainer_state.json``
-or a table exported from wandb, ``.csv`` and ``.tsv`` are tables, a folder or ``events.out.tfevents``
-is TensorBoard's, and anything else is printed output, with rows between other lines.
+The file's name tells its form: ``.jsonl`` has a row a line, ``.json`` is a ``trainer_state.json``
+or a table of wandb's, ``.csv`` and ``.tsv`` are tables, a folder or ``events.out.tfevents`` is
+TensorBoard's, and anything else is printed output, with rows between other lines.
 """
 
 from __future__ import annotations
@@ -161,6 +161,10 @@ def _printed(path: Path) -> list[Row]:
             if any(number(row.get(name)) is not None or is_lost(row.get(name)) for name in _KNOWN):
                 rows.append(row)
                 bars.append(dict(moved))
+    if not rows and path.stat().st_size:
+        raise UserError(
+            f"{path} has no printed row of an SFT or GRPO training, such as {{'loss': 0.1, …}}"
+        )
     if not any(name in row for row in rows for name in _STEPS):
         for row, step in zip(rows, _steps_by(bars, rows), strict=False):
             row["step"] = step
@@ -208,7 +212,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _bar_of(line: str) -> dict[int, int]:
-    """By its total, how far the last progress bar of a line is: `` 10%|█ | 30/300 [00:10<01:30``."""
+    """By its total, how far the last bar of a line is, as in `` 10%|█ | 30/300 [00:10<01:30``."""
     done, _, total = line.rpartition("%|")[2].partition(" [")[0].rpartition("|")[2].partition("/")
     done, total = done.strip(), total.strip()
     return {int(total): int(done)} if max(len(done), len(total)) < 12 and (

@@ -81,7 +81,14 @@ def dead(s: Signals) -> bool:
     "gradient)",
     needs={"reward": 1, "reward spread": 1},
     trend=True,
-    unless=("reward-falls", "kl-runaway", "entropy-collapse", "entropy-rises", "nonfinite"),
+    unless=(
+        "reward-falls",
+        "truth-falls",
+        "kl-runaway",
+        "entropy-collapse",
+        "entropy-rises",
+        "nonfinite",
+    ),
 )
 def plateau(
     s: Signals,

@@ -111,6 +111,8 @@ def falls(values: Sequence[float]) -> float:
 
 
 def _kendall(values: Sequence[float], alternative: str) -> float:
+    if len(values) < 2:
+        return 1.0
     p = float(kendalltau(range(len(values)), values, alternative=alternative).pvalue)
     return 1.0 if math.isnan(p) else p
 
