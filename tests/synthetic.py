@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from pipeline.health.diagnosis import diagnose
+from pipeline.health.diagnosis import Watch, diagnose
 from pipeline.health.logs import name_truth
 from pipeline.health.symptom import Level
 
@@ -285,23 +285,32 @@ def scenarios():
     yield "SFT", "sft", sft_log
 
 
+def watched(log, kind):
+    """Findings but notes at the end of a log, and all that were raised along it."""
+    watch = Watch(kind)
+    for row in log:
+        watch.update(row)
+    now, past = watch.verdict()
+    return ([one for one in each if one.level != Level.NOTE] for each in (now, now + past))
+
+
+def share(count, of):
+    low, high = binomtest(count, of).proportion_ci(method="wilson")
+    return f"{count / of:6.1%} ({low:.1%} to {high:.1%})"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=100)
     seeds = parser.parse_args().seeds
-    print(f"{'healthy':36} {'raises':>7}  95 %        stops  ({seeds} seeds each)")
+    print(f"{'healthy':36} {'a finding at the end':24} {'on the way':24} ({seeds} seeds each)")
     for name, kind, make in scenarios():
-        findings = [diagnose(make(seed), kind) for seed in range(seeds)]
-        levels = [{one.level for one in each} - {Level.NOTE} for each in findings]
-        alarms = binomtest(sum(map(bool, levels)), seeds)
-        low, high = alarms.proportion_ci(method="wilson")
-        stops = sum(Level.STOP in each for each in levels)
+        ends, ways = zip(*(watched(make(seed), kind) for seed in range(seeds)), strict=True)
+        said = sorted({f"{one.symptom} ({one.level})" for each in ends for one in each})
+        counts = (share(sum(map(bool, each)), seeds) for each in (ends, ways))
         print(
-            f"{name:36} {alarms.statistic / seeds:7.1%}  {low:.1%}-{high:.1%}  {stops:6}",
-            flush=True,
+            f"{name:36} {' '.join(f'{count:24}' for count in counts)} {', '.join(said)}", flush=True
         )
-        said = [one.symptom for each in findings for one in each if one.level != Level.NOTE]
-        print(f"    { ({each: said.count(each) for each in set(said)}) }") if said else None
     print("sick: how often its symptom is found")
     for kind, sick in (("grpo", SICK), ("sft", SICK_SFT)):
         for name, make in sick.items():

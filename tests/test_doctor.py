@@ -1,8 +1,11 @@
 """`make doctor`: which logs are read, and how findings are reported."""
 
+import csv
+import io
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,7 @@ from data.common.errors import run_main
 from pipeline import doctor
 from pipeline.health.logs import examine
 from pipeline.health.signals import GRPO, SFT
-from tests.synthetic import changed, collapsed, grpo_log, hacked, sft_log
+from tests.synthetic import changed, collapsed, foreign, grpo_log, hacked, sft_log, stuck
 
 
 def write(path, rows):
@@ -168,7 +171,198 @@ def test_a_last_line_that_is_being_written_is_passed_over(tmp_path, torn, call, 
     assert log["rows"] == len(collapsed(1))
     assert log["symptoms"] == ["entropy-collapse"]
     path.write_text("{")
-    assert "nothing logged yet" in call("--log", path)[0]
+    said, code = call("--log", path)
+    assert "nothing logged yet" in said
+    assert code == 1
+
+
+# --- the forms of a log ----------------------------------------------------------------------
+
+
+def printed(rows):
+    """What transformers prints, in a terminal's file: bars and other lines between the rows."""
+    last = rows[-1]["step"]
+    yield "Map: 100%|████| 9/9 [00:00<00:00, 9.0it/s]\r\nINFO a | b | c {'noise': 3}\n"
+    for row in rows:
+        step = row["step"]
+        yield f"\r {step - 1}%|█▎  | {step - 1}/{last} [06:42<06:43, 2.9s/it]"
+        yield f"\r {step}%|█▎  | {step}/{last} [06:42<06:43, 2.9s/it]\n"
+        yield f"{ {key: f'{row[key]:.6g}' for key in row if key != 'step'} }\n"
+    yield "{'train_runtime': '12.3', 'train_loss': '0.1'}\n"
+
+
+def panel(rows):
+    """A panel of wandb's, exported as a table."""
+    keys = [key for key in {key: 0 for row in rows for key in row} if key != "step"]
+    table = csv.writer(text := io.StringIO())
+    table.writerow(["Step", *(f"my-run - train/{key}" for key in keys), "my-run - loss__MIN"])
+    table.writerows([row["step"], *(row.get(key, "") for key in keys), ""] for row in rows)
+    return text.getvalue()
+
+
+def notebook(rows):
+    keys = [key for key in rows[0] if key not in ("step", "loss")]
+    yield f"Step | Training Loss | {' | '.join(keys).replace('/', ' / ')}\n-- | --\n"
+    for row in rows:
+        yield f"{row['step']} | {row['loss']} | {' | '.join(f'{row[key]:.6f}' for key in keys)}\n"
+
+
+def megatron(rows):
+    for row in rows:
+        values = " | ".join(f"{k.replace('_', ' ')}: {row[k]:.6E}" for k in row if k != "step")
+        yield f" [2025-11-25 07:19:22] iteration {row['step']:8}/  999 | {values} | skipped: 0 |\n"
+
+
+def lines(rows, renamed):
+    return (json.dumps(renamed(row)) + "\n" for row in rows)
+
+
+def without_step(row):
+    return {key: value for key, value in row.items() if key != "step"}
+
+
+def in_swift(row):
+    return {**without_step(row), "global_step/max_steps": f"{row['step']}/999"}
+
+
+def columns(rows):
+    return {key: {str(place): row[key] for place, row in enumerate(rows)} for key in rows[0]}
+
+
+def in_wandb(row):
+    names = {"step": "train/global_step"}
+    return {"_step": 7 * row["step"], **{names.get(k, f"train/{k}"): v for k, v in row.items()}}
+
+
+FORMS = {
+    "state.json": lambda rows: [json.dumps({"log_history": rows, "global_step": 9})],
+    "text.jsonl": lambda rows: lines(rows, lambda row: {k: str(v) for k, v in row.items()}),
+    "history.jsonl": lambda rows: lines(rows, in_wandb),
+    "history.json": lambda rows: [json.dumps(columns([in_wandb(row) for row in rows]))],
+    "panel.csv": panel,
+    "run.log": printed,
+    "swift.jsonl": lambda rows: lines(rows, in_swift),
+    "swift.out": lambda rows: (f"Train: 3%|█ | 1/3 [2<3]\r{in_swift(row)}\n" for row in rows),
+    "openrlhf.log": lambda rows: (
+        f"INFO Global step {row['step']}: {without_step(row)}\n" for row in rows
+    ),
+    "numpy.log": lambda rows: (
+        "{" + ", ".join(f"'{k}': np.float64({row[k]})" for k in row) + "}\n" for row in rows
+    ),
+    "notebook.txt": notebook,
+    "megatron.log": megatron,
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_log_is_read_to_the_same_findings(tmp_path, name, diagnosed):
+    rows = changed(foreign(3, rows=24), "entropy", lambda row: 0.9 * 0.9**row)
+    path = tmp_path / name
+    path.write_text("".join(FORMS[name](rows)))
+    log = diagnosed(path)
+    assert (log["kind"], log["rows"], log["steps"]) == (GRPO, 24, [5, 120])
+    assert log["symptoms"] == ["entropy-collapse"]
+    assert any(
+        "correctness_reward_func/mean is taken for right answers" in g for g in log["guessed"]
+    )
+
+
+def test_output_in_utf_16_and_of_verl_is_read(tmp_path, diagnosed):
+    rows = changed(grpo_log(1, rows=24), "response", lambda row: 300 * 0.8**row)
+    path = tmp_path / "verl.log"
+    path.write_text(
+        "".join(
+            f"\x1b[36m(TaskRunner pid=1)\x1b[0m step:{row['step']} - actor/pg_loss:{row['loss']} - "
+            f"critic/score/mean:{row['reward']} - response_length/mean:{row['response']}\n"
+            for row in rows
+        ),
+        encoding="utf-16",
+    )
+    log = diagnosed(path)
+    assert (log["rows"], log["steps"], log["symptoms"]) == (24, [5, 120], ["length-collapse"])
+
+
+def test_rows_that_name_no_step_are_counted_and_that_is_said(tmp_path, diagnosed):
+    path = tmp_path / "axolotl.out"
+    path.write_text("".join(f"{without_step(row)}\n" for row in sft_log(1)))
+    log = diagnosed(path)
+    assert (log["kind"], log["steps"]) == (SFT, [1, 40])
+    assert log["guessed"] == ["Rows are counted as steps"]
+
+
+def test_numbers_that_a_table_merely_lacks_are_not_lost(tmp_path, diagnosed):
+    rows = [{"train/global_step": r["step"], **r, "eval_loss": math.nan} for r in sft_log(1)]
+    absent = dict.fromkeys(rows[0], math.nan)
+    rows += [{**absent, "train/global_step": 200, "eval_loss": 0.3, "eval_runtime": 2.0}]
+    assert diagnosed(write(tmp_path / "frame.jsonl", rows))["symptoms"] == []
+
+
+@pytest.mark.parametrize("name", ["logging.jsonl", "trainer_log.jsonl", "files/output.log"])
+def test_folders_of_other_trainers_are_known(tmp_path, name, diagnosed):
+    write(tmp_path / name, collapsed(1))
+    assert diagnosed(tmp_path)["symptoms"] == ["entropy-collapse"]
+
+
+def test_a_folder_of_tensorboard_asks_for_its_library_and_others_for_a_file(
+    tmp_path, call, monkeypatch
+):
+    (tmp_path / "notes.txt").write_text("")
+    assert "name one of its files: notes.txt" in call("--log", tmp_path)[1]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "events.out.tfevents.1").write_text("")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert "pip install tensorboard" in call("--log", tmp_path)[1]
+
+
+def test_the_truth_is_guessed_only_where_it_can_be_and_may_be_named(tmp_path, call, diagnosed):
+    rows = hacked(23, rows=24)
+    for row in rows:
+        row["rewards/quality"] = 3 * row.pop("rewards/optimal/mean")
+    path = write(tmp_path / "a.jsonl", changed(rows, "rewards/brevity", lambda row: 0.5))
+    assert "hacking" not in diagnosed(path)["symptoms"]
+    said, _ = call("--log", path, "--truth", "quality")
+    assert "as TRUTH says" in said
+    assert "reward hacking" in said
+    assert "rewards/quality" in call("--log", path, "--truth", "qualty")[1]
+
+
+def test_a_reward_that_pays_by_degrees_is_not_taken_for_the_truth(tmp_path, diagnosed):
+    rows = changed(foreign(1), "rewards/correctness_reward_func/std", lambda row: 0.05)
+    (guess,) = diagnosed(write(tmp_path / "a.jsonl", rows))["guessed"]
+    assert "well-formed" in guess
+
+
+def test_what_the_rest_of_a_log_refutes_was_and_is_no_finding(tmp_path, call, diagnosed):
+    rows = [*stuck(1, rows=30), *grpo_log(1, rows=60)]
+    for place, row in enumerate(rows):
+        row["step"] = 5 * (place + 1)
+    path = write(tmp_path / "a.jsonl", rows)
+    log = diagnosed(path)
+    assert log["symptoms"] == []
+    assert {"kl-flat"} <= {one["symptom"] for one in log["past"]}
+    assert "Was, from step" in call("--log", path)[0]
+
+
+CASES = Path("/work/shared/cases/logs")
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not on this machine")
+@pytest.mark.parametrize(
+    ("name", "symptoms"),
+    [
+        ("numbers-as-text", {"nonfinite", "zero-variance"}),
+        ("kl-nan", {"kl-lost"}),
+        ("sft-loss-zero-eval-nan", {"loss-zero", "nonfinite"}),
+        ("sft-loss-zero-norm-null", {"loss-zero", "nonfinite"}),
+        ("sft-eval-nan", {"nonfinite"}),
+        ("wandb-prefix", {"zero-variance"}),
+        ("kl-high-from-the-first-row", {"kl-reference", "plateau", "entropy-flat"}),
+        ("norm-mostly-zero", set()),
+        ("late-riser", set()),
+    ],
+)
+def test_shared_cases_have_their_findings(name, symptoms, diagnosed):
+    assert set(diagnosed(CASES / f"{name}.jsonl")["symptoms"]) == symptoms
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -13,14 +13,17 @@ from pipeline.health.signals import GRPO, SFT, SIGNALS
 from pipeline.health.symptom import Level
 from pipeline.health.symptoms import SYMPTOMS
 from tests.synthetic import (
+    FOREIGN,
     HEALTHY,
     SICK,
     SICK_SFT,
     changed,
     collapsed,
+    foreign,
     formed,
     grpo_log,
     hacked,
+    named,
     noisy_log,
     sft_log,
     stuck,
@@ -47,20 +50,21 @@ def often(symptom, log, kind=GRPO):
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_grpo_run_raises_nothing(name):
     alarms = [seed for seed in SEEDS if raised(grpo_log(seed, **HEALTHY[name]))]
-    # Over 400 seeds a scenario it was at most 5 of 400.
-    assert len(alarms) <= 2, alarms
+    assert len(alarms) <= 1, alarms  # over 100 seeds it was none
     assert 1 not in alarms
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_healthy_run_on_other_scales_raises_nothing(name):
+    assert not [seed for seed in range(10) if raised(named(foreign(seed, **FOREIGN[name])))]
+
+
 @pytest.mark.parametrize("form_rises", [True, False])
-@pytest.mark.parametrize(("groups", "most"), [(1, 7), (4, 5), (16, 4)])
-def test_a_noisy_healthy_run_raises_little_and_nothing_to_stop_at(groups, most, form_rises):
-    """Over 60 seeds it was at most 16 of 60 with one group a step, 7 of 60 with more."""
-    findings = [diagnose(noisy_log(seed, groups, form_rises), GRPO) for seed in SEEDS]
-    alarms = [[one.symptom for one in each if one.level != Level.NOTE] for each in findings]
-    assert sum(map(bool, alarms)) <= most, alarms
-    assert sum(any(one.level == Level.STOP for one in each) for each in findings) <= 1, alarms
-    assert not {"zero-variance", "grad-spikes"} & set().union(*alarms)
+@pytest.mark.parametrize("groups", [1, 16])
+def test_a_noisy_healthy_run_raises_nothing_that_lasts(groups, form_rises):
+    # Over 100 seeds it was none.
+    alarms = [raised(noisy_log(seed, groups, form_rises)) for seed in range(6)]
+    assert sum(map(bool, alarms)) <= 1, alarms
 
 
 def test_a_healthy_sft_run_raises_nothing():
@@ -206,6 +210,66 @@ def test_columns_that_others_leave_empty_are_not_lost_numbers():
     log = [{**row, "grad_norm": None} for row in grpo_log(1)]
     log += [{"step": 300, "loss": None, "eval_loss": 0.3, "learning_rate": None}]
     assert not raised(log)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_two_findings_exclude_each_other_or_advise_the_opposite(seed):
+    """Two sick logs of chance, mixed signal by signal."""
+    rng = random.Random(seed)
+    one, two = (SICK[rng.choice([*SICK])](seed) for _ in range(2))
+    taken = rng.sample(sorted(one[0]), len(one[0]) // 2)
+    for row, other in zip(one, two, strict=False):
+        row.update({key: other[key] for key in taken if key in other and key != "step"})
+    findings = diagnose(one, GRPO)
+    names = {finding.symptom for finding in findings}
+    for finding in findings:
+        (symptom,) = (each for each in SYMPTOMS if each.name == finding.symptom)
+        assert not names & set(symptom.unless)
+    words = [item.lower().split()[:2] for one in findings for item in one.advice.split("; ")]
+    ways = {(key.strip(",."), verb) for verb, key in filter(lambda w: len(w) == 2, words)}
+    assert not {key for key, verb in ways if verb == "raise"} & {
+        key for key, verb in ways if verb == "lower"
+    }
+
+
+ONE_STEP = {"steps_per_generation": 2, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "clipped", "says"),
+    [
+        ({}, None, True),
+        ({}, 0.0, False),
+        ({}, 0.01, True),
+        ({**ONE_STEP, "num_iterations": 1}, None, False),
+        ({**ONE_STEP, "num_iterations": 4}, 0.0, True),
+        ({"epsilon_high": 0.3}, None, False),
+        ({"epsilon_high": "None"}, None, True),
+    ],
+)
+def test_only_what_can_act_in_the_training_is_advised(settings, clipped, says):
+    watch = Watch(GRPO, settings)
+    for row in changed(collapsed(1), "clip_ratio/region_mean", lambda row: clipped):
+        watch.update(row)
+    (finding,) = watch.verdict()[0]
+    assert ("epsilon_high" in finding.advice) == says
+    assert "learning_rate" in finding.advice
+
+
+def test_the_kl_of_others_may_have_another_unit():
+    log = named(foreign(1, kl=30.0))
+    assert "kl-runaway" not in raised(log)
+    assert "kl-runaway" in raised(changed(log, "reward", lambda row: 0.5 - row / 300))
+
+
+def test_norms_of_groups_that_teach_nothing_make_no_spikes_of_the_others():
+    assert not raised(with_norm(grpo_log(1), lambda row: 0.0 if row % 4 else 0.2))
+
+
+def test_norms_that_were_never_there_are_lost_only_where_nothing_improves():
+    assert "nonfinite" in raised(with_norm(stuck(1), lambda row: math.nan))
+    lost = [{**row, "grad_norm": None} for row in stuck(1)]
+    assert "nonfinite" in raised(lost)
 
 
 # --- signals that are missing or hostile -----------------------------------------------------

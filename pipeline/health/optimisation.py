@@ -30,12 +30,16 @@ def nonfinite(
     s: Signals,
     bad_rows: int = 2,  # mixed precision skips a single one
 ) -> Seen | None:
-    """A loss counts at once, a gradient norm when it lasts."""
+    """A loss counts at once, a gradient norm when it lasts. One that was never there, only null,
+    may be a column left empty, unless nothing improves either."""
     if s.lost["loss"]:
         return Level.STOP, "the loss is not a finite number"
     if s.lost["val loss"] and s["loss"].count and not s["reward"].count:
         return Level.STOP, "the loss on val is not a finite number"
-    return _lasting(s, "gradient norm", Level.STOP, bad_rows)
+    rows = s.lost["gradient norm"]
+    if rows < bad_rows or ("gradient norm" not in s.told and (rows < ENOUGH or improves(s))):
+        return None
+    return Level.STOP, f"no finite gradient norm in {rows} rows in a row"
 
 
 @Symptom(
@@ -52,16 +56,9 @@ def nonfinite(
     needs={"loss": 0},
 )
 def kl_lost(s: Signals, bad_rows: int = 2) -> Seen | None:
-    return _lasting(s, "KL", Level.WARNING, bad_rows)
-
-
-def _lasting(s: Signals, name: str, level: Level, least: int) -> Seen | None:
-    """A signal without a finite number in so many rows in a row. One that was never there, only
-    null, may be a column left empty, unless nothing improves either."""
-    rows = s.lost[name]
-    if rows < least or (name not in s.told and (rows < ENOUGH or improves(s))):
+    if s.lost["KL"] < bad_rows or "KL" not in s.told:
         return None
-    return level, f"no finite {name} in {rows} rows in a row"
+    return Level.WARNING, f"no finite KL in {s.lost['KL']} rows in a row"
 
 
 def improves(s: Signals) -> bool:
@@ -145,7 +142,8 @@ def grad_spikes(
     """Norms of 0, or near it beside the others, are of groups that teach nothing: where those are
     many, the others are no spikes."""
     norms, flat = s["gradient norm"].last(), s["flat groups"].last()
-    norms = [norm for norm in norms if norm > zero * max(norms)]
+    none = zero * max(norms)
+    norms = [norm for norm in norms if norm > none]
     if len(norms) < 2 * ENOUGH or (flat and fmean(flat) >= many):
         return None
     usual, last = median(norms), norms[-2 * ENOUGH :]

@@ -105,13 +105,10 @@ def kl_runaway(
 ) -> Seen | None:
     """Others' logs may have another unit, such as nats an answer, and a KL that grows evenly while
     the reward rises is no runaway whatever its size."""
-    series, reward = s["KL"], s["reward"].whole()
-    trusted = s.keys.get("KL") == "kl_start" or len(reward) < 2
-    if not trusted:
-        (early, late), kls = thirds(reward), series.whole()
-        trusted = late <= early or kls[-1] >= faster * median(kls[: len(kls) // 2 + 1][-FEW:])
+    series = s["KL"]
     # Chance does not stray so far twice; a third row might come many steps later.
-    if trusted and series.count > 1 and (kl := min(series.last(2))) >= far:
+    kl = min(series.last(2)) if series.count > 1 else 0.0
+    if kl >= far and (s.keys["KL"] == "kl_start" or not _even(s, faster)):
         level = Level.STOP if kl >= gone else Level.WARNING
         return level, f"the KL is {kl:.3g} nats a token and more (far is {far:g})"
     if series.count < SOME or (kl := series.now()) < least:
@@ -123,6 +120,15 @@ def kl_runaway(
         f"the KL went from {median(before):.3g} to {kl:.3g} nats a token within "
         f"{SOME + ENOUGH} rows"
     )
+
+
+def _even(s: Signals, faster: float) -> bool:
+    """Whether the KL grows evenly while the reward rises."""
+    reward, kl = s["reward"].whole(), s["KL"].whole()
+    if len(reward) < 2:
+        return False
+    early, late = thirds(reward)
+    return late > early and kl[-1] < faster * median(kl[: len(kl) // 2 + 1][-FEW:])
 
 
 @Symptom(
@@ -284,11 +290,11 @@ def length_collapse(
     least: float = 20.0,  # tokens at the start; fewer are short already
 ) -> Seen | None:
     """Silent where right answers become more: then what went was not needed."""
-    length, truth = s["answer length"], s["truth"].whole()
+    length = s["answer length"]
     start, now = length.start(SOME), length.now()
     if start < least or now > left * start or s.solved():
         return None
-    if len(truth) >= ENOUGH and rises(truth) <= SURE:
+    if s["truth"].count >= ENOUGH and rises(s["truth"].whole()) <= SURE:
         return None
     return Level.WARNING, f"answers {start:.0f} → {now:.0f} tokens since the start"
 
