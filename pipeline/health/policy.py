@@ -123,12 +123,12 @@ def kl_runaway(
 
 
 def _even(s: Signals, faster: float) -> bool:
-    """Whether the KL grows evenly while the reward rises."""
+    """Whether the KL grows evenly while the reward rises, or has had no time to."""
     reward, kl = s["reward"].whole(), s["KL"].whole()
-    if len(reward) < 2:
+    if not reward or kl[-1] >= faster * median(kl[: len(kl) // 2 + 1][-FEW:]):
         return False
     early, late = thirds(reward)
-    return late > early and kl[-1] < faster * median(kl[: len(kl) // 2 + 1][-FEW:])
+    return late > early or len(reward) < ENOUGH
 
 
 @Symptom(
@@ -140,17 +140,23 @@ def _even(s: Signals, faster: float) -> bool:
         "check which model is the reference",
     ),
     source="the KL of a policy to its own start is 0 at the first step, by definition",
-    needs={"KL": 2 * SOME},
+    needs={"KL": SOME},
 )
 def kl_reference(
     s: Signals,
     high: float = 0.3,  # nats a token
-    same: float = 2.0,  # ratio of now to the first row up to which there is no trend
+    same: float = 2.0,  # ratio of now to the first row up to which there is no trend,
+    more: float = 0.25,  # and sure growth that is one
+    early: int = 10,  # step up to which the first row tells with few rows
 ) -> Seen | None:
     if s.keys.get("KL") == "kl_start":  # which is measured against the start
         return None
     first, now = s["KL"].start(1), s["KL"].now()
     if min(first, s["KL"].start()) < high or not first / same <= now <= first * same:
+        return None
+    if now > (1 + more) * first and rises(s["KL"].whole()) <= FIRM:
+        return None
+    if s["KL"].steps[0] > early and s["KL"].count < ENOUGH:
         return None
     return Level.WARNING, f"the KL is {first:.3g} at step {s['KL'].steps[0]}, and {now:.3g} now"
 

@@ -158,7 +158,8 @@ def _printed(path: Path) -> list[Row]:
             header = _header_of(line) or header
             moved |= _bar_of(line[:_LINE])
             row = _row_of(line[:_LINE], header)
-            if any(number(row.get(name)) is not None or is_lost(row.get(name)) for name in _KNOWN):
+            told = (number(row.get(name)) is not None or is_lost(row.get(name)) for name in _KNOWN)
+            if (len(row) > 2 or "Step" in row) and any(told):  # answers may have a dict too
                 rows.append(row)
                 bars.append(dict(moved))
     if not rows and path.stat().st_size:

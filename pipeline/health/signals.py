@@ -132,6 +132,7 @@ class Signals:
         self.lost = dict.fromkeys(("loss", "gradient norm", "KL", "val loss"), 0)
         self.told: set[str] = set()
         self.keys: dict[str, str] = {}
+        self._val_apart = False  # whether rows of training have no key of the loss on val
         self.held = False
 
     def __getitem__(self, name: str) -> Series:
@@ -143,6 +144,7 @@ class Signals:
         values = self._values(row)
         lost = {name for name in self.lost if name not in values and self._lost(name, row, values)}
         measured = lost | values.keys()
+        self._val_apart |= "loss" in values and not row.keys() & set(SIGNALS["val loss"])
         if values.get("flat groups") == 1 or values.get("reward spread", 1.0) <= NO_SPREAD:
             # The norm is that of the KL at most, and says nothing of a usual one.
             values.pop("gradient norm", None)
@@ -180,14 +182,14 @@ class Signals:
         """Whether a number is there and not finite.
 
         Our logs write null for it; other tables may write null, and pandas NaN, for one that is
-        missing. It counts in a row of training; one on val in a row without training.
+        missing. It counts in a row of training; one on val where other rows do without.
         """
         there = [row[key] for key in SIGNALS[name] if key in row]
         nan = any(map(is_lost, there))
         if not nan and (not there or there[0] is not None):
             return False
         if name == "val loss":
-            return nan and "loss" not in values
+            return self._val_apart or (nan and "loss" not in values)
         rates = [row[key] for key in SIGNALS["learning rate"] if key in row]
         trained = "learning rate" in values or (
             nan and not rates and not any(key.startswith("eval") for key in row)
