@@ -249,6 +249,8 @@ FORMS = {
     "numpy.log": lambda rows: (
         "{" + ", ".join(f"'{k}': np.float64({row[k]})" for k in row) + "}\n" for row in rows
     ),
+    "wrapped.log": lambda rows: (f"{row}\n".replace(",", ",\n", 3) for row in rows),
+    "pretty.log": lambda rows: (json.dumps(row, indent=2) + "\n" for row in rows),
     "notebook.txt": notebook,
     "megatron.log": megatron,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -30,6 +30,8 @@ _STEPS = (
 _KNOWN = {name for signal in SIGNALS if signal != "learning rate" for name in SIGNALS[signal]}
 #: Characters of a printed line that are looked at; a row has a few thousand.
 _LINE = 50_000
+#: Characters up to which a dict that is still open may go on in the next line.
+_DICT = 5_000
 #: Part of the name of every file of TensorBoard's.
 EVENTS = "events.out.tfevents"
 
@@ -154,12 +156,12 @@ def _printed(path: Path) -> list[Row]:
     moved: dict[int, int] = {}
     header: list[str] = []
     with path.open(encoding=encoding, errors="replace") as lines:  # a bar's \r ends a line too
-        for line in lines:
+        for line in _whole(lines):
             header = _header_of(line) or header
             moved |= _bar_of(line[:_LINE])
             row = _row_of(line[:_LINE], header)
             told = (number(row.get(name)) is not None or is_lost(row.get(name)) for name in _KNOWN)
-            if (len(row) > 2 or "Step" in row) and any(told):  # answers may have a dict too
+            if len(row) > 1 and any(told):  # answers may have a dict too
                 rows.append(row)
                 bars.append(dict(moved))
     if not rows and path.stat().st_size:
@@ -172,10 +174,27 @@ def _printed(path: Path) -> list[Row]:
     return rows
 
 
+def _whole(lines: Iterable[str]) -> Iterator[str]:
+    """Lines, with a dict that goes over several of them in one."""
+    held = ""
+    for line in lines:
+        line = held + line.strip() if held else line
+        start = _dict_in(line) if not line.rstrip().endswith("{") else len(line.rstrip()) - 1
+        held = line.rstrip() if start >= 0 and "}" not in line[start:] and len(line) < _DICT else ""
+        if not held:
+            yield line
+    yield held
+
+
+def _dict_in(line: str) -> int:
+    """Where the last dict of a line begins; -1 where there is none."""
+    return max(line.rfind("{'"), line.rfind('{"'))
+
+
 def _row_of(line: str, header: list[str]) -> Row:
     """The names and values of a line: a dict of Python's or JSON's, verl's ``step:1 - name:value``,
     Megatron's ``iteration 1/9 | name: value``, or a table's cells; else nothing of use."""
-    start = max(line.find("{'"), line.find('{"'))
+    start = _dict_in(line)
     if start >= 0:
         row, before = _pairs(line[start + 1 : line.rfind("}")].split(",")), line[:start]
     elif (start := line.find("step:")) >= 0 and " - " in line:
