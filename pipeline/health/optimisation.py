@@ -61,6 +61,12 @@ def kl_lost(s: Signals, bad_rows: int = 2) -> Seen | None:
     return Level.WARNING, f"no finite KL in {s.lost['KL']} rows in a row"
 
 
+def _mostly_flat(s: Signals, share: float = 0.5) -> bool:
+    """Whether so many groups teach nothing that a step may have no gradient at all."""
+    flat = s["flat groups"].last()
+    return bool(flat) and fmean(flat) >= share
+
+
 def improves(s: Signals) -> bool:
     """Whether reward, truth or loss gets better, or groups that teach nothing explain that none
     does."""
@@ -113,7 +119,7 @@ def untrained(s: Signals) -> Seen | None:
     rates, norms = s["learning rate"].last(ENOUGH), s["gradient norm"].last(2 * ENOUGH)
     if len(rates) == ENOUGH and not any(rates):
         return Level.STOP, f"the learning rate was 0 in the last {ENOUGH} rows"
-    if len(norms) < 2 * ENOUGH or any(norms) or improves(s):
+    if len(norms) < 2 * ENOUGH or any(norms) or _mostly_flat(s) or improves(s):
         return None
     return Level.STOP, f"the gradient norm was 0 in the last {len(norms)} rows that had one"
 
@@ -137,14 +143,13 @@ def grad_spikes(
     times: float = 5.0,  # the usual norm
     spikes: int = 3,  # within twice ENOUGH rows
     zero: float = 1e-3,  # of the largest norm; below it is none
-    many: float = 0.5,  # share of flat groups
 ) -> Seen | None:
     """Norms of 0, or near it beside the others, are of groups that teach nothing: where those are
     many, the others are no spikes."""
-    norms, flat = s["gradient norm"].last(), s["flat groups"].last()
+    norms = s["gradient norm"].last()
     none = zero * max(norms)
     norms = [norm for norm in norms if norm > none]
-    if len(norms) < 2 * ENOUGH or (flat and fmean(flat) >= many):
+    if len(norms) < 2 * ENOUGH or _mostly_flat(s):
         return None
     usual, last = median(norms), norms[-2 * ENOUGH :]
     high = [norm for norm in last if norm > times * usual]
