@@ -24,7 +24,7 @@ from eval.show.results import read_result, standing, standing_conclusion
 from eval.show.showcase import choose_answers
 from eval.show.tables import label
 from eval.show.thinking_sheets import thinking_sheets
-from pipeline.health.logs import read_log
+from pipeline.health.reading import read_log
 
 REPORT_PAGE, TRAINING = "report.html", "training.png"
 #: Folder of the PNG and the manifest; no arm has this name.

@@ -102,6 +102,7 @@ def test_every_symptom_but_the_note_has_a_sick_run_and_says_all_that_it_should()
     for one in SYMPTOMS:
         assert {name for need in one.needs for name in need.split(" or ")} <= set(SIGNALS)
         assert all(map(str.strip, (one.title, one.cause, *one.advice, one.source)))
+        assert set(one.unless) <= {each.name for each in SYMPTOMS} - {one.name}
 
 
 def with_norm(log, norm):

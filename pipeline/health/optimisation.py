@@ -137,6 +137,7 @@ def untrained(s: Signals) -> Seen | None:
     source="TRL issue 2980 (spikes under num_iterations 4 after a long training)",
     kinds=(SFT, GRPO),
     needs={"gradient norm": 2 * ENOUGH},
+    unless=("untrained",),
 )
 def grad_spikes(
     s: Signals,
@@ -198,6 +199,7 @@ def overfitting(
     kinds=(SFT,),
     needs={"loss": 0},
     worst=Level.STOP,
+    unless=("overfitting",),
 )
 def diverged(
     s: Signals,
@@ -235,7 +237,7 @@ def diverged(
     kinds=(SFT,),
     needs={"loss": 0},
     trend=True,
-    unless=("nonfinite", "loss-zero", "diverged", "untrained"),
+    unless=("nonfinite", "loss-zero", "diverged", "overfitting", "untrained"),
 )
 def loss_stands(
     s: Signals,
@@ -262,6 +264,7 @@ def loss_stands(
     source="TRL issues 2703 and 3452; open-r1 issue 239",
     needs={"loss": ENOUGH, "gradient norm": ENOUGH},
     worst=Level.NOTE,
+    unless=("nonfinite", "untrained"),
 )
 def loss_near_zero(
     s: Signals,

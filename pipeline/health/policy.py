@@ -35,7 +35,7 @@ def _unmoved(s: Signals) -> bool:
     "page: beta is 0 by default, as in arXiv 2503.14476 and 2503.20783",
     needs={"KL": 1},
     trend=True,
-    unless=("entropy-collapse", "entropy-rises"),
+    unless=("untrained", "entropy-collapse", "entropy-rises"),
 )
 def kl_flat(
     s: Signals,
@@ -65,7 +65,7 @@ def kl_flat(
     source="TRL issue 3452; arXiv 2402.03300 (beta 0.04, which holds the policy)",
     needs={"KL": 1},
     trend=True,
-    unless=("kl-flat", "entropy-collapse", "entropy-rises"),
+    unless=("kl-flat", "untrained", "entropy-collapse", "entropy-rises"),
 )
 def kl_slow(
     s: Signals,
@@ -245,7 +245,7 @@ def entropy_rises(
     source="arXiv 2505.22617 (left alone, entropy falls early in every run that learns)",
     needs={"entropy": ENOUGH},
     trend=True,
-    unless=("kl-runaway",),
+    unless=("untrained", "kl-runaway"),
 )
 def entropy_flat(
     s: Signals,

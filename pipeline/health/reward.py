@@ -144,6 +144,7 @@ def _spread(s: Signals) -> float:
     "learning rate (README, sick on purpose)",
     needs={"reward": ENOUGH, "reward spread": 1},
     trend=True,
+    unless=("hacking",),
 )
 def reward_falls(
     s: Signals,
