@@ -1,6 +1,7 @@
 """`make doctor`: which logs are read, and how findings are reported."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -316,6 +317,18 @@ def test_a_folder_of_tensorboard_asks_for_its_library_and_others_for_a_file(
     assert "pip install tensorboard" in call("--log", tmp_path)[1]
 
 
+def test_a_folder_of_tensorboard_is_read_to_the_same_findings(tmp_path, diagnosed):
+    pytest.importorskip("tensorboard", reason="the library is not among the requirements")
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(tmp_path / "runs")
+    for row in collapsed(1):
+        for key in row.keys() - {"step"}:
+            writer.add_scalar(f"train/{key}", row[key], row["step"])
+        writer.add_scalar("eval/loss", math.nan, row["step"])
+    writer.close()
+    log = diagnosed(tmp_path)
+    assert (log["steps"], log["symptoms"]) == ([5, 40], ["entropy-collapse"])
+
+
 def test_the_truth_is_guessed_only_where_it_can_be_and_may_be_named(tmp_path, call, diagnosed):
     rows = hacked(23, rows=24)
     for row in rows:
@@ -330,8 +343,9 @@ def test_the_truth_is_guessed_only_where_it_can_be_and_may_be_named(tmp_path, ca
 
 def test_a_reward_that_pays_by_degrees_is_not_taken_for_the_truth(tmp_path, diagnosed):
     rows = changed(foreign(1), "rewards/correctness_reward_func/std", lambda row: 0.05)
-    (guess,) = diagnosed(write(tmp_path / "a.jsonl", rows))["guessed"]
-    assert "well-formed" in guess
+    form, hint = diagnosed(write(tmp_path / "a.jsonl", rows))["guessed"]
+    assert "well-formed" in form
+    assert "TRUTH=key names it: rewards/correctness_reward_func/mean" in hint
 
 
 def test_what_the_rest_of_a_log_refutes_was_and_is_no_finding(tmp_path, call, diagnosed):

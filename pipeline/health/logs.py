@@ -131,15 +131,15 @@ def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
         for key, value in row.items():
             if (paid := number(value)) is not None:
                 means.setdefault(key, []).append(paid)
-    functions = [
+    known = [
         key for key in means
-        if key.startswith("rewards/") and not key.endswith("/std") and min(means[key]) >= 0
+        if key.startswith(("rewards/", "critic/")) and not key.endswith(("/std", "/max", "/min"))
     ]  # fmt: skip
+    functions = [key for key in known if key.startswith("rewards/") and min(means[key]) >= 0]
     if named:
         forms = (named, f"rewards/{named}/mean", f"rewards/{named}", f"{named}/mean")
         right = next((each for each in forms if each in means), None)
         if right is None:
-            known = [key for key in means if key.startswith(("rewards/", "critic/", "truth/"))]
             raise UserError(
                 f"{path} has no numbers under {named} (TRUTH); rewards in it: "
                 f"{', '.join(known) or 'none'}{nearest(named, known)}"
@@ -165,6 +165,9 @@ def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
         guessed.append(f"{key} is taken for {what} answers, {least:g} or {most:g} each ({how})")
     if right and not named:
         guessed[0] += "; TRUTH=key names another"
+    elif known and not right:
+        names = ", ".join(known)
+        guessed.append(f"Nothing is known to pay for right answers; TRUTH=key names it: {names}")
     return guessed
 
 
