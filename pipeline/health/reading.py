@@ -52,7 +52,7 @@ def read_log(path: Path) -> list[Row]:
         steps = [number(str(row.get(name)).partition("/")[0]) for row in rows]
         if any(step is not None for step in steps):
             return [
-                row if step is None else {**row, "step": step}
+                row if step is None else {**row, "step": int(step)}
                 for row, step in zip(rows, steps, strict=True)
             ]
     return rows
