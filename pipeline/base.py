@@ -49,8 +49,7 @@ CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> None:
     """Pretrain a new model, or go on with ``start``, and write it to ``folder`` with its card.
 
-    A new one goes on once with documents in the shares of its answers: by then it has learned to
-    think, and most of what is left to learn is to copy.
+    A new one is trained twice (``Pretraining.completed``).
     """
     if start:
         model, tokenizer = load_model(start, "float32")
@@ -60,7 +59,7 @@ def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> Non
     started = time.monotonic()
     loss = pretrain(model, tokenizer, plan)
     if not start:
-        loss = pretrain(model, tokenizer, plan.continued(CORPUS))
+        loss = pretrain(model, tokenizer, plan.completed())
     minutes = (time.monotonic() - started) / 60
     torch.nn.Module.to(model, torch.bfloat16)
     write_model(model, tokenizer, folder)

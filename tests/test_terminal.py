@@ -43,7 +43,8 @@ def drawn(completion: str, problem: Problem | None = None, encoding: str = "utf-
         "gold": answer(interval_optimum(problem), None),
     }  # fmt: skip
     verdict = {"arm": "base", "sample": 0, **verify(problem, completion).to_json()}
-    sample = {"completion": completion, "finish_reason": "length", "tokens": 7}
+    finish = "length" if completion.endswith("so many") else "stop"
+    sample = {"completion": completion, "finish_reason": finish, "tokens": 7}
     console_of_paper = Console(file=paper, _environ={}, **given)
     draw_day(console_of_paper, drawn_problem(row), drawn_answer(problem, {**verdict, **sample}))
     return paper.text()
@@ -90,7 +91,7 @@ def test_the_verdict_is_drawn_with_its_share_of_the_optimum(completion, status, 
     text = drawn(completion)
     assert line_of(text, "verdict").endswith(status)
     assert re.search(share, line_of(text, "answer"))
-    assert "cut off after 7 tokens" in text
+    assert ("cut off after 7 tokens" in text) == (status == "unparsable")
 
 
 def test_events_not_as_asked_have_rows_of_their_own():

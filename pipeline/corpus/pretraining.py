@@ -50,6 +50,9 @@ class Part(NamedTuple):
     copying: bool = False
 
 
+#: Problems in which several events start together, so that only names tell their ends apart.
+CRAMPED: Mixture = ((Tier(events=(4, 9), window=("08:00", "10:00")), 1.0),)
+
 #: Copying comes first, then short problems.
 CURRICULUM: tuple[Part, ...] = (
     Part(((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.10, copying=True),
@@ -120,6 +123,12 @@ class Pretraining:
             seed=seed_of(self.seed, "continued"),
             curriculum=(Part(mixture, 1.0),),
         )
+
+    def completed(self) -> Pretraining:
+        """The training that goes on from this one to finish a new base: at lower rates, and first
+        on copying where it is hardest."""
+        parts = (Part(CRAMPED, 0.15, copying=True), Part(CORPUS, 0.85))
+        return replace(self.continued(CORPUS), practice=self.practice, curriculum=parts)
 
 
 class Document(NamedTuple):
