@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerFast
 from data import make
 from data.common.errors import UserError
 from data.common.files import MANIFEST, read_jsonl
+from data.run import OWNER
 from data.sections import RewardSection
 from eval import judge as report
 from eval.answers.sampling import sample_arm
@@ -337,6 +338,7 @@ def test_a_sentence_is_short_and_printable_whatever_it_quotes():
 def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, changes, named):
     """Behind a proxy that refuses, in a process of its own: the libraries look when imported."""
     shutil.copytree(world / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "small" / OWNER).unlink()  # else its run is another model's
     data = {"main": "dense", "tiers": {"dense": {"train": 8, "val": 1, "test": 3, **changes}}}
     write_recipe(tmp_path, "nobody/none", data=data if changes else RECIPE["data"])
     # The libraries try again, and wait longer each time.

@@ -90,7 +90,7 @@ def test_the_trained_weights_are_the_same_bits_watched_or_not(
 ):
     # Random weights earn nothing, and a gradient of 0 would be the same in any case.
     def paid(problems, texts):
-        return [len(text) % 7 / 7 for text in texts]
+        return [i % 7 / 7 for i in range(len(texts))]
 
     monkeypatch.setitem(_FUNCTIONS, "optimal", paid)
     recipe = recipe_of(lora=lora)

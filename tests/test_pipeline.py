@@ -1,6 +1,7 @@
 """The stages end to end, on tiny models of several architectures with random weights."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -211,6 +212,13 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
     [problem] = tier_problems("dense", 1)
     right = verify(problem, gold_answer(problem, "none"))
     monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
+    drawn = rejection.sample
+    # Random weights end no answer.
+    monkeypatch.setattr(
+        rejection, "sample",
+        lambda *asked: ((i, [replace(one, finish_reason="stop") for one in group])
+                        for i, group in drawn(*asked)),
+    )  # fmt: skip
     rejection.run(recipe, force=True, arm="picked")
     path = recipe.run.stage("picked") / "successes" / "successes.jsonl"
     kept = [row for _, row in read_jsonl(path)]
