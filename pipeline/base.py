@@ -47,10 +47,7 @@ CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 
 
 def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> None:
-    """Pretrain a new model, or go on with ``start``, and write it to ``folder`` with its card.
-
-    A new one is trained twice (``Pretraining.completed``).
-    """
+    """Pretrain a new model, or go on with ``start``, and write it to ``folder`` with its card."""
     if start:
         model, tokenizer = load_model(start, "float32")
     else:
@@ -58,8 +55,6 @@ def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> Non
         model = new_model(tokenizer, plan)
     started = time.monotonic()
     loss = pretrain(model, tokenizer, plan)
-    if not start:
-        loss = pretrain(model, tokenizer, plan.completed())
     minutes = (time.monotonic() - started) / 60
     torch.nn.Module.to(model, torch.bfloat16)
     write_model(model, tokenizer, folder)
@@ -102,7 +97,7 @@ def card(
     of_personas: Measured | None = None,
 ) -> str:
     """The model card: what it is, what it was trained on, and so what it can do."""
-    mixture = plan.curriculum[-1].mixture
+    mixture, _ = plan.curriculum[-1]
     return Template(CARD_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True).render(
         plan=plan,
         parameters=parameters,

@@ -24,7 +24,6 @@ from pipeline.corpus.pretraining import (
     CORPUS,
     CURRICULUM,
     SKILLS,
-    Part,
     Pretraining,
     corpus,
     lessons,
@@ -36,7 +35,6 @@ from pipeline.corpus.pretraining import (
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render, sample
 from pipeline.model.load import load_model
-from rewards.parse import parse
 from rewards.verify import Status, verify
 
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
@@ -71,22 +69,14 @@ def test_the_base_solves_some_problems_sometimes_and_many_given_64_tries(judged)
 
 
 @pytest.mark.slow
-def test_the_base_copies_events_exactly_unless_the_way_it_answers_in_spoils_them(judged):
+def test_the_base_copies_events_exactly_where_it_thinks(judged):
     counts = Counter()
     for _, answers in judged:
         for persona, verdict in answers:
-            if persona not in ("sloppy", "malformed"):
+            if persona == "thinking":
                 kinds = {text.partition(":")[0] for text in verdict.violations}
                 counts[bool(kinds & {"unknown_event", "altered_time"})] += 1
     assert counts[False] / counts.total() >= 0.95
-
-
-def test_documents_for_copying_have_all_events_and_in_no_order():
-    documents = list(islice(corpus(Pretraining(), copying=True), 50))
-    problems = [row.prompt.partition("\nPriorities")[0].count("\n- ") for row in documents]
-    listed = [parse(row.completion) for row in documents]
-    assert [len(schedule) for schedule in listed] == problems
-    assert any(list(schedule) != sorted(schedule, key=lambda e: e.start) for schedule in listed)
 
 
 @pytest.mark.slow
@@ -136,7 +126,7 @@ def test_only_the_answer_of_a_document_is_learned():
 
 
 def test_the_parts_of_the_curriculum_are_the_whole():
-    assert sum(part.share for part in CURRICULUM) == pytest.approx(1)
+    assert sum(share for _, share in CURRICULUM) == pytest.approx(1)
 
 
 # --- the base of known skills ---------------------------------------------------------------
@@ -167,7 +157,7 @@ def test_the_recipe_asks_for_the_tiers_of_the_skills_corpus():
 
 def test_the_skills_base_sees_its_own_corpus_from_first_to_last():
     plan = Pretraining().continued(SKILLS)
-    assert plan.curriculum == (Part(SKILLS, 1.0),)
+    assert plan.curriculum == ((SKILLS, 1.0),)
     words = {"gap": "Leave at least", "at_most": "Choose at most"}
     asked = Counter(
         kind

@@ -15,7 +15,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from data.common.seeds import seed_of
-from data.prompts import answer, messages, prompt
+from data.prompts import messages, prompt
 from data.tiers import TIERS, Tier
 from pipeline.corpus.personas import PERSONAS, draw_answer, personas_with
 from pipeline.corpus.tokens import content_vectors
@@ -36,29 +36,11 @@ CORPUS: Mixture = (
     (replace(TIERS["blog"], grid=15), 0.10),
 )
 
-
-class Part(NamedTuple):
-    """A part of the training: its problems, and its share of the steps.
-
-    Where it is for ``copying``, every answer lists all events in random order. Nothing but the name
-    tells then which times come next, and to look them up is learned in a hundred steps; in answers
-    that are in order of start, where the place tells nearly as much, it was not in three thousand.
-    """
-
-    mixture: Mixture
-    share: float
-    copying: bool = False
-
-
-#: Problems in which several events start together, so that only names tell their ends apart.
-CRAMPED: Mixture = ((Tier(events=(4, 9), window=("08:00", "10:00")), 1.0),)
-
-#: Copying comes first, then short problems.
-CURRICULUM: tuple[Part, ...] = (
-    Part(((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.10, copying=True),
-    Part(((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.06),
-    Part(((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.12),
-    Part(CORPUS, 0.72),
+#: Short problems come first, as a share of the steps.
+CURRICULUM: tuple[tuple[Mixture, float], ...] = (
+    (((Tier(events=(2, 4), window=("08:00", "18:00")), 1.0),), 0.08),
+    (((Tier(events=(3, 7), window=("08:00", "18:00")), 1.0),), 0.12),
+    (CORPUS, 0.80),
 )
 
 #: How much more the tokens of a schedule weigh than those of the reasoning, which are many more.
@@ -99,7 +81,7 @@ class Pretraining:
     heads: int = 4
     kv_heads: int = 4
     intermediate: int = 384
-    steps: int = 2_500
+    steps: int = 3_000
     batch: int = 32
     learning_rate: float = 3e-3
     muon_learning_rate: float = 2e-2
@@ -108,7 +90,7 @@ class Pretraining:
     seed: int = 1
     thinking: float = PERSONAS["thinking"].weight
     practice: float | None = 0.6
-    curriculum: tuple[Part, ...] = CURRICULUM
+    curriculum: tuple[tuple[Mixture, float], ...] = CURRICULUM
 
     def continued(self, mixture: Mixture) -> Pretraining:
         """A shorter training that goes on from a finished one, at lower rates and on documents in
@@ -121,14 +103,8 @@ class Pretraining:
             decay=1.0,
             practice=None,
             seed=seed_of(self.seed, "continued"),
-            curriculum=(Part(mixture, 1.0),),
+            curriculum=((mixture, 1.0),),
         )
-
-    def completed(self) -> Pretraining:
-        """The training that goes on from this one to finish a new base: at lower rates, and first
-        on copying where it is hardest."""
-        parts = (Part(CRAMPED, 0.15, copying=True), Part(CORPUS, 0.85))
-        return replace(self.continued(CORPUS), practice=self.practice, curriculum=parts)
 
 
 class Document(NamedTuple):
@@ -139,10 +115,8 @@ class Document(NamedTuple):
     opening_weight: float
 
 
-def corpus(
-    plan: Pretraining, mixture: Mixture = CORPUS, copying: bool = False
-) -> Iterator[Document]:
-    """Endless documents on the problems of a mixture, in the shares of a plan, or for copying."""
+def corpus(plan: Pretraining, mixture: Mixture = CORPUS) -> Iterator[Document]:
+    """Endless documents on the problems of a mixture, in the shares of a plan."""
     share = plan.thinking
     practice = plan.practice if share and plan.practice else share
     drawn = {name: persona.weight for name, persona in personas_with(practice).items()}
@@ -150,10 +124,6 @@ def corpus(
     rng = random.Random(seed_of(plan.seed, "pretraining", repr(mixture)))
     while True:
         problem = rng.choices(tiers, shares)[0].sample(rng)
-        if copying:
-            everything = rng.sample(problem.events, len(problem.events))
-            yield Document(prompt(problem), answer(tuple(everything), None), 1.0)
-            continue
         name, completion = draw_answer(problem, rng, drawn)
         thinks = name == "thinking"
         weight = share / practice if thinks else (1 - share) / (1 - practice)
@@ -164,12 +134,12 @@ def lessons(
     tokenizer: PreTrainedTokenizerBase, plan: Pretraining
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of the whole training, one part of the curriculum after the other."""
-    for part in plan.curriculum:
-        documents = corpus(plan, part.mixture, part.copying)
-        order = random.Random(seed_of(plan.seed, "order", repr(part)))
+    for mixture, share in plan.curriculum:
+        documents = corpus(plan, mixture)
+        order = random.Random(seed_of(plan.seed, "order", repr(mixture)))
         yield from islice(
             token_batches(tokenizer, documents, order, plan.batch, balanced=bool(plan.practice)),
-            round(part.share * plan.steps),
+            round(share * plan.steps),
         )
 
 
@@ -195,11 +165,11 @@ def token_batches(
                 messages(document.prompt), add_generation_prompt=True, tokenize=False
             )
             start = tokenizer(chat, add_special_tokens=False)["input_ids"]
-            reply = tokenizer(document.completion, add_special_tokens=False)["input_ids"]
-            reasoned = reply.index(schedule) if schedule in reply else len(reply)
-            weights = [1.0] * reasoned + [SCHEDULE_WEIGHT] * (len(reply) + 1 - reasoned)
+            answer = tokenizer(document.completion, add_special_tokens=False)["input_ids"]
+            reasoned = answer.index(schedule) if schedule in answer else len(answer)
+            weights = [1.0] * reasoned + [SCHEDULE_WEIGHT] * (len(answer) + 1 - reasoned)
             weights[0] = document.opening_weight
-            encoded.append((start, [*reply, tokenizer.eos_token_id], weights))
+            encoded.append((start, [*answer, tokenizer.eos_token_id], weights))
         encoded.sort(key=lambda item: len(item[0]) + (0 if balanced else len(item[1])))
         starts = list(range(0, len(encoded), size))
         rng.shuffle(starts)
@@ -209,9 +179,9 @@ def token_batches(
             ids = torch.full((size, width), tokenizer.pad_token_id)
             weighted = torch.zeros((size, width))
             mask = torch.zeros((size, width), dtype=torch.long)
-            for row, (start, reply, weights) in enumerate(rows):
-                end = len(start) + len(reply)
-                ids[row, :end] = torch.tensor(start + reply)
+            for row, (start, answer, weights) in enumerate(rows):
+                end = len(start) + len(answer)
+                ids[row, :end] = torch.tensor(start + answer)
                 weighted[row, len(start) : end] = torch.tensor(weights)
                 mask[row, :end] = 1
             yield {"input_ids": ids, "attention_mask": mask, "weights": weighted}
