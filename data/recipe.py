@@ -33,9 +33,11 @@ from data.sections import (
 )
 
 RUNS = Path("runs")
+#: The recipes that ship, which go by their bare names.
+SHIPPED = Path("pipeline/recipes")
 BITS = (4, 16)
 DTYPES = ("float32", "bfloat16", "float16")
-#: Keys that an extending recipe replaces whole.
+#: Keys that an extending recipe replaces whole; of the first two a null leaves out one entry.
 _REPLACED = ("arms", "tiers", "reward")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -157,6 +159,7 @@ def load_recipe(
     Raises:
         UserError: one sentence naming the file and the key that is wrong.
     """
+    path = _place(path)
     content = _extended(path)
     recipe = dataclass_from(Recipe, content, str(path))
     recipe = replace(
@@ -184,14 +187,29 @@ def _of_another(model: str | None, own: str) -> str:
     return "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", str(model)).strip("-.")[-60:]
 
 
+def _place(name: Path, folder: Path = Path()) -> Path:
+    """The file of a recipe that is named by its path from ``folder``, or by a bare name of
+    ``SHIPPED``; both without their suffix, too.
+
+    Raises:
+        UserError: when there is none, with the nearest name, or all that ship.
+    """
+    path, bare = folder / name, name.name.removesuffix(".yaml")
+    folders = [path.parent, *([SHIPPED] if name.parent == Path() else [])]
+    for place in (path, *(one / f"{bare}.yaml" for one in folders)):
+        if place.is_file():
+            return place
+    known = sorted({one.name.removesuffix(".yaml") for f in folders for one in f.glob("*.yaml")})
+    near = nearest(bare, known) or (f"; there are {', '.join(known)}" if folders[1:] else "")
+    raise UserError(f"recipe {path} does not exist{near}")
+
+
 def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
     """The content of a recipe, merged over the one that its ``extends`` names, if any.
 
     Args:
         above: the recipes that extend this one.
     """
-    near = nearest(path.stem, sorted(p.stem for p in path.parent.glob("*.yaml")))
-    require(path.is_file(), f"recipe {path} does not exist{near}")
     content = read_yaml(path)
     if not isinstance(content, dict) or "extends" not in content:
         return content
@@ -201,20 +219,34 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
         f"{path}: extends must be the name of a recipe beside it, not {brief(below)}",
     )
     above = (*above, path.resolve())
-    parent = path.parent / below
+    parent = _place(Path(below), path.parent)
     require(parent.resolve() not in above, f"{path}: extends goes in a circle")
-    return _merged(_extended(parent, above), content)
+    return _merged(_extended(parent, above), content, f"{path}: ")
 
 
-def _merged(below: Any, above: Any) -> Any:
+def _merged(below: Any, above: Any, source: str) -> Any:
     """Of two mappings the keys are merged, those of ``_REPLACED`` taken from above."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     merged = {key: value for key, value in below.items() if key not in above}
     return merged | {
-        key: value if key in _REPLACED else _merged(below.get(key), value)
+        key: (_replaced if key in _REPLACED else _merged)(below.get(key), value, f"{source}{key}.")
         for key, value in above.items()
     }
+
+
+def _replaced(below: Any, above: Any, source: str) -> Any:
+    """``above``; where it leaves out entries of ``below`` by null, it keeps the others."""
+    left_out = [k for k, v in above.items() if v is None] if isinstance(above, dict) else []
+    if not left_out or source.endswith("reward.") or not isinstance(below, dict):
+        return above
+    for key in left_out:
+        require(
+            key in below,
+            f"{source}{key} is null, which leaves out an inherited one, and {key!r} is not "
+            f"inherited{nearest(str(key), map(str, below))}",
+        )
+    return {key: value for key, value in {**below, **above}.items() if value is not None}
 
 
 def recipe_arguments(description: str) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, require
@@ -21,6 +22,7 @@ from data.common.fields import (
     one_of,
     setting,
 )
+from data.common.files import sha256
 from data.tiers import TIERS, Tier
 
 SPLITS = ("train", "val", "test")
@@ -60,7 +62,8 @@ class TierUse:
 
     @classmethod
     def from_recipe(cls, name: str, content: Any, source: str) -> TierUse:
-        """One entry of ``data.tiers``: counts, a source, and attributes of the tier to change.
+        """One entry of ``data.tiers``: counts, a source, and attributes of the tier to change: that
+        of the name, or the one it is ``like``, or a new one with the defaults of Tier.
 
         Raises:
             UserError: naming ``source``, the recipe, and the key that is wrong.
@@ -69,7 +72,7 @@ class TierUse:
         if not isinstance(content, dict):
             raise UserError(f"{source}: {prefix[:-1]} must be a mapping, such as {{train: 100}}")
         own = (*SPLITS, "source")
-        check_keys(content, [*own, *(f.name for f in fields(Tier))], source, prefix)
+        check_keys(content, [*own, "like", *(f.name for f in fields(Tier))], source, prefix)
         counts = {key: value for key, value in content.items() if key in own}
         changes = {key: value for key, value in content.items() if key not in own}
         use = dataclass_from(cls, counts, source, prefix)
@@ -77,13 +80,17 @@ class TierUse:
             for key in changes:
                 raise UserError(f"{source}: {prefix}{key} cannot change an imported tier")
             return use
+        is_new = "like" not in changes and name not in TIERS and len(changes) > 0
+        like = str(changes.pop("like", name))
         require(
-            name in TIERS,
-            f"{source}: unknown tier {name!r} (the tiers are {', '.join(TIERS)}, and any name with "
-            f"a source){nearest(name, TIERS)}",
+            like in TIERS or is_new,
+            f"{source}: unknown tier {like!r} (the tiers are {', '.join(TIERS)}, and any name with "
+            f"a source, attributes of its own, or `like: TIER`){nearest(like, TIERS)}",
         )
         changed = dataclass_from(Tier, changes, source, prefix)
-        tier = replace(TIERS[name], **{key: getattr(changed, key) for key in changes})
+        tier = replace(
+            TIERS.get(like, Tier()), **{key: getattr(changed, key) for key in changes}
+        )
         tier.validate(f"{source}: tier {name!r}")
         return replace(use, tier=tier)
 
@@ -129,11 +136,25 @@ class RewardSection:
         shape: see ``rewards.reward``.
         weights: of a graded one's components; null for the shape's own.
         unsound: train though the audit (``rewards.audit``) fails.
+        function: instead of a shape, ``my.py:name``: (problem, verdict) -> number.
     """
 
     shape: str = "graded"
     weights: dict[str, float] | None = None
     unsound: bool = False
+    function: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The shape, or the file and name of the function."""
+        return self.function or self.shape
+
+    @property
+    def key(self) -> list[object]:
+        """What a training depends on: the function's file counts by its content."""
+        if self.function is None:
+            return [self.shape, self.weights]
+        return [self.function, sha256(Path(self.function.rpartition(":")[0]))]
 
 
 _URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[\w./~-]*)?", re.ASCII)

@@ -103,7 +103,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "model": run.model(arm),
         "dtype": recipe.dtype,
         "seed": recipe.seed,
-        "reward": [reward.shape, reward.weights],
+        "reward": reward.key,
         "group": group,
         "problems": problems,
         "asking": asdict(asking),

@@ -10,6 +10,7 @@ from data.common.console import plain_console
 from data.common.errors import run_main
 from data.common.files import write_json
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.tiers import TIERS
 from pipeline.model.lengths import TEXTS, TextLengths, check_lengths, count_lengths, uses
 from pipeline.model.load import quiet
 from pipeline.train.settings import check_settings
@@ -50,7 +51,8 @@ def main() -> None:
         check_texts(recipe)
     else:
         check_settings(recipe)
-        print(f"{recipe.path}: sound")
+        new = [name for name, use in recipe.tier_uses.items() if name not in TIERS]
+        print(f"{recipe.path}: sound{'; tiers of its own: ' * bool(new)}{', '.join(new)}")
 
 
 if __name__ == "__main__":

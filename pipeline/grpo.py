@@ -66,7 +66,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo") -> None:
             problems.setdefault(row["tier"], []).append(row["problem"])
         gate(reward, problems, training.recipe.seed, training.source)
 
-    paid = {"reward": [reward.shape, reward.weights]}
+    paid = {"reward": reward.key}
     run_trainer(training, force, partial(trainer_for, training, rows), paid, audited)
 
 

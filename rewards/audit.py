@@ -30,7 +30,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import RewardSection, TierUse
 from data.tiers import TIERS
 from rewards.attacks import ATTACKS
-from rewards.reward import SHAPES, check_reward
+from rewards.reward import check_reward, shape_of
 from rewards.scoring import (
     BLIND,
     ERRORS,
@@ -122,7 +122,7 @@ def audit(
             disagreements.append(max(tally.disagreements, key=lambda pair: pair.gap))
             failures.append(_against_the_verdict(tally, disagreements[-1]))
     found = tuple(rows), tuple(failures), tuple(disagreements)
-    return Audit(section.shape, section.weights, seed, *found)
+    return Audit(section.name, section.weights, seed, *found)
 
 
 def _overpaid(rows: Iterable[Earnings]) -> Iterator[str]:
@@ -173,7 +173,7 @@ def to_markdown(outcome: Audit) -> str:
     lines = [
         f"# Audit of the reward `{outcome.shape}`",
         "",
-        SHAPES[outcome.shape].about,
+        shape_of(outcome.shape).about,
         "",
         f"Ceiling: {CEILING:.0%} of gold's reward. Seed {outcome.seed}.",
         "",

@@ -17,11 +17,15 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import isfunction
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
-from data.common.errors import brief, require
+from data.common.errors import UserError, brief, require
 from data.common.fields import check_keys, nearest
-from data.problem import problem_from_text
+from data.problem import Problem, problem_from_text
 from data.sections import RewardSection
 from rewards import blog
 from rewards.verify import VALID, Status, Verdict, verify_text
@@ -104,6 +108,12 @@ def check_reward(section: RewardSection, source: str) -> None:
     Weights of 0 or more are all it takes for a graded reward to be monotone, since every component
     is: no infeasible answer earns more than a feasible one, no feasible one more than a better one.
     """
+    if section.function is not None:
+        require(
+            section.weights is None and section.shape == RewardSection.shape,
+            f"{source}: reward.function is instead of a shape and weights; leave them out",
+        )
+        _own_function(section.function)
     require(
         section.shape in SHAPES,
         f"{source}: unknown reward.shape {section.shape!r} (the shapes are {', '.join(SHAPES)})"
@@ -129,9 +139,50 @@ def check_reward(section: RewardSection, source: str) -> None:
     )
 
 
+def shape_of(name: str) -> Shape:
+    """The shape of ``RewardSection.name``."""
+    if ":" not in name:
+        return SHAPES[name]
+    own = _own_function(name)
+    return Shape(own.__doc__ or "A function of the recipe's.", {own.__name__: 1.0})
+
+
+@lru_cache
+def _own_function(name: str) -> Callable[[Problem, Verdict], Any]:
+    """The function that ``file.py:name`` names; the file is run.
+
+    Raises:
+        UserError: when there is none, or it cannot stand beside the components.
+    """
+    file, _, function = name.rpartition(":")
+    where = f"reward.function {name!r}"
+    spec = spec_from_file_location("reward_of_the_recipe", file)
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise UserError(f"{where}: {file or name} is no Python file; write my.py:name")
+    spec.loader.exec_module(module := module_from_spec(spec))
+    known = [key for key, value in vars(module).items() if isfunction(value)]
+    require(function in known, f"{where}: {file} has no such function{nearest(function, known)}")
+    require(function not in _FUNCTIONS, f"{where}: that is a name of ours; take another one")
+    own: Callable[[Problem, Verdict], Any] = getattr(module, function)
+    return own
+
+
+def _by_own(name: str) -> Callable[..., list[float | None]]:
+    def judge(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+        return [paid(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
+    def paid(problem: str, text: str) -> float:
+        value = _own_function(name)(problem_from_text(problem), verify_text(problem, text))
+        number = isinstance(value, int | float) and isfinite(value)
+        require(number, f"reward.function {name!r} must return a number, not {brief(value)}")
+        return float(value)
+
+    return judge
+
+
 def _all_weights(section: RewardSection) -> dict[str, float]:
     """The weight of every function that TRL is handed, by name."""
-    paid = section.weights or SHAPES[section.shape].weights
+    paid = section.weights or shape_of(section.name).weights
     return {**paid, **{name: 0.0 for name in COMPONENTS if name not in paid}}
 
 
@@ -163,7 +214,8 @@ def reward_functions(
                 if not ids or ids[-1] not in stops:
                     texts[i] = ""
             problems = [one if isinstance(one, str) else json.dumps(one) for one in problem]
-            return _FUNCTIONS[name](problems, texts)
+            judge = _FUNCTIONS.get(name) or _by_own(section.name)
+            return judge(problems, texts)
 
         trl_reward.__name__ = name
         return trl_reward

@@ -17,7 +17,7 @@ from data.solver import optimal_schedule
 from rewards.attacks import ATTACKS, AttackCase, references, scale
 from rewards.edits import EDITS
 from rewards.parse import parse
-from rewards.reward import SHAPES, order, totals
+from rewards.reward import order, shape_of, totals
 from rewards.verify import VALID, Status, Verdict, confirm, verify_text
 
 #: Standard errors that a mean must lie above another one to be more than chance explains.
@@ -127,7 +127,7 @@ _Pay = Callable[[str, str], Paid]
 
 def _payer(section: RewardSection, problem: Problem, group: list[str]) -> _Pay:
     """Pays answers to this problem, each in a group with ``group`` where that matters."""
-    others = group if SHAPES[section.shape].in_group else []
+    others = group if shape_of(section.name).in_group else []
     asked = [problem.text] * (1 + len(others))
 
     def pay(policy: str, completion: str) -> Paid:

@@ -190,6 +190,31 @@ def test_recipes_that_extend_each_other_are_refused(tmp_path, way):
         load(tmp_path, {"extends": way})
 
 
+def test_a_null_leaves_out_an_inherited_tier_or_arm_and_keeps_the_others(tmp_path):
+    below = changed("data.tiers.trap", {"test": 1})
+    below["arms"] = {"sft": {"trainer": "sft"}, "cold": {"trainer": "grpo"}}
+    above = {"data": {"tiers": {"trap": None, "blog": {"test": 2}}}, "arms": {"sft": None}}
+    recipe = extend(tmp_path, above, below)
+    assert list(recipe.tier_uses) == ["dense", "blog"]
+    assert list(recipe.arms) == ["cold"]
+    with pytest.raises(UserError, match=r"data\.tiers\.trop .* did you mean 'trap'\?$"):
+        extend(tmp_path, {"data": {"tiers": {"trop": None}}}, below)
+
+
+def test_a_new_tier_is_like_another_one_or_has_attributes_of_its_own(tmp_path):
+    tiers = {
+        "dense": {"train": 1, "val": 1, "test": 1},
+        "short": {"like": "trap", "test": 1, "events": [3, 4]},
+        "own": {"test": 1, "window": ["10:00", "14:00"]},
+    }
+    uses = load(tmp_path, changed("data.tiers", tiers)).tier_uses
+    assert uses["short"].tier == replace(TIERS["trap"], events=(3, 4))
+    assert uses["own"].tier == Tier(window=("10:00", "14:00"))
+    for like in ("trapp", ["trap"], None):
+        says = refusal(tmp_path, changed("data.tiers.new", {"like": like, "test": 1}))
+        assert says.startswith("unknown tier")
+
+
 # --- YAML as people write it -----------------------------------------------------------------
 
 
@@ -258,6 +283,16 @@ def test_a_missing_recipe_is_answered_with_the_nearest_name(tmp_path):
         with pytest.raises(UserError) as refused:
             load_recipe(tmp_path / f"{name}.yaml")
         assert str(refused.value).endswith(f"{name}.yaml does not exist{near}")
+
+
+def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
+    for name in ("qwen2.5-7b", "qwen2.5-7b.yaml", "pipeline/recipes/qwen2.5-7b"):
+        assert load_recipe(Path(name)).name == "qwen2.5-7b"
+    assert load(tmp_path, {"extends": "tiny", "name": "above"}).data.main == "busy"
+    for name, end in (("Qwen2.5-7B", "did you mean 'qwen2.5-7b'?"), ("zzz", "thinking, tiny")):
+        with pytest.raises(UserError) as refused:
+            load_recipe(Path(name))
+        assert str(refused.value).endswith(end)
 
 
 # --- keys and types --------------------------------------------------------------------------

@@ -274,3 +274,38 @@ def test_where_the_template_opens_the_reasoning_a_draft_in_it_earns_nothing():
     assert optimal(whole.removeprefix(opened), opened) == optimal(whole, "") == 1
     assert optimal(f"{GOLD}</think>{BAND}", opened) == 0
     assert optimal(f"{BAND}</think>{GOLD}", opened) == 1
+
+
+# --- a function of one's own -----------------------------------------------------------------
+
+
+def test_a_function_of_ones_own_is_paid_and_counts_by_its_content(tmp_path):
+    file = tmp_path / "my.py"
+    file.write_text("def per_event(problem, verdict): return verdict.ratio / len(problem.events)")
+    section = RewardSection(function=f"{file}:per_event")
+    check_reward(section, "r.yaml")
+    events = len(day().events)
+    assert paid(section, GOLD, BAND, "") == [1 / events, 0.5 / events, 0]
+    assert [f.__name__ for f in reward_functions(section)] == ["per_event", *COMPONENTS]
+    before = section.key
+    file.write_text("def per_event(problem, verdict): return 1")
+    assert section.key != before
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "says"),
+    [
+        ("", "none.py:mine", "no Python file"),
+        ("", "none:mine", "write my.py:name"),
+        ("def mime(p, v): return 1", "my.py:mine", "did you mean 'mime'"),
+        ("mine = 3", "my.py:mine", "no such function"),
+        ("def optimal(p, v): return 1", "my.py:optimal", "a name of ours"),
+        ("def mine(p, v): return None", "my.py:mine", "must return a number, not None"),
+        ("def mine(p, v): return float('nan')", "my.py:mine", "must return a number, not nan"),
+    ],
+)
+def test_a_function_that_cannot_be_paid_is_one_sentence(tmp_path, text, name, says):
+    (tmp_path / "my.py").write_text(text)
+    section = RewardSection(function=f"{tmp_path}/{name}")
+    with pytest.raises(UserError, match=says):
+        paid(section, GOLD)

@@ -129,9 +129,10 @@ def _converted_tuple(options: tuple[Any, ...], value: Any, source: str, key: str
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """``; did you mean 'x'?`` for the closest known word, whatever its case, or nothing."""
+    plain = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(word.casefold(), plain, n=1)
+    return f"; did you mean {plain[close[0]]!r}?" if close else ""
 
 
 def is_text(value: Any) -> bool:

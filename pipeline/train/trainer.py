@@ -24,7 +24,7 @@ from pipeline.train.loading import load_for_training
 from pipeline.train.merging import merge, save_adapter
 from pipeline.train.settings import prompts_together
 from pipeline.train.training import Training
-from rewards.reward import SHAPES
+from rewards.reward import shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ def run_trainer(
 def check_groups(source: str, reward: RewardSection, args: Any) -> None:
     """Raise UserError where a reward that compares the answers to a prompt would see only some of
     them: each process rewards the answers that it sampled."""
-    if not (hasattr(args, "num_generations") and SHAPES[reward.shape].in_group):
+    if not (hasattr(args, "num_generations") and shape_of(reward.name).in_group):
         return
     here = args.per_device_train_batch_size * args.steps_per_generation
     require(
