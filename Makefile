@@ -14,6 +14,8 @@ GPU_HERE := $(shell command -v nvidia-smi)
 
 experiment := RECIPE MODEL RUN BACKEND BITS FORCE
 switches   := FORCE
+named := help setup lock data audit sft grpo arms eval sample report try export compare ablate elicit skills blog \
+    published probe score doctor sick plan gpu-check calibrate base gallery bench test check lint clean
 # Goals that run no recipe; every other goal takes the settings of an experiment.
 plain      := help setup lock calibrate base doctor score gallery test check lint clean
 takes_sft       := LAUNCH
@@ -51,6 +53,12 @@ lower  = $(shell echo $(1) | tr A-Z a-z)
 flag   = $(if $($(1)), --$(call lower,$(1))$(if $(filter $(1),$(switches)),, $(call quoted,$($(1)))))
 with   = $(foreach name,$(filter-out LAUNCH,$(call takes,$@)),$(call flag,$(name)))$(if $(ARGS), $(ARGS))
 
+# A misspelt goal is told before the others run.
+near = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(*sys.argv[1:2], sys.argv[2:], 1))' \
+    $(call quoted,$(1)) $(named))
+$(foreach goal,$(filter-out $(named) .venv/% runs/% %.mk Makefile,$(MAKECMDGOALS)),$(error there is no goal \
+    $(goal)$(patsubst %,; did you mean `make %`?,$(call near,$(goal))); `make help` lists them))
+
 # A setting that no goal on the command line takes is a mistake, except what programs read from their
 # environment (CUDA_VISIBLE_DEVICES=1).
 goals := $(or $(MAKECMDGOALS),help)
@@ -64,18 +72,20 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data audit sft grpo arms eval sample report try export compare ablate elicit skills blog \
-    published probe score doctor sick plan gpu-check calibrate base gallery bench test check lint clean
-
-help: ## list the goals and settings
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo
-	@echo 'Settings of every goal that runs a recipe:'
-	@echo '  RECIPE=file of pipeline/recipes or your own   MODEL=folder or hub id   RUN=name below runs/'
-	@echo '  BACKEND=auto, unsloth or trl   BITS=4 or 16   FORCE=1 (redo)   ARGS=further flags'
-	@echo "  LAUNCH='--config_file pipeline/accelerate/ddp.yaml --num_processes 4' trains in several processes"
+.PHONY: $(named)
 
 # --- set-up -----------------------------------------------------------------------------------
+#: make setup PYTHON=python3.12
+
+help: ## list the goals and settings
+	@awk -F ':.*## ' '/^# --- / { group = $$0; gsub(/^# --- | -+$$/, "", group); heading = "\n" group "\n" } \
+	    /^#: / { heading = heading "  e.g. " substr($$0, 4) "\n" } \
+	    /^[a-z-]+:.*## / { printf "%s  make %-12s%s\n", heading, $$1, $$2; heading = "" }' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Settings of every goal that runs a recipe:'
+	@echo '  RECIPE=one of pipeline/recipes by name, or a file   MODEL=folder or hub id   RUN=name below runs/'
+	@echo '  BACKEND=auto, unsloth or trl   BITS=4 or 16   FORCE=1 (redo)   ARGS=further flags'
+	@echo "  LAUNCH='--config_file pipeline/accelerate/ddp.yaml --num_processes 4' trains in several processes"
 
 setup: .venv/ready ## create .venv and install the pinned requirements (the others call it)
 
@@ -96,6 +106,7 @@ lock: ## pin everything that requirements.txt brings along (writes requirements.
 	mv .venv-lock/lock requirements.lock && rm -rf .venv-lock
 
 # --- the experiment ---------------------------------------------------------------------------
+#: make data sft grpo eval report RECIPE=qwen2.5-0.5b
 
 TRAIN = $(PY) -m$(if $(LAUNCH), pipeline.launch $(LAUNCH) -m)
 
@@ -135,6 +146,7 @@ doctor: setup ## what is wrong with a training, running or finished? (RUN=name, 
 	$(PY) -m pipeline.doctor$(or $(call flag,LOG),$(call flag,RUN),$(call flag,RECIPE))$(call flag,TRUTH)$(if $(ARGS), $(ARGS))
 
 # --- a trained model, and one's own data ------------------------------------------------------
+#: make try DAY=calendar.ics DATE=2026-03-02
 
 try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
 	$(PY) -m eval.try$(with)
@@ -152,6 +164,7 @@ gpu-check: setup ## a dry run of your recipe: seconds a step and peak memory bes
 	$(PY) -m pipeline.gpu_check$(with)
 
 # --- other experiments ------------------------------------------------------------------------
+#: make elicit RUN=mine
 
 compare: setup ## the arms of a recipe over training seeds, side by side
 	$(PY) -m eval.compare$(with)
@@ -180,6 +193,7 @@ base: setup ## rebuild the embedded base model (FROM=model continues that model 
 	$(PY) -m pipeline.base$(with)
 
 # --- the project itself -----------------------------------------------------------------------
+#: make check
 
 gallery: setup ## docs/gallery.md: a problem, gold answer and typical mistakes of every tier
 	$(PY) -m rewards.gallery

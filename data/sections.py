@@ -88,9 +88,7 @@ class TierUse:
             f"a source, attributes of its own, or `like: TIER`){nearest(like, TIERS)}",
         )
         changed = dataclass_from(Tier, changes, source, prefix)
-        tier = replace(
-            TIERS.get(like, Tier()), **{key: getattr(changed, key) for key in changes}
-        )
+        tier = replace(TIERS.get(like, Tier()), **{key: getattr(changed, key) for key in changes})
         tier.validate(f"{source}: tier {name!r}")
         return replace(use, tier=tier)
 

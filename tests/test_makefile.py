@@ -124,6 +124,14 @@ def test_a_setting_that_no_goal_takes_is_one_sentence_that_names_it(arguments, n
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("goal", "near"), [("grop", "grpo"), ("doctr", "doctor"), ("zzz", None)])
+def test_a_misspelt_goal_is_one_sentence_before_anything_runs(goal, near):
+    done = run_make("data", goal)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "make help" in done.stderr
+    assert near is None or f"`make {near}`" in done.stderr
+
+
 def test_a_setting_of_one_goal_may_stand_beside_other_goals():
     *sampled, asked = commands("eval", "try", "ARM=sft")
     assert not any("--arm" in line for line in sampled)
