@@ -8,6 +8,7 @@ from functools import partial
 
 from rich.console import Console
 
+from data.common.console import say
 from data.common.errors import UserError, require
 from data.common.seeds import seed_of
 from data.problem import Problem
@@ -50,11 +51,11 @@ def make_problem(
 
 
 def draw_splits(
-    seed: int, uses: Mapping[str, TierUse], say: Console
+    seed: int, uses: Mapping[str, TierUse], console: Console
 ) -> Iterator[tuple[str, str, list[Problem]]]:
     """Yield (split, tier, problems), no two problems with the same fingerprint."""
     seen: set[str] = set()
-    imported = {name: _imported(use, say) for name, use in uses.items() if use.source}
+    imported = {name: _imported(use, console) for name, use in uses.items() if use.source}
     for split in _DRAWING_ORDER:
         for name, use in uses.items():
             count = getattr(use, split)
@@ -79,7 +80,7 @@ def _unseen(make: Callable[[int], Problem], seen: set[str]) -> Problem | None:
     return None
 
 
-def _imported(use: TierUse, say: Console) -> dict[str, list[Problem]]:
+def _imported(use: TierUse, console: Console) -> dict[str, list[Problem]]:
     """The sound problems of a published data set by split; what is left out is named.
 
     Val is the end of train, where a published set has none.
@@ -88,7 +89,7 @@ def _imported(use: TierUse, say: Console) -> dict[str, list[Problem]]:
     def read(split: str) -> list[Problem]:
         sound, rejected = read_published(use.published(split))
         for reason in rejected:
-            say.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"left out: {reason}")
         return [problem for problem, _ in sound]
 
     train = read("train")

@@ -200,8 +200,8 @@ def _place(name: Path, folder: Path = Path()) -> Path:
         if place.is_file():
             return place
     known = sorted({one.name.removesuffix(".yaml") for f in folders for one in f.glob("*.yaml")})
-    near = nearest(bare, known) or (f"; there are {', '.join(known)}" if folders[1:] else "")
-    raise UserError(f"recipe {path} does not exist{near}")
+    listed = f"; there are {', '.join(known)}" if known and folders[1:] else ""
+    raise UserError(f"recipe {path} does not exist{nearest(bare, known) or listed}")
 
 
 def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:

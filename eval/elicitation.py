@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console
+from data.common.console import plain_console, say
 from data.common.errors import run_main
 from data.common.files import MANIFEST, Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
@@ -257,7 +257,7 @@ def _write(report: Mapping[str, Any], path: Path) -> None:
     console = plain_console()
     print_sheets([conclusion_sheet(report)], console)
     for sentence in sentences:
-        console.print(f"\n{sentence}", markup=False, soft_wrap=True)
+        say(console, f"\n{sentence}")
 
 
 def _sentences(judged: Mapping[str, Any]) -> Iterator[str]:

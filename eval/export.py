@@ -57,7 +57,8 @@ def run(recipe: Recipe, arm: str, force: bool = False) -> Path:
     stage = Stage(out, "export", settings, [run.report] if result else [])
     if not stage.begin_unless_done(force, list(out.glob("*"))):
         return out
-    shutil.copytree(model, out, dirs_exist_ok=True)
+    # Without the modes: safetensors makes files that only their owner may read.
+    shutil.copytree(model, out, dirs_exist_ok=True, copy_function=shutil.copyfile)
     decoding(asking, model, tokenizer).save_pretrained(out)
     if result:
         write_json(out / "report.json", result.report)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.common.console import plain_console
+from data.common.console import plain_console, say
 from data.common.errors import UserError, run_main
 from data.common.files import Stage, finished, sha256, stage_facts, write_json, write_text
 from data.policies import floor
@@ -45,7 +45,7 @@ def write_report(folder: Path, report: dict[str, Any], notes: Sequence[str] = ()
     console = plain_console()
     print_report(report, console)
     for note in notes:
-        console.print(f"\n{note}", markup=False, soft_wrap=True)
+        say(console, f"\n{note}")
 
 
 def strange_starts(run: Run, names: Sequence[str]) -> list[str]:

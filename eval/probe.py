@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console
+from data.common.console import plain_console, say
 from data.common.errors import require, run_main
 from data.common.files import Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
@@ -141,7 +141,7 @@ def _write(report: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / PROBE_PAGE, f"{advice}\n\n{markdown_of([sheet])}")
     console = plain_console()
     print_sheets([sheet], console)
-    console.print(f"\n{advice}", markup=False, soft_wrap=True)
+    say(console, f"\n{advice}")
 
 
 def advice_sentence(report: Mapping[str, Any]) -> str:

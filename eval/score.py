@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data.common.console import say
 from data.common.errors import UserError, run_main
 from data.common.files import write_jsonl
 from data.policies import floor
@@ -140,11 +141,11 @@ def _judge(
     many are left out."""
     problems, rejects = problem_file.problems()
     for reject in rejects:
-        console.print(f"left out: {reject}", markup=False, soft_wrap=True)
+        say(console, f"left out: {reject}")
     judged = [sample for sample in samples if sample[problem_file.key] in problems]
     if skipped := len(samples) - len(judged):
         note = f"{skipped} completions of problems left out are skipped; --judge blog judges"
-        console.print(f"{note} them as published", soft_wrap=True)
+        say(console, f"{note} them as published")
     if not judged:
         raise UserError(f"all completions are of problems of {problem_file.source} left out")
     verdicts = list(score_rows(problems, judged, problem_file.key, lenient))
@@ -160,7 +161,7 @@ def main() -> None:
     rows = read_samples(options.completions, problem_file)
     samples = _each_once(rows, problem_file.key)
     if again := len(rows) - len(samples):
-        console.print(f"{again} lines repeat an answer, which counts once", soft_wrap=True)
+        say(console, f"{again} lines repeat an answer, which counts once")
     verdicts: Sequence[VerdictRow] | Sequence[PublishedRow]
     if options.judge == "blog":
         verdicts = list(score_rows_as_published(problem_file.rows(), samples, problem_file.key))
@@ -169,7 +170,7 @@ def main() -> None:
         verdicts = _judge(problem_file, samples, options.lenient, console)
     if options.out:
         write_jsonl(options.out, verdicts)
-        console.print(f"{options.out}: {len(verdicts)} verdicts", markup=False, soft_wrap=True)
+        say(console, f"{options.out}: {len(verdicts)} verdicts")
 
 
 if __name__ == "__main__":

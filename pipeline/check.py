@@ -22,7 +22,6 @@ def check_texts(recipe: Recipe) -> None:
     Raises:
         UserError: see ``count_lengths`` and ``check_lengths``.
     """
-    quiet()
     lengths = count_lengths(recipe.run)
     write_json(recipe.run.lengths, lengths)
     print_lengths(lengths)
@@ -47,6 +46,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
+    quiet()
     if arguments.lengths:
         check_texts(recipe)
     else:

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.common.console import plain_console
+from data.common.console import plain_console, say
 from data.common.errors import UserError, require, run_main
 from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -222,31 +222,29 @@ def _table(stages: Sequence[Estimate], gpu: float | None) -> Table:
 def print_plan(recipe: Recipe, plan: Plan, gpu: float | None, console: Console) -> None:
     """Print the table, and below it what would make a stage fit that does not."""
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
     shape, texts, settings = plan.shape, plan.texts, plan.stages[0].settings
     lora = f"LoRA, {settings.lora:,} parameters trained"
     say(
+        console,
         f"{recipe.model}: {shape.parameters:,} parameters, {shape.layers} layers; "
         f"{lora if settings.lora else 'full fine-tuning'}; weights of {settings.bits} bits.\n"
         f"Prompts up to {texts.prompt:,} tokens, gold answers up to {texts.gold:,} "
-        f"({plan.source}).\n"
+        f"({plan.source}).\n",
     )
     console.print(_table(plan.stages, gpu), markup=False)
     for one in plan.stages if gpu else ():
         room = room_for(one, gpu or 0.0)
         if one.total <= room:
             continue
-        say(f"\n{one.settings.arm} does not fit. One after the other,")
+        say(console, f"\n{one.settings.arm} does not fit. One after the other,")
         for words, changed in changes(shape, one.settings):
             total = estimate(shape, changed).total
-            say(f"  {words}  makes that {gib(total)} GiB")
+            say(console, f"  {words}  makes that {gib(total)} GiB")
             if total <= room:
                 break
     if not gpu:
-        say("\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
-    say("\nAn estimate, of TRL; Unsloth is made to hold less. `make gpu-check` measures.")
+        say(console, "\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
+    say(console, "\nAn estimate, of TRL; Unsloth is made to hold less. `make gpu-check` measures.")
 
 
 def gpu_here() -> float | None:

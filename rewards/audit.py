@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.markdown import Markdown
 
-from data.common.console import plain_console
+from data.common.console import plain_console, say
 from data.common.errors import UserError, require, run_main
 from data.common.fields import nearest
 from data.common.files import Stage, write_json, write_text
@@ -214,9 +213,9 @@ def gate(
     check_reward(section, source)
     first = {tier: problems[:MOST_PROBLEMS] for tier, problems in problems_by_tier.items()}
     outcome = audit(section, first, seed)
-    say = Console(markup=False, highlight=False, soft_wrap=True)
+    console = plain_console(_COLUMNS)
     if not outcome.failures:
-        say.print(f"audit: {outcome.sentence}")
+        say(console, f"audit: {outcome.sentence}")
         return
     if not section.unsound:
         raise UserError(
@@ -224,7 +223,7 @@ def gate(
             "`unsound: true` under reward: (or the arm's own)"
         )
     warning = ["WARNING: training under a reward that the audit fails:", *outcome.failures]
-    say.print("\n  ".join(warning), style="bold red")
+    say(console, "\n  ".join(warning), "bold red")
 
 
 def fresh_problems(
@@ -268,11 +267,11 @@ def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]]) -> None:
     write_json(folder / "audit.json", outcome.to_json())
     write_text(folder / "audit.md", text)
     stage.finish(["audit.json", "audit.md"], failures=len(outcome.failures))
-    say = plain_console(_COLUMNS)
-    say.print(Markdown(text))
+    console = plain_console(_COLUMNS)
+    console.print(Markdown(text))
     if outcome.failures:
         raise UserError(f"{outcome.sentence}; see {folder / 'audit.md'}")
-    say.print(f"{outcome.sentence}. {folder}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{outcome.sentence}. {folder}")
 
 
 def main() -> None:

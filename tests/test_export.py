@@ -97,9 +97,11 @@ def blocks(text, language=""):
 
 
 def test_the_folder_holds_the_weights_and_the_results_as_they_were_evaluated(evaluated):
+    model = evaluated.run.folder / "grpo" / "model"
+    (model / "model.safetensors").chmod(0o600)
     folder = export.run(evaluated, "grpo")
     assert folder == Path(NAME)
-    model = evaluated.run.folder / "grpo" / "model"
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 != 0o600, "others may read it"
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
     check_model_folder(folder)

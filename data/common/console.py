@@ -16,3 +16,8 @@ def plain_console(width: int = WIDTH) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=width)
     return console
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print sentences as they are, broken at words in a terminal and nowhere else."""
+    console.print(text, style=style, markup=False, soft_wrap=not console.is_terminal)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from data.rows import read_split
@@ -47,7 +48,7 @@ def card_text(
     rows = [row for row in read_split(run, "train") if row["tier"] in tiers]
     metadata = ModelCardData(
         base_model=base.model if base.on_hub else None,
-        license=_licence(base.model),
+        license=_licence(base),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=list(dict.fromkeys(["slotwise", "scheduling", "trl", *trainers.values()])),
@@ -75,10 +76,16 @@ def card_text(
     )
 
 
-def _licence(model: str) -> str | None:
-    """The licence that a local model's own card names."""
-    card = Path(model) / "README.md"
-    return ModelCard.load(card).data.license if card.is_file() else None
+def _licence(base: Link) -> str | None:
+    """The licence that a model's own card names; of the hub, if that is within reach."""
+    card = Path(base.model) / "README.md"
+    if card.is_file() or not base.on_hub:
+        return ModelCard.load(card).data.license if card.is_file() else None
+    try:
+        data = HfApi().model_info(base.model, timeout=10).card_data
+    except (httpx.HTTPError, OSError):  # no network, or no such model any more
+        return None
+    return data.license if data else None
 
 
 def _eval_results(run: Run, arm: str, report: Mapping[str, Any]) -> Iterator[EvalResult]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data.common.console import say
 from data.policies import GREEDY, GUESSABLE
 from eval.show.tables import Sheet, label, print_sheets
 from eval.stats.estimate import cell
@@ -141,4 +142,4 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Print every table and the first comparison."""
     print_sheets(report_sheets(report), console)
     if sentence := headline(report):
-        console.print(f"\n{sentence}", markup=False, soft_wrap=True)
+        say(console, f"\n{sentence}")

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.common.console import WIDTH
+from data.common.console import WIDTH, say
 
 #: Characters of a heading on a line: an arm may be called by a long path.
 HEADING = 24
@@ -40,7 +40,7 @@ def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:
     """Print tables with their notes."""
     width = min(console.width, WIDTH)
     for sheet in sheets:
-        console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
+        say(console, f"\n{sheet.title}", style="bold")
         for columns in _column_groups(sheet, width) if sheet.rows else ():
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
             for column in columns:
@@ -50,7 +50,7 @@ def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:
                 table.add_row(*(row[column] for column in columns))
             console.print(table, markup=False)
         for note in sheet.notes:
-            console.print(note, markup=False, soft_wrap=True)
+            say(console, note)
 
 
 def _column_groups(sheet: Sheet, width: int) -> Iterator[list[int]]:

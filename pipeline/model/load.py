@@ -5,6 +5,7 @@ a sentence. Safetensors only, and no code that comes with a model.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import textwrap
 from collections.abc import Iterator
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
 def quiet() -> None:
     """Keep the libraries' progress bars and hints off the terminal; ours say what is going on."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel that CPUs do not need
     import datasets
-    from transformers.utils import logging
+    from transformers.utils import logging as hints
 
     datasets.disable_progress_bars()
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of rollout_func, which is pinned
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hints.set_verbosity_error()
+    hints.disable_progress_bar()
 
 
 # --- folders and hub ids ---------------------------------------------------------------------
@@ -77,10 +79,10 @@ def explained(model: str, file: str = "") -> Iterator[None]:
     """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
     a UserError."""
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as retries
     from safetensors import SafetensorError
 
-    logging.set_verbosity_error()  # its retries
+    retries.set_verbosity_error()
     try:
         if not is_local(model) and not isinstance(
             try_to_load_from_cache(model, "config.json"), str

@@ -56,6 +56,7 @@ _GRPO_DEFAULTS: Arguments = {
     "loss_type": "dapo",
     "scale_rewards": "group",
     "mask_truncated_completions": False,
+    "num_completions_to_print": 0,  # log_completions keeps them in tables
 }
 #: Names for the layers that get LoRA, as most decoders call them.
 TARGETS = {
