@@ -29,7 +29,7 @@ takes_blog      := LAUNCH BLOG
 takes_published := BLOG
 takes_sample    := ARM
 takes_probe     := ARM
-takes_try       := ARM DAY DATE
+takes_try       := ARM DAY DATE RULE OUT
 takes_export    := ARM
 takes_plan      := GPU
 takes_doctor    := RECIPE RUN LOG TRUTH
@@ -148,7 +148,7 @@ doctor: setup ## what is wrong with a training, running or finished? (RUN=name, 
 # --- a trained model, and one's own data ------------------------------------------------------
 #: make try DAY=calendar.ics DATE=2026-03-02
 
-try: setup ## ask a trained model about your own day (DAY=calendar.ics DATE=2026-03-02 ARM=sft)
+try: setup ## the best plan for your own day, and a model's answer (DAY=cal.ics DATE=2026-03-02 RULE='at_most 4' OUT=plan.ics)
 	$(PY) -m eval.try$(with)
 
 export: setup ## a trained model as a folder for others, with its card (ARM=grpo)

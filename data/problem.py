@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from data.common.errors import UserError, require
+from data.common.fields import nearest
 from data.event import Event, event_from_json
 from data.rules import BASE_RULES, Rule, rule_from_json
 
@@ -124,7 +125,8 @@ class Problem:
             for name in rule.names():
                 require(
                     name in self.by_name,
-                    f"rule {rule.kind!r} names {name!r}, not one of the events",
+                    f"rule {rule.kind!r} names {name!r}, not one of the events"
+                    f"{nearest(name, self.by_name)}",
                 )
 
 

@@ -1,8 +1,9 @@
-"""``make try``: ask a trained model about a day of your own, and draw its answer.
+"""``make try``: the best plan for a day of your own, and what a trained model answers.
 
 The day is typed (as arguments, or on standard input) or read from a file (``--day``);
-``eval.day.days`` and ``eval.day.ics`` say which forms are read. The model's text is shown, then the
-day is drawn with the verdict and the proven optimum.
+``eval.day.days`` and ``eval.day.ics`` say which forms are read. First stands the plan that is
+proven best, with what it leaves out and why; ``--out`` saves it. Then several answers of the model
+are drawn, and the best one is shown beside the optimum.
 """
 
 from __future__ import annotations
@@ -10,22 +11,32 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from datetime import date
+from collections import Counter
+from dataclasses import replace
+from datetime import date, datetime, time
 from pathlib import Path
 
+from rich.console import Console
+
+from data.clock import CLOCK
 from data.common.console import plain_console
 from data.common.errors import UserError, run_main
-from data.recipe import recipe_arguments, recipe_from
+from data.common.files import write_bytes
+from data.event import Event, Schedule
+from data.problem import Problem
+from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import new_row
+from data.rules import BASE_RULES
 from data.run import BASE
 from data.sections import SEEDS
 from eval.answers.asker import shots_for
-from eval.answers.files import SampleRow
+from eval.answers.files import SampleRow, VerdictRow
 from eval.answers.judge import score_rows
-from eval.day.days import Day, prove_day, read_day
-from eval.day.terminal import draw_day, write
+from eval.day.days import Day, left_out, prove_day, read_day, with_rules
+from eval.day.terminal import draw_day, tell, write
 from eval.show.showcase import drawn_answer, drawn_problem
 from pipeline.model.load import load_model, quiet
+from rewards.verify import Status
 
 _HOW = "NAME HH:MM-HH:MM, ! for a priority"
 
@@ -73,42 +84,109 @@ def _arguments() -> argparse.Namespace:
         "--priorities", nargs="+", default=[], metavar="NAME",
         help="events, or categories of a calendar, that count twice",
     )  # fmt: skip
+    parser.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        help="further rules, such as 'at_most 4; gap 15; break 60 12:00-14:00'",
+    )
+    parser.add_argument("--answers", type=int, default=8, help="answers to draw")
+    parser.add_argument("--out", type=Path, metavar="FILE.ics", help="save the best plan")
     parser.add_argument("--seed", type=int, help="another one draws another answer")
     arguments = parser.parse_args()
     if arguments.seed is not None and not SEEDS.holds(arguments.seed):
         raise UserError(f"--seed must be {SEEDS.words}, not {arguments.seed}")
+    if arguments.answers < 1:
+        raise UserError("--answers must be 1 or more")
+    if arguments.out and arguments.day and arguments.out.resolve() == Path(arguments.day).resolve():
+        raise UserError(f"--out {arguments.out} would replace the day; name another file")
     return arguments
+
+
+def _show_plan(console: Console, problem: Problem, plan: Schedule) -> None:
+    """The proven plan, and why the other events are not in it."""
+
+    def line(event: Event) -> str:
+        sign = "!" if event.name in problem.priorities else " "
+        value = problem.value[event.name]
+        return f"  {CLOCK[event.start]}–{CLOCK[event.end]} {value:>4}{sign} {event.name}"
+
+    write(console, f"The best plan, {problem.optimum} weighted minutes, proven:")
+    for event in plan:
+        write(console, line(event))
+    for number, (event, reason) in enumerate(left_out(problem, plan)):
+        write(console, ("" if number else "Left out:\n") + f"{line(event)}: {reason}")
+
+
+def _save_plan(console: Console, plan: Schedule, midnight: datetime | None, out: Path) -> None:
+    from eval.day.ics import plan_calendar  # as the calendar that is read, only where there is one
+
+    midnight = midnight or datetime.combine(date.today(), time())
+    write_bytes(out, plan_calendar(plan, midnight))
+    write(console, f"{out}: the plan, on {midnight:%Y-%m-%d}")
+
+
+def _best_answer(
+    recipe: Recipe, arm: str, problem: Problem, arguments: argparse.Namespace, console: Console
+) -> tuple[SampleRow, VerdictRow]:
+    """The best of several answers of an arm, put back into the day's own words."""
+    asking = recipe.for_arm(arm).eval
+    shots = shots_for(recipe.run, recipe.seed, {"try": recipe.data.main}, asking.shots)["try"]
+    from eval.day.ask import ask, known_names, known_words  # loads torch and transformers
+
+    name = recipe.run.model(arm)
+    many = "an answer" if arguments.answers == 1 else f"{arguments.answers} answers"
+    write(console, f"\nAsking {arm} ({name}) for {many}, {len(problem.events)} events:\n")
+    quiet()
+    model, tokenizer = load_model(name, recipe.dtype)
+    asked, known = problem, known_names(tokenizer)
+    taught = any(use.tier.rules[1] for use in recipe.tier_uses.values())
+    if known and not taught and problem.rules != BASE_RULES:
+        tell(console, "This small model knows no further rules: asked without, judged by them.\n")
+        asked = replace(asked, rules=BASE_RULES)
+    words = known_words(tokenizer, asked, known)
+    if words:
+        tell(console, f"{words.note()}\n")
+        asked = words.put(asked)
+    asked, _ = prove_day(asked, "the day as it is asked")
+    row = new_row("day", "try", "", asked, recipe.data.reasoning)
+    seed = recipe.seed if arguments.seed is None else arguments.seed
+    drawn = ask(model, tokenizer, row, shots, asking, seed, arguments.answers)
+    given: list[SampleRow] = [
+        {
+            "id": "day", "arm": arm, "sample": i, "finish_reason": one.finish_reason,
+            "completion": words.back(one.completion) if words else one.completion,
+            "tokens": one.tokens,
+        }
+        for i, one in enumerate(drawn)
+    ]  # fmt: skip
+    verdicts = list(score_rows({"day": problem}, given, lenient=asking.lenient))
+    ranks = list(Status)
+    best = min(verdicts, key=lambda one: (ranks.index(Status(one["status"])), -one["ratio"]))
+    if arguments.answers > 1:
+        statuses = Counter(Status(one["status"]) for one in verdicts)
+        counts = ", ".join(f"{statuses[one]} {one}" for one in Status if statuses[one])
+        write(console, f"The best of {counts}:\n")
+    return given[best["sample"]], best
 
 
 def main() -> None:
     arguments = _arguments()
     recipe = recipe_from(arguments, made=True)
     # A model that is named on the command line is the one to ask.
-    named = BASE if arguments.model else None
-    arm = recipe.run.chosen(arguments.arm or named)
-    asking = recipe.for_arm(arm).eval
+    arm = recipe.run.chosen(arguments.arm or (BASE if arguments.model else None))
     console = plain_console()
-    shots = shots_for(recipe.run, recipe.seed, {"try": recipe.data.main}, asking.shots)["try"]
     day, source = the_day(arguments)
-    problem, _ = prove_day(day.problem, source)
-    write(console, "".join(f"{note}\n" for note in day.notes), end="")
-    from eval.day.ask import ask, spelled_out  # loads torch and transformers
-
-    name = recipe.run.model(arm)
-    write(console, f"Asking {arm} ({name}), {len(problem.events)} events:\n")
-    quiet()
-    model, tokenizer = load_model(name, recipe.dtype)
-    if strange := spelled_out(tokenizer, problem):
-        write(console, f"{strange}\n")
-    row = new_row("day", "try", "", problem, recipe.data.reasoning)
-    seed = recipe.seed if arguments.seed is None else arguments.seed
-    sample = ask(model, tokenizer, row, shots, asking, seed)
-    given: SampleRow = {
-        "id": "day", "arm": arm, "sample": 0, "completion": sample.completion,
-        "finish_reason": sample.finish_reason, "tokens": sample.tokens,
-    }  # fmt: skip
+    asked = with_rules(day.problem, (one for text in arguments.rule for one in text.split(";")))
+    problem, plan = prove_day(asked, source)
+    for note in day.notes:
+        tell(console, note)
+    _show_plan(console, problem, plan)
+    if arguments.out:
+        _save_plan(console, plan, day.midnight, arguments.out)
+    given, verdict = _best_answer(recipe, arm, problem, arguments, console)
     write(console, given["completion"])
-    (verdict,) = score_rows({"day": problem}, [given], lenient=asking.lenient)
+    row = new_row("day", "try", "", problem, recipe.data.reasoning)
     draw_day(console, drawn_problem(row), drawn_answer(problem, {**given, **verdict}))
 
 

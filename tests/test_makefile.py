@@ -81,6 +81,7 @@ def test_settings_of_an_experiment_reach_every_command_as_they_were_given(goal):
     ("goal", "name", "flag"),
     [
         ("try", "DAY", "--day"),
+        ("try", "RULE", "--rule"),
         ("base", "OUT", "--out"),
         ("doctor", "LOG", "--log"),
         ("base", "FROM", "--from"),

@@ -22,18 +22,19 @@ import re
 import struct
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import date
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date, datetime
 from io import BytesIO
 from lzma import LZMAError
 from zipfile import BadZipFile, ZipFile
 
-from data.clock import DAY
+from data.clock import DAY, MINUTE
 from data.common.errors import UserError, require
 from data.common.fields import nearest
 from data.event import Event, Schedule
 from data.problem import Problem
+from data.rules import DRAWN_KINDS, KINDS, Rule, rule_from_json
 from data.solver import UnprovenError, optimal_schedule
 from eval.day.entry import Entry, cleaned, json_entry, listed, typed_entry
 from eval.day.ics import read_calendar
@@ -51,10 +52,12 @@ _BROKEN_ZIP = (
 
 @dataclass(frozen=True)
 class Day:
-    """What is asked: the problem, and a sentence for whatever is not as it was given."""
+    """What is asked: the problem, a sentence for whatever is not as it was given, and when a
+    calendar's day begins."""
 
     problem: Problem
     notes: tuple[str, ...] = ()
+    midnight: datetime | None = None
 
 
 def read_day(
@@ -162,7 +165,7 @@ def day_of(
         tuple(name for name, e in named if e.priority or name in marked),
     )
     problem.check()
-    return Day(problem, tuple(notes))
+    return Day(problem, tuple(notes), entries[0].midnight)
 
 
 def _meant(words: Iterable[str], known: dict[str, tuple[str, ...]]) -> list[str]:
@@ -192,6 +195,61 @@ def _own_names(names: Sequence[str]) -> list[str]:
             candidate = f"{name} ({number})"
         own[candidate] = None
     return list(own)
+
+
+def with_rules(problem: Problem, spoken: Iterable[str]) -> Problem:
+    """The problem with further rules, each as ``kind values``: ``at_most 4``, ``break 12:00-13:00``
+    (or ``break 60 12:00-14:00``), ``before Standup, Lunch``, ``travel Gym, Pool / Office / 30``.
+
+    Raises:
+        UserError: naming the rule, where it has no such form or names no event of the day.
+    """
+    own = {name.casefold(): name for name in problem.by_name}
+    rules = [_rule(text.strip(), own) for text in spoken if text.strip()]
+    problem = replace(problem, rules=(*problem.rules, *rules))
+    problem.check()
+    return problem
+
+
+def _rule(text: str, own: Mapping[str, str]) -> Rule:
+    """A rule in words; ``own`` has the names of events by their small letters."""
+    kind, _, rest = text.partition(" ")
+    require(
+        kind in DRAWN_KINDS,
+        f"--rule {text!r:.80} is not KIND VALUES, as at_most 4, with one of "
+        f"{', '.join(DRAWN_KINDS)}{nearest(kind, DRAWN_KINDS)}",
+    )
+    types = {field.name: str(field.type) for field in fields(KINDS[kind])}
+    between = "/" if len(types) > 1 and "EventNames" in types.values() else ","
+    if not {"EventName", "EventNames"} & set(types.values()):
+        rest, between = " ".join(re.sub(r"(?<=\d) ?[-–] ?(?=\d)", " ", rest).split()), " "
+    values = [part.strip() for part in rest.split(between)] if len(types) > 1 else [rest.strip()]
+    if kind == "break" and len(values) == 2 and set(values) <= set(MINUTE):
+        values.insert(0, str(MINUTE[values[1]] - MINUTE[values[0]]))
+    form = " ".join(f" {between} ".join(types).upper().split())
+    require(len(values) == len(types), f"--rule {text!r:.80}: write {kind} {form}")
+
+    def named(name: str) -> str:
+        return own.get(name.strip().casefold(), name.strip())
+
+    read: dict[str, Callable[[str], object]] = {
+        "int": lambda value: int(value) if re.fullmatch(r"-?[0-9]{1,9}", value) else value,
+        "EventName": named,
+        "EventNames": lambda value: [named(name) for name in value.split(",")],
+    }
+    given = {k: read.get(t, str)(v) for (k, t), v in zip(types.items(), values, strict=True)}
+    return rule_from_json({"rule": kind, **given})
+
+
+def left_out(problem: Problem, plan: Schedule) -> Iterator[tuple[Event, str]]:
+    """Every event that is not in an optimal plan, and why it cannot be added to it."""
+    for event in problem.events:
+        if event in plan:
+            continue
+        others = [other.name for other in plan if other.overlaps(event)]
+        rule = problem.obstacle(plan, event)
+        said = rule.sentence() if rule else None
+        yield event, f"overlaps {', '.join(others)}" if others else f"would break: {said}"
 
 
 def prove_day(problem: Problem, source: str) -> tuple[Problem, Schedule]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from data.clock import DAY
@@ -33,6 +34,7 @@ class Entry:
     """An event as it was given: any name, minutes since midnight, ``start < end <= DAY``.
 
     ``categories`` are those of a calendar event; a user may name one to mark priorities.
+    ``midnight`` begins its day on the calendar's clock; None of one that is typed.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Entry:
     end: int
     priority: bool = False
     categories: tuple[str, ...] = ()
+    midnight: datetime | None = field(default=None, compare=False)
 
 
 def typed_entry(line: str, where: str) -> Entry | None:

@@ -35,6 +35,7 @@ from recurring_ical_events import CalendarQuery, EventAdapter
 
 from data.common.errors import UserError
 from data.common.fields import nearest
+from data.event import Event as DayEvent
 from eval.day.entry import Entry, cleaned, listed
 
 #: Days on either side that are searched where the day asked for has no events, and dates named.
@@ -121,6 +122,24 @@ def read_calendar(
         near = sorted(sorted(near, key=lambda other: abs(other - day))[:_NAMED])
         none += f" on {day}; the nearest dates with some are {', '.join(map(str, near))}"
     raise UserError(" ".join([f"{none}.", *lost]).rstrip("."))
+
+
+def plan_calendar(plan: Sequence[DayEvent], midnight: datetime) -> bytes:
+    """A schedule of the day that begins at ``midnight`` as an iCalendar file; in UTC, if that has a
+    zone, else on any clock."""
+    calendar = Calendar()
+    calendar.add("prodid", "-//Slotwise//make try//EN")
+    calendar.add("version", "2.0")
+    for number, chosen in enumerate(plan):
+        event = Event()
+        event.add("uid", f"{midnight:%Y%m%d}-{chosen.start}-{number}@slotwise")
+        event.add("dtstamp", datetime.now(UTC))
+        event.add("summary", chosen.name)
+        for key, minute in (("dtstart", chosen.start), ("dtend", chosen.end)):
+            moment = midnight.replace(hour=minute // 60, minute=minute % 60)
+            event.add(key, moment.astimezone(UTC) if moment.tzinfo else moment)
+        calendar.add_component(event)
+    return calendar.to_ical()
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -316,7 +335,8 @@ def _placed(event: Event, zone: tzinfo) -> tuple[date, Entry] | str:
     first, last = ((moment - midnight) // timedelta(minutes=1) for moment in (start, end))
     high = 1 <= event.get("PRIORITY", 0) <= 4
     categories = tuple(map(str, event.categories))
-    return start.date(), Entry(_name(event), first, last, high, categories)
+    begins = midnight.replace(tzinfo=zone if begin.tzinfo else None)
+    return start.date(), Entry(_name(event), first, last, high, categories, begins)
 
 
 def _span(event: Event) -> tuple[date, date]:
