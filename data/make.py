@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from data.card import dataset_card
+from data.common.console import plain_console, say
 from data.common.errors import run_main
 from data.common.files import Stage, sha256, write_json, write_jsonl, write_text
 from data.common.seeds import seed_of
@@ -28,7 +27,7 @@ from data.solver import is_computable
 
 def run(recipe: Recipe, force: bool) -> None:
     """Draw, prove and write everything, unless it is there already."""
-    say = Console()
+    console = plain_console()
     home, uses, largest_k = recipe.run, recipe.tier_uses, recipe.eval.samples
     settings = {
         "seed": recipe.seed,
@@ -42,7 +41,7 @@ def run(recipe: Recipe, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for split, tier, problems in draw_splits(recipe.seed, uses, say):
+    for split, tier, problems in draw_splits(recipe.seed, uses, console):
         for index, problem in enumerate(problems):
             identity = f"{split}-{tier}-{index:05d}"
             reasoning = recipe.data.reasoning if _is_reasoned(recipe.data, identity) else "none"
@@ -66,7 +65,7 @@ def run(recipe: Recipe, force: bool) -> None:
         },
     )
     made = ", ".join(f"{len(rows[split])} {split}" for split in SPLITS)
-    say.print(f"{home.data}: {made} problems; its README.md has what blind policies score on them")
+    say(console, f"{home.data}: {made} problems; its README.md has what blind policies score")
 
 
 def _is_reasoned(data: DataSection, identity: str) -> bool:

@@ -11,11 +11,12 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
 
+from data.common.console import paced
 from data.common.errors import run_main
 from data.common.files import write_json
 from data.common.seeds import seed_of
@@ -138,11 +139,10 @@ def main() -> None:
     options = parser.parse_args()
     margins = Margins(resamples=RESAMPLES)
     start = time.monotonic()
+    cells = [*product(known_cases(margins), STRENGTHS, STUDY_SIZES)]
     calibrations = [
-        calibrate_case(case, strength, size, options.repetitions, margins, SEED)
-        for case in known_cases(margins)
-        for strength in STRENGTHS
-        for size in STUDY_SIZES
+        calibrate_case(*cell, options.repetitions, margins, SEED)
+        for cell in paced(cells, len(cells), "calibrate", " cells")
     ]
     failures = [
         f"{one.scenario}, {one.strength}, {one.size}: {failure}"

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
+from data.common.console import paced
 from data.common.errors import require, run_main
 from data.common.files import Stage, read_jsonl, sha256, write_jsonl
 from data.common.seeds import seed_of
@@ -114,7 +115,8 @@ def _draw_successes(
         here = rows[: prompts - first]
         seeds = [seed_of(recipe.seed, "rejection", training.arm, first, row["id"]) for row in here]
         texts = [render(tokenizer, row["prompt"]) for row in here]
-        for i, group in sample(model, tokenizer, texts, answers, decoding, seeds, asking.rows):
+        drawn = sample(model, tokenizer, texts, answers, decoding, seeds, asking.rows)
+        for i, group in paced(drawn, len(texts), training.arm, f" prompts x {answers} answers"):
             ended = (prefix + one.completion for one in group if one.finish_reason == "stop")
             for text in dict.fromkeys(ended):
                 if verify(here[i]["problem"], text).status == Status.OPTIMAL:

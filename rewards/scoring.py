@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from statistics import fmean, stdev
 
+from data.common.console import paced
 from data.common.seeds import seed_of
 from data.event import Schedule
 from data.problem import Problem
@@ -96,7 +97,8 @@ def score_tier(
     """
     golds = [optimal_schedule(problem) or () for problem in problems]
     tally = PanelTally(len(problems))
-    for index, (problem, gold) in enumerate(zip(problems, golds, strict=True)):
+    solved = enumerate(zip(problems, golds, strict=True))
+    for index, (problem, gold) in paced(solved, len(problems), f"audit, {tier}", " problems"):
         rng = random.Random(seed_of(seed, "audit answers", tier, index))
         case = AttackCase(problem, gold, _stranger(problem, golds, index), rng)
         honest, made = scale(case), {name: attack.make(case) for name, attack in ATTACKS.items()}

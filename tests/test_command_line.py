@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data import make, recipe
+from data.common.console import paced
 from data.common.errors import UserError, run_main
 from pipeline import launch
 
@@ -147,6 +149,16 @@ def test_a_stage_without_what_it_needs_ends_with_one_sentence(
 def test_a_wrong_flag_is_one_sentence(stage, arguments, says, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert ending(stage, monkeypatch, *arguments).startswith(says)
+
+
+def test_a_long_work_says_from_its_first_seconds_on_what_time_is_left(monkeypatch, capsys):
+    seconds = iter(range(0, 100, 4))
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    assert list(paced("abcdefg", 7, "work", " letters")) == list("abcdefg")
+    assert capsys.readouterr().out.splitlines() == [
+        "work: 2/7 letters  0:00:20 left",
+        "work: 6/7 letters  0:00:04 left",
+    ]
 
 
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(tmp_path):

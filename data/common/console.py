@@ -1,13 +1,21 @@
-"""The terminal that tables and sentences are printed on."""
+"""The terminal that tables and sentences are printed on, and how long a work still takes."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import TypeVar
 
 from rich.console import Console
 
 #: Columns of what is printed where the output is not a terminal.
 WIDTH = 100
+#: Seconds of work after which its time left is said first, and then again.
+_FIRST_SAID, _SAID_EVERY = 5, 15
+
+T = TypeVar("T")
 
 
 def plain_console(width: int = WIDTH) -> Console:
@@ -21,3 +29,21 @@ def plain_console(width: int = WIDTH) -> Console:
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print sentences as they are, broken at words in a terminal and nowhere else."""
     console.print(text, style=style, markup=False, soft_wrap=not console.is_terminal)
+
+
+def paced(items: Iterable[T], total: int, what: str, each: str = "") -> Iterator[T]:
+    """Hand on ``total`` items, and say while they come what time the rest takes at this speed.
+
+    Args:
+        what: is done; stands before the numbers.
+        each: words behind them.
+    """
+    started = time.monotonic()
+    due = started + _FIRST_SAID
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now > due and done < total:
+            due = now + _SAID_EVERY
+            left = timedelta(seconds=int((now - started) / done * (total - done)))
+            print(f"{what}: {done}/{total}{each}  {left} left", flush=True)

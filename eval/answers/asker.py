@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.common.console import paced
 from data.common.errors import require
 from data.common.files import to_line, write_bytes
 from data.common.seeds import seed_of
@@ -35,9 +36,6 @@ from rewards.parse import is_cut_off
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: Seconds between two lines on how far an arm is.
-_SAID_EVERY = 15
 
 
 class Asker:
@@ -136,7 +134,8 @@ class Asker:
         seeds = [seed_of(self.seed, "continued", self.arm, *one[:2]) for one in opened]
         decoding = Decoding(limit, asking.temperature, asking.top_p)
         texts = [one.text for one in opened]
-        for i, [drawn] in sample(*self._loaded, prompts, 1, decoding, seeds, asking.rows):
+        continued = sample(*self._loaded, prompts, 1, decoding, seeds, asking.rows)
+        for i, [drawn] in paced(continued, len(texts), f"thinking {self.arm}", " answers"):
             texts[i] = "" if is_cut_off(drawn.finish_reason) else texts[i] + drawn.completion
         return texts
 
@@ -165,21 +164,17 @@ def write_answers(
     for row in missing:
         done.pop(row["id"], None)
     write_bytes(path, b"".join(chain.from_iterable(done.values())))
-    started = said = time.monotonic()
+    started = time.monotonic()
     drawn = asker.answers(missing, asking, stream) if missing else ()
     # A server may send lone surrogates, which UTF-8 cannot hold; in JSON their escape can.
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        for count, answers in enumerate(drawn, 1):
+        what, each = f"{stream} {asker.arm}", f" problems x {asking.samples} answers"
+        for answers in paced(drawn, len(missing), what, each):
             file.write("".join(map(to_line, answers)))
             file.flush()
-            now = time.monotonic()
-            if now - said > _SAID_EVERY or count == len(missing):
-                said = now
-                print(
-                    f"{stream} {asker.arm}: {count}/{len(missing)} problems x {asking.samples} "
-                    f"answers  {count * asking.samples / (now - started):.0f} answers/s",
-                    flush=True,
-                )
+    if missing:
+        speed = len(missing) * asking.samples / (time.monotonic() - started)
+        print(f"{what}: {len(missing)}{each}  {speed:.0f} answers/s", flush=True)
     lines = kept(path, asking.samples)
     write_bytes(path, b"".join(line for row in rows for line in lines[row["id"]]))
 

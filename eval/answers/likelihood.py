@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.common.console import paced
 from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.rows import Row
@@ -80,7 +81,8 @@ def score(model: PreTrainedModel, texts: Sequence[Encoded], top_p: float = TOP_P
     """Score answers under a model."""
     model.eval()
     scored = {}
-    for i, logits, tokens in answer_logits(model, texts, _BUDGET, left=True):
+    each = answer_logits(model, texts, _BUDGET, left=True)
+    for i, logits, tokens in paced(each, len(texts), "likelihood", " answers"):
         log_p, entropy, outside = token_statistics(logits, tokens, top_p)
         scored[i] = Scored(
             log_p.double().cpu().numpy(), entropy.double().cpu().numpy(), outside.cpu().numpy()
