@@ -249,12 +249,21 @@ def _replaced(below: Any, above: Any, source: str) -> Any:
     return {key: value for key, value in {**below, **above}.items() if value is not None}
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.default not in (None, False, [])
+        return super()._get_help_string(action) if shown else action.help
+
+
 def recipe_arguments(description: str) -> argparse.ArgumentParser:
     """The flags that every stage takes."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML file of the experiment")
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    parser.add_argument(
+        "--recipe", type=Path, required=True,
+        help="the experiment: one of pipeline/recipes by its name, or a YAML file",
+    )  # fmt: skip
     parser.add_argument("--model", help="folder or hub id of a base model, instead of the recipe's")
     parser.add_argument("--backend", choices=BACKENDS, help="what trains, instead of the recipe's")
     parser.add_argument(

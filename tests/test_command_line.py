@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data import make, recipe
-from data.common.console import paced
+from data.common.console import paced, say
 from data.common.errors import UserError, run_main
 from pipeline import launch
 
@@ -149,6 +150,25 @@ def test_a_stage_without_what_it_needs_ends_with_one_sentence(
 def test_a_wrong_flag_is_one_sentence(stage, arguments, says, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert ending(stage, monkeypatch, *arguments).startswith(says)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_sentences_break_at_words_in_a_terminal_and_nowhere_else(terminal, monkeypatch, capsys):
+    sentence = "a recipe that [bold]nobody[/bold] has written does not exist"
+    console = Console(width=20, force_terminal=terminal, color_system=None, highlight=False)
+    say(console, sentence)
+    said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert " ".join(said) == sentence
+    assert (max(map(len, said)) <= 20) == terminal
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+
+    def mistaken() -> None:
+        raise UserError(sentence)
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(mistaken)
+    assert ended.value.code.count("\n") == (3 if terminal else 0)
 
 
 def test_a_long_work_says_from_its_first_seconds_on_what_time_is_left(monkeypatch, capsys):
