@@ -359,7 +359,7 @@ def test_what_the_rest_of_a_log_refutes_was_and_is_no_finding(tmp_path, call, di
     assert "Was, from step" in call("--log", path)[0]
 
 
-CASES = Path("/work/shared/cases/logs")
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "logs"
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not on this machine")
