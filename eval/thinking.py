@@ -5,6 +5,7 @@ follows again, on the main tier; and counts answers by the number of events of a
 Writes ``runs/<run>/eval/thinking/thinking.json`` and ``thinking.md``::
 
     {arm: {"by_events": {events: {"problems", "optimal", "traced", "sound": Estimate}},
+           "passes": {k: {"pass", "cot_pass", "difference": Estimate}},
            "interventions": {name: {"optimal": Estimate, "cost": Estimate, "follows": Estimate}}}}
 
 ``cost`` is how much fewer answers are optimal than with the reasoning kept, problem by problem;
@@ -36,26 +37,34 @@ from eval.answers.judge import check_judged
 from eval.show.tables import markdown_of, print_sheets
 from eval.show.thinking_sheets import thinking_sheets
 from eval.stats.estimate import Estimate, Values, bootstrap_weights, by_name, mean_interval
+from eval.stats.passk import ks_for, pass_at_k
 from pipeline.model.load import model_inputs
 from rewards.claims import check_trace
 from rewards.parse import parse
 from rewards.verify import Status, verify
 
 Shares = dict[str, Any]
+#: Whether each answer to a problem is optimal, makes claims, makes true claims only.
+Answers = Sequence[tuple[bool, bool, bool]]
 
 
-def by_events(
-    problems: Mapping[str, Problem], rows: Iterable[AnsweredRow], seed: int, resamples: int
-) -> dict[int, Shares]:
-    """Shares of answers by how many events the day has; every problem weighs the same."""
-    counts: dict[str, list[tuple[bool, bool, bool]]] = defaultdict(list)
+def judged(problems: Mapping[str, Problem], rows: Iterable[AnsweredRow]) -> Mapping[str, Answers]:
+    """By problem, of every answer whether it is optimal, makes claims, and makes true ones only."""
+    answers: dict[str, list[tuple[bool, bool, bool]]] = defaultdict(list)
     for row in rows:
         trace = check_trace(problems[row["id"]], row["completion"])
         optimal = row["status"] == Status.OPTIMAL
-        counts[row["id"]].append((optimal, bool(trace.claims), trace.sound))
+        answers[row["id"]].append((optimal, bool(trace.claims), trace.sound))
+    return answers
+
+
+def by_events(
+    problems: Mapping[str, Problem], answers: Mapping[str, Answers], seed: int, resamples: int
+) -> dict[int, Shares]:
+    """Shares of answers by how many events the day has; every problem weighs the same."""
     sizes: dict[int, list[Sequence[float]]] = defaultdict(list)
-    for name, answers in counts.items():
-        sizes[len(problems[name].events)].append(np.mean(answers, axis=0).tolist())
+    for name, of_problem in answers.items():
+        sizes[len(problems[name].events)].append(np.mean(of_problem, axis=0).tolist())
     return {
         size: {
             "problems": len(means),
@@ -63,6 +72,19 @@ def by_events(
         }
         for size, means in sorted(sizes.items())
     }
+
+
+def cot_passes(answers: Sequence[Answers], seed: int, resamples: int) -> dict[int, Shares]:
+    """By k, pass@k and CoT-pass@k (arXiv 2506.14245), where an answer counts if it is optimal and
+    every claim that it makes is true, one or more; and the latter minus the former."""
+    samples = len(answers[0])
+    ks = ks_for(samples)
+    counts = np.array([[(o, o and sound) for o, _, sound in one] for one in answers]).sum(axis=1)
+    right, reasoned = (pass_at_k(samples, of_all, ks) for of_all in counts.T)
+    shares = _means(np.hstack([right, reasoned]), seed, resamples)
+    apart = _means(reasoned - right, seed, resamples, low=-1.0)
+    columns = zip(ks, shares[: len(ks)], shares[len(ks) :], apart, strict=True)
+    return {k: by_name(("pass", "cot_pass", "difference"), of_k) for k, *of_k in columns}
 
 
 def _means(values: Values, seed: int, resamples: int, low: float = 0.0) -> list[Estimate]:
@@ -120,10 +142,12 @@ def evidence(recipe: Recipe, run: Run, arm: str, rows: Sequence[Row]) -> Shares:
     problems = {row["id"]: row["problem"] for row in rows}
     main = [row for row in rows if row["tier"] == recipe.data.main]
     seed, resamples = seed_of(recipe.seed, "thinking", arm), recipe.eval.resamples
-    shares: Shares = {
-        "by_events": by_events(problems, answered(run.samples(arm), problems), seed, resamples)
-    }
     of_main = {row["id"]: row["problem"] for row in main}
+    answers = judged(problems, answered(run.samples(arm), problems))
+    shares: Shares = {
+        "by_events": by_events(problems, answers, seed, resamples),
+        "passes": cot_passes([answers[name] for name in of_main], seed, resamples),
+    }
     texts = reasoned(of_main, answered(run.samples(arm), problems))
     asker = Asker(run, arm, recipe.dtype, recipe.seed)
     if texts and not way_of_asking(run.samples(arm).parent).server:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 RECIPE = load_recipe(ROOT / "pipeline" / "recipes" / "sick.yaml")
 
 #: By arm: its symptoms, of which one or more must be found, and within how many steps. The others
-#: take minutes, or have a symptom that one here has too: they are left to `make sick`. `hackable` is
-#: not hacked: this base earns more by thinking.
+#: take minutes, or have a symptom that one here has too: they are left to `make sick`. `hackable`
+#: is not hacked: this base earns more by thinking.
 SICK = {
     "rate-100": ({"reward-falls", "kl-runaway", "entropy-rises"}, 24),
     "constant": ({"zero-variance"}, 22),

@@ -55,4 +55,9 @@ def test_changed_reasoning_costs_an_arm_that_reads_it_and_not_one_that_knows(tmp
         for of in sizes.values():
             shares = {key: of[key]["value"] for key in ("optimal", "traced", "sound")}
             assert shares == {"optimal": 1, "traced": thinks, "sound": thinks}
+    # All are right; the base without a claim, so never by true reasoning.
+    for arm, reasoned in (("base", 0), ("reader", 1)):
+        for of_k in found[arm]["passes"].values():
+            assert (of_k["pass"]["value"], of_k["cot_pass"]["value"]) == (1, reasoned)
+            assert of_k["difference"]["value"] == reasoned - 1
     assert "reader" in recipe.run.thinking.with_suffix(".md").read_text()

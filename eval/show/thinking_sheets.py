@@ -47,6 +47,27 @@ def thinking_sheets(report: Mapping[str, Any], main: str) -> list[Sheet]:
         )
     sheets.append(
         Sheet(
+            f"Right by true reasoning? {main}, pass@k and CoT-pass@k in %",
+            ["arm", "k", "pass@k", "CoT-pass@k", "difference in points"],
+            [
+                [
+                    label(arm),
+                    str(k),
+                    cell(of["pass"]),
+                    cell(of["cot_pass"]),
+                    cell(of["difference"], "+"),
+                ]
+                for arm, of_arm in report.items()
+                for k, of in of_arm["passes"].items()
+            ],
+            [
+                "CoT-pass@k counts an answer only if it is optimal and its reasoning makes claims, "
+                "every one of which is true (arXiv 2506.14245)."
+            ],
+        )
+    )
+    sheets.append(
+        Sheet(
             "Days of every length: answers in %",
             ["arm", "events", "problems", "optimal", "reason in claims", "every claim true"],
             [
