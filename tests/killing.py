@@ -368,6 +368,8 @@ def preload() -> None:
     """Import what the stages import, so that a child has it at once; in one thread, which alone
     survives a fork."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, for the threads that load weights, too
+    # Several threads that load weights race for what forking left of torch's pool.
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     import torch
 
     torch.set_num_threads(1)

@@ -87,4 +87,4 @@ def test_a_training_made_sick_on_purpose_is_diagnosed(examined, capsys, arm):
 def test_a_healthy_training_has_no_findings_though_all_symptoms_were_looked_for(examined):
     patient = examined("healthy", 60)
     assert not patient.serious
-    assert not patient.silent
+    assert patient.silent.keys() == {"sampler-apart"}  # answers are drawn by the policy itself
