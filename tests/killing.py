@@ -233,8 +233,8 @@ def _child(
                 full = blow.kind is None
                 if full and blow.most:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (blow.most, blow.most))
-                while not full:
-                    signal.pause()
+                while not full:  # to pause would miss a signal that has just come
+                    time.sleep(0.05)
             if full and not blow.most and event in ("open", "os.mkdir"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
