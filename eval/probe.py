@@ -32,7 +32,7 @@ from eval.show.tables import Sheet, label, markdown_of, print_sheets
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.model.load import model_inputs
-from rewards.parse import is_cut_off
+from rewards.parse import is_cut_off, whole
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
 
@@ -49,10 +49,11 @@ def outcomes_of(
         answers[row["id"]].append(row)
     statuses, rewards, cut = [], [], []
     for name, problem in problems.items():
-        cut.append([is_cut_off(row.get("finish_reason")) for row in answers[name]])
+        reasons = [row.get("finish_reason") for row in answers[name]]
+        cut.append(list(map(is_cut_off, reasons)))
         texts = [
-            "" if lost else row["completion"]
-            for row, lost in zip(answers[name], cut[-1], strict=True)
+            whole(row["completion"], reason)
+            for row, reason in zip(answers[name], reasons, strict=True)
         ]
         statuses.append([verify_text(problem, text).status for text in texts])
         rewards.append(totals(reward, [problem] * len(texts), texts))

@@ -27,6 +27,7 @@ from data.common.errors import run_main
 from data.common.files import Stage, sha256, write_json, write_text
 from data.common.seeds import seed_of
 from data.problem import Problem
+from data.prompts import THOUGHT
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
 from data.run import Run
@@ -48,14 +49,20 @@ Shares = dict[str, Any]
 Answers = Sequence[tuple[bool, bool, bool]]
 
 
-def judged(problems: Mapping[str, Problem], rows: Iterable[AnsweredRow]) -> Mapping[str, Answers]:
-    """By problem, of every answer whether it is optimal, makes claims, and makes true ones only."""
+def look(
+    problems: Mapping[str, Problem], rows: Iterable[AnsweredRow]
+) -> tuple[Mapping[str, Answers], dict[str, str]]:
+    """By problem, how its answers are, and the first of them whose reasoning makes claims and
+    ends."""
     answers: dict[str, list[tuple[bool, bool, bool]]] = defaultdict(list)
+    reasoned: dict[str, str] = {}
     for row in rows:
-        trace = check_trace(problems[row["id"]], row["completion"])
-        optimal = row["status"] == Status.OPTIMAL
-        answers[row["id"]].append((optimal, bool(trace.claims), trace.sound))
-    return answers
+        name, text = row["id"], row["completion"]
+        trace = check_trace(problems[name], text)
+        answers[name].append((row["status"] == Status.OPTIMAL, bool(trace.claims), trace.sound))
+        if trace.claims and THOUGHT.strip() in text:
+            reasoned.setdefault(name, text)
+    return answers, reasoned
 
 
 def by_events(
@@ -80,9 +87,9 @@ def cot_passes(answers: Sequence[Answers], seed: int, resamples: int) -> dict[in
     samples = len(answers[0])
     ks = ks_for(samples)
     counts = np.array([[(o, o and sound) for o, _, sound in one] for one in answers]).sum(axis=1)
-    right, reasoned = (pass_at_k(samples, of_all, ks) for of_all in counts.T)
-    shares = _means(np.hstack([right, reasoned]), seed, resamples)
-    apart = _means(reasoned - right, seed, resamples, low=-1.0)
+    right, by_truth = (pass_at_k(samples, of_all, ks) for of_all in counts.T)
+    shares = _means(np.hstack([right, by_truth]), seed, resamples)
+    apart = _means(by_truth - right, seed, resamples, low=-1.0)
     columns = zip(ks, shares[: len(ks)], shares[len(ks) :], apart, strict=True)
     return {k: by_name(("pass", "cot_pass", "difference"), of_k) for k, *of_k in columns}
 
@@ -91,18 +98,6 @@ def _means(values: Values, seed: int, resamples: int, low: float = 0.0) -> list[
     """Means over the rows of ``values`` [problems, quantities]."""
     weights = bootstrap_weights(len(values), resamples, np.random.default_rng(seed))
     return mean_interval(values, weights, bounds=(low, 1.0))
-
-
-def reasoned(problems: Mapping[str, Problem], rows: Iterable[AnsweredRow]) -> dict[str, str]:
-    """The first answer to each problem whose reasoning makes claims and ends."""
-    chosen: dict[str, str] = {}
-    for row in rows:
-        name, text = row["id"], row["completion"]
-        if name not in problems or name in chosen or "</think>" not in text:
-            continue
-        if check_trace(problems[name], text).claims:
-            chosen[name] = text
-    return chosen
 
 
 def intervene(
@@ -143,12 +138,12 @@ def evidence(recipe: Recipe, run: Run, arm: str, rows: Sequence[Row]) -> Shares:
     main = [row for row in rows if row["tier"] == recipe.data.main]
     seed, resamples = seed_of(recipe.seed, "thinking", arm), recipe.eval.resamples
     of_main = {row["id"]: row["problem"] for row in main}
-    answers = judged(problems, answered(run.samples(arm), problems))
+    answers, reasoned = look(problems, answered(run.samples(arm), problems))
     shares: Shares = {
         "by_events": by_events(problems, answers, seed, resamples),
         "passes": cot_passes([answers[name] for name in of_main], seed, resamples),
     }
-    texts = reasoned(of_main, answered(run.samples(arm), problems))
+    texts = {name: text for name, text in reasoned.items() if name in of_main}
     asker = Asker(run, arm, recipe.dtype, recipe.seed)
     if texts and not way_of_asking(run.samples(arm).parent).server:
         print(f"thinking: {arm}: {len(texts)} answers go on from changed reasoning", flush=True)

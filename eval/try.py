@@ -36,6 +36,7 @@ from eval.day.days import Day, left_out, prove_day, read_day, with_rules
 from eval.day.terminal import draw_day, tell, write
 from eval.show.showcase import drawn_answer, drawn_problem
 from pipeline.model.load import load_model, quiet
+from rewards.reward import order_of
 from rewards.verify import Status
 
 _HOW = "NAME HH:MM-HH:MM, ! for a priority"
@@ -161,8 +162,7 @@ def _best_answer(
         for i, one in enumerate(drawn)
     ]  # fmt: skip
     verdicts = list(score_rows({"day": problem}, given, lenient=asking.lenient))
-    ranks = list(Status)
-    best = min(verdicts, key=lambda one: (ranks.index(Status(one["status"])), -one["ratio"]))
+    best = max(verdicts, key=lambda one: order_of(one["status"], one["ratio"]))
     if arguments.answers > 1:
         statuses = Counter(Status(one["status"]) for one in verdicts)
         counts = ", ".join(f"{statuses[one]} {one}" for one in Status if statuses[one])

@@ -34,6 +34,7 @@ from pipeline.model.processes import by_main
 from pipeline.train.settings import grpo_config, sft_config
 from pipeline.train.trainer import run_trainer
 from pipeline.train.training import Training, training_of
+from rewards.parse import whole
 from rewards.verify import Status, verify
 
 
@@ -117,8 +118,8 @@ def _draw_successes(
         texts = [render(tokenizer, row["prompt"]) for row in here]
         drawn = sample(model, tokenizer, texts, answers, decoding, seeds, asking.rows)
         for i, group in paced(drawn, len(texts), training.arm, f" prompts x {answers} answers"):
-            ended = (prefix + one.completion for one in group if one.finish_reason == "stop")
-            for text in dict.fromkeys(ended):
+            texts_of = (whole(prefix + one.completion, one.finish_reason) for one in group)
+            for text in dict.fromkeys(texts_of):
                 if verify(here[i]["problem"], text).status == Status.OPTIMAL:
                     yield {"id": here[i]["id"], "completion": text}
 

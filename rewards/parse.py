@@ -87,6 +87,11 @@ def is_cut_off(finish_reason: object) -> bool:
     return str(finish_reason).casefold() in _CUT
 
 
+def whole(completion: str, finish_reason: object) -> str:
+    """A completion that ended by itself; else "", which is no answer."""
+    return "" if is_cut_off(finish_reason) else completion
+
+
 def opened_reasoning(text: str) -> str:
     """The mark with which a rendered prompt opens the reasoning at its end, or nothing."""
     text = text.rstrip().removesuffix("<|message|>")

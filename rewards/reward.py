@@ -259,7 +259,12 @@ def text_of(completion: Any) -> str:
 
 def order(verdict: Verdict) -> tuple[int, float]:
     """Sort key of verdicts, worst first: status, then ratio."""
-    return _WORST_FIRST.index(verdict.status), verdict.ratio
+    return order_of(verdict.status, verdict.ratio)
+
+
+def order_of(status: str, ratio: float) -> tuple[int, float]:
+    """``order`` of a verdict that was written to a row."""
+    return _WORST_FIRST.index(Status(status)), ratio
 
 
 def _by_verdict(component: Component) -> Callable[..., list[float | None]]:

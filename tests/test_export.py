@@ -180,7 +180,9 @@ def test_an_arm_trained_from_another_model_than_the_recipe_names_is_refused(reci
 
 def test_the_metadata_is_what_the_hub_reads(evaluated):
     found = ModelCard(told(export.run(evaluated, "grpo"))).data
-    assert (found.base_model, found.library_name) == (CONTENT["model"], "transformers")
+    told_to_hub = found.to_dict()
+    assert told_to_hub["base_model"] == CONTENT["model"]
+    assert told_to_hub["library_name"] == "transformers"
     assert found.tags == ["slotwise", "scheduling", "trl", "sft", "grpo"]
     assert found.license is None
     [result] = found.eval_results

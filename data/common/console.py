@@ -28,7 +28,8 @@ def plain_console(width: int = WIDTH) -> Console:
 
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print sentences as they are, broken at words in a terminal and nowhere else."""
-    console.print(text, style=style, markup=False, soft_wrap=not console.is_terminal)
+    wraps = console.is_terminal
+    console.print(text, style=style, markup=False, emoji=False, soft_wrap=not wraps)
 
 
 def paced(items: Iterable[T], total: int, what: str, each: str = "") -> Iterator[T]:

@@ -32,7 +32,7 @@ from pipeline.model.decode import (
     sample,
 )
 from pipeline.model.load import check_template, load_model, quiet, read_tokenizer
-from rewards.parse import is_cut_off
+from rewards.parse import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,7 +136,7 @@ class Asker:
         texts = [one.text for one in opened]
         continued = sample(*self._loaded, prompts, 1, decoding, seeds, asking.rows)
         for i, [drawn] in paced(continued, len(texts), f"thinking {self.arm}", " answers"):
-            texts[i] = "" if is_cut_off(drawn.finish_reason) else texts[i] + drawn.completion
+            texts[i] = whole(texts[i] + drawn.completion, drawn.finish_reason)
         return texts
 
 

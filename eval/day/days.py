@@ -43,7 +43,7 @@ from eval.day.ics import read_calendar
 _EFFORT = 30.0
 #: Bytes of the calendars in a zip.
 _MOST_UNZIPPED = 100_000_000
-#: What zipfile and its decompressors raise for files that are broken or locked.
+#: Errors of zipfile and its decompressors for files that are broken or locked.
 _BROKEN_ZIP = (
     *(BadZipFile, zlib.error, LZMAError, struct.error, EOFError),
     *(RuntimeError, OSError, ValueError, LookupError),

@@ -56,7 +56,7 @@ _BLOCKS = {
     kind: re.compile(rf"^BEGIN:{kind}\s*$.*?^END:{kind}\s*$", _IN_LINES)
     for kind in ("VTIMEZONE", "VALARM", "VTODO", "VFREEBUSY", "VJOURNAL", "VEVENT")
 }
-#: What is no event, as it is named where it is broken.
+#: Parts of a calendar that are no events, as they are named where they are broken.
 _PARTS = {
     "VTIMEZONE": "a time zone", "VALARM": "an alarm", "VTODO": "a to-do",
     "VFREEBUSY": "free/busy times", "VJOURNAL": "a journal entry",

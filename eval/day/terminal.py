@@ -7,17 +7,16 @@ reads no markup or emoji codes in any of it.
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from data.clock import CLOCK
+from data.common.console import say
 from eval.day.entry import JOINERS
 from rewards.verify import Status
 
@@ -51,15 +50,16 @@ def visible(text: str) -> str:
 
 def write(console: Console, text: str, end: str = "\n", style: str | None = None) -> None:
     """Write text that may be hostile, as it is: no markup, no wrapping, nothing highlighted."""
-    text = visible(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
-    console.out(text, end=end, style=style, highlight=False)
+    console.out(_printable(console, text), end=end, style=style, highlight=False)
 
 
 def tell(console: Console, text: str) -> None:
-    """Write a sentence, broken at words in a terminal."""
-    width = console.width if console.is_terminal else sys.maxsize
-    for line in text.split("\n"):
-        write(console, "\n".join(wrap(visible(line), width, break_long_words=False)))
+    """Write a sentence that may be hostile, broken at words in a terminal."""
+    say(console, _printable(console, text))
+
+
+def _printable(console: Console, text: str) -> str:
+    return visible(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def draw_day(console: Console, problem: Mapping[str, Any], answer: Mapping[str, Any]) -> None:

@@ -244,7 +244,7 @@ def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> De
     return Conclusion.INCONCLUSIVE, f"{beyond}{why}"
 
 
-#: What a control that is missing would tell.
+#: Explanations that a missing control would rule out.
 _CONTROLS = {
     "base_best": "a lower temperature or a better reading of base",
     "format_only": "the form of the answers",

@@ -24,8 +24,8 @@ POWER = 0.8
 #: does not, by chance; and the share that the base misses in all its samples, of those that no new
 #: skill is about.
 SPREAD, CHURN, MISSED = 0.35, 0.1, 0.5
-#: What is needed is said of a skill that is new on this share of problems, up to so many times as
-#: many problems and samples.
+#: Share of problems on which a skill is new, for which the sizes needed are told, up to so many
+#: times as many problems and samples.
 SHARE, MOST = 0.1, 32
 
 
@@ -152,7 +152,7 @@ def detectable(
         skill,
         reliable / fresh if reliable <= fresh else None,
         None if narrowed is None else max(margins.narrowed, narrowed),
-        # Where the base missed nothing, at most this share may be perhaps beyond it.
+        # The upper limit of a share of which nothing was seen must lie below ``reach``.
         math.ceil(np.log(1 - margins.level) / np.log(1 - margins.reach)),
         new(1.0) is not None,
         SHARE,

@@ -34,7 +34,7 @@ _OTHER = (
     "format", "xml", "tag", "structure", "length", "/int_", "style", "penalty", "repet", "cosine",
     "language", "think", "reason", "approx",
 )  # fmt: skip
-#: What rewards pay for a right answer.
+#: Usual rewards of a right answer.
 _PAID = (1, 2, 3, 4, 5, 10, 20, 50, 100)
 
 

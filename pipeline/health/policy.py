@@ -214,7 +214,7 @@ def entropy_collapse(
         "set `loss_type` to dapo",
     ),
     source="arXiv 2503.14476, section 3.3 (an unhealthy rise of entropy, with gibberish); here: at "
-    "100 times the learning rate (README, sick on purpose)",
+    "100 times the learning rate (docs/watching.md)",
     needs={"entropy": 2 * FEW},
 )
 def entropy_rises(

@@ -141,7 +141,7 @@ def _spread(s: Signals) -> float:
         "with a curriculum, compare on val",
     ),
     source="ms-swift issue 6550 (all rewards fall as the KL jumps); here: at 100 times the "
-    "learning rate (README, sick on purpose)",
+    "learning rate (docs/watching.md)",
     needs={"reward": ENOUGH, "reward spread": 1},
     trend=True,
     unless=("hacking",),
@@ -259,7 +259,7 @@ def truth_falls(s: Signals) -> Seen | None:
         "check that groups hold any right answer at all",
     ),
     source="here: with the graded reward the share of valid answers rose from 0.3 to 65 % with "
-    "under 1 % optimal (README, four cells)",
+    "under 1 % optimal (docs/results.md)",
     needs={"form or format": 1, "truth": 1},
     trend=True,
 )

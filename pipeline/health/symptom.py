@@ -83,7 +83,7 @@ def _rows(s: Signals, need: str) -> int:
     return max(s[name].count for name in need.split(" or "))
 
 
-#: What cannot act where a generation is used for one optimizer step: the probability ratio is 1.
+#: Keys without effect where a generation is used for one optimizer step: the ratio is 1 there.
 _CLIPPING = ("epsilon", "epsilon_high", "num_iterations")
 #: From which value on advice to raise a key is taken already, and at which that to set it.
 _HIGH = {"epsilon_high": 0.28, "beta": 0.04, "temperature": 1.0, "entropy_coef": 1e-6}

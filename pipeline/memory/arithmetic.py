@@ -15,7 +15,7 @@ GIB = 2**30
 #: Assumed: CUDA's context and its kernels, which PyTorch does not count, and the share that its
 #: caching allocator holds beyond what is used.
 CONTEXT, FRAGMENTATION = int(0.6 * GIB), 0.05
-#: What lasts, and then what comes and goes, in the order in which they are shown.
+#: Kinds of memory as they are shown: those that last, then those that come and go.
 PARTS = (
     "weights", "adapters", "optimizer states", "reference model",
     "gradients", "activations", "logits", "KV cache", "working space",

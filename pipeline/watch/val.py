@@ -30,6 +30,7 @@ from pipeline.model.decode import (
     stop_tokens,
 )
 from pipeline.model.score import Encoded, encode, log_probabilities
+from rewards.parse import whole
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify
 
@@ -137,8 +138,7 @@ class Yardsticks:
             problem = row["problem"].text
             for one in group:
                 asked.append(problem)
-                cut = one.finish_reason == "length"  # no answer, as in training
-                texts.append("" if cut else self.prefix + one.completion)
+                texts.append(whole(self.prefix + one.completion, one.finish_reason))
                 verdicts.append(verify(row["problem"], texts[-1]).status)
         paid = totals(self.reward, asked, texts)
         return {
