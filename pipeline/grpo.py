@@ -32,6 +32,7 @@ def trainer_for(
     from datasets import Dataset
     from trl import GRPOTrainer
 
+    from pipeline.train.prompt_once import PromptOnceTrainer, can_share
     from pipeline.train.rollouts import rollouts_for
 
     recipe = training.recipe
@@ -39,14 +40,14 @@ def trainer_for(
     prepare(model)
     stops = set(stop_tokens(model, tokenizer).tolist())
     args = grpo_config(recipe, output, answer_limit(tokenizer, rows))
-    trainer = GRPOTrainer(
+    is_ours = not training.backend.is_unsloth  # whose trainer draws and trains by its own kernels
+    trainer = (PromptOnceTrainer if is_ours and can_share(model, args) else GRPOTrainer)(
         model=model,
         args=args,
         reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer), stops)],
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        # Unsloth's trainer draws by its own kernels.
-        rollout_func=None if training.backend.is_unsloth else rollouts_for(model, args),
+        rollout_func=rollouts_for(model, args) if is_ours else None,
     )
     return hold_adapters_whole(trainer, recipe.quantised)
 

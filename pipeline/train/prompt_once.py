@@ -1,0 +1,119 @@
+"""GRPO's training step with each prompt read once for its whole group, as the sampler reads it.
+
+TRL reads prompt and answer together for every answer. But the answers to a prompt share it, so its
+keys and values are computed once, with their gradients, and every answer goes on from there. The
+loss is the same but for rounding. Answers of like length go through the model together, so little
+is computed for padding, and the logits of answers alone are computed, some at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from trl import GRPOTrainer
+from trl.trainer.utils import _ChunkedLogProbFunction
+
+from pipeline.model import processes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from trl import GRPOConfig
+
+#: Answers that go through the model together.
+ROWS = 16
+#: Words of the vocabulary whose logits are computed at a time.
+_WORDS = 8192
+
+
+def can_share(model: PreTrainedModel, args: GRPOConfig) -> bool:
+    """Whether a prompt's keys and values are all that an answer needs of it, found by trying: a
+    model may scale its logits, or keep another state than keys and values."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if set(layers) - {"full_attention"} or args.gradient_checkpointing or args.use_liger_kernel:
+        return False
+    if processes.count() > 1:  # whose wrappers gather gradients as they are called
+        return False
+    ids = torch.arange(24, device=model.device).reshape(2, 12).repeat_interleave(2, 0)
+    mask = torch.ones_like(ids)
+    mask[0, :2] = mask[1, -2:] = 0
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -6:-1]
+            plain = logits.float().log_softmax(-1).gather(-1, ids[:, -5:, None])[..., 0]
+            ours, _ = score_answers(causal_of(model), ids, mask, 5, 1.0)
+    except Exception:  # whatever a model runs into that cannot do this
+        return False
+    finally:
+        model.train(training)
+    apart = (ours - plain * mask[:, -5:]).abs().max()
+    return bool(apart < (1e-3 if model.dtype == torch.float32 else 0.2))
+
+
+def causal_of(model: Any) -> Any:
+    """The model itself, below PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class PromptOnceTrainer(GRPOTrainer):
+    """TRL's trainer, which computes log-probabilities as this module's docstring says."""
+
+    def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
+        compute_entropy=False, compute_aux_loss=False, **more,
+    ):  # fmt: skip
+        """Log-probabilities and entropies [rows, logits_to_keep], 0 where an answer has ended."""
+        causal = causal_of(self.accelerator.unwrap_model(model))
+        with self.accelerator.autocast():
+            logps, entropies = score_answers(
+                causal, input_ids, attention_mask, logits_to_keep, self.temperature
+            )
+        return logps, entropies if compute_entropy else None, None
+
+
+def score_answers(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, answer: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability in nats of each token of the answers, and the entropy that it is drawn from,
+    both [rows, answer], 0 where ``mask`` is.
+
+    Args:
+        ids: prompts, padded on the left, and answers, padded on the right [rows, prompt + answer].
+        mask: 1 where there is a token [rows, prompt + answer].
+        answer: length of the longest answer.
+    """
+    read = ids.shape[1] - answer - 1  # the prompt's last token has the answer's first logits
+    prompts, prompt_of = torch.cat([ids[:, :read], mask[:, :read]], 1).unique(
+        dim=0, return_inverse=True
+    )
+    asked = model.base_model(
+        input_ids=prompts[:, :read], attention_mask=prompts[:, read:], use_cache=True,
+        past_key_values=DynamicCache(config=model.config),
+    ).past_key_values  # fmt: skip
+    lengths = mask[:, -answer:].sum(1)
+    logps, entropies = (torch.zeros(len(ids), answer, device=ids.device) for _ in range(2))
+    head: Any = model.get_output_embeddings()
+    for rows in lengths.argsort(stable=True).split(ROWS):
+        end = read + 1 + int(lengths[rows].max())
+        kept = DynamicCache(
+            [(la.keys[prompt_of[rows]], la.values[prompt_of[rows]]) for la in asked.layers]
+        )
+        hidden = model.base_model(
+            input_ids=ids[rows, read:end], attention_mask=mask[rows, :end], use_cache=True,
+            past_key_values=kept,
+        ).last_hidden_state[:, :-1]  # fmt: skip
+        real = mask[rows, read + 1 : end].bool()
+        place = rows[:, None].expand_as(real)[real], real.nonzero()[:, 1]
+        found = _ChunkedLogProbFunction.apply(
+            hidden[real], head.weight, head.bias, ids[rows, read + 1 : end][real], temperature,
+            _WORDS, None, 1.0,
+        )  # fmt: skip
+        logps, entropies = (
+            whole.index_put(place, part)
+            for whole, part in zip((logps, entropies), found, strict=True)
+        )
+    return logps, entropies

@@ -1,0 +1,84 @@
+"""GRPO's step reads a prompt once for its group, and learns the same as TRL's own."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import ARCHITECTURES, LORA, random_model
+from trl import GRPOTrainer
+
+from pipeline.train.prompt_once import PromptOnceTrainer, can_share
+from pipeline.train.settings import TARGETS
+
+ARGS = SimpleNamespace(gradient_checkpointing=False, use_liger_kernel=False)
+ANSWER, TEMPERATURE = 9, 0.7
+
+
+def batch(words):
+    """Two prompts of unlike length, twenty answers of unlike length to each, in mixed order."""
+    draw = torch.Generator().manual_seed(5)
+    asked = torch.randint(5, words, (2, 12), generator=draw)
+    ids = torch.cat([asked.repeat(20, 1), torch.randint(5, words, (40, ANSWER), generator=draw)], 1)
+    mask = torch.ones_like(ids)
+    mask[::2, :4] = 0
+    ids[::2, :4] = 0
+    for row in range(1, 40):
+        mask[row, 12 + 1 + row % ANSWER :] = 0
+    return ids, mask
+
+
+OURS, TRLS = PromptOnceTrainer._get_per_token_logps_and_entropies, GRPOTrainer._full_logits_logps
+
+
+def learned(score, model):
+    """What a trainer's ``score`` finds for the batch, and the gradient of a sum over it."""
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda m: m, autocast=torch.enable_grad),
+        model_kwarg_keys={"logits_to_keep"},
+        temperature=TEMPERATURE,
+        _entropy_bonus_enabled=True,
+    )
+    ids, mask = batch(model.config.vocab_size)
+    model.zero_grad()
+    found = score(trainer, model, ids, mask, ANSWER, compute_entropy=True)
+    real = mask[:, -ANSWER:]
+    weight = torch.linspace(-1, 1, ANSWER) * real
+    (found[0] * weight + 0.1 * found[1] * weight).sum().backward()
+    gradient = [p.grad for p in model.parameters() if p.grad is not None]
+    return found[0] * real, found[1] * real, torch.cat([g.flatten() for g in gradient])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"gemma3"}))
+def test_probabilities_entropies_and_gradients_are_those_of_trl(architecture, adapted):
+    model, _ = random_model(architecture)
+    if adapted:
+        targets = "all-linear" if architecture == "phi3" else list(TARGETS["all"])
+        model = get_peft_model(model, LoraConfig(**{**LORA, "target_modules": targets}))
+    model.train()
+    assert can_share(model, ARGS)
+    for mine, theirs in zip(learned(OURS, model), learned(TRLS, model), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_left_to_trl():
+    sliding, _ = random_model("gemma3")
+    assert not can_share(sliding, ARGS)
+    scaled, _ = random_model("llama")
+    plain = scaled.forward
+
+    def forward(*args, **kwargs):
+        found = plain(*args, **kwargs)
+        found.logits = found.logits * 40
+        return found
+
+    scaled.forward = forward
+    assert not can_share(scaled, ARGS)
+
+
+def test_checkpointed_activations_are_left_to_trl():
+    model, _ = random_model("llama")
+    assert not can_share(
+        model, SimpleNamespace(gradient_checkpointing=True, use_liger_kernel=False)
+    )
