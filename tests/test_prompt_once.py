@@ -1,5 +1,6 @@
 """GRPO's step reads a prompt once for its group, and learns the same as TRL's own."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import ARCHITECTURES, LORA, random_model
 from trl import GRPOTrainer
 
-from pipeline.train.prompt_once import PromptOnceTrainer, can_share
+from pipeline.train.prompt_once import PromptOnceTrainer, by_prompt, can_share
 from pipeline.train.settings import TARGETS
 
 ARGS = SimpleNamespace(gradient_checkpointing=False, use_liger_kernel=False)
@@ -82,3 +83,23 @@ def test_checkpointed_activations_are_left_to_trl():
     assert not can_share(
         model, SimpleNamespace(gradient_checkpointing=True, use_liger_kernel=False)
     )
+
+
+def test_batches_hold_whole_groups_and_the_same_rows_as_before():
+    prompts = torch.tensor([[3, 1], [2, 7], [2, 7], [3, 1], [2, 8], [2, 7], [3, 1], [2, 8]])
+    rows = {
+        "prompt_ids": prompts,
+        "advantages": torch.arange(8),
+        "num_items_in_batch": torch.tensor(5),
+    }
+    mixed = [
+        {key: v[part] if v.ndim else v for key, v in rows.items()}
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    batches = by_prompt(mixed)
+    whole = [row for batch in batches for row in map(tuple, batch["prompt_ids"].tolist())]
+    assert len(batches) == 2
+    assert sum(one != other for one, other in pairwise(whole)) == 2
+    paid = torch.cat([batch["advantages"] for batch in batches])
+    assert sorted(paid.tolist()) == list(range(8))
+    assert [tuple(prompts[i].tolist()) for i in paid] == whole

@@ -8,13 +8,13 @@ is computed for padding, and the logits of answers alone are computed, some at a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from trl import GRPOTrainer
-from trl.trainer.utils import _ChunkedLogProbFunction
+from trl.trainer.utils import _ChunkedLogProbFunction, split_tensor_dict
 
 from pipeline.model import processes
 
@@ -63,6 +63,18 @@ def causal_of(model: Any) -> Any:
 class PromptOnceTrainer(GRPOTrainer):
     """TRL's trainer, which computes log-probabilities as this module's docstring says."""
 
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """As TRL's, but where all answers go into one step, the batches that its gradient is summed
+        over have whole groups: TRL mixes them, so that each batch would read most prompts."""
+        before, trainer = self._buffered_inputs, cast("Any", self)
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        batches, args = self._buffered_inputs, trainer.args
+        in_one_step = args.gradient_accumulation_steps % args.steps_per_generation == 0
+        if trainer.model.training and batches is not before and in_one_step:
+            self._buffered_inputs = by_prompt(batches)
+            return self._buffered_inputs[self._step % args.steps_per_generation]
+        return inputs
+
     def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
         compute_entropy=False, compute_aux_loss=False, **more,
@@ -74,6 +86,20 @@ class PromptOnceTrainer(GRPOTrainer):
                 causal, input_ids, attention_mask, logits_to_keep, self.temperature
             )
         return logps, entropies if compute_entropy else None, None
+
+
+def by_prompt(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The rows of all batches, those of one prompt together, in as many batches as before."""
+    if len(batches) == 1:
+        return batches
+    prompts = torch.cat([batch["prompt_ids"] for batch in batches])
+    order = prompts.unique(dim=0, return_inverse=True)[1].argsort(stable=True)
+    rows: Any = {
+        key: torch.cat([batch[key] for batch in batches])[order] if value.ndim else value
+        for key, value in batches[0].items()
+    }
+    split: Any = split_tensor_dict(rows, len(batches))
+    return list(split)
 
 
 def score_answers(
