@@ -86,7 +86,8 @@ def _grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of one new token over the cache, without repeating grouped keys; all else: SDPA.
+    """Attention of one new token over the cache, without repeating grouped keys: the heads that
+    share a key stand where tokens do; all else: SDPA.
 
     Shapes: query [rows, heads, 1, d], key and value [rows, kv heads, length, d].
     """
@@ -97,10 +98,9 @@ def _grouped_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     grouped = query.view(rows, groups, heads // groups, width)
-    scores = torch.matmul(grouped, key.transpose(2, 3)) * (scaling or width**-0.5)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, float("-inf"))
-    out = torch.matmul(scores.softmax(-1), value)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attention_mask, scale=scaling
+    )
     return out.view(rows, 1, heads, width), None
 
 
