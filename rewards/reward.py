@@ -2,7 +2,7 @@
 
 GRPO needs nothing but a prompt and a deterministic reward. Every shape but the published one is a
 function of the verdict, never a second judgement of the text, so what training pays for is what
-evaluation counts. Whether a shape can be gamed is measured by ``rewards.audit``.
+evaluation counts; ``reasoned`` pays for true reasoning beside it. Whether a shape can be gamed is measured by ``rewards.audit``.
 
 Under every shape TRL is handed the functions that are paid and, with weight 0, the components that
 are not: the truth stands beside the reward in the log. It also keeps TRL from setting aside an
@@ -28,6 +28,7 @@ from data.common.fields import check_keys, nearest
 from data.problem import Problem, problem_from_text
 from data.sections import RewardSection
 from rewards import blog
+from rewards.claims import check_trace
 from rewards.verify import VALID, Status, Verdict, verify_text
 
 #: None where a component does not apply to a verdict; TRL counts it 0 in the sum and leaves it out
@@ -93,6 +94,11 @@ SHAPES: dict[str, Shape] = {
         "No weights to get wrong, but the best of a bad group earns as much as that of a good one.",
         {"ranked": 1.0},
         in_group=True,
+    ),
+    "reasoned": Shape(
+        "Half for the optimum, half for reasoning that leads to it in true claims alone. It keeps "
+        "reasoning true that the optimum alone lets drift, but needs claims that can be checked.",
+        {"optimal": 0.5, "sound": 0.5},
     ),
     "blog": Shape(
         "The published reward, of 100, for comparison only. It is dense, but judges the text a "
@@ -298,6 +304,18 @@ def _ranked(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]
     return [share(problem, key) for problem, key in zip(problems, keys, strict=True)]
 
 
+def _sound(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+    """1 when the answer is optimal and what its reasoning leads to, and each claim is true."""
+
+    def holds(problem: str, text: str) -> bool:
+        if verify_text(problem, text).status != Status.OPTIMAL:
+            return False
+        trace = check_trace(problem_from_text(problem), text)
+        return trace.sound and bool(trace.follows)
+
+    return [float(holds(*pair)) for pair in zip(problems, texts, strict=True)]
+
+
 @lru_cache(maxsize=4096)
 def _published_row(problem_text: str) -> Mapping[str, Any]:
     """The problem as a row of the published layout."""
@@ -314,5 +332,6 @@ def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[...
 _FUNCTIONS: dict[str, Callable[..., list[Any]]] = {
     **{name: _by_verdict(component) for name, component in COMPONENTS.items()},
     "ranked": _ranked,
+    "sound": _sound,
     **{name: _published(judge) for name, judge in blog.REWARDS.items()},
 }
