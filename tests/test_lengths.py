@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from data import make
 from data.common.errors import UserError
 from data.common.files import read_jsonl
-from data.prompts import messages
 from data.recipe import load_recipe
+from pipeline import sft
 from pipeline.check import check_texts
 from pipeline.model.decode import answer_limit, render
 from pipeline.model.lengths import count_lengths, longest, longest_of, uses
@@ -110,25 +110,10 @@ def test_every_text_of_every_split_is_counted_by_the_models_tokenizer(recipe_of)
         assert 2 * golds[0] == answer_limit(tokenizer, list(rows.values()))
 
 
-@pytest.mark.slow
-def test_prompt_and_gold_together_are_what_trl_trains_on(recipe_of):
-    from datasets import Dataset
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from trl import SFTConfig, SFTTrainer
-
-    counted = count_lengths(recipe_of().run)
-    rows = rows_of("train")
-    turns = [messages(row["prompt"], row["gold"]) for row in rows]
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("model")),
-        args=SFTConfig(output_dir="out", max_length=None, use_cpu=True, bf16=False),
-        train_dataset=Dataset.from_list(
-            [{"prompt": asked[:1], "completion": asked[1:]} for asked in turns]
-        ),
-        processing_class=AutoTokenizer.from_pretrained("model"),
-    )
-    ids = trainer.train_dataset["input_ids"]
-    real = {row["id"]: len(each) for row, each in zip(rows, ids, strict=True)}
+def test_prompt_and_gold_together_are_what_sft_trains_on(recipe_of):
+    counted, rows = count_lengths(recipe_of().run), rows_of("train")
+    trained = sft.examples(AutoTokenizer.from_pretrained("model"), rows)
+    real = {row["id"]: len(one["input_ids"]) for row, one in zip(rows, trained, strict=True)}
     for tier in ("dense", "trap"):
         tokens, name = counted["tiers"][tier]["train"]["both"]
         assert tokens == real[name] == max(n for key, n in real.items() if f"-{tier}-" in key)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data.prompts import messages
+from data.prompts import THINK, THOUGHT, messages
 from data.rows import Row
 from rewards.parse import opened_reasoning
 
@@ -63,6 +63,13 @@ def reasoning_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     that was cut off would pass for the answer.
     """
     return opened_reasoning(render(tokenizer, ""))
+
+
+def continued(gold: str, prefix: str) -> str:
+    """A gold answer as the model has to go on where its template has opened the reasoning."""
+    if not prefix or (THOUGHT.strip() in gold and not gold.startswith(THINK)):
+        return gold
+    return gold.removeprefix(THINK) if gold.startswith(THINK) else THOUGHT.lstrip() + gold
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from data.common.errors import UserError
-from data.prompts import messages
 from data.recipe import Recipe
 from data.rows import read_split
 from data.run import BASE, Run
@@ -31,7 +30,7 @@ _BATCH = 1000
 
 
 class TokenCounts(NamedTuple):
-    """Tokens of a prompt, of its gold answer, and of the conversation of both."""
+    """Tokens of a prompt, of its gold answer, and of both and their end."""
 
     prompt: int
     gold: int
@@ -60,7 +59,7 @@ def sizes(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
 ) -> Iterator[TokenCounts]:
     """Tokens of each prompt as the model reads it, up to where the answer begins; of its gold
-    answer; and of the whole conversation, which SFT trains on."""
+    answer; and of both with the token that ends them, which SFT trains on."""
 
     def count(texts: list[str]) -> list[int]:
         return list(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
@@ -68,10 +67,8 @@ def sizes(
     for start in range(0, len(pairs), _BATCH):
         batch = pairs[start : start + _BATCH]
         asked = [render(tokenizer, prompt) for prompt, _ in batch]
-        turns = [messages(*pair) for pair in batch]
-        both = list(map(str, tokenizer.apply_chat_template(turns, tokenize=False)))
-        golds = [gold for _, gold in batch]
-        yield from map(TokenCounts, count(asked), count(golds), count(both))
+        counts = zip(count(asked), count([gold for _, gold in batch]), strict=True)
+        yield from (TokenCounts(prompt, gold, prompt + gold + 1) for prompt, gold in counts)
 
 
 def count_lengths(run: Run) -> TextLengths:

@@ -255,12 +255,35 @@ def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
     )
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token with which the chat template ends an answer; None where it is no special one."""
+    answered = "Nothing fits."
+    whole = str(tokenizer.apply_chat_template(messages("Plan.", answered), tokenize=False))
+    after = tokenizer(whole.rpartition(answered)[2].lstrip(), add_special_tokens=False)
+    first = next(iter(after["input_ids"]), None)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return first if first in special else None
+
+
+def _end_with_turn(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have answers end where the template ends a turn. Base models end texts by another token,
+    which no answer would ever reach."""
+    end, settings = end_of_turn(tokenizer), network.generation_config
+    if end is None or end == tokenizer.eos_token_id:
+        return
+    before = settings.eos_token_id if isinstance(settings.eos_token_id, list) else []
+    settings.eos_token_id = [*{end, *before, tokenizer.eos_token_id, network.config.eos_token_id}]
+    settings.eos_token_id = sorted(i for i in settings.eos_token_id if isinstance(i, int))
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+
+
 def check_tokenizer(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: str
 ) -> None:
     """Raise UserError where a tokenizer does not fit its model or this pipeline; give it a padding
-    token where it has none."""
+    token where it has none, and the end that its template writes."""
     check_template(tokenizer, model)
+    _end_with_turn(network, tokenizer)
     # Ids may have gaps, so there may be a greater one than there are tokens.
     size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
     known = next(network.get_input_embeddings().parameters()).shape[0]

