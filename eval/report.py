@@ -8,27 +8,32 @@ does not have is left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, run_main
-from data.common.files import Stage, finished, sha256, write_bytes, write_text
+from data.common.files import Stage, finished, sha256, stage_facts, write_bytes, write_text
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
-from data.run import Run
+from data.run import BASE, Run
 from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
 from eval.show import page
 from eval.show.charts import drawn_as_png, looks_of, passk_chart, training_panels
 from eval.show.results import read_result, standing, standing_conclusion
-from eval.show.showcase import choose_answers
+from eval.show.showcase import choose_answers, drawn_problem
 from eval.show.tables import label
 from eval.show.thinking_sheets import thinking_sheets
+from pipeline.health.diagnosis import Finding
+from pipeline.health.logs import examine
 from pipeline.health.reading import read_log
 
 REPORT_PAGE, TRAINING = "report.html", "training.png"
 #: Folder of the PNG and the manifest; no arm has this name.
 REPORT_FILES = "report.files"
+_SHOWN_VERSIONS = ("torch", "transformers", "trl", "unsloth", "ortools")
 
 
 def run(recipe: Recipe, force: bool) -> None:
@@ -49,10 +54,11 @@ def run(recipe: Recipe, force: bool) -> None:
             flush=True,
         )
     facts = {
+        "recipe": f"{recipe.path.name}, seed {recipe.seed}",
         "base model": recipe.model,
-        "seed": str(recipe.seed),
         "sampling": _asked(run, arms),
         "success": f"a proven {report['success']} schedule",
+        **_made_by(run, arms),
     }
     answers = [file for arm in judged for file in (run.samples(arm), run.verdicts(arm))]
     thinking = standing(run.thinking, run, arms)
@@ -62,7 +68,13 @@ def run(recipe: Recipe, force: bool) -> None:
     stage = Stage(folder, "report", settings, [*inputs, *filter(None, (conclusion, thinking))])
     if not stage.begin_unless_done(force):
         return
-    panels = training_panels({arm: [*read_log(path)] for arm, path in logs.items()}, looks_of(arms))
+    findings = _findings(logs)
+    panels = training_panels(
+        {arm: [*read_log(path)] for arm, path in logs.items()},
+        looks_of(arms),
+        _floors_of_training(recipe, report),
+        [(arm, finding.step, str(number)) for number, (arm, finding) in enumerate(findings, 1)],
+    )
     path, training = folder / TRAINING, ""
     path.unlink(missing_ok=True)
     if panels:
@@ -70,7 +82,9 @@ def run(recipe: Recipe, force: bool) -> None:
         write_bytes(path, drawn)
         training = page.picture(drawn)
     content = page_content(run, report, conclusion, thinking, judged, recipe.seed)
-    text = page.page_text(recipe.run_name, {**content, "facts": facts, "training": training})
+    text = page.page_text(
+        recipe.run_name, {**content, "facts": facts, "training": training, "findings": findings}
+    )
     write_text(run.eval / REPORT_PAGE, text)
     stage.finish([f"../{REPORT_PAGE}", *([TRAINING] if panels else [])])
     print(f"report: {run.eval / REPORT_PAGE}, {len(text) / 1e6:.1f} MB", flush=True)
@@ -97,13 +111,67 @@ def page_content(
     tiers = {name: row["tier"] for name, row in asked.items()}
     rows = {arm: answered(run.samples(arm), asked) for arm in judged}
     chosen = choose_answers(rows, tiers, seed)
+    main = [row for row in asked.values() if row["tier"] == report["main"]]
+    fewest = min(main, key=lambda row: len(row["problem"].events), default=None)
     return {
         "report": report,
+        "task": fewest and drawn_problem(fewest),
         "notes": list(dict.fromkeys(notes)),
         "passk": page.picture(passk_chart(report)),
         "elicitation": elicitation,
         "thinking": thinking and thinking_sheets(read_result(thinking), report["main"]),
         "samples": page.shown_samples(judged, chosen, asked) if judged else None,
+    }
+
+
+def _made_by(run: Run, arms: Iterable[str]) -> dict[str, str]:
+    """Machine, wall time, commit and versions of a run, by the manifests of its stages."""
+    folders = {"data": run.data, **{arm: run.stage(arm) for arm in arms if arm != BASE}}
+    folders |= {f"answers of {label(arm)}": run.samples(arm).parent for arm in arms}
+    made = {name: stage_facts(folder) for name, folder in folders.items() if finished(folder)}
+    times = [
+        f"{label(name)} {timedelta(seconds=round(facts['seconds']))}"
+        for name, facts in made.items()
+        if "seconds" in facts
+    ]
+    versions = {
+        f"{name} {number}"
+        for facts in made.values()
+        for name, number in facts.get("versions", {}).items()
+        if name in _SHOWN_VERSIONS
+    }
+    several = {
+        "machine": (facts.get("machine") for facts in made.values()),
+        "commit": (facts.get("commit") for facts in made.values()),
+        "time": times,
+        "versions": sorted(versions),
+    }
+    joined = {name: ", ".join(dict.fromkeys(filter(None, each))) for name, each in several.items()}
+    return {name: text for name, text in joined.items() if text}
+
+
+def _findings(logs: Mapping[str, Path]) -> list[tuple[str, Finding]]:
+    """What the doctor finds in the trainings, (arm, finding) by step; notes are left out."""
+    found = []
+    for arm, path in logs.items():
+        with suppress(UserError):  # a log that tells nothing
+            facts = stage_facts(path.parent) if finished(path.parent) else {}
+            patient = examine(arm, path, settings=facts.get("trained_with"))
+            found += [
+                (arm, one) for one in (*patient.findings, *patient.past) if one.level != "note"
+            ]
+    return sorted(found, key=lambda pair: pair[1].step)
+
+
+def _floors_of_training(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What blind policies solve at the first try in the mixture that is trained on."""
+    counts = {t: use.train for t, use in recipe.tier_uses.items() if t in report["tiers"]}
+    floors = {tier: report["tiers"][tier]["floors"] for tier in counts if counts[tier]}
+    policies = set.intersection(*map(set, floors.values())) if floors else set()
+    total = sum(counts[tier] for tier in floors)
+    return {
+        policy: {"1": sum(counts[t] * floors[t][policy]["1"] for t in floors) / total}
+        for policy in sorted(policies)
     }
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -242,7 +244,7 @@ class Stage:
             write_json(begun, self.key)
 
     def finish(self, outputs: Sequence[str], **facts: Any) -> None:
-        """Write the manifest: key, outputs, versions, commit, wall time and any further facts."""
+        """Write the manifest: key, outputs, versions, commit, machine, seconds, further facts."""
         write_json(
             self.folder / MANIFEST,
             {
@@ -250,6 +252,7 @@ class Stage:
                 "outputs": list(outputs),
                 "versions": _versions(),
                 "commit": _commit(),
+                "machine": _machine(),
                 "seconds": round(time.monotonic() - self._started, 1),
                 **facts,
             },
@@ -280,6 +283,15 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
+
+
+def _machine() -> str:
+    """Processor and cores, and the GPU where torch is in use and has one."""
+    text = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        text += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return text
 
 
 def _commit() -> str | None:

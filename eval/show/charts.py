@@ -9,7 +9,9 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from data.common.files import write_bytes
@@ -29,17 +31,17 @@ _DASHES = ("-", "--", ":")
 _FLOOR_DASHES = ((0, (5, 2)), (0, (1, 2)), (0, (8, 3, 1, 3)))
 #: Signals of a training log: name in the log, title, whether it is a share.
 SHOWN_SIGNALS = (
-    ("reward", "Reward", False),
     ("rewards/optimal/mean", "Optimal answers, %", True),
-    ("rewards/validity/mean", "Valid answers, %", True),
     ("val/optimal", "Optimal answers on val, %", True),
+    ("rewards/validity/mean", "Valid answers, %", True),
     ("reasoning/traced", "Answers that reason in claims, %", True),
     ("reasoning/sound", "Answers whose every claim is true, %", True),
+    ("completions/mean_length", "Tokens an answer", False),
+    ("reward", "Reward", False),
+    ("entropy", "Entropy of a token", False),
     ("kl", "KL to the reference", False),
     ("kl_start", "KL to the start", False),
-    ("entropy", "Entropy of a token", False),
     ("grad_norm", "Gradient norm", False),
-    ("completions/mean_length", "Tokens an answer", False),
     ("loss", "Loss", False),
 )
 _STYLE = Path(__file__).parent / "templates" / "chart.mplstyle"
@@ -88,12 +90,14 @@ class Panel:
     Attributes:
         percent: whether y is a share, shown in %.
         ks: ticks of a horizontal axis of k, to base 2; without any it counts steps.
+        marks: steps to be marked, each with its sign.
     """
 
     title: str
     curves: Sequence[Curve]
     percent: bool = False
     ks: Sequence[int] = ()
+    marks: Sequence[tuple[float, str]] = ()
 
     def draw(self, ax: Axes) -> None:
         """Draw onto empty axes."""
@@ -106,7 +110,13 @@ class Panel:
             low, high = ([scale * ends[end] for ends in curve.band] for end in (0, 1))
             if curve.band:
                 ax.fill_between(xs, low, high, color=curve.look["color"], alpha=0.1, lw=0)
-        ax.set_title(self.title)
+        for step, sign in self.marks:
+            ax.axvline(step, color="#b3261e", linewidth=1, linestyle=":")
+            ax.annotate(
+                sign, (step, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                fontsize=8, color="#b3261e", fontweight="bold",
+            )  # fmt: skip
+        ax.set_title(self.title, pad=14 if self.marks else None)
         ax.set_xlabel("k" if self.ks else "step", loc="right")
         ax.locator_params(nbins=5, steps=[1, 2, 2.5, 5, 10])
         if self.ks:
@@ -181,27 +191,47 @@ def _arm_curves(counted: Mapping[str, Any], looks: Mapping[str, Look]) -> list[C
 def _floor_curves(counted: Mapping[str, Any]) -> list[Curve]:
     """The random policies, and the greedy one that is best here."""
     floors = counted["floors"]
+    return [
+        Curve(name, look, points)
+        for name, policy, look in _floor_looks(floors)
+        if (
+            points := [
+                (k, s) for k in counted["ks"] if (s := floors[policy].get(str(k))) is not None
+            ]
+        )
+    ]
+
+
+def _floor_looks(floors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, Look]]:
+    """(name to show, policy, look) of the policies that are drawn."""
     greedy = [policy for policy in floors if policy in GREEDY]
     best = max(greedy, key=lambda policy: floors[policy]["1"], default=None)
     shown = [policy for policy in floors if policy not in GREEDY or policy == best]
-    curves = []
-    for place, policy in enumerate(shown):
-        name = "best greedy rule" if policy == best else policy.replace("_", " ")
-        shares = [(k, floors[policy].get(str(k))) for k in counted["ks"]]
-        if points := [(k, share) for k, share in shares if share is not None]:
-            dash = _FLOOR_DASHES[place % len(_FLOOR_DASHES)]
-            look = {"color": "#767676", "linestyle": dash, "linewidth": 1.2}
-            curves.append(Curve(name, look, points))
-    return curves
+    return [
+        (
+            "best greedy rule" if policy == best else policy.replace("_", " "),
+            policy,
+            {"color": "#767676", "linestyle": dash, "linewidth": 1.2},
+        )
+        for policy, dash in zip(shown, cycle(_FLOOR_DASHES), strict=False)
+    ]
 
 
 def training_panels(
-    logs: Mapping[str, Sequence[Mapping[str, Any]]], looks: Mapping[str, Look]
+    logs: Mapping[str, Sequence[Mapping[str, Any]]],
+    looks: Mapping[str, Look],
+    floors: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    marks: Sequence[tuple[str, float, str]] = (),
 ) -> list[Panel]:
-    """A panel for each of SHOWN_SIGNALS that the log of some arm has."""
+    """A panel for each of SHOWN_SIGNALS that the log of some arm has.
+
+    Args:
+        floors: what each blind policy solves, by k, drawn where optimal answers are.
+        marks: arm, step and sign of what is marked where the arm has a curve.
+    """
     panels = []
     for signal, title, percent in SHOWN_SIGNALS:
-        curves = []
+        curves, drawn = [], set()
         for arm, rows in logs.items():
             if signal == "loss" and any("reward" in row for row in rows):
                 continue  # GRPO's loss is near 0 whatever happens
@@ -212,8 +242,20 @@ def training_panels(
             ]
             if any(y is not None for _, y in points):
                 curves.append(Curve(label(arm), looks[arm], points))
+                drawn.add(arm)
+        if curves and signal in ("rewards/optimal/mean", "val/optimal"):
+            ends = [min(xs := [x for c in curves for x, _ in c.points]), max(xs)]
+            for name, policy, look in _floor_looks(floors):
+                curves.append(Curve(name, look, [(x, floors[policy]["1"]) for x in ends]))
         if curves:
-            panels.append(Panel(title, curves, percent))
+            panels.append(
+                Panel(
+                    title,
+                    curves,
+                    percent,
+                    marks=[(step, sign) for arm, step, sign in marks if arm in drawn],
+                )
+            )
     return panels
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.answers.likelihood import TOP_P
 from eval.show.tables import Sheet, label
+from eval.stats.conclusion import Conclusion
 from eval.stats.estimate import cell, with_interval
 from rewards.claims import Claim
 
@@ -85,6 +86,31 @@ def conclusion_sheet(report: Mapping[str, Any]) -> Sheet:
             "the arm answers reliably, less those that a second look at the base finds.",
         ],
     )
+
+
+def plain_sentence(report: Mapping[str, Any]) -> str:
+    """The conclusion on the first judged arm in everyday words."""
+    arm, judged = next(iter(report["judged"].items()))
+    ruling, name = judged["overall"], label(arm)
+    budget, estimates = ruling["budget"], ruling["estimates"]
+    if ruling["conclusion"] not in (Conclusion.ELICITED, Conclusion.NARROWED):
+        return f"{name}: {ruling['conclusion']}."
+    gain, large = estimates["gain over base"], estimates["large k"]
+    tries = "its first try" if budget["tries"] == 1 else f"{budget['tries']} tries"
+    where = "at" if budget["tries"] == 1 else "within"
+    text = (
+        f"At the first try {name} solves {_whole_points(gain)} more than the base, yet what it "
+        f"solves {where} {tries} the base also solves within {budget['reach']} tries, except on at most "
+        f"{estimates['perhaps beyond base']['high']:.1%} of problems"
+    )
+    if large["low"] <= 0 <= large["high"]:
+        return f"{text}."
+    ahead = "the base" if large["value"] < 0 else name
+    return f"{text}; with {budget['n']} tries {ahead} is ahead by {_whole_points(large)}."
+
+
+def _whole_points(estimate: Mapping[str, float]) -> str:
+    return f"{abs(100 * estimate['value']):.0f} points"
 
 
 # --- one judged arm on one tier ------------------------------------------------------------------
@@ -180,7 +206,7 @@ def tier_sheets(described: Mapping[str, Any]) -> dict[str, list[Sheet]]:
     return {
         "spread": _filled(*_spread_sheets(described)),
         "likelihood": _filled(*_likelihood_sheets(described["likelihood"])),
-        "reasoning": _filled(_truth_sheet(reasoning), _soundness_sheet(reasoning)),
+        "reasoning": _filled(_truth_sheet(reasoning), soundness_sheet(reasoning)),
         "reflection": _filled(_reflection_sheet(reasoning)),
     }
 
@@ -297,7 +323,7 @@ def _claim(claims: Mapping[str, Any]) -> str:
     return f"{cell(claims['true'])} ({claims['made']:,})".lstrip() if claims["made"] else ""
 
 
-def _soundness_sheet(reasoning: Mapping[str, Any]) -> Sheet:
+def soundness_sheet(reasoning: Mapping[str, Any]) -> Sheet:
     return _by_arm(
         "Does sound reasoning help? optimal answers in %",
         reasoning,

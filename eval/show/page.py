@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from data.clock import CLOCK
 from data.rows import Row
 from eval.show import elicitation_sheets, report_sheets
 from eval.show.showcase import Showcase, drawn_answer, drawn_problem
@@ -28,12 +29,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 #: of its template, its anchor, and the content without which it is left out.
 SECTIONS = {
     "result": "",
-    "passk": "pass@k",
-    "elicitation": "Elicitation",
-    "thinking": "Thinking",
-    "answers": "Answers",
     "training": "Training",
-    "samples": "Samples",
+    "answers": "Answers",
+    "samples": "One by one",
+    "elicitation": "The criterion",
+    "thinking": "Thinking",
     "tables": "Tables",
 }
 
@@ -65,18 +65,28 @@ def shown_samples(
         {
             **drawn_answer(asked[answer["id"]]["problem"], answer),
             "problem": names.index(answer["id"]),
-            "solved": shown.solved[answer["arm"], answer["id"]],
+            "anchor": f"{answer['id']}.{answer['arm']}.{answer['sample'] + 1}",
         }
         for answer in shown.answers
     ]
     labels = {arm: label(arm) for arm in arms}
-    problems = [drawn_problem(asked[name]) for name in names]
+    problems = [
+        {
+            **drawn_problem(asked[name]),
+            "solved": {
+                arm: shown.solved[arm, name] for arm in labels if (arm, name) in shown.solved
+            },
+        }
+        for name in names
+    ]
+    broken = {text.partition(": ")[0] for answer in answers for text in answer["violations"]}
     data = {"labels": labels, "problems": problems, "answers": answers}
     return {
         **data,
         "total": shown.total,
         "each": shown.each,
         "tiers": list(dict.fromkeys(asked[name]["tier"] for name in names)),
+        "rules": sorted(broken),
         "json": htmlsafe_json_dumps(data, separators=(",", ":")),
     }
 
@@ -99,7 +109,7 @@ def _page_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"whole": _whole, "label": label}
+    environment.filters |= {"whole": _whole, "label": label, "clock": CLOCK.__getitem__}
     environment.globals |= {
         "of_report": report_sheets,
         "of_elicitation": elicitation_sheets,

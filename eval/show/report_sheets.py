@@ -52,6 +52,22 @@ def _guessable(counted: Mapping[str, Any]) -> str | None:
     )
 
 
+def guessable(report: Mapping[str, Any]) -> str | None:
+    """What to say once of all tiers that blind guessing mostly solves."""
+    easy = {
+        tier: (counted["floors"]["random_maximal"][str(counted["samples"])], counted["samples"])
+        for tier, counted in report["tiers"].items()
+        if _guessable(counted)
+    }
+    named = (f"{_percent(share)} % of {tier} within {k} tries" for tier, (share, k) in easy.items())
+    if not easy:
+        return None
+    return (
+        f"Guessable: a random maximal schedule solves {', '.join(named)}, so at that k the curves "
+        "say little about a model. Look at small k."
+    )
+
+
 def pass_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
     """pass@k of every arm and of the random policies."""
     counted = report["tiers"][tier]

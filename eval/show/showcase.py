@@ -10,17 +10,20 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, islice
 from typing import Any
 
 from data.common.seeds import seed_of
 from data.event import Event, Schedule
 from data.problem import Problem
+from data.run import BASE
 from rewards.parse import ParseFailure
 from rewards.verify import VALID, Status, read
 
 #: Most answers of one arm, tier and status, and of all together.
 PER_CELL, MOST = 6, 360
+#: Problems that one of the base and an arm solves and the other never does, of each kind.
+PER_GAP = 3
 #: Characters of a completion, and of a name in it, that are shown.
 CUT, NAME_CUT = 2000, 80
 #: Violations, and events not as they were asked, that are shown of one answer.
@@ -38,7 +41,8 @@ class Showcase:
         answers: those chosen, in the order to be shown.
         solved: by (arm, problem), how many answers are optimal, and how many there are.
         total: how many answers there were to choose from.
-        each: how many of one arm, tier and status were taken at most.
+        each: how many of one arm, tier and status were taken at most; on top come answers of both
+            sides to problems that one of the base and an arm solves and the other never does.
     """
 
     answers: Sequence[Answer]
@@ -64,31 +68,55 @@ def choose_answers(
     rank = {name: place for place, name in enumerate(order)}
     cells: dict[tuple[str, str, str], list[tuple[int, int, Answer]]] = {}
     seen: Counter[tuple[str, str, str]] = Counter()
+    best: dict[tuple[str, str], Answer] = {}  # an optimal answer where there is one, else any
     for arm, rows in answers.items():
         for row in rows:
             name, status = row["id"], str(row["status"])
             cell = cells.setdefault((arm, tier_of[name], status), [])
             key = (seen[arm, name, status], rank[name])
             seen[arm, name, status] += 1
+            if (arm, name) not in best or best[arm, name]["status"] != Status.OPTIMAL == status:
+                best[arm, name] = {**row, "arm": arm}
             if len(cell) < PER_CELL or key < cell[-1][:2]:
                 insort(cell, (*key, {**row, "arm": arm}))
                 del cell[PER_CELL:]
     each = max(1, min(PER_CELL, MOST // max(1, len(cells))))
     tiers, arms = list(dict.fromkeys(tier_of.values())), list(answers)
-    chosen = [
-        (tiers.index(tier), place, arms.index(arm), row["sample"], row)
-        for (arm, tier, _), cell in cells.items()
-        for _, place, row in cell[:each]
-    ]
+    shown = [row for cell in cells.values() for *_, row in cell[:each]]
+    shown += [best[arm, name] for arm, name in _gaps(order, arms, seen) if (arm, name) in best]
+    chosen = {
+        (
+            tiers.index(tier_of[row["id"]]),
+            rank[row["id"]],
+            arms.index(row["arm"]),
+            row["sample"],
+        ): row
+        for row in shown
+    }
     counts: Counter[tuple[str, str]] = Counter()
     for (arm, name, _), count in seen.items():
         counts[arm, name] += count
     return Showcase(
-        [row for *_, row in sorted(chosen)],
+        [row for _, row in sorted(chosen.items())],
         {pair: (seen[*pair, Status.OPTIMAL], count) for pair, count in counts.items()},
         seen.total(),
         each,
     )
+
+
+def _gaps(
+    order: Sequence[str], arms: Sequence[str], seen: Mapping[tuple[str, str, str], int]
+) -> Iterator[tuple[str, str]]:
+    """(arm, problem) of both sides, where one solves what the other never does."""
+    pairs = [(BASE, arm) for arm in arms if arm != BASE] if BASE in arms else []
+    for one, other in chain(pairs, [pair[::-1] for pair in pairs]):
+        apart = (
+            name
+            for name in order
+            if seen[one, name, Status.OPTIMAL] and not seen[other, name, Status.OPTIMAL]
+        )
+        for name in islice(apart, PER_GAP):
+            yield from ((one, name), (other, name))
 
 
 def _schedule(problem: Problem, answer: Answer) -> Schedule:

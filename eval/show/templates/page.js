@@ -3,7 +3,14 @@
 (() => {
   const { labels, problems, answers } = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
-  const filters = { arm: at("filter-arm"), tier: at("filter-tier"), status: at("filter-status") };
+  const filters = {};
+  for (const name of ["arm", "tier", "status", "rule", "gap"]) filters[name] = at(`filter-${name}`);
+  const beside = at("filter-beside");
+  const cards = [at("sample"), at("sample").cloneNode(true)];
+  cards[1].removeAttribute("id");
+  at("pair").append(cards[1]);
+  let card = cards[0]; // that is drawn on
+  const part = (name) => card.querySelector(`[data-part="${name}"]`);
   const SYMBOL = { optimal: "✓", feasible: "○", infeasible: "✕", unparsable: "?" };
   let shown = [];
   let place = 0;
@@ -64,7 +71,7 @@
   }
 
   function drawDay(problem, events) {
-    const day = at("day");
+    const day = part("day");
     const minutes = problem.to - problem.from;
     const scale = Math.max(0.85, Math.min(1.3, 560 / minutes));
     day.replaceChildren();
@@ -128,25 +135,29 @@
       for (const text of [`${clock(event.start)} – ${clock(event.end)}`, value, words(event)])
         row.append(make("td", "", text));
     }
-    at("list").replaceChildren(table);
+    part("list").replaceChildren(table);
   }
 
   function drawFacts(answer, problem) {
-    const heading = at("sample-title");
+    const heading = part("title");
     const chip = make("span", `chip s-${answer.status}`);
     chip.append(make("b", "", `${SYMBOL[answer.status] || ""} ${answer.status}`));
-    heading.replaceChildren(make("span", "", title(answer)), " ", chip);
+    const link = make("a", "link", "link");
+    link.href = `#${encodeURIComponent(answer.anchor)}`;
+    heading.replaceChildren(make("span", "", title(answer)), " ", chip, " ", link);
+    card.setAttribute("aria-label", `${title(answer)}, ${answer.status}`);
+    const [right, asked] = problem.solved[answer.arm];
     const share = Math.round((100 * answer.objective) / problem.optimum);
     const facts = [
       `${problem.tier}, ${problem.id}`,
       answer.violations.length
         ? `the optimum is ${problem.optimum} weighted minutes`
         : `${answer.objective} of ${problem.optimum} weighted minutes (${share} %)`,
-      `${labels[answer.arm]} is optimal in ${answer.solved[0]} of its ${answer.solved[1]} answers here`,
+      `${labels[answer.arm]} is optimal in ${right} of its ${asked} answers here`,
     ];
     if (answer.tokens) facts.push(`${answer.tokens} tokens`);
     if (answer.finish && answer.finish !== "stop") facts.push(`ended by ${answer.finish}`);
-    at("sample-facts").replaceChildren(...facts.map((text) => make("span", "", text)));
+    part("facts").replaceChildren(...facts.map((text) => make("span", "", text)));
     // One line a kind: an answer with every event breaks the same rule many times.
     const kinds = new Map();
     for (const text of answer.violations) {
@@ -161,8 +172,8 @@
       return item;
     });
     if (answer.more_violations) broken.push(make("li", "", `and ${answer.more_violations} more`));
-    at("violations").replaceChildren(...broken);
-    at("violations").hidden = !broken.length;
+    part("violations").replaceChildren(...broken);
+    part("violations").hidden = !broken.length;
   }
 
   function drawSame(answer) {
@@ -178,7 +189,7 @@
         item.append(button);
         return item;
       });
-    at("same").replaceChildren(...chips);
+    part("same").replaceChildren(...chips);
   }
 
   function draw() {
@@ -189,6 +200,19 @@
     at("place").textContent = empty ? "0 of 0" : `${place + 1} of ${shown.length}`;
     if (empty) return;
     const answer = shown[place];
+    cards[1].hidden = !beside.value;
+    at("pair").classList.toggle("paired", Boolean(beside.value));
+    [answer, partner(answer)].forEach((one, i) => {
+      card = cards[i];
+      if (one) drawCard(one);
+    });
+  }
+
+  // The answer of the arm beside to the same problem.
+  const partner = (answer) =>
+    answers.find((one) => one.problem === answer.problem && one.arm === beside.value);
+
+  function drawCard(answer) {
     const problem = problems[answer.problem];
     const events = eventsOf(answer);
     drawFacts(answer, problem);
@@ -196,17 +220,27 @@
     drawList(events);
     drawSame(answer);
     const strays = answer.more_strays ? ` (${answer.more_strays} more answered events not drawn)` : "";
-    at("day-title").textContent = `The day${strays}`;
-    at("text").textContent = answer.text || "(nothing)";
-    at("cut").textContent = answer.cut
+    part("day-title").textContent = `The day${strays}`;
+    part("text").textContent = answer.text || "(nothing)";
+    part("cut").textContent = answer.cut
       ? `${answer.cut.toLocaleString("en")} more characters are left out here.`
       : "";
-    at("prompt").textContent = problem.prompt;
+    part("prompt").textContent = problem.prompt;
+  }
+
+  // Whether of "one other" the first solves a problem and the second never does.
+  function apart(problem, pair) {
+    const [one, other] = pair.split(" ").map((arm) => problem.solved[arm] || [0, 0]);
+    return one[0] > 0 && other[1] > 0 && other[0] === 0;
   }
 
   function filter() {
     shown = answers.filter(
       (answer) =>
+        (!beside.value || (answer.arm !== beside.value && partner(answer))) &&
+        (!filters.gap.value || apart(problems[answer.problem], filters.gap.value)) &&
+        (!filters.rule.value ||
+          answer.violations.some((text) => text.split(": ")[0] === filters.rule.value)) &&
         (!filters.arm.value || answer.arm === filters.arm.value) &&
         (!filters.tier.value || problems[answer.problem].tier === filters.tier.value) &&
         (!filters.status.value || answer.status === filters.status.value),
@@ -217,11 +251,12 @@
 
   function jump(answer) {
     if (!shown.includes(answer)) {
-      for (const select of Object.values(filters)) select.value = "";
+      for (const select of [...Object.values(filters), beside]) select.value = "";
       shown = answers;
     }
     place = shown.indexOf(answer);
     draw();
+    history.replaceState(null, "", `#${encodeURIComponent(answer.anchor)}`);
     at("sample").focus({ preventScroll: true });
     at("browser").scrollIntoView({ block: "start" });
   }
@@ -247,7 +282,16 @@
   });
   at("next").addEventListener("click", () => go(1));
   at("back").addEventListener("click", () => go(-1));
-  for (const select of Object.values(filters)) select.addEventListener("change", filter);
+  for (const select of [...Object.values(filters), beside])
+    select.addEventListener("change", filter);
   at("browser").hidden = false;
   filter();
+  // A link to one answer.
+  function follow() {
+    const named = decodeURIComponent(location.hash.slice(1));
+    const answer = answers.find((one) => one.anchor === named);
+    if (answer) jump(answer);
+  }
+  window.addEventListener("hashchange", follow);
+  follow();
 })();
