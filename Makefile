@@ -31,7 +31,7 @@ takes_sample    := ARM
 takes_probe     := ARM
 takes_try       := ARM DAY DATE RULE OUT
 takes_export    := ARM
-takes_plan      := GPU
+takes_plan      := GPU PRICE
 takes_doctor    := RECIPE RUN LOG TRUTH
 takes_base      := FROM OUT
 takes_score     := PROBLEMS COMPLETIONS OUT
@@ -157,7 +157,7 @@ export: setup ## a trained model as a folder for others, with its card (ARM=grpo
 score: setup ## judge anyone's completions (PROBLEMS=p.jsonl COMPLETIONS=c.jsonl)
 	$(PY) -m eval.score$(with)
 
-plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load (MODEL=… GPU=24)
+plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load and hours (MODEL=… GPU=h100 PRICE=2.50)
 	$(PY) -m pipeline.plan$(with)
 
 gpu-check: setup ## a dry run of your recipe: seconds a step and peak memory beside `make plan`

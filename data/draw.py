@@ -8,7 +8,7 @@ from functools import partial
 
 from rich.console import Console
 
-from data.common.console import say
+from data.common.console import paced, say
 from data.common.errors import UserError, require
 from data.common.seeds import seed_of
 from data.problem import Problem
@@ -63,7 +63,7 @@ def draw_splits(
                 yield split, name, _take(imported[name][split], count, seen, use, split)
                 continue
             problems = []
-            for index in range(count):
+            for index in paced(range(count), count, f"data, {split} {name}", " problems"):
                 problem = _unseen(partial(make_problem, seed, split, name, use.tier, index), seen)
                 if problem is None:
                     raise UserError(f"tier {name!r} has fewer than {count} different problems")

@@ -1,7 +1,7 @@
-"""Will it fit? Peak GPU memory of SFT, GRPO and sampling, by part, before any weights are loaded.
+"""Will it fit, and how long will it take? GPU memory, hours and money before any weights load.
 
-``make plan MODEL=folder-or-hub-id GPU=24`` reads the model's config (from the hub nothing else),
-the recipe's own settings and the lengths of its prompts, and says what to change where it does not
+``make plan MODEL=folder-or-hub-id GPU=h100 PRICE=2.50`` reads the model's config (from the hub
+nothing else), the recipe's own settings and the lengths of its prompts, and says what to change where it does not
 fit. ``pipeline.memory`` has the arithmetic, of plain TRL; ``make gpu-check`` measures.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from pipeline.memory.arithmetic import (
     changes,
     estimate,
 )
+from pipeline.memory.speed import ARITHMETIC, BANDWIDTH, CARDS, LAUNCH, Card, seconds
 from pipeline.model.lengths import TokenCounts, sizes
 from pipeline.model.load import check_template, quiet, read_tokenizer
 from pipeline.model.skeleton import shape_of
@@ -98,18 +100,20 @@ def settings_of(recipe: Recipe, texts: TokenCounts, lora: int = 0) -> list[Setti
         texts: the longest ones.
         lora: parameters of its adapters.
     """
+    tested = sum(use.test for use in recipe.tier_uses.values())
+    trained = sum(use.train for use in recipe.tier_uses.values())
     own, unused = 32 if recipe.dtype == "float32" else 16, Path("unused")
-    arms: dict[Settings, str] = {}
+    arms: dict[Settings, list[str]] = defaultdict(list)
     for name, arm in recipe.all_arms.items():
         if arm.section is None:
             continue
         each = recipe.for_arm(name)
         settings = (
-            _sft_settings(sft_config(each, unused), texts)
+            _sft_settings(sft_config(each, unused), texts, trained)
             if arm.section == "sft"
-            else _grpo_settings(grpo_config(each, unused, 2 * texts.gold), texts)
+            else _grpo_settings(grpo_config(each, unused, 2 * texts.gold), texts, trained)
         )
-        arms.setdefault(replace(settings, bits=recipe.bits or own, lora=lora), name)
+        arms[replace(settings, bits=recipe.bits or own, lora=lora)].append(name)
     for name in recipe.run.names:
         asking = recipe.for_arm(name).eval
         prompts = max(1, asking.rows // asking.samples)
@@ -121,12 +125,13 @@ def settings_of(recipe: Recipe, texts: TokenCounts, lora: int = 0) -> list[Setti
             read=prompts,
             drawn=prompts * asking.samples,
             group=asking.samples,
+            rounds=math.ceil(tested / prompts),
         )
-        arms.setdefault(sampling, "eval")
-    return [replace(settings, arm=name) for settings, name in arms.items()]
+        arms[sampling].append("eval")
+    return [replace(one, arm=names[0], times=len(names)) for one, names in arms.items()]
 
 
-def _sft_settings(config: SFTConfig, texts: TokenCounts) -> Settings:
+def _sft_settings(config: SFTConfig, texts: TokenCounts, trained: int) -> Settings:
     return Settings(
         stage="sft",
         prompt=texts.both - texts.gold,
@@ -136,10 +141,11 @@ def _sft_settings(config: SFTConfig, texts: TokenCounts) -> Settings:
         optim=_optimizer(config),
         accumulation=config.gradient_accumulation_steps,
         chunked=config.use_liger_kernel or config.loss_type == "chunked_nll",
+        rounds=_steps(config, trained),
     )
 
 
-def _grpo_settings(config: GRPOConfig, texts: TokenCounts) -> Settings:
+def _grpo_settings(config: GRPOConfig, texts: TokenCounts, trained: int) -> Settings:
     beside = config.use_vllm and config.vllm_mode == "colocate"
     drawn = 0 if config.use_vllm else config.generation_batch_size or 0
     return Settings(
@@ -151,12 +157,20 @@ def _grpo_settings(config: GRPOConfig, texts: TokenCounts) -> Settings:
         optim=_optimizer(config),
         accumulation=config.gradient_accumulation_steps,
         chunked=config.use_liger_kernel,
+        rounds=_steps(config, trained * (config.num_generations or 1)),
         read=drawn,  # trl reads a prompt once for each of its answers
         drawn=drawn,
         group=config.num_generations or 1,
         beta=config.beta,
         vllm=config.vllm_gpu_memory_utilization if beside else 0.0,
     )
+
+
+def _steps(config: SFTConfig | GRPOConfig, sequences: int) -> int:
+    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if config.max_steps > 0:
+        return config.max_steps
+    return math.ceil(config.num_train_epochs * sequences / a_step)
 
 
 def _optimizer(config: SFTConfig | GRPOConfig) -> str:
@@ -219,8 +233,41 @@ def _table(stages: Sequence[Estimate], gpu: float | None) -> Table:
     return table
 
 
-def print_plan(recipe: Recipe, plan: Plan, gpu: float | None, console: Console) -> None:
-    """Print the table, and below it what would make a stage fit that does not."""
+def print_hours(plan: Plan, card: Card | None, price: float | None, console: Console) -> None:
+    """Print the time of every stage and of all on one card, and what it costs."""
+    if card is None:
+        names = ", ".join(CARDS)
+        say(console, f"\nGPU=h100, or another card by name ({names}), says how many hours.")
+        return
+    times = {
+        one.settings.arm: (one, seconds(plan.shape, one.settings, card)) for one in plan.stages
+    }
+    each = [
+        f"{arm} {time / 3600:.2f}"
+        + (f" ({one.settings.times} arms)" if one.settings.times > 1 else "")
+        for arm, (one, time) in times.items()
+    ]
+    total = sum(time for _, time in times.values()) / 3600
+    cost = f", {total * price:,.2f} dollars at {price:g} an hour" if price else ""
+    say(
+        console,
+        f"\nHours: {', '.join(each)}; together about {total:.2f}{cost}.\n"
+        f"Estimated for {ARITHMETIC:.0%} of the card's peak arithmetic, {BANDWIDTH:.0%} of its "
+        f"bandwidth, {1e3 * LAUNCH:g} ms a layer and token to launch kernels, one card, and texts "
+        "as long as the longest; fresh answers of the conclusion come on top. No GPU has confirmed "
+        "it; training says its own time after the first steps.",
+    )
+
+
+def print_plan(
+    recipe: Recipe,
+    plan: Plan,
+    gpu: float | None,
+    console: Console,
+    card: Card | None = None,
+    price: float | None = None,
+) -> None:
+    """Print the table, below it what would make a stage fit that does not, and the hours."""
 
     shape, texts, settings = plan.shape, plan.texts, plan.stages[0].settings
     lora = f"LoRA, {settings.lora:,} parameters trained"
@@ -242,18 +289,33 @@ def print_plan(recipe: Recipe, plan: Plan, gpu: float | None, console: Console) 
             say(console, f"  {words}  makes that {gib(total)} GiB")
             if total <= room:
                 break
+    print_hours(plan, card, price, console)
     if not gpu:
         say(console, "\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
     say(console, "\nAn estimate, of TRL; Unsloth is made to hold less. `make gpu-check` measures.")
 
 
-def gpu_here() -> float | None:
-    """GiB of this machine's GPU, if it has one."""
+def gpu_here() -> tuple[float | None, Card | None]:
+    """GiB of this machine's GPU, if it has one, and its data sheet where that is known."""
     import torch
 
     if not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_properties(0).total_memory / GIB
+        return None, None
+    here = torch.cuda.get_device_properties(0)
+    name = here.name.lower().replace(" ", "")
+    known = max((card for card in CARDS if card in name), key=len, default="")
+    return here.total_memory / GIB, CARDS.get(known)
+
+
+def _gpu(text: str) -> tuple[float, Card | None]:
+    """For argparse: GiB, or a card by name."""
+    name = text.lower().replace(" ", "").replace("-", "")
+    if name in CARDS:
+        return CARDS[name].gib, CARDS[name]
+    try:
+        return _size(text), None
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or one of {', '.join(CARDS)}") from None
 
 
 def _size(text: str) -> float:
@@ -266,11 +328,15 @@ def _size(text: str) -> float:
 
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
-    parser.add_argument("--gpu", type=_size, help="GiB of the GPU (default: this one's)")
+    parser.add_argument("--gpu", type=_gpu, help="GiB, or a card by name (default: this one)")
+    parser.add_argument("--price", type=_size, help="dollars an hour of the card")
     arguments = parser.parse_args()
     recipe = recipe_from(arguments)
     quiet()
-    print_plan(recipe, plan_of(recipe), arguments.gpu or gpu_here(), plain_console())
+    gpu, card = arguments.gpu or gpu_here()
+    if arguments.price and card is None:
+        raise UserError(f"PRICE= needs a card by name in GPU=: one of {', '.join(CARDS)}")
+    print_plan(recipe, plan_of(recipe), gpu, plain_console(), card, arguments.price)
 
 
 if __name__ == "__main__":

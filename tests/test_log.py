@@ -44,6 +44,16 @@ def test_every_signal_is_written_and_a_number_that_is_not_finite_is_null(began):
     ]
 
 
+def test_a_long_training_says_after_three_steps_what_all_take(began, capsys):
+    for seconds, said in ((2.0, "about 0:03:20 for 100 steps"), (0.01, "")):
+        log = began()
+        for step in (1, 2, 3, 4):
+            log.state.global_step = step
+            log.on_step_end(None, log.state, None)
+            log.warm -= seconds
+        assert capsys.readouterr().out.strip() == said
+
+
 def test_each_step_is_a_line_with_the_time_left(began, capsys):
     log = began(10)
     log.started -= 20

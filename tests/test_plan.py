@@ -1,6 +1,7 @@
 """``make plan``: what it reads from config, recipe and data, and what it says of the memory."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe
 from pipeline.memory.arithmetic import Settings, changes, estimate, kv_bytes, weight_bytes
 from pipeline.memory.shapes import KNOWN_MODELS, known_model
+from pipeline.memory.speed import CARDS, seconds
 from pipeline.model.lengths import TokenCounts
 from pipeline.model.skeleton import config_of, shape_of
 from pipeline.plan import longest_rows, longest_texts, plan_of, print_plan, settings_of
@@ -178,6 +180,30 @@ def test_a_plan_says_what_is_held_whether_it_fits_and_what_to_change(capsys):
     said = capsys.readouterr().out
     for part in ("7,615,616,512", "weights", "fits 16 GiB", "NO", "bits: 4"):
         assert part in said
+
+
+def test_hours_follow_the_card_the_work_and_what_is_trained(seven):
+    def hours(card="h100", **changed):
+        return seconds(seven, grpo(**{"rounds": 100, **changed}), CARDS[card]) / 3600
+
+    assert hours(rounds=200) == pytest.approx(2 * hours()) == pytest.approx(hours(times=2))
+    assert hours("h200") < hours() < hours("rtx4090") < hours("t4")
+    assert hours() < hours(checkpointing=True) < hours(lora=0, checkpointing=True, bits=32)
+    assert hours(drawn=0, vllm=0.3) < hours(drawn=8), "drawn in one batch, and no launching"
+    # 1,000 tokens of 16 answers on weights of 15.2 GB: 1,000 times through them at 0.6 of 3.35 TB/s.
+    sampling = Settings("sampling", 300, 1000, drawn=16, read=2, group=8, rounds=1)
+    assert 7.6 < seconds(seven, sampling, CARDS["h100"]) - 28 * 0.8 < 9
+
+
+def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
+    given, console = recipe(model="Qwen/Qwen2.5-0.5B-Instruct"), Console(width=200)
+    print_plan(given, plan_of(given), 80.0, console, CARDS["h100"], 2.0)
+    hours, dollars = re.search(
+        r"about ([\d.]+), ([\d.]+) dollars", capsys.readouterr().out
+    ).groups()
+    assert float(dollars) == pytest.approx(2 * float(hours), abs=0.02)
+    print_plan(given, plan_of(given), 80.0, console)
+    assert "dollars" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", ["0", "much"])

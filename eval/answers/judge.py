@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from data.common.console import paced
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts, write_jsonl
 from data.problem import Problem
@@ -81,7 +82,8 @@ def judge_arm(
         UserError: naming the line of a sample that is not as it was written.
     """
     answers = list(read_answers(samples, problems))
-    rows = list(score_rows(problems, answers, lenient=lenient))
+    judged = score_rows(problems, answers, lenient=lenient)
+    rows = list(paced(judged, len(answers), f"judging {samples.parent.name}", " answers"))
     write_jsonl(samples.with_name(VERDICTS), rows)
     for row, answer in zip(rows, answers, strict=True):
         yield {**row, "answer": answer["completion"]}

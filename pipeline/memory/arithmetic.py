@@ -63,6 +63,7 @@ class Settings:
         lora: parameters of adapters; 0 where every weight is trained.
         chunked: logits are made of a few tokens at a time.
         vllm: the share of the GPU that vLLM takes beside the trainer, not counted here.
+        rounds: steps of a training, or batches of sampling; ``times``, how many arms do it.
         arm: whose training this is, or ``eval``.
     """
 
@@ -81,6 +82,8 @@ class Settings:
     chunked: bool = False
     beta: float = 0.0
     vllm: float = 0.0
+    rounds: int = 0
+    times: int = 1
     arm: str = ""
 
     @property

@@ -37,6 +37,9 @@ SHOWN = (
     ("frac_reward_zero_std", "flat groups", ".0%"),
 )
 
+#: Steps whose speed says how long a training takes, and seconds from which it is said.
+_TIMED, _LONG = 2, 60
+
 
 class Stopped(Exception):  # noqa: N818 - not an error of ours
     """A finding at which the recipe ends a training."""
@@ -60,7 +63,7 @@ class Log(TrainerCallback):
         self.path, self.stop = folder / LOG, stop
         self.watch = Watch(kind, settings)
         self.first = self.steps = 0
-        self.started = time.monotonic()
+        self.started = self.warm = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep what lies before the checkpoint that a training resumes from.
@@ -78,6 +81,16 @@ class Log(TrainerCallback):
             self.watch.update(row)
         # The recipe may not have named a symptom when it was found.
         self._end_for(self.watch.findings)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say what all will take after a few steps; the first one, which warms up, is not timed."""
+        done = state.global_step - self.first
+        if done == 1:
+            self.warm = time.monotonic()
+        whole = (time.monotonic() - self.warm) / _TIMED * (self.steps - self.first)
+        if done == 1 + _TIMED and state.is_world_process_zero and whole > _LONG:
+            steps = self.steps - self.first
+            print(f"about {timedelta(seconds=round(whole))} for {steps} steps", flush=True)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
