@@ -1,8 +1,9 @@
 """Will it fit, and how long will it take? GPU memory, hours and money before any weights load.
 
 ``make plan MODEL=folder-or-hub-id GPU=h100 PRICE=2.50`` reads the model's config (from the hub
-nothing else), the recipe's own settings and the lengths of its prompts, and says what to change where it does not
-fit. ``pipeline.memory`` has the arithmetic, of plain TRL; ``make gpu-check`` measures.
+nothing else), the recipe's own settings and the lengths of its prompts, and says what to change
+where it does not fit. ``pipeline.memory`` has the arithmetic, of plain TRL; ``make gpu-check``
+measures.
 """
 
 from __future__ import annotations

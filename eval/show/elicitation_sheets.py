@@ -100,8 +100,8 @@ def plain_sentence(report: Mapping[str, Any]) -> str:
     where = "at" if budget["tries"] == 1 else "within"
     text = (
         f"At the first try {name} solves {_whole_points(gain)} more than the base, yet what it "
-        f"solves {where} {tries} the base also solves within {budget['reach']} tries, except on at most "
-        f"{estimates['perhaps beyond base']['high']:.1%} of problems"
+        f"solves {where} {tries} the base also solves within {budget['reach']} tries, except "
+        f"on at most {estimates['perhaps beyond base']['high']:.1%} of problems"
     )
     if large["low"] <= 0 <= large["high"]:
         return f"{text}."
