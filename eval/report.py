@@ -167,11 +167,12 @@ def _floors_of_training(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, 
     """What blind policies solve at the first try in the mixture that is trained on."""
     counts = {t: use.train for t, use in recipe.tier_uses.items() if t in report["tiers"]}
     floors = {tier: report["tiers"][tier]["floors"] for tier in counts if counts[tier]}
-    policies = set.intersection(*map(set, floors.values())) if floors else set()
+    policies = next(iter(floors.values()), {})
     total = sum(counts[tier] for tier in floors)
     return {
         policy: {"1": sum(counts[t] * floors[t][policy]["1"] for t in floors) / total}
-        for policy in sorted(policies)
+        for policy in policies
+        if all(policy in of_tier for of_tier in floors.values())
     }
 
 
