@@ -167,7 +167,7 @@ def _floors_of_training(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, 
     """What blind policies solve at the first try in the mixture that is trained on."""
     counts = {t: use.train for t, use in recipe.tier_uses.items() if t in report["tiers"]}
     floors = {tier: report["tiers"][tier]["floors"] for tier in counts if counts[tier]}
-    policies = next(iter(floors.values()), {})
+    policies = list(next(iter(floors.values()), ()))
     total = sum(counts[tier] for tier in floors)
     return {
         policy: {"1": sum(counts[t] * floors[t][policy]["1"] for t in floors) / total}

@@ -1,1 +1,1 @@
-"""How much memory a model, its training and its sampling need. No torch."""
+"""How much memory and time a model, its training and its sampling need. No torch."""
