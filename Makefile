@@ -15,9 +15,9 @@ GPU_HERE := $(shell command -v nvidia-smi)
 experiment := RECIPE MODEL RUN BACKEND BITS FORCE
 switches   := FORCE
 named := help setup lock data audit sft grpo arms eval sample report try export compare ablate elicit skills blog \
-    published probe score doctor sick plan gpu-check calibrate base gallery bench test check lint clean
+    published probe score doctor sick plan gpu-check calibrate base gallery wheel bench test check lint clean
 # Goals that run no recipe; every other goal takes the settings of an experiment.
-plain      := help setup lock calibrate base doctor score gallery test check lint clean
+plain      := help setup lock calibrate base doctor score gallery wheel test check lint clean
 takes_sft       := LAUNCH
 takes_grpo      := LAUNCH
 takes_arms      := LAUNCH
@@ -36,6 +36,7 @@ takes_doctor    := RECIPE RUN LOG TRUTH
 takes_base      := FROM OUT
 takes_score     := PROBLEMS COMPLETIONS OUT
 takes_calibrate := OUT
+takes_wheel     := OUT
 
 # The recipe: one of pipeline/recipes or a file of your own. Some goals are experiments of their own.
 recipe_of_ablate := ablation
@@ -197,6 +198,9 @@ base: setup ## rebuild the embedded base model (FROM=model continues that model 
 
 gallery: setup ## docs/gallery.md: a problem, gold answer and typical mistakes of every tier
 	$(PY) -m rewards.gallery
+
+wheel: setup ## problems, verifier, rewards and doctor as one wheel for other trainers (OUT=dist)
+	$(PY) -m slotwise.wheel$(with)
 
 bench: data ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench$(with)

@@ -14,7 +14,7 @@ from typing import Any
 
 from data import recipe
 from data.common.console import plain_console
-from data.common.errors import UserError, run_main
+from data.common.errors import UserError, require, run_main
 from data.common.fields import nearest
 from data.common.files import stage_facts
 from data.run import LOG
@@ -95,6 +95,7 @@ def settings_of(log: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("path", nargs="?", type=Path, help="the same as --log")
     parser.add_argument("--run", help="name of a run below runs/ (default: the recipe's)")
     parser.add_argument("--recipe", type=Path, help="recipe of the run (default: tiny's)")
     parser.add_argument("--log", type=Path, help="a log or a folder with one, instead of a run")
@@ -103,8 +104,9 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    if arguments.run and arguments.log:
-        raise UserError("--run and --log exclude each other")
+    given = [value for value in (arguments.path, arguments.log, arguments.run) if value]
+    require(len(given) < 2, "a path, --log and --run exclude each other")
+    arguments.log = arguments.log or arguments.path
     of_recipe = recipe.load_recipe(arguments.recipe).run_name if arguments.recipe else "tiny"
     path = arguments.log or run_folder(arguments.run or of_recipe)
     patients = []
@@ -125,5 +127,10 @@ def main() -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``slotwise-doctor`` of the wheel (``make wheel``)."""
     run_main(main)
+
+
+if __name__ == "__main__":
+    command()
