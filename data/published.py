@@ -1,22 +1,31 @@
-"""Problems in the published layout, of anakin87/events-scheduling: import, check, prove again.
+"""Problems of others, or of ours from the hub: import, check, prove again.
 
-A row is ``{index, events: [[name, "HH:MM", "HH:MM"]], priority_events, optimal_score, prompt}``.
-Its prompt is not taken over: ours is rendered from the problem (``data.prompts``).
+The published layout, of anakin87/events-scheduling, is
+``{index, events: [[name, "HH:MM", "HH:MM"]], priority_events, optimal_score, prompt}``. Ours is
+``{events, priorities, rules, optimum}``, alone or as ``problem`` of a row, an object or its text.
+An optimum that is not there is proven. A prompt is not taken over: ours is rendered from the
+problem (``data.prompts``).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, require
+from data.common.errors import UserError, brief, require
 from data.common.files import read_jsonl
 from data.event import event_from_json
 from data.problem import Problem
-from data.solver import prove
+from data.rules import BASE_RULES, rule_from_json
+from data.solver import UnprovenError, prove
 
+#: The keys of priorities and optimum, in the published layout and in ours.
+_PUBLISHED, _OURS = ("priority_events", "optimal_score"), ("priorities", "optimum")
+#: CP-SAT's deterministic time for one proof, about half a minute at most.
+_EFFORT = 30.0
 #: ``owner/name`` on the hub, or ``owner/name:split``.
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?::(\w+))?", re.ASCII)
 
@@ -42,10 +51,12 @@ def prove_rows(rows: Iterable[RawRow]) -> tuple[list[ImportedRow], list[str]]:
     """``read_published`` of rows that were read already."""
     sound, rejects = [], []
     for where, row in rows:
-        check_row(where, row)
+        record = _record(where, row)
+        keys = _OURS if "priorities" in record else _PUBLISHED
+        _check(where, record, keys, optional=record.get(keys[1]) is None)
         try:
-            sound.append((problem_of(row), row))
-        except UserError as broken:
+            sound.append((_problem_of(record, keys), row))
+        except (UserError, UnprovenError) as broken:
             rejects.append(f"{where}: {broken}")
     return sound, rejects
 
@@ -78,18 +89,56 @@ def read_rows(source: str) -> Iterator[RawRow]:
         yield f"{source} row {index}", {"index": index, **row}
 
 
+def source_of(source: str, split: str) -> str:
+    """Where a split of a tier's ``source`` is: where it says ``{split}``, in the file of a folder,
+    or the split of a hub data set; a file, or a split that is named, holds all of them."""
+    if "{split}" in source:
+        return source.replace("{split}", split)
+    if Path(source).is_dir():
+        return f"{source}/{split}.jsonl"
+    hub_id = _HUB_ID.fullmatch(source)
+    is_file = Path(source).exists() or Path(source).suffix in (".jsonl", ".json")
+    return f"{source}:{split}" if hub_id and not hub_id[2] and not is_file else source
+
+
+def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The problem in a row, without the nulls with which Arrow pads rules to the same keys."""
+    record = row.get("problem", row)
+    if isinstance(record, str):
+        try:
+            record = json.loads(record)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f'{where}: "problem" is not valid JSON ({error})') from None
+    require(isinstance(record, Mapping), f'{where}: "problem" must be an object or its JSON text')
+    rules = record.get("rules")
+    if not isinstance(rules, list):
+        require(rules is None, f'{where}: "rules" must be a list, not {brief(rules)}')
+        return dict(record)
+    bare = (
+        {k: v for k, v in rule.items() if v is not None} if isinstance(rule, Mapping) else rule
+        for rule in rules
+    )  # fmt: skip
+    return {**record, "rules": list(bare)}
+
+
 def check_row(where: str, row: Mapping[str, Any]) -> None:
     """Raise UserError, naming ``where`` and the key, unless a row is of the published layout.
 
     Whether it keeps the rules is not judged here.
     """
+    _check(where, row, _PUBLISHED)
+
+
+def _check(
+    where: str, row: Mapping[str, Any], keys: tuple[str, str], optional: bool = False
+) -> None:
     for key, what, good in (
         ("events", 'a list of ["name", "HH:MM", "HH:MM"]', _is_events),
-        ("priority_events", "a list of names", _is_names),
-        ("optimal_score", "a whole number above 0", lambda n: type(n) is int and n > 0),
+        (keys[0], "a list of names", _is_names),
+        (keys[1], "a whole number above 0", lambda n: optional or (type(n) is int and n > 0)),
     ):
-        message = f'{where}: a row of the published layout needs "{key}", {what}'
-        require(good(row.get(key)), message)
+        layout = "the published layout" if keys == _PUBLISHED else "ours"
+        require(good(row.get(key)), f'{where}: a row of {layout} needs "{key}", {what}')
 
 
 def _is_names(value: Any) -> bool:
@@ -100,19 +149,22 @@ def _is_events(value: Any) -> bool:
     return isinstance(value, list) and all(_is_names(e) and len(e) == 3 for e in value)
 
 
-def problem_of(row: Mapping[str, Any]) -> Problem:
-    """A row (checked by ``check_row``) as a Problem: events by start, its optimum proven by CP-SAT.
+def _problem_of(row: Mapping[str, Any], keys: tuple[str, str]) -> Problem:
+    """A checked row as a Problem: events by start, its optimum proven by CP-SAT.
 
     Raises:
         UserError: naming the rule that the row breaks.
+        UnprovenError: when a proof takes too long.
     """
     # A stable sort by start alone: events that start together keep the order of the row's prompt.
     events = sorted(map(event_from_json, row["events"]), key=lambda event: event.start)
-    problem = Problem(tuple(events), tuple(row["priority_events"]))
+    rules = BASE_RULES if row.get("rules") is None else map(rule_from_json, row["rules"])
+    problem = Problem(tuple(events), tuple(row[keys[0]]), tuple(rules))
     problem.check()
-    best = prove(problem)
-    assert best is not None, "any single event is a schedule"
-    optimum = problem.objective(best)
-    if optimum != row["optimal_score"]:
-        raise UserError(f'"optimal_score" is {row["optimal_score"]}, the proven optimum {optimum}')
+    best = prove(problem, _EFFORT)
+    require(best, "no schedule keeps the rules")
+    optimum = problem.objective(best or ())
+    says = row.get(keys[1])
+    if says not in (None, optimum):
+        raise UserError(f'"{keys[1]}" is {says}, the proven optimum {optimum}')
     return problem.proven(optimum)

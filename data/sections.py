@@ -23,6 +23,7 @@ from data.common.fields import (
     setting,
 )
 from data.common.files import sha256
+from data.published import source_of
 from data.tiers import TIERS, Tier
 
 SPLITS = ("train", "val", "test")
@@ -43,7 +44,6 @@ _FOLDERS = (
 )  # fmt: skip
 #: Names that reports give to all tiers together.
 _TOGETHER = ("all", "overall")
-_SOURCE = Limit(lambda name: "{split}" in name, "a file or hub id with {split} in it")
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class TierUse:
     train: int = setting(at_least(0), 0)
     val: int = setting(at_least(0), 0)
     test: int = setting(at_least(0), 0)
-    source: str | None = setting(_SOURCE, None)
+    source: str | None = setting(Limit(bool, "a file, folder or hub id"), None)
     tier: Tier = field(default_factory=Tier)
 
     def published(self, split: str) -> str:
         """Where an imported tier's ``train`` or ``test`` problems are."""
-        return (self.source or "").replace("{split}", split)
+        return source_of(self.source or "", split)
 
     @classmethod
     def from_recipe(cls, name: str, content: Any, source: str) -> TierUse:

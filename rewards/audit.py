@@ -244,7 +244,7 @@ def fresh_problems(
         )
         use = known[name]
         if use.source:
-            sources = map(use.published, ("train", "test"))
+            sources = dict.fromkeys(map(use.published, ("train", "test")))
             problems[name] = [problem for s in sources for problem, _ in read_published(s)[0]]
         else:
             problems[name] = [make_problem(seed, "audit", name, use.tier, i) for i in range(count)]

@@ -1,7 +1,7 @@
 """The problems and their judgement for other trainers; ``make wheel`` makes it installable.
 
-Needs no torch. What belongs to a trainer is imported where it is asked for: ``SlotwiseTaskset`` is a
-taskset for verifiers, ``slotwise.gym`` a data set of reasoning-gym, ``ScheduleEnv`` goes to TRL.
+Needs no torch. What belongs to a trainer is imported where it is asked for: ``SlotwiseTaskset`` by
+verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes to TRL.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "slotwise"
 version = "0.1.0"
-description = "Scheduling problems with proven optima, their verifier and rewards; a doctor for logs"
+description = "Scheduling problems with proven optima, their verifier and rewards"
 license = "Apache-2.0"
 requires-python = ">=3.11"
 dependencies = ["filelock", "ortools>=9.12", "pyyaml", "rich", "scipy"]

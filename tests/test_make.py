@@ -403,6 +403,16 @@ def test_a_problem_of_the_test_file_is_not_taken_for_training(imported):
     assert starts == {"train": ["09:05", "09:10"], "val": ["09:15"], "test": ["09:00"]}
 
 
+def test_rows_in_no_splits_are_one_source(tmp_path):
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(published(i)) + "\n" for i in range(4)))
+    content = copy.deepcopy(SMALL)
+    tier = {"source": str(path), "train": 2, "val": 1, "test": 1}
+    content["data"] = {"main": "only", "tiers": {"only": tier}}
+    rows = rows_of(stage(tmp_path, content))
+    assert len({json.dumps(row["problem"]) for row in rows.values()}) == len(rows) == 4
+
+
 def test_too_few_sound_rows_are_one_sentence(imported):
     train = [published(0), published(0), published(1)]
     with pytest.raises(UserError, match=r"p-{split}\.jsonl has 1 sound train problems, not 2$"):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,8 @@ import pytest
 
 from data.common.errors import UserError
 from data.event import Event
-from data.published import read_published, read_rows
+from data.published import read_published, read_rows, source_of
+from data.rules import AtMost
 
 BLOG = Path(__file__).parents[1].parent / "shared" / "blog"
 
@@ -74,6 +76,53 @@ def test_a_row_of_another_layout_is_one_sentence_with_line_and_key(tmp_path, key
     source = write(tmp_path / "p.jsonl", ROW, {**ROW, key: value})
     with pytest.raises(UserError, match=rf'p\.jsonl:2: .* needs "{key}"'):
         read_published(source)
+
+
+def test_rows_of_ours_and_rows_without_an_optimum_are_proven(tmp_path):
+    published = {key: value for key, value in ROW.items() if key != "optimal_score"}
+    [(problem, _)], _ = read_published(write(tmp_path / "p.jsonl", published))
+    assert problem.optimum == 120
+    bare = {"events": ROW["events"], "priorities": ["Chess"]}
+    ruled = replace(problem, rules=(*problem.rules, AtMost(1)), optimum=60)
+    padded = ruled.to_json()
+    padded["rules"] = [{"minutes": None, **rule} for rule in padded["rules"]]  # as Arrow has them
+    rows = (bare, {"problem": problem.text}, {"problem": padded}, {"problem": ruled.to_json()})
+    sound, rejects = read_published(write(tmp_path / "o.jsonl", *rows))
+    assert rejects == []
+    assert [read for read, _ in sound] == [problem, problem, ruled, ruled]
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"priorities": []}, '"events"'),
+        ({"events": ROW["events"], "priorities": "Chess"}, 'row of ours needs "priorities"'),
+        ({"events": ROW["events"], "priorities": [], "optimum": "9"}, '"optimum"'),
+        ({"events": ROW["events"], "priorities": [], "rules": "gap"}, '"rules"'),
+        ({"problem": "a day"}, '"problem" is not valid JSON'),
+        ({"problem": [1]}, '"problem" must be'),
+    ],
+)
+def test_a_row_of_ours_that_lacks_a_key_is_one_sentence(tmp_path, row, named):
+    with pytest.raises(UserError, match=rf"^[^\n]*p\.jsonl:1: [^\n]*{named}[^\n]*$"):
+        read_published(write(tmp_path / "p.jsonl", row))
+
+
+def test_rules_that_no_schedule_keeps_are_named_and_left_out(tmp_path):
+    rules = [{"rule": "at_most", "count": 0}]
+    row = {"events": ROW["events"], "priorities": [], "rules": rules}
+    sound, [reject] = read_published(write(tmp_path / "p.jsonl", row))
+    assert (sound, "p.jsonl:1: " in reject) == ([], True)
+
+
+def test_a_source_says_where_its_splits_are(tmp_path):
+    file = write(tmp_path / "p.jsonl", ROW)
+    assert source_of("owner/name", "test") == "owner/name:test"
+    assert source_of("owner/name:train", "test") == "owner/name:train"
+    assert source_of("p/{split}.jsonl", "test") == "p/test.jsonl"
+    assert source_of(str(tmp_path), "test") == f"{tmp_path}/test.jsonl"
+    assert source_of(file, "test") == file
+    assert source_of("some/missing.jsonl", "test") == "some/missing.jsonl"
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "some/missing.jsonl", "a/b/c", "missing"])

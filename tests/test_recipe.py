@@ -364,7 +364,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, valu
         ("data.main", ["dens"], "dense"),
         ("data.tiers.dense.train", [-1], "0"),
         ("data.tiers.published.grid", [5], "imported"),
-        ("data.tiers.published.source", ["p.jsonl"], "{split}"),
+        ("data.tiers.published.source", [""], "hub id"),
         ("data.tiers.overall", [{"test": 1, "source": "{split}.jsonl"}], "name"),
         ("arms.warm.trainer", ["dpo"], "sft, grpo, rejection, none"),
         ("arms.warm.seeds", [[1, 1]], "different"),
