@@ -6,6 +6,7 @@ verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
@@ -50,7 +51,10 @@ def problems(source: str = "dense", seed: int = 0, split: str = "train") -> Iter
         f"unknown tier {source!r} (the tiers are {', '.join(TIERS)}){nearest(source, TIERS)}; "
         "or name a file, or a hub data set as owner/name",
     )
-    yield from read_published(source)[0]
+    sound, left_out = read_published(source)
+    for reason in left_out:
+        warnings.warn(f"left out: {reason}", stacklevel=2)
+    yield from (problem for problem, _ in sound)
 
 
 def take(source: str, size: int, seed: int) -> list[Problem]:

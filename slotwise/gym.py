@@ -28,7 +28,7 @@ class SlotwiseConfig:
         require(self.size > 0, f"size must be above 0, not {self.size}")
 
 
-class SlotwiseDataset(ProceduralDataset):  # type: ignore[misc]
+class SlotwiseDataset(ProceduralDataset):
     """Days to plan; an answer is judged by the verifier, so every optimal one earns 1."""
 
     def __init__(self, config: SlotwiseConfig) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 from data.common.errors import UserError, run_main
@@ -62,6 +63,7 @@ def stage(folder: Path) -> None:
         copy.write_text(text, encoding="utf-8")
         packages.add(".".join(copy.parent.relative_to(folder).parts))
     project = _PROJECT.format(packages=sorted(packages))
+    copyfile(ROOT / "LICENSE", folder / "LICENSE")
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
 
 

@@ -96,6 +96,17 @@ def test_a_taskset_of_verifiers_scores_the_same():
     assert score(problem, gold_answer(problem, "none"), cut_off=True) == 0
 
 
+def test_problems_of_a_file_are_read_and_what_is_left_out_is_named(tmp_path):
+    problem = next(slotwise.problems("rules"))
+    spoilt = {**problem.to_json(), "optimum": 1}
+    path = tmp_path / "p.jsonl"
+    path.write_text(f"{json.dumps(spoilt)}\n{json.dumps({'problem': problem.text})}\n")
+    with pytest.warns(UserWarning, match=r"p\.jsonl:1: "):
+        assert slotwise.take(str(path), 1, 0) == [problem]
+    with pytest.raises(UserError, match="1 sound problems, not 2"), pytest.warns(match="left out"):
+        slotwise.take(str(path), 2, 0)
+
+
 def test_an_answer_may_be_mended_until_the_tries_are_used_up():
     problem = next(slotwise.problems("rules"))
     env = slotwise.ScheduleEnv(RewardSection(shape="binary"))
