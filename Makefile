@@ -200,7 +200,7 @@ gallery: setup ## docs/gallery.md: a problem, gold answer and typical mistakes o
 	$(PY) -m rewards.gallery
 
 wheel: setup ## problems, verifier, rewards and doctor as one wheel for other trainers (OUT=dist)
-	$(PY) -m slotwise.wheel$(with)
+	$(PY) -m rewards.wheel$(with)
 
 bench: data ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench$(with)

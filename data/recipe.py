@@ -290,7 +290,12 @@ def _converted(model: str) -> str:
     """The folder that a model in GGUF is converted to, once; another model as it is."""
     if not is_gguf(model):
         return model
-    command = [sys.executable, "-m", "pipeline.gguf", model]  # whose memory is free afterwards
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.model.gguf",
+        model,
+    ]  # whose memory is free afterwards
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)  # it has said why

@@ -2,7 +2,8 @@
 
 GRPO needs nothing but a prompt and a deterministic reward. Every shape but the published one is a
 function of the verdict, never a second judgement of the text, so what training pays for is what
-evaluation counts; ``reasoned`` pays for true reasoning beside it. Whether a shape can be gamed is measured by ``rewards.audit``.
+evaluation counts; ``reasoned`` pays for true reasoning beside it. Whether a shape can be gamed is
+measured by ``rewards.audit``.
 
 Under every shape TRL is handed the functions that are paid and, with weight 0, the components that
 are not: the truth stands beside the reward in the log. It also keeps TRL from setting aside an

@@ -9,9 +9,9 @@ import pytest
 
 from data.common.errors import UserError
 from data.recipe import is_gguf
-from pipeline import gguf as command
-from pipeline.gguf import folder_of
+from pipeline.model import gguf as command
 from pipeline.model.decode import stop_tokens
+from pipeline.model.gguf import folder_of
 from pipeline.model.load import load_model
 
 TEMPLATE = (

@@ -1,7 +1,7 @@
 """Stage ``make wheel``: problems, judgement and doctor as one wheel, ``slotwise``.
 
 ``data`` and ``rewards`` cannot be installed under such common names: the files are copied below
-``slotwise`` and what they import of one another is renamed.
+``slotwise``, ``rewards/environments`` to its top, and what they import of one another is renamed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from data.common.errors import UserError, run_main
 ROOT = Path(__file__).resolve().parents[1]
 #: Folders, and files of the pipeline that the doctor imports.
 PARTS = (
-    *("data", "rewards", "slotwise", "pipeline/health", "pipeline/__init__.py"),
+    *("data", "rewards", "pipeline/health", "pipeline/__init__.py"),
     *("pipeline/doctor.py", "pipeline/train/__init__.py", "pipeline/train/checkpoints.py"),
     *("pipeline/model/__init__.py", "pipeline/model/processes.py"),
 )
+_TOP = "rewards/environments"
 _IMPORT = re.compile(r"^( *)(from|import) (data|rewards|pipeline)\b", re.MULTILINE)
 _PROJECT = """
 [build-system]
@@ -54,11 +55,12 @@ def stage(folder: Path) -> None:
     """Write the sources of the wheel below ``folder``."""
     packages = set()
     for path in _files():
-        inside = path.relative_to(ROOT)
-        copy = folder / ("" if inside.parts[0] == "slotwise" else "slotwise") / inside
+        inside = path.relative_to(ROOT).as_posix()
+        copy = folder / "slotwise" / inside.removeprefix(f"{_TOP}/")
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
+            text = text.replace(f"from {_TOP.replace('/', '.')}", "from slotwise")
             text = _IMPORT.sub(r"\1\2 slotwise.\3", text)
         copy.write_text(text, encoding="utf-8")
         packages.add(".".join(copy.parent.relative_to(folder).parts))

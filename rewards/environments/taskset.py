@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import verifiers.v1 as vf
 
-import slotwise
 from data.prompts import prompt
+from rewards.environments import score, take
 
 
 class SlotwiseConfig(vf.TasksetConfig):
@@ -30,12 +30,12 @@ class SlotwiseTask(vf.Task[SlotwiseData]):
     @vf.reward(weight=1.0)
     async def schedule(self, trace: vf.Trace) -> float:
         reply = "" if trace.is_truncated else trace.last_reply
-        return slotwise.score(self.data.problem, reply, self.data.shape)
+        return score(self.data.problem, reply, self.data.shape)
 
 
 class SlotwiseTaskset(vf.Taskset[SlotwiseTask, SlotwiseConfig]):
     def load(self) -> Iterator[SlotwiseTask]:
         config = self.config
-        for problem in slotwise.take(config.tier, config.num_tasks, config.seed):
+        for problem in take(config.tier, config.num_tasks, config.seed):
             data = SlotwiseData(prompt=prompt(problem), problem=problem.text, shape=config.shape)
             yield SlotwiseTask(data, config.task)

@@ -1,4 +1,5 @@
-"""The problems and their judgement for other trainers; ``make wheel`` makes it installable.
+"""The problems and their judgement for other trainers; ``make wheel`` makes it the package
+``slotwise``.
 
 Needs no torch. What belongs to a trainer is imported where it is asked for: ``SlotwiseTaskset`` by
 verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes to TRL.
@@ -18,9 +19,9 @@ from data.problem import Problem
 from data.published import read_published
 from data.sections import RewardSection
 from data.tiers import TIERS
+from rewards.environments.trl_env import ScheduleEnv
 from rewards.reward import SHAPES, reward_functions, reward_weights, totals
 from rewards.verify import verify
-from slotwise.trl_env import ScheduleEnv
 
 __all__ = [
     "TIERS",
@@ -83,7 +84,7 @@ def score(problem: str | Problem, completion: str, shape: str = "graded") -> flo
 
 def __getattr__(name: str) -> Any:
     if name == "SlotwiseTaskset":  # needs verifiers
-        from slotwise.taskset import SlotwiseTaskset
+        from rewards.environments.taskset import SlotwiseTaskset
 
         return SlotwiseTaskset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,16 +12,16 @@ from zipfile import ZipFile
 
 import pytest
 
-import slotwise
 from data.common.errors import UserError
 from data.problem import Problem
 from data.rows import gold_answer
 from data.sections import RewardSection
 from data.solver import optimal_schedule
+from rewards import environments as slotwise
 from rewards.attacks import ATTACKS, AttackCase, scale
 from rewards.reward import totals
 from rewards.verify import Status, verify
-from slotwise.wheel import build
+from rewards.wheel import build
 
 
 @cache
@@ -71,18 +71,20 @@ def test_an_environment_of_trl_pays_the_same():
 
 def test_a_data_set_of_reasoning_gym_scores_the_same():
     gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
-    importlib.import_module("slotwise.gym")  # registers it
+    importlib.import_module("rewards.environments.gym")  # registers it
     data = gym.create_dataset("slotwise", tier="rules", size=3, seed=3)
     assert all(data.score_answer(entry["answer"], entry) == 1 for entry in data)
     assert data.score_answer(None, data[0]) == 0
     agree(lambda problem, text: data.score_answer(text, {"metadata": {"problem": problem.text}}))
 
 
-def test_a_taskset_of_verifiers_scores_the_same():
+def test_a_taskset_of_verifiers_scores_the_same(monkeypatch):
     pytest.importorskip("verifiers.v1", reason="verifiers is not installed")
     from verifiers.v1.utils.loaders import load_taskset
 
-    from slotwise.taskset import SlotwiseConfig
+    from rewards.environments.taskset import SlotwiseConfig
+
+    monkeypatch.setitem(sys.modules, "slotwise", slotwise)  # as the wheel has it
 
     taskset = load_taskset(SlotwiseConfig(id="slotwise", num_tasks=2))
     task = next(iter(taskset))

@@ -8,11 +8,11 @@ from typing import Any
 
 from reasoning_gym.factory import ProceduralDataset, register_dataset
 
-import slotwise
 from data.common.errors import require
 from data.problem import Problem
 from data.prompts import prompt
 from data.rows import gold_answer
+from rewards.environments import score, take
 
 
 @dataclass
@@ -36,7 +36,7 @@ class SlotwiseDataset(ProceduralDataset):
 
     @cached_property
     def _problems(self) -> list[Problem]:
-        return slotwise.take(self.config.tier, self.size, self.config.seed)
+        return take(self.config.tier, self.size, self.config.seed)
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         problem = self._problems[idx]
@@ -52,7 +52,7 @@ class SlotwiseDataset(ProceduralDataset):
         }
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
-        return slotwise.score(entry["metadata"]["problem"], answer or "", self.config.shape)
+        return score(entry["metadata"]["problem"], answer or "", self.config.shape)
 
 
 register_dataset("slotwise", SlotwiseDataset, SlotwiseConfig)
