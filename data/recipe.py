@@ -23,6 +23,7 @@ from data.run import BASE, OWNER, Run
 from data.sections import (
     ARMS,
     BACKENDS,
+    BASE_BEST,
     SEEDS,
     Arm,
     ConclusionSection,
@@ -177,6 +178,8 @@ def load_recipe(
         f"{'run name' if run else f'{path}: name'} {recipe.run_name!r:.80} must be letters, "
         "digits, '.', '_' and '-', at most 100",
     )
+    if recipe.conclusion.base_best is None and BASE_BEST in recipe.arms:
+        recipe = replace(recipe, conclusion=replace(recipe.conclusion, base_best=BASE_BEST))
     recipe.validate()
     return recipe
 

@@ -262,8 +262,14 @@ class Arm:
         require(len(set(self.seeds)) == len(self.seeds), f"{source}.seeds must be different")
 
 
-#: The arms of a recipe that names none.
-ARMS = {"sft": Arm("sft"), "grpo": Arm("grpo", "sft")}
+#: An arm of this name is the base at its best, unless the recipe names another one.
+BASE_BEST = "base-best"
+#: The arms of a recipe that names none; the first is a control: what decoding alone gives.
+ARMS = {
+    BASE_BEST: Arm("none", eval={"lenient": True}, tune={"temperature": (0.4, 0.7, 1.0)}),
+    "sft": Arm("sft"),
+    "grpo": Arm("grpo", "sft"),
+}
 
 
 @dataclass(frozen=True)
@@ -343,7 +349,7 @@ class ConclusionSection:
     Attributes:
         arms: judged, each against the base and the arm that it starts from; null judges ``grpo``
             where there is such an arm.
-        base_best: the arm that is the base at its best.
+        base_best: the arm that is the base at its best; null takes ``base-best`` if there is one.
         format_only: the arm that was rewarded for the form of an answer alone.
         fresh: confirmation samples, with new seeds, of every problem that the base left unsolved.
     """

@@ -63,7 +63,10 @@ def test_what_a_recipe_leaves_out_has_a_default(tmp_path):
     assert (recipe.eval.samples, recipe.eval.temperature) == (64, 1.0)
     assert (recipe.data.reasoning, recipe.data.reasoned) == ("computed", 1.0)
     assert recipe.reward == RewardSection("graded", None, False)
-    assert recipe.all_arms == ARMS == {"sft": Arm("sft", "base"), "grpo": Arm("grpo", "sft")}
+    trained = {name: arm for name, arm in recipe.all_arms.items() if arm.trainer != "none"}
+    assert recipe.all_arms == ARMS
+    assert trained == {"sft": Arm("sft", "base"), "grpo": Arm("grpo", "sft")}
+    assert recipe.conclusion.base_best == "base-best"
     assert recipe.tier_uses == {"dense": TierUse(3, 2, 1, None, TIERS["dense"])}
     assert (recipe.model, recipe.run.folder) == ("some/model", Path("runs/small"))
 

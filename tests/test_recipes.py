@@ -14,11 +14,11 @@ from pipeline.train.settings import check_settings
 
 FOLDER = Path(__file__).parents[1] / "pipeline" / "recipes"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-#: Those that start from a model of the hub, the others from what the project makes itself.
+#: Those that start from a model of the hub; the others run on a CPU.
 LARGE = [
     name
     for name, path in RECIPES.items()
-    if not load_recipe(path).model.startswith(("pipeline/", "runs/"))
+    if not load_recipe(path).model.startswith(("pipeline/", "runs/", "pypi:"))
 ]
 GPU = 24
 

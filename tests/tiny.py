@@ -56,6 +56,7 @@ RECIPE: dict[str, Any] = {
             "blog": {"train": 2, "test": 2, "grid": 5},
         },
     },
+    "arms": {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}},
     "reward": {"weights": {"format": 0.1, "optimal": 0.9}},
     "sft": {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01},
     "grpo": {

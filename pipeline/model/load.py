@@ -17,7 +17,6 @@ from data.common.errors import UserError, reason_of, require
 from data.common.files import finished
 from data.prompts import messages
 from data.recipe import DTYPES
-from data.sections import ARMS
 from pipeline.model import processes
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def _way_out(folder: str | Path) -> str:
     arm = Path(folder).parent
     if not finished(arm):
         return ""
-    return f"; FORCE=1 make {arm.name if arm.name in ARMS else 'arms'} trains it again"
+    return f"; FORCE=1 make {arm.name if arm.name in {'sft', 'grpo'} else 'arms'} trains it again"
 
 
 @contextmanager
