@@ -14,7 +14,7 @@ from data.common.errors import UserError
 from data.prompts import messages
 from data.recipe import DTYPES
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.load import is_local, load_model, read_tokenizer, write_model
+from pipeline.model.load import is_local, load_model, read_config, read_tokenizer, write_model
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +106,27 @@ def test_what_a_model_folder_lacks_is_named(model, gone, says):
 
 
 @pytest.mark.parametrize(
+    ("name", "file", "says"),
+    [
+        ("m.gguf", None, "llama.cpp"),
+        ("folder", "m.gguf", "llama.cpp"),
+        ("folder", "adapter_config.json", "adapter"),
+        ("m.bin", None, "is a file"),
+        ("gone", "", "does not exist"),
+    ],
+)
+def test_what_is_no_model_folder_is_told_whoever_reads_it(tmp_path, name, file, says):
+    path = tmp_path / name
+    if file:
+        path.mkdir()
+    if file != "":
+        (path / file if file else path).write_text("{}")
+    for reads in (read_config, read_tokenizer, lambda model: load_model(model, "float32")):
+        with pytest.raises(UserError, match=says):
+            reads(str(path))
+
+
+@pytest.mark.parametrize(
     "spoil",
     [
         lambda content: content[: len(content) // 2],
@@ -180,6 +201,7 @@ def test_a_hub_id_that_is_not_available_is_one_sentence(monkeypatch, tmp_path):
         ("~/gpt2", True),
         ("runs/tiny/sft/model", True),
         ("owner/name", True),
+        ("smollm2.gguf", True),
     ],
 )
 def test_a_hub_id_is_distinguished_from_a_folder(model, local, tmp_path, monkeypatch):

@@ -41,13 +41,14 @@ def quiet() -> None:
 
 def is_local(model: str) -> bool:
     """Whether a model is named by a folder, which exists or looks like one, not by a hub id."""
-    return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
+    path = Path(model)
+    return path.exists() or path.suffix == ".gguf" or model[:1] in "./~" or model.count("/") > 1
 
 
 def check_model_folder(folder: Path) -> None:
     """Raise UserError where a local model lacks what a Hugging Face model folder has."""
     way_out = _way_out(folder)
-    require(folder.is_dir(), f"model folder {folder} does not exist{way_out}")
+    _check_kind(folder)
     for what, names in (
         ("config.json", ["config.json"]),
         ("weights (*.safetensors)", ["*.safetensors"]),
@@ -55,6 +56,23 @@ def check_model_folder(folder: Path) -> None:
     ):
         there = any(any(folder.glob(name)) for name in names)
         require(there, f"model folder {folder} has no {what}{way_out}")
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise UserError where a local model is missing, or is something else than a model folder."""
+    require(folder.exists(), f"model folder {folder} does not exist{_way_out(folder)}")
+    gguf = folder if folder.suffix == ".gguf" else next(folder.glob("*.gguf"), None)
+    require(
+        gguf is None or (folder / "config.json").is_file(),
+        f"{gguf} is a model in the format of llama.cpp, which cannot be trained as it is; take the "
+        "folder or hub id of the model it was made from",
+    )
+    require(folder.is_dir(), f"{folder} is a file; a model is a folder with config.json")
+    require(
+        (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file(),
+        f"{folder} holds a LoRA adapter without its model; merge it first (merge_and_unload of "
+        "peft) and save the tokenizer with it",
+    )
 
 
 def model_inputs(model: str) -> list[Path]:
@@ -117,8 +135,10 @@ def read_config(model: str) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    if is_local(model) and not (Path(model) / "config.json").is_file():
-        raise UserError(f"model folder {model} does not exist or has no config.json")
+    if is_local(model):
+        _check_kind(Path(model))
+        there = (Path(model) / "config.json").is_file()
+        require(there, f"model folder {model} has no config.json{_way_out(model)}")
     with explained(model, "config.json"):
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
@@ -132,8 +152,10 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json")
-    if is_local(model) and not any((Path(model) / name).is_file() for name in files):
-        raise UserError(f"model folder {model} has no tokenizer (tokenizer.json)")
+    if is_local(model):
+        _check_kind(Path(model))
+        there = any((Path(model) / name).is_file() for name in files)
+        require(there, f"model folder {model} has no tokenizer (tokenizer.json){_way_out(model)}")
     with explained(model, "tokenizer.json"):
         return AutoTokenizer.from_pretrained(
             model, local_files_only=offline, trust_remote_code=False
