@@ -108,8 +108,8 @@ def test_what_a_model_folder_lacks_is_named(model, gone, says):
 @pytest.mark.parametrize(
     ("name", "file", "says"),
     [
-        ("m.gguf", None, "llama.cpp"),
-        ("folder", "m.gguf", "llama.cpp"),
+        ("m.gguf", None, "GGUF"),
+        ("folder", "m.gguf", "GGUF"),
         ("folder", "adapter_config.json", "adapter"),
         ("m.bin", None, "is a file"),
         ("gone", "", "does not exist"),
