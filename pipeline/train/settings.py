@@ -7,6 +7,7 @@ from one version to the next, or for another machine, are set here and only here
 from __future__ import annotations
 
 import copy
+import math
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
@@ -15,9 +16,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.common.errors import UserError, reason_of, require
-from data.common.fields import TYPE_NAMES, check_keys, nearest
+from data.common.errors import UserError, brief, reason_of, require
+from data.common.fields import TYPE_NAMES, Limit, at_least, check_keys, nearest, one_of
 from data.recipe import Recipe
+from data.sections import SEEDS
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model.load import check_dtype
 from rewards.reward import check_reward, reward_weights
@@ -64,16 +66,116 @@ TARGETS = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
 TARGETS["all"] = (*TARGETS["attention"], *TARGETS["mlp"])
-#: Arguments that the pipeline sets itself.
+_NO_EVAL = "the trainers have no eval set, and monitor: {every: ...} measures on val"
+_NO_HUB = "training needs no network; `make export` writes a folder to upload"
+_LAUNCHED = "LAUNCH=pipeline/accelerate/FILE.yaml says how processes share the work"
+#: Arguments that the pipeline sets itself, and those of older versions, with the way out.
 _OURS = {
     "output_dir": "the run's folder is the output",
     "reward_weights": "give weights under reward:",
     "multi_objective_aggregation": "a component that does not apply must count 0, not as average",
     "model_init_kwargs": "give model: and dtype: at the top",
     "save_only_model": "a training that is interrupted could not go on",
-    "eval_strategy": "the trainers have no eval set, and monitor: {every: ...} measures on val",
-    "eval_on_start": "the trainers have no eval set, and monitor: {every: ...} measures on val",
-}
+    "resume_from_checkpoint": "the same command goes on from the last checkpoint by itself",
+    "dataset_kwargs": "the texts are the recipe's data, by the model's template",
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy", "eval_on_start", "load_best_model_at_end"),
+        _NO_EVAL,
+    ),
+    **dict.fromkeys(
+        (
+            "push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_private_repo",
+            "hub_always_push", "hub_revision", "push_to_hub_token", "log_completions_hub_repo",
+        ),
+        _NO_HUB,
+    ),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config"), _LAUNCHED),
+    "max_prompt_length": "prompts are never cut: max_seq_length at the top bounds a prompt with "
+    "its answer, max_completion_length an answer",
+    "max_seq_length": "it belongs at the top of the recipe",
+    "warmup_ratio": "warmup_steps below 1 is a share of the steps",
+    "group_by_length": "train_sampling_strategy: group_by_length does it",
+    "use_transformers_paged": "leave it out; answers are drawn by our own sampler, or use_vllm",
+}  # fmt: skip
+_ABOVE_0 = Limit(lambda value: value > 0, "above 0")
+_SHARE = Limit(lambda value: 0 <= value <= 1, "a share, 0 to 1")
+_SOME = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
+_BELOW_1 = Limit(lambda value: 0 <= value < 1, "0 to below 1")
+_PORT = Limit(lambda value: 0 < value < 65536, "a port, 1 to 65535")
+#: Values that the libraries would take, and then fail on or train nonsense; by key, or by section
+#: and key where that decides.
+_LIMITS: Mapping[str, Limit] = {
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "pad_to_multiple_of",
+            "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size",
+            "num_iterations", "num_generations_eval", "max_completion_length", "max_new_tokens",
+            "max_length", "ref_model_sync_steps", "save_total_limit", "dataset_num_proc",
+            "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb",
+            "vllm_tensor_parallel_size", "vllm_max_model_length", "r", "qalora_group_size",
+        ),
+        at_least(1),
+    ),
+    "num_generations": at_least(2),
+    **dict.fromkeys(
+        (
+            "weight_decay", "max_grad_norm", "neftune_noise_alpha", "warmup_steps", "beta",
+            "epsilon", "epsilon_high", "entropy_coef", "entropy_coef_min", "entropy_coef_max",
+            "entropy_coef_delta", "entropy_target", "top_k", "off_policy_mask_threshold",
+            "num_completions_to_print", "dataloader_num_workers", "router_aux_loss_coef",
+            "vllm_importance_sampling_clip_min",
+        ),
+        at_least(0),
+    ),
+    **dict.fromkeys(
+        (
+            "learning_rate", "temperature", "repetition_penalty", "adam_epsilon", "logging_steps",
+            "save_steps", "delta", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos",
+            "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg", "vllm_server_timeout",
+            "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap", "lora_alpha",
+        ),
+        _ABOVE_0,
+    ),
+    **dict.fromkeys(("min_p", "ref_model_mixup_alpha"), _SHARE),
+    **dict.fromkeys(("top_p", "top_entropy_quantile", "vllm_gpu_memory_utilization"), _SOME),
+    **dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2"), _BELOW_1),
+    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), _PORT),
+    **dict.fromkeys(("seed", "data_seed"), SEEDS),
+    "label_smoothing_factor": Limit(lambda value: value == 0, "0, since TRL's losses have none"),
+    "activation_offloading": Limit(
+        lambda value: not value or not _no_gpu(), "false where there is no GPU"
+    ),
+    "grpo.remove_unused_columns": Limit(
+        lambda value: not value, "false, since the reward reads the column of problems"
+    ),
+    "grpo.loss_type": one_of(
+        "grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"
+    ),
+    "sft.loss_type": one_of("nll", "chunked_nll", "dft"),
+    "importance_sampling_level": one_of("token", "sequence"),
+    "scale_rewards": one_of("group", "batch", "none", True, False),
+    "vllm_mode": one_of("colocate", "server"),
+    "vllm_model_impl": one_of("vllm", "transformers"),
+    "vllm_importance_sampling_mode": one_of(
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ),
+    "truncation_mode": one_of("keep_start", "keep_end"),
+    "packing_strategy": Limit(
+        lambda value: value in ("bfd", "bfd_split"), "bfd or bfd_split, which cut no example"
+    ),
+    "save_strategy": one_of("steps", "epoch", "no"),
+    "train_sampling_strategy": one_of("random", "sequential", "group_by_length"),
+    "torch_compile_mode": one_of("default", "reduce-overhead", "max-autotune"),
+    "dataloader_multiprocessing_context": one_of("fork", "spawn", "forkserver"),
+    "peft_type": one_of("LORA"),
+    "task_type": one_of("CAUSAL_LM"),
+    "bias": one_of("none", "all", "lora_only"),
+    "inference_mode": Limit(lambda value: not value, "false, or nothing is trained"),
+    "init_lora_weights": Limit(
+        lambda value: value in (True, False, "gaussian", "orthogonal"),
+        "true, false, gaussian or orthogonal; others change the weights below the adapter",
+    ),
+}  # fmt: skip
 #: Optimizers made of weights and config alone. Others ask for a package, a GPU or the model, and
 #: AdamW stands in for them where only rates and the schedule are checked.
 _SIMPLE_OPTIMIZERS = (
@@ -169,16 +271,50 @@ def _config(
         if key in _OURS:
             raise UserError(f"{where} cannot be set; {_OURS[key]}")
         check_keys([key], known, source, f"{section}.")
-        kinds = _kinds(hints[key])
+        kinds = _kinds(hints[key]) | ({bool} if key == "scale_rewards" else set())
         if type(value) not in kinds:
             kinds -= {int} if float in kinds else set()
             names = " or ".join(n for kind, n in TYPE_NAMES.items() if kind in kinds) or "left out"
             raise UserError(f"{where} must be {names}, not {value!r}")
+        parts = set[type]().union(*map(_parts, (hints[key], *typing.get_args(hints[key]))))
+        if isinstance(value, list) and not parts.issuperset(map(type, value)):
+            raise UserError(f"{where} has parts of another type than it must: {brief(value)}")
+        _check_value(where, section, key, value)
+    _check_together(source, section, {**defaults, **given})
     try:
         # All arguments explicitly: Unsloth gives its own version of a class other defaults.
         return cls(**{**known, **defaults, **given})
     except (TypeError, ValueError, ImportError) as error:
         raise _refusal(cls, source, section, error) from None
+
+
+def _check_value(where: str, section: str, key: str, value: Any) -> None:
+    """Raise UserError where a value, or one inside it, is beyond its limit or no finite number."""
+    if isinstance(value, dict):
+        for inner, one in value.items():
+            _check_value(f"{where}.{inner}", section, str(inner), one)
+        return
+    for one in value if isinstance(value, list) else [value]:
+        require(
+            not isinstance(one, float) or math.isfinite(one),
+            f"{where} must be a finite number, not {one}",
+        )
+    limit = _LIMITS.get(f"{section}.{key}") or _LIMITS.get(key)
+    if limit and value is not None and not isinstance(value, list):
+        require(limit.holds(value), f"{where} must be {limit.words}, not {brief(value)}")
+
+
+def _check_together(source: str, section: str, given: Arguments) -> None:
+    """Raise UserError where arguments do not go together."""
+    require(
+        not given.get("packing") or given.get("max_length"),
+        f"{source}: {section}.packing needs {section}.max_length, the tokens of a packed sequence",
+    )
+    words = given.get("generation_kwargs") or {}
+    if isinstance(words, dict):
+        from transformers import GenerationConfig
+
+        check_keys(words, vars(GenerationConfig()), source, f"{section}.generation_kwargs.")
 
 
 def _refusal(cls: type, source: str, section: str, error: Exception) -> UserError:
@@ -197,8 +333,15 @@ def _kinds(hint: Any) -> set[type]:
         return set(TYPE_NAMES)
     kind: type = origin or hint
     if issubclass(kind, Enum | str):
-        return {str, bool}  # TRL takes true and false for some of its words
+        return {str}
     return {float, int} if kind is float else {kind}
+
+
+def _parts(hint: Any) -> set[type]:
+    """The types of the parts of a list, where the annotation is one of lists."""
+    return set[type]().union(
+        *(map(_kinds, typing.get_args(hint)) if typing.get_origin(hint) is list else ())
+    )
 
 
 def _no_gpu() -> bool:
