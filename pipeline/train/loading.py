@@ -34,8 +34,6 @@ UNSLOTH_LORA = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "layers_to_transform",
     "layers_pattern", "use_rslora", "modules_to_save", "init_lora_weights",
 )  # fmt: skip
-#: Arguments of a LoraConfig whose adapter cannot be merged into the layers it was trained on.
-_NOT_MERGED = ("lora_bias", "trainable_token_indices", "layer_replication")
 # On a CPU it speaks of a kernel that it goes without, whenever peft is imported.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -98,14 +96,9 @@ def _adapted(network: PreTrainedModel, adapter: LoraConfig, training: Training) 
 
 def _check_layers(network: PreTrainedModel, adapter: LoraConfig, training: Training) -> None:
     """Raise UserError where ``lora`` names a layer that the model does not have, which PEFT passes
-    over as long as it has another one, or asks for an adapter that cannot be merged."""
+    over as long as it has another one."""
     from torch.nn import Linear
 
-    for key in _NOT_MERGED:
-        require(
-            not getattr(adapter, key),
-            f"{training.source}: lora.{key} cannot be merged into a model; drop it",
-        )
     modules = {f".{name}": module for name, module in network.named_modules()}
     linear = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, Linear)}
     for key in ("target_modules", "modules_to_save"):

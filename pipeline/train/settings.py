@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
@@ -95,8 +96,22 @@ _OURS = {
     "max_seq_length": "it belongs at the top of the recipe",
     "warmup_ratio": "warmup_steps below 1 is a share of the steps",
     "group_by_length": "train_sampling_strategy: group_by_length does it",
-    "use_transformers_paged": "leave it out; answers are drawn by our own sampler, or use_vllm",
+    "chat_template_path": "answers are sampled by the model's own template",
+    **dict.fromkeys(
+        ("use_transformers_paged", "use_transformers_continuous_batching"),
+        "answers are drawn by our own sampler, or by vLLM (use_vllm)",
+    ),
 }  # fmt: skip
+
+
+def _is_pattern(names: Any) -> bool:
+    try:
+        re.compile(names if isinstance(names, str) else "")
+    except re.error:
+        return False
+    return True
+
+
 _ABOVE_0 = Limit(lambda value: value > 0, "above 0")
 _SHARE = Limit(lambda value: 0 <= value <= 1, "a share, 0 to 1")
 _SOME = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
@@ -167,15 +182,32 @@ _LIMITS: Mapping[str, Limit] = {
     "train_sampling_strategy": one_of("random", "sequential", "group_by_length"),
     "torch_compile_mode": one_of("default", "reduce-overhead", "max-autotune"),
     "dataloader_multiprocessing_context": one_of("fork", "spawn", "forkserver"),
+    "log_level": one_of("debug", "info", "warning", "error", "critical", "passive"),
+    "log_level_replica": one_of("debug", "info", "warning", "error", "critical", "passive"),
+    "include_num_input_tokens_seen": one_of("all", "non_padding", "no", True, False),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), one_of(1)),
+    "do_sample": one_of(True),
+    "target_modules": Limit(_is_pattern, "a name or a regular expression"),
+    "exclude_modules": Limit(_is_pattern, "a name or a regular expression"),
     "peft_type": one_of("LORA"),
     "task_type": one_of("CAUSAL_LM"),
     "bias": one_of("none", "all", "lora_only"),
+    **dict.fromkeys(
+        ("alora_invocation_tokens", "layer_replication", "lora_bias", "trainable_token_indices"),
+        Limit(lambda value: not value, "left out, since it cannot be merged into a model"),
+    ),
     "inference_mode": Limit(lambda value: not value, "false, or nothing is trained"),
     "init_lora_weights": Limit(
         lambda value: value in (True, False, "gaussian", "orthogonal"),
         "true, false, gaussian or orthogonal; others change the weights below the adapter",
     ),
 }  # fmt: skip
+#: Arguments that are of no use, or fail, without another one.
+_NEEDS = {
+    "packing": "max_length",
+    "dataloader_persistent_workers": "dataloader_num_workers",
+    "sync_ref_model": "beta",
+}
 #: Optimizers made of weights and config alone. Others ask for a package, a GPU or the model, and
 #: AdamW stands in for them where only rates and the schedule are checked.
 _SIMPLE_OPTIMIZERS = (
@@ -280,11 +312,11 @@ def _config(
         if isinstance(value, list) and not parts.issuperset(map(type, value)):
             raise UserError(f"{where} has parts of another type than it must: {brief(value)}")
         _check_value(where, section, key, value)
-    _check_together(source, section, {**defaults, **given})
     try:
+        _check_together(source, section, {**defaults, **given})
         # All arguments explicitly: Unsloth gives its own version of a class other defaults.
         return cls(**{**known, **defaults, **given})
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, LookupError, ImportError, OSError) as error:
         raise _refusal(cls, source, section, error) from None
 
 
@@ -293,28 +325,30 @@ def _check_value(where: str, section: str, key: str, value: Any) -> None:
     if isinstance(value, dict):
         for inner, one in value.items():
             _check_value(f"{where}.{inner}", section, str(inner), one)
-        return
     for one in value if isinstance(value, list) else [value]:
         require(
             not isinstance(one, float) or math.isfinite(one),
             f"{where} must be a finite number, not {one}",
         )
     limit = _LIMITS.get(f"{section}.{key}") or _LIMITS.get(key)
-    if limit and value is not None and not isinstance(value, list):
+    if limit and value is not None:
         require(limit.holds(value), f"{where} must be {limit.words}, not {brief(value)}")
 
 
 def _check_together(source: str, section: str, given: Arguments) -> None:
-    """Raise UserError where arguments do not go together."""
-    require(
-        not given.get("packing") or given.get("max_length"),
-        f"{source}: {section}.packing needs {section}.max_length, the tokens of a packed sequence",
-    )
+    """Raise UserError where an argument lacks one that it needs, or sampling a setting it knows."""
+    for key, other in _NEEDS.items():
+        require(
+            not given.get(key) or given.get(other),
+            f"{source}: {section}.{key} needs {section}.{other}",
+        )
     words = given.get("generation_kwargs") or {}
     if isinstance(words, dict):
         from transformers import GenerationConfig
 
-        check_keys(words, vars(GenerationConfig()), source, f"{section}.generation_kwargs.")
+        where = f"{section}.generation_kwargs."
+        check_keys(words, vars(GenerationConfig()), source, where)
+        GenerationConfig(**words, cache_implementation=given.get("cache_implementation"))
 
 
 def _refusal(cls: type, source: str, section: str, error: Exception) -> UserError:
