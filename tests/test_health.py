@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.health.diagnosis import Watch, diagnose
 from pipeline.health.logs import kind_of
-from pipeline.health.signals import GRPO, SFT, SIGNALS
-from pipeline.health.symptom import Level
+from pipeline.health.signals import GRPO, SFT, SIGNALS, Signals
+from pipeline.health.symptom import Level, acts
 from pipeline.health.symptoms import SYMPTOMS
 from tests.synthetic import (
     FOREIGN,
@@ -255,6 +255,21 @@ def test_only_what_can_act_in_the_training_is_advised(settings, clipped, says):
     (finding,) = watch.verdict()[0]
     assert ("epsilon_high" in finding.advice) == says
     assert "learning_rate" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("item", "settings", "does"),
+    [
+        ("lower `max_steps`", {"max_steps": 60}, True),
+        ("lower `max_steps`", {"max_steps": -1}, False),
+        ("lower `num_train_epochs`", {"max_steps": 60, "num_train_epochs": 3}, False),
+        ("lower `num_train_epochs`", {"max_steps": "-1"}, True),
+        ("set `vllm_importance_sampling_correction` to true", {"use_vllm": False}, False),
+        ("lower `beta`", {"beta": 0.0}, False),
+    ],
+)
+def test_a_key_that_another_one_overrules_is_not_advised(item, settings, does):
+    assert acts(item, Signals(), settings) == does
 
 
 def test_the_kl_of_others_may_have_another_unit():

@@ -72,6 +72,8 @@ def test_the_merged_model_answers_as_base_and_adapter_did(base_of, tmp_path, arc
     [
         {"use_dora": True},
         {"init_lora_weights": "olora"},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "mica"},
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 32}},
         {"modules_to_save": ["lm_head"]},
     ],

@@ -158,7 +158,8 @@ NONSENSE = {
     },
     "lora": {
         "r": (0, -8), "lora_alpha": (0,), "lora_dropout": (1.0,), "bias": ("some",),
-        "task_type": ("SEQ_CLS",), "init_lora_weights": ("pissa",), "inference_mode": (True,),
+        "task_type": ("SEQ_CLS",), "init_lora_weights": ("pissa_niter_4", "loftq"),
+        "inference_mode": (True,),
         "target_modules": ([3], ".*("), "lora_bias": (True,), "alora_invocation_tokens": ([1],),
     },
 }  # fmt: skip

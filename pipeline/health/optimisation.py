@@ -130,7 +130,7 @@ def untrained(s: Signals) -> Seen | None:
     "answers or documents a step, or stale samples (num_iterations above 1).",
     advice=(
         "lower `learning_rate`",
-        "enlarge the batch",
+        "raise `per_device_train_batch_size` or `gradient_accumulation_steps`",
         "lower `max_grad_norm` to 0.1 to 0.2",
         "set `num_iterations` to 1",
     ),
@@ -167,7 +167,9 @@ def grad_spikes(
     cause="The model memorises its documents.",
     advice=(
         "keep the checkpoint with the lowest loss on val",
-        "lower `num_train_epochs`, or use more documents",
+        "lower `num_train_epochs`",
+        "lower `max_steps`",
+        "use more documents",
         "lower `learning_rate` or the adapter's rank",
     ),
     source="the usual reading of a gap that grows; nothing here is tuned to it",
@@ -194,7 +196,7 @@ def overfitting(
 @Symptom(
     title="The loss rises far above where it was",
     cause="The learning rate is too high, or documents of another kind come late in the order.",
-    advice=("stop", "lower `learning_rate` 3 to 10 times", "lengthen the warm-up", "shuffle"),
+    advice=("stop", "lower `learning_rate` 3 to 10 times", "raise `warmup_steps`", "shuffle"),
     source="the usual reading of a rising loss; nothing here is tuned to it",
     kinds=(SFT,),
     needs={"loss": 0},

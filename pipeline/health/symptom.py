@@ -106,6 +106,11 @@ def acts(item: str, s: Signals, settings: Mapping[str, Any]) -> bool:
     if key in _CLIPPING and not _clips(s, settings):
         return False
     value = number(settings.get(key))
+    steps = number(settings.get("max_steps"))
+    if key in ("max_steps", "num_train_epochs") and steps is not None:  # the first one rules
+        return (steps > 0) == (key == "max_steps")
+    if key.startswith("vllm_") and not settings.get("use_vllm", True):
+        return False
     if verb == "set":
         return key not in settings or settings[key] != _SET.get(key)
     if verb == "raise":

@@ -197,9 +197,8 @@ _LIMITS: Mapping[str, Limit] = {
         Limit(lambda value: not value, "left out, since it cannot be merged into a model"),
     ),
     "inference_mode": Limit(lambda value: not value, "false, or nothing is trained"),
-    "init_lora_weights": Limit(
-        lambda value: value in (True, False, "gaussian", "orthogonal"),
-        "true, false, gaussian or orthogonal; others change the weights below the adapter",
+    "init_lora_weights": one_of(  # merging the others gives another model than was trained
+        True, False, "gaussian", "orthogonal", "olora", "pissa", "mica"
     ),
 }  # fmt: skip
 #: Arguments that are of no use, or fail, without another one.
