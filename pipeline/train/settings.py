@@ -78,6 +78,7 @@ _OURS = {
     "model_init_kwargs": "give model: and dtype: at the top",
     "save_only_model": "a training that is interrupted could not go on",
     "resume_from_checkpoint": "the same command goes on from the last checkpoint by itself",
+    "assistant_only_loss": "completion_only_loss, the default, is the same here",
     "dataset_kwargs": "the texts are the recipe's data, by the model's template",
     **dict.fromkeys(
         ("eval_strategy", "evaluation_strategy", "eval_on_start", "load_best_model_at_end"),
@@ -201,6 +202,8 @@ _LIMITS: Mapping[str, Limit] = {
         True, False, "gaussian", "orthogonal", "olora", "pissa", "mica"
     ),
 }  # fmt: skip
+#: Where TRL's annotation allows null and its trainer does not.
+_NOT_NULL = ("num_generations", "max_completion_length")
 #: Arguments that are of no use, or fail, without another one.
 _NEEDS = {
     "packing": "max_length",
@@ -330,8 +333,11 @@ def _check_value(where: str, section: str, key: str, value: Any) -> None:
             f"{where} must be a finite number, not {one}",
         )
     limit = _LIMITS.get(f"{section}.{key}") or _LIMITS.get(key)
-    if limit and value is not None:
-        require(limit.holds(value), f"{where} must be {limit.words}, not {brief(value)}")
+    if limit and (value is not None or key in _NOT_NULL):
+        require(
+            value is not None and limit.holds(value),
+            f"{where} must be {limit.words}, not {brief(value)}",
+        )
 
 
 def _check_together(source: str, section: str, given: Arguments) -> None:
@@ -359,7 +365,8 @@ def _kinds(hint: Any) -> set[type]:
     in place of a number would fail in the middle of the training."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return set[type]().union(*map(_kinds, options))
+        kinds = set[type]().union(*map(_kinds, options))
+        return kinds - {str} if dict in kinds else kinds  # as text, for command lines
     if origin is typing.Literal:
         return {type(option) for option in options}
     if hint is Any:
