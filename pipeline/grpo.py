@@ -47,7 +47,7 @@ def trainer_for(
         reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer), stops)],
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        rollout_func=rollouts_for(model, args) if is_ours else None,
+        rollout_func=rollouts_for(args) if is_ours else None,
     )
     return hold_adapters_whole(trainer, recipe.quantised)
 

@@ -2,13 +2,15 @@
 
 Compared with ``generate(num_return_sequences=k)`` the prompt is prefilled once instead of k times,
 finished rows are dropped, the KV cache is written in place instead of being copied at every token,
-and grouped-query attention does not repeat its keys. Works with any causal model of transformers.
+and grouped-query attention does not repeat its keys. A model whose state is not keys and
+values alone (Mamba, hybrids) is found by trying, and draws by ``generate``, prompt by prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from transformers import (
     AttentionMaskInterface,
     BatchEncoding,
     DynamicCache,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -185,6 +188,60 @@ class _Rows:
         ).logits[:, -1]
 
 
+#: Models that were tried by ``_reads_once``.
+_TRIED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _reads_once(model: PreTrainedModel) -> bool:
+    """Whether samples of a prompt may go on from its cache, by trying: the logits after it,
+    padded, must be those of reading all of it. ``check_finite`` sees to what is no number."""
+    if model not in _TRIED:
+        ids = torch.arange(24, device=model.device).reshape(2, 12) % 7 + 2
+        mask = torch.ones_like(ids)
+        mask[0, :4] = 0
+        try:
+            whole = model(input_ids=ids[:1, 4:], use_cache=False).logits[0, -1].float()
+            asked = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
+            rows = _Rows(model, BatchEncoding(asked), 2)
+            rows.keep(torch.tensor([0, 2], device=model.device))
+            rows.append(ids[:, -1])
+            apart = (rows.logits[0].float() - whole).abs().max() / whole.abs().max()
+            _TRIED[model] = bool(apart < (1e-3 if model.dtype == torch.float32 else 0.1))
+            _TRIED[model] |= not bool(whole.isfinite().all())
+        # What a model runs into that takes no such cache.
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            _TRIED[model] = False
+    return _TRIED[model]
+
+
+def _generate(
+    model: PreTrainedModel,
+    inputs: BatchEncoding,
+    samples: int,
+    seeds: Sequence[int],
+    stops: Tensor,
+    drawn: Tensor,
+    temperature: float,
+    top_p: float,
+) -> None:
+    """Fill ``drawn`` [rows, max_tokens] by the library's ``generate``. Prompts go alone: padding
+    on the left would enter a state that is no attention's."""
+    chosen = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=drawn.shape[1], do_sample=temperature > 0, num_return_sequences=1,
+        eos_token_id=stops.tolist(), pad_token_id=int(drawn[0, 0]), repetition_penalty=1.0,
+        **chosen,
+    )  # fmt: skip
+    for i, ids in enumerate(inputs["input_ids"]):
+        asked = ids[inputs["attention_mask"][i].bool()].repeat(samples, 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(seeds[i])
+            out = model.generate(
+                input_ids=asked, attention_mask=torch.ones_like(asked), generation_config=config
+            )[:, asked.shape[1] :]
+        drawn[i * samples : (i + 1) * samples, : out.shape[1]] = out
+
+
 @torch.inference_mode()
 def draw_batch(
     model: PreTrainedModel,
@@ -211,10 +268,15 @@ def draw_batch(
         list(prompts), return_tensors="pt", padding=True, padding_side="left",
         add_special_tokens=False,
     ).to(device)  # fmt: skip
-    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-    batch = _Rows(model, inputs, samples)
     rows = len(prompts) * samples
     drawn = torch.full((rows, max_tokens), tokenizer.pad_token_id, device=device)
+    if not _reads_once(model):
+        _generate(model, inputs, samples, seeds, stops, drawn, temperature, top_p)
+        ends = torch.isin(drawn, stops)
+        stopped = ends.any(-1)
+        return drawn, torch.where(stopped, ends.int().argmax(-1) + 1, max_tokens), stopped
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    batch = _Rows(model, inputs, samples)
     lengths = torch.full((rows,), max_tokens, device=device)
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)  # which row each line of the batch is

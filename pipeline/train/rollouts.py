@@ -17,11 +17,8 @@ from pipeline.model.decode import stop_tokens
 from pipeline.model.sampler import draw_batch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
     from trl import GRPOConfig
 
-#: Kinds of layers whose cache the sampler can cut and repeat.
-_PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 #: Settings of sampling that it knows nothing of, with the values that change nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "top_k": (None, 0),
@@ -36,12 +33,11 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 RollOut = Callable[[list[Any], Any], dict[str, Any]]
 
 
-def rollouts_for(model: PreTrainedModel, args: GRPOConfig) -> RollOut | None:
+def rollouts_for(args: GRPOConfig) -> RollOut | None:
     """Our sampler as TRL's ``rollout_func``; None where the trainer has to draw by itself: settings
-    that the sampler does not have, layers that are not plain attention, or several processes."""
-    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    that the sampler does not have, or several processes."""
     unknown = [key for key, same in _NEUTRAL.items() if getattr(args, key, same[0]) not in same]
-    if unknown or set(layers) - _PLAIN_LAYERS or processes.count() > 1:
+    if unknown or processes.count() > 1:
         return None
     return roll_out
 
