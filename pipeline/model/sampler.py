@@ -215,7 +215,7 @@ def _reads_once(model: PreTrainedModel) -> bool:
 
 
 def _generate(
-    model: PreTrainedModel,
+    model: Any,
     inputs: BatchEncoding,
     samples: int,
     seeds: Sequence[int],
