@@ -64,8 +64,8 @@ def _check_kind(folder: Path) -> None:
     gguf = folder if folder.suffix == ".gguf" else next(folder.glob("*.gguf"), None)
     require(
         gguf is None or (folder / "config.json").is_file(),
-        f"{gguf} is a model in GGUF, which is converted first; give it as MODEL= or as the recipe's "
-        "model",
+        f"{gguf} is a model in GGUF, which is converted first; give it as MODEL= or as the "
+        "recipe's model",
     )
     require(folder.is_dir(), f"{folder} is a file; a model is a folder with config.json")
     require(
