@@ -313,7 +313,7 @@ class Margins:
         lift: sharpening up to this many times over is no new capability.
         luck: a problem counts as beyond only if chance makes at most this share of them do so.
         floor: where guessing solves more than this share, that is noted.
-        correction: over the tiers, ``holm`` or ``none``.
+        correction: over tiers and judged arms, ``holm`` or ``none``.
         resamples: of the problems.
     """
 

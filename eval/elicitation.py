@@ -45,7 +45,7 @@ from eval.answers.counted import Solved, count_solved, to_ask_again
 from eval.answers.files import answered, read_answers, read_verdicts, way_of_asking
 from eval.answers.judge import check_judged, judge_arm
 from eval.answers.reasoning import reasoning_report
-from eval.answers.roles import JudgedArm, cases
+from eval.answers.roles import JudgedArm, cases, tests_of
 from eval.answers.sampling import ask_again
 from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
@@ -57,8 +57,10 @@ from eval.stats.passk import solved_within
 from eval.stats.power import detectable
 
 
-def conclusions_on(case: JudgedArm, solved: Solved, margins: Margins, seed: int) -> Conclusions:
-    """The conclusions on one judged arm."""
+def conclusions_on(
+    case: JudgedArm, solved: Solved, margins: Margins, seed: int, judged: int = 1
+) -> Conclusions:
+    """The conclusions on one of ``judged`` arms."""
 
     def arms(tier: str) -> Arms:
         return Arms(
@@ -71,7 +73,7 @@ def conclusions_on(case: JudgedArm, solved: Solved, margins: Margins, seed: int)
         )
 
     of_tiers = {tier: arms(tier) for tier in case.tiers}
-    return conclude(of_tiers, margins, seed_of(seed, case.name), label(case.name))
+    return conclude(of_tiers, margins, seed_of(seed, case.name), label(case.name), judged)
 
 
 def compared_with_base(
@@ -165,7 +167,7 @@ def report_on(
     run, seed, margins = recipe.run, recipe.seed, recipe.conclusion.margins
     by_arm = {}
     for case in judged:
-        conclusions = conclusions_on(case, solved, margins, seed)
+        conclusions = conclusions_on(case, solved, margins, seed, len(judged))
         named = label(case.name) in conclusions.overall.reason
         by_arm[case.name] = {
             "sentence": f"{'' if named else label(case.name) + ': '}{conclusions.sentence}",
@@ -185,7 +187,9 @@ def report_on(
         "sentence": by_arm[judged[0].name]["sentence"],
         "margins": asdict(margins),
         "detectable": {
-            tier: detectable(len(guess), samples, fresh, margins, guess).to_json()
+            tier: detectable(
+                len(guess), samples, fresh, margins, guess, tests=tests_of(judged, tier, margins)
+            ).to_json()
             for tier in tiers
             for guess in [solved.guesses(tier)]
         },

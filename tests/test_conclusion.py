@@ -256,7 +256,10 @@ def test_what_only_holds_before_the_correction_is_inconclusive():
     assert alone.overall.conclusion == NEW
     assert corrected.tiers["few"].conclusion == OPEN
     assert "after the correction" in corrected.tiers["few"].reason
-    plain = conclude(tiers, replace(MARGINS, correction="none"))
+    beside = conclude({"few": few}, MARGINS, judged=9)
+    assert beside.overall.conclusion == OPEN
+    assert beside.overall.estimates == alone.overall.estimates
+    plain = conclude(tiers, replace(MARGINS, correction="none"), judged=9)
     assert plain.tiers["few"].conclusion == NEW
 
 

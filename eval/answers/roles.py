@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data.policies import random_maximal_success
@@ -10,6 +10,7 @@ from data.problem import Problem
 from data.recipe import Recipe
 from data.rows import read_split
 from data.run import BASE
+from data.sections import Margins
 from eval.stats.power import detectable
 
 
@@ -74,6 +75,15 @@ def guesses(problems: Iterable[Problem]) -> list[float]:
     return [float(random_maximal_success(problem)) for problem in problems]
 
 
+def tests_of(judged: Sequence[JudgedArm], tier: str, margins: Margins) -> int:
+    """How many tests for a new skill share the chance of error where a tier is one of them: the
+    tiers of an arm and their pool, times the judged arms; the most of any arm that has the tier."""
+    if margins.correction == "none":
+        return 1
+    most = max(len(case.tiers) for case in judged if tier in case.tiers)
+    return len(judged) * (most + (most > 1))
+
+
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     """What the planned samples can detect, a sentence for each tier that is judged."""
     judged = cases(recipe, sampled)
@@ -81,8 +91,9 @@ def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     section = recipe.conclusion
     for tier in dict.fromkeys(tier for case in judged for tier in case.tiers):
         chances = guesses(row["problem"] for row in rows if row["tier"] == tier)
+        tests = tests_of(judged, tier, section.margins)
         effects = detectable(
-            len(chances), recipe.eval.samples, section.fresh, section.margins, chances
+            len(chances), recipe.eval.samples, section.fresh, section.margins, chances, tests=tests
         )
         yield f"{tier}: {effects.sentence}"
     for case in judged:

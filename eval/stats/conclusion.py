@@ -61,9 +61,10 @@ most ``reach`` may be so.
 whether a gain was ruled out or the data are too few.
 
 Several tiers are several chances of a false discovery. "New capability" is tested with Holm's
-correction over the tiers and the pooled problems, each at one-sided ``(1 - level) / 2``, so the
-chance of any false one on a judged arm stays below that; several arms are several chances. The
-other conclusions claim nothing new and are not corrected. Overall: new capability where some tier
+correction over the tiers and the pooled problems of an arm, at one-sided ``(1 - level) / 2``, of
+which each of several judged arms gets an equal part (Bonferroni: an arm's conclusion does not hang
+on another's). So the chance of any false one in the experiment stays below that. The other
+conclusions claim nothing new and are not corrected. Overall: new capability where some tier
 or the pool has it, else the criterion on the problems of all tiers together.
 """
 
@@ -240,7 +241,7 @@ def _explained_beyond_base(evidence: Evidence, margins: Margins, who: str) -> De
     elif open_ones:
         why = f"; whether {' and '.join(open_ones)} explains them is open"
     else:
-        why = ", which is not sure enough after the correction for the number of tiers"
+        why = ", which is not sure enough after the correction for the number of tiers and arms"
     return Conclusion.INCONCLUSIVE, f"{beyond}{why}"
 
 

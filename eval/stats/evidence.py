@@ -201,7 +201,11 @@ class Conclusions:
 
 
 def conclude(
-    tiers: Mapping[str, Arms], margins: Margins, seed: int = 0, who: str = "GRPO"
+    tiers: Mapping[str, Arms],
+    margins: Margins,
+    seed: int = 0,
+    who: str = "GRPO",
+    judged: int = 1,
 ) -> Conclusions:
     """The conclusion on every tier and overall.
 
@@ -209,19 +213,22 @@ def conclude(
         tiers: at least one; counts of each arm on the tier's problems.
         seed: the resampling of each tier is hashed from it.
         who: what the judged arm is called in words.
+        judged: arms that the experiment judges; each gets an equal part of the chance of error.
     """
     measured = {name: quantities_of(arms, margins) for name, arms in tiers.items()}
     if len(measured) > 1:
         measured[OVERALL] = _pooled(list(measured.values()))
-    divisors = len(measured) if margins.correction == "holm" else 1
+    corrected = margins.correction == "holm"
+    shares = judged if corrected else 1
+    divisors = [shares * d for d in range(1, 1 + (len(measured) if corrected else 1))]
     at_levels = {
         # "verdict" is hashed: another word would draw other resamples, so it is never renamed.
         name: _evidence(values, budget, margins, divisors, seed_of(seed, "verdict", name))
         for name, (values, budget) in measured.items()
     }
-    depths = {name: _depth(by_divisor, margins) for name, by_divisor in at_levels.items()}
+    depths = {name: _depth(by_divisor, margins) for name, (_, *by_divisor) in at_levels.items()}
     uncorrected = {name: (depth > 0, 1) for name, depth in depths.items()}
-    tested = holm(depths) if margins.correction == "holm" else uncorrected
+    tested = holm(depths) if corrected else uncorrected
     concluded = {}
     for name, [evidence, *_] in at_levels.items():
         new, divisor = tested[name]
@@ -235,7 +242,7 @@ def conclude(
             problems=evidence.estimates["large k"].n,
             seeds=_seeds(measured[name][0]),
             new=conclusion == Conclusion.NEW,
-            tested_at=(1 - margins.level) / 2 / divisor,
+            tested_at=(1 - margins.level) / 2 / (shares * divisor),
         )
     pool = concluded.pop(OVERALL, None)
     return Conclusions(_overall(concluded, pool), concluded)
@@ -256,15 +263,15 @@ def _seeds(values: Quantities) -> int:
 
 
 def _evidence(
-    values: Quantities, budget: SampleBudget, margins: Margins, divisors: int, seed: int
+    values: Quantities, budget: SampleBudget, margins: Margins, divisors: Sequence[int], seed: int
 ) -> list[Evidence]:
-    """Evidence at the level, and at levels whose intervals are wrong d times more rarely, for each
-    divisor d up to ``divisors``."""
+    """Evidence at the level, then at levels whose intervals are wrong d times more rarely, for each
+    of ``divisors``."""
     seeds, problems = _seeds(values), np.shape(values["large k"])[-1]
     cube = np.stack([np.broadcast_to(v, (seeds, problems)) for v in values.values()], axis=-1)
     weights = bootstrap_weights(problems, margins.resamples, np.random.default_rng(seed))
     least = np.array([0.0 if name in _NEVER_NEGATIVE else -1.0 for name in values])
-    levels = [1 - (1 - margins.level) / divisor for divisor in range(1, divisors + 1)]
+    levels = [1 - (1 - margins.level) / divisor for divisor in (1, *divisors)]
     return [
         Evidence(dict(zip(values, intervals, strict=True)), budget)
         for level in levels
@@ -273,7 +280,7 @@ def _evidence(
 
 
 def _depth(by_divisor: Sequence[Evidence], margins: Margins) -> int:
-    """The greatest divisor of the level at which it is still new; 0 where it is at none."""
+    """The last of the divisors, counted from 1, at which it is still new; 0 where at none."""
     return max((d for d, seen in enumerate(by_divisor, 1) if seen.shows_new(margins)), default=0)
 
 

@@ -110,6 +110,7 @@ def detectable(
     margins: Margins,
     guess: ArrayLike | None = None,
     skill: float = 0.3,
+    tests: int = 1,
 ) -> Detectable:
     """The least effects that these numbers find with ``POWER``, by the normal approximation: a mean
     over problems is found to exceed a margin by ``(z(level) + z(POWER)) sd / sqrt(problems)``.
@@ -118,7 +119,9 @@ def detectable(
         samples, fresh: of every problem, and of every unsolved one again.
         guess: chance of a blind guess at each problem, [problems]; of any number of problems.
         skill: chance of success a try where a skill is new.
+        tests: for a new skill that share the chance of error, ``conclude``'s correction.
     """
+    z_new = ndtri(1 - (1 - margins.level) / 2 / tests) + ndtri(POWER)
     z = ndtri((1 + margins.level) / 2) + ndtri(POWER)
     guess = np.zeros(1) if guess is None else np.asarray(guess, dtype=np.float64)
 
@@ -132,7 +135,7 @@ def detectable(
 
     def new(skill: float, times: int = 1, of: int = problems) -> float | None:
         hit = float(binom.sf(needed[times] - 1, times * fresh, skill).mean())
-        return _least(of, z, margins.new, 0.0, hit, float(guess.mean()))
+        return _least(of, z_new, margins.new, 0.0, hit, float(guess.mean()))
 
     sizes = sorted(((a, b) for a in steps for b in steps), key=lambda size: size[0] * size[1])
     enough = ((a, b) for a, b in sizes if (new(skill, b, a * problems) or 1) <= SHARE)
