@@ -214,7 +214,7 @@ class Gap(ForbidsPairs):
 class Travel(ForbidsPairs):
     """So many minutes between a chosen event and a later one at the other of two places.
 
-    Events at neither place need no travel.
+    Events at neither place need no travel, and may be attended on the way.
     """
 
     kind = "travel"
@@ -233,7 +233,8 @@ class Travel(ForbidsPairs):
     def sentence(self) -> str | None:
         return (
             f"Going between the place of {spoken(self.here)} and the place of "
-            f"{spoken(self.there)} takes {self.minutes} minutes."
+            f"{spoken(self.there)} takes {self.minutes} minutes; events at "
+            "neither place may lie within them."
         )
 
     def clashes(self, first: Event, second: Event) -> bool:

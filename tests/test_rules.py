@@ -224,7 +224,8 @@ EXAMPLES = [
     ),
     (
         Travel(("Art", "Drill"), ("Chess",), 60),
-        "Going between the place of Art and Drill and the place of Chess takes 60 minutes.",
+        "Going between the place of Art and Drill and the place of Chess takes 60 minutes; events "
+        "at neither place may lie within them.",
         "Art Drill Echo", "Art Drill Echo Chess", "travel: Drill / Chess",
     ),
     (
