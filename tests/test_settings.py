@@ -136,7 +136,9 @@ CONFIGURE = {
 NONSENSE = {
     "sft": {
         "per_device_train_batch_size": (0, -1), "gradient_accumulation_steps": (0,),
-        "learning_rate": (float("inf"), float("nan"), 0, -1e-4), "max_grad_norm": (-1.0,),
+        "learning_rate": (float("inf"), float("nan"), 0, -1e-4, 10**400),
+        "max_grad_norm": (-1.0, 10**400), "gradient_checkpointing_kwargs": ({"x": 1},),
+        "torch_compile_backend": ("fast",),
         "weight_decay": (-0.1,), "adam_beta1": (1.0, -0.1), "adam_epsilon": (0,), "seed": (-1,),
         "logging_steps": (-1,), "save_steps": (0, -2), "save_strategy": ("best",),
         "label_smoothing_factor": (0.1,), "neftune_noise_alpha": (-1,), "loss_type": ("dapo",),
@@ -149,7 +151,9 @@ NONSENSE = {
         "top_p": (0, 1.1),
         "min_p": (1.1, -0.1), "repetition_penalty": (0,), "max_completion_length": (0, None),
         "loss_type": ("nll", "DAPO"), "importance_sampling_level": ("word",), "beta": (-0.1,),
-        "scale_rewards": ("std",), "epsilon": (-0.2,), "delta": (0,), "num_iterations": (0,),
+        "scale_rewards": ("std",), "epsilon": (-0.2, 2), "delta": (0, 0.5),
+        "chat_template_kwargs": ({"tokenize": False},), "entropy_coef_min": (1.5,),
+        "vllm_importance_sampling_clip_max": (0.5,), "num_iterations": (0,),
         "steps_per_generation": (0,), "top_entropy_quantile": (0, 1.5), "entropy_coef": (-1,),
         "ref_model_mixup_alpha": (2,), "vllm_mode": ("remote",), "vllm_server_port": (0,),
         "vllm_importance_sampling_mode": ("token",), "remove_unused_columns": (True,),
@@ -158,9 +162,10 @@ NONSENSE = {
         "generation_kwargs": ({"top_k": -1}, {"num_beams": 2}, {"min_p": float("nan")}),
     },
     "lora": {
-        "r": (0, -8), "lora_alpha": (0,), "lora_dropout": (1.0,), "bias": ("some",),
-        "task_type": ("SEQ_CLS",), "init_lora_weights": ("pissa_niter_4", "loftq"),
-        "inference_mode": (True,),
+        "r": (0, -8, 10**9), "rank_pattern": ({"q_proj": 0}, {"q_proj": "a"}, {"q_proj": None}),
+        "velora_config": ({"rank": 1},), "lora_alpha": (0,), "lora_dropout": (1.0,),
+        "bias": ("some",), "task_type": ("SEQ_CLS",), "inference_mode": (True,),
+        "init_lora_weights": ("pissa_niter_4", "loftq"),
         "target_modules": ([3], ".*("), "lora_bias": (True,), "alora_invocation_tokens": ([1],),
     },
 }  # fmt: skip
@@ -174,6 +179,34 @@ def test_values_that_would_fail_late_or_train_nonsense_are_refused(section, key)
         given = {**(getattr(recipe(), section) or {}), key: value}
         with pytest.raises(UserError, match=rf"^{TINY}: {section}\.{key}\b"):
             CONFIGURE[section](given)
+
+
+@pytest.mark.parametrize(
+    ("section", "given"),
+    [
+        ("grpo", {"loss_type": "vespo", "use_vllm": True}),
+        ("grpo", {"entropy_coef_min": 0.5, "entropy_coef_max": 0.1}),
+        ("sft", {"loss_type": "chunked_nll", "use_liger_kernel": True}),
+        ("sft", {"padding_free": True, "max_length": 512}),
+    ],
+)
+def test_values_that_are_sound_alone_and_fail_together_are_refused(section, given):
+    one, other = given
+    sound = {**getattr(recipe(), section)}
+    said = refusal(**{section: {**sound, **given}})
+    assert all(key in said for key in given)
+    for key in (one, other):
+        CONFIGURE[section]({**sound, key: given[key]})
+
+
+def test_a_reference_that_follows_needs_a_model_that_is_trained_whole():
+    given = {**recipe().grpo, "beta": 0.1, "sync_ref_model": True}
+    check_settings(recipe(grpo=given))
+    assert refusal(grpo=given, lora={"r": 4}).startswith("grpo.sync_ref_model needs lora: null")
+
+
+def test_whole_numbers_stand_for_broken_ones_where_torch_takes_these_alone():
+    check_settings(recipe(sft={**recipe().sft, "adam_beta1": 0}))
 
 
 def test_activations_are_offloaded_from_a_gpu_alone(monkeypatch):

@@ -7,7 +7,6 @@ from one version to the next, or for another machine, are set here and only here
 from __future__ import annotations
 
 import copy
-import math
 import re
 import types
 import typing
@@ -91,7 +90,15 @@ _OURS = {
         ),
         _NO_HUB,
     ),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config"), _LAUNCHED),
+    **dict.fromkeys(
+        (
+            "deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config",
+            "ddp_backend", "local_rank",
+        ),
+        _LAUNCHED,
+    ),
+    **dict.fromkeys(("eos_token", "pad_token"), "the model's tokenizer and template say them"),
+    "ignore_data_skip": "a training that was interrupted goes on with the problems that are left",
     "max_prompt_length": "prompts are never cut: max_seq_length at the top bounds a prompt with "
     "its answer, max_completion_length an answer",
     "max_seq_length": "it belongs at the top of the recipe",
@@ -113,7 +120,13 @@ def _is_pattern(names: Any) -> bool:
     return True
 
 
+def _are_above_0(numbers: Arguments) -> bool:
+    return all(type(one) in (int, float) and one > 0 for one in numbers.values())
+
+
 _ABOVE_0 = Limit(lambda value: value > 0, "above 0")
+_UNMERGED = Limit(lambda value: not value, "left out, since it cannot be merged into a model")
+_PATTERN = Limit(_is_pattern, "a name or a regular expression")
 _SHARE = Limit(lambda value: 0 <= value <= 1, "a share, 0 to 1")
 _SOME = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
 _BELOW_1 = Limit(lambda value: 0 <= value < 1, "0 to below 1")
@@ -128,32 +141,48 @@ _LIMITS: Mapping[str, Limit] = {
             "num_iterations", "num_generations_eval", "max_completion_length", "max_new_tokens",
             "max_length", "ref_model_sync_steps", "save_total_limit", "dataset_num_proc",
             "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb",
-            "vllm_tensor_parallel_size", "vllm_max_model_length", "r", "qalora_group_size",
+            "vllm_tensor_parallel_size", "vllm_max_model_length", "qalora_group_size",
         ),
         at_least(1),
     ),
     "num_generations": at_least(2),
+    "r": Limit(lambda rank: 0 < rank <= 8192, "1 to 8192"),
     **dict.fromkeys(
         (
-            "weight_decay", "max_grad_norm", "neftune_noise_alpha", "warmup_steps", "beta",
-            "epsilon", "epsilon_high", "entropy_coef", "entropy_coef_min", "entropy_coef_max",
-            "entropy_coef_delta", "entropy_target", "top_k", "off_policy_mask_threshold",
-            "num_completions_to_print", "dataloader_num_workers", "router_aux_loss_coef",
-            "vllm_importance_sampling_clip_min",
+            "max_grad_norm", "neftune_noise_alpha", "warmup_steps", "beta", "epsilon_high",
+            "entropy_target", "top_k", "off_policy_mask_threshold", "num_completions_to_print",
+            "dataloader_num_workers", "router_aux_loss_coef",
         ),
         at_least(0),
     ),
     **dict.fromkeys(
         (
-            "learning_rate", "temperature", "repetition_penalty", "adam_epsilon", "logging_steps",
-            "save_steps", "delta", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos",
-            "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg", "vllm_server_timeout",
-            "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap", "lora_alpha",
+            "temperature", "repetition_penalty", "logging_steps", "save_steps",
+            "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_k_neg",
+            "vespo_lambda_pos", "vespo_lambda_neg", "vllm_server_timeout", "lora_alpha",
         ),
         _ABOVE_0,
     ),
-    **dict.fromkeys(("min_p", "ref_model_mixup_alpha"), _SHARE),
-    **dict.fromkeys(("top_p", "top_entropy_quantile", "vllm_gpu_memory_utilization"), _SOME),
+    "delta": Limit(lambda value: value > 1, "above 1, or no token would be learned from"),
+    **dict.fromkeys(
+        ("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
+        Limit(lambda value: value >= 1, "1 or more, the weight of a sample of the model itself"),
+    ),
+    **dict.fromkeys(
+        (
+            "min_p", "ref_model_mixup_alpha", "weight_decay", "epsilon", "entropy_coef",
+            "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
+            "vllm_importance_sampling_clip_min",
+        ),
+        _SHARE,
+    ),
+    **dict.fromkeys(
+        (
+            "learning_rate", "adam_epsilon", "top_p", "top_entropy_quantile",
+            "vllm_gpu_memory_utilization",
+        ),
+        _SOME,
+    ),
     **dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2"), _BELOW_1),
     **dict.fromkeys(("vllm_server_port", "vllm_group_port"), _PORT),
     **dict.fromkeys(("seed", "data_seed"), SEEDS),
@@ -188,14 +217,28 @@ _LIMITS: Mapping[str, Limit] = {
     "include_num_input_tokens_seen": one_of("all", "non_padding", "no", True, False),
     **dict.fromkeys(("num_beams", "num_return_sequences"), one_of(1)),
     "do_sample": one_of(True),
-    "target_modules": Limit(_is_pattern, "a name or a regular expression"),
-    "exclude_modules": Limit(_is_pattern, "a name or a regular expression"),
+    "torch_compile_backend": one_of("inductor", "eager", "aot_eager", "cudagraphs"),
+    "gradient_checkpointing_kwargs": Limit(
+        lambda given: {"use_reentrant", "preserve_rng_state"}.issuperset(given),
+        "of use_reentrant and preserve_rng_state",
+    ),
+    "chat_template_kwargs": Limit(
+        {"tokenize", "add_generation_prompt", "return_dict", "conversation", "padding"}.isdisjoint,
+        "variables of the template alone, such as enable_thinking",
+    ),
+    **dict.fromkeys(
+        ("target_modules", "exclude_modules", "vllm_structured_outputs_regex"), _PATTERN
+    ),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), Limit(_are_above_0, "numbers above 0")),
     "peft_type": one_of("LORA"),
     "task_type": one_of("CAUSAL_LM"),
     "bias": one_of("none", "all", "lora_only"),
     **dict.fromkeys(
-        ("alora_invocation_tokens", "layer_replication", "lora_bias", "trainable_token_indices"),
-        Limit(lambda value: not value, "left out, since it cannot be merged into a model"),
+        (
+            "alora_invocation_tokens", "layer_replication", "lora_bias", "trainable_token_indices",
+            "megatron_config", "velora_config", "use_qalora",
+        ),
+        _UNMERGED,
     ),
     "inference_mode": Limit(lambda value: not value, "false, or nothing is trained"),
     "init_lora_weights": one_of(  # merging the others gives another model than was trained
@@ -268,7 +311,12 @@ def check_settings(recipe: Recipe) -> None:
     source = str(recipe.path)
     for each in (recipe, *map(recipe.for_arm, recipe.all_arms)):
         _check_training(source, "sft", sft_config(each, Path("unused")))
-        _check_training(source, "grpo", grpo_config(each, Path("unused")))
+        grpo = grpo_config(each, Path("unused"))
+        _check_training(source, "grpo", grpo)
+        require(
+            recipe.lora is None or not grpo.sync_ref_model,
+            f"{source}: grpo.sync_ref_model needs lora: null; an adapter's reference is its base",
+        )
     lora_config(recipe.lora, source)
     _check_known(f"{source}: monitor.stop", recipe.monitor.stop, [one.name for one in SYMPTOMS])
     reporters = ["none", "all", *get_available_reporting_integrations()]
@@ -316,8 +364,10 @@ def _config(
         _check_value(where, section, key, value)
     try:
         _check_together(source, section, {**defaults, **given})
+        # torch takes no whole number beside a broken one.
+        betas = {key: float(given[key]) for key in ("adam_beta1", "adam_beta2") if key in given}
         # All arguments explicitly: Unsloth gives its own version of a class other defaults.
-        return cls(**{**known, **defaults, **given})
+        return cls(**{**known, **defaults, **given, **betas})
     except (TypeError, ValueError, LookupError, ImportError, OSError) as error:
         raise _refusal(cls, source, section, error) from None
 
@@ -329,8 +379,8 @@ def _check_value(where: str, section: str, key: str, value: Any) -> None:
             _check_value(f"{where}.{inner}", section, str(inner), one)
     for one in value if isinstance(value, list) else [value]:
         require(
-            not isinstance(one, float) or math.isfinite(one),
-            f"{where} must be a finite number, not {one}",
+            not isinstance(one, int | float) or abs(one) < 1 << 63,  # nan is not
+            f"{where} must be a finite number, not {brief(one)}",
         )
     limit = _LIMITS.get(f"{section}.{key}") or _LIMITS.get(key)
     if limit and (value is not None or key in _NOT_NULL):
@@ -341,13 +391,32 @@ def _check_value(where: str, section: str, key: str, value: Any) -> None:
 
 
 def _check_together(source: str, section: str, given: Arguments) -> None:
-    """Raise UserError where an argument lacks one that it needs, or sampling a setting it knows."""
+    """Raise UserError where an argument lacks one that it needs, or clashes with one, or where
+    sampling does not know a setting."""
     for key, other in _NEEDS.items():
         require(
             not given.get(key) or given.get(other),
             f"{source}: {section}.{key} needs {section}.{other}",
         )
-    words = given.get("generation_kwargs") or {}
+    get = given.get
+    by_token = str(get("vllm_importance_sampling_mode")).startswith("token_")
+    corrected = get("use_vllm") and get("vllm_importance_sampling_correction", True)
+    clashes = {
+        "loss_type: vespo with use_vllm needs vllm_importance_sampling_mode: token_mask or "
+        "token_truncate": get("loss_type") == "vespo" and corrected and not by_token,
+        "loss_type: chunked_nll goes without use_liger_kernel, which needs nll": (
+            get("loss_type") == "chunked_nll" and get("use_liger_kernel")
+        ),
+        "padding_free needs packing, or max_length: null": (
+            get("padding_free") and get("max_length") and not get("packing")
+        ),
+        "entropy_coef_min must not be above entropy_coef_max": (
+            get("entropy_coef_min", 0) > get("entropy_coef_max", 1)
+        ),
+    }
+    for rule, clash in clashes.items():
+        require(not clash, f"{source}: {section}.{rule}")
+    words = get("generation_kwargs") or {}
     if isinstance(words, dict):
         from transformers import GenerationConfig
 
