@@ -136,7 +136,7 @@ def test_a_stage_without_what_it_needs_ends_with_one_sentence(
     ("stage", "arguments", "says"),
     [
         ("data.make", ["--recipe", TINY, "--run", "a/b"], "run name 'a/b' must be letters"),
-        ("eval.sample", ["--recipe", TINY, "--arm", "gpro"], "--arm must be one of base, sft"),
+        ("eval.sample", ["--recipe", TINY, "--arm", "gpro"], "--arm must be one of base, base-"),
         ("pipeline.sft", ["--recipe", TINY, "--arm", "sfd"], f"{TINY}: arms has no 'sfd' (it has "),
         ("pipeline.grpo", ["--recipe", TINY, "--arm", "gpro"], f"{TINY}: arms has no 'gpro'"),
         ("pipeline.rejection", ["--recipe", TINY, "--arm", "rft"], f"{TINY}: arms has no 'rft'"),

@@ -125,7 +125,6 @@ MODELS = {
     "a template without the question": (
         lambda f: (f / "chat_template.jinja").write_text("{{ '<|user|>' }}"), "user",
     ),
-    "no end": (set_tokenizer(eos_token=None), "token"),
     "a length in words": (set_tokenizer(model_max_length="long"), "tokenizer"),
 }  # fmt: skip
 

@@ -212,7 +212,7 @@ def test_the_length_of_training_is_not_rounded_beyond_the_models_context(recipe_
 
 def test_a_model_without_a_tokenizer_to_count_with_is_refused(recipe_of):
     assert "'nobody/no-such-model'" in refused(recipe_of(model="nobody/no-such-model"))
-    assert "./nowhere has no tokenizer" in refused(recipe_of(model="./nowhere"))
+    assert "nowhere does not exist" in refused(recipe_of(model="./nowhere"))
     tokenizer = AutoTokenizer.from_pretrained("model")
     tokenizer.chat_template = None
     shutil.rmtree("model")

@@ -73,7 +73,7 @@ def test_a_hub_id_names_a_known_model_where_the_hub_is_not_at_hand():
     assert known_model("google/gemma-3-1b-it") == known_model("gemma-3-1b")
 
 
-@pytest.mark.parametrize("model", ["./no/such/folder", "nobody/no-such-model"])
+@pytest.mark.parametrize("model", ["no/such/folder", "nobody/no-such-model"])
 def test_a_model_that_is_not_to_be_had_is_one_sentence(model):
     with pytest.raises(UserError, match=model) as refused:
         config_of(model)
