@@ -18,6 +18,7 @@ from data.common.files import Stage, finished, sha256, stage_facts, write_bytes,
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import BASE, Run
+from data.sections import TierUse
 from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
 from eval.show import page
@@ -72,7 +73,7 @@ def run(recipe: Recipe, force: bool) -> None:
     panels = training_panels(
         {arm: [*read_log(path)] for arm, path in logs.items()},
         looks_of(arms),
-        _floors_of_training(recipe, report),
+        _floors_of_training(recipe.tier_uses, report),
         [(arm, finding.step, str(number)) for number, (arm, finding) in enumerate(findings, 1)],
     )
     path, training = folder / TRAINING, ""
@@ -163,9 +164,11 @@ def _findings(logs: Mapping[str, Path]) -> list[tuple[str, Finding]]:
     return sorted(found, key=lambda pair: pair[1].step)
 
 
-def _floors_of_training(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _floors_of_training(
+    uses: Mapping[str, TierUse], report: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
     """What blind policies solve at the first try in the mixture that is trained on."""
-    counts = {t: use.train for t, use in recipe.tier_uses.items() if t in report["tiers"]}
+    counts = {t: use.train for t, use in uses.items() if t in report["tiers"]}
     floors = {tier: report["tiers"][tier]["floors"] for tier in counts if counts[tier]}
     policies = list(next(iter(floors.values()), ()))
     total = sum(counts[tier] for tier in floors)
