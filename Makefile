@@ -158,7 +158,7 @@ export: setup ## a trained model as a folder for others, with its card (ARM=grpo
 score: setup ## judge anyone's completions (PROBLEMS=p.jsonl COMPLETIONS=c.jsonl)
 	$(PY) -m eval.score$(with)
 
-plan: setup ## will it fit? memory of SFT, GRPO and sampling before any weights load and hours (MODEL=… GPU=h100 PRICE=2.50)
+plan: setup ## will it fit, how long, what does it cost? before any weights load (MODEL=… GPU=h100 PRICE=2.50)
 	$(PY) -m pipeline.plan$(with)
 
 gpu-check: setup ## a dry run of your recipe: seconds a step and peak memory beside `make plan`

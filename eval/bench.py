@@ -205,7 +205,7 @@ def sampling(recipe: Recipe, rows: Sequence[Row], samples: int = 64) -> Line:
     )
 
 
-def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int = 5) -> Line:
+def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int = 3) -> Line:
     """Seconds a GRPO step of the stage's trainer against a bare TRL trainer."""
     short = {"max_steps": steps, "save_strategy": "no", "logging_steps": 1}
     recipe = replace(recipe, arms=dict(ARMS), grpo={**recipe.grpo, **short})
@@ -257,7 +257,7 @@ def measured(recipe: Recipe, folder: Path) -> Iterator[Line]:
     yield proving(recipe)
     yield verdicts([row["problem"] for row in rows])
     yield conclusions(folder)
-    yield sampling(recipe, rows[:16])
+    yield sampling(recipe, rows[:4])
     yield grpo_steps(recipe, rows, folder)
 
 

@@ -35,7 +35,7 @@ _CUT = {
 }  # fmt: skip
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad", "seed:think")
-#: What opens reasoning, in any model's habit, and what closes it.
+#: Marks that open reasoning, of any family of models, each with the mark that closes it.
 _REASONING = {
     **{f"<{tag}>": f"</{tag}>" for tag in _TAGS},
     "[THINK]": "[/THINK]",  # Mistral
@@ -46,7 +46,7 @@ _REASONING = {
     "<|channel|>analysis": "<|channel|>final",  # gpt-oss
     "<|channel|>commentary": "<|channel|>final",
 }
-#: What ends a model's turn, or begins the user's.
+#: Tokens that end a model's turn, or begin the user's.
 _TURN_ENDS = {
     *(f"<|{name}|>" for name in (
         "im_end", "endoftext", "end_of_text", "eot_id", "eom_id", "eot", "return", "call", "end",
@@ -175,7 +175,7 @@ _TAG = re.compile(
 _ATTRIBUTE = re.compile(
     r"\b(name|start|end)(?:_?time)?\s*+=\s*+(?:\"([^\"]*)\"|'([^']*)')", re.IGNORECASE
 )
-#: What may follow a schedule that ends an answer: fences, and tags that close.
+#: Fences and closing tags, which may follow a schedule that ends an answer.
 _TRAILING = re.compile(r"(?:[\s`]|</\w{1,20}>)*+")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _TIME = re.compile(

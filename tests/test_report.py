@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import json
-import math
-import random
 import re
 import shutil
 import subprocess
@@ -14,35 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import day
 from scripted import World
 
 from data.common.errors import UserError
 from data.common.files import MANIFEST, read_jsonl, sha256, write_json, write_jsonl
 from data.event import Event
 from data.policies import random_maximal
-from data.problem import Problem
 from data.prompts import answer, schedule_xml
 from data.recipe import load_recipe
-from data.rows import new_row
-from data.rules import BASE_RULES, MustInclude
 from eval import elicitation, report
 from eval.answers import likelihood
-from eval.show.charts import Curve, Panel, drawn_as_png, looks_of, training_panels
+from eval.show.charts import looks_of, training_panels
 from eval.show.elicitation_sheets import elicitation_sheets, ruling_sheets
 from eval.show.report_sheets import report_sheets
 from eval.show.showcase import (
     CUT,
-    MOST,
-    PER_CELL,
     choose_answers,
-    drawn_answer,
-    drawn_problem,
 )
 from eval.show.tables import label
 from eval.stats.conclusion import Conclusion
 from eval.stats.estimate import cell
-from rewards.verify import Status, verify
 
 ARMS = ("base", "sft", "grpo.1", "grpo.2")
 SAMPLES = 8
@@ -350,93 +339,6 @@ def test_a_finding_is_marked_in_the_curves_of_its_arm_and_told_below(made):
     }
 
 
-def judged_rows(names, samples, rng):
-    return [
-        {"id": name, "sample": i, "status": str(rng.choice(tuple(Status)))}
-        for name in names
-        for i in range(samples)
-    ]
-
-
-def test_the_choice_is_balanced_and_the_same_for_any_order_of_problems():
-    tier_of = {f"p{i}": "dense" if i < 30 else "trap" for i in range(40)}
-    rows = {arm: judged_rows(tier_of, 4, random.Random(arm)) for arm in ARMS}
-    shown = choose_answers(rows, tier_of, 1)
-    assert (shown.each, shown.total) == (PER_CELL, 40 * 4 * len(ARMS))
-    cells = Counter((r["arm"], tier_of[r["id"]], r["status"]) for r in shown.answers)
-    assert min(cells.values()) == PER_CELL, "more where one solves what the other never does"
-    assert len(cells) == len(ARMS) * 2 * 4
-    again = {arm: sorted(r, key=lambda row: (row["id"], row["sample"])) for arm, r in rows.items()}
-    assert choose_answers(again, dict(sorted(tier_of.items())), 1) == shown
-    assert choose_answers(rows, tier_of, 2) != shown
-
-
-def test_many_arms_share_the_limit():
-    tier_of = dict.fromkeys((f"p{i}" for i in range(50)), "dense")
-    rows = {f"arm{i}": judged_rows(tier_of, 8, random.Random(i)) for i in range(50)}
-    shown = choose_answers(rows, tier_of, 1)
-    assert shown.each == 1
-    assert len(shown.answers) == 200 <= MOST
-
-
-# --- answers drawn as days -----------------------------------------------------------------------
-
-
-def drawn(problem, text):
-    verdict = {"arm": "a", "sample": 0, **verify(problem, text).to_json()}
-    return drawn_answer(problem, {**verdict, "completion": text})
-
-
-ART, BAND, _, _, CHESS = day().events
-
-
-@pytest.mark.parametrize(
-    ("text", "chosen", "overlapping", "broken"),
-    [
-        (schedule_xml([ART, BAND]), [0, 1], [0, 1], [0, 1]),
-        (schedule_xml([BAND, CHESS]), [1, 4], [], []),
-        ("I would rather not.", [], [], []),
-    ],
-)
-def test_chosen_overlapping_and_broken_events_are_marked(text, chosen, overlapping, broken):
-    found = drawn(day(), text)
-    assert (found["chosen"], found["overlapping"], found["broken"]) == (chosen, overlapping, broken)
-    assert found["strays"] == []
-
-
-def test_events_not_as_they_were_asked_are_strays_and_overlap_like_others():
-    answered = [Event(540, 570, "Art"), Event(560, 600, "Arts"), CHESS, CHESS]
-    found = drawn(day(), schedule_xml(answered))
-    assert [(name, what, *marks[:2]) for name, _, _, what, *marks in found["strays"]] == [
-        ("Art", "other times", True, True),
-        ("Arts", "no such event", True, True),
-        ("Chess", "listed again", False, True),
-    ]
-    assert (found["chosen"], found["broken"]) == ([4], [4]), "Art itself was not chosen"
-
-
-def test_an_event_that_a_rule_demands_is_marked_though_not_chosen():
-    rules = (*BASE_RULES, MustInclude("Echo"))
-    problem = Problem(day().events, day().priorities, rules, 150)
-    assert drawn(problem, schedule_xml([ART]))["broken"] == [3]
-
-
-def test_a_drawn_answer_stays_small_whatever_is_in_it():
-    assert 6 * MOST * CUT < 5e6, "every character may be escaped to six bytes"
-    found = drawn(day(), "<" * 10 * CUT + schedule_xml(day().events[:1] * 50_000))
-    assert len(json.dumps(found)) < 6000
-    assert (len(found["strays"]), found["more_strays"]) == (9, 50_000 - 10)
-
-
-def test_a_problem_is_drawn_with_priorities_and_the_optimal_schedule():
-    found = drawn_problem(new_row("x", "test", "t", day(), "computed"))
-    assert (found["from"], found["to"]) == (540, 720)
-    by_name = {name: rest for name, *rest in found["events"]}
-    assert [name for name, rest in by_name.items() if rest[3]] == ["Chess"]
-    assert [n for n, rest in by_name.items() if rest[4]] == ["Art", "Drill", "Echo", "Chess"]
-    assert by_name["Chess"][:3] == [660, 690, 60]
-
-
 @pytest.mark.slow
 def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -553,35 +455,9 @@ def test_a_result_that_was_changed_is_named(made, which):
         made.page()
 
 
-# --- charts --------------------------------------------------------------------------------------
-
-
-def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike():
-    arms = ["base", *(f"arm{i}.{seed}" for i in range(6) for seed in (1, 2, 3))]
-    looks = looks_of(arms)
-    assert len({(look["marker"], look["linestyle"]) for look in looks.values()}) == len(arms) == 19
-    for entry in ("arm0", "arm5"):
-        assert len({looks[f"{entry}.{seed}"]["color"] for seed in (1, 2, 3)}) == 1
-    assert len({look["color"] for look in looks.values()}) == 7
-
-
-@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, -2.0), (2, None)], [(5, 1e-9), (6, 0.0)]])
-@pytest.mark.parametrize("ks", [[], [1]])
-def test_odd_curves_can_be_drawn(points, ks):
-    look = looks_of(["base"])["base"]
-    panels = [Panel("$t", [Curve("a", look, points)], ks=ks) for _ in range(4)]
-    assert drawn_as_png(panels).startswith(b"\x89PNG")
-
-
 def test_loss_is_shown_only_where_no_reward_is():
     logs = {arm: list(log_of(arm)) for arm in ("sft", "grpo.1")}
     panels = {panel.title: panel for panel in training_panels(logs, looks_of(ARMS))}
     assert [c.label for c in panels["Loss"].curves] == ["SFT"]
     assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "grpo.1"]
     assert (20, None) in panels["KL to the reference"].curves[0].points
-
-
-def test_what_is_no_number_is_a_gap_in_a_curve():
-    rows = [{"step": i, "loss": loss} for i, loss in enumerate((0.5, math.inf, "x", math.nan, 0.4))]
-    [panel] = training_panels({"sft": [*rows, {"loss": 1.0}]}, looks_of(ARMS))
-    assert panel.curves[0].points == [(0, 0.5), (1, None), (2, None), (3, None), (4, 0.4)]

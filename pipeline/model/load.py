@@ -18,6 +18,7 @@ from data.common.files import finished
 from data.prompts import messages
 from data.recipe import DTYPES
 from pipeline.model import processes
+from pipeline.model.decode import stop_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -287,14 +288,13 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _end_with_turn(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have answers end where the template ends a turn. Base models end texts by another token,
+    """Let answers end where the template ends a turn. Base models end texts by another token,
     which no answer would ever reach."""
-    end, settings = end_of_turn(tokenizer), network.generation_config
+    end = end_of_turn(tokenizer)
     if end is None or end == tokenizer.eos_token_id:
         return
-    before = settings.eos_token_id if isinstance(settings.eos_token_id, list) else []
-    settings.eos_token_id = [*{end, *before, tokenizer.eos_token_id, network.config.eos_token_id}]
-    settings.eos_token_id = sorted(i for i in settings.eos_token_id if isinstance(i, int))
+    stops = {end, *stop_tokens(network, tokenizer).tolist()}
+    network.generation_config.eos_token_id = sorted(stops)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 

@@ -208,7 +208,7 @@ def _reads_once(model: PreTrainedModel) -> bool:
             apart = (rows.logits[0].float() - whole).abs().max() / whole.abs().max()
             _TRIED[model] = bool(apart < (1e-3 if model.dtype == torch.float32 else 0.1))
             _TRIED[model] |= not bool(whole.isfinite().all())
-        # What a model runs into that takes no such cache.
+        # Errors of models that take no such cache.
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             _TRIED[model] = False
     return _TRIED[model]

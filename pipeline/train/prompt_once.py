@@ -46,7 +46,7 @@ def can_share(model: PreTrainedModel, args: GRPOConfig) -> bool:
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -6:-1]
             plain = logits.float().log_softmax(-1).gather(-1, ids[:, -5:, None])[..., 0]
             ours, _ = score_answers(causal_of(model), ids, mask, 5, 1.0)
-    # What a model runs into that takes no such cache, or keeps another state.
+    # Errors of models that take no such cache, or keep another state.
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return False
     finally:

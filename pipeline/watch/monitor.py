@@ -84,7 +84,7 @@ def monitored(
     _keep_reports(trainer, f"{recipe.run_name}-{arm}", folder)
     log = Log(folder, kind, recipe.monitor.stop, vars(trainer.args))
     sticks = None
-    # Where several processes hold a model's weights in parts, one alone cannot use it.
+    # One process cannot use a model alone whose weights several hold in parts.
     if processes.is_main() and not processes.cuts_weights():
         sticks = Yardsticks(trainer, recipe, arm, kind, generates)
     monitor = Monitor(trainer, recipe.monitor, kind, sticks)

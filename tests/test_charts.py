@@ -1,0 +1,30 @@
+"""Charts: looks that are told apart, and curves whatever a log holds."""
+
+import math
+
+import pytest
+
+from eval.show.charts import Curve, Panel, drawn_as_png, looks_of, training_panels
+
+
+def test_seeds_of_an_entry_share_a_colour_and_no_two_arms_look_alike():
+    arms = ["base", *(f"arm{i}.{seed}" for i in range(6) for seed in (1, 2, 3))]
+    looks = looks_of(arms)
+    assert len({(look["marker"], look["linestyle"]) for look in looks.values()}) == len(arms) == 19
+    for entry in ("arm0", "arm5"):
+        assert len({looks[f"{entry}.{seed}"]["color"] for seed in (1, 2, 3)}) == 1
+    assert len({look["color"] for look in looks.values()}) == 7
+
+
+@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, -2.0), (2, None)], [(5, 1e-9), (6, 0.0)]])
+@pytest.mark.parametrize("ks", [[], [1]])
+def test_odd_curves_can_be_drawn(points, ks):
+    look = looks_of(["base"])["base"]
+    panels = [Panel("$t", [Curve("a", look, points)], ks=ks) for _ in range(4)]
+    assert drawn_as_png(panels).startswith(b"\x89PNG")
+
+
+def test_what_is_no_number_is_a_gap_in_a_curve():
+    rows = [{"step": i, "loss": loss} for i, loss in enumerate((0.5, math.inf, "x", math.nan, 0.4))]
+    [panel] = training_panels({"sft": [*rows, {"loss": 1.0}]}, looks_of(["sft"]))
+    assert panel.curves[0].points == [(0, 0.5), (1, None), (2, None), (3, None), (4, 0.4)]
