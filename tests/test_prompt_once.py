@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import ARCHITECTURES, LORA, random_model
 from trl import GRPOTrainer
 
-from pipeline.train.prompt_once import PromptOnceTrainer, by_prompt, can_share
+from pipeline.train.prompt_once import PromptOnceTrainer, by_prompt, can_share, score_answers
 from pipeline.train.settings import TARGETS
 
 ARGS = SimpleNamespace(gradient_checkpointing=False, use_liger_kernel=False)
@@ -103,3 +103,21 @@ def test_batches_hold_whole_groups_and_the_same_rows_as_before():
     paid = torch.cat([batch["advantages"] for batch in batches])
     assert sorted(paid.tolist()) == list(range(8))
     assert [tuple(prompts[i].tolist()) for i in paid] == whole
+
+
+def test_the_gradient_is_the_same_bit_for_bit_with_several_threads():
+    model, _ = random_model("llama", hidden=64)
+    draw = torch.Generator().manual_seed(1)
+    words = model.config.vocab_size
+    asked = torch.randint(5, words, (4, 120), generator=draw).repeat_interleave(16, 0)
+    ids = torch.cat([asked, torch.randint(5, words, (64, 20), generator=draw)], 1)
+    threads, gradients = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(3):
+            model.zero_grad()
+            score_answers(model, ids, torch.ones_like(ids), 20, 1.0)[0].sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradients[0], one) for one in gradients)

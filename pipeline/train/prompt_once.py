@@ -126,8 +126,16 @@ def score_answers(
     head: Any = model.get_output_embeddings()
     for rows in lengths.argsort(stable=True).split(ROWS):
         end = read + 1 + int(lengths[rows].max())
+        # Selected, not indexed: the gradients of an index are added up in any order, and a training
+        # that goes on from a checkpoint would end with other bytes.
         kept = DynamicCache(
-            [(la.keys[prompt_of[rows]], la.values[prompt_of[rows]]) for la in asked.layers]
+            [
+                (
+                    la.keys.index_select(0, prompt_of[rows]),
+                    la.values.index_select(0, prompt_of[rows]),
+                )
+                for la in asked.layers
+            ]
         )
         hidden = model.base_model(
             input_ids=ids[rows, read:end], attention_mask=mask[rows, :end], use_cache=True,
