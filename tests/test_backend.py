@@ -8,7 +8,7 @@ from tiny import training_for, write_recipe
 
 from data.common.errors import UserError
 from pipeline.train import backend
-from pipeline.train.backend import PATCHED, choose_backend
+from pipeline.train.backend import PATCHED, Backend, choose_backend, takes_vllm
 
 
 @pytest.fixture
@@ -77,6 +77,25 @@ def test_unsloth_that_cannot_be_used_is_refused(machine, wanted, given, reason):
     machine(**given)
     with pytest.raises(UserError, match=f"^backend: unsloth .*{reason}.*BACKEND=trl"):
         choose_backend(wanted)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "bits", "taken"),
+    [
+        ({"cuda": True, "installed": ["vllm"]}, "trl", 16, True),
+        ({"cuda": True, "installed": ["vllm"]}, "trl", 4, False),
+        ({"cuda": True, "installed": ["vllm"]}, "unsloth", 4, True),
+        ({"cuda": True}, "trl", 16, False),
+        ({"installed": ["vllm"]}, "trl", 16, False),
+    ],
+)
+def test_vllm_draws_where_it_is_installed_and_can_take_the_weights(
+    machine, tmp_path, given, name, bits, taken
+):
+    machine(**given)
+    changes = {"bits": 4, "lora": {"r": 4}} if bits == 4 else {}
+    recipe = write_recipe(tmp_path, "anything", **changes)
+    assert takes_vllm(Backend(name, ""), recipe) == taken
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,20 @@ def test_a_tokenizer_that_does_not_fit_the_model_or_the_pipeline_is_refused(mode
     tokenizer.add_tokens(["<a>", "<b>"])
     tokenizer.save_pretrained(model)
     assert f"has {size + 2} tokens, its model only {size}:" in refusal(model)
+
+
+def test_a_base_without_a_chat_template_takes_turns_in_plain_text(model):
     for path in model.glob("chat_template*"):
         path.unlink()
-    assert "no chat template" in refusal(model)
+    network, tokenizer = load_model(str(model), "float32")
+    text = tokenizer.apply_chat_template(messages("Plan.", "Nothing fits."), tokenize=False)
+    assert text == f"User:\nPlan.\n\nAssistant:\nNothing fits.{tokenizer.eos_token}\n\n"
+    asked = tokenizer.apply_chat_template(
+        messages("Plan."), tokenize=False, add_generation_prompt=True
+    )
+    assert text.startswith(asked)
+    write_model(network, tokenizer, model)
+    assert read_tokenizer(str(model)).chat_template == tokenizer.chat_template
 
 
 # --- the hub -------------------------------------------------------------------------------

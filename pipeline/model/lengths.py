@@ -80,6 +80,8 @@ def count_lengths(run: Run) -> TextLengths:
     splits = {split: read_split(run, split) for split in SPLITS}
     model = run.model_name
     tokenizer = read_tokenizer(model)
+    if tokenizer.chat_template is None:
+        print(f"{model} has no chat template: turns are in plain text, 'User:' and 'Assistant:'")
     check_template(tokenizer, model)
     tiers: dict[str, dict[str, Longest]] = {}
     for split, rows in splits.items():

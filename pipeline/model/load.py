@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+#: The chat template of a base model that has none: turns in plain text, as in R1-Zero (arXiv
+#: 2501.12948), and the token that ends a text after an answer.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+
 
 def quiet() -> None:
     """Keep the libraries' progress bars and hints off the terminal; ours say what is going on."""
@@ -254,10 +262,10 @@ def _check_size(folder: Path) -> None:
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raise UserError where a tokenizer cannot render or read a conversation, or leaves out what is
-    said in it."""
+    """Give a tokenizer without a chat template the plain one. Raise UserError where it cannot
+    render or read a conversation, or leaves out what is said in it."""
     if tokenizer.chat_template is None:
-        raise UserError(f"the tokenizer of {model} has no chat template; use an instruct model")
+        tokenizer.chat_template = PLAIN_TEMPLATE
     asked, answered = "Plan the day.", "Nothing fits."
     try:
         question = tokenizer.apply_chat_template(

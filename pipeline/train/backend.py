@@ -14,6 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 
 from data.common.errors import UserError, reason_of, require
+from data.recipe import Recipe
 from pipeline.model import processes
 
 #: Libraries that Unsloth patches where it is imported first.
@@ -32,6 +33,15 @@ class Backend:
     @property
     def is_unsloth(self) -> bool:
         return self.name == "unsloth"
+
+
+def takes_vllm(backend: Backend, recipe: Recipe) -> bool:
+    """Whether vLLM draws GRPO's answers though the recipe does not say: where it is installed, with
+    a GPU. By Unsloth that is its fast inference; TRL cannot hand it quantised weights."""
+    import torch
+
+    there = find_spec("vllm") is not None and torch.cuda.is_available()
+    return there and (backend.is_unsloth or not recipe.quantised)
 
 
 def require_packages(source: str, needs: Iterable[tuple[str, str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from data.rows import Row, read_split
 from data.sections import Arm
 from pipeline.model import processes
 from pipeline.model.load import model_inputs
-from pipeline.train.backend import Backend, choose_backend, require_packages
+from pipeline.train.backend import Backend, choose_backend, require_packages, takes_vllm
 from pipeline.train.settings import check_settings
 
 
@@ -127,5 +127,9 @@ def training_of(recipe: Recipe, arm: str, trainer: str) -> Training:
     assert section is not None
     training = Training(recipe.for_arm(arm), arm, section, recipe.run.model(start))
     training.start_backend()  # before the check imports what it patches
+    recipe = training.recipe
+    if section == "grpo" and "use_vllm" not in recipe.grpo and takes_vllm(training.backend, recipe):
+        print("grpo: answers are drawn by vLLM, which is installed; use_vllm: false goes without")
+        training = replace(training, recipe=replace(recipe, grpo={**recipe.grpo, "use_vllm": True}))
     check_settings(training.recipe)
     return training
