@@ -282,14 +282,15 @@ class MonitorSection:
             step takes no longer than a few answers, draws none and has ``val/loss`` alone.
         kl_every: steps from one measurement of ``kl_start`` to the next; 0 for none.
         stop: findings that end a training, by the names of ``make doctor``, such as ``hacking``;
-            all others are only said. A loss that is not a number always ends it.
+            all others are only said. A loss that is not a number always ends it. By default it is
+            that answers are not drawn from the model that is trained.
     """
 
     every: int = setting(at_least(0), 25)
     problems: int = setting(at_least(1), 32)
     samples: int = setting(at_least(1), 2)
     kl_every: int = setting(at_least(0), 5)
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ("foreign-answers",)
 
 
 #: A share of problems.

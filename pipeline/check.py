@@ -1,5 +1,5 @@
-"""Checks a recipe before anything runs: what TRL, PEFT and torch would refuse (first in ``make
-data``), or with ``--lengths`` whether its texts fit the model (last).
+"""Checks a recipe before anything runs: what TRL, PEFT and torch would refuse, of settings and of
+the model (first in ``make data``), or with ``--lengths`` whether its texts fit the model (last).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.tiers import TIERS
 from pipeline.model.lengths import TEXTS, TextLengths, check_lengths, count_lengths, uses
 from pipeline.model.load import quiet
+from pipeline.train.loading import check_model
 from pipeline.train.settings import check_settings
 
 
@@ -51,6 +52,7 @@ def main() -> None:
         check_texts(recipe)
     else:
         check_settings(recipe)
+        check_model(recipe)
         new = [name for name, use in recipe.tier_uses.items() if name not in TIERS]
         print(f"{recipe.path}: sound{'; tiers of its own: ' * bool(new)}{', '.join(new)}")
 

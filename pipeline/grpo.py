@@ -32,7 +32,7 @@ def trainer_for(
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    from pipeline.train.prompt_once import PromptOnceTrainer, can_share
+    from pipeline.train.prompt_once import trainer_class
     from pipeline.train.rollouts import rollouts_for
 
     recipe = training.recipe
@@ -41,7 +41,7 @@ def trainer_for(
     stops = set(stop_tokens(model, tokenizer).tolist())
     args = grpo_config(recipe, output, answer_limit(tokenizer, rows))
     is_ours = not training.backend.is_unsloth  # whose trainer draws and trains by its own kernels
-    trainer = (PromptOnceTrainer if is_ours and can_share(model, args) else GRPOTrainer)(
+    trainer = (trainer_class(model, args) if is_ours else GRPOTrainer)(
         model=model,
         args=args,
         reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer), stops)],

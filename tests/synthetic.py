@@ -253,6 +253,9 @@ SICK = {
     "kl-lost": _grpo("kl", lambda row: math.nan),
     "kl-reference": _grpo("kl", lambda row: 1.05 - 0.001 * row),
     "length-collapse": _stuck("completions/mean_length", lambda row: 8 + 200 * 0.8**row),
+    "foreign-answers": lambda seed: changed(
+        _grpo("sampling/surplus", lambda row: 0.3)(seed), "sampling/surplus_limit", lambda row: 0.1
+    ),
     "sampler-apart": _grpo("sampling/sampling_logp_difference/mean", lambda row: 0.2),
 }
 SICK_SFT = {

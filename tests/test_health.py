@@ -318,6 +318,7 @@ def test_symptoms_say_which_signals_they_lack():
     assert watch.missing == {
         **dict.fromkeys(("kl-flat", "kl-slow", "kl-runaway", "kl-reference"), ("KL",)),
         "sampler-apart": ("distance of the sampler or weight of the samples",),
+        "foreign-answers": ("surplus of the answers", "limit of the surplus"),
     }
     watch = Watch(GRPO)
     watch.update({"loss": 0.1})

@@ -37,7 +37,7 @@ def trained(network):
 
 
 @pytest.mark.parametrize("named", LAYERS)
-@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3", "smollm3"])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3_text", "smollm3"])
 def test_exactly_the_layers_of_a_name_get_adapters_and_only_these_train(
     loaded, architecture, named
 ):

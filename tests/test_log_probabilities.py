@@ -20,7 +20,7 @@ def texts():
     ]
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text"])
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize(("budget", "count"), [(2**26, 1), (1, 4)])
 def test_scores_are_those_of_each_text_by_itself(architecture, left, budget, count, texts):

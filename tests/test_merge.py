@@ -50,7 +50,7 @@ def logits(network):
     return network(IDS).logits.float()
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3", "smollm3"])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3_text", "smollm3"])
 def test_the_merged_model_answers_as_base_and_adapter_did(base_of, tmp_path, architecture):
     network = adapted(architecture, tmp_path / "a", 0.1)
     merged = merge(base_of(architecture), tmp_path / "a", "float32", tmp_path / "m")
@@ -64,7 +64,35 @@ def test_the_merged_model_answers_as_base_and_adapter_did(base_of, tmp_path, arc
     differ = {n for n, w in found.named_parameters() if not w.equal(base.get_parameter(n))}
     assert {name.split(".")[-2] for name in differ} == {"q_proj", "down_proj"}
     head, entry = (found.get_output_embeddings().weight, found.get_input_embeddings().weight)
-    assert (head is entry) == TIED[architecture]
+    assert (head is entry) == (architecture in TIED)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lora", "layers"),
+    [
+        ("gpt2", {"target_modules": ["c_attn", "c_fc", "c_proj"]}, 2 * 4),
+        ("gpt2", {"target_modules": ["c_attn"], "use_dora": True}, 2),
+        (
+            "mixtral",
+            {
+                "target_modules": ["q_proj"],
+                "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+            },
+            2 * 3,
+        ),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, 2 + 1),
+    ],
+)
+def test_layers_that_are_not_linear_ones_of_torch_are_merged_and_checked(
+    base_of, tmp_path, architecture, lora, layers
+):
+    network = adapted(architecture, tmp_path / "a", 0.1, **lora)
+    merged = merge(base_of(architecture), tmp_path / "a", "float32", tmp_path / "m")
+    assert merged["modules"] == layers
+    assert merged["change"] > 0.01
+    found = read(tmp_path / "m")
+    torch.testing.assert_close(logits(found), logits(network), rtol=1e-4, atol=1e-4)
+    assert (logits(found) - logits(read(base_of(architecture)))).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A watched training ends with the same weights, reports its signals, and stops where it must."""
 
+import copy
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from data.common.files import read_jsonl
 from pipeline import grpo, sft
 from pipeline.health.diagnosis import Finding
 from pipeline.health.symptom import Level
+from pipeline.train import rollouts
 from pipeline.train.checkpoints import last_whole
 from pipeline.train.loading import load_for_training
 from pipeline.train.settings import check_settings
@@ -131,7 +133,7 @@ def test_every_signal_of_grpo_is_in_the_log_and_handed_to_reporters(recipe_of, t
         assert row["truth/optimal"] == row["rewards/optimal/mean"]
         assert row["truth/feasible"] == row["rewards/validity/mean"]
         parts = sum(row[f"time/{part}"] for part in ("generate", "reward", "train"))
-        assert row["step_time"] < parts < row["step_time"] + 1
+        assert row["step_time"] < parts + row["time/monitor"] < row["step_time"] + 2
         assert 0.1 < row["memory"] < 100
         assert 0 <= row["completions/duplicates"] <= 1
         assert {
@@ -382,6 +384,33 @@ def test_a_finding_ends_the_training_where_the_recipe_says_so(
     with pytest.raises(UserError, match=r"monitor\.stop at step 2 \(hacking\)"):
         trained(recipe_of(monitor={**ALWAYS, "stop": ["hacking"]}), "sft", tmp_path / "ends")
     assert [row["step"] for row in log_of(tmp_path / "ends")] == [0, 1, 2]
+
+
+@slow
+@pytest.mark.parametrize("stale", [False, True])
+def test_answers_of_the_start_in_place_of_the_policys_end_the_training(
+    recipe_of, tmp_path, monkeypatch, stale
+):
+    """The published trap: the engine samples the base, without the adapter, and nobody is told."""
+    draw, start = rollouts.roll_out, []
+
+    def from_the_start(prompts, trainer):
+        start[:] = start or [copy.deepcopy(trainer.model)]
+        numbers = {key: getattr(trainer, key) for key in ("num_generations", "accelerator")}
+        given = {"args": trainer.args, "processing_class": trainer.processing_class, **numbers}
+        return draw(prompts, SimpleNamespace(model=start[0], **given))
+
+    if stale:
+        monkeypatch.setattr(rollouts, "roll_out", from_the_start)
+    monkeypatch.setitem(_FUNCTIONS, "optimal", lambda _, texts: [len(t) / 99 for t in texts])
+    recipe = recipe_of(grpo={"max_steps": 7}, monitor={"every": 0, "kl_every": 0})
+    ends = pytest.raises(UserError, match=r"monitor\.stop at step 6 \(foreign-answers\)")
+    with ends if stale else nullcontext():
+        trained(recipe, "grpo", tmp_path / "out")
+    rows = [row for row in log_of(tmp_path / "out") if "sampling/surplus" in row]
+    found = [row["sampling/surplus"] > row["sampling/surplus_limit"] for row in rows]
+    assert [row["step"] for row in rows] == [1, 6]
+    assert found == [False, stale]
 
 
 @slow

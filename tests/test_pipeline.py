@@ -58,7 +58,7 @@ def manifest_of(recipe, arm):
     return json.loads((recipe.run.stage(arm) / "manifest.json").read_text())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     recipe_of, architecture, capsys
 ):
@@ -95,7 +95,7 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     kind = AutoConfig.from_pretrained(recipe.model).model_type
     for arm in names:
         config = AutoConfig.from_pretrained(run.model(arm))
-        assert (config.model_type, config.tie_word_embeddings) == (kind, TIED[architecture])
+        assert (config.model_type, config.tie_word_embeddings) == (kind, architecture in TIED)
     steps = [row for _, row in read_jsonl(run.log("grpo")) if "reward" in row]
     assert [row["step"] for row in steps] == [1, 2]
     keys = {"rewards/format/mean", "rewards/optimal/mean", "entropy", "grad_norm"}

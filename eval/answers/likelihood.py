@@ -79,9 +79,11 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: str, row: SampleRow) 
 
 def score(model: PreTrainedModel, texts: Sequence[Encoded], top_p: float = TOP_P) -> list[Scored]:
     """Score answers under a model."""
+    from pipeline.model.sampler import reads_once
+
     model.eval()
     scored = {}
-    each = answer_logits(model, texts, _BUDGET, left=True)
+    each = answer_logits(model, texts, _BUDGET, left=reads_once(model))
     for i, logits, tokens in paced(each, len(texts), "likelihood", " answers"):
         log_p, entropy, outside = token_statistics(logits, tokens, top_p)
         scored[i] = Scored(

@@ -329,3 +329,27 @@ def sampler_apart(
     if weight.count >= SOME and weight.now() < light:
         return Level.WARNING, f"answers weigh {weight.now():.2g} on average, 1 where both agree"
     return None
+
+
+@Symptom(
+    title="Answers are not drawn from the model that is trained",
+    cause="What draws them has other weights (the base without its adapter, an earlier step), "
+    "another temperature or other rules, so the policy learns from answers that are not its own.",
+    advice=(
+        "have the engine load the newest weights before each generation",
+        "leave out `generation_kwargs` and `repetition_penalty`, which the loss knows nothing of",
+        "set `use_vllm` to false",
+    ),
+    source="a token's negative log-probability has the mean and the variance that its distribution "
+    "says; pipeline/watch/drawn.py has the bound",
+    needs={"surplus of the answers": 1, "limit of the surplus": 1},
+    worst=Level.STOP,
+)
+def foreign_answers(s: Signals) -> Seen | None:
+    found, limit = s["surplus of the answers"].now(1), s["limit of the surplus"].now(1)
+    if found <= limit:
+        return None
+    return Level.STOP, (
+        f"a token surprises the trained model by {found:.3g} nats more or less than its own would "
+        f"(chance and rounding: up to {limit:.2g})"
+    )

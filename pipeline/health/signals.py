@@ -66,6 +66,8 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
     "clipped ratios": ("clip_ratio/region_mean", "clip_ratio", "actor/pg_clipfrac"),
     "distance of the sampler": ("sampling/sampling_logp_difference/mean",),
     "weight of the samples": ("sampling/importance_sampling_ratio/mean",),
+    "surplus of the answers": ("sampling/surplus",),
+    "limit of the surplus": ("sampling/surplus_limit",),
     "val truth": (
         VAL_TRUTH,
         "eval_rewards/optimal/mean",

@@ -88,7 +88,7 @@ _CLIPPING = ("epsilon", "epsilon_high", "num_iterations")
 #: From which value on advice to raise a key is taken already, and at which that to set it.
 _HIGH = {"epsilon_high": 0.28, "beta": 0.04, "temperature": 1.0, "entropy_coef": 1e-6}
 _SET = {"loss_type": "dapo", "mask_truncated_completions": True, "num_iterations": 1,
-        "vllm_importance_sampling_correction": True}  # fmt: skip
+        "vllm_importance_sampling_correction": True, "use_vllm": False}  # fmt: skip
 #: To what a norm may still be lowered.
 _NORM = 0.2
 

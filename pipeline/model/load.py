@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '' }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+#: Ends of the names that quantised copies of a model go by.
+_QUANTISED = re.compile(
+    r"(-unsloth)?-bnb-4bit$|-(awq|gptq|fp8|int[48]|w[48]a16|4bit|8bit)([-.].*)?$", re.IGNORECASE
 )
 
 
@@ -140,7 +145,8 @@ def read_config(model: str) -> PretrainedConfig:
     """A model's config, from its folder or the hub.
 
     Raises:
-        UserError: when there is none, or transformers does not know the architecture.
+        UserError: when there is none, transformers does not know the architecture, or the weights
+            are quantised already.
     """
     from transformers import AutoConfig
 
@@ -149,7 +155,17 @@ def read_config(model: str) -> PretrainedConfig:
         there = (Path(model) / "config.json").is_file()
         require(there, f"model folder {model} has no config.json{_way_out(model)}")
     with explained(model, "config.json"):
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    given = getattr(config, "quantization_config", None)
+    kind = given.get("quant_method") if isinstance(given, dict) else given
+    whole = model if is_local(model) else _QUANTISED.sub("", model)
+    require(
+        not given,
+        f"the weights of {model} are quantised already ({kind}), so what training changes cannot "
+        f"be merged into them; give the model that they were made from"
+        f"{f', {whole} by its name' * (whole != model)}, and bits: 4 where that is too large",
+    )
+    return config
 
 
 def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase:
@@ -219,6 +235,7 @@ def from_pretrained(
             f"{len(lacking) - 1} others are missing or of another shape{_way_out(model)}"
         )
     check_tokenizer(network, tokenizer, model)
+    _keep_routers_quiet(network)
     return network, tokenizer
 
 
@@ -230,8 +247,17 @@ def write_model(
 ) -> None:
     """Write a model folder that ``load_model`` and any Hugging Face tool can read; with ``weights``
     in place of its own where it has only a part of them."""
+    _keep_routers_quiet(model)
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+
+
+def _keep_routers_quiet(model: PreTrainedModel) -> None:
+    """Have a mixture of experts return no logits of its routers unless asked: the loss that is made
+    of them fails on the single tokens of sampling. TRL's SFT asks by the model's config."""
+    config = model.config.get_text_config()
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False
 
 
 # --- checks ----------------------------------------------------------------------------------

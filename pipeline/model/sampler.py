@@ -188,11 +188,12 @@ class _Rows:
         ).logits[:, -1]
 
 
-#: Models that were tried by ``_reads_once``.
+#: Models that were tried by ``reads_once``.
 _TRIED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
-def _reads_once(model: PreTrainedModel) -> bool:
+@torch.no_grad()
+def reads_once(model: PreTrainedModel) -> bool:
     """Whether samples of a prompt may go on from its cache, by trying: the logits after it,
     padded, must be those of reading all of it. ``check_finite`` sees to what is no number."""
     if model not in _TRIED:
@@ -200,12 +201,15 @@ def _reads_once(model: PreTrainedModel) -> bool:
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
         try:
-            whole = model(input_ids=ids[:1, 4:], use_cache=False).logits[0, -1].float()
+            texts = ids[:1, 4:], ids[1:]
+            alone = [model(input_ids=text, use_cache=False).logits[0, -1] for text in texts]
+            whole = torch.stack([alone[0], alone[1], alone[1]]).float()
             asked = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
             rows = _Rows(model, BatchEncoding(asked), 2)
-            rows.keep(torch.tensor([0, 2], device=model.device))
-            rows.append(ids[:, -1])
-            apart = (rows.logits[0].float() - whole).abs().max() / whole.abs().max()
+            # Not as many rows as prompts, or a state that was left as it was would pass.
+            rows.keep(torch.tensor([0, 2, 3], device=model.device))
+            rows.append(ids[[0, 1, 1], -1])
+            apart = (rows.logits.float() - whole).abs().max() / whole.abs().max()
             _TRIED[model] = bool(apart < (1e-3 if model.dtype == torch.float32 else 0.1))
             _TRIED[model] |= not bool(whole.isfinite().all())
         # Errors of models that take no such cache.
@@ -270,7 +274,7 @@ def draw_batch(
     ).to(device)  # fmt: skip
     rows = len(prompts) * samples
     drawn = torch.full((rows, max_tokens), tokenizer.pad_token_id, device=device)
-    if not _reads_once(model):
+    if not reads_once(model):
         _generate(model, inputs, samples, seeds, stops, drawn, temperature, top_p)
         ends = torch.isin(drawn, stops)
         stopped = ends.any(-1)

@@ -78,6 +78,21 @@ def log_probabilities(model: PreTrainedModel, texts: Sequence[Encoded]) -> list[
     return each
 
 
+def surprises(
+    model: PreTrainedModel, texts: Sequence[Encoded], temperature: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each answer, in any order, the negative log-probability in nats of each token, and its
+    mean and variance under the model itself, each [tokens]."""
+    import torch
+
+    for _, logits, tokens in answer_logits(model, texts, LOGITS // 4):
+        each = -(logits / temperature).log_softmax(-1).clamp(min=-100)  # exp knows no less
+        chance = torch.exp(-each)
+        mean = (chance * each).sum(-1)
+        variance = (chance * (each - mean[:, None]).square()).sum(-1)
+        yield each.gather(-1, tokens[:, None])[:, 0], mean, variance
+
+
 def batches_of(texts: Sequence[Encoded], tokens: int, left: bool) -> Iterator[list[int]]:
     """Texts of like length together, by index, with at most ``tokens`` logits kept, padding
     included, unless it is one text."""

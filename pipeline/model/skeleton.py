@@ -11,7 +11,7 @@ from pipeline.model.load import is_local, read_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def config_of(model: str) -> PreTrainedConfig:
@@ -32,6 +32,22 @@ def config_of(model: str) -> PreTrainedConfig:
         return AutoConfig.for_model(**known)
 
 
+def skeleton(config: PreTrainedConfig, model: str) -> PreTrainedModel:
+    """The network of a config on torch's meta device.
+
+    Raises:
+        UserError: when transformers has no causal language model of this kind.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise UserError(f"{model} cannot be trained so: {reason_of(error)}") from None
+
+
 def shape_of(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
     """The shape of a model, and the parameters of a LoRA on it: both are counted, so that they are
     right for any architecture. All tensors are on torch's meta device.
@@ -39,19 +55,16 @@ def shape_of(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
     Raises:
         UserError: when transformers has no causal language model of this kind, or peft refuses it.
     """
-    import torch
     from peft import get_peft_model
     from torch.nn import Linear
-    from transformers import AutoModelForCausalLM
 
     config, adapters = config_of(model), 0
     text = config.get_text_config(decoder=True)
+    network = skeleton(config, model)
+    parameters, head = network.num_parameters(), network.get_output_embeddings()
+    linears = [one for one in network.modules() if isinstance(one, Linear) and one is not head]
+    quantisable = sum(one.in_features * one.out_features for one in linears)
     try:
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        parameters, head = network.num_parameters(), network.get_output_embeddings()
-        linears = [one for one in network.modules() if isinstance(one, Linear) and one is not head]
-        quantisable = sum(one.in_features * one.out_features for one in linears)
         if lora:
             trained = get_peft_model(network, lora).parameters()
             adapters = sum(weight.numel() for weight in trained if weight.requires_grad)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,17 @@ from pipeline.model.load import (
     from_pretrained,
     is_local,
     load_model,
+    read_config,
 )
+from pipeline.model.skeleton import skeleton
 from pipeline.train.settings import lora_config
 from pipeline.train.training import Training
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from data.recipe import Recipe
 
     Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -59,7 +64,8 @@ def load_for_training(training: Training, length: int) -> tuple[Any, PreTrainedT
         f"{recipe.bits} bits here; BACKEND=trl",
     )
     adapter = lora_config(recipe.lora, training.source)
-    trained = network if adapter is None else _adapted(network, adapter, training)
+    attach = _attach_with_unsloth if unsloth else _attach_with_trl
+    trained = network if adapter is None else _adapted(network, adapter, training, attach)
     if unsloth and not any(training.arguments.get(key) for key in ("bf16", "fp16")):
         # Its trainers would turn bfloat16 autocast on where neither is asked for.
         os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
@@ -80,15 +86,30 @@ def hold_adapters_whole(trainer: Any, quantised: bool) -> Any:
     return trainer
 
 
-def _adapted(network: PreTrainedModel, adapter: LoraConfig, training: Training) -> PeftModel:
+def check_model(recipe: Recipe) -> None:
+    """Raise UserError where a recipe's model cannot be trained, or has not the layers that ``lora``
+    names. Needs its config alone."""
+    network = skeleton(read_config(recipe.model), recipe.model)
+    if adapter := lora_config(recipe.lora, str(recipe.path)):
+        adapter.init_lora_weights = False  # some kinds compute them from weights
+        training = Training(recipe, "", "", recipe.model)
+        _adapted(network, adapter, training, _attach_with_trl)
+
+
+def _adapted(
+    network: PreTrainedModel,
+    adapter: LoraConfig,
+    training: Training,
+    attach: Callable[[PreTrainedModel, LoraConfig, Training], PeftModel],
+) -> PeftModel:
     """The model with a fresh adapter."""
     _check_layers(network, adapter, training)
-    attach = _attach_with_unsloth if training.backend.is_unsloth else _attach_with_trl
     try:
         adapted = attach(network, adapter, training)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"{training.source}: lora does not fit {training.start}: {reason_of(error)}"
+            f"{training.source}: lora does not fit {training.start}: {reason_of(error)}; name "
+            "other layers in lora.target_modules, or train every weight (lora: null)"
         ) from None
     _check_embedding(network, training.source)
     return adapted
@@ -98,16 +119,23 @@ def _check_layers(network: PreTrainedModel, adapter: LoraConfig, training: Train
     """Raise UserError where ``lora`` names a layer that the model does not have, which PEFT passes
     over as long as it has another one."""
     from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     modules = {f".{name}": module for name, module in network.named_modules()}
-    linear = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, Linear)}
-    for key in ("target_modules", "modules_to_save"):
+    linear = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, Linear | Conv1D)}
+    weights = [f".{name}" for name, weight in network.named_parameters() if weight.ndim == 3]
+    experts = {name.rpartition(".")[2] for name in weights}
+    for key, known, there, kind in (
+        ("target_modules", modules, linear, "linear layers"),
+        ("modules_to_save", modules, linear, "linear layers"),
+        ("target_parameters", weights, experts, "parameters of experts"),
+    ):
         names = getattr(adapter, key)
         for wanted in () if names is None or isinstance(names, str) else sorted(names):
             require(
-                any(name.endswith(f".{wanted}") for name in modules),
+                any(name.endswith(f".{wanted}") for name in known),
                 f"{training.source}: lora.{key} has {wanted!r}, which {training.start} has not; "
-                f"its linear layers are {', '.join(sorted(linear))}",
+                f"its {kind} are {', '.join(sorted(there)) or 'none'}",
             )
 
 
@@ -122,7 +150,7 @@ def _check_embedding(network: PreTrainedModel, source: str) -> None:
         if isinstance(layer, LoraLayer):
             leaf = name.rpartition(".")[2]
             require(
-                layer.get_base_layer().weight is not shared,
+                getattr(layer.get_base_layer(), "weight", None) is not shared,
                 f"{source}: an adapter of {leaf} cannot be merged into a model whose embedding it "
                 f"is; leave it out of lora.target_modules (lora.modules_to_save: [{leaf}] trains "
                 "it whole)",

@@ -10,7 +10,7 @@ from pipeline.model.load import from_pretrained, write_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import LoraLayer
     from torch import Tensor
 
 #: An adapter whose change is lost in rounding by more than this changes nothing; the rest of it is
@@ -53,23 +53,25 @@ def merge(model: str, adapter: Path, dtype: str, folder: Path) -> Merge:
     """
     import torch
     from peft import PeftModel
-    from peft.tuners.lora import Linear
-    from torch import nn
+    from peft.tuners.lora import LoraLayer
 
     network, tokenizer = from_pretrained(model, dtype)
     adapted: Any = PeftModel.from_pretrained(network, str(adapter))  # forwards to its inner model
     before, wanted = {}, {}
-    for name, layer in network.named_modules():
-        if isinstance(layer, Linear) and isinstance(base := layer.get_base_layer(), nn.Linear):
-            before[name] = base.weight.detach()[:_ROWS].double()
-            wanted[name] = _change(layer, base.weight.detach())[:_ROWS].double()
+    for module, layer in network.named_modules():
+        if isinstance(layer, LoraLayer):
+            of = getattr(layer, "parameter_name", "weight")  # experts are parameters of one module
+            name = f"{module.replace('.base_layer', '')}.{of}"
+            weight = getattr(layer.get_base_layer(), of).detach()
+            before[name] = _some(weight)
+            wanted[name] = _some(_change(layer, weight))
     assert before, f"{adapter} is the adapter of no layer of {model}"
     merged = adapted.merge_and_unload()
     exact = torch.finfo(getattr(torch, dtype)).eps
     squares = torch.zeros(3, dtype=torch.float64)
     for name, rows in before.items():
         change = wanted[name]
-        made = merged.get_submodule(name).weight.detach()[:_ROWS].double() - rows
+        made = _some(merged.get_parameter(name).detach()) - rows
         allowed = 4 * exact * (rows.abs() + change.abs()) + 1e-9
         off = (made - change).abs()
         assert bool((off <= allowed).all()), f"{name} is not base + adapter after merging"
@@ -85,7 +87,12 @@ def merge(model: str, adapter: Path, dtype: str, folder: Path) -> Merge:
     return {"modules": len(before), "change": of_change / of_base, "rounding": lost}
 
 
-def _change(layer: Linear, weight: Tensor) -> Tensor:
+def _some(weight: Tensor) -> Tensor:
+    """The first rows of a weight [..., row, column] of any layer."""
+    return weight.flatten(0, -2)[:_ROWS].double()
+
+
+def _change(layer: LoraLayer, weight: Tensor) -> Tensor:
     """What merging adds to the ``weight`` of a layer with an adapter, before it is rounded."""
     variant = layer.lora_variant.get("default")  # such as DoRA
     if variant is None:

@@ -41,6 +41,8 @@ _TRAINER_DEFAULTS: Arguments = {
     "dataloader_pin_memory": False,
     "ddp_find_unused_parameters": False,
     "ddp_timeout": 86_400,  # the main process may be busy for long
+    # Balancing the load of experts is no part of the reward, and fails for some families.
+    "router_aux_loss_coef": 0.0,
 }
 _SFT_DEFAULTS: Arguments = {
     **_TRAINER_DEFAULTS,

@@ -32,6 +32,7 @@ from data.recipe import Recipe
 from data.sections import MonitorSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
+from pipeline.watch.drawn import EVERY, measure_surplus
 from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks
 from rewards.claims import check_trace
@@ -216,7 +217,7 @@ class Monitor(TrainerCallback):
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._timed("generate", original, *args, **kwargs)
+            drawn = self._timed("generate", original, *args, **kwargs)
         except RuntimeError as error:  # of torch.multinomial
             for words, text in _NOT_DRAWN.items():
                 if words in str(error):
@@ -224,6 +225,12 @@ class Monitor(TrainerCallback):
             raise
         except UserError:  # of our own sampler
             raise self._lost("probability") from None
+        if self.trainer.state.global_step % EVERY == 0 and not processes.cuts_weights():
+            prompts, answers = drawn[:2]
+            found = self._timed("monitor", measure_surplus, self.trainer, prompts, answers)
+            for signal, value in found.items():
+                self._metrics[signal].append(value)
+        return drawn
 
     @property
     def _metrics(self) -> dict[str, list[float]]:
@@ -293,9 +300,9 @@ class Monitor(TrainerCallback):
         for reward, truth in _TRUTH.items():
             if values := metrics.get(f"{reward}/mean"):
                 metrics[truth] = list(values)
-        step = self.spent.pop("step", 0.0)
-        parts = {**self.spent, "train": step - sum(self.spent.values())}
-        for part, seconds in parts.items():
+        step, logs["time/monitor"] = self.spent.pop("step", 0.0), self.spent.pop("monitor", 0.0)
+        train = step - logs["time/monitor"] - sum(self.spent.values())
+        for part, seconds in {**self.spent, "train": train}.items():
             logs[f"time/{part}"] = seconds / max(1, self.steps)
         logs["memory"] = peak_memory()
         self.spent.clear()
@@ -314,7 +321,7 @@ class Monitor(TrainerCallback):
                 logs.update(sticks.val())
             except UserError:  # finite weights may give logits that are not
                 raise self._lost("probability", step=step, spared="a checkpoint") from None
-        logs["time/monitor"] = time.perf_counter() - began
+        logs["time/monitor"] += time.perf_counter() - began
 
 
 def reasoning_shares(rows: Sequence[Any], completions: Sequence[Any]) -> dict[str, float]:
