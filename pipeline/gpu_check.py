@@ -4,6 +4,8 @@ A dry run: every training of the recipe takes a few real steps on its longest pr
 model, backend and settings, in a process of its own, since memory must start empty and Unsloth
 patches its process. Answers in GRPO are as long as the recipe allows.
 
+With ``--random`` the weights are random ones in the model's shape, and nothing is downloaded.
+
 Memory is what ``torch.cuda.max_memory_allocated`` counts. Without a GPU it is the weights and what
 torch's profiler sees allocated beside them, which slows the steps down.
 """
@@ -12,13 +14,11 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,11 @@ from data.common.console import plain_console
 from data.common.errors import UserError, run_main
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import grpo, sft
+from pipeline.corpus.tokens import build_tokenizer
 from pipeline.memory.arithmetic import GIB
-from pipeline.model.load import quiet
+from pipeline.model.load import quiet, write_model
 from pipeline.model.processes import run_apart
+from pipeline.model.skeleton import config_of
 from pipeline.plan import longest_rows, longest_texts, plan_of
 from pipeline.train.loading import load_for_training
 from pipeline.train.training import Training
@@ -46,10 +48,12 @@ DRY_STEPS, DRY_PROBLEMS, REPEATED = 3, 4, 256
 
 @dataclass(frozen=True)
 class Measured:
-    """What a training took: by which backend, seconds a step, bytes at the peak."""
+    """What a training took: by which backend, seconds a step, tokens of prompts and answers a
+    second, bytes at the peak."""
 
     backend: str
     seconds: float
+    tokens: float
     peak: int
 
 
@@ -75,11 +79,12 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
         trainer = trainer_for(training, repeated, model, tokenizer, Path(folder))
         trainer.add_callback(_clock(ends))
         peak = peak_of(trainer.train, trainer.model, getattr(trainer, "ref_model", None))
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    losses = [row["loss"] for row in logged]
     if not all(map(math.isfinite, losses)):
         raise UserError(f"the training is broken: its losses are {losses}")
-    steps = [after - before for before, after in pairwise(ends)]
-    return Measured(backend, statistics.mean(steps), peak)
+    seconds, read = ends[-1] - ends[0], logged[-1]["num_tokens"] - logged[0]["num_tokens"]
+    return Measured(backend, seconds / (len(ends) - 1), read / seconds, peak)
 
 
 def shortened(recipe: Recipe, gold: int) -> Recipe:
@@ -140,33 +145,66 @@ def peak_of(work: Callable[[], object], *models: PreTrainedModel | None) -> int:
     return before + most
 
 
+def write_random_model(model: str, dtype: str, folder: Path) -> None:
+    """Write a model in another one's shape, with random weights and our tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        network = AutoModelForCausalLM.from_config(config_of(model), dtype=getattr(torch, dtype))
+    write_model(network, build_tokenizer(), folder)
+
+
 def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--only", metavar="ARM", help="measure this arm here, and print it as JSON")
+    parser.add_argument(
+        "--random", action="store_true", help="random weights in the model's shape, no download"
+    )
     arguments = parser.parse_args()
+    if arguments.random and not arguments.only:
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = recipe_from(arguments)
+            write_random_model(recipe.model, recipe.dtype, Path(folder))
+            measure(replace(recipe, model=folder), "--model", folder)
+        return
     recipe = recipe_from(arguments)
     if arguments.only:
         section = recipe.all_arms[arguments.only].section
         print(json.dumps(asdict(measure_training(recipe.for_arm(arguments.only), section or ""))))
         return
+    measure(recipe)
+
+
+def measure(recipe: Recipe, *more: str) -> None:
+    """Measure every training of a recipe, each in a process of its own, and print a table.
+
+    Args:
+        more: further flags of these processes.
+
+    Raises:
+        UserError: naming the trainings that failed, after the table of the others.
+    """
     quiet()
     stages = plan_of(recipe).stages
     planned = {one.settings.arm: one.allocated for one in stages if one.settings.rows}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("training", "backend", "seconds a step", "peak GiB", "planned GiB", "off"):
+    for column in (
+        "training", "backend", "seconds a step", "tokens/s", "peak GiB", "planned GiB", "off",
+    ):  # fmt: skip
         table.add_column(column, justify="left" if column in ("training", "backend") else "right")
     failed = []
     for arm, expected in planned.items():
         print(f"measuring {arm} …", flush=True)
         try:
-            said = run_apart("-m", "pipeline.gpu_check", *sys.argv[1:], "--only", arm)
+            said = run_apart("-m", "pipeline.gpu_check", *sys.argv[1:], *more, "--only", arm)
         except UserError as error:
             failed.append(f"{arm}: {error}")
             continue
         one = Measured(**json.loads(said.splitlines()[-1]))
         off = f"{expected / one.peak - 1:+.1%}"
         gib = (f"{size / GIB:.3f}" for size in (one.peak, expected))
-        table.add_row(arm, one.backend, f"{one.seconds:.2f}", *gib, off)
+        table.add_row(arm, one.backend, f"{one.seconds:.2f}", f"{one.tokens:.0f}", *gib, off)
     console = plain_console()
     console.print(table, markup=False)
     console.print("Answers in GRPO are as long as the recipe allows.", markup=False)

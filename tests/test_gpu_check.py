@@ -1,6 +1,7 @@
 """``make gpu-check``: what real trainers and our sampler hold, beside what ``make plan`` says."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def test_the_peak_of_a_real_training_is_near_the_plan(section, more, model, tmp_
     planned = {one.settings.arm: one.allocated for one in plan_of(recipe).stages}
     assert measured.backend == "trl"
     assert measured.seconds > 0
+    # Eight prompts of hundreds of tokens and more, twice a step.
+    assert measured.tokens * measured.seconds > 16 * 100
     assert planned[section] == pytest.approx(measured.peak, rel=0.1)
 
 
@@ -60,11 +63,12 @@ def test_a_recipe_is_changed_in_its_steps_and_the_length_of_its_answers_alone(
 
 @pytest.mark.slow
 def test_each_arm_is_measured_apart_and_one_that_fails_is_named(model, tmp_path):
-    """Unsloth refuses DoRA, TRL does not."""
+    """Unsloth refuses DoRA, TRL does not. With random weights the model's config is enough."""
+    bare = shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "backend": "unsloth"}}
-    recipe = sized(tmp_path, model, arms=arms, lora={**LORA, "use_dora": True})
+    recipe = sized(tmp_path, bare, arms=arms, lora={**LORA, "use_dora": True})
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.gpu_check", "--recipe", str(recipe.path)],
+        [sys.executable, "-m", "pipeline.gpu_check", "--random", "--recipe", str(recipe.path)],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     (row,) = (line.split() for line in done.stdout.splitlines() if line.startswith("sft "))

@@ -10,7 +10,7 @@ from tiny import LORA, save_model, training_for, write_recipe
 from data.common.errors import UserError
 from pipeline.model.load import load_model
 from pipeline.train import loading
-from pipeline.train.loading import load_for_training
+from pipeline.train.loading import check_model, load_for_training
 
 pytestmark = pytest.mark.slow
 LAYERS = {
@@ -86,6 +86,7 @@ def test_evaluating_quantised_weights_does_not_spoil_their_gradients(loaded):
         ({"lora_bias": True}, r"lora\.lora_bias must be left out, .* merged"),
         ({"trainable_token_indices": [5]}, r"lora\.trainable_token_indices must be left out"),
         ({"target_modules": ["q_proj", "lm_head"]}, "adapter of lm_head cannot be merged"),
+        ({"target_parameters": ["experts.up"]}, "has 'experts.up', .*parameters of experts are no"),
     ],
 )
 def test_an_adapter_that_does_not_fit_its_model_or_cannot_be_merged_is_refused(
@@ -95,6 +96,21 @@ def test_an_adapter_that_does_not_fit_its_model_or_cannot_be_merged_is_refused(
         loaded(lora={**LORA, **lora})
     assert str(refused.value).startswith(f"{tmp_path / 'small.yaml'}: ")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
+def test_what_a_model_lacks_is_said_from_its_config_alone(tmp_path, architecture):
+    folder = save_model(tmp_path / architecture, architecture)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    recipe = write_recipe(tmp_path, folder)
+    check_model(recipe)
+    every = {**LORA, "target_modules": "all-linear"}
+    for first in (True, "pissa", "olora"):
+        check_model(replace(recipe, lora={**every, "init_lora_weights": first}))
+    other = {**LORA, "target_modules": ["qkv_proj"]}
+    with pytest.raises(UserError, match=r"has 'qkv_proj'.* (q_proj, up_proj|c_attn, c_fc)"):
+        check_model(replace(recipe, lora=other))
 
 
 def test_a_model_with_other_names_for_its_layers_gets_no_half_an_adapter(loaded):

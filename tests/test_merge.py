@@ -35,7 +35,7 @@ def adapted(architecture, folder, change, **lora):
     network = get_peft_model(network, LoraConfig(**settings))
     torch.manual_seed(1)
     for name, weight in network.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "embedding_A" in name:  # which PEFT makes 0
             torch.nn.init.normal_(weight, std=change)
     save_adapter(network, folder)
     return network.eval()

@@ -13,8 +13,10 @@ from tiny import ARCHITECTURES, random_model, save_model
 from data.common.errors import UserError
 from data.prompts import messages
 from data.recipe import DTYPES
+from pipeline import grpo
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.load import is_local, load_model, read_config, read_tokenizer, write_model
+from tests.architectures import outcome
 
 pytestmark = pytest.mark.slow
 
@@ -190,6 +192,58 @@ def test_a_base_without_a_chat_template_takes_turns_in_plain_text(model):
     assert text.startswith(asked)
     write_model(network, tokenizer, model)
     assert read_tokenizer(str(model)).chat_template == tokenizer.chat_template
+
+
+def test_weights_that_are_quantised_already_are_refused_and_the_whole_ones_named(
+    model, tmp_path, monkeypatch
+):
+    set_json(model / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(UserError, match=r"quantised already \(bitsandbytes\).* made from, and"):
+        read_config(str(model))
+    snapshots = tmp_path / "hub" / "models--unsloth--m-unsloth-bnb-4bit"
+    shutil.copytree(model, snapshots / "snapshots" / "0")
+    (snapshots / "refs").mkdir()
+    (snapshots / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(UserError, match=r"made from, unsloth/m by its name"):
+        read_config("unsloth/m-unsloth-bnb-4bit")
+
+
+# --- families --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [
+        ("gpt2", "LoRA"),
+        ("mixtral", "whole"),
+        ("granitemoehybrid", "LoRA"),
+        ("falcon_h1", "whole"),
+        ("recurrent_gemma", "whole"),
+    ],
+)
+def test_a_model_of_another_kind_goes_all_the_way(tmp_path, monkeypatch, family, way):
+    monkeypatch.setattr(grpo, "gate", lambda *_: None)  # the audit asks no model
+    assert outcome(family, way, tmp_path) == "works"
+
+
+def test_a_model_that_lora_does_not_fit_is_refused_before_anything_is_made(tmp_path):
+    said = outcome("mamba", "LoRA", tmp_path)
+    assert said.startswith("refused in check: small.yaml: lora does not fit base: ")
+    assert "lora: null" in said
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_experts_are_written_and_read_without_the_logits_of_their_router(tmp_path, asked):
+    network, tokenizer = random_model("mixtral")
+    network.config.output_router_logits = True
+    if asked:
+        write_model(network, tokenizer, tmp_path / "m")
+    else:
+        network.save_pretrained(tmp_path / "m")
+        tokenizer.save_pretrained(tmp_path / "m")
+    assert read_config(str(tmp_path / "m")).output_router_logits is not asked
+    assert load_model(str(tmp_path / "m"), "float32")[0].config.output_router_logits is False
 
 
 # --- the hub -------------------------------------------------------------------------------

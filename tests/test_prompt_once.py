@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 
 from pipeline.train.prompt_once import (
     PromptOnceTrainer,
+    UnpaddedTrainer,
     by_prompt,
     score_answers,
     trainer_class,
@@ -68,9 +69,9 @@ def test_probabilities_entropies_and_gradients_are_those_of_trl(architecture, ad
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_left_to_trl():
+def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_read_text_by_text():
     sliding, _ = random_model("gemma3_text")
-    assert trainer_class(sliding, ARGS) is GRPOTrainer
+    assert trainer_class(sliding, ARGS) is UnpaddedTrainer
     scaled, _ = random_model("llama")
     plain = scaled.forward
 
@@ -80,7 +81,7 @@ def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_left_to_trl():
         return found
 
     scaled.forward = forward
-    assert trainer_class(scaled, ARGS) is GRPOTrainer
+    assert trainer_class(scaled, ARGS) is UnpaddedTrainer
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "mamba", "lfm2", "falcon_h1", "qwen3_5_text"])
@@ -105,10 +106,10 @@ def test_padding_before_a_text_changes_no_probability(family):
         torch.testing.assert_close(found[row, :answer], own, rtol=1e-4, atol=1e-4)
 
 
-def test_checkpointed_activations_are_left_to_trl():
+def test_with_checkpointed_activations_texts_are_read_whole():
     model, _ = random_model("llama")
     args = SimpleNamespace(gradient_checkpointing=True, use_liger_kernel=False)
-    assert trainer_class(model, args) is GRPOTrainer
+    assert trainer_class(model, args) is UnpaddedTrainer
 
 
 def test_batches_hold_whole_groups_and_the_same_rows_as_before():

@@ -28,6 +28,7 @@ SICK = {
     "constant": ({"zero-variance"}, 22),
     "too-short": ({"truncation"}, 14),
     "sft-rate-1000": ({"diverged"}, 26),
+    "hotter": ({"foreign-answers"}, 2),
 }
 #: Arms that are measured on val, which costs a fifth of the time.
 MEASURED = ("sft-rate-1000", "healthy")

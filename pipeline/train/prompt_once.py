@@ -1,15 +1,16 @@
-"""GRPO's log-probabilities, as the sampler has them: each prompt read once for its whole group, or
-as TRL reads them, which pads prompts on the left, or without that padding. Which, is tried.
+"""GRPO's training step with each prompt read once for its whole group, as the sampler reads it.
 
 TRL reads prompt and answer together for every answer. But the answers to a prompt share it, so its
 keys and values are computed once, with their gradients, and every answer goes on from there. The
 loss is the same but for rounding. Answers of like length go through the model together, so little
 is computed for padding, and the logits of answers alone are computed, some at a time.
+
+Models that are not made so are read text by text. TRL pads them on the left, which moves positions
+that are counted (GPT-2) and enters a recurrent state; here the padding stands behind.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -31,33 +32,32 @@ _WORDS = 8192
 
 
 def trainer_class(model: PreTrainedModel, args: GRPOConfig) -> type[GRPOTrainer]:
-    """The first trainer whose log-probabilities are the model's own, those of texts without any
-    padding, found by trying: a model may scale its logits, or keep another state than keys and
-    values; padding on the left enters such a state, and moves positions that are counted."""
-    if processes.cuts_weights():  # no process can ask the model alone
-        return GRPOTrainer
+    """PromptOnceTrainer where a prompt's keys and values are all that an answer needs of it, found
+    by trying: a model may scale its logits, or keep another state than keys and values."""
+    return PromptOnceTrainer if _may_share(model, args) and _can_share(model) else UnpaddedTrainer
+
+
+def _can_share(model: PreTrainedModel) -> bool:
+    """Whether answers that go on from their prompt's cache have the log-probabilities of texts that
+    are read whole, without padding before them."""
     ids = torch.arange(24, device=model.device).reshape(2, 12).repeat_interleave(2, 0)
     mask = torch.ones_like(ids)
     mask[0, :2] = mask[1, -2:] = 0
-
-    def same(logps: Tensor) -> bool:
-        apart = ((logps - own) * mask[:, -5:]).abs().max()
-        return bool(apart < (1e-3 if model.dtype == torch.float32 else 0.2))
-
+    texts, real, place = moved_right(ids, mask, 5)
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            texts, real, place = moved_right(ids, mask, 5)
-            own = _plain(model, texts, real).gather(1, place)
-            if _may_share(model, args):
-                # Errors of models that take no such cache, or keep another state.
-                with suppress(AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-                    if same(score_answers(causal_of(model), ids, mask, 5, 1.0)[0]):
-                        return PromptOnceTrainer
-            return GRPOTrainer if same(_plain(model, ids, mask)[:, -5:]) else UnpaddedTrainer
+            logits = model(input_ids=texts, attention_mask=real, use_cache=False).logits[:, :-1]
+            each = logits.float().log_softmax(-1).gather(-1, texts[:, 1:, None])[..., 0]
+            ours, _ = score_answers(causal_of(model), ids, mask, 5, 1.0)
+    # Errors of models that take no such cache, or keep another state.
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return False
     finally:
         model.train(training)
+    apart = (ours - each.gather(1, place) * mask[:, -5:]).abs().max()
+    return bool(apart < (1e-3 if model.dtype == torch.float32 else 0.2))
 
 
 def _may_share(model: PreTrainedModel, args: GRPOConfig) -> bool:
@@ -69,12 +69,6 @@ def _may_share(model: PreTrainedModel, args: GRPOConfig) -> bool:
         or args.use_liger_kernel
         or processes.count() > 1  # whose wrappers gather gradients as they are called
     )
-
-
-def _plain(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability of each token but the first [rows, tokens - 1]."""
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    return logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
 def moved_right(ids: Tensor, mask: Tensor, answer: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +85,25 @@ def causal_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-class PromptOnceTrainer(GRPOTrainer):
+class UnpaddedTrainer(GRPOTrainer):
+    """TRL's trainer, with the padding of texts behind them."""
+
+    def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
+        self, model, input_ids, attention_mask, logits_to_keep, **more
+    ):
+        """As TRL's [rows, logits_to_keep]."""
+        ids, mask, place = moved_right(input_ids, attention_mask, logits_to_keep)
+        first = int(place.min())
+        logps, entropies, load = super()._get_per_token_logps_and_entropies(
+            model, ids, mask, ids.shape[1] - 1 - first, **more
+        )
+        logps, entropies = (
+            of if of is None else of.gather(1, place - first) for of in (logps, entropies)
+        )
+        return logps, entropies, load
+
+
+class PromptOnceTrainer(UnpaddedTrainer):
     """TRL's trainer, which computes log-probabilities as this module's docstring says."""
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +123,7 @@ class PromptOnceTrainer(GRPOTrainer):
         compute_entropy=False, compute_aux_loss=False, **more,
     ):  # fmt: skip
         """Log-probabilities and entropies [rows, logits_to_keep], 0 where an answer has ended. The
-        load of experts is measured over whole texts, so with that TRL's own way is taken."""
+        load of experts is that of whole texts, so these are read for it."""
         if compute_aux_loss:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size,
@@ -123,24 +135,6 @@ class PromptOnceTrainer(GRPOTrainer):
                 causal, input_ids, attention_mask, logits_to_keep, self.temperature
             )
         return logps, entropies if compute_entropy else None, None
-
-
-class UnpaddedTrainer(GRPOTrainer):
-    """TRL's trainer, which reads texts that have no padding before them."""
-
-    def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
-        self, model, input_ids, attention_mask, logits_to_keep, **more
-    ):
-        """As TRL's [rows, logits_to_keep]."""
-        ids, mask, place = moved_right(input_ids, attention_mask, logits_to_keep)
-        first = int(place.min())
-        logps, entropies, load = super()._get_per_token_logps_and_entropies(
-            model, ids, mask, ids.shape[1] - 1 - first, **more
-        )
-        logps, entropies = (
-            of if of is None else of.gather(1, place - first) for of in (logps, entropies)
-        )
-        return logps, entropies, load
 
 
 def by_prompt(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
