@@ -24,7 +24,7 @@ def game(logits, temperature=1.0, top_p=1.0, seed=0, both=True):
     variance = (chance * logps.square()).sum(-1) - mean.square()
     d = -logps.gather(-1, tokens[:, None])[:, 0] - mean
     sums = len(d), d.sum().item(), d.square().sum().item(), variance.sum().item()
-    found, limit = surplus_of(*sums, both=both)
+    found, limit = surplus_of(*sums, both)
     return found > limit
 
 

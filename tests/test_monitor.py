@@ -85,15 +85,16 @@ def log_of(output):
     return [row for _, row in read_jsonl(output / "log.jsonl")]
 
 
+def paid(problems, texts):
+    """Random weights earn nothing, and a gradient of 0 would be the same in any case."""
+    return [i % 7 / 7 for i in range(len(texts))]
+
+
 @slow
 @pytest.mark.parametrize(("kind", "lora"), [("sft", {**LORA, "lora_dropout": 0.2}), ("grpo", None)])
 def test_the_trained_weights_are_the_same_bits_watched_or_not(
     recipe_of, kind, lora, tmp_path, monkeypatch
 ):
-    # Random weights earn nothing, and a gradient of 0 would be the same in any case.
-    def paid(problems, texts):
-        return [i % 7 / 7 for i in range(len(texts))]
-
     monkeypatch.setitem(_FUNCTIONS, "optimal", paid)
     recipe = recipe_of(lora=lora)
     alone = trained(recipe, kind, tmp_path / "alone", watch=False)
@@ -402,8 +403,10 @@ def test_answers_of_the_start_in_place_of_the_policys_end_the_training(
 
     if stale:
         monkeypatch.setattr(rollouts, "roll_out", from_the_start)
-    monkeypatch.setitem(_FUNCTIONS, "optimal", lambda _, texts: [len(t) / 99 for t in texts])
-    recipe = recipe_of(grpo={"max_steps": 7}, monitor={"every": 0, "kl_every": 0})
+    monkeypatch.setitem(_FUNCTIONS, "optimal", paid)
+    recipe = recipe_of(
+        grpo={"max_steps": 7, "learning_rate": 0.1}, monitor={"every": 0, "kl_every": 0}
+    )
     ends = pytest.raises(UserError, match=r"monitor\.stop at step 6 \(foreign-answers\)")
     with ends if stale else nullcontext():
         trained(recipe, "grpo", tmp_path / "out")

@@ -81,16 +81,18 @@ def log_probabilities(model: PreTrainedModel, texts: Sequence[Encoded]) -> list[
 def surprises(
     model: PreTrainedModel, texts: Sequence[Encoded], temperature: float
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each answer, in any order, the negative log-probability in nats of each token, and its
-    mean and variance under the model itself, each [tokens]."""
+    """Of tokens of each answer, in any order, the negative log-probability in nats, and its mean
+    and variance under the model itself, each [tokens]."""
     import torch
 
-    for _, logits, tokens in answer_logits(model, texts, LOGITS // 4):
-        each = -(logits / temperature).log_softmax(-1).clamp(min=-100)  # exp knows no less
-        chance = torch.exp(-each)
-        mean = (chance * each).sum(-1)
-        variance = (chance * (each - mean[:, None]).square()).sum(-1)
-        yield each.gather(-1, tokens[:, None])[:, 0], mean, variance
+    for _, whole, answer in answer_logits(model, texts):
+        some = max(1, LOGITS // 8 // whole.shape[-1])  # tokens at a time, for the memory's sake
+        for logits, tokens in zip(whole.split(some), answer.split(some), strict=True):
+            each = -(logits / temperature).log_softmax(-1).clamp(min=-100)  # exp knows no less
+            chance = torch.exp(-each)
+            mean = (chance * each).sum(-1)
+            variance = (chance * (each - mean[:, None]).square()).sum(-1)
+            yield each.gather(-1, tokens[:, None])[:, 0], mean, variance
 
 
 def batches_of(texts: Sequence[Encoded], tokens: int, left: bool) -> Iterator[list[int]]:

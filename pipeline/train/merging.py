@@ -10,7 +10,6 @@ from pipeline.model.load import from_pretrained, write_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
     from torch import Tensor
 
 #: An adapter whose change is lost in rounding by more than this changes nothing; the rest of it is
@@ -92,7 +91,7 @@ def _some(weight: Tensor) -> Tensor:
     return weight.flatten(0, -2)[:_ROWS].double()
 
 
-def _change(layer: LoraLayer, weight: Tensor) -> Tensor:
+def _change(layer: Any, weight: Tensor) -> Tensor:
     """What merging adds to the ``weight`` of a layer with an adapter, before it is rounded."""
     variant = layer.lora_variant.get("default")  # such as DoRA
     if variant is None:

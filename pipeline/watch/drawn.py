@@ -21,15 +21,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from pipeline.model.score import Encoded, surprises
 from pipeline.watch.val import undisturbed
-
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
 
 #: Answers that are read, and steps from one measurement to the next.
 ANSWERS, EVERY = 32, 5
@@ -40,25 +37,27 @@ ALARM, UNIT = 1e-9, 10.0
 
 
 def measure_surplus(
-    trainer: GRPOTrainer, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    trainer: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
 ) -> dict[str, float]:
-    """``surplus_of`` the first answers of a generation, of all processes, as signals of the log."""
+    """``surplus_of`` the first answers of a generation of TRL's GRPO trainer, of all its processes,
+    as signals of the log."""
     args, sums = trainer.args, torch.zeros(4, dtype=torch.float64)
     asked = zip(prompts[:ANSWERS], answers[:ANSWERS], strict=True)
     texts = [Encoded(tuple(prompt), tuple(answer)) for prompt, answer in asked]
     with undisturbed(trainer) as model:
-        for surprise, entropy, variance in surprises(model, texts, args.temperature):
+        for surprise, entropy, spread in surprises(model, texts, args.temperature):
             d = surprise - entropy
-            parts = (torch.ones_like(d), d, d.square(), variance)
+            parts = (torch.ones_like(d), d, d.square(), spread)
             sums += torch.stack([part.double().sum() for part in parts]).cpu()
-    sums = trainer.accelerator.reduce(sums.to(trainer.accelerator.device))
+    of_all = trainer.accelerator.reduce(sums.to(trainer.accelerator.device))
+    tokens, total, squares, variance = of_all.tolist()
     cut = args.top_p < 1 or bool(args.top_k) or bool(args.min_p)
-    found, limit = surplus_of(*sums.tolist(), both=not cut)
+    found, limit = surplus_of(tokens, total, squares, variance, not cut)
     return {"sampling/surplus": found, "sampling/surplus_limit": limit}
 
 
 def surplus_of(
-    tokens: float, total: float, squares: float, variance: float, both: bool = True
+    tokens: float, total: float, squares: float, variance: float, both: bool
 ) -> tuple[float, float]:
     """How many nats a token answers surprise the model more, or with ``both`` less, than its own
     would, and the most that chance and rounding explain. Sampling that leaves out what is unlikely
