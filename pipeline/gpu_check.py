@@ -162,18 +162,18 @@ def main() -> None:
         "--random", action="store_true", help="random weights in the model's shape, no download"
     )
     arguments = parser.parse_args()
-    if arguments.random and not arguments.only:
-        with tempfile.TemporaryDirectory() as folder:
-            recipe = recipe_from(arguments)
-            write_random_model(recipe.model, recipe.dtype, Path(folder))
-            measure(replace(recipe, model=folder), "--model", folder)
-        return
     recipe = recipe_from(arguments)
     if arguments.only:
         section = recipe.all_arms[arguments.only].section
         print(json.dumps(asdict(measure_training(recipe.for_arm(arguments.only), section or ""))))
-        return
-    measure(recipe)
+    elif arguments.random:
+        quiet()
+        with tempfile.TemporaryDirectory() as folder:
+            write_random_model(recipe.model, recipe.dtype, Path(folder))
+            measure(replace(recipe, model=folder), "--model", folder)
+    else:
+        quiet()
+        measure(recipe)
 
 
 def measure(recipe: Recipe, *more: str) -> None:
@@ -185,7 +185,6 @@ def measure(recipe: Recipe, *more: str) -> None:
     Raises:
         UserError: naming the trainings that failed, after the table of the others.
     """
-    quiet()
     stages = plan_of(recipe).stages
     planned = {one.settings.arm: one.allocated for one in stages if one.settings.rows}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
