@@ -109,7 +109,8 @@ def _adapted(
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(
             f"{training.source}: lora does not fit {training.start}: {reason_of(error)}; name "
-            "other layers in lora.target_modules, or train every weight (lora: null)"
+            "other layers in lora.target_modules, leave some out by lora.exclude_modules, or train "
+            "every weight (lora: null)"
         ) from None
     _check_embedding(network, training.source)
     return adapted

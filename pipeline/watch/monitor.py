@@ -160,6 +160,7 @@ class Monitor(TrainerCallback):
         self.every, self.kl_every = section.every, section.kl_every
         self.spent: dict[str, float] = defaultdict(float)  # seconds by part, since the last row
         self.steps = 0  # since the last row
+        self.scored = -1  # the step of which drawn answers were scored last
         self._held: list[tuple[Any, str]] = []
         self._wrap(trainer, "log", self._log)
         self._wrap(trainer, "training_step", self._training_step)
@@ -225,7 +226,9 @@ class Monitor(TrainerCallback):
             raise
         except UserError:  # of our own sampler
             raise self._lost("probability") from None
-        if self.trainer.state.global_step % EVERY == 0 and not processes.cuts_weights():
+        step = self.trainer.state.global_step
+        if step % EVERY == 0 and step != self.scored and not processes.cuts_weights():
+            self.scored = step
             prompts, answers = drawn[:2]
             found = self._timed("monitor", measure_surplus, self.trainer, prompts, answers)
             for signal, value in found.items():
