@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from conftest import tier_problems
@@ -291,7 +292,9 @@ def test_a_mistake_that_only_the_trainer_finds_leaves_the_finished_result(recipe
 # --- interrupted, and what is left ------------------------------------------------------------
 
 
-def test_tables_of_completions_are_kept_and_another_trainings_are_not(recipe_of, monkeypatch):
+def test_tables_of_completions_are_kept_and_another_trainings_are_not(
+    recipe_of, monkeypatch, capsys
+):
     given = {**RECIPE["grpo"], "log_completions": True, "save_steps": 1}
     recipe = recipe_of(**ALONE, grpo=given)
 
@@ -308,7 +311,18 @@ def test_tables_of_completions_are_kept_and_another_trainings_are_not(recipe_of,
         return sorted(int(path.stem[-5:]) for path in (folder / "completions").iterdir())
 
     grpo.run(recipe, force=False)
-    assert steps() == [0, 1, 2]  # 0 is empty: val was measured before the first answers
+    assert steps() == [1, 2], "none where val was measured before the first answers"
+    tables = [pandas.read_parquet(path) for path in (folder / "completions").iterdir()]
+    assert {len(table) for table in tables} == {given["per_device_train_batch_size"]}
     assert [path.name for path in folder.iterdir()] == ["completions"]
+    assert "Completion" not in capsys.readouterr().out, "the terminal is for the progress"
     grpo.run(recipe_of(**ALONE, grpo={**given, "max_steps": 1}), force=False)
-    assert steps() == [0, 1]
+    assert steps() == [1]
+
+
+def test_completions_are_printed_where_that_is_asked_for_once_there_are_some(recipe_of, capsys):
+    given = {**RECIPE["grpo"], "log_completions": True, "num_completions_to_print": 1}
+    grpo.run(recipe_of(**ALONE, grpo=given), force=False)
+    printed = capsys.readouterr().out
+    assert "Step 0" not in printed
+    assert "Step 1" in printed

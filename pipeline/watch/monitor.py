@@ -296,7 +296,21 @@ class Monitor(TrainerCallback):
             if self.sticks:
                 self._add_yardsticks(self.sticks, logs, step)
             self.logged = step
-        return original(logs, *args, **kwargs)
+        with self._no_empty_table():
+            return original(logs, *args, **kwargs)
+
+    @contextmanager
+    def _no_empty_table(self) -> Iterator[None]:
+        """Before the first answers TRL would write, print and report a table of none of them, a
+        resumed training over that of the step before."""
+        wanted = getattr(self.trainer, "log_completions", False)
+        if wanted:
+            self.trainer.log_completions = bool(self.trainer._logs["prompt"])
+        try:
+            yield
+        finally:
+            if wanted:
+                self.trainer.log_completions = True
 
     def _add_truth_and_time(self, logs: dict[str, float]) -> None:
         metrics = self.trainer._metrics["train"]
