@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from rich.table import Table
 
-from data.common.console import plain_console
+from data.common.console import plain_console, plain_table, say
 from data.common.errors import run_main
 from data.common.files import write_jsonl
 from data.common.seeds import seed_of
@@ -264,12 +263,14 @@ def measured(recipe: Recipe, folder: Path) -> Iterator[Line]:
 def main() -> None:
     recipe = recipe_from(recipe_arguments(__doc__.split("\n")[0]).parse_args())
     quiet()
-    table = Table("what", "here", "beside it", "ratio", title=f"speed of {recipe.path}")
+    table = plain_table("what", "here", "beside it", "ratio")
     with tempfile.TemporaryDirectory() as folder:
         for line in measured(recipe, Path(folder)):
             print(line[0], flush=True)
             table.add_row(*line)
-    plain_console(140).print(table)
+    console = plain_console(140)
+    say(console, f"speed of {recipe.path}", "bold")
+    console.print(table, markup=False)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data.common.console import say
+from data.common.console import plain_console, say
 from data.common.errors import UserError, run_main
 from data.common.files import write_jsonl
 from data.policies import floor
@@ -156,7 +156,7 @@ def _judge(
 
 def main() -> None:
     options = _options()
-    console = Console(highlight=False)
+    console = plain_console()
     problem_file = ProblemFile(options.problems)
     rows = read_samples(options.completions, problem_file)
     samples = _each_once(rows, problem_file.key)

@@ -4,9 +4,7 @@ the model (first in ``make data``), or with ``--lengths`` whether its texts fit 
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from data.common.console import plain_console
+from data.common.console import plain_console, plain_table, say
 from data.common.errors import run_main
 from data.common.files import write_json
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -31,13 +29,13 @@ def check_texts(recipe: Recipe) -> None:
 
 def print_lengths(lengths: TextLengths) -> None:
     """Print the longest texts of each tier."""
-    table = Table(title=f"tokens of the longest texts, by the tokenizer of {lengths['model']}")
-    for column in ("tier", *TEXTS):
-        table.add_column(column, justify="left" if column == "tier" else "right")
+    table = plain_table("tier", *TEXTS)
     for tier, splits in lengths["tiers"].items():
         most = (max(texts[text][0] for texts in splits.values()) for text in TEXTS)
         table.add_row(tier, *(f"{tokens:,}" for tokens in most))
-    plain_console().print(table)
+    console = plain_console()
+    say(console, f"tokens of the longest texts, by the tokenizer of {lengths['model']}", "bold")
+    console.print(table, markup=False)
 
 
 def main() -> None:

@@ -22,10 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-
-from data.common.console import plain_console
+from data.common.console import plain_console, plain_table
 from data.common.errors import UserError, run_main
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import grpo, sft
@@ -187,11 +184,9 @@ def measure(recipe: Recipe, *more: str) -> None:
     """
     stages = plan_of(recipe).stages
     planned = {one.settings.arm: one.allocated for one in stages if one.settings.rows}
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in (
-        "training", "backend", "seconds a step", "tokens/s", "peak GiB", "planned GiB", "off",
-    ):  # fmt: skip
-        table.add_column(column, justify="left" if column in ("training", "backend") else "right")
+    table = plain_table(
+        "training", "backend", "seconds a step", "tokens/s", "peak GiB", "planned GiB", "off"
+    )
     failed = []
     for arm, expected in planned.items():
         print(f"measuring {arm} …", flush=True)

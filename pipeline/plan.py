@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.common.console import plain_console, say
+from data.common.console import plain_console, plain_table, say
 from data.common.errors import UserError, require, run_main
 from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -216,9 +215,7 @@ def gib(size: float) -> str:
 
 def _table(stages: Sequence[Estimate], gpu: float | None) -> Table:
     """Parts down, stages across, each stage at its peak."""
-    table = Table("GiB at the peak", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for one in stages:
-        table.add_column(one.settings.arm, justify="right")
+    table = plain_table("GiB at the peak", *(one.settings.arm for one in stages))
     for part in PARTS:
         if any(part in one.parts for one in stages):
             table.add_row(

@@ -15,9 +15,9 @@ from data.common.errors import UserError
 from data.common.files import read_jsonl
 from data.recipe import load_recipe
 from pipeline import sft
-from pipeline.check import check_texts
+from pipeline.check import check_texts, print_lengths
 from pipeline.model.decode import answer_limit, render
-from pipeline.model.lengths import count_lengths, longest, longest_of, uses
+from pipeline.model.lengths import TEXTS, count_lengths, longest, longest_of, uses
 
 EMBEDDED = Path(__file__).parents[1] / "pipeline" / "embedded"
 CONTENT = {
@@ -87,6 +87,12 @@ def total(recipe, **wanted):
 def set_context(tokens):
     config = json.loads(Path("model/config.json").read_text())
     Path("model/config.json").write_text(json.dumps({**config, "max_position_embeddings": tokens}))
+
+
+def test_the_title_of_the_table_is_not_broken_to_its_width(capsys):
+    model, texts = "models/SmolLM2-135M-Instruct.Q4_1", {key: [7] for key in TEXTS}
+    print_lengths({"model": model, "context": 8192, "tiers": {"busy": {"train": texts}}})
+    assert model in capsys.readouterr().out
 
 
 # --- counting --------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 #: Columns of what is printed where the output is not a terminal.
 WIDTH = 100
@@ -30,6 +32,17 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     """Print sentences as they are, broken at words in a terminal and nowhere else."""
     wraps = console.is_terminal
     console.print(text, style=style, markup=False, emoji=False, soft_wrap=not wraps)
+
+
+def plain_table(*columns: str) -> Table:
+    """An empty table, its first column on the left and the others on the right.
+
+    It has no title: rich would break one to the width of the table; ``say`` it before.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
 
 
 def paced(items: Iterable[T], total: int, what: str, each: str = "") -> Iterator[T]:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from itertools import chain
 from textwrap import wrap
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from data.common.console import WIDTH, say
+from data.common.console import WIDTH, plain_table, say
 
 #: Characters of a heading on a line: an arm may be called by a long path.
 HEADING = 24
@@ -42,7 +40,7 @@ def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:
     for sheet in sheets:
         say(console, f"\n{sheet.title}", style="bold")
         for columns in _column_groups(sheet, width) if sheet.rows else ():
-            table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            table = plain_table()
             for column in columns:
                 heading = "\n".join(wrap(sheet.columns[column], HEADING))
                 table.add_column(heading, justify="right" if column else "left", no_wrap=True)

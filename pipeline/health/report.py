@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.common.console import plain_table
 from pipeline.health.diagnosis import Finding
 from pipeline.health.logs import Patient
 from pipeline.health.symptom import Level
@@ -53,9 +53,7 @@ def _heading(patient: Patient) -> Text:
 
 
 def _findings_table(findings: Iterable[Finding]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("level")
-    table.add_column("since", justify="right")
+    table = plain_table("level", "since")
     table.add_column("finding", ratio=4)
     table.add_column("evidence", ratio=3)
     table.add_column("what to change", ratio=3)
@@ -94,7 +92,7 @@ def _notes(patient: Patient) -> Iterator[str]:
 
 
 def _overview(patients: Iterable[Patient]) -> Table:
-    table = Table("arm", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = plain_table("arm")
     table.add_column("what was found (since step)")
     for patient in patients:
         words = [
