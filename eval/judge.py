@@ -19,7 +19,9 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import BASE, VERDICTS, Run, maker
 from data.sections import Arm
+from eval.answers.files import answered
 from eval.answers.judge import judge_arm
+from eval.answers.shortcuts import shortcut_shares
 from eval.show.charts import draw_passk
 from eval.show.report_sheets import print_report, report_sheets
 from eval.show.tables import label, markdown_of
@@ -142,6 +144,9 @@ def run(recipe: Recipe, force: bool) -> None:
         comparisons=pairs,
         resamples=recipe.eval.resamples,
     )
+    read = {arm: answered(run.samples(arm), problems) for arm in sampled}
+    resamples = recipe.eval.resamples
+    report["shortcuts"] = shortcut_shares(problems, tiers, read, recipe.seed, resamples)
     write_report(run.eval, report, notes)
     stage.finish(
         [*OUTPUTS, *(f"{arm}/{VERDICTS}" for arm in sampled)],

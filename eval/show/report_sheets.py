@@ -28,6 +28,8 @@ def report_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
         if counted["differences"]:
             yield _difference_sheet(report, tier)
         yield _answer_sheet(report, tier)
+        if sheet := shortcut_sheet(report, tier):
+            yield sheet
 
 
 def tier_title(report: Mapping[str, Any], tier: str) -> str:
@@ -134,6 +136,29 @@ def _answer_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
         ["", *map(label, counted["arms"])],
         rows,
         [_basis(report, tier)],
+    )
+
+
+def shortcut_sheet(report: Mapping[str, Any], tier: str) -> Sheet | None:
+    """Whose schedule valid answers have; None where no problem of the tier shows it."""
+    found = report.get("shortcuts", {}).get(tier)
+    if not found:
+        return None
+    agree = found["agree"]
+    words = {"optimal": "optimal", "any": "any of these shortcuts"}
+    kinds = next(iter(agree.values()))
+    return Sheet(
+        f"{tier_title(report, tier)}: do valid answers follow a shortcut? in %",
+        ["", *(label(arm).replace("_", " ") for arm in agree)],
+        [
+            [words.get(kind, kind.replace("_", " ")), *(cell(of[kind]) for of in agree.values())]
+            for kind in kinds
+        ],
+        [
+            f"Of the {found['problems']:,} problems that none of these shortcuts solves",
+            "A schedule that several of them have counts for each",
+            report["interval"],
+        ],
     )
 
 
