@@ -14,7 +14,7 @@ GPU_HERE := $(shell command -v nvidia-smi)
 
 experiment := RECIPE MODEL RUN BACKEND BITS FORCE
 switches   := FORCE
-named := help setup lock data audit sft grpo arms eval sample report try export compare ablate elicit skills blog \
+named := help setup lock data audit sft grpo arms eval sample report mend try export compare ablate elicit skills blog \
     published probe score doctor sick plan gpu-check calibrate base gallery wheel bench test check lint clean
 # Goals that run no recipe; every other goal takes the settings of an experiment.
 plain      := help setup lock calibrate base doctor score gallery wheel test check lint clean
@@ -28,6 +28,7 @@ takes_sick      := LAUNCH
 takes_blog      := LAUNCH BLOG
 takes_published := BLOG
 takes_sample    := ARM
+takes_mend      := ARM
 takes_probe     := ARM
 takes_try       := ARM DAY DATE RULE OUT
 takes_export    := ARM
@@ -142,6 +143,9 @@ sample: setup ## draw every arm's answers and no more (ARM=grpo)
 
 report: setup ## one HTML page of everything, with real answers drawn as days
 	$(PY) -m eval.report$(with)
+
+mend: setup ## what do answers gain when the checker's violations come back? (ARM=grpo)
+	$(PY) -m eval.mend$(with)
 
 doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any log, TRUTH=its reward for right answers)
 	$(PY) -m pipeline.doctor$(or $(call flag,LOG),$(call flag,RUN),$(call flag,RECIPE))$(call flag,TRUTH)$(if $(ARGS), $(ARGS))

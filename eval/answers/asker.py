@@ -7,10 +7,11 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from data.common.console import paced
 from data.common.errors import require
@@ -24,6 +25,7 @@ from eval.answers.interventions import Opening
 from eval.answers.server import Server
 from pipeline.model.decode import (
     Decoding,
+    Sample,
     answer_limit,
     batches,
     prepare,
@@ -36,6 +38,21 @@ from rewards.parse import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Turn(NamedTuple):
+    """What is said to an answer, for the model to answer again.
+
+    Attributes:
+        problem, sample: whose answer it is.
+        way: names the random stream, so that two turns about one answer differ.
+    """
+
+    problem: str
+    sample: int
+    way: str
+    answer: str
+    said: str
 
 
 class Asker:
@@ -98,16 +115,9 @@ class Asker:
         """Yield the answers to each problem. ``stream`` names the random stream: another one gives
         fresh answers."""
         prefix = reasoning_prefix(self._tokenizer)
-        limit = asking.max_tokens or self.limit(rows)
-        decoding = Decoding(limit, asking.temperature, asking.top_p)
-        prompts, count = self._prompts(rows, asking), asking.samples
+        asking = replace(asking, max_tokens=asking.max_tokens or self.limit(rows))
         seeds = [seed_of(self.seed, stream, self.arm, row["id"]) for row in rows]
-        drawn = (
-            self.server.sample(self.served["id"], prompts, count, decoding, seeds)
-            if self.server
-            else sample(*self._loaded, prompts, count, decoding, seeds, asking.rows)
-        )
-        for i, samples in drawn:
+        for i, samples in self._drawn(self._prompts(rows, asking), asking, seeds):
             yield [
                 {
                     "id": rows[i]["id"],
@@ -119,6 +129,84 @@ class Asker:
                 }
                 for number, one in enumerate(samples)
             ]
+
+    def _drawn(
+        self, prompts: Sequence[str], asking: EvalSection, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """Yield (prompt index, its samples), here or at the server; ``max_tokens`` is given."""
+        decoding = Decoding(asking.max_tokens or 0, asking.temperature, asking.top_p)
+        count = asking.samples
+        if self.server:
+            return self.server.sample(self.served["id"], prompts, count, decoding, seeds)
+        return sample(*self._loaded, prompts, count, decoding, seeds, asking.rows)
+
+    def check_turns(self) -> None:
+        """Raise UserError unless the model can be told what is wrong with its answer."""
+        model, tokenizer = self.run.model(self.arm), self._tokenizer
+        turns = "Plan the day.", "Nothing fits.", "Breaks rules: overlap. Answer again."
+        *first, said = turns
+        rendered = render(tokenizer, said, [(first[0], first[1])])
+        require(
+            all(turn in rendered for turn in turns),
+            f"the chat template of {model} leaves out earlier turns, so its answers cannot be "
+            "given back; take another model",
+        )
+        spelt = len(tokenizer(said, add_special_tokens=False)["input_ids"])
+        require(
+            2 * spelt <= len(said),
+            f"{model} has no words for what the checker says (its tokenizer spells them, in "
+            f"{spelt} tokens for {len(said)} letters), so its answers cannot be given back; take "
+            "a model that was pretrained on text, such as RECIPE=smollm2-135m-cpu",
+        )
+
+    def second_turns(
+        self, rows: Mapping[str, Row], turns: Sequence[Turn], asking: EvalSection
+    ) -> Iterator[SampleRow]:
+        """Yield one further answer for each of ``turns``, in their order.
+
+        Raises:
+            UserError: when a conversation, with room for the answer, is longer than the context.
+        """
+        tiers = {name: row["tier"] for name, row in rows.items()}
+        shots = shots_for(self.run, self.seed, tiers, asking.shots)
+        prompts = [
+            render(
+                self._tokenizer,
+                one.said,
+                [*shots[one.problem], (rows[one.problem]["prompt"], one.answer)],
+            )
+            for one in turns
+        ]
+        prefix, asking = reasoning_prefix(self._tokenizer), replace(asking, samples=1)
+        self._check_room(prompts, asking)
+        seeds = [seed_of(self.seed, "second", self.arm, *one[:3]) for one in turns]
+        drawn = self._drawn(prompts, asking, seeds)
+        texts = dict(paced(drawn, len(turns), f"mend {self.arm}", " answers"))
+        for i, one in enumerate(turns):
+            [given] = texts[i]
+            yield {
+                "id": one.problem,
+                "arm": self.arm,
+                "sample": one.sample,
+                "completion": prefix + given.completion,
+                "finish_reason": given.finish_reason,
+                "tokens": given.tokens,
+            }
+
+    def _check_room(self, prompts: Sequence[str], asking: EvalSection) -> None:
+        """Raise UserError where prompts leave no room for an answer in the context of a model that
+        is loaded here."""
+        if self.server or not prompts:
+            return
+        model, tokenizer = self._loaded
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        needed = max(map(len, ids)) + (asking.max_tokens or 0)
+        require(
+            context is None or needed <= context,
+            f"a second turn of {self.arm} takes {needed} tokens with its answer, more than the "
+            f"{context} that {self.run.model(self.arm)} can hold; lower eval.max_tokens",
+        )
 
     def continued(
         self, rows: Mapping[str, Row], opened: Sequence[Opening], asking: EvalSection
@@ -132,9 +220,8 @@ class Asker:
             for prompt, one in zip(self._prompts(asked, asking), opened, strict=True)
         ]
         seeds = [seed_of(self.seed, "continued", self.arm, *one[:2]) for one in opened]
-        decoding = Decoding(limit, asking.temperature, asking.top_p)
         texts = [one.text for one in opened]
-        continued = sample(*self._loaded, prompts, 1, decoding, seeds, asking.rows)
+        continued = self._drawn(prompts, replace(asking, samples=1, max_tokens=limit), seeds)
         for i, [drawn] in paced(continued, len(texts), f"thinking {self.arm}", " answers"):
             texts[i] = whole(texts[i] + drawn.completion, drawn.finish_reason)
         return texts

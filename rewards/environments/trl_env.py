@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.problem import problem_from_text
@@ -13,6 +13,12 @@ from rewards.verify import VALID, Status, verify_text
 
 #: Answers of one rollout that are judged.
 TRIES = 3
+
+
+def complaint(status: str, violations: Sequence[str]) -> str:
+    """What a model hears of its answer that breaks rules or cannot be read, in one sentence."""
+    what = "Cannot be read" if status == Status.UNPARSABLE else "Breaks rules"
+    return f"{what}: {'; '.join(violations[:9])}."
 
 
 class ScheduleEnv:
@@ -50,8 +56,7 @@ class ScheduleEnv:
         left = f"Tries left: {TRIES - self._tries}."
         if verdict.status in VALID:
             return f"Breaks no rule: {verdict.objective} weighted minutes. {left}"
-        what = "Cannot be read" if verdict.status == Status.UNPARSABLE else "Breaks rules"
-        return f"{what}: {'; '.join(verdict.violations[:9])}. {left}"
+        return f"{complaint(verdict.status, verdict.violations)} {left}"
 
     def get_reward(self) -> float:
         """What the last answer is paid; one that was never submitted cannot be read."""
