@@ -147,6 +147,22 @@ def test_rows_without_an_index_count_from_0_in_each_arm_and_messages_are_answers
         run(rows, [{"completion": turns}] * 3)
 
 
+def test_lines_of_openais_api_and_its_batches_are_read_as_they_are(run):
+    def message(*events):
+        return {"message": {"role": "assistant", "content": xml(*events)}}
+
+    best, cut = message(BAND, CHESS), {**message(ART), "finish_reason": "length"}
+    body = {"object": "chat.completion", "choices": [best, cut, {"text": xml(CHESS)}]}
+    lines = [
+        {"id": "test-0", **body},
+        {"id": "batch_1", "custom_id": "test-0", "response": {"status_code": 200, "body": body}},
+        {"id": "test-0", "messages": [{"role": "user", "content": "Plan."}, best["message"]]},
+    ]
+    rows, _ = run([OURS], lines)
+    each = ["optimal", "unparsable", "feasible"]
+    assert [row["status"] for row in rows] == [*each, *each, "optimal"]
+
+
 def test_pass_at_k_stands_beside_guessing_by_tier_and_says_what_is_lacking_or_doubled(run):
     problems = [{**OURS, "id": f"p{i}", "tier": "easy" if i < 3 else "hard"} for i in range(4)]
     name = "a-model-by-the-name-of/" + "x" * 90

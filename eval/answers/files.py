@@ -231,11 +231,30 @@ def _named(record: Mapping[str, Any], key: Layout, where: str, what: str, right:
     return cast(Key, name)
 
 
+def _unfolded(line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The completions of a line: itself, with its conversation under ``messages``; or each choice
+    of a response of OpenAI's API, a line of a batch too, whose problem is its ``custom_id``."""
+    row = {"completion": line.get("messages"), **line}
+    if "custom_id" in line:
+        row["id"] = line["custom_id"]
+    response = line.get("response")
+    body = response.get("body") if isinstance(response, Mapping) else line
+    choices = body.get("choices") if isinstance(body, Mapping) else None
+    if not isinstance(choices, list):
+        yield row
+        return
+    for choice in choices:
+        said = choice if isinstance(choice, Mapping) else {}
+        text = said.get("message", said.get("text"))
+        yield {**row, "completion": text, "finish_reason": said.get("finish_reason")}
+
+
 def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
     """Completions of the problems of a file, in order.
 
     Where the problems count from 0, so do an arm's completions that do not name theirs.
-    Conversations become their answer, and reasoning that the template opened is opened.
+    Conversations become their answer, and reasoning that the template opened is opened. A line may
+    be what OpenAI's API returns (``_unfolded``).
 
     Raises:
         UserError: naming the line, and showing a right one, when a key is missing or its problem
@@ -248,7 +267,7 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
     except UserError as error:
         raise UserError(f"{error}{right}") from None
     count: Counter[str] = Counter()
-    for number, row in rows:
+    for number, row in ((number, one) for number, line in rows for one in _unfolded(line)):
         where, what = f"{path}:{number}", f"a completion of {source}"
         arm = str(row.get("arm"))
         sample = {"index": count[arm], **row} if key == "index" else dict(row)
