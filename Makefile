@@ -91,10 +91,12 @@ help: ## list the goals and settings
 
 setup: .venv/ready ## create .venv and install the pinned requirements (the others call it)
 
+new_enough = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; PYTHON=python3.12 make $(or $(MAKECMDGOALS),setup) names another one")'
+
 listed = $(shell sed -n 's/^#$(1) //p' requirements.txt)
 
 .venv/ready: requirements.txt requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; PYTHON=python3.12 make setup names another one")'
+	@$(new_enough)
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt -c requirements.lock
 	$(PIP) --no-deps $(call listed,no-deps)
@@ -203,8 +205,9 @@ base: setup ## rebuild the embedded base model (FROM=model continues that model 
 gallery: setup ## docs/gallery.md: a problem, gold answer and typical mistakes of every tier
 	$(PY) -m rewards.gallery
 
-wheel: setup ## problems, verifier, rewards and doctor as one wheel for other trainers (OUT=dist)
-	$(PY) -m rewards.wheel$(with)
+wheel: ## problems, verifier, rewards and doctor as one wheel for other trainers, without set-up (OUT=dist)
+	@$(new_enough)
+	$(PYTHON) -m rewards.wheel$(with)
 
 bench: data ## speed of generator, verifier, sampler and GRPO step, side by side
 	$(PY) -m eval.bench$(with)

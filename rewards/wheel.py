@@ -2,20 +2,21 @@
 
 ``data`` and ``rewards`` cannot be installed under such common names: the files are copied below
 ``slotwise``, ``rewards/environments`` to its top, and what they import of one another is renamed.
+The wheel is written here (packaging.python.org: binary distribution format), so that making it
+needs nothing but Python.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import subprocess
-import sys
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
-from shutil import copyfile
-from tempfile import TemporaryDirectory
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-from data.common.errors import UserError, run_main
+from data.common.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Folders, and files of the pipeline that the doctor imports.
@@ -26,24 +27,33 @@ PARTS = (
 )
 _TOP = "rewards/environments"
 _IMPORT = re.compile(r"^( *)(from|import) (data|rewards|pipeline)\b", re.MULTILINE)
-_PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "slotwise"
-version = "0.1.0"
-description = "Scheduling problems with proven optima, their verifier and rewards"
-license = "Apache-2.0"
-requires-python = ">=3.11"
-dependencies = ["filelock", "ortools>=9.12", "pyyaml", "rich", "scipy"]
-[project.scripts]
-slotwise-doctor = "slotwise.pipeline.doctor:command"
-[tool.setuptools]
-packages = {packages}
-[tool.setuptools.package-data]
-"*" = ["*.md"]
-"""
+#: What the wheel says of itself, below ``slotwise-0.1.0.dist-info``.
+_FACTS = {
+    "METADATA": """\
+Metadata-Version: 2.1
+Name: slotwise
+Version: 0.1.0
+Summary: Scheduling problems with proven optima, their verifier and rewards
+License: Apache-2.0
+Requires-Python: >=3.11
+Requires-Dist: filelock
+Requires-Dist: ortools>=9.12
+Requires-Dist: pyyaml
+Requires-Dist: rich
+Requires-Dist: scipy
+""",
+    "WHEEL": """\
+Wheel-Version: 1.0
+Generator: slotwise
+Root-Is-Purelib: true
+Tag: py3-none-any
+""",
+    "entry_points.txt": """\
+[console_scripts]
+slotwise-doctor = slotwise.pipeline.doctor:command
+""",
+}
+_NAME = "slotwise-0.1.0"
 
 
 def _files() -> Iterator[Path]:
@@ -51,38 +61,36 @@ def _files() -> Iterator[Path]:
         yield from sorted([*part.rglob("*.py"), *part.rglob("*.md")]) if part.is_dir() else [part]
 
 
-def stage(folder: Path) -> None:
-    """Write the sources of the wheel below ``folder``."""
-    packages = set()
+def contents() -> dict[str, str]:
+    """The files of the wheel by their place in it, all but the list of them."""
+    files: dict[str, str] = {}
     for path in _files():
         inside = path.relative_to(ROOT).as_posix()
-        copy = folder / "slotwise" / inside.removeprefix(f"{_TOP}/")
-        copy.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
             text = text.replace(f"from {_TOP.replace('/', '.')}", "from slotwise")
             text = _IMPORT.sub(r"\1\2 slotwise.\3", text)
-        copy.write_text(text, encoding="utf-8")
-        packages.add(".".join(copy.parent.relative_to(folder).parts))
-    project = _PROJECT.format(packages=sorted(packages))
-    copyfile(ROOT / "LICENSE", folder / "LICENSE")
-    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+        files[f"slotwise/{inside.removeprefix(f'{_TOP}/')}"] = text
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    facts = {**_FACTS, "licenses/LICENSE": licence}
+    return files | {f"{_NAME}.dist-info/{name}": text for name, text in facts.items()}
 
 
 def build(out: Path) -> Path:
-    """Build the wheel into the folder ``out``.
-
-    Raises:
-        UserError: with the last line that pip said, when it fails.
-    """
-    with TemporaryDirectory() as folder:
-        stage(Path(folder))
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-        command += ["--no-build-isolation", "--wheel-dir", str(out), folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"pip cannot build the wheel ({done.stderr.strip().splitlines()[-1]})")
-    return max(out.glob("slotwise-*.whl"), key=lambda path: path.stat().st_mtime)
+    """Write the wheel into the folder ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, record = out / f"{_NAME}-py3-none-any.whl", f"{_NAME}.dist-info/RECORD"
+    files, lines = contents(), []
+    for name, text in files.items():
+        digest = urlsafe_b64encode(sha256(text.encode()).digest()).decode().rstrip("=")
+        lines.append(f"{name},sha256={digest},{len(text.encode())}\n")
+    files[record] = "".join([*lines, f"{record},,\n"])
+    with ZipFile(path, "w") as wheel:
+        for name, text in files.items():
+            entry = ZipInfo(name)  # whose time is always the same one
+            entry.external_attr = 0o644 << 16
+            wheel.writestr(entry, text.encode(), ZIP_DEFLATED)
+    return path
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
 
@@ -22,6 +23,8 @@ from rewards.attacks import ATTACKS, AttackCase, scale
 from rewards.reward import totals
 from rewards.verify import Status, verify
 from rewards.wheel import build
+
+ROOT = Path(__file__).parents[1]
 
 
 @cache
@@ -141,6 +144,17 @@ def test_a_mistake_is_one_sentence(call, named):
         call()
 
 
+def test_making_the_wheel_needs_nothing_but_python_and_gives_the_same_bytes(tmp_path):
+    argv = [sys.executable, "-S", "-m", "rewards.wheel", "--out", str(tmp_path / "here")]
+    subprocess.run(argv, cwd=ROOT, capture_output=True, check=True)
+    [made] = (tmp_path / "here").iterdir()
+    assert made.read_bytes() == build(tmp_path).read_bytes()
+    with ZipFile(made) as wheel:
+        record = f"{made.name.removesuffix('-py3-none-any.whl')}.dist-info/RECORD"
+        listed = [line.rsplit(",", 2)[0] for line in wheel.read(record).decode().splitlines()]
+        assert sorted(listed) == sorted(wheel.namelist())
+
+
 def test_the_wheel_stands_alone_and_needs_no_torch(tmp_path):
     with ZipFile(build(tmp_path)) as wheel:
         wheel.extractall(tmp_path / "site")
@@ -160,6 +174,7 @@ sys.path.insert(0, "site")
 import slotwise
 from slotwise.data.rows import gold_answer
 problem = next(slotwise.problems("rules"))
+assert problem.events[0].name in slotwise.prompt(problem)
 assert slotwise.score(problem, gold_answer(problem, "none")) == 1
 from slotwise.pipeline.doctor import command
 command()

@@ -16,6 +16,7 @@ from data.common.errors import require
 from data.common.fields import nearest
 from data.draw import make_problem
 from data.problem import Problem
+from data.prompts import prompt
 from data.published import read_published
 from data.sections import RewardSection
 from data.tiers import TIERS
@@ -30,6 +31,7 @@ __all__ = [
     "ScheduleEnv",
     "SlotwiseTaskset",
     "problems",
+    "prompt",
     "reward_functions",
     "reward_weights",
     "score",
