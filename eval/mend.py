@@ -14,7 +14,7 @@ Writes ``runs/<run>/eval/<arm>/mend/mend.json`` and ``answers.jsonl``, the secon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
 from eval.answers.asker import Asker, Turn
-from eval.answers.files import AnsweredRow, SampleRow, answered, way_of_asking
+from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered, way_of_asking
 from eval.answers.judge import check_judged, score_rows
 from eval.show.tables import Sheet, label, print_sheets
 from eval.stats.estimate import (
@@ -78,29 +78,26 @@ def outcomes(
         second: the answers to the turns, by way.
     """
 
-    known, *later = (
-        {(row["id"], row["sample"]): _outcome(row["status"]) for row in judged}
-        for judged in (
-            rows,
-            *(score_rows(problems, second[way], lenient=lenient) for way in ("told", "again")),
-        )
+    def by_place(judged: Iterable[VerdictRow]) -> dict[tuple[str, int], tuple[bool, bool]]:
+        return {
+            (row["id"], row["sample"]): (row["status"] in VALID, row["status"] == Status.OPTIMAL)
+            for row in judged
+        }
+
+    known = by_place(rows)
+    told, again = (
+        by_place(score_rows(problems, second[way], lenient=lenient)) for way in ("told", "again")
     )
-    told, again = later
-    shares = np.zeros((len(problems), tries, len(WAYS), len(_KINDS)))
-    for i, name in enumerate(problems):
-        for number in range(tries):
-            first, place = known[name, number], (name, number)
-            stands = first[0]
-            shares[i, number] = (
-                [first] * len(WAYS)
-                if stands
-                else [first, told[place], again[place], known[name, number + tries]]
-            )
-    return shares.mean(axis=1)
 
+    def ends(name: str, number: int) -> list[tuple[bool, bool]]:
+        """The outcome of a first try in each of ``WAYS``."""
+        first = known[name, number]
+        if first[0]:
+            return [first] * len(WAYS)
+        return [first, told[name, number], again[name, number], known[name, number + tries]]
 
-def _outcome(status: str) -> tuple[bool, bool]:
-    return status in VALID, status == Status.OPTIMAL
+    by_problem = [[ends(name, number) for number in range(tries)] for name in problems]
+    return np.array(by_problem).mean(axis=1)
 
 
 def gains(shares: Values, seed: int, resamples: int) -> dict[str, Any]:
@@ -149,8 +146,10 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
             or its model takes no second turn.
     """
     run, tier = recipe.run, recipe.data.main
+    samples = run.samples(arm)
+    require(samples.is_file(), f"{samples} does not exist; `make eval` draws and judges it")
     check_judged(run, [arm])
-    samples, asking = run.samples(arm), way_of_asking(run.samples(arm).parent)
+    asking = way_of_asking(samples.parent)
     tries = asking.samples // 2
     require(tries, f"{samples} has one answer a problem, and mending needs two; raise eval.samples")
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)

@@ -93,6 +93,13 @@ def test_fewer_problems_may_be_asked_and_a_finished_measurement_stands(mended, c
     assert mended("grpo")["problems"] == 40
 
 
+def test_answers_that_were_never_drawn_are_refused(mended, tmp_path):
+    for path in tmp_path.rglob("eval/grpo/samples.jsonl"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"samples\.jsonl does not exist; `make eval` draws"):
+        mended("grpo")
+
+
 # --- real models ------------------------------------------------------------------------------
 
 
