@@ -228,6 +228,8 @@ GOOD = {"index": 0, "completion": "x"}
         ([ROW], [{"index": 5, "completion": "x"}], r"c\.jsonl:1: .* index 5"),
         ([ROW], [{"index": 0, "completion": None}], r'c\.jsonl:1: .* "completion", a text'),
         ([ROW], [{"index": 0, "output": "x"}], r'c\.jsonl:1: .*; a right line: {"index": 0, "com'),
+        ([OURS], [{"id": "test-0", "choices": []}], r'c\.jsonl:1: .* "completion", a text'),
+        ([OURS], [{"custom_id": "test-0", "response": None}], r'c\.jsonl:1: .* "completion"'),
         ([ROW], [["x"]], r'c\.jsonl:1 must be a JSON object; a right line: {"index": 0, "com'),
     ],
 )

@@ -240,7 +240,7 @@ def _unfolded(line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     response = line.get("response")
     body = response.get("body") if isinstance(response, Mapping) else line
     choices = body.get("choices") if isinstance(body, Mapping) else None
-    if not isinstance(choices, list):
+    if not isinstance(choices, list) or not choices:
         yield row
         return
     for choice in choices:
