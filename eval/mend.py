@@ -117,8 +117,8 @@ def gains(shares: Values, seed: int, resamples: int) -> dict[str, Any]:
 def mend_sheet(arm: str, found: Mapping[str, Any]) -> Sheet:
     """The outcome of every way, and what being told gains over it."""
     return Sheet(
-        f"{label(arm)}: an answer that breaks a rule is given back; in %",
-        ["", *_KINDS, *(f"told beats it, {kind}, in points" for kind in _KINDS)],
+        f"{label(arm)}: an answer that breaks a rule is given back; in %, and points",
+        ["", *_KINDS, *(f"told is ahead: {kind}" for kind in _KINDS)],
         [
             [
                 words,
