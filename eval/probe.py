@@ -4,14 +4,13 @@ The model answers a few hundred training prompts, decoded as GRPO would and paid
 reward; ``eval.stats.readiness`` says what groups of the recipe's size would look like. They are
 training prompts because those are what GRPO sees; an SFT model has seen their gold answers.
 
-Writes ``runs/<run>/probe/<arm>``: ``samples.jsonl``, ``probe.json`` (every number, each group size)
-and ``probe.md``.
+Writes ``runs/<run>/probe/<arm>``: ``samples.jsonl``, ``probe.json`` and ``probe.md``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -147,42 +146,39 @@ def _write(report: Mapping[str, Any], folder: Path) -> None:
 
 def advice_sentence(report: Mapping[str, Any]) -> str:
     """The advice as a sentence; that of all tiers where there are several."""
-    name, readiness = list(report["tiers"].items())[-1]
-    given = readiness["advice"]
-    more = ""
-    if given["group"]:
-        more = f" (grpo.num_generations: {given['group']})"
-    if given["tiers"]:
-        more = f" ({', '.join(given['tiers'])})"
+    name, found = list(report["tiers"].items())[-1]
     where = "the training problems" if name == ALL_TIERS else f"tier {name}"
-    return (
-        f"Probe of {label(report['arm'])} on {where}: {given['advice']}{more}, because "
-        f"{given['because']}. The same in {100 * given['firmness']:.0f} % of the resamples."
-    )
+    arm, advice = label(report["arm"]), found["advice"]
+    return f"Probe of {arm} on {where}: {advice}, because {found['because']}."
 
 
 def readiness_sheet(report: Mapping[str, Any]) -> Sheet:
     """What answers and groups of the recipe's size look like, a column for each tier."""
-    tiers, group = report["tiers"], str(report["group"])
+    tiers, group = report["tiers"], report["group"]
     asked = ", ".join(f"{name} {tier['problems']}" for name, tier in tiers.items())
     samples = report["asking"]["samples"]
-    lines: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "answers that can be read": lambda tier: cell(tier["readable"]),
-        "answers that break no rule": lambda tier: cell(tier["valid"]),
-        "answers cut off": lambda tier: cell(tier["truncated"]),
-        "optimal answers (pass@1)": lambda tier: cell(tier["pass_at_k"]["1"]),
-        f"groups of {group}, mixed outcomes": lambda tier: cell(tier["groups"][group]["mixed"]),
-        f"groups of {group}, equal rewards": lambda tier: cell(tier["groups"][group]["flat"]),
-        f"groups of {group}, all optimal": lambda tier: cell(tier["solved"]),
-        f"groups of {group}, none optimal": lambda tier: cell(tier["unsolved"]),
-        "mean reward (no %)": lambda tier: with_interval(tier["reward"], "{:.3g}".format),
-        "advice": lambda tier: tier["advice"]["advice"],
-        "  same in resamples": lambda tier: f"{100 * tier['advice']['firmness']:.0f} %",
+    lines = {
+        "answers that can be read": "readable",
+        "answers that break no rule": "valid",
+        "answers cut off": "truncated",
+        "optimal answers (pass@1)": "optimal",
+        f"groups of {group}, mixed outcomes": "mixed",
+        f"groups of {group}, equal rewards": "flat",
+        f"groups of {group}, all optimal": "solved",
+        f"groups of {group}, none optimal": "unsolved",
     }
+    paid = (with_interval(tier["reward"], "{:.3g}".format) for tier in tiers.values())
     return Sheet(
         f"Is {label(report['arm'])} ready for GRPO? shares in %",
         ["", *tiers],
-        [[name, *map(written, tiers.values())] for name, written in lines.items()],
+        [
+            *(
+                [words, *(cell(tier[key]) for tier in tiers.values())]
+                for words, key in lines.items()
+            ),
+            ["mean reward (no %)", *paid],
+            ["advice", *(tier["advice"] for tier in tiers.values())],
+        ],
         [f"{samples} samples a problem; problems: {asked}; {report['interval']}"],
     )
 
