@@ -13,34 +13,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 
 from data.common.console import plain_console, plain_table, say
 from data.common.errors import run_main
-from data.common.files import write_jsonl
 from data.common.seeds import seed_of
 from data.draw import make_problem
 from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, gold_answer, new_row
-from data.sections import ARMS, Margins
+from data.sections import ARMS
 from data.solver import interval_optimum
-from eval.answers.counted import count_solved
-from eval.answers.files import VerdictRow, read_verdicts
-from eval.stats.counts import Counts, by_seed
-from eval.stats.evidence import Arms, conclude
 from pipeline.grpo import trainer_for
 from pipeline.model.decode import Decoding, answer_limit, prepare, render, sample
 from pipeline.model.load import load_model, quiet
 from pipeline.train.settings import grpo_config
 from pipeline.train.training import Training
 from rewards.parse import parse
-from rewards.verify import Status, confirm, verify
+from rewards.verify import confirm, verify
 
 if TYPE_CHECKING:
     from transformers.generation.utils import GenerativePreTrainedModel
@@ -50,12 +43,6 @@ if TYPE_CHECKING:
 REPEATS = 3
 #: Times that every verdict is made, since one takes microseconds.
 _VERDICTS = 20
-#: Simulated arms, the problems that they answer, and the tries when asked again.
-_SEEDS = ("grpo.1", "grpo.2", "grpo.3")
-_ARMS = ("base", "sft", *_SEEDS)
-_JUDGED, _FRESH = 200, 256
-
-
 #: One line of the table: a figure, what it is compared with, and their ratio.
 Line = tuple[str, str, str, str]
 
@@ -123,49 +110,6 @@ def verdicts(problems: Sequence[Problem]) -> Line:
         f"confirmed by CP-SAT {len(pairs) / slow:,.0f}",
         f"{slow / plain:.0f}x faster",
     )
-
-
-def conclusions(folder: Path, rows: int = 1_000_000) -> Line:
-    """Seconds from files of about ``rows`` verdicts on simulated arms to a conclusion, as
-    ``eval.elicitation`` comes to it."""
-    samples = max(1, rows // (len(_ARMS) * _JUDGED))
-    problems = {f"bench-{i}": "bench" for i in range(_JUDGED)}
-    for arm in _ARMS:
-        write_jsonl(folder / f"{arm}.jsonl", _simulated(arm, samples))
-
-    def concluded() -> None:
-        fresh = Counts(_FRESH, np.arange(_JUDGED) % 20)
-        counts = {}
-        for arm in _ARMS:
-            read = read_verdicts(folder / f"{arm}.jsonl", problems)
-            counts[arm] = count_solved(read, problems).with_fresh(fresh)
-        grpo = by_seed([counts[arm] for arm in _SEEDS])
-        conclude({"bench": Arms(counts["base"], grpo, sft=counts["sft"])}, Margins())
-
-    count, spent = samples * len(_ARMS) * _JUDGED, seconds(concluded)
-    return (
-        f"seconds from {count:,} verdict rows to a conclusion",
-        f"{spent:.1f}",
-        "",
-        f"{count / spent:,.0f} rows a second",
-    )
-
-
-def _simulated(arm: str, samples: int) -> Iterator[VerdictRow]:
-    """Verdicts on an arm's answers: of the base 0 to 19 % are optimal, after GRPO three times as
-    many."""
-    for problem, number in product(range(_JUDGED), range(samples)):
-        is_right = 100 * number < samples * (problem % 20) * (3 if arm in _SEEDS else 1)
-        yield {
-            "id": f"bench-{problem}",
-            "arm": arm,
-            "sample": number,
-            "status": Status.OPTIMAL if is_right else Status.INFEASIBLE,
-            "violations": [] if is_right else ["overlap: Standup, Review"],
-            "objective": 100 * is_right,
-            "optimum": 100,
-            "ratio": float(is_right),
-        }
 
 
 def sampling(recipe: Recipe, rows: Sequence[Row], samples: int = 64) -> Line:
@@ -255,7 +199,6 @@ def measured(recipe: Recipe, folder: Path) -> Iterator[Line]:
     rows = rows_of(recipe, 1000)
     yield proving(recipe)
     yield verdicts([row["problem"] for row in rows])
-    yield conclusions(folder)
     yield sampling(recipe, rows[:4])
     yield grpo_steps(recipe, rows, folder)
 

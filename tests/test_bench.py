@@ -43,15 +43,6 @@ def test_a_grpo_step_is_timed_beside_that_of_a_bare_trl_trainer(tmp_path, monkey
     assert line[1:] == ("3.00", "stock TRL 2.00", "1.50x its time")
 
 
-def test_verdict_rows_are_timed_to_a_conclusion(tmp_path, monkeypatch):
-    """Of 2,500 asked for: five arms answer 200 problems equally often."""
-    clock(monkeypatch)
-    what, figure, _, ratio = bench.conclusions(tmp_path, rows=2_500)
-    assert sum(len(path.read_text().splitlines()) for path in tmp_path.iterdir()) == 2_000
-    assert "2,000" in what
-    assert (figure, ratio) == ("1.0", "2,000 rows a second")
-
-
 def test_problems_and_verdicts_are_timed_beside_cp_sat(tmp_path, monkeypatch, capsys):
     recipe = load_recipe(TINY)
     rows = bench.rows_of(recipe, 8)
