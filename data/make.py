@@ -54,8 +54,9 @@ def run(recipe: Recipe, force: bool) -> None:
     write_json(home.floors, floors)
     trace = _trace(recipe.data, rows)
     card = dataset_card(
-        recipe.run_name, recipe.seed, trace, uses, digests, written, floors, largest_k
-    )
+        floors, largest_k, name=recipe.run_name, seed=recipe.seed, trace=trace, uses=uses,
+        digests=digests, rows=written,
+    )  # fmt: skip
     write_text(home.data / "README.md", card)
     stage.finish(
         [*(f"{split}.jsonl" for split in SPLITS), home.floors.name, "README.md"],
