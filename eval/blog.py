@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console
 from data.common.errors import UserError, run_main
-from data.common.files import Stage, write_json, write_text
+from data.common.files import Stage
 from data.common.seeds import seed_of
 from data.policies import floor
 from data.prompts import answer
@@ -27,7 +26,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.sections import LEVEL, RESAMPLES
 from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
-from eval.show.tables import Sheet, label, markdown_of, print_sheets
+from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import Estimate, bootstrap_weights, cell, mean_interval
 from rewards import blog
 from rewards.blog import BlogStatus
@@ -165,9 +164,7 @@ def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
         return
     tables = {title: judge_as_published(*group) for title, group in groups.items()}
     sheets = [published_sheet(title, table) for title, table in tables.items()]
-    print_sheets(sheets, plain_console())
-    write_json(stage.folder / "blog.json", {t: asdict(table) for t, table in tables.items()})
-    write_text(stage.folder / "blog.md", markdown_of(sheets))
+    publish(stage.folder / "blog.json", {t: asdict(one) for t, one in tables.items()}, sheets)
     stage.finish(["blog.json", "blog.md"])
     print(f"blog: {stage.folder} has blog.json and blog.md", flush=True)
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console
 from data.common.errors import UserError, run_main
-from data.common.files import Stage, write_json, write_text
+from data.common.files import Stage
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
@@ -22,7 +21,7 @@ from data.run import BASE
 from data.sections import LEVEL, Arm
 from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
-from eval.show.tables import Sheet, label, markdown_of, print_sheets
+from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import (
     Values,
     Weights,
@@ -179,10 +178,7 @@ def run(recipe: Recipe, force: bool) -> None:
         "samples": recipe.eval.samples,
         "tiers": tiers,
     }
-    sheets = list(comparison_sheets(summary))
-    write_json(stage.folder / COMPARISON, summary)
-    write_text(stage.folder / COMPARISON_PAGE, markdown_of(sheets))
-    print_sheets(sheets, plain_console())
+    publish(stage.folder / COMPARISON, summary, list(comparison_sheets(summary)))
     stage.finish([COMPARISON, COMPARISON_PAGE])
     print(f"compare: {stage.folder} has {COMPARISON}, {COMPARISON_PAGE}", flush=True)
 

@@ -15,11 +15,11 @@ Writes below ``runs/<run>/eval``: ``<arm>/fresh/{samples,verdicts}.jsonl``,
         "overall": {"conclusion", "reason", "notes", "estimates": {name: Estimate}, "budget", …},
         "tiers": {tier: {… as overall …,
             "pass_at_1": {"base" and the arm: Estimate},
-            "two_by_two": {member: {…}}, "crossing": {member: {…}}, "gap": {member: Estimate},
+            "two_by_two": {member: {…}}, "crossing": {member: {…}},
             "expansion": {member: {…}}, "shrinkage": {member: {…}}}}}},
      "tiers": {tier: {
-        "histogram": {arm: {bin: problems}}, "coverage": {arm: {threshold: Estimate}},
-        "floor_adjusted": {arm: {k: Estimate}}, "reasoning": {arm: {…}},
+        "coverage": {arm: {threshold: Estimate}}, "floor_adjusted": {arm: {k: Estimate}},
+        "reasoning": {arm: {…}},
         "likelihood": {arm: {…}}}}}           # see eval.answers.likelihood.measure
 """
 
@@ -27,14 +27,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console, say
 from data.common.errors import run_main
-from data.common.files import MANIFEST, Stage, sha256, write_json, write_text
+from data.common.files import MANIFEST, Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
@@ -49,7 +47,7 @@ from eval.answers.roles import JudgedArm, cases, tests_of
 from eval.answers.sampling import ask_again
 from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
-from eval.show.tables import label, markdown_of, print_sheets
+from eval.show.tables import label, publish
 from eval.stats.analyses import beside_base, spread
 from eval.stats.estimate import bootstrap_weights, crossed_interval
 from eval.stats.evidence import Arms, Conclusions, conclude
@@ -245,23 +243,13 @@ def run(recipe: Recipe, force: bool) -> None:
         verdicts = read_verdicts(samples.with_name(VERDICTS), tiers)
         counts[arm] = first[arm].with_fresh(count_solved(verdicts, tiers))
     report = report_on(recipe, judged, names, Solved(rows, counts))
-    _write(report | ({"notes": notes} if notes else {}), path)
+    sentences = [text for one in report["judged"].values() for text in _sentences(one)] + notes
+    report |= {"notes": notes} if notes else {}
+    sheets, printed = list(elicitation_sheets(report)), [conclusion_sheet(report)]
+    publish(path, report, sheets, sentences, printed)
     words = path.with_suffix(".md")
     stage.finish([path.name, words.name], hashes={path.name: sha256(path)})
     print(f"elicitation: {path.parent} has {path.name} and {words.name}", flush=True)
-
-
-def _write(report: Mapping[str, Any], path: Path) -> None:
-    """Write a report, as JSON to ``path`` and in words beside it, and print what it says."""
-    write_json(path, report)
-    sentences = [text for judged in report["judged"].values() for text in _sentences(judged)]
-    sentences += report.get("notes", [])
-    tables = markdown_of(elicitation_sheets(report))
-    write_text(path.with_suffix(".md"), "\n\n".join(sentences) + "\n\n" + tables)
-    console = plain_console()
-    print_sheets([conclusion_sheet(report)], console)
-    for sentence in sentences:
-        say(console, f"\n{sentence}")
 
 
 def _sentences(judged: Mapping[str, Any]) -> Iterator[str]:

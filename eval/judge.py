@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.common.console import plain_console, say
 from data.common.errors import UserError, run_main
-from data.common.files import Stage, finished, sha256, stage_facts, write_json, write_text
+from data.common.files import Stage, finished, sha256, stage_facts
 from data.policies import floor
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
@@ -23,8 +22,8 @@ from eval.answers.files import answered
 from eval.answers.judge import judge_arm
 from eval.answers.shortcuts import shortcut_shares
 from eval.show.charts import draw_passk
-from eval.show.report_sheets import print_report, report_sheets
-from eval.show.tables import label, markdown_of
+from eval.show.report_sheets import headline, report_sheets
+from eval.show.tables import label, publish
 from eval.stats.passk import ks_for
 from eval.stats.summary import summarise_arms
 
@@ -40,14 +39,9 @@ def write_report(folder: Path, report: dict[str, Any], notes: Sequence[str] = ()
     """
     if notes:
         report = {**report, "notes": list(notes)}
-    write_json(folder / "report.json", report)
-    said = "".join(f"{note}\n\n" for note in notes)
-    write_text(folder / "report.md", said + markdown_of(report_sheets(report)))
+    sentences = [*filter(None, [headline(report)]), *notes]
+    publish(folder / "report.json", report, list(report_sheets(report)), sentences)
     draw_passk(report, folder / "passk.png")
-    console = plain_console()
-    print_report(report, console)
-    for note in notes:
-        say(console, f"\n{note}")
 
 
 def strange_starts(run: Run, names: Sequence[str]) -> list[str]:

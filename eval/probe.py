@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console, say
 from data.common.errors import require, run_main
-from data.common.files import Stage, sha256, write_json, write_text
+from data.common.files import Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
@@ -27,7 +26,7 @@ from data.run import SAMPLES
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import read_answers
-from eval.show.tables import Sheet, label, markdown_of, print_sheets
+from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.model.load import model_inputs
@@ -123,7 +122,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "thresholds": LIMITS,
         "tiers": readiness_by_tier(outcomes, tiers, group, recipe.seed, asking.resamples),
     }
-    _write(report, folder)
+    publish(folder / PROBE, report, [readiness_sheet(report)], [advice_sentence(report)])
     stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
     print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
 
@@ -132,16 +131,6 @@ def _some(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     """``count`` problems at random, or all, in the order of the data."""
     chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     return [rows[i] for i in sorted(chosen)]
-
-
-def _write(report: Mapping[str, Any], folder: Path) -> None:
-    """Write a report, as JSON and in words, and print what it says."""
-    sheet, advice = readiness_sheet(report), advice_sentence(report)
-    write_json(folder / PROBE, report)
-    write_text(folder / PROBE_PAGE, f"{advice}\n\n{markdown_of([sheet])}")
-    console = plain_console()
-    print_sheets([sheet], console)
-    say(console, f"\n{advice}")
 
 
 def advice_sentence(report: Mapping[str, Any]) -> str:

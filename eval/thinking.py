@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console
 from data.common.errors import run_main
-from data.common.files import Stage, sha256, write_json, write_text
+from data.common.files import Stage, sha256
 from data.common.seeds import seed_of
 from data.problem import Problem
 from data.prompts import THOUGHT
@@ -35,7 +34,7 @@ from eval.answers.asker import Asker
 from eval.answers.files import AnsweredRow, answered, way_of_asking
 from eval.answers.interventions import Intervention, Opening, openings
 from eval.answers.judge import check_judged
-from eval.show.tables import markdown_of, print_sheets
+from eval.show.tables import publish
 from eval.show.thinking_sheets import thinking_sheets
 from eval.stats.estimate import Estimate, Values, bootstrap_weights, by_name, mean_interval
 from eval.stats.passk import ks_for, pass_at_k
@@ -165,12 +164,8 @@ def run(recipe: Recipe, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     report = {arm: evidence(recipe, run, arm, rows) for arm in sampled}
-    sheets = thinking_sheets(report, recipe.data.main)
-    write_json(path, report)
-    write_text(path.with_suffix(".md"), markdown_of(sheets))
-    words = path.with_suffix(".md").name
-    stage.finish([path.name, words], hashes={path.name: sha256(path)})
-    print_sheets(sheets, plain_console())
+    publish(path, report, thinking_sheets(report, recipe.data.main))
+    stage.finish([path.name, path.with_suffix(".md").name], hashes={path.name: sha256(path)})
 
 
 def main() -> None:

@@ -10,8 +10,6 @@ from data.sections import LEVEL
 from data.tiers import TIERS
 from eval.stats.analyses import (
     ACCURACIES,
-    accuracy_histogram,
-    beside_base,
     coverage,
     crossing,
     expansion,
@@ -115,12 +113,6 @@ def test_crossing_intervals_hold_the_true_crossing_about_95_times_in_100():
     assert 0.92 <= np.mean(held) <= 0.99
 
 
-def test_the_histogram_keeps_exact_zeros_apart_and_closes_bins_above():
-    found = accuracy_histogram(10, np.array([0, 0, 1, 2, 3, 10]))
-    assert sum(found.values()) == 6
-    assert (found["0"], found["(0, 0.1]"], found["(0.2, 0.3]"], found["(0.9, 1]"]) == (2, 1, 1, 1)
-
-
 def test_coverage_is_the_share_of_problems_at_or_above_an_accuracy():
     shares = coverage(10, np.array([0, 1, 5, 10]), weights(4), LEVEL)
     found = dict(zip(ACCURACIES, shares, strict=True))
@@ -136,13 +128,6 @@ def test_mcnemar_equals_enumerating_every_outcome():
     outcomes = [sum(flips) for flips in product([0, 1], repeat=6)]
     assert p == pytest.approx(np.mean([abs(x - 3) >= 2 for x in outcomes]))
     assert two_by_two(base, base)["p"] == 1
-
-
-def test_the_sampling_efficiency_gap_is_base_at_k_less_tuned_at_1():
-    base, tuned = Counts(8, np.array([0, 1, 4, 8])), Counts(8, np.array([0, 8, 4, 8]))
-    asked = (arm.with_fresh(Counts(8, [0] * 4)) for arm in (base, tuned))
-    found = beside_base(*asked, weights(4), np.random.default_rng(1), LEVEL)["gap"]
-    assert found["value"] == pytest.approx(3 / 4 - 2.5 / 4)
 
 
 def test_equal_models_expand_and_shrink_by_nothing_about_95_times_in_100():

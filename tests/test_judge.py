@@ -13,8 +13,8 @@ from data.common.errors import UserError
 from data.recipe import load_recipe
 from data.sections import Arm
 from eval.judge import comparisons, write_report
-from eval.show.report_sheets import print_report, report_sheets
-from eval.show.tables import Sheet, markdown_of
+from eval.show.report_sheets import headline, report_sheets
+from eval.show.tables import Sheet, markdown_of, print_sheets
 from eval.stats.passk import ks_for
 from eval.stats.summary import summarise_arms
 
@@ -75,7 +75,7 @@ def summary(rows=None, **changes):
 
 def printed(report, width=100):
     console = Console(file=io.StringIO(), width=width)
-    print_report(report, console)
+    print_sheets(report_sheets(report), console)
     return console.file.getvalue()
 
 
@@ -194,7 +194,8 @@ def test_the_report_is_json_markdown_and_a_plot(tmp_path, capsys):
     written = json.loads((tmp_path / "report.json").read_text())
     assert written == {**report, "notes": ["Note: this."]}
     markdown = (tmp_path / "report.md").read_text()
-    assert markdown == "Note: this.\n\n" + markdown_of(report_sheets(report))
+    said = f"{headline(report)}\n\nNote: this.\n\n"
+    assert markdown == said + markdown_of(report_sheets(report))
     assert (tmp_path / "passk.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.endswith("Note: this.\n")
 

@@ -8,11 +8,9 @@ from tiny import random_model
 
 from data.common.errors import UserError
 from data.prompts import prompt
-from eval.answers import likelihood
 from eval.answers.likelihood import Scored, encode_row, measure, score, summarise
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render, sample_batch
-from pipeline.model.sampler import draw_tokens
 
 REFERENCES = ("base", "sft")
 PROMPTS = ["Zoo visit", "Zoo visit, Vet visit and Yoga class at 09:00", "10:00\n- Swim meet"]
@@ -45,24 +43,17 @@ def answers_of(model, tokenizer, prompts, count):
     ]  # fmt: skip
 
 
-def slowly(model, text, top_p):
+def slowly(model, text):
     """Each token by its own forward pass over what stands before it, unpadded, in float64."""
-    ids, log_p, entropy, outside = list(text.prompt), [], [], []
+    ids, log_p, entropy = list(text.prompt), [], []
     for token in text.answer:
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1].double()
         p = (logits - logits.logsumexp(0)).exp().numpy()
         log_p.append(np.log(p[token]))
         entropy.append(-sum(q * np.log(q) for q in p if q > 0))
-        nucleus, mass = set(), 0.0
-        for candidate in np.argsort(-p, kind="stable"):
-            if mass >= top_p:
-                break
-            nucleus.add(int(candidate))
-            mass += p[candidate]
-        outside.append(token not in nucleus)
         ids.append(token)
-    return log_p, entropy, outside
+    return log_p, entropy
 
 
 @pytest.mark.slow
@@ -71,13 +62,12 @@ def test_scores_equal_those_of_one_forward_pass_a_token_without_padding(tokenize
     asked, rows = answers_of(model, tokenizer, PROMPTS, 4)
     rows[0]["finish_reason"] = "stop"
     texts = [encode_row(tokenizer, asked[row["id"]], row) for row in rows]
-    for row, scored, text in zip(rows, score(model, texts, 0.6), texts, strict=True):
+    for row, scored, text in zip(rows, score(model, texts), texts, strict=True):
         stopped = row["finish_reason"] == "stop"
         assert (text.answer[-1:] == (tokenizer.eos_token_id,)) == stopped
-        log_p, entropy, outside = slowly(model, text, 0.6)
+        log_p, entropy = slowly(model, text)
         np.testing.assert_allclose(scored.log_p, log_p, atol=2e-4)
         np.testing.assert_allclose(scored.entropy, entropy, atol=2e-4)
-        assert scored.outside.tolist() == outside
 
 
 def test_a_reasoning_that_the_template_opens_is_not_scored_twice(tokenizer):
@@ -92,26 +82,11 @@ def test_a_reasoning_that_the_template_opens_is_not_scored_twice(tokenizer):
     )
 
 
-def test_a_token_is_outside_just_where_sampling_at_top_p_cannot_draw_it():
-    rng = torch.Generator().manual_seed(0)
-    logits = torch.randn(20, 9, generator=rng) * 2
-    for top_p in (0.3, 0.7, 0.95):
-        uniforms = torch.linspace(0, 1 - 1e-6, 2000)
-        for row in logits:
-            drawn = set(draw_tokens(row.expand(2000, -1), 1.0, top_p, uniforms).tolist())
-            _, _, outside = likelihood.token_statistics(row.expand(9, -1), torch.arange(9), top_p)
-            inside = {token for token in range(9) if not outside[token]}
-            assert drawn <= inside
-            p = torch.softmax(row, -1)
-            assert all(p[token] < 1 / 500 for token in inside - drawn)
-
-
 def test_the_summary_equals_a_slow_one_and_every_problem_weighs_the_same():
     rng = np.random.default_rng(1)
     problem, lengths = [0, 0, 0, 1, 2, 2], [3, 5, 2, 7, 4, 1]
     scored = {
-        name: [Scored(-rng.random(n), rng.random(n), rng.random(n) < 0.2) for n in lengths]
-        for name in ("rl", "base")
+        name: [Scored(-rng.random(n), rng.random(n)) for n in lengths] for name in ("rl", "base")
     }
     report = summarise(problem, "rl", scored, np.random.default_rng(0), 300)
 
@@ -122,13 +97,10 @@ def test_the_summary_equals_a_slow_one_and_every_problem_weighs_the_same():
     own, base = scored["rl"], scored["base"]
     loglik = [answer.log_p.sum() for answer in base]
     kl = [a.log_p.sum() - b for a, b in zip(own, loglik, strict=True)]
-    outside = [answer.outside.sum() for answer in base]
     expected = {
         ("entropy", "per_answer"): mean([answer.entropy.sum() for answer in own]),
         ("under", "base", "log_likelihood", "per_answer"): mean(loglik),
         ("under", "base", "log_likelihood", "per_token"): mean(loglik) / mean(lengths),
-        ("under", "base", "least_likely_token"): mean([min(answer.log_p) for answer in base]),
-        ("under", "base", "tokens_outside"): mean(outside) / mean(lengths),
         ("kl", "base", "per_answer"): mean(kl),
     }
     for path, value in expected.items():
@@ -182,7 +154,7 @@ def test_every_arm_is_held_against_itself_and_the_references(tokenizer, asked, t
     rendered = render(tokenizer, prompts[2])
     taken = [row for row in rows["grpo"] if row["id"] == "p2" and row["sample"] < 2]
     texts = [encode_row(tokenizer, rendered, row) for row in taken]
-    expected = np.mean([np.sum(slowly(networks["base"], text, 0.95)[0]) for text in texts])
+    expected = np.mean([np.sum(slowly(networks["base"], text)[0]) for text in texts])
     under = report["dense"]["grpo"]["under"]["base"]["log_likelihood"]
     assert under["per_answer"]["value"] == pytest.approx(expected, abs=1e-3)
     assert 0 <= report["blog"]["grpo"]["tokens_as_drawn"] <= 1

@@ -6,9 +6,7 @@ drawn otherwise are not samples of the model whose probabilities these are. Nats
 
 Per answer with tokens x_1 … x_T, drawn from p, with a reference q:
 
-- log-likelihood ``sum log q(x_t | …)``, and of its least likely token;
-- tokens outside the reference's nucleus: those that sampling at ``TOP_P`` could not have drawn
-  (Holtzman et al. 2020, arXiv 1904.09751);
+- log-likelihood ``sum log q(x_t | …)``;
 - entropy: ``H_t`` of p at each token; their sum is an unbiased estimate of the entropy of the whole
   answer, by the chain rule;
 - KL(p || q) by Monte Carlo: ``log p - log q``, unbiased (k1 of Schulman 2020,
@@ -21,12 +19,11 @@ see the same tokens, so likelihoods compare; KL and entropy are then those of to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.common.console import paced
 from data.common.errors import UserError
@@ -34,7 +31,7 @@ from data.common.seeds import seed_of
 from data.rows import Row
 from data.sections import RESAMPLES
 from eval.answers.files import SampleRow
-from eval.stats.estimate import Values, bootstrap_weights, ratio_interval
+from eval.stats.estimate import Values, bootstrap_weights, by_name, ratio_interval
 from pipeline.model.decode import reasoning_prefix, render
 from pipeline.model.load import load_model
 from pipeline.model.score import Encoded, answer_logits, encode
@@ -43,12 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: The nucleus that answers are held against.
-TOP_P = 0.95
 #: Answers to each problem that are scored, the first ones.
 PER_PROBLEM = 2
-#: A mean to estimate: its place in the report, and sums by answer over what they are divided by.
-Mean = tuple[tuple[str, ...], tuple[Values, Values]]
 #: Logits held at a time; a few copies of as many are made.
 _BUDGET = 1 << 24
 
@@ -60,12 +53,10 @@ class Scored:
     Attributes:
         log_p: log-probability of each token given those before it.
         entropy: of the distribution that the token is drawn from.
-        outside: whether top_p would have ruled the token out.
     """
 
     log_p: Values
     entropy: Values
-    outside: NDArray[np.bool_]
 
 
 # --- the model part --------------------------------------------------------------------------
@@ -77,7 +68,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: str, row: SampleRow) 
     return encode(tokenizer, prompt, text, row["finish_reason"] == "stop")
 
 
-def score(model: PreTrainedModel, texts: Sequence[Encoded], top_p: float = TOP_P) -> list[Scored]:
+def score(model: PreTrainedModel, texts: Sequence[Encoded]) -> list[Scored]:
     """Score answers under a model."""
     from pipeline.model.sampler import reads_once
 
@@ -85,19 +76,13 @@ def score(model: PreTrainedModel, texts: Sequence[Encoded], top_p: float = TOP_P
     scored = {}
     each = answer_logits(model, texts, _BUDGET, left=reads_once(model))
     for i, logits, tokens in paced(each, len(texts), "likelihood", " answers"):
-        log_p, entropy, outside = token_statistics(logits, tokens, top_p)
-        scored[i] = Scored(
-            log_p.double().cpu().numpy(), entropy.double().cpu().numpy(), outside.cpu().numpy()
-        )
+        found = token_statistics(logits, tokens)
+        scored[i] = Scored(*(values.double().cpu().numpy() for values in found))
     return [scored[i] for i in range(len(texts))]
 
 
-def token_statistics(logits: Tensor, tokens: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability and entropy of each token, and whether it is outside the nucleus.
-
-    The nucleus is that of ``pipeline.model.sampler``: a token is outside when those more likely
-    than it have ``top_p`` of the probability already. Of equally likely tokens none comes before
-    another.
+def token_statistics(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token, and entropy of the distribution that it is drawn from.
 
     Args:
         logits: [..., vocabulary].
@@ -106,11 +91,8 @@ def token_statistics(logits: Tensor, tokens: Tensor, top_p: float) -> tuple[Tens
     import torch
 
     log_p = torch.log_softmax(logits.float(), -1)
-    p = log_p.exp()
-    chosen = log_p.gather(-1, tokens[..., None])
-    entropy = torch.special.entr(p).sum(-1)
-    before = p.masked_fill_(log_p <= chosen, 0.0).sum(-1)
-    return chosen[..., 0], entropy, before >= top_p
+    entropy = torch.special.entr(log_p.exp()).sum(-1)
+    return log_p.gather(-1, tokens[..., None])[..., 0], entropy
 
 
 class _Answer(NamedTuple):
@@ -155,7 +137,6 @@ def measure(
                 continue
             as_drawn = [len(one.text.answer) == one.row["tokens"] for one in here]
             report[tier][arm] = {
-                "top_p": TOP_P,
                 "per_problem": PER_PROBLEM,
                 "tokens_as_drawn": float(np.mean(as_drawn)),
                 **summarise(
@@ -220,48 +201,35 @@ def summarise(
         scored: of each model, the answers as it scores them, each with a token or more.
     """
     _, index, answers = np.unique(problem, return_inverse=True, return_counts=True)
-    means = dict(_means(own, scored))
-    above, below = (
-        np.stack([np.bincount(index, mean[i]) / answers for mean in means.values()], axis=1)
-        for i in (0, 1)
-    )
-    # Nothing is claimed beyond what was seen, unless it is a share.
-    is_share, each = [path[-1] == "tokens_outside" for path in means], above / below
-    bounds = (
-        np.where(is_share, 0.0, each.min(axis=0)),
-        np.where(is_share, 1.0, each.max(axis=0)),
-    )
     weights = bootstrap_weights(len(answers), resamples, rng)
-    report: dict[str, Any] = {"unit": "nats", "problems": len(answers), "answers": len(problem)}
-    estimates = ratio_interval(above, below, weights, bounds=bounds)
-    for path, estimate in zip(means, estimates, strict=True):
-        assert estimate is not None, "every answer has a token"
-        inner = report
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[path[-1]] = asdict(estimate)
-    return report
-
-
-def _means(own: str, scored: Mapping[str, Sequence[Scored]]) -> Iterator[Mean]:
-    """Everything that is estimated, in the order of the report."""
     mine = scored[own]
-    tokens = np.array([len(answer.log_p) for answer in mine], np.float64)
-    ones = np.ones_like(tokens)
 
-    def sums(path: tuple[str, ...], values: Iterable[Values]) -> Iterator[Mean]:
-        each = np.array([value.sum() for value in values])
-        yield (*path, "per_token"), (each, tokens)
-        yield (*path, "per_answer"), (each, ones)
+    def over_problems(of_answers: Iterable[float]) -> Values:
+        return np.bincount(index, np.array(list(of_answers))) / answers
 
-    yield ("tokens",), (tokens, ones)
-    yield from sums(("entropy",), (answer.entropy for answer in mine))
-    for name, answers in scored.items():
-        yield from sums(("under", name, "log_likelihood"), (answer.log_p for answer in answers))
-        least = np.array([answer.log_p.min() for answer in answers])
-        yield ("under", name, "least_likely_token"), (least, ones)
-        outside = np.array([answer.outside.sum() for answer in answers], np.float64)
-        yield ("under", name, "tokens_outside"), (outside, tokens)
-        if name != own:
-            pairs = zip(mine, answers, strict=True)
-            yield from sums(("kl", name), (p.log_p - q.log_p for p, q in pairs))
+    tokens = over_problems(len(answer.log_p) for answer in mine)
+    divided_by = np.stack([tokens, np.ones_like(tokens)], axis=1)
+
+    def estimates(of_tokens: Iterable[Values]) -> dict[str, dict[str, float] | None]:
+        sums = np.stack([over_problems(values.sum() for values in of_tokens)] * 2, axis=1)
+        each = sums / divided_by  # nothing is claimed beyond what was seen
+        bounds = each.min(axis=0), each.max(axis=0)
+        found = ratio_interval(sums, divided_by, weights, bounds=bounds)
+        return by_name(("per_token", "per_answer"), found)
+
+    return {
+        "unit": "nats",
+        "problems": len(answers),
+        "answers": len(problem),
+        "tokens": estimates(np.ones_like(answer.log_p) for answer in mine)["per_answer"],
+        "entropy": estimates(answer.entropy for answer in mine),
+        "under": {
+            name: {"log_likelihood": estimates(answer.log_p for answer in of_model)}
+            for name, of_model in scored.items()
+        },
+        "kl": {
+            name: estimates(p.log_p - q.log_p for p, q in zip(mine, of_model, strict=True))
+            for name, of_model in scored.items()
+            if name != own
+        },
+    }

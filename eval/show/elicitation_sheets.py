@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eval.answers.likelihood import TOP_P
 from eval.show.tables import Sheet, label
 from eval.stats.conclusion import Conclusion
 from eval.stats.estimate import cell, with_interval
@@ -139,19 +138,15 @@ def estimate_sheet(ruling: Mapping[str, Any]) -> Sheet:
 
 
 def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:
-    """Where the base's curve meets the arm's, and the sampling-efficiency gap."""
-    n, gap = ruling["budget"]["n"], ruling["gap"]
+    """Where the base's curve meets the arm's."""
     return Sheet(
         "Where the curves cross",
-        ["", "base meets or passes at k", "of resamples never", "sampling-efficiency gap, points"],
+        ["", "base meets or passes at k", "of resamples never"],
         [
-            [label(arm), _crossing(met), _never(met["beyond"]), cell(gap[arm], "+")]
+            [label(arm), _crossing(met), _never(met["beyond"])]
             for arm, met in ruling["crossing"].items()
         ],
-        [
-            f"The gap is base's pass@{n} minus the arm's pass@1: 0 where the first try gives all "
-            f"that base reaches in {n}."
-        ],
+        [],
     )
 
 
@@ -267,7 +262,7 @@ def _likelihood_sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
         },
         ["Of the arms that are asked at temperature 1 from the bare prompt."],
     )
-    kls = {arm: of_arm.get("kl", {}) for arm, of_arm in measured.items()}
+    kls = {arm: of_arm["kl"] for arm, of_arm in measured.items()}
     references = list(dict.fromkeys(reference for kl in kls.values() for reference in kl))
     for reference in references:
         yield _by_arm(
@@ -281,14 +276,11 @@ def _likelihood_sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
     for model in (None, *references):
         under = {arm: of_arm["under"].get(model or arm) for arm, of_arm in measured.items()}
         yield _by_arm(
-            f"How likely an arm's answers are under {label(model) if model else 'itself'}, in nats "
-            "and %",
+            f"How likely an arm's answers are under {label(model) if model else 'itself'}, in nats",
             {arm: record for arm, record in under.items() if record is not None},
             {
                 "log p a token": lambda u: in_own_unit(u["log_likelihood"]["per_token"]),
                 "an answer": lambda u: in_own_unit(u["log_likelihood"]["per_answer"]),
-                "its least likely token": lambda u: in_own_unit(u["least_likely_token"]),
-                f"tokens outside top-p {TOP_P}": lambda u: cell(u["tokens_outside"]),
             },
         )
 

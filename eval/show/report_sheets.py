@@ -6,11 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-
-from data.common.console import say
 from data.policies import GREEDY, GUESSABLE
-from eval.show.tables import Sheet, label, print_sheets
+from eval.show.tables import Sheet, label
 from eval.stats.estimate import cell
 
 _MEANS = {
@@ -177,10 +174,3 @@ def headline(report: Mapping[str, Any]) -> str | None:
         f"{report['main']} (main tier), pass@1: {label(pair['tuned'])} - "
         f"{label(pair['reference'])} = {cell(at_1, '+')} points; the interval {excludes} 0."
     )
-
-
-def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print every table and the first comparison."""
-    print_sheets(report_sheets(report), console)
-    if sentence := headline(report):
-        say(console, f"\n{sentence}")

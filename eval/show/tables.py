@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from textwrap import wrap
 
 from rich.console import Console
 
-from data.common.console import WIDTH, plain_table, say
+from data.common.console import WIDTH, plain_console, plain_table, say
+from data.common.files import write_json, write_text
 
 #: Characters of a heading on a line: an arm may be called by a long path.
 HEADING = 24
@@ -32,6 +34,24 @@ class Sheet:
 def label(arm: str) -> str:
     """An arm as readers know it."""
     return _LABELS.get(arm, arm)
+
+
+def publish(
+    path: Path,
+    result: Mapping[str, object],
+    sheets: Sequence[Sheet],
+    sentences: Sequence[str] = (),
+    printed: Sequence[Sheet] | None = None,
+) -> None:
+    """Write a result as JSON to ``path``, its tables and sentences as Markdown beside it, and print
+    both; of the tables those of ``printed``, where that is given."""
+    write_json(path, result)
+    said = "".join(f"{sentence}\n\n" for sentence in sentences)
+    write_text(path.with_suffix(".md"), said + markdown_of(sheets))
+    console = plain_console()
+    print_sheets(sheets if printed is None else printed, console)
+    for sentence in sentences:
+        say(console, f"\n{sentence}")
 
 
 def print_sheets(sheets: Iterable[Sheet], console: Console) -> None:

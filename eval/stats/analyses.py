@@ -34,32 +34,24 @@ ACCURACIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 def beside_base(
     base: Counts, tuned: Counts, weights: Weights, rng: np.random.Generator, level: float
 ) -> dict[str, object]:
-    """What explains a conclusion on one training seed.
-
-    ``gap`` is the sampling-efficiency gap, ``pass@n of the base - pass@1 of the tuned arm`` (arXiv
-    2504.13837, section 4.3, which takes k = 256): how much of what the base reaches in n tries the
-    tuned arm does not yet give at the first. 0: all of it; lower is better.
-    """
+    """What explains a conclusion on one training seed."""
     ks = np.arange(1, int(base.n.min()) + 1)
     reference, curve = pass_at_k(base.n, base.c, ks), pass_at_k(tuned.n, tuned.c, ks)
-    [gap] = paired_difference(reference[:, -1:], curve[:, :1], weights, level)
     return {
         "two_by_two": two_by_two(base.c > 0, tuned.c > 0),
         "crossing": crossing(reference, curve, weights, level),
-        "gap": asdict(gap),
         "expansion": expansion(base, tuned, weights, rng, level),
         "shrinkage": expansion(tuned, base, weights, rng, level),
     }
 
 
 def spread(counts: Counts, guess: ArrayLike, weights: Weights, level: float) -> dict[str, object]:
-    """How the problems fare in one arm: accuracies, coverage, and pass@k with guessing (the chance
-    of it in one try, [problems]) removed."""
+    """How the problems fare in one arm: coverage, and pass@k with guessing (the chance of it in one
+    try, [problems]) removed."""
     n, c = counts.n, counts.c
     ks = ks_for(int(n.min()))
     adjusted = floor_adjusted(pass_at_k(n, c, ks), floor_at(guess, ks), weights, level)
     return {
-        "histogram": accuracy_histogram(n, c),
         "coverage": by_name(ACCURACIES, coverage(n, c, weights, level)),
         "floor_adjusted": by_name(ks, adjusted),
     }
@@ -142,20 +134,6 @@ def expansion(
         }
     counted = {"unsolved": int(unsolved.sum()), "problems": unsolved.size, "tries": tries}
     return {**counted, **among, "share": asdict(share)}
-
-
-def accuracy_histogram(n: ArrayLike, c: ArrayLike) -> dict[str, int]:
-    """How many problems have an accuracy c / n of exactly 0, and in each of ten equal parts of
-    (0, 1], upper edge included: ``{"0": 12, "(0, 0.1]": 30, …}`` (arXiv 2504.13837, figure 5).
-
-    Whole numbers decide the bin, so that 3 of 10 is never 0.30000000000000004.
-    """
-    bins = 10
-    n, c = np.broadcast_arrays(n, c)
-    place = -(-c.astype(np.int64) * bins // n)  # rounded up: 0 only where c is 0
-    counts = np.bincount(place, minlength=bins + 1)
-    names = ["0", *(f"({i / bins:g}, {(i + 1) / bins:g}]" for i in range(bins))]
-    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def coverage(n: ArrayLike, c: ArrayLike, weights: Weights, level: float) -> list[Estimate]:

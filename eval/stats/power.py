@@ -36,7 +36,6 @@ class Detectable:
     Attributes:
         gain: in pass@1 over the base, a share.
         new: share of problems on which a skill is new, right in ``skill`` of the tries there.
-        counted: the chance of success a try from which such a problem counts in half the cases.
         narrowed: loss of pass@n, a share.
         elicited: the fewest problems that can come out as elicited.
         possible: whether a perfect solver, right everywhere, would come out as a new capability.
@@ -54,7 +53,6 @@ class Detectable:
     gain: float | None
     new: float | None
     skill: float
-    counted: float | None
     narrowed: float | None
     elicited: int
     possible: bool
@@ -143,7 +141,6 @@ def detectable(
     # The problem that was not seen may differ by all there is: see ``mean_interval``.
     gain = max(margins.gain, z * np.sqrt((SPREAD**2 + 1 / problems) / problems))
     narrowed = _least(problems, z, 0.0, CHURN + 1 / problems, 1.0, 0.0)
-    reliable = float(np.median(needed[1]))
     return Detectable(
         problems,
         samples,
@@ -153,7 +150,6 @@ def detectable(
         float(gain) if gain < 1 else None,
         new(skill),
         skill,
-        reliable / fresh if reliable <= fresh else None,
         None if narrowed is None else max(margins.narrowed, narrowed),
         # The upper limit of a share of which nothing was seen must lie below ``reach``.
         math.ceil(np.log(1 - margins.level) / np.log(1 - margins.reach)),
