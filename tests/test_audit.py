@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BLOG, day, random_problem
+from conftest import BLOG, random_problem
 
 import rewards.audit
 from data.common.errors import UserError
@@ -23,7 +23,6 @@ from data.solver import interval_optimum, optimal_schedule
 from data.tiers import TIERS
 from rewards.attacks import ATTACKS, AttackCase, near_optimal, references, scale
 from rewards.audit import CEILING, Audit, audit, gate, main
-from rewards.edits import EDITS
 from rewards.scoring import Earnings, surely_above
 from rewards.verify import Status, verify
 
@@ -226,15 +225,6 @@ def test_on_the_published_data_copying_every_event_earns_69_of_100_and_fails():
 # --- the search -----------------------------------------------------------------------------
 
 
-def test_every_edit_takes_any_text():
-    some = ["", "<think>", "<schedule>\n</schedule>", *scale(case(day())).values()]
-    for edit in EDITS:
-        for text in some:
-            for seed in range(5):
-                found = AttackCase(day(), interval_optimum(day()), None, random.Random(seed))
-                assert isinstance(edit(text, found), str)
-
-
 # --- the gate -------------------------------------------------------------------------------
 
 
@@ -256,11 +246,6 @@ def test_the_gate_refuses_an_unsound_reward_unless_told_to_train_all_the_same(ca
     warning = capsys.readouterr().out
     assert warning.startswith("WARNING")
     assert "of gold's reward" in warning
-
-
-def test_a_reward_that_makes_no_sense_does_not_reach_the_gate():
-    with pytest.raises(UserError, match=r"unknown reward\.shape"):
-        at_the_gate("none")
 
 
 # --- the stage ------------------------------------------------------------------------------

@@ -161,14 +161,6 @@ def test_what_was_not_trained_is_not_exported(recipe, arm):
         export.run(recipe, arm)
 
 
-def test_without_a_name_the_last_arm_that_is_trained_is_exported(world, monkeypatch):
-    recipe = world.recipe(ARMS)
-    train(recipe, "sft")
-    monkeypatch.setattr("sys.argv", ["export", "--recipe", str(recipe.path)])
-    export.main()
-    assert Path("runs/scripted/export/sft/model.safetensors").is_file()
-
-
 def test_an_arm_trained_from_another_model_than_the_recipe_names_is_refused(recipe):
     other = replace(recipe, model="nobody/other")
     with pytest.raises(UserError, match=r"trained from nobody/base, and .* from nobody/other now"):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import brute_force
 
-from data import draw, make, recipe
+from data import draw, recipe
 from data.clock import CLOCK
 from data.common.errors import UserError
 from data.common.files import read_jsonl
@@ -186,18 +186,7 @@ def test_the_card_has_counts_floors_fingerprints_and_the_tiers_that_can_be_guess
     assert line.endswith(f": {', '.join(guessed) or 'none'}.")
 
 
-def test_the_folder_is_a_dataset_for_the_datasets_library(made, tmp_path):
-    import datasets
-
-    datasets.disable_progress_bars()
-    loaded = datasets.load_dataset(str(made), cache_dir=str(tmp_path))
-    assert {split: len(loaded[split]) for split in SPLITS} == {"train": 84, "val": 5, "test": 14}
-    row = loaded["test"][0]
-    assert Problem.from_json(row["problem"]).optimum == row["optimum"]
-    assert reward_functions(RewardSection())[0]([row["gold"]], [row["problem"]]) == [1]
-
-
-def test_a_folder_loads_its_own_rows_from_a_shared_cache_also_when_it_was_made_again(tmp_path):
+def test_the_folder_is_a_dataset_that_loads_its_own_rows_also_when_made_again(tmp_path):
     import datasets
 
     datasets.disable_progress_bars()
@@ -207,6 +196,13 @@ def test_a_folder_loads_its_own_rows_from_a_shared_cache_also_when_it_was_made_a
         loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
         golds = [row["gold"] for row in read_problems(folder / "test.jsonl")]
         assert loaded["test"]["gold"] == golds
+        assert {split: len(loaded[split]) for split in SPLITS} == {
+            "train": 84,
+            "val": 5,
+            "test": 14,
+        }
+        row = loaded["test"][0]
+        assert reward_functions(RewardSection())[0]([row["gold"]], [row["problem"]]) == [1]
 
 
 # --- the same anywhere ---------------------------------------------------------------------
@@ -331,23 +327,6 @@ def test_force_or_a_changed_recipe_writes_everything_anew(tmp_path, made, change
     assert (content == content_of(made)) == (not change)
 
 
-def test_a_stage_that_ends_between_two_files_is_not_finished(tmp_path, made, monkeypatch):
-    folder, real = tmp_path / "runs" / "small" / "data", make.write_jsonl
-
-    def write(path: Path, records: list[dict]) -> None:
-        if list(folder.glob("*.jsonl")):
-            raise KeyboardInterrupt
-        real(path, records)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(make, "write_jsonl", write)
-        with pytest.raises(KeyboardInterrupt):
-            stage(tmp_path, SMALL)
-    assert len(list(folder.glob("*.jsonl"))) == 1
-    assert not (folder / "manifest.json").exists()
-    assert content_of(stage(tmp_path, SMALL)) == content_of(made)
-
-
 # --- imported problems ---------------------------------------------------------------------
 
 
@@ -439,6 +418,10 @@ def with_problem(row: dict, **changes: object) -> dict:
     ("spoil", "names"),
     [
         (lambda row: json.dumps(row)[:-5], "JSON"),
+        (lambda row: "[" * 100_000, "JSON"),
+        (lambda row: '{"id": ' + "9" * 5000 + "}", "JSON"),
+        (lambda row: {**row, "gold": "\ud83d"}, "'gold'"),
+        (lambda row: {**row, "prompt": ["a"]}, "'prompt'"),
         (lambda row: [row], "JSON"),
         (lambda row: row.pop("problem") and row, "a problem must be"),
         (lambda row: row.pop("prompt") and row, "'prompt'"),

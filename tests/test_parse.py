@@ -225,12 +225,6 @@ def test_100_000_fuzzed_completions_survive_and_none_is_wrongly_called_optimal()
     assert few == {ParseFailure.CUT_OFF}, met  # no text says that of itself
 
 
-@settings(max_examples=1000)
-@given(st.text() | st.lists(st.sampled_from(SOUP), max_size=30).map("".join))
-def test_any_text_at_all_is_read_or_named(text):
-    assert isinstance(parse(text), tuple | ParseFailure)
-
-
 NAMES = st.text(st.characters(exclude_characters="<"), min_size=1).filter(
     lambda name: name == name.strip() and not _MARK.search(name)  # an event called [THINK]
 )

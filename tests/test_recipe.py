@@ -265,8 +265,10 @@ def test_broken_yaml_is_named_with_its_line(tmp_path, text, line, names):
         b"name: x\n\x00",
         b"seed: !!int ''\n",
         b"seed: !!bool x",
+        b"seed: " + b"9" * 5000,
+        b"a: " + b"[" * 2000,
     ],
-)  # no such character, no text, a control character, tags that do not fit
+)  # no such character, no text, a control character, tags that do not fit, beyond all measure
 def test_a_file_that_yaml_cannot_be_is_one_sentence(tmp_path, content):
     path = tmp_path / "small.yaml"
     path.write_bytes(content)
@@ -360,6 +362,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, valu
 @pytest.mark.parametrize(
     ("key", "values", "names"),
     [
+        ("model", ["a\0b", "x" * 5000], "plain text"),
         ("seed", [-1, 2**32], "4294967295"),
         ("eval.samples", [0], "1"),
         ("eval.temperature", [-0.1], "0"),

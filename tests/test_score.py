@@ -1,6 +1,7 @@
 """Judging anyone's completions: both layouts, both judges, and what bad input says."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -290,17 +291,28 @@ def without_p1(content):
 @pytest.mark.parametrize(
     ("names", "spoil", "says"),
     [
-        (["samples"], fourth(completion=7), 'samples.jsonl:4: "completion"'),
-        (["samples"], fourth(id="p9"), "samples.jsonl:4: \"id\" is 'p9'"),
-        (["samples"], fourth(sample=9), 'samples.jsonl:4: "sample" is 9'),
-        (["samples"], fourth(tokens=None), 'samples.jsonl:4: "tokens"'),
+        *(
+            (["samples"], fourth(**{key: value}), f'samples.jsonl:4: "{key}" {says}')
+            for key, value, says in (
+                ("id", "p9", "is 'p9'"), ("id", ["a"], "is"), ("sample", 9, "is 9"),
+                ("completion", 7, "must be"), ("completion", None, "must be"),
+                ("tokens", math.nan, "must be"), ("tokens", None, "must be"),
+                ("finish_reason", None, "must be"), ("finish_reason", ["x"], "must be"),
+            )
+        ),
+        *(
+            (["verdicts"], fourth(**{key: value}), f'verdicts.jsonl:4: "{key}" must be')
+            for key, value in (
+                ("ratio", 2), ("ratio", math.nan), ("ratio", "1"), ("status", "splendid"),
+                ("violations", "overlap"), ("finish_reason", ["x"]),
+            )
+        ),
         (["samples"], lambda content: content[:-9], "samples.jsonl:"),
         (["samples"], without_p1, "verdicts.jsonl"),
-        (["verdicts"], fourth(ratio=2), 'verdicts.jsonl:4: "ratio"'),
         (["verdicts"], lambda content: "", "verdicts.jsonl"),
         (["samples", "verdicts"], without_p1, "samples.jsonl lacks problems"),
     ],
-)
+)  # fmt: skip
 def test_spoilt_answers_and_verdicts_are_one_sentence(names, spoil, says, eval_folder):
     for name in names:
         path = eval_folder / f"{name}.jsonl"

@@ -45,25 +45,6 @@ def test_any_chain_of_pieces_survives_the_round_trip(pieces):
     assert TOKENIZER.decode(ids(text)) == text
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " ",
-        "  two  blanks  ",
-        "\r\n\t\x00\x07\x7f\x85",
-        "Straße, 東京, مرحبا, 👩‍👩‍👧",
-        "e\u0301 is not \u00e9",
-        "\ufeff\u200b\u2028",
-        "\ue000\U0010ffff",
-        "▁<0x41><unk>",
-        "09:07 - 23:59",
-    ],
-)
-def test_strange_text_survives_the_round_trip(text):
-    assert TOKENIZER.decode(ids(text)) == text
-
-
 def test_prompts_and_answers_survive_the_round_trip_without_bytes():
     unknown = TOKENIZER.convert_tokens_to_ids("<|unknown|>")
     for text in texts():
@@ -71,10 +52,6 @@ def test_prompts_and_answers_survive_the_round_trip_without_bytes():
         assert TOKENIZER.decode(found) == text
         assert unknown not in found
         assert not any(t.startswith("<0x") for t in TOKENIZER.convert_ids_to_tokens(found))
-
-
-def test_text_out_of_bytes_is_never_unknown():
-    assert TOKENIZER.convert_tokens_to_ids("<|unknown|>") not in ids("東京 \x00 é")
 
 
 # --- the task's texts are short ------------------------------------------------------------
@@ -111,10 +88,6 @@ def test_a_saved_tokenizer_gives_the_same_tokens_beside_any_models_config(tmp_pa
     assert (loaded.pad_token, loaded.eos_token, loaded.padding_side) == (PAD, END, "left")
 
 
-def test_nothing_is_added_to_a_text_by_itself():
-    assert TOKENIZER("Zoo visit")["input_ids"] == ids("Zoo visit")
-
-
 def test_special_tokens_are_one_token_each():
     for token in (PAD, USER, ASSISTANT, END):
         assert ids(token) == [TOKENIZER.convert_tokens_to_ids(token)]
@@ -124,40 +97,14 @@ def test_special_tokens_are_one_token_each():
 # --- the chat template ---------------------------------------------------------------------
 
 
-def test_the_template_renders_a_question_that_waits_for_its_answer():
-    text = TOKENIZER.apply_chat_template(
-        messages("Question?"), add_generation_prompt=True, tokenize=False
-    )
-    assert text == f"{USER}Question?{END}{ASSISTANT}"
-
-
-def test_the_template_ends_an_answer_with_the_token_that_ends_generation():
-    chat = [*messages("Question?"), {"role": "assistant", "content": "Answer."}]
-    text = TOKENIZER.apply_chat_template(chat, tokenize=False)
-    assert text == f"{USER}Question?{END}{ASSISTANT}Answer.{END}"
-    assert ids(text)[-1] == TOKENIZER.eos_token_id
-
-
-def test_the_question_is_a_prefix_of_the_whole_in_tokens_too():
-    """Trainers mask the prompt by its length in tokens."""
+def test_the_template_asks_marks_the_answer_and_ends_it():
+    """Trainers mask the prompt by its length in tokens, or by the template's own mark."""
     for problem in tier_problems("dense", 20):
-        chat = messages(prompt(problem))
-        whole = [*chat, {"role": "assistant", "content": gold(problem)}]
-        start = ids(TOKENIZER.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
-        both = ids(TOKENIZER.apply_chat_template(whole, tokenize=False))
-        assert both[: len(start)] == start
-        assert both[len(start) :] == [*ids(gold(problem)), TOKENIZER.eos_token_id]
-
-
-def test_the_template_marks_what_the_assistant_said():
-    problem = tier_problems("dense", 1)[0]
-    chat = [*messages(prompt(problem)), {"role": "assistant", "content": gold(problem)}]
-    marked = TOKENIZER.apply_chat_template(
-        chat, return_dict=True, return_assistant_tokens_mask=True
-    )
-    said = [
-        token
-        for token, mine in zip(marked["input_ids"], marked["assistant_masks"], strict=True)
-        if mine
-    ]
-    assert TOKENIZER.decode(said) == gold(problem) + END
+        asked, said = messages(prompt(problem)), gold(problem)
+        waiting = TOKENIZER.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        assert waiting == f"{USER}{prompt(problem)}{END}{ASSISTANT}"
+        whole = TOKENIZER.apply_chat_template(
+            messages(prompt(problem), said), return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert whole["input_ids"] == [*ids(waiting), *ids(said), TOKENIZER.eos_token_id]
+        assert whole["assistant_masks"] == [0] * len(ids(waiting)) + [1] * (len(ids(said)) + 1)
