@@ -1,19 +1,20 @@
 """Draws a day and an answer in a terminal: events as bars on a time axis, beside what was proven.
 
-Each state has its own sign and filling, so nothing is told by colour alone. Names and what a model
-wrote are hostile: characters that move, hide or colour text are shown as their escapes, and rich
-reads no markup or emoji codes in any of it.
+Each state has its own sign, so nothing is told by colour alone. Names and what a model wrote are
+hostile: characters that move, hide or colour text are shown as their escapes, and rich reads no
+markup or emoji codes in any of it.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.bar import Bar
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from data.clock import CLOCK
 from data.common.console import say
@@ -22,18 +23,10 @@ from rewards.verify import Status
 
 #: Categories of characters that are not shown as they are.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-#: Columns of a name at most, of a time axis at least, and of the whole at most.
-_NAME_COLUMNS, _AXIS_COLUMNS, _ALL_COLUMNS = 26, 12, 120
-#: Signs and fillings.
-_CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY = "✓◆!★"
-_FULL, _CROSSED, _LIGHT = "█▓░"
-#: Filling and style by whether an event is chosen, and then breaks a rule or else is optimal.
-_LOOKS = {
-    (True, True): (_CROSSED, "red"), (True, False): (_FULL, "green"),
-    (False, True): (_LIGHT, "yellow"), (False, False): (_LIGHT, "dim"),
-}  # fmt: skip
-#: Stands before a name: four signs, the times and the weighted minutes.
-_LEAD = "✓◆!★ 09:00–10:00 1234 "
+#: Columns of a name at most, and of the whole at most.
+_NAME_COLUMNS, _ALL_COLUMNS = 26, 120
+#: Signs of what an event is: chosen, in the optimum, at fault, a priority.
+_MARKS = "✓◆!★"
 _SIGNS = {"optimal": "✓", "feasible": "○", "infeasible": "✕", "unparsable": "?"}
 _STYLES = {"optimal": "green", "feasible": "yellow", "infeasible": "red", "unparsable": "red"}
 
@@ -50,86 +43,52 @@ def visible(text: str) -> str:
 
 def write(console: Console, text: str, end: str = "\n", style: str | None = None) -> None:
     """Write text that may be hostile, as it is: no markup, no wrapping, nothing highlighted."""
-    console.out(_printable(console, text), end=end, style=style, highlight=False)
+    console.out(_encodable(console, visible(text)), end=end, style=style, highlight=False)
 
 
 def tell(console: Console, text: str) -> None:
     """Write a sentence that may be hostile, broken at words in a terminal."""
-    say(console, _printable(console, text))
+    say(console, _encodable(console, visible(text)))
 
 
-def _printable(console: Console, text: str) -> str:
-    return visible(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
+def _encodable(console: Console, text: str) -> str:
+    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def draw_day(console: Console, problem: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
     """Draw a day, as ``eval.show.showcase`` prepares a problem and an answer for drawing, and the
     verdict with the proven optimum below it."""
-    names = [name for name, *_ in (*problem["events"], *answer["strays"])]
-    width = min(console.width, _ALL_COLUMNS)
-    columns = min(_NAME_COLUMNS, width // 4, max(cell_len(visible(name)) for name in names) + 1)
-    # The last hour's label goes beyond its end.
-    axis = _Axis(
-        problem["from"], problem["to"], max(width - columns - len(_LEAD) - 2, _AXIS_COLUMNS)
-    )
-    write(console, f"\n{' ' * (len(_LEAD) + columns)}{axis.labels()}", style="dim")
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, min_width=4)
+    table.add_column(no_wrap=True, overflow="crop", max_width=_NAME_COLUMNS)
+    table.add_column()
+    first, last = problem["from"], problem["to"]
+
+    def add(name: str, start: int, end: int, value: object, states: tuple[bool, ...]) -> None:
+        signs = "".join(mark if on else " " for mark, on in zip(_MARKS, states, strict=True))
+        chosen, best, at_fault, _ = states
+        style = "red" if at_fault else "green" if chosen else "yellow" if best else "bright_black"
+        begin, stop = (min(max(minute, first), last) - first for minute in (start, end))
+        bar = Bar(last - first, begin, max(begin, stop), color=style)
+        called = Text(visible(name).replace("\n", " "))
+        table.add_row(signs, f"{CLOCK[start]}–{CLOCK[end]}", str(value), called, bar, style=style)
+
     faulty = {*answer["overlapping"], *answer["broken"]}
     for i, (name, start, end, value, priority, best, *_) in enumerate(problem["events"]):
         chosen = i in answer["chosen"]
-        states = (chosen, best, i in faulty, priority)
-        look = _LOOKS[chosen, i in faulty if chosen else best]
-        _draw_bar(console, axis, (name, start, end, value), columns, states, look)
+        add(name, start, end, value, (chosen, best, i in faulty, priority))
     for name, start, end, *_ in answer["strays"]:
-        states, look = (False, False, True, False), _LOOKS[True, True]
-        _draw_bar(console, axis, (name, start, end, ""), columns, states, look)
+        add(name, start, end, "", (False, False, True, False))
+    with console.capture() as drawn:
+        console.print(table, width=min(console.width, _ALL_COLUMNS))
+    console.file.write(_encodable(console, drawn.get()))
     if answer["more_strays"]:
         write(console, f"and {answer['more_strays']} more answered events that are not asked so")
-    legend = (
-        f"{_FULL} {_CHOSEN} chosen   {_LIGHT} not chosen   {_CROSSED} {_FAULTY} breaks a rule   "
-        f"{_OPTIMAL} in the optimum   {_PRIORITY} priority\n"
-    )
-    write(console, f"\n{legend}", style="dim")
+    legend = "✓ chosen   ◆ in the optimum   ! breaks a rule   ★ priority"
+    write(console, f"\n{legend}\n", style="dim")
     _draw_verdict(console, problem["optimum"], answer)
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Hours of a day over the columns of a terminal."""
-
-    first: int
-    last: int
-    columns: int
-
-    def column(self, minute: int) -> int:
-        """Where a minute lies; what lies beyond the axis is drawn at its end."""
-        inside = min(max(minute, self.first), self.last) - self.first
-        return round(inside / (self.last - self.first) * self.columns)
-
-    def labels(self) -> str:
-        steps = (1, 2, 3, 4, 6, 12)
-        every = next((n for n in steps if self.column(self.first + 60 * n) >= 4), 24)
-        labels = [" "] * (self.columns + 2)
-        for minute in range(self.first, self.last + 1, 60 * every):
-            labels[self.column(minute) : self.column(minute) + 2] = f"{minute // 60:02d}"
-        return "".join(labels).rstrip()
-
-
-def _draw_bar(
-    console: Console,
-    axis: _Axis,
-    event: tuple[str, int, int, object],
-    columns: int,
-    states: tuple[bool, ...],
-    look: tuple[str, str],
-) -> None:
-    """Draw one event: signs of its states, times, weighted minutes, name, and a bar."""
-    (name, start, end, value), (filling, style) = event, look
-    pairs = zip((_CHOSEN, _OPTIMAL, _FAULTY, _PRIORITY), states, strict=True)
-    signs = "".join(sign if on else " " for sign, on in pairs)
-    begin = min(axis.column(start), axis.columns - 1)
-    bar = " " * begin + filling * max(1, axis.column(end) - begin)
-    label = set_cell_size(visible(name), columns - 1)
-    write(console, f"{signs} {CLOCK[start]}–{CLOCK[end]} {value:>4} {label} {bar}", style=style)
 
 
 def _draw_verdict(console: Console, optimum: int, answer: Mapping[str, Any]) -> None:
