@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, run_main
-from data.common.files import Stage, finished, sha256, stage_facts
+from data.common.files import Stage, finished, sha256, stage_facts, write_bytes
 from data.policies import floor
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
@@ -21,7 +21,7 @@ from data.sections import Arm
 from eval.answers.files import answered
 from eval.answers.judge import judge_arm
 from eval.answers.shortcuts import shortcut_shares
-from eval.show.charts import draw_passk
+from eval.show.charts import passk_chart
 from eval.show.report_sheets import headline, report_sheets
 from eval.show.tables import label, publish
 from eval.stats.passk import ks_for
@@ -41,7 +41,7 @@ def write_report(folder: Path, report: dict[str, Any], notes: Sequence[str] = ()
         report = {**report, "notes": list(notes)}
     sentences = [*filter(None, [headline(report)]), *notes]
     publish(folder / "report.json", report, list(report_sheets(report)), sentences)
-    draw_passk(report, folder / "passk.png")
+    write_bytes(folder / "passk.png", passk_chart(report))
 
 
 def strange_starts(run: Run, names: Sequence[str]) -> list[str]:

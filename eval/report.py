@@ -23,7 +23,7 @@ from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
 from eval.show import page
 from eval.show.charts import drawn_as_png, looks_of, passk_chart, training_panels
-from eval.show.results import read_result, standing, standing_conclusion
+from eval.show.results import read_result, standing
 from eval.show.showcase import choose_answers, drawn_problem
 from eval.show.tables import label
 from eval.show.thinking_sheets import thinking_sheets
@@ -47,7 +47,7 @@ def run(recipe: Recipe, force: bool) -> None:
     logs = {arm: run.log(arm) for arm in arms if run.log(arm).is_file()}
     judged = [a for a in arms if run.samples(a).is_file() and run.verdicts(a).is_file()]
     check_judged(run, judged)
-    conclusion = standing_conclusion(run, arms)
+    conclusion = standing(run.elicitation, run, arms)
     if conclusion is None and finished(run.elicitation.parent):
         print(
             "report: the conclusion is missing, or of other answers than these, so it is left out; "

@@ -123,11 +123,12 @@ def intervene(
         )
         optimal, follows = _means(columns[:, [0, 2]], seed, resamples)
         [cost] = _means(columns[:, [1]], seed, resamples, low=-1.0)
-        result[intervention] = {"optimal": optimal.to_json()}
+        told = {"optimal": optimal}
         if intervention != Intervention.KEPT:
-            result[intervention]["cost"] = cost.to_json()
+            told["cost"] = cost
         if intervention == Intervention.ALTERED:
-            result[intervention]["follows"] = follows.to_json()
+            told["follows"] = follows
+        result[intervention] = by_name(told, told.values())
     return result
 
 

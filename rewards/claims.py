@@ -74,8 +74,14 @@ class Trace:
         return sum(self.claims[claim, truth] for claim in Claim)
 
 
-#: Longer numbers make no claim; Python converts very long ones in quadratic time.
-_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+#: A line that claims something: the event, if any, and the rest. Longer numbers make no claim;
+#: Python converts very long ones in quadratic time.
+_FORMS = {
+    Claim.VALUE: re.compile(r"(.*) = ([0-9]{1,9})"),
+    Claim.TOTAL: re.compile(r"()Total ([0-9]{1,9})"),
+    Claim.OVERLAP: re.compile(r"(.*?) overlaps (.*)"),
+    Claim.RULE: re.compile(r"(.*) breaks (.*)"),
+}
 
 
 def reasoning_of(completion: str) -> str:
@@ -89,21 +95,10 @@ def reasoning_of(completion: str) -> str:
 def _claims(reasoning: str) -> Iterator[tuple[Claim, str, str]]:
     """(kind, event, the rest) of each line that claims something."""
     for line in map(str.strip, reasoning.split("\n")):
-        name, sign, number = line.rpartition(" = ")
-        if sign and _NUMBER.fullmatch(number):
-            yield Claim.VALUE, name, number
-            continue
-        word, _, number = line.partition(" ")
-        if word == "Total" and _NUMBER.fullmatch(number):
-            yield Claim.TOTAL, "", number
-            continue
-        name, sign, rival = line.partition(" overlaps ")
-        if sign:
-            yield Claim.OVERLAP, name, rival
-            continue
-        name, sign, kind = line.rpartition(" breaks ")
-        if sign:
-            yield Claim.RULE, name, kind
+        for claim, form in _FORMS.items():
+            if match := form.fullmatch(line):
+                yield claim, match[1], match[2]
+                break
 
 
 def check_trace(problem: Problem, completion: str) -> Trace:

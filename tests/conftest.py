@@ -9,6 +9,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from data.clock import CLOCK, MINUTE
@@ -38,7 +39,27 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Started in the background, tests and what they start would ignore Ctrl-C, as no terminal does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-BLOG = Path(__file__).parents[1].parent / "shared" / "blog"
+SHARED = Path(__file__).parents[2] / "shared"
+BLOG, CASES = SHARED / "blog", SHARED / "cases"
+needs_blog = pytest.mark.skipif(not BLOG.is_dir(), reason="lies beside the project, not in it")
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="lies beside the project, not in it")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A run without models, see ``scripted``."""
+    from scripted import World
+
+    return World(tmp_path, monkeypatch)
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    """A command that ends so."""
+
+    def main() -> None:
+        raise error
+
+    return main
 
 
 def day() -> Problem:

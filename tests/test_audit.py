@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BLOG, random_problem
+from conftest import BLOG, needs_blog, random_problem
 
 import rewards.audit
 from data.common.errors import UserError
@@ -28,9 +28,6 @@ from rewards.verify import Status, verify
 
 AUDITED = ("dense", "trap", "blog", "rules", "gap", "at_most")
 GRADED, BLOG_REWARD = RewardSection("graded"), RewardSection("blog")
-needs_blog = pytest.mark.skipif(
-    not BLOG.is_dir(), reason="the published data is not beside the project"
-)
 
 
 @cache

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from conftest import BLOG
+from conftest import BLOG, needs_blog
 
 from data.common.files import read_jsonl
 from rewards import blog
@@ -34,7 +34,7 @@ def answer(*events, think="<think>\nhm\n</think>\n") -> str:
     return think + xml(events)
 
 
-@pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
+@needs_blog
 def test_every_published_judgement_and_reward_comes_out_exactly():
     rows = {row["index"]: row for _, row in read_jsonl(BLOG / "test.jsonl")}
     for model, expected in json.loads((BLOG / "expected.json").read_text()).items():

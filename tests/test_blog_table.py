@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import BLOG, tier_problems
-from scripted import World, solving
+from conftest import BLOG, needs_blog, tier_problems
+from scripted import solving
 
 from data.common.errors import UserError
 from data.common.files import write_jsonl
@@ -24,7 +24,7 @@ KNOWN = {
 PROBLEMS = tier_problems("blog", 12)
 
 
-@pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
+@needs_blog
 def test_the_published_table_comes_out_exactly_with_what_it_hides():
     table = judge_as_published(BLOG / "test.jsonl", answers_in(BLOG))
     expected = json.loads((BLOG / "expected.json").read_text())
@@ -85,8 +85,7 @@ def test_several_answers_to_a_problem_are_shown_per_100_answers(tmp_path):
     assert "12 problems, 48 answers" in sheet.notes[0]
 
 
-def test_the_tables_of_a_run_are_made_again_when_an_answer_changes(tmp_path, monkeypatch, capsys):
-    world = World(tmp_path, monkeypatch)
+def test_the_tables_of_a_run_are_made_again_when_an_answer_changes(world, tmp_path, capsys):
     recipe = world.recipe({})
     with pytest.raises(UserError, match="no finished samples; `make blog` draws them"):
         run(recipe, None)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import raising
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -187,13 +188,6 @@ def test_an_interrupt_while_modules_are_imported_ends_a_stage_without_a_tracebac
 
 
 # --- several processes ---------------------------------------------------------------------
-
-
-def raising(error: BaseException):
-    def main() -> None:
-        raise error
-
-    return main
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 from conftest import tier_problems
-from scripted import World, solving
+from scripted import solving
 
 from data.common.errors import UserError
 from data.policies import random_maximal
@@ -63,8 +63,7 @@ def compared():
     return compare_tier(arms, [("a", "base"), ("b", "base"), ("a", "b")], weights)
 
 
-def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(tmp_path, monkeypatch):
-    world = World(tmp_path, monkeypatch)
+def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(world):
     world.scripts |= {"base": solving(0.1), "grpo": solving(0.5)}
     recipe = world.recipe({"grpo": {"trainer": "grpo"}})
     world.train(recipe)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scripted import World, lines, place, solving
+from scripted import lines, place, solving
 
 from data.common.errors import UserError
 from data.common.files import Stage, read_jsonl, write_jsonl
@@ -19,7 +19,7 @@ from eval import judge as report
 from eval.answers.counted import Solved, to_ask_again
 from eval.answers.roles import JudgedArm
 from eval.elicitation import conclusions_on
-from eval.show.results import standing_conclusion
+from eval.show.results import standing
 from eval.stats.counts import Counts
 from rewards.verify import Status, verify
 
@@ -34,11 +34,6 @@ TWO_TIERS = {
     "main": "dense",
     "tiers": {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}},
 }
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    return World(tmp_path, monkeypatch)
 
 
 # --- counts made by hand --------------------------------------------------------------------
@@ -267,17 +262,17 @@ def test_verdicts_that_are_evenly_short_are_found_before_anyone_is_asked_again(w
 def test_a_conclusion_stands_only_while_all_that_it_counts_is_there_and_the_same(world):
     recipe, _ = judged_run(world, SFT_GRPO)
     reported, path = ["base", "sft", "grpo"], recipe.run.elicitation
-    assert standing_conclusion(recipe.run, reported) == path
+    assert standing(path, recipe.run, reported) == path
     fresh = recipe.run.samples("base").parent / "fresh" / "samples.jsonl"
     content = fresh.read_bytes()
     fresh.write_bytes(content[: len(content) // 2])  # as Ctrl-C leaves it
-    assert standing_conclusion(recipe.run, reported) is None
+    assert standing(path, recipe.run, reported) is None
     fresh.write_bytes(content)
-    assert standing_conclusion(recipe.run, reported) == path
-    assert standing_conclusion(recipe.run, ["base"]) is None  # the recipe has no grpo any more
+    assert standing(path, recipe.run, reported) == path
+    assert standing(path, recipe.run, ["base"]) is None  # the recipe has no grpo any more
     shutil.rmtree(recipe.run.folder / "grpo")
     shutil.rmtree(recipe.run.samples("grpo").parent)
-    assert standing_conclusion(recipe.run, reported) is None
+    assert standing(path, recipe.run, reported) is None
     world.evaluate(recipe)
     assert not recipe.run.elicitation.with_name("manifest.json").exists()
 

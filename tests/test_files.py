@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from conftest import raising
 
 from data.common.errors import UserError, reason_of, run_main
 from data.common.files import (
@@ -198,17 +199,6 @@ def test_what_changed_is_done_again(source, change):
     assert not change(source).is_done()
 
 
-def test_a_change_is_seen_though_two_inputs_have_one_name(tmp_path):
-    inputs = [tmp_path / arm / "model" for arm in "ab"]
-    for path in inputs:
-        write_text(path, path.parent.name)
-    work = Stage(tmp_path / "out", "eval", {}, inputs)
-    work.begin_unless_done()
-    work.finish([])
-    write_text(inputs[0], "changed")
-    assert not Stage(tmp_path / "out", "eval", {}, inputs).is_done()
-
-
 def test_a_forced_or_interrupted_stage_is_never_taken_for_finished(source):
     folder = run_stage(source)
     assert stage(source).begin_unless_done(force=True)
@@ -373,13 +363,6 @@ def test_without_locks_a_stage_runs_all_the_same(source, monkeypatch):
 
 
 # --- errors ----------------------------------------------------------------------------------
-
-
-def raising(error: BaseException):
-    def main():
-        raise error
-
-    return main
 
 
 @pytest.mark.parametrize(

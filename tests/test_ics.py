@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from conftest import CASES, needs_cases
 
 from data.clock import CLOCK
 from data.common.errors import UserError
@@ -22,7 +23,6 @@ HERE = Path(__file__).parent
 GOOGLE, OUTLOOK, APPLE = (
     (HERE / "calendars" / f"{name}.ics").read_text() for name in ("google", "outlook", "apple")
 )
-CASES = HERE.parents[1] / "shared" / "cases" / "calendars"
 
 
 def calendar(*events: str, head: str = "") -> str:
@@ -106,12 +106,13 @@ def test_an_apple_calendar_with_durations_folds_and_birthdays_is_read():
     assert notes(APPLE)[2:] == ["Left out, all-day: Oma.", "Left out, over midnight: Party."]
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside the project, not in it")
+@needs_cases
 def test_calendars_that_people_met_are_read_as_they_should_be():
-    for case in json.loads((CASES / "expected.json").read_text()):
+    folder = CASES / "calendars"
+    for case in json.loads((folder / "expected.json").read_text()):
         for day, expected in case["days"].items():
             chosen = (), date.fromisoformat(day), case["zone"]
-            found = read_day((CASES / case["file"]).read_bytes(), case["file"], *chosen)
+            found = read_day((folder / case["file"]).read_bytes(), case["file"], *chosen)
             assert [e.to_json() for e in found.problem.events] == expected, case["file"]
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import BLOG, needs_blog
 
 from data.common.errors import UserError
 from data.event import Event
 from data.published import read_published, read_rows, source_of
 from data.rules import AtMost
-
-BLOG = Path(__file__).parents[1].parent / "shared" / "blog"
 
 ROW = {
     "index": 7,
@@ -161,7 +160,7 @@ def test_a_hub_dataset_that_cannot_be_had_is_one_sentence(monkeypatch):
         read_published("owner/name")
 
 
-@pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
+@needs_blog
 def test_the_published_data_is_sound_but_for_four_rows_past_midnight():
     train, rejects = read_published(str(BLOG / "train.jsonl"))
     test, none = read_published(str(BLOG / "test.jsonl"))

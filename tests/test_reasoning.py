@@ -4,10 +4,7 @@ from conftest import day
 from data.event import Event
 from data.problem import Problem
 from data.prompts import answer, narration
-from eval.answers.reasoning import (
-    reasoning_report,
-    reflections,
-)
+from eval.answers.reasoning import reasoning_report, reflections
 
 
 def thinking(*lines, schedule=()):

@@ -23,7 +23,7 @@ from data.recipe import load_recipe
 from eval import elicitation, report
 from eval.answers import likelihood
 from eval.show.charts import looks_of, training_panels
-from eval.show.elicitation_sheets import elicitation_sheets, ruling_sheets
+from eval.show.elicitation_sheets import elicitation_sheets
 from eval.show.report_sheets import report_sheets
 from eval.show.showcase import (
     CUT,
@@ -387,18 +387,6 @@ def test_the_page_has_every_table_of_both_results(whole):
     rows = [" ".join(" ".join(filter(None, row)).split()) for sheet in sheets for row in sheet.rows]
     assert [row for row in rows if row not in whole.text] == []
     assert whole.text.count("Entropy, KL divergence and likelihood") == 1, "of dense alone"
-
-
-def test_second_looks_and_crossings_are_told_apart(whole):
-    ruling = whole.made.elicitation["judged"]["grpo"]["tiers"]["dense"]
-    curves, unsolved = ruling_sheets(ruling)
-    for number, member in enumerate(("grpo.1", "grpo.2")):
-        met, again = ruling["crossing"][member], ruling["expansion"][member]
-        ends = [met[end] or "beyond 8" for end in ("k", "low", "high")]
-        assert curves.rows[number][:2] == [member, "{} [{}, {}]".format(*ends)]
-        assert unsolved.rows[number][0] == f"Expansion: {member} where base failed"
-        assert unsolved.rows[number][-1] == cell(again["share"], "+")
-        assert unsolved.rows[number + 2][-1] == cell(ruling["shrinkage"][member]["share"], "+")
 
 
 def test_sentences_of_both_results_are_said_once_and_stay_text(made):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from scripted import World
 
 from data.recipe import load_recipe
 from eval.answers.roles import JudgedArm, beforehand, cases
@@ -19,11 +18,6 @@ ARMS = {
 ROLES = {"base_best": "best", "format_only": "form"}
 EVERYONE = ("base", "best", "sft", "grpo.1", "grpo.2", "form.1", "form.2")
 TIERS_ASKED = {"dense": {"train": 4, "val": 1, "test": 3}, "trap": {"train": 4, "test": 2}}
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    return World(tmp_path, monkeypatch)
 
 
 @pytest.fixture

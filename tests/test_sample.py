@@ -4,11 +4,9 @@ import json
 from collections import Counter
 
 import pytest
-from filelock import FileLock
-from scripted import Scripted, World, lines, solving
+from scripted import Scripted, lines, solving
 
 from data.common.errors import UserError
-from data.common.locks import lock_file
 from data.rows import read_split
 from eval.answers.asker import kept
 from eval.answers.files import way_of_asking
@@ -23,11 +21,6 @@ BEST = {
     }
 }
 GRPO = {"grpo": {"trainer": "grpo"}}
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    return World(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -107,25 +100,6 @@ def test_an_interrupted_asking_again_goes_on_without_losing_or_doubling_an_answe
     assert path.read_text() == whole
     [(_, _, ids, _)] = world.asked
     assert ids == [row["id"] for row in rows[6 if torn else 7 :]]
-
-
-@pytest.mark.parametrize("fresh", [False, True])
-def test_no_two_processes_draw_the_same_answers(sampled, fresh):
-    recipe, rows = sampled
-
-    def draw():
-        if fresh:
-            ask_again(recipe, "base", rows[:2], 5, force=True)
-        else:
-            sample_arm(recipe, "base", force=True)
-
-    folder = recipe.run.samples("base").parent / ("fresh" if fresh else "")
-    lock = FileLock(lock_file(folder))  # as another process would
-    lock.acquire()
-    with pytest.raises(UserError, match=f"{folder.name} is being written by"):
-        draw()
-    lock.release()
-    draw()
 
 
 @pytest.mark.parametrize("spoilt", [b"{", b"7", b'{"id": []}', b"[" * 9999, b"\xff"])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import day
+from conftest import BLOG, CASES, day, needs_blog, needs_cases
 
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
@@ -20,7 +20,6 @@ from eval.answers.judge import score_rows, score_rows_as_published
 from rewards import verify
 
 ROOT = Path(__file__).parents[1]
-BLOG, CASES = ROOT.parent / "shared" / "blog", ROOT.parent / "shared" / "cases"
 
 ART, BAND, CHESS = (
     ["Art", "09:00", "10:00"],
@@ -117,7 +116,7 @@ def test_cut_off_answers_are_none_and_malformed_ones_are_read_leniently_only(run
     assert verdicts[0]["violations"] == ["cut_off"]
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside the project, not in it")
+@needs_cases
 def test_answers_that_people_met_are_judged_as_they_should_be(run):
     problems, answers = (
         [row for _, row in read_jsonl(CASES / f"answers{part}.jsonl")] for part in ("-problem", "")
@@ -323,7 +322,7 @@ def test_spoilt_answers_and_verdicts_are_one_sentence(names, spoil, says, eval_f
     assert "`make eval`" in str(raised.value)
 
 
-@pytest.mark.skipif(not BLOG.is_dir(), reason="the published data is not beside the project")
+@needs_blog
 def test_the_published_completions_are_judged_by_both():
     sound, _ = read_published(str(BLOG / "test.jsonl"))
     problems = {row["index"]: problem for problem, row in sound}

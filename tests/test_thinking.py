@@ -2,7 +2,7 @@
 
 import json
 
-from scripted import Scripted, World
+from scripted import Scripted
 
 from data.prompts import schedule_xml
 from data.rows import gold_answer
@@ -25,8 +25,7 @@ class Thinking(Scripted):
             yield one.text + end + schedule_xml(best if own else one.follows or ())
 
 
-def test_changed_reasoning_costs_an_arm_that_reads_it_and_not_one_that_knows(tmp_path, monkeypatch):
-    world = World(tmp_path, monkeypatch)
+def test_changed_reasoning_costs_an_arm_that_reads_it_and_not_one_that_knows(world, monkeypatch):
     monkeypatch.setattr(thinking, "Asker", Thinking)
     monkeypatch.setattr(thinking, "model_inputs", lambda model: [])
     world.scripts["base"] = lambda row, way, rng: row["gold"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from conftest import BLOG, brute_force, minutes, tier_problems
+from conftest import BLOG, brute_force, minutes, needs_blog, tier_problems
 
 from data.clock import MINUTE
 from data.common.errors import UserError
@@ -94,7 +94,7 @@ def test_blog_is_the_published_distribution_and_dense_twice_as_crowded():
     assert sum(map(pairs, dense)) / sum(len(p.events) for p in dense) > 2 * 0.25
 
 
-@pytest.mark.skipif(not BLOG.is_dir(), reason="the published rows are not here")
+@needs_blog
 def test_blog_is_as_crowded_and_as_easy_to_guess_as_the_published_rows():
     published = [problem for problem, _ in read_published(str(BLOG / "train.jsonl"))[0]]
     ours = tier_problems("blog", COUNT)

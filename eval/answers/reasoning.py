@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ class _Shares:
             for names in (of, among)
         )
         [estimate] = ratio_interval(part[:, None], whole[:, None], self.weights)
-        return None if estimate is None else estimate.to_json()
+        return None if estimate is None else asdict(estimate)
 
     def holding(self, name: str) -> dict[str, float] | None:
         return self.share([f"{name} True"], [f"{name} True", f"{name} False"])
@@ -116,7 +117,7 @@ class _Shares:
         )
         weights = bootstrap_weights(int(both.sum()), self.resamples, self.rng)
         [estimate] = mean_interval((of_a - of_b)[:, None], weights, bounds=(-1.0, 1.0))
-        return estimate.to_json()
+        return asdict(estimate)
 
     def claims(self, kind: Claim) -> dict[str, object]:
         true, false, unknown = (f"{kind} {truth}" for truth in Truth)

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from data.common.files import write_bytes
 from data.policies import GREEDY
 from eval.show.report_sheets import tier_title
 from eval.show.tables import label
@@ -155,11 +154,6 @@ def drawn_as_png(panels: Sequence[Panel], caption: str = "", sharey: bool = Fals
 
 
 # --- pass@k, training ----------------------------------------------------------------------------
-
-
-def draw_passk(report: Mapping[str, Any], path: Path) -> None:
-    """Draw pass@k of ``report.json`` to a PNG."""
-    write_bytes(path, passk_chart(report))
 
 
 def passk_chart(report: Mapping[str, Any]) -> bytes:

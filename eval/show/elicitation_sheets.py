@@ -251,38 +251,34 @@ def _spread_sheets(described: Mapping[str, Any]) -> Iterator[Sheet]:
 
 
 def _likelihood_sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
+    kls = {arm: of_arm["kl"] for arm, of_arm in measured.items()}
+    references = list(dict.fromkeys(reference for kl in kls.values() for reference in kl))
+    quantities = {"Entropy": {arm: of_arm["entropy"] for arm, of_arm in measured.items()}}
+    for one in references:
+        quantities[f"KL divergence to {label(one)}"] = {arm: kl.get(one) for arm, kl in kls.items()}
+    for model in (None, *references):
+        quantities[f"Log-likelihood under {label(model) if model else 'itself'}"] = {
+            arm: of_arm["under"].get(model or arm, {}).get("log_likelihood")
+            for arm, of_arm in measured.items()
+        }
+    for what, by_arm in quantities.items():
+        yield _by_arm(
+            f"{what}, in nats",
+            {arm: record for arm, record in by_arm.items() if record},
+            {
+                "a token": lambda record: in_own_unit(record["per_token"]),
+                "an answer": lambda record: in_own_unit(record["per_answer"]),
+            },
+        )
     yield _by_arm(
-        "Entropy, in nats",
+        "Tokens an answer",
         measured,
         {
-            "a token": lambda of_arm: in_own_unit(of_arm["entropy"]["per_token"]),
-            "an answer": lambda of_arm: in_own_unit(of_arm["entropy"]["per_answer"]),
-            "tokens an answer": lambda of_arm: in_own_unit(of_arm["tokens"]),
-            "tokens as drawn, %": lambda of_arm: f"{100 * of_arm['tokens_as_drawn']:.1f}",
+            "tokens": lambda of_arm: in_own_unit(of_arm["tokens"]),
+            "as drawn, %": lambda of_arm: f"{100 * of_arm['tokens_as_drawn']:.1f}",
         },
         ["Of the arms that are asked at temperature 1 from the bare prompt."],
     )
-    kls = {arm: of_arm["kl"] for arm, of_arm in measured.items()}
-    references = list(dict.fromkeys(reference for kl in kls.values() for reference in kl))
-    for reference in references:
-        yield _by_arm(
-            f"KL divergence to {label(reference)}, in nats",
-            {arm: kl[reference] for arm, kl in kls.items() if reference in kl},
-            {
-                "a token": lambda kl: in_own_unit(kl["per_token"]),
-                "an answer": lambda kl: in_own_unit(kl["per_answer"]),
-            },
-        )
-    for model in (None, *references):
-        under = {arm: of_arm["under"].get(model or arm) for arm, of_arm in measured.items()}
-        yield _by_arm(
-            f"How likely an arm's answers are under {label(model) if model else 'itself'}, in nats",
-            {arm: record for arm, record in under.items() if record is not None},
-            {
-                "log p a token": lambda u: in_own_unit(u["log_likelihood"]["per_token"]),
-                "an answer": lambda u: in_own_unit(u["log_likelihood"]["per_answer"]),
-            },
-        )
 
 
 def in_own_unit(estimate: Mapping[str, float] | None) -> str:

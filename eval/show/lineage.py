@@ -16,7 +16,7 @@ from data.common.files import finished, sha256, stage_facts
 from data.run import BASE, Run, maker
 from data.sections import EvalSection
 from eval.answers.files import way_of_asking
-from eval.show.results import read_result, standing_conclusion
+from eval.show.results import read_result, standing
 from pipeline.model.load import is_local
 
 
@@ -131,7 +131,7 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> Mapping[str, Any
 
 def _sentence(run: Run, arm: str, entry: str, reported: Sequence[str]) -> str | None:
     """The conclusion on an arm's entry, where it stands and counts the arm."""
-    path = standing_conclusion(run, reported)
+    path = standing(run.elicitation, run, reported)
     if path is None or str(run.verdicts(arm)) not in stage_facts(path.parent)["inputs"]:
         return None
     return read_result(path)["judged"].get(entry, {}).get("sentence")

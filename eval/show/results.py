@@ -28,11 +28,6 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def standing_conclusion(run: Run, reported: Sequence[str]) -> Path | None:
-    """``elicitation.json``, where it stands (``standing``)."""
-    return standing(run.elicitation, run, reported)
-
-
 def standing(path: Path, run: Run, reported: Sequence[str]) -> Path | None:
     """A result at ``path``, where it is about the answers and verdicts that are there now, and
     about no arm that is not ``reported``."""

@@ -36,9 +36,6 @@ class Estimate:
     high: float
     n: int
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
-
 
 def by_name(
     names: Iterable[object], estimates: Iterable[Estimate | None]
