@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from data.clock import CLOCK, MINUTE
+from data.common.errors import UserError
 from data.event import Event, Schedule
 from data.problem import Problem
 from data.prompts import answer, narration, schedule_xml
@@ -51,6 +52,14 @@ def world(tmp_path, monkeypatch):
     from scripted import World
 
     return World(tmp_path, monkeypatch)
+
+
+def refusal_of(call: Callable[[], object]) -> str:
+    """The one sentence in which a call is refused."""
+    with pytest.raises(UserError) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 def raising(error: BaseException) -> Callable[[], None]:

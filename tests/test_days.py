@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,10 +26,7 @@ def read(content, *priorities: str, **wanted):
 
 
 def refusal(content, *priorities: str, **wanted) -> str:
-    with pytest.raises(UserError) as refused:
-        read(content, *priorities, **wanted)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return refusal_of(lambda: read(content, *priorities, **wanted))
 
 
 def events(day) -> list[str]:

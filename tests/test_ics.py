@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from conftest import CASES, needs_cases
+from conftest import CASES, needs_cases, refusal_of
 
 from data.clock import CLOCK
 from data.common.errors import UserError
@@ -56,10 +56,7 @@ def notes(text: str, day: str | None = None, zone: str | None = None) -> list[st
 
 
 def refusal(text: str, day: str | None = None, zone: str | None = None) -> str:
-    with pytest.raises(UserError) as refused:
-        entries(text, day, zone)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return refusal_of(lambda: entries(text, day, zone))
 
 
 # --- exports ---------------------------------------------------------------------------------

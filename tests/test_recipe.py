@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import refusal_of
 
 from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe, recipe_from
@@ -46,10 +47,7 @@ def changed(key: str, *value: object, of: dict = GOOD) -> dict:
 
 def refusal(tmp_path: Path, content: dict | str) -> str:
     """What is said of a recipe, after its file's name."""
-    with pytest.raises(UserError) as refused:
-        load(tmp_path, content)
-    text = str(refused.value)
-    assert "\n" not in text
+    text = refusal_of(lambda: load(tmp_path, content))
     assert text.startswith(f"{tmp_path / 'small.yaml'}:")
     return text.removeprefix(f"{tmp_path / 'small.yaml'}:").strip()
 
@@ -285,9 +283,8 @@ def test_a_missing_recipe_is_answered_with_the_nearest_name(tmp_path):
     for name in ("tiny", "blog-7b"):
         (tmp_path / f"{name}.yaml").write_text("")
     for name, near in (("tinny", "; did you mean 'tiny'?"), ("quite-another", ""), ("x/tiny", "")):
-        with pytest.raises(UserError) as refused:
-            load_recipe(tmp_path / f"{name}.yaml")
-        assert str(refused.value).endswith(f"{name}.yaml does not exist{near}")
+        says = refusal_of(lambda name=name: load_recipe(tmp_path / f"{name}.yaml"))
+        assert says.endswith(f"{name}.yaml does not exist{near}")
 
 
 def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
@@ -295,9 +292,7 @@ def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
         assert load_recipe(Path(name)).name == "qwen2.5-7b"
     assert load(tmp_path, {"extends": "tiny", "name": "above"}).data.main == "busy"
     for name, end in (("Qwen2.5-7B", "did you mean 'qwen2.5-7b'?"), ("zzz", "thinking, tiny")):
-        with pytest.raises(UserError) as refused:
-            load_recipe(Path(name))
-        assert str(refused.value).endswith(end)
+        assert refusal_of(lambda name=name: load_recipe(Path(name))).endswith(end)
 
 
 # --- keys and types --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from functools import partial
 
 import httpx
 import pytest
+from conftest import refusal_of
 from scripted import World, lines
 
 from data.common.errors import UserError
@@ -167,9 +168,7 @@ def test_a_server_that_refuses_or_stays_broken_ends_the_sampling_with_one_senten
     vllm, trouble, tries, said
 ):
     vllm.trouble = dict.fromkeys(range(9), trouble)
-    with pytest.raises(UserError) as raised:
-        drawn(vllm, ["one"])
-    text = str(raised.value)
+    text = refusal_of(lambda: drawn(vllm, ["one"]))
     assert text.startswith(f"the server {vllm.address} ")
     assert said in text
     assert text.isprintable()
@@ -195,11 +194,10 @@ def test_its_own_name_comes_first_then_its_folder_then_the_arm_that_it_asks(vllm
 @pytest.mark.parametrize("held", [[{"id": "gr\x1bpo2"}, {"id": "b"}], []])
 def test_another_model_is_named_with_the_command_that_serves_the_right_one(vllm, held):
     vllm.held = held
-    with pytest.raises(UserError) as raised:
-        held_name(vllm, "grpo", model="my runs/grpo/model")
+    said = refusal_of(lambda: held_name(vllm, "grpo", model="my runs/grpo/model"))
     command = "vllm serve 'my runs/grpo/model' --served-model-name grpo --dtype bfloat16"
-    assert f"`{command}`" in str(raised.value)
-    assert str(raised.value).isprintable()
+    assert f"`{command}`" in said
+    assert said.isprintable()
 
 
 # --- the stage -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from conftest import BLOG, brute_force, minutes, needs_blog, tier_problems
+from conftest import BLOG, brute_force, minutes, needs_blog, refusal_of, tier_problems
 
 from data.clock import MINUTE
 from data.common.errors import UserError
@@ -180,9 +180,7 @@ def test_an_overlapping_event_overlaps_just_one():
 def test_a_senseless_value_is_named_with_its_tier_and_key(key, values):
     for value in values:
         tier = replace(TIERS["blog"], **{key: value})
-        with pytest.raises(UserError) as error:
-            tier.validate("tier 'mine'")
-        text = str(error.value)
+        text = refusal_of(lambda tier=tier: tier.validate("tier 'mine'"))
         assert text.startswith(f"tier 'mine': {key} ")
         assert text.endswith(f"not {value!r}")
 
