@@ -22,7 +22,8 @@ from data.common.files import Stage
 from data.common.seeds import seed_of
 from data.policies import floor
 from data.prompts import answer
-from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.recipe import recipe_arguments, recipe_from
+from data.run import Run
 from data.sections import LEVEL, RESAMPLES
 from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
@@ -145,13 +146,12 @@ def published_sheet(title: str, table: PublishedTable) -> Sheet:
     )
 
 
-def run(recipe: Recipe, files: Path | None, force: bool = False) -> None:
+def run(run: Run, files: Path | None, force: bool = False) -> None:
     """Print the tables and write them to ``runs/<run>/eval/published``, unless that is done.
 
     Raises:
         UserError: when no arm was sampled to its end, or ``files`` holds no published answers.
     """
-    run = recipe.run
     sampled = {label(arm): run.samples(arm) for arm in run.sampled()}
     if not sampled:
         raise UserError(f"{run.eval} has no finished samples; `make blog` draws them")
@@ -187,7 +187,7 @@ def main() -> None:
         "--blog", type=Path, help="folder of test.jsonl and completions-<model>.jsonl"
     )
     arguments = parser.parse_args()
-    run(recipe_from(arguments), arguments.blog, arguments.force)
+    run(recipe_from(arguments).run, arguments.blog, arguments.force)
 
 
 if __name__ == "__main__":

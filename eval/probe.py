@@ -30,6 +30,7 @@ from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.model.load import model_inputs
+from pipeline.train.settings import grpo_config
 from rewards.parse import is_cut_off, whole
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify_text
@@ -75,8 +76,6 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     Raises:
         UserError: when there is no such arm, its model is not trained, or samples make no group.
     """
-    from pipeline.train.settings import grpo_config
-
     run = recipe.run
     folder = run.probe(run.chosen(arm))
     config = grpo_config(recipe, Path("unused"))

@@ -184,6 +184,7 @@ def _optimizer(config: SFTConfig | GRPOConfig) -> str:
 class Plan:
     """What a recipe would hold; ``source`` says how the longest ``texts`` are known."""
 
+    model: str
     shape: ModelShape
     texts: TokenCounts
     source: str
@@ -201,7 +202,8 @@ def plan_of(recipe: Recipe) -> Plan:
     rows = longest_rows(recipe)
     texts, source = longest_texts(rows, recipe.model)
     stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora)]
-    return Plan(shape, texts, f"longest of {len(rows)} problems drawn, {source}", stages)
+    source = f"longest of {len(rows)} problems drawn, {source}"
+    return Plan(recipe.model, shape, texts, source, stages)
 
 
 def room_for(stage: Estimate, gpu: float) -> int:
@@ -258,7 +260,6 @@ def print_hours(plan: Plan, card: Card | None, price: float | None, console: Con
 
 
 def print_plan(
-    recipe: Recipe,
     plan: Plan,
     gpu: float | None,
     console: Console,
@@ -266,12 +267,11 @@ def print_plan(
     price: float | None = None,
 ) -> None:
     """Print the table, below it what would make a stage fit that does not, and the hours."""
-
     shape, texts, settings = plan.shape, plan.texts, plan.stages[0].settings
     lora = f"LoRA, {settings.lora:,} parameters trained"
     say(
         console,
-        f"{recipe.model}: {shape.parameters:,} parameters, {shape.layers} layers; "
+        f"{plan.model}: {shape.parameters:,} parameters, {shape.layers} layers; "
         f"{lora if settings.lora else 'full fine-tuning'}; weights of {settings.bits} bits.\n"
         f"Prompts up to {texts.prompt:,} tokens, gold answers up to {texts.gold:,} "
         f"({plan.source}).\n",
@@ -334,7 +334,7 @@ def main() -> None:
     gpu, card = arguments.gpu or gpu_here()
     if arguments.price and card is None:
         raise UserError(f"PRICE= needs a card by name in GPU=: one of {', '.join(CARDS)}")
-    print_plan(recipe, plan_of(recipe), gpu, plain_console(), card, arguments.price)
+    print_plan(plan_of(recipe), gpu, plain_console(), card, arguments.price)
 
 
 if __name__ == "__main__":

@@ -88,19 +88,19 @@ def test_several_answers_to_a_problem_are_shown_per_100_answers(tmp_path):
 def test_the_tables_of_a_run_are_made_again_when_an_answer_changes(world, tmp_path, capsys):
     recipe = world.recipe({})
     with pytest.raises(UserError, match="no finished samples; `make blog` draws them"):
-        run(recipe, None)
+        run(recipe.run, None)
     world.scripts["base"] = solving(0.2)
     sample_arm(recipe, "base", force=False)
     with pytest.raises(UserError, match=r"has no completions-<model>\.jsonl"):
-        run(recipe, tmp_path)
-    run(recipe, None)
+        run(recipe.run, tmp_path)
+    run(recipe.run, None)
     path = recipe.run.eval / "published" / "blog.json"
     written = path.read_text()
     assert [line["answers"] for line in json.loads(written)["this run"]["models"]] == [320]
     capsys.readouterr()
-    run(recipe, None)
+    run(recipe.run, None)
     assert "up to date" in capsys.readouterr().out
     world.scripts["base"] = solving(0.1)
     sample_arm(recipe, "base", force=True)
-    run(recipe, None)
+    run(recipe.run, None)
     assert path.read_text() != written

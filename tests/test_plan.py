@@ -175,7 +175,7 @@ def test_each_change_saves_on_top_of_those_before_and_keeps_the_step(seven):
 def test_a_plan_says_what_is_held_whether_it_fits_and_what_to_change(capsys):
     lora = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}
     given = recipe(model="Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", lora=lora)
-    print_plan(given, plan_of(given), 16.0, Console(width=100, highlight=False))
+    print_plan(plan_of(given), 16.0, Console(width=100, highlight=False))
     said = capsys.readouterr().out
     for part in ("7,615,616,512", "weights", "fits 16 GiB", "NO", "bits: 4"):
         assert part in said
@@ -196,12 +196,12 @@ def test_hours_follow_the_card_the_work_and_what_is_trained(seven):
 
 def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
     given, console = recipe(model="Qwen/Qwen2.5-0.5B-Instruct"), Console(width=200)
-    print_plan(given, plan_of(given), 80.0, console, CARDS["h100"], 2.0)
+    print_plan(plan_of(given), 80.0, console, CARDS["h100"], 2.0)
     hours, dollars = re.search(
         r"about ([\d.]+), ([\d.]+) dollars", capsys.readouterr().out
     ).groups()
     assert float(dollars) == pytest.approx(2 * float(hours), abs=0.02)
-    print_plan(given, plan_of(given), 80.0, console)
+    print_plan(plan_of(given), 80.0, console)
     assert "dollars" not in capsys.readouterr().out
 
 
