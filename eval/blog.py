@@ -9,8 +9,7 @@ what the published reward pays, and what blind guessing and copying would reach.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,7 +27,7 @@ from data.sections import LEVEL, RESAMPLES
 from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
 from eval.show.tables import Sheet, label, publish
-from eval.stats.estimate import Estimate, bootstrap_weights, cell, mean_interval
+from eval.stats.estimate import bootstrap_weights, by_name, cell, mean_interval
 from rewards import blog
 from rewards.blog import BlogStatus
 
@@ -43,58 +42,31 @@ _STATUS_HEADINGS = {
 }
 
 
-@dataclass(frozen=True)
-class ModelLine:
-    """One model's answers.
+def judge_as_published(problems: Path, answers: Mapping[str, Path]) -> dict[str, Any]:
+    """Judge the files of ``answers``, by model, to a file of problems; blind policies are measured
+    on the problems that keep the rules.
 
-    Attributes:
-        statuses: how many answers the published evaluator gives each status.
-        score: its average score, 0 where not valid.
-        reward: mean of what the published reward pays, of 100.
-        optimal: share of answers that are valid with the optimal score.
+    Returns:
+        ``problems``, how many; ``guessed``, the share of them that one try of each blind policy
+        solves; ``reward_of_copying``, what the published reward pays of 100 for copying every
+        event; ``models``, a dict each: ``statuses``, how many answers the published evaluator
+        gives each, its average ``score`` (0 where not valid), the mean ``reward``, and the share
+        of ``optimal`` answers, an Estimate.
     """
-
-    model: str
-    answers: int
-    statuses: Mapping[str, int]
-    score: float
-    reward: float
-    optimal: Estimate
-
-
-@dataclass(frozen=True)
-class PublishedTable:
-    """Models that answered the same problems, and what answers without thought reach there.
-
-    Attributes:
-        problems: how many.
-        guessed: by each blind policy, the share of problems that one try solves.
-        reward_of_copying: what the published reward pays of 100 for copying every event.
-    """
-
-    problems: int
-    guessed: Mapping[str, float]
-    reward_of_copying: float
-    models: Sequence[ModelLine]
-
-
-def judge_as_published(problems: Path, answers: Mapping[str, Path]) -> PublishedTable:
-    """Judge the files of ``answers``, by model, to a file of problems. Blind policies are measured
-    on the problems that keep the rules."""
     problem_file = ProblemFile(str(problems))
     rows, sound = problem_file.rows(), list(problem_file.problems()[0].values())
     copies = [(blog.row_of(problem), answer(problem.events, "All of them.")) for problem in sound]
-    return PublishedTable(
-        len(rows),
-        {policy: by_k[1] for policy, by_k in floor(sound, (1,)).items()},
-        fmean(sum(blog.rewards(row, copy).values()) for row, copy in copies),
-        [_line(model, problem_file, rows, path) for model, path in answers.items()],
-    )
+    return {
+        "problems": len(rows),
+        "guessed": {policy: by_k[1] for policy, by_k in floor(sound, (1,)).items()},
+        "reward_of_copying": fmean(sum(blog.rewards(row, copy).values()) for row, copy in copies),
+        "models": [_line(model, problem_file, rows, path) for model, path in answers.items()],
+    }
 
 
 def _line(
     model: str, problem_file: ProblemFile, rows: Mapping[Key, Mapping[str, Any]], path: Path
-) -> ModelLine:
+) -> dict[str, Any]:
     key, samples = problem_file.key, read_samples(path, problem_file)
     verdicts = list(score_rows_as_published(rows, samples, key))
     right: dict[Key, list[bool]] = {}
@@ -105,43 +77,44 @@ def _line(
     rng = np.random.default_rng(seed_of(0, "blog"))
     weights = bootstrap_weights(len(shares), RESAMPLES, rng)
     paid = [sum(blog.rewards(rows[row[key]], row["completion"]).values()) for row in samples]
-    return ModelLine(
-        model,
-        len(verdicts),
-        dict(Counter(str(verdict["status"]) for verdict in verdicts)),
-        sum(verdict["score"] for verdict in verdicts) / len(verdicts),  # as it rounds there
-        fmean(paid),
-        mean_interval(shares, weights, LEVEL)[0],
-    )
+    score = sum(verdict["score"] for verdict in verdicts) / len(verdicts)  # as it rounds there
+    return {
+        "model": model,
+        "answers": len(verdicts),
+        "statuses": dict(Counter(str(verdict["status"]) for verdict in verdicts)),
+        "score": score,
+        "reward": fmean(paid),
+        **by_name(["optimal"], mean_interval(shares, weights, LEVEL)),
+    }
 
 
-def published_sheet(title: str, table: PublishedTable) -> Sheet:
+def published_sheet(title: str, table: Mapping[str, Any]) -> Sheet:
     """The published columns up to the score, and beside them what those leave out."""
-    guessed = [f"{p.replace('_', ' ')} {100 * share:.1f}" for p, share in table.guessed.items()]
+    guessed = [f"{p.replace('_', ' ')} {100 * share:.1f}" for p, share in table["guessed"].items()]
     return Sheet(
         f"{title}: of 100 answers",
         ["model", *_STATUS_HEADINGS.values(), "score", "optimal", "reward"],
         [
             [
-                line.model,
+                line["model"],
                 *(
-                    f"{round(100 * line.statuses.get(status, 0) / line.answers, 1):g}"
+                    f"{round(100 * line['statuses'].get(status, 0) / line['answers'], 1):g}"
                     for status in _STATUS_HEADINGS
                 ),
-                f"{line.score:.4f}",
-                cell(asdict(line.optimal)),
-                f"{line.reward:.1f}",
+                f"{line['score']:.4f}",
+                cell(line["optimal"]),
+                f"{line['reward']:.1f}",
             ]
-            for line in table.models
+            for line in table["models"]
         ],
         [
-            f"{table.problems:,} problems, {table.models[0].answers:,} answers a model. An answer "
-            "counts under the first rule that it breaks; score: the published average over all "
-            "answers, 0 where not valid.",
+            f"{table['problems']:,} problems, {table['models'][0]['answers']:,} answers a model. "
+            "An answer counts under the first rule that it breaks; score: the published average "
+            "over all answers, 0 where not valid.",
             f"Optimal: valid, with the optimal score; {100 * LEVEL:.0f} % interval, problems "
             f"resampled {RESAMPLES:,} times. Without a model, in one try: {', '.join(guessed)}.",
             "Reward: what the published reward pays on average, of 100; "
-            f"{table.reward_of_copying:.1f} for copying every event of the prompt.",
+            f"{table['reward_of_copying']:.1f} for copying every event of the prompt.",
         ],
     )
 
@@ -164,7 +137,7 @@ def run(run: Run, files: Path | None, force: bool = False) -> None:
         return
     tables = {title: judge_as_published(*group) for title, group in groups.items()}
     sheets = [published_sheet(title, table) for title, table in tables.items()]
-    publish(stage.folder / "blog.json", {t: asdict(one) for t, one in tables.items()}, sheets)
+    publish(stage.folder / "blog.json", tables, sheets)
     stage.finish(["blog.json", "blog.md"])
     print(f"blog: {stage.folder} has blog.json and blog.md", flush=True)
 

@@ -45,28 +45,22 @@ def write_report(folder: Path, report: dict[str, Any], notes: Sequence[str] = ()
 
 
 def strange_starts(run: Run, names: Sequence[str]) -> list[str]:
-    """A sentence for each of these arms that was trained from another model than its start is now:
-    the two differ in more than this training."""
+    """A sentence for each of these arms that was not trained from its start as that is now: the two
+    differ in more than this training."""
     notes = []
     for name in names:
         if name == BASE or run.arms[name].trainer == "none":
             continue
-        again = f"{maker(name)} trains it again."
-        if not finished(run.stage(name)):
-            gone = "are of a model that is there no more"
-            notes.append(f"Note: the answers of {label(name)} {gone}; {again}")
-            continue
-        facts, start = stage_facts(run.stage(name)), run.arms[name].start
+        made, start = finished(run.stage(name)), run.arms[name].start
+        facts = stage_facts(run.stage(name)) if made else {"settings": {}, "inputs": {}}
         model = run.model(start)
         before, known = facts["settings"].get("model", model), facts["inputs"].get(model)
-        if before != model:
-            other = f"from {before}, and {label(start)} is {model} here"
-        elif known and Path(model).exists() and sha256(Path(model)) != known:
-            other = f"from another {label(start)} model than the one that is in {model} now"
-        else:
-            continue
-        differ = "so they differ in more than this training"
-        notes.append(f"Note: {label(name)} was trained {other}, {differ}; {again}")
+        changed = known and Path(model).exists() and sha256(Path(model)) != known
+        if not made or before != model or changed:
+            notes.append(
+                f"Note: {label(name)} was not trained from {label(start)} as it is now ({model}), "
+                f"so they differ in more than this training; {maker(name)} trains it again."
+            )
     return notes
 
 

@@ -28,19 +28,20 @@ PROBLEMS = tier_problems("blog", 12)
 def test_the_published_table_comes_out_exactly_with_what_it_hides():
     table = judge_as_published(BLOG / "test.jsonl", answers_in(BLOG))
     expected = json.loads((BLOG / "expected.json").read_text())
-    assert {line.model for line in table.models} == set(expected) == set(KNOWN)
-    for line in table.models:
-        published, (optimal, shown) = expected[line.model], KNOWN[line.model]
-        assert line.statuses == published["counts"]
-        assert line.score == published["average_score"]
-        assert f"{line.score:.4f}" == shown
-        assert line.reward == pytest.approx(sum(published["mean_rewards"].values()))
-        assert line.optimal.value == pytest.approx(optimal / 100)
-        assert line.optimal.low < optimal / 100 < line.optimal.high
-    assert table.reward_of_copying == pytest.approx(69.4, abs=0.05)
+    assert {line["model"] for line in table["models"]} == set(expected) == set(KNOWN)
+    for line in table["models"]:
+        published, (optimal, shown) = expected[line["model"]], KNOWN[line["model"]]
+        assert line["statuses"] == published["counts"]
+        assert line["score"] == published["average_score"]
+        assert f"{line['score']:.4f}" == shown
+        assert line["reward"] == pytest.approx(sum(published["mean_rewards"].values()))
+        assert line["optimal"]["value"] == pytest.approx(optimal / 100)
+        assert line["optimal"]["low"] < optimal / 100 < line["optimal"]["high"]
+    assert table["reward_of_copying"] == pytest.approx(69.4, abs=0.05)
     # Blind guessing solves more than the best published model does.
-    assert table.guessed["random_maximal"] == pytest.approx(0.444, abs=5e-4)
-    assert table.guessed["random_maximal"] > max(line.optimal.value for line in table.models)
+    guessed = table["guessed"]["random_maximal"]
+    assert guessed == pytest.approx(0.444, abs=5e-4)
+    assert guessed > max(line["optimal"]["value"] for line in table["models"])
 
 
 def judged(folder, **schedules):
@@ -65,15 +66,15 @@ def test_copying_is_paid_what_copying_pays_and_only_the_optimum_is_optimal(tmp_p
     best = [optimal_schedule(problem) for problem in PROBLEMS]
     worse = [schedule[:-1] if len(schedule) > 2 else None for schedule in best]
     table = judged(tmp_path, copies=[[p.events for p in PROBLEMS]], solves=[best], worse=[worse])
-    copies, solves, worse = table.models
-    assert copies.reward == pytest.approx(table.reward_of_copying)
-    assert (copies.statuses, copies.score) == ({"overlaps": 12}, 0.0)
-    assert (solves.statuses, solves.score) == ({"valid": 12}, 1.0)
-    assert worse.statuses == {"valid": worse.answers}
-    assert worse.answers > 3
-    assert 0 < worse.score < 1
-    assert [line.optimal.value for line in table.models] == [0, 1, 0]
-    assert table.guessed == {policy: by_k[1] for policy, by_k in floor(PROBLEMS, (1,)).items()}
+    copies, solves, worse = table["models"]
+    assert copies["reward"] == pytest.approx(table["reward_of_copying"])
+    assert (copies["statuses"], copies["score"]) == ({"overlaps": 12}, 0.0)
+    assert (solves["statuses"], solves["score"]) == ({"valid": 12}, 1.0)
+    assert worse["statuses"] == {"valid": worse["answers"]}
+    assert worse["answers"] > 3
+    assert 0 < worse["score"] < 1
+    assert [line["optimal"]["value"] for line in table["models"]] == [0, 1, 0]
+    assert table["guessed"] == {policy: by_k[1] for policy, by_k in floor(PROBLEMS, (1,)).items()}
 
 
 def test_several_answers_to_a_problem_are_shown_per_100_answers(tmp_path):
