@@ -63,15 +63,6 @@ def test_a_really_new_skill_is_found_and_not_called_elicited():
     assert found.false_new is None
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["narrowed", "distilled", "worse", "worse than its start", "new on 10 %, else collapsed"],
-)
-def test_what_training_did_is_named(what):
-    size = StudySize(200, 64, 256)
-    assert calibrate_case(named(what), "middle", size, 60, MARGINS, 1).right >= 0.8
-
-
 def test_all_repetitions_at_once_are_concluded_on_as_one_by_one():
     rng = np.random.default_rng(3)
     guess = np.full(60, 0.03)
