@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-
 from data.common.console import plain_console, plain_table, say
 from data.common.errors import run_main
 from data.common.seeds import seed_of
