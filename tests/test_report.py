@@ -25,10 +25,7 @@ from eval.answers import likelihood
 from eval.show.charts import looks_of, training_panels
 from eval.show.elicitation_sheets import elicitation_sheets
 from eval.show.report_sheets import report_sheets
-from eval.show.showcase import (
-    CUT,
-    choose_answers,
-)
+from eval.show.showcase import CUT, choose_answers
 from eval.show.tables import label
 from eval.stats.conclusion import Conclusion
 from eval.stats.estimate import cell
@@ -211,9 +208,7 @@ class Reader(HTMLParser):
 
 def test_the_page_is_whole_html_with_every_section(whole):
     sections = [a["id"] for a in whole.all("section")]
-    assert sections == [
-        *("result", "training", "answers", "samples", "elicitation", "tables"),
-    ]
+    assert sections == ["result", "training", "answers", "samples", "elicitation", "tables"]
     assert len(whole.ids) == len(set(whole.ids))
     referred = [a["href"][1:] for _, a in whole.elements if a.get("href", "").startswith("#")]
     referred += [name for _, a in whole.elements for name in a.get("aria-labelledby", "").split()]
