@@ -133,6 +133,7 @@ class RewardSection:
     Attributes:
         shape: see ``rewards.reward``.
         weights: of a graded one's components; null for the shape's own.
+        k: tries of the shape ``passk``, of which one has to be right.
         unsound: train though the audit (``rewards.audit``) fails.
         function: instead of a shape, ``my.py:name``: (problem, verdict) -> number.
     """
@@ -141,6 +142,7 @@ class RewardSection:
     weights: dict[str, float] | None = None
     unsound: bool = False
     function: str | None = None
+    k: int = setting(at_least(2), 4)
 
     @property
     def name(self) -> str:
@@ -151,8 +153,30 @@ class RewardSection:
     def key(self) -> list[object]:
         """What a training depends on: the function's file counts by its content."""
         if self.function is None:
-            return [self.shape, self.weights]
+            return [self.shape, self.weights, *([self.k] if self.shape == "passk" else [])]
         return [self.function, sha256(Path(self.function.rpartition(":")[0]))]
+
+
+@dataclass(frozen=True)
+class SamplingSection:
+    """``sampling:`` which problems GRPO draws answers to, and how many; see ``train/rollouts.py``.
+
+    Attributes:
+        redraws: rounds, at most, in which groups that are paid alike, all right or all wrong, give
+            way to groups of other problems; their answers are thrown away.
+        by_success: draw a problem less, never not at all, whose group was paid alike when it was
+            asked last; one that was never asked counts as its tier does of late.
+        answers: end the training before more than these would be drawn, thrown away or not; the
+            learning rate's schedule goes by them, as if all steps drew alike. Null: by steps alone.
+    """
+
+    redraws: int = setting(at_least(0), 0)
+    by_success: bool = False
+    answers: int | None = setting(at_least(1), None)
+
+    def __bool__(self) -> bool:
+        """Whether anything differs from what TRL does by itself."""
+        return self != SamplingSection()
 
 
 _URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[\w./~-]*)?", re.ASCII)
@@ -202,6 +226,7 @@ class Arm:
         tiers: train on the problems of these tiers alone.
         reward, backend: instead of the recipe's.
         settings: instead of single arguments in the recipe's ``sft`` or ``grpo`` section.
+        sampling: instead of single keys of the recipe's ``sampling`` section.
         eval: instead of single keys of the recipe's ``eval`` section.
         tune: keys of ``eval`` with the values to try on the val problems; the best is taken.
     """
@@ -213,6 +238,7 @@ class Arm:
     reward: RewardSection | None = None
     backend: str | None = setting(one_of(*BACKENDS), None)
     settings: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
     eval: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -259,6 +285,7 @@ class Arm:
         recipe, _, key = source.rpartition(": ")
         for section, changes in [("eval", self.eval), *tried]:
             dataclass_from(EvalSection, changes, recipe, f"{key}.{section}.")
+        dataclass_from(SamplingSection, self.sampling, recipe, f"{key}.sampling.")
         require(len(set(self.seeds)) == len(self.seeds), f"{source}.seeds must be different")
 
 

@@ -7,7 +7,8 @@ The audit fails where
 - one of them earns more than a random feasible schedule of the same problems, by more than chance:
   the paired difference lies ``ERRORS`` standard errors above 0;
 - the reward does not follow the verdict: of two answers to one problem the worse earns more, or as
-  much as an optimal one, or two that are judged alike earn differently;
+  much as an optimal one, or two that are judged alike earn differently, but for optimal ones where
+  the shape pays for being rare (``Shape.varied``): the least paid still earns more than any other;
 - an answer is judged better or worse than it can be by its making: then the verifier is at fault.
 """
 

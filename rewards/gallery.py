@@ -35,9 +35,9 @@ _OPENING = f"""# Gallery
 Written by `make gallery` (`python -m rewards.gallery`, seed {SEED}); do not edit it.
 
 One problem of every tier of `data/tiers.py`, its proven optimum, a typical mistake, and what each
-reward of `rewards/reward.py` pays for each answer. `graded`, `binary` and `ranked` pay from 0 to 1.
-`blog`, the published reward, is there for comparison and means to pay from 0 to 100. `ranked`
-compares an answer with the others in the same table.
+reward of `rewards/reward.py` pays for each answer. All pay from 0 to 1 but `blog`, the published
+reward, which is there for comparison and means to pay from 0 to 100. `ranked`, `passk` and `rare`
+compare an answer with the others in the same table.
 """
 
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import isfunction
 from math import isfinite
@@ -30,6 +30,7 @@ from data.problem import Problem, problem_from_text
 from data.sections import RewardSection
 from rewards import blog
 from rewards.claims import check_trace
+from rewards.parse import parse
 from rewards.verify import VALID, Status, Verdict, verify_text
 
 #: None where a component does not apply to a verdict; TRL counts it 0 in the sum and leaves it out
@@ -72,11 +73,13 @@ class Shape:
         about: what it is good and bad at.
         weights: of the functions that it pays for.
         in_group: whether an answer is paid by comparison with others to the same problem.
+        varied: whether of two optimal answers one may be paid more, for its being rarer.
     """
 
     about: str
     weights: Mapping[str, float]
     in_group: bool = False
+    varied: bool = False
 
 
 SHAPES: dict[str, Shape] = {
@@ -95,6 +98,19 @@ SHAPES: dict[str, Shape] = {
         "No weights to get wrong, but the best of a bad group earns as much as that of a good one.",
         {"ranked": 1.0},
         in_group=True,
+    ),
+    "passk": Shape(
+        "A right answer earns the chance that k - 1 others to its problem are all wrong. It keeps "
+        "what seldom succeeds, but teaches little where most answers are right already.",
+        {"passk": 1.0},
+        in_group=True,
+    ),
+    "rare": Shape(
+        "A right answer earns 1, less half the share of its group's others that are the same "
+        "schedule. It keeps several optima alive, but many a problem has only one.",
+        {"rare": 1.0},
+        in_group=True,
+        varied=True,
     ),
     "reasoned": Shape(
         "Half for the optimum, half for reasoning that leads to it in true claims alone. It keeps "
@@ -125,6 +141,10 @@ def check_reward(section: RewardSection, source: str) -> None:
         section.shape in SHAPES,
         f"{source}: unknown reward.shape {section.shape!r} (the shapes are {', '.join(SHAPES)})"
         f"{nearest(section.shape, SHAPES)}",
+    )
+    require(
+        section.shape == "passk" or section.k == RewardSection.k,
+        f"{source}: reward.k belongs to the shape 'passk', not to {section.shape!r}; leave it out",
     )
     if section.weights is None:
         return
@@ -222,7 +242,7 @@ def reward_functions(
                     texts[i] = ""
             problems = [one if isinstance(one, str) else json.dumps(one) for one in problem]
             judge = _FUNCTIONS.get(name) or _by_own(section.name)
-            return judge(problems, texts)
+            return (partial(judge, k=section.k) if name == "passk" else judge)(problems, texts)
 
         trl_reward.__name__ = name
         return trl_reward
@@ -235,7 +255,11 @@ def totals(
 ) -> list[float]:
     """The totals that TRL trains on: weighted sums of the functions, None as 0."""
     columns = [f(completions, problem_texts) for f in reward_functions(section)]
-    weights = reward_weights(section)
+    return summed(columns, reward_weights(section))
+
+
+def summed(columns: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float]:
+    """The weighted sum of what each function pays, by answer."""
     return [
         sum(w * v for w, v in zip(weights, values, strict=True) if v is not None)
         for values in zip(*columns, strict=True)
@@ -282,6 +306,9 @@ def _by_verdict(component: Component) -> Callable[..., list[float | None]]:
     return judge
 
 
+_optimal = _by_verdict(optimal)
+
+
 def _ranked(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
     """(wins + half the ties) / (group - 1) among the answers to the same problem.
 
@@ -303,6 +330,50 @@ def _ranked(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]
         return (wins + ties / 2) / (len(group) - 1) if len(group) > 1 else 0.5
 
     return [share(problem, key) for problem, key in zip(problems, keys, strict=True)]
+
+
+def _passk(problems: Sequence[str], texts: Sequence[str], k: int) -> list[float | None]:
+    """(wrong / others) ** (k - 1) for a right answer of which so many of the others in its group
+    are wrong, 0 for a wrong one; 1 for a right one alone.
+
+    With p the chance of a right answer, pass@k is 1 - (1 - p)**k, and its gradient is k (1 - p)**(k
+    - 1) times that of p: so much is a right answer worth (arXiv 2505.15201; as a reward of the
+    group, arXiv 2508.10751). It is what the answer adds to the k - 1 others, so a wrong one earns
+    nothing, and p is that of the others. They draw the k - 1 without replacement, C(wrong, k - 1) /
+    C(others, k - 1); that is unbiased, but pays a right answer like a wrong one where fewer than
+    k - 1 are wrong.
+
+    Divided by the group's own spread, two values are those of ``binary`` again: ``scale_rewards:
+    group`` is refused (``pipeline.train.settings``).
+    """
+    right = _optimal(problems, texts)
+    answers = Counter(problems)
+    solved = Counter(problem for problem, one in zip(problems, right, strict=True) if one)
+
+    def worth(problem: str) -> float:
+        others = answers[problem] - 1
+        return ((answers[problem] - solved[problem]) / others) ** (k - 1) if others else 1.0
+
+    return [one and worth(problem) for problem, one in zip(problems, right, strict=True)]
+
+
+def _rare(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+    """1 - same / (2 others) for a right answer whose schedule so many of the others in its group
+    have, 0 for a wrong one.
+
+    Like arXiv 2509.02534 (distinct answers) and 2506.02355 (unlikely ones) it multiplies what is
+    right; but the schedule alone tells answers apart, so other words earn nothing.
+    """
+    right = _optimal(problems, texts)
+    keys = [
+        (problem, parse(text) if one else None)
+        for problem, text, one in zip(problems, texts, right, strict=True)
+    ]
+    same, answers = Counter(keys), Counter(problems)
+    return [
+        one and 1 - (same[key] - 1) / max(1, 2 * (answers[key[0]] - 1))
+        for key, one in zip(keys, right, strict=True)
+    ]
 
 
 def _sound(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
@@ -333,6 +404,8 @@ def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[...
 _FUNCTIONS: dict[str, Callable[..., list[Any]]] = {
     **{name: _by_verdict(component) for name, component in COMPONENTS.items()},
     "ranked": _ranked,
+    "passk": _passk,
+    "rare": _rare,
     "sound": _sound,
     **{name: _published(judge) for name, judge in blog.REWARDS.items()},
 }

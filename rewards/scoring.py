@@ -117,7 +117,7 @@ def score_tier(
             tally.add(SEARCH, index, replace(best, policy=SEARCH))
             _confirm(problem, [*seen, *tried])
             seen += tried
-        if pair := _paid_against_verdict([*seen, *attacks]):
+        if pair := _paid_against_verdict([*seen, *attacks], shape_of(section.name).varied):
             gap = pair[0].reward - pair[1].reward
             tally.disagreements.append(Disagreement(tier, index, problem.text, gap, *pair))
     return tally
@@ -171,10 +171,12 @@ def _confirm(problem: Problem, answers: Iterable[Paid]) -> None:
         confirm(problem, schedule)
 
 
-def _paid_against_verdict(answers: Iterable[Paid]) -> tuple[Paid, Paid] | None:
+def _paid_against_verdict(
+    answers: Iterable[Paid], varied: bool = False
+) -> tuple[Paid, Paid] | None:
     """The widest apart in pay of two answers to one problem of which the worse earns more, or as
     much as an optimal one, or that are judged alike and earn differently; None where pay follows
-    the verdict."""
+    the verdict. ``varied`` lets optimal ones earn differently among each other."""
 
     def by_verdict(answer: Paid) -> tuple[int, float]:
         return order(answer.verdict)
@@ -187,7 +189,7 @@ def _paid_against_verdict(answers: Iterable[Paid]) -> tuple[Paid, Paid] | None:
         is_optimal = least.verdict.status == Status.OPTIMAL
         if worse and is_optimal and worse[0].reward >= least.reward - TOLERANCE:
             wrong.append((worse[0], least))
-        elif best_paid.reward > least.reward + TOLERANCE:
+        elif best_paid.reward > least.reward + TOLERANCE and not (varied and is_optimal):
             wrong.append((best_paid, least))
         worse = [best_paid]
     return max(wrong, key=lambda pair: pair[0].reward - pair[1].reward, default=None)

@@ -116,7 +116,7 @@ def test_what_stands_beside_the_attacks_is_feasible_but_for_one_spoilt_gold():
 
 
 @pytest.mark.parametrize("tier", AUDITED)
-@pytest.mark.parametrize("shape", ["graded", "binary", "ranked", "reasoned"])
+@pytest.mark.parametrize("shape", ["graded", "binary", "ranked", "passk", "rare", "reasoned"])
 def test_a_sound_reward_pays_no_attack_above_the_ceiling_or_a_random_schedule(shape, tier):
     found = outcome(shape, tier)
     assert found.failures == ()

@@ -324,11 +324,15 @@ def test_a_further_rule_ignored_fails_the_audit(kind, monkeypatch):
 DAY = json.dumps(day().to_json())
 #: Answers of each status and a tie, and what each shape pays for them as one group.
 BAND = schedule_xml(day().events[1:2])
-ANSWERS = [schedule_xml(interval_optimum(day())), BAND, BAND, schedule_xml(()), ""]
+GOLD = schedule_xml(interval_optimum(day()))
+REWORDED = answer(interval_optimum(day()), "in other words")
+ANSWERS = [GOLD, REWORDED, BAND, BAND, schedule_xml(()), ""]
 PAID = {
-    "graded": [1, 0.3, 0.3, 0.05, 0],
-    "binary": [1, 0, 0, 0, 0],
-    "ranked": [1, 0.625, 0.625, 0.25, 0],
+    "graded": [1, 1, 0.3, 0.3, 0.05, 0],
+    "binary": [1, 1, 0, 0, 0, 0],
+    "ranked": [0.9, 0.9, 0.5, 0.5, 0.2, 0],
+    "passk": [0.512, 0.512, 0, 0, 0, 0],  # of the five others four are wrong, and three are drawn
+    "rare": [0.9, 0.9, 0, 0, 0, 0],
 }
 
 
@@ -363,6 +367,17 @@ def rank_by(key: Callable[[Verdict, str], tuple]) -> Weakening:
         return [(sum(k > other for other in keys) + (keys.count(k) - 1) / 2) / most for k in keys]
 
     return lambda patch: patch.setitem(rewards.reward._FUNCTIONS, "ranked", ranked)
+
+
+def pay_group(name: str, judge: Callable[[float, float, int], float]) -> Weakening:
+    """Pays what ``judge`` makes of an answer's pay, the most in its group, and its copies there."""
+    function = rewards.reward._FUNCTIONS[name]
+
+    def paid(problems, texts, **given):
+        pays = function(problems, texts, **given)
+        return [judge(p, max(pays), texts.count(t)) for p, t in zip(pays, texts, strict=True)]
+
+    return lambda patch: patch.setitem(rewards.reward._FUNCTIONS, name, paid)
 
 
 def objective_kept(patch: pytest.MonkeyPatch) -> None:
@@ -413,6 +428,22 @@ REWARD_WEAKENINGS: dict[str, tuple[Weakening, str, str | None]] = {
     "ranks go by the number of violations": (
         rank_by(lambda v, text: (-len(v.violations), v.ratio)),
         "ranked", "does not follow the verdict",
+    ),
+    "what the others of its group find is paid to a wrong answer too": (
+        pay_group("passk", lambda paid, most, copies: paid or 0.6 * most),
+        "passk", "of gold's reward; the ceiling is 50%",
+    ),
+    "a right answer among right ones earns nothing": (
+        pay_group("passk", lambda paid, most, copies: paid * (paid > 0.5)),
+        "passk", "does not follow the verdict",
+    ),
+    "being rare is paid, right or wrong": (
+        pay_group("rare", lambda paid, most, copies: paid or 1 / copies),
+        "rare", "does not follow the verdict",
+    ),
+    "other words are another answer": (
+        pay_group("rare", lambda paid, most, copies: paid and 1 / copies),
+        "rare", None,
     ),
 }  # fmt: skip
 

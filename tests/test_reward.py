@@ -1,5 +1,6 @@
 """Rewards: the components of a verdict, the shapes made of them, and how TRL calls them."""
 
+import itertools
 import json
 import math
 import random
@@ -97,7 +98,7 @@ def test_every_answer_to_a_problem_is_paid_by_its_verdict_and_better_ones_no_les
         values = [by_verdict[key] for key in sorted(by_verdict)]
         assert values == sorted(values)
         assert values[-1] == max(earned) > values[-2]  # only the optimum earns the most
-        if section.shape not in {"binary", "reasoned"}:  # which pay for the optimum alone
+        if section.shape in {"graded", "ranked"}:  # the others pay for the optimum alone
             assert len(set(values)) == len(values)  # ever more for a better verdict
 
 
@@ -137,6 +138,37 @@ def test_ranks_are_among_the_answers_to_the_same_problem():
     assert totals(RANKED, problems, [GOLD, gold, BAND, ""]) == [1, 1, 0, 0]
 
 
+# --- passk, rare ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("right", [0, 1, 2, 4])
+def test_a_right_answer_is_paid_what_it_adds_to_k_less_one_drawn_from_its_group(right, k):
+    solved = [True] * right + [False] * (4 - right)
+    texts = [GOLD if one else BAND for one in solved]
+    added = []
+    for i, one in enumerate(solved):
+        drawn = list(itertools.product(solved[:i] + solved[i + 1 :], repeat=k - 1))
+        added.append(sum(any((one, *few)) - any(few) for few in drawn) / len(drawn))
+    assert paid(RewardSection("passk", k=k), *texts) == pytest.approx(added)
+
+
+def test_a_right_answer_is_paid_less_the_more_of_its_group_are_the_same_schedule():
+    rare = RewardSection("rare")
+    assert paid(rare, GOLD, BAND, BAND) == [1, 0, 0]
+    reworded = answer(interval_optimum(day()), "so")
+    assert paid(rare, GOLD, GOLD, reworded, BAND, "") == [0.75, 0.75, 0.75, 0, 0]
+    assert paid(rare, GOLD, GOLD) == [0.5, 0.5]
+    assert paid(rare, GOLD) == [1]
+    for problem in tier_problems("dense", 30):
+        best = [s for s in feasible_schedules(problem) if problem.is_optimal(s)]
+        if len(best) > 1:
+            texts = [schedule_xml(best[place]) for place in (0, 0, 0, 1)]
+            assert paid(rare, *texts, problem=problem) == pytest.approx([2 / 3] * 3 + [1])
+            return
+    raise AssertionError("no problem with two optima")
+
+
 # --- the published reward -------------------------------------------------------------------
 
 
@@ -152,6 +184,7 @@ def test_the_published_reward_drops_touching_events_and_pays_for_order():
     ("section", "key"),
     [
         (RewardSection("grated"), "reward.shape 'grated'"),
+        (RewardSection("binary", k=8), "reward.k"),
         (RewardSection("binary", {"optimal": 1.0}), "reward.weights"),
         (RewardSection("graded", {"optimum": 1.0}), "'reward.weights.optimum'; did you mean 'opt"),
         (RewardSection("graded", {"format": -0.1, "optimal": 1.0}), "reward.weights.format"),
