@@ -31,6 +31,7 @@ from data.sections import (
     EvalSection,
     MonitorSection,
     RewardSection,
+    SamplingSection,
     TierUse,
 )
 
@@ -61,6 +62,7 @@ class Recipe:
         lora: arguments of peft's LoraConfig, or null for full fine-tuning; ``target_modules`` may
             be ``attention``, ``mlp`` or ``all``.
         reward: what GRPO is paid for.
+        sampling: which problems GRPO draws answers to, and how many.
         sft, grpo: arguments of TRL's SFTConfig and GRPOConfig.
         arms: the models to train, in this order; ``all_arms`` has them by seed.
         conclusion: which of them are judged, and by what margins.
@@ -79,6 +81,7 @@ class Recipe:
     bits: int | None = setting(one_of(*BITS), None)
     max_seq_length: int | None = setting(at_least(1), None)
     reward: RewardSection = field(default_factory=RewardSection)
+    sampling: SamplingSection = field(default_factory=SamplingSection)
     conclusion: ConclusionSection = field(default_factory=ConclusionSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
@@ -126,6 +129,7 @@ class Recipe:
             seed=arm.seeds[0] if arm.seeds else self.seed,
             backend=arm.backend or self.backend,
             reward=arm.reward or self.reward,
+            sampling=replace(self.sampling, **arm.sampling),
             eval=replace(self.eval, **arm.eval),
             sft={**self.sft, **(arm.settings if arm.section == "sft" else {})},
             grpo={**self.grpo, **(arm.settings if arm.section == "grpo" else {})},

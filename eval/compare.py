@@ -1,7 +1,7 @@
 """Compares the arms of a recipe over training seeds: the last part of ``make ablate``.
 
 Arms that differ only in their training seed are one line. Writes ``runs/<run>/eval/compare``:
-``compare.json`` and ``compare.md``.
+``compare.json``, ``compare.md`` and ``breadth.png``, gain at one try against change at the most.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.common.errors import UserError, run_main
-from data.common.files import Stage
+from data.common.files import Stage, write_bytes
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
@@ -21,6 +21,7 @@ from data.run import BASE
 from data.sections import LEVEL, Arm
 from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
+from eval.show.charts import breadth_chart
 from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import (
     Values,
@@ -33,7 +34,7 @@ from eval.stats.estimate import (
 from rewards.parse import ParseFailure, parse
 from rewards.verify import VALID, Status
 
-COMPARISON, COMPARISON_PAGE = "compare.json", "compare.md"
+COMPARISON, COMPARISON_PAGE, BREADTH = "compare.json", "compare.md", "breadth.png"
 #: Means over problems: shares of answers that are optimal, feasible, with overlaps, of a single
 #: event (what a reward that is gamed by brevity leads to); and whether any answer is optimal.
 RATES = ("optimal", "feasible", "overlaps", "single", "solved")
@@ -179,8 +180,10 @@ def run(recipe: Recipe, force: bool) -> None:
         "tiers": tiers,
     }
     publish(stage.folder / COMPARISON, summary, list(comparison_sheets(summary)))
-    stage.finish([COMPARISON, COMPARISON_PAGE])
-    print(f"compare: {stage.folder} has {COMPARISON}, {COMPARISON_PAGE}", flush=True)
+    write_bytes(stage.folder / BREADTH, breadth_chart(summary))
+    made = [COMPARISON, COMPARISON_PAGE, BREADTH]
+    stage.finish(made)
+    print(f"compare: {stage.folder} has {', '.join(made)}", flush=True)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ answers to a prompt, has each rewarded, and reinforces those above their group's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def trainer_for(
     from trl import GRPOTrainer
 
     from pipeline.train.prompt_once import trainer_class
-    from pipeline.train.rollouts import rollouts_for
+    from pipeline.train.rollouts import Dynamic, rollouts_for
 
     recipe = training.recipe
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
@@ -41,13 +42,15 @@ def trainer_for(
     stops = set(stop_tokens(model, tokenizer).tolist())
     args = grpo_config(recipe, output, answer_limit(tokenizer, rows))
     is_ours = not training.backend.is_unsloth  # whose trainer draws and trains by its own kernels
+    rollout = rollouts_for(args, recipe.sampling, rows) if is_ours else None
     trainer = (trainer_class(model, args) if is_ours else GRPOTrainer)(
         model=model,
         args=args,
         reward_funcs=[*reward_functions(recipe.reward, reasoning_prefix(tokenizer), stops)],
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        rollout_func=rollouts_for(args) if is_ours else None,
+        rollout_func=rollout,
+        callbacks=[rollout] if isinstance(rollout, Dynamic) else None,
     )
     return hold_adapters_whole(trainer, recipe.quantised)
 
@@ -59,7 +62,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo") -> None:
         UserError: when the reward fails its audit, unless the recipe says to train all the same.
     """
     training = training_of(recipe, arm, "grpo")
-    rows, reward = training.rows(), training.recipe.reward
+    rows, reward, sampling = training.rows(), training.recipe.reward, training.recipe.sampling
 
     def audited() -> None:
         problems: dict[str, list[Problem]] = {}
@@ -67,8 +70,8 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo") -> None:
             problems.setdefault(row["tier"], []).append(row["problem"])
         gate(reward, problems, training.recipe.seed, training.source)
 
-    paid = {"reward": reward.key}
-    run_trainer(training, force, partial(trainer_for, training, rows), paid, audited)
+    more = {"reward": reward.key, **({"sampling": asdict(sampling)} if sampling else {})}
+    run_trainer(training, force, partial(trainer_for, training, rows), more, audited)
 
 
 def main() -> None:

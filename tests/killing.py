@@ -45,6 +45,9 @@ GRPO = {
     **STEPS, "max_steps": 7, "per_device_train_batch_size": 8, "num_generations": 4,
     "max_completion_length": 48, "learning_rate": 1e-3,
 }  # fmt: skip
+#: The steps may end sooner: as many are drawn as ten steps draw that draw nothing again.
+CHOSEN = {**GRPO, "max_steps": 10}
+CHOOSING = {"redraws": 2, "by_success": True, "answers": 80}
 #: Answers of a generation are used for four steps, and a generation is not saved.
 REUSED = {
     **GRPO, "max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 4,
@@ -124,6 +127,9 @@ def cases() -> dict[str, Case]:
         "sft, saved after each epoch": Case(_train("sft"), sft(**EPOCHS)),
         "sft, grouped by length": Case(_train("sft"), sft(**GROUPED)),
         "grpo": Case(_train("grpo"), {**real, "grpo": GRPO}),
+        "grpo, problems chosen": Case(
+            _train("grpo"), {**real, "grpo": CHOSEN, "sampling": CHOOSING}
+        ),
         "grpo, LoRA, answers used again": Case(_train("grpo"), again),
         "sampling": Case(_sample, asking),
         "data": Case(_data, {}, before=lambda recipe: None),

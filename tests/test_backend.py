@@ -96,6 +96,8 @@ def test_vllm_draws_where_it_is_installed_and_can_take_the_weights(
     changes = {"bits": 4, "lora": {"r": 4}} if bits == 4 else {}
     recipe = write_recipe(tmp_path, "anything", **changes)
     assert takes_vllm(Backend(name, ""), recipe) == taken
+    chosen = write_recipe(tmp_path, "anything", sampling={"redraws": 1}, **changes)
+    assert not takes_vllm(Backend(name, ""), chosen)
 
 
 @pytest.mark.parametrize(

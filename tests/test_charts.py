@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from eval.show import charts
 from eval.show.charts import Curve, Panel, drawn_as_png, looks_of, training_panels
 
 
@@ -22,6 +23,23 @@ def test_odd_curves_can_be_drawn(points, ks):
     look = looks_of(["base"])["base"]
     panels = [Panel("$t", [Curve("a", look, points)], ks=ks) for _ in range(4)]
     assert drawn_as_png(panels).startswith(b"\x89PNG")
+
+
+def test_gain_at_one_try_is_drawn_against_change_at_the_most_each_to_its_start(monkeypatch):
+    def pair(arm, reference, one, most):
+        rates = {"optimal": one, "solved": most}
+        ends = {key: {"value": v, "low": v - 0.1, "high": v + 0.1} for key, v in rates.items()}
+        return {"arm": arm, "reference": reference, **ends}
+
+    pairs = [pair("a", "sft", 0.3, -0.1), pair("b", "sft", 0.2, 0.2), pair("a", "b", 0.1, -0.3)]
+    dense = {"arms": dict.fromkeys(("base", "sft", "a", "b")), "differences": pairs}
+    summary = {"samples": 64, "tiers": {"dense": dense}}
+    assert charts.breadth_chart(summary).startswith(b"\x89PNG")
+    drawn = []
+    monkeypatch.setattr(charts, "drawn_as_png", lambda panels, caption: drawn.extend(panels) or b"")
+    charts.breadth_chart(summary)
+    dots = {curve.label: curve.points for curve in drawn[0].curves if len(curve.points) == 1}
+    assert dots == {"b": [(20.0, 0.2)], "a": [(30.0, -0.1)]}
 
 
 def test_what_is_no_number_is_a_gap_in_a_curve():

@@ -272,6 +272,23 @@ def test_a_key_that_another_one_overrules_is_not_advised(item, settings, does):
     assert acts(item, Signals(), settings) == does
 
 
+@pytest.mark.parametrize(
+    ("row", "settings", "does"),
+    [
+        ({"truth/optimal": 0.1}, {}, (True, True)),
+        ({"truth/optimal": 0.1}, {"use_vllm": True}, (False, True)),
+        ({"truth/optimal": 0.1, "sampling/thrown_away": 8}, {}, (False, True)),
+        ({"truth/optimal": 0.1, "rewards/passk/mean": 0.1}, {}, (True, False)),
+        ({"rewards/accuracy_reward/mean": 0.1}, {}, (False, False)),
+    ],
+)
+def test_keys_of_our_recipes_are_advised_where_a_log_is_ours_and_has_them_not(row, settings, does):
+    s = Signals()
+    s.add(row)
+    items = ("raise `redraws`", "set `shape` to passk")
+    assert tuple(acts(item, s, settings) for item in items) == does
+
+
 def test_the_kl_of_others_may_have_another_unit():
     log = named(foreign(1, kl=30.0))
     assert "kl-runaway" not in raised(log)

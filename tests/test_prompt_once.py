@@ -1,14 +1,17 @@
 """GRPO's step reads a prompt once for its group, and learns the same as TRL's own."""
 
+from copy import deepcopy
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import ARCHITECTURES, LORA, random_model
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
+from data.prompts import messages
 from pipeline.train.prompt_once import (
     PromptOnceTrainer,
     UnpaddedTrainer,
@@ -16,6 +19,7 @@ from pipeline.train.prompt_once import (
     score_answers,
     trainer_class,
 )
+from pipeline.train.rollouts import rollouts_for
 from pipeline.train.settings import TARGETS
 
 ARGS = SimpleNamespace(gradient_checkpointing=False, use_liger_kernel=False)
@@ -148,3 +152,48 @@ def test_the_gradient_is_the_same_bit_for_bit_with_several_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradients[0], one) for one in gradients)
+
+
+# --- several steps a generation --------------------------------------------------------------
+
+
+def test_answers_used_for_several_steps_are_weighed_by_the_policy_that_drew_them(tmp_path):
+    """Four steps of two passes over one generation: the ratio is 1 until the first step, and refers
+    to the weights of that time until the last; where the policy has moved, it is clipped."""
+    model, tokenizer = random_model("llama")
+    start, seen = deepcopy(model), []
+
+    class Watched(PromptOnceTrainer):
+        def _compute_loss(self, model, inputs):
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+            length = inputs["completion_ids"].shape[1]
+            with torch.no_grad():
+                drew, now = (score_answers(m, ids, mask, length, 1.0)[0] for m in (start, model))
+            old = inputs["old_per_token_logps"] * mask[:, -length:]
+            torch.testing.assert_close(old, drew, rtol=1e-4, atol=1e-5)
+            up = inputs["advantages"][:, None] > 0
+            ratio = ((now - drew).exp() - 1) * mask[:, -length:]
+            clipped = torch.where(up, ratio > 0.01, ratio < -0.01).sum() / mask[:, -length:].sum()
+            loss = super()._compute_loss(model, inputs)
+            said = self._metrics["train"]["clip_ratio/region_mean"][-1]
+            seen.append((float(ratio.abs().max()), float(clipped), said, ids.tolist()))
+            return loss
+
+    args = GRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+        per_device_train_batch_size=4, steps_per_generation=2, gradient_accumulation_steps=1,
+        num_iterations=2, max_steps=4, num_generations=4, max_completion_length=8, epsilon=0.01,
+        learning_rate=0.01, lr_scheduler_type="constant", gradient_checkpointing=False,
+        disable_tqdm=True,
+    )  # fmt: skip
+    Watched(
+        model=model, args=args, processing_class=tokenizer, rollout_func=rollouts_for(args),
+        reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
+        train_dataset=Dataset.from_list([{"prompt": messages(text)} for text in ("Zoo", "Yoga")]),
+    ).train()  # fmt: skip
+    moved, clipped, said, batches = zip(*seen, strict=True)
+    assert batches[:2] == batches[2:]
+    assert moved[0] < 1e-4 < 0.01 < min(moved[1:])
+    assert clipped[0] == 0 < min(clipped[2:])
+    assert said == pytest.approx(clipped, abs=1e-3)

@@ -108,6 +108,23 @@ def test_grpo_goes_on_in_a_second_epoch_with_answers_that_are_used_again(clean, 
     assert any(row["reward_std"] > 0 and row["grad_norm"] > 0 for row in steps)
 
 
+def test_grpo_goes_on_with_the_problems_that_it_would_have_chosen_and_ends_at_their_answers(
+    clean, place
+):
+    name = "grpo, problems chosen"
+    lives, differ = clean(
+        ends_with, place, name, [at("mkdir", "checkpoint-4"), at("mkdir", ".model")]
+    )
+    assert began_at(lives)[:2] == [None, "checkpoint-2"]
+    assert differ == []
+    steps = [
+        row for row in clean(left_of, place, name)["runs/small/grpo/log.jsonl"] if "loss" in row
+    ]
+    assert steps[-1]["step"] < 10
+    assert 72 < steps[-1]["sampling/drawn"] <= 80
+    assert steps[-1]["sampling/thrown_away"] > 0
+
+
 def left_of(place, name):
     return trial_of(place, name).left
 

@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe
-from data.sections import Arm, RewardSection
+from data.sections import Arm, RewardSection, SamplingSection
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 from rewards.reward import SHAPES, reward_functions, reward_weights
 
@@ -306,6 +306,41 @@ def test_a_reward_that_cannot_be_what_it_says_is_refused_before_training(shape, 
     section = RewardSection(shape, weights)
     assert refusal(reward=section).startswith(says)
     assert refusal(arms={"mine": Arm("grpo", reward=section)}).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ({"grpo": {"use_vllm": True}}, "grpo.use_vllm"),
+        ({"grpo": {"top_k": 20}}, "grpo.top_k"),
+        ({"backend": "unsloth"}, "backend: trl"),
+        ({"sampling": {"answers": 127}}, "sampling.answers (127) must be at least 128"),
+        ({"grpo": {"max_steps": -1}}, "grpo.max_steps of 10 or more"),
+        ({"grpo": {"max_steps": 19, "num_iterations": 2}}, "grpo.max_steps of 20 or more"),
+        ({"grpo": {"max_steps": 4, "gradient_accumulation_steps": 2}}, "grpo.max_steps of 5 or"),
+    ],
+    ids=str,
+)
+def test_a_sampling_section_that_cannot_act_is_refused_before_training(given, keys):
+    sampling = {"redraws": 1, "answers": 1280}
+    check_settings(recipe(arms={"mine": Arm("grpo", sampling=sampling)}))
+    sampling = {**sampling, **given.get("sampling", {})}
+    arm = Arm("grpo", backend=given.get("backend"), settings=given.get("grpo", {}))
+    check_settings(recipe(arms={"mine": arm}))
+    assert keys in refusal(arms={"mine": replace(arm, sampling=sampling)})
+
+
+def test_problems_are_not_chosen_by_several_processes(monkeypatch):
+    monkeypatch.setattr("pipeline.model.processes.count", lambda: 2)
+    said = refusal(sampling=SamplingSection(by_success=True))
+    assert "does not draw with training in 2 processes" in said
+
+
+def test_pay_that_scaling_by_the_group_would_undo_is_refused():
+    arm = Arm("grpo", reward=RewardSection("passk"))
+    assert refusal(arms={"mine": arm}).startswith("the reward 'passk' needs grpo.scale_rewards: ba")
+    for scale in ("batch", "none"):
+        check_settings(recipe(arms={"mine": replace(arm, settings={"scale_rewards": scale})}))
 
 
 def test_every_arms_settings_are_checked_before_the_first_is_trained():

@@ -88,7 +88,7 @@ class Panel:
 
     Attributes:
         percent: whether y is a share, shown in %.
-        ks: ticks of a horizontal axis of k, to base 2; without any it counts steps.
+        ks: ticks of a horizontal axis of k, to base 2; without any it counts ``across``.
         marks: steps to be marked, each with its sign.
     """
 
@@ -97,6 +97,7 @@ class Panel:
     percent: bool = False
     ks: Sequence[int] = ()
     marks: Sequence[tuple[float, str]] = ()
+    across: str = "step"
 
     def draw(self, ax: Axes) -> None:
         """Draw onto empty axes."""
@@ -116,7 +117,7 @@ class Panel:
                 fontsize=8, color="#b3261e", fontweight="bold",
             )  # fmt: skip
         ax.set_title(self.title, pad=14 if self.marks else None)
-        ax.set_xlabel("k" if self.ks else "step", loc="right")
+        ax.set_xlabel("k" if self.ks else self.across, loc="right")
         ax.locator_params(nbins=5, steps=[1, 2, 2.5, 5, 10])
         if self.ks:
             ax.set_xscale("log", base=2)
@@ -209,6 +210,26 @@ def _floor_looks(floors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, s
         )
         for policy, dash in zip(shown, cycle(_FLOOR_DASHES), strict=False)
     ]
+
+
+def breadth_chart(summary: Mapping[str, Any]) -> bytes:
+    """Of ``compare.json`` each arm's change at the most tries against its gain at one, both to what
+    it started from, in points with their intervals as a cross; a panel a tier, as PNG."""
+    panels = []
+    for tier, compared in summary["tiers"].items():
+        # The first difference of an arm is that to its start.
+        to_start = {pair["arm"]: pair for pair in reversed(compared["differences"])}
+        looks, curves = looks_of(list(to_start)[::-1]), []
+        for arm, look in looks.items():
+            one, most = to_start[arm]["optimal"], to_start[arm]["solved"]
+            x, y = 100 * one["value"], most["value"]
+            ends = ([(100 * one[end], y), (x, most[end])] for end in ("low", "high"))
+            across, up = zip(*ends, strict=True)
+            line = {**look, "marker": ""}
+            curves += [Curve("_", line, across), Curve("_", line, up)]
+            curves.append(Curve(label(arm), look, [(x, y)]))
+        panels.append(Panel(tier, curves, percent=True, across="gain at k = 1, points"))
+    return drawn_as_png(panels, f"Up: change at k = {summary['samples']}, points, to the start")
 
 
 def training_panels(

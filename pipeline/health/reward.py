@@ -33,6 +33,7 @@ _FORM, _LITTLE = 0.05, 0.25
         "all wrong: easier problems, more SFT, a graded reward",
         "all right: harder problems",
         "raise `num_generations`",
+        "raise `redraws` under sampling:, which asks other problems instead",
         "ask make probe before training",
     ),
     source="arXiv 2503.14476, dynamic sampling; arXiv 2402.03300 (the advantage)",

@@ -64,6 +64,8 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
         "response_length",
     ),
     "clipped ratios": ("clip_ratio/region_mean", "clip_ratio", "actor/pg_clipfrac"),
+    "answers thrown away": ("sampling/thrown_away",),  # ours
+    "pay for breadth": ("rewards/passk/mean", "rewards/rare/mean"),  # ours
     "distance of the sampler": ("sampling/sampling_logp_difference/mean",),
     "weight of the samples": ("sampling/importance_sampling_ratio/mean",),
     "surplus of the answers": ("sampling/surplus",),

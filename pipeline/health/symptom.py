@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pipeline.health.signals import GRPO, Signals, number
+from pipeline.health.signals import GRPO, TRUTH, Signals, number
 
 
 class Level(StrEnum):
@@ -85,6 +85,8 @@ def _rows(s: Signals, need: str) -> int:
 
 #: Keys without effect where a generation is used for one optimizer step: the ratio is 1 there.
 _CLIPPING = ("epsilon", "epsilon_high", "num_iterations")
+#: Keys of our recipes alone, and the signal of a log of ours that has them already.
+_OURS = {"redraws": "answers thrown away", "shape": "pay for breadth"}
 #: From which value on advice to raise a key is taken already, and at which that to set it.
 _HIGH = {"epsilon_high": 0.28, "beta": 0.04, "temperature": 1.0, "entropy_coef": 1e-6}
 _SET = {"loss_type": "dapo", "mask_truncated_completions": True, "num_iterations": 1,
@@ -105,6 +107,9 @@ def acts(item: str, s: Signals, settings: Mapping[str, Any]) -> bool:
     key, verb = direction(item)
     if key in _CLIPPING and not _clips(s, settings):
         return False
+    if key in _OURS:
+        ours = s.keys.get("truth") == TRUTH and not (key == "redraws" and settings.get("use_vllm"))
+        return ours and not s[_OURS[key]].count
     value = number(settings.get(key))
     steps = number(settings.get("max_steps"))
     if key in ("max_steps", "num_train_epochs") and steps is not None:  # the first one rules

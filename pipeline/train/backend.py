@@ -37,11 +37,12 @@ class Backend:
 
 def takes_vllm(backend: Backend, recipe: Recipe) -> bool:
     """Whether vLLM draws GRPO's answers though the recipe does not say: where it is installed, with
-    a GPU. By Unsloth that is its fast inference; TRL cannot hand it quantised weights."""
+    a GPU. By Unsloth that is its fast inference; TRL cannot hand it quantised weights. Problems are
+    chosen by our own sampler."""
     import torch
 
     there = find_spec("vllm") is not None and torch.cuda.is_available()
-    return there and (backend.is_unsloth or not recipe.quantised)
+    return there and not recipe.sampling and (backend.is_unsloth or not recipe.quantised)
 
 
 def require_packages(source: str, needs: Iterable[tuple[str, str]]) -> None:
@@ -81,6 +82,14 @@ def choose_backend(wanted: str) -> Backend:
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise UserError(f"backend: unsloth cannot be used here: {reason}; {instead}") from None
     return Backend("unsloth", "there is a CUDA GPU" if auto else "as asked for")
+
+
+def is_unsloth_wanted(wanted: str) -> bool:
+    """Whether ``wanted`` lets Unsloth train on this machine; imports nothing, unlike the choice."""
+    import torch
+
+    found = torch.cuda.is_available() and find_spec("unsloth") is not None
+    return wanted == "unsloth" or (wanted == "auto" and found)
 
 
 def _hindrance() -> str | None:

@@ -56,6 +56,7 @@ NOT_SET = {
         _LAUNCHED,
     ),
     **dict.fromkeys(("eos_token", "pad_token"), "the model's tokenizer and template say them"),
+    "restore_callback_states_from_checkpoint": "what a training goes on with is restored anyway",
     "ignore_data_skip": "a training that was interrupted goes on with the problems that are left",
     "max_prompt_length": "prompts are never cut: max_seq_length at the top bounds a prompt with "
     "its answer, max_completion_length an answer",

@@ -8,6 +8,7 @@ generator. Added here are
 - the order of GRPO's prompts from the second epoch on, and that of examples grouped by length;
 - GRPO's answers that are used for several steps: they are not kept, so no checkpoint is written
   between two of these steps;
+- what a ``sampling`` section counts and remembers (``pipeline.train.rollouts.Dynamic``);
 - the sums behind logged means, so a checkpoint is logged, too;
 - an end: TRL's and transformers' trainers take a step too many when they go on from the last one.
 
@@ -60,12 +61,14 @@ class Resumable(TrainerCallback):
         )
         tokens = (row["num_tokens"] for row in reversed(rows) if "num_tokens" in row)
         trainer._total_train_tokens = next(tokens, 0)
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or control.should_training_stop:
             trainer.get_batch_samples = lambda *_: ([], None)  # or it takes one more step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         self._owed |= control.should_save
-        control.should_save = self._owed and (self._at_generation() or control.should_training_stop)
+        control.should_save = self._owed and (
+            at_generation(self.trainer) or control.should_training_stop
+        )
         if control.should_save:
             self._owed = False
             control.should_log = True
@@ -80,12 +83,13 @@ class Resumable(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         args.save_total_limit = self._limit or None  # for the manifest
 
-    def _at_generation(self) -> bool:
-        """Whether the next batch gets new answers, if it gets any."""
-        args = self.trainer.args
-        if not hasattr(args, "steps_per_generation"):
-            return True
-        return self.trainer._step % (args.steps_per_generation * args.num_iterations) == 0
+
+def at_generation(trainer: Any) -> bool:
+    """Whether the next batch gets new answers, if it gets any."""
+    args = trainer.args
+    if not hasattr(args, "steps_per_generation"):
+        return True
+    return bool(trainer._step % (args.steps_per_generation * args.num_iterations) == 0)
 
 
 def _samplers(batches: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from one version to the next, or for another machine, are set here and only here
 from __future__ import annotations
 
 import copy
+import math
 import types
 import typing
 from collections.abc import Collection, Iterable
@@ -20,6 +21,7 @@ from data.common.fields import TYPE_NAMES, check_keys, nearest
 from data.recipe import Recipe
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model.load import check_dtype
+from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.limits import NOT_SET, Arguments, check_together, check_value, no_gpu
 from rewards.reward import check_reward, reward_weights
 
@@ -128,6 +130,7 @@ def check_settings(recipe: Recipe) -> None:
             recipe.lora is None or not grpo.sync_ref_model,
             f"{source}: grpo.sync_ref_model needs lora: null; an adapter's reference is its base",
         )
+        _check_groups(source, each, grpo)
     lora_config(recipe.lora, source)
     _check_known(f"{source}: monitor.stop", recipe.monitor.stop, [one.name for one in SYMPTOMS])
     reporters = ["none", "all", *get_available_reporting_integrations()]
@@ -135,6 +138,40 @@ def check_settings(recipe: Recipe) -> None:
         names = given.get("report_to") or []
         names = names if isinstance(names, list) else [names]
         _check_known(f"{source}: {section}.report_to", names, reporters)
+
+
+def _check_groups(source: str, recipe: Recipe, args: Any) -> None:
+    """Raise UserError where reward or ``sampling`` cannot act: what TRL makes of a group's rewards
+    undoes it, another draws than our sampler, or its answers do not fit the steps."""
+    from pipeline.train.rollouts import hindrance
+
+    require(
+        recipe.reward.shape != "passk" or args.scale_rewards != "group",
+        f"{source}: the reward 'passk' needs grpo.scale_rewards: batch (or none): divided by its "
+        "own group's spread it is 'binary'",
+    )
+    if not recipe.sampling:
+        return
+    found = hindrance(args)
+    if not found and is_unsloth_wanted(recipe.backend):
+        found = "Unsloth (backend: trl trains without)"
+    require(
+        not found,
+        f"{source}: a sampling section needs our own sampler, which does not draw with {found}; "
+        "leave one of the two out",
+    )
+    if (most := recipe.sampling.answers) is None:
+        return
+    once = args.generation_batch_size
+    steps = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+    needed = math.ceil(most // once * steps)
+    where = f"{source}: sampling.answers ({most})"
+    require(most >= once, f"{where} must be at least {once}, which a generation draws")
+    require(
+        args.max_steps >= needed,
+        f"{where} need grpo.max_steps of {needed} or more where no group is drawn again, not "
+        f"{args.max_steps}",
+    )
 
 
 def _check_known(where: str, names: Iterable[Any], known: Collection[str]) -> None:
