@@ -367,7 +367,7 @@ PUBLISHED = {
     "scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize",
     "mask_truncated_completions": False, "top_entropy_quantile": 1.0, "entropy_coef": 0.0,
     "use_adaptive_entropy": False, "disable_dropout": False, "cast_lm_head_to_fp32": False,
-    "router_aux_loss_coef": None, "num_train_epochs": 3, "max_steps": -1, "weight_decay": 0.1,
+    "router_aux_loss_coef": 0.0, "num_train_epochs": 3, "max_steps": -1, "weight_decay": 0.1,
     "adam_beta1": 0.9, "adam_beta2": 0.99, "adam_epsilon": 1e-8, "max_grad_norm": 0.1,
     "optim_args": None, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": None,
     "gradient_accumulation_steps": 1, "label_smoothing_factor": 0.0, "neftune_noise_alpha": None,
