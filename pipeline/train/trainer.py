@@ -156,7 +156,9 @@ def _train(training: Training, trainer: Any, folder: Path, last: Path | None) ->
     ):  # fmt: skip
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-        except ImportError as error:  # of a layerwise optimizer, which is made here
+        except ImportError as error:
+            if "layerwise" not in trainer.args.optim:  # such an optimizer is made here
+                raise
             raise _refused_by_trainer(training, error) from None
     require(
         trainer.state.global_step,
