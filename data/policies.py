@@ -67,8 +67,8 @@ GREEDY: dict[str, Callable[[Problem], Schedule]] = {
     "greedy_by_duration": greedy_by_duration,
     "greedy_by_value": greedy_by_value,
 }
-#: What an answer may follow instead of looking for the optimum. Tiers are drawn by ``GREEDY``, so
-#: another policy there would change their problems.
+#: Policies that an answer may follow instead of looking for the optimum. ``GREEDY`` has one less,
+#: since tiers are drawn by it, and another one would change their problems.
 SHORTCUTS = {**GREEDY, "greedy_by_end": greedy_by_end}
 
 

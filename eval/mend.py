@@ -9,7 +9,8 @@ that breaks a rule, or cannot be read, is given back, in four ways beside each o
     apart   an independent second try in its place, from the other half of the answers
 
 A first try that breaks no rule stands, whatever its worth: nobody says whether it is optimal.
-Writes ``runs/<run>/eval/<arm>/mend/mend.json`` and ``answers.jsonl``, the second answers.
+Writes to ``runs/<run>/eval/<arm>/mend``: ``mend.json``, ``mend.md``, and ``answers.jsonl``, the
+second answers.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data.common.console import plain_console
 from data.common.errors import UserError, require, run_main
-from data.common.files import Stage, sha256, write_json, write_jsonl
+from data.common.files import Stage, sha256, write_jsonl
 from data.common.seeds import seed_of
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -29,7 +29,7 @@ from data.rows import Row, read_split
 from eval.answers.asker import Asker, Turn
 from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered, way_of_asking
 from eval.answers.judge import check_judged, score_rows
-from eval.show.tables import Sheet, label, print_sheets
+from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import (
     Values,
     bootstrap_weights,
@@ -183,11 +183,10 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
         **gains(shares, seed_of(recipe.seed, "mend", arm), resamples),
     }
     path = stage.folder / "mend.json"
-    write_json(path, found)
+    publish(path, found, [mend_sheet(arm, found)])
     drawn = [{**row, "way": way} for way, given in second.items() for row in given]
     write_jsonl(stage.folder / "answers.jsonl", drawn)
-    stage.finish([path.name, "answers.jsonl"], hashes={path.name: sha256(path)})
-    print_sheets([mend_sheet(arm, found)], plain_console())
+    stage.finish([path.name, "mend.md", "answers.jsonl"], hashes={path.name: sha256(path)})
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ PARTS = (
 )
 _TOP = "rewards/environments"
 _IMPORT = re.compile(r"^( *)(from|import) (data|rewards|pipeline)\b", re.MULTILINE)
-#: What the wheel says of itself, below ``slotwise-0.1.0.dist-info``.
+#: The wheel's metadata, below ``slotwise-0.1.0.dist-info``.
 _FACTS = {
     "METADATA": """\
 Metadata-Version: 2.1

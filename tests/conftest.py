@@ -133,7 +133,7 @@ def _span(start: int, end: int) -> int:
     return (1 << end) - (1 << start)
 
 
-#: What each further rule asks of a schedule (events of the day, each once), said in minutes: a
+#: Each further rule's demand on a schedule (events of the day, each once), said in minutes: a
 #: definition of its own, since a rule's plain check and its constraint share what they compare.
 KEPT: dict[type[Rule], Callable[[Rule, Schedule], bool]] = {
     Gap: lambda rule, chosen: (

@@ -47,7 +47,7 @@ _nested: Any = []
 for _ in range(300):
     _nested = [_nested]
 
-#: What stands in the place of a value.
+#: Replacements of a value.
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 0.5, -0.5, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30,
     10**400, 1e-320, 1e308, -1e308, float("nan"), float("inf"), float("-inf"),
@@ -55,7 +55,7 @@ VALUES: tuple[Any, ...] = (
     "\0", "\ud800", "\u202e\u0301\u0301", "😀", "<think>", "../../..", "/", "a/b", "%s{0}", "\n",
     [], {}, [[]], [{}], {"": ""}, [None], ["a", 1], _nested,
 )  # fmt: skip
-#: What stands in the place of bytes, or between them.
+#: Replacements of bytes, or insertions between them.
 PIECES: tuple[bytes, ...] = (
     b"", b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\r", b"\n", b"\n\n", b"\xed\xa0\x80",
     b"\xe2\x80\xa8", b"\xe2\x80\xae", b"\xcc\x81" * 50, b"\xd9\xa3", b"9" * 5_000, b"NaN",

@@ -26,7 +26,7 @@ from data.common.errors import run_main
 from data.common.files import BEGUN, MANIFEST
 from data.recipe import Recipe, load_recipe
 
-#: Of a logged row and of a manifest, what a clock says; and the commit, which may come meanwhile.
+#: Keys of a logged row and of a manifest that hold a clock's reading, or the commit.
 CLOCK = {
     "seconds", "commit", "step_time", "train_runtime", "train_samples_per_second",
     "train_steps_per_second", "time/generate", "time/reward", "time/train", "time/monitor",

@@ -150,13 +150,18 @@ def test_a_wrong_flag_is_one_sentence(stage, arguments, says, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_sentences_break_at_words_in_a_terminal_and_nowhere_else(terminal, capsys):
+def test_sentences_break_at_words_in_a_terminal_and_nowhere_else(terminal, monkeypatch, capsys):
     sentence = "a recipe that [bold]nobody[/bold] has written does not exist"
     console = Console(width=20, force_terminal=terminal, color_system=None, highlight=False)
     say(console, sentence)
     said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert " ".join(said) == sentence
     assert (max(map(len, said)) <= 20) == terminal
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        run_main(raising(UserError(sentence)))
+    assert ended.value.code.count("\n") == (3 if terminal else 0)
 
 
 def test_a_long_work_says_from_its_first_seconds_on_what_time_is_left(monkeypatch, capsys):

@@ -1,14 +1,14 @@
 """The hostile world: whatever file is broken, the command line answers in one sentence.
 
-What stands elsewhere stays there: recipes in ``test_recipe``, lines of files in ``test_make`` and
-``test_score``, the flags of every stage in ``test_command_line``, models in ``test_models``,
-contexts in ``test_lengths`` and ``test_try``, completions in ``test_parse``, kills and full disks
-in ``test_resume``. Here broken files meet the stages that read them, and copies that were spoilt at
-random whatever reads them (``fuzzing``).
+What stands elsewhere stays there: recipes in ``test_recipe``, the flags of every stage in
+``test_command_line``, models in ``test_models``, contexts in ``test_lengths`` and ``test_try``,
+kills and full disks in ``test_resume``. Here broken files meet the stages that read them, and
+copies that were spoilt at random whatever reads them (``fuzzing``).
 """
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,11 +17,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from conftest import day
 from fuzzing import TARGETS, accept_sound, try_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_command_line import ending
+from test_parse import MEGABYTE, fastest
 from tiny import RECIPE, random_model, save_model, write_recipe
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -31,12 +34,14 @@ from data import make
 from data.common.errors import UserError
 from data.common.files import MANIFEST, read_jsonl
 from data.run import OWNER
+from data.sections import RewardSection
 from eval import judge as report
 from eval.answers.sampling import sample_arm
 from pipeline import sft
 from pipeline.corpus.tokens import CHAT_TEMPLATE
 from pipeline.model.load import check_tokenizer, load_model
 from pipeline.watch.log import Log
+from rewards.reward import SHAPES, totals
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # nearly all meet a world with a trained model
@@ -168,31 +173,109 @@ def test_an_id_beyond_the_embeddings_is_found_though_there_are_few_tokens():
         check_tokenizer(network, tokenizer, "x")
 
 
-# --- data, answers and verdicts --------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------
 
 
-def spoil_line(path: Path) -> None:
-    """Cut the second line of a file."""
+def row_with(**changes: object):
+    return lambda line: json.dumps({**json.loads(line), **changes})
+
+
+def problem_with(**changes: object):
+    def spoil(line: str) -> str:
+        row = json.loads(line)
+        return json.dumps({**row, "problem": {**row["problem"], **changes}})
+
+    return spoil
+
+
+#: How a line of the problems is spoilt, and the key that the sentence must name, if any.
+LINES = {
+    "half a line": (lambda line: line[:40], ""),
+    "no gold": (
+        lambda line: json.dumps({k: v for k, v in json.loads(line).items() if k != "gold"}),
+        "'gold'",
+    ),
+    "a prompt that is a list": (row_with(prompt=["a"]), "'prompt'"),
+    "no number for a number": (problem_with(optimum=math.nan), '"optimum"'),
+    "a number of too many digits": (lambda line: '{"id": ' + "9" * 5000 + "}", ""),
+    "another optimum": (problem_with(optimum=5), '"optimum" is 5'),
+    "half a character": (row_with(gold="\ud83d"), "'gold'"),
+    "nesting": (lambda line: "[" * 100_000, ""),
+    "bytes of no text": (lambda line: "\udcff", ""),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_an_edited_line_of_the_training_data_is_named_before_anything_is_trained(here, says, case):
+    spoil, key = LINES[case]
+    path = here / "runs/small/data/train.jsonl"
     lines = path.read_text().splitlines()
-    lines[1] = lines[1][:40]
-    path.write_text("\n".join(lines) + "\n")
-
-
-def test_a_broken_line_of_the_training_data_is_named_before_anything_is_trained(here, says):
-    spoil_line(here / "runs/small/data/train.jsonl")
-    assert says("pipeline.sft").startswith("runs/small/data/train.jsonl:2")
+    lines[1] = spoil(lines[1])
+    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    said = says("pipeline.sft")
+    assert said.startswith("runs/small/data/train.jsonl:2")
+    assert key in said
     assert (here / "runs/small/sft/model/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(
-    ("stage", "name"),
-    [("eval.judge", "samples"), ("eval.elicitation", "verdicts"), ("eval.report", "verdicts")],
-)
-def test_a_broken_answer_or_verdict_is_named_with_the_way_to_have_it_again(here, says, stage, name):
-    spoil_line(here / f"runs/small/eval/base/{name}.jsonl")
+# --- answers and verdicts --------------------------------------------------------------------
+
+#: How a row of answers or verdicts is spoilt, and the key that the sentence must name, if any.
+ROWS = {
+    "half a line": (lambda line: line[:20], ""),
+    "no object": (lambda line: "7", ""),
+    "another's problem": (row_with(id="test-dense-99999"), '"id"'),
+    "no text for an id": (row_with(id=["a"]), '"id"'),
+    "another sample": (row_with(sample=3), '"sample" is 3'),
+    "a reason that is no text": (row_with(finish_reason=["x"]), '"finish_reason"'),
+}
+SAMPLES = ROWS | {
+    "no completion": (row_with(completion=None), '"completion"'),
+    "a number for a completion": (row_with(completion=3), '"completion"'),
+    "no reason": (row_with(finish_reason=None), '"finish_reason"'),
+    "no number of tokens": (row_with(tokens=math.nan), '"tokens"'),
+}
+VERDICTS = ROWS | {
+    "no status": (row_with(status="splendid"), '"status"'),
+    "one violation": (row_with(violations="overlap"), '"violations"'),
+    "no number for a ratio": (row_with(ratio=math.nan), '"ratio"'),
+    "a ratio in words": (row_with(ratio="1"), '"ratio"'),
+}
+
+
+def spoil_row(path: Path, spoil) -> None:
+    lines = path.read_text().splitlines()
+    lines[1] = spoil(lines[1])
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("case", SAMPLES)
+def test_a_broken_answer_is_named_with_the_way_to_have_it_drawn_again(here, says, case):
+    spoil, key = SAMPLES[case]
+    spoil_row(here / "runs/small/eval/base/samples.jsonl", spoil)
+    said = says("eval.judge")
+    assert said.startswith("runs/small/eval/base/samples.jsonl:2")
+    assert key in said
+    assert "delete samples.jsonl" in said
+
+
+@pytest.mark.parametrize("stage", ["eval.elicitation", "eval.report"])
+@pytest.mark.parametrize("case", VERDICTS)
+def test_a_broken_verdict_is_named_with_the_way_to_have_it_judged_again(here, says, stage, case):
+    spoil, key = VERDICTS[case]
+    spoil_row(here / "runs/small/eval/base/verdicts.jsonl", spoil)
     said = says(stage)
-    assert said.startswith(f"runs/small/eval/base/{name}.jsonl:2")
-    assert f"delete {name}.jsonl" in said
+    assert said.startswith("runs/small/eval/base/verdicts.jsonl:2")
+    assert key in said
+    assert "delete verdicts.jsonl" in said
+
+
+def test_verdicts_that_end_early_are_not_counted(here, says):
+    path = here / "runs/small/eval/base/verdicts.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    said = says("eval.elicitation")
+    assert "verdicts.jsonl" in said
+    assert "`make eval`" in said
 
 
 @pytest.mark.parametrize("line", ["{", "7", "[" * 9999, '{"loss": 1}', '{"step": "2"}', "\udcff"])
@@ -203,6 +286,34 @@ def test_a_training_goes_on_with_the_rows_of_its_log_before_a_spoilt_one(tmp_pat
     state = SimpleNamespace(global_step=4, max_steps=9, is_world_process_zero=True)
     log.on_train_begin(None, state, None)
     assert list(read_jsonl(log.path)) == [(1, {"step": 1, "loss": 3.0})]
+
+
+# --- recipes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"name": "../x"}, "name"),
+        ({"model": "a\0b"}, "model"),
+        ({"model": "x" * 5000}, "model"),
+        ({"dtype": "float8"}, "dtype"),
+        ({"extends": "a\0b"}, "extends"),
+        ({"eval": {"temperature": 10**400}}, "eval.temperature"),
+        ({"seed": [[[[[[[[["deep"]]]]]]]]]}, "seed"),
+    ],
+)
+def test_a_hostile_value_of_a_recipe_is_named(tmp_path, monkeypatch, says, changes, key):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+    assert f"small.yaml: {key} " in says("data.make")
+
+
+@pytest.mark.parametrize("text", ["seed: " + "9" * 5000, "a: " + "[" * 2000, "a: {b: " * 2000])
+def test_numbers_and_nesting_beyond_all_measure_are_refused(tmp_path, monkeypatch, says, text):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(text)
+    assert "small.yaml" in says("data.make")
 
 
 def test_a_sentence_is_short_and_printable_whatever_it_quotes():
@@ -242,6 +353,34 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, ch
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: ")
     assert named in done.stderr
+
+
+# --- completions -----------------------------------------------------------------------------
+
+_EVENT = "<event>\n<name>Art</name>\n<start>09:00</start>\n<end>10:00</end>\n</event>\n"
+COMPLETIONS = {
+    "nul bytes": "<schedule>" + "\0" * MEGABYTE + "</schedule>",
+    "lone surrogates": f"<schedule>{_EVENT.replace('Art', chr(0xD800) * MEGABYTE)}</schedule>",
+    "right to left": "\u202e" * MEGABYTE + f"<schedule>{_EVENT}</schedule>",
+    "combining characters": f"<schedule>{_EVENT.replace('Art', 'a' + chr(0x301) * MEGABYTE)}",
+    "digits": f"<schedule>{_EVENT.replace('09:00', '9' * MEGABYTE)}</schedule>",
+    "nested events": "<schedule>" + "<event>" * (MEGABYTE // 7) + "</schedule>",
+    "one event again and again": f"<schedule>{_EVENT * (MEGABYTE // len(_EVENT))}</schedule>",
+    "open tags of all kinds": "<schedule><event><name><start><end>" * (MEGABYTE // 35),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("case", COMPLETIONS)
+def test_a_million_hostile_characters_are_paid_within_a_second(case, shape):
+    text = COMPLETIONS[case]
+    column = json.dumps(day().to_json())
+    # With a mark, or the second time would be that of a cache.
+    marks = iter(range(10))
+    took = fastest(lambda: totals(RewardSection(shape), [column], [f"{next(marks)}{text}"]))
+    assert took < 1
+    (paid,) = totals(RewardSection(shape), [column], [text])
+    assert 0 <= paid <= sum(SHAPES[shape].weights.values()) * (100 if shape == "blog" else 1)
 
 
 # --- spoilt at random ------------------------------------------------------------------------

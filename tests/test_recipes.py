@@ -57,6 +57,11 @@ def test_a_recipe_of_a_large_model_fits_its_gpu(name, tmp_path):
         assert stage.settings.stage == "sft" or stage.settings.length <= longest
 
 
+def test_the_readme_counts_the_models_that_have_a_recipe():
+    count = len(set(LARGE) - {"gpu", "blog-7b"})
+    assert f"Recipes for {count} models" in (FOLDER.parents[1] / "README.md").read_text()
+
+
 def test_answers_are_as_long_in_training_as_in_the_evaluation_of_what_was_trained():
     for name in LARGE:
         recipe = load_recipe(RECIPES[name])

@@ -6,8 +6,10 @@ import atexit
 import errno
 import os
 import reprlib
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -77,20 +79,28 @@ def run_main(main: Callable[[], None]) -> None:
             # All processes meet the mistake. The main one says it, and is waited for, since what
             # launched them ends the others then; one that is left met a mistake of its own.
             time.sleep(_LEFT_TO_MAIN)
-        sys.exit(f"error: {error}")
+        sys.exit(_in_terminal(f"error: {error}"))
     except KeyboardInterrupt:
         if not is_another():
             print(f"\ninterrupted; what was finished is kept, {going_on()}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if sentence := _of_the_disk(error):
-            sys.exit(f"error: {UserError(sentence)}")
+            sys.exit(_in_terminal(f"error: {UserError(sentence)}"))
         raise
     if "RANK" in os.environ:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _in_terminal(text: str) -> str:
+    """Text for standard error, broken at words where that is a terminal."""
+    if not sys.stderr.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def _of_the_disk(error: Exception) -> str | None:

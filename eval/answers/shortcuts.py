@@ -21,7 +21,7 @@ from eval.answers.files import AnsweredRow
 from eval.stats.estimate import Values, bootstrap_weights, by_name, ratio_interval
 from rewards.verify import VALID, read
 
-#: What a valid answer can agree with; ``any`` is one of the policies or several.
+#: Schedules that a valid answer can agree with; ``any`` is that of a policy or several.
 KINDS = ("optimal", *SHORTCUTS, "any")
 #: The answer by no model, and how often it is drawn: events at random while they fit.
 RANDOM, DRAWS = "random_maximal", 16
@@ -85,7 +85,7 @@ def _counted(
     counts = np.zeros((len(place), 1 + len(KINDS)))
     for name, schedule in schedules:
         if name in place:
-            follows = [schedule == policys for policys in taken[name].values()]
+            follows = [schedule == other for other in taken[name].values()]
             optimal = problems[name].is_optimal(schedule)
             counts[place[name]] += (1, optimal, *follows, any(follows))
     return counts

@@ -119,7 +119,7 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipeline.model.load import end_of_turn, explained, quiet, write_model
+    from pipeline.model.load import check_template, end_of_turn, explained, quiet, write_model
 
     quiet()
     os.environ["TQDM_DISABLE"] = "1"
@@ -127,7 +127,7 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     with explained(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
-    require(tokenizer.chat_template is not None, f"{file} has no chat template; use another one")
+    check_template(tokenizer, str(file))
     _name_ends(tokenizer, end_of_turn(tokenizer))
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
