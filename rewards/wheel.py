@@ -37,6 +37,7 @@ Summary: Scheduling problems with proven optima, their verifier and rewards
 License: Apache-2.0
 Requires-Python: >=3.11
 Requires-Dist: filelock
+Requires-Dist: jinja2
 Requires-Dist: ortools>=9.12
 Requires-Dist: pyyaml
 Requires-Dist: rich
