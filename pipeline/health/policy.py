@@ -169,7 +169,8 @@ def kl_reference(
         "lower `learning_rate`",
         "raise `epsilon_high` to 0.28 (acts where a generation is used for several steps)",
         "raise `entropy_coef` above 0 (TRL from 1.14 on)",
-        "set `shape` under reward: to passk, which pays little for what succeeds anyway",
+        "set `shape` under reward: to passk, with scale_rewards: batch, which pays little for what "
+        "succeeds anyway",
         "raise `temperature` to 1",
         "raise `beta` to 0.01 or so",
         "or stop earlier",
