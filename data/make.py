@@ -6,7 +6,6 @@ Writes ``runs/<run>/data/{train,val,test}.jsonl``, ``README.md`` (the card) and 
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +14,11 @@ from data.card import dataset_card
 from data.common.console import plain_console, say
 from data.common.errors import run_main
 from data.common.files import Stage, sha256, write_json, write_jsonl, write_text
-from data.common.seeds import seed_of
 from data.draw import draw_splits
 from data.policies import FLOOR_KS, PolicyFloors, floor
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, new_row, row_to_json
+from data.rows import Row, new_row, row_to_json, trace_of
 from data.sections import SPLITS, DataSection, TierUse
 from data.solver import is_computable
 
@@ -44,8 +42,8 @@ def run(recipe: Recipe, force: bool) -> None:
     for split, tier, problems in draw_splits(recipe.seed, uses, console):
         for index, problem in enumerate(problems):
             identity = f"{split}-{tier}-{index:05d}"
-            reasoning = recipe.data.reasoning if _is_reasoned(recipe.data, identity) else "none"
-            rows[split].append(new_row(identity, split, tier, problem, reasoning))
+            trace = trace_of(identity, recipe.data)
+            rows[split].append(new_row(identity, split, tier, problem, trace))
     digests = _digests(rows)
     floors = _floors(rows["test"], sorted({*FLOOR_KS, largest_k}))
     for split in SPLITS:
@@ -67,11 +65,6 @@ def run(recipe: Recipe, force: bool) -> None:
     )
     made = ", ".join(f"{len(rows[split])} {split}" for split in SPLITS)
     say(console, f"{home.data}: {made} problems; its README.md has what blind policies score")
-
-
-def _is_reasoned(data: DataSection, identity: str) -> bool:
-    """Whether a row, by its id, is of the share whose gold answers reason."""
-    return random.Random(seed_of("reasoned", identity)).random() < data.reasoned
 
 
 def _trace(data: DataSection, rows: Mapping[str, Sequence[Row]]) -> str:

@@ -127,6 +127,7 @@ class Recipe:
         return replace(
             self,
             seed=arm.seeds[0] if arm.seeds else self.seed,
+            data=self.data if arm.reasoned is None else replace(self.data, reasoned=arm.reasoned),
             backend=arm.backend or self.backend,
             reward=arm.reward or self.reward,
             sampling=replace(self.sampling, **arm.sampling),

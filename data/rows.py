@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict, cast
 
 from data.common.errors import UserError, require
 from data.common.fields import is_text
 from data.common.files import finished, read_jsonl
+from data.common.seeds import seed_of
 from data.problem import Problem
 from data.prompts import answer, computation, narration, prompt
 from data.run import Run
+from data.sections import DataSection
 from data.solver import (
     is_computable,
     is_interval_problem,
@@ -56,6 +59,18 @@ def gold_answer(problem: Problem, reasoning: str) -> str:
     if reasoning == "computed" and is_computable(problem):
         return answer(best, computation(problem))
     return answer(best, narration(problem, best) if reasoning == "narrated" else None)
+
+
+def trace_of(identity: str, data: DataSection) -> str:
+    """``data.reasoning`` where the row of this id is of the share ``data.reasoned``; the rows of a
+    smaller share are among those of a larger one."""
+    reasons = random.Random(seed_of("reasoned", identity)).random() < data.reasoned
+    return data.reasoning if reasons else "none"
+
+
+def retold(rows: Iterable[Row], data: DataSection) -> list[Row]:
+    """The rows with gold answers of which ``data.reasoned`` reason."""
+    return [{**row, "gold": gold_answer(row["problem"], trace_of(row["id"], data))} for row in rows]
 
 
 def new_row(identity: str, split: str, tier: str, problem: Problem, reasoning: str) -> Row:

@@ -93,6 +93,9 @@ class TierUse:
         return replace(use, tier=tier)
 
 
+_PART = Limit(lambda share: 0 <= share <= 1, "a share, 0 to 1")
+
+
 @dataclass(frozen=True)
 class DataSection:
     """``data:`` which problems, and how their gold answers read.
@@ -108,7 +111,7 @@ class DataSection:
     tiers: dict[str, Any]
     main: str
     reasoning: str = setting(one_of("computed", "narrated", "none"), "computed")
-    reasoned: float = setting(Limit(lambda share: 0 <= share <= 1, "a share, 0 to 1"), 1.0)
+    reasoned: float = setting(_PART, 1.0)
 
     def uses(self, source: str) -> dict[str, TierUse]:
         """Each tier with its changes applied; UserError names ``source`` and the key."""
@@ -225,6 +228,7 @@ class Arm:
         seeds: train it once with each; the arms are then called ``name.seed``.
         tiers: train on the problems of these tiers alone.
         reward, backend: instead of the recipe's.
+        reasoned: share of the gold answers that reason, instead of the recipe's; for ``sft`` alone.
         settings: instead of single arguments in the recipe's ``sft`` or ``grpo`` section.
         sampling: instead of single keys of the recipe's ``sampling`` section.
         eval: instead of single keys of the recipe's ``eval`` section.
@@ -237,6 +241,7 @@ class Arm:
     tiers: tuple[str, ...] = ()
     reward: RewardSection | None = None
     backend: str | None = setting(one_of(*BACKENDS), None)
+    reasoned: float | None = setting(_PART, None)
     settings: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     eval: dict[str, Any] = field(default_factory=dict)
@@ -273,6 +278,11 @@ class Arm:
             require(
                 tier in trained, f"{source}.tiers: data.tiers has no train problems of {tier!r}"
             )
+        require(
+            self.reasoned is None or self.trainer == "sft",
+            f"{source}.reasoned is of the gold answers, which {self.trainer} does not train on; "
+            "leave it out",
+        )
         for key in {"samples", "resamples"} & self.eval.keys():
             raise UserError(f"{source}.eval.{key} cannot differ: arms are compared at the same k")
         for key, values in self.tune.items():
@@ -380,12 +390,14 @@ class ConclusionSection:
         base_best: the arm that is the base at its best; null takes ``base-best`` if there is one.
         format_only: the arm that was rewarded for the form of an answer alone.
         fresh: confirmation samples, with new seeds, of every problem that the base left unsolved.
+        likeliest: also count how often the likeliest of the base's own answers is right.
     """
 
     arms: tuple[str, ...] | None = None
     base_best: str | None = None
     format_only: str | None = None
     fresh: int = setting(at_least(1), 256)
+    likeliest: bool = False
     margins: Margins = Margins()
 
     def validate(self, source: str, arms: Mapping[str, Arm], judged: Collection[str]) -> None:

@@ -20,7 +20,8 @@ Writes below ``runs/<run>/eval``: ``<arm>/fresh/{samples,verdicts}.jsonl``,
      "tiers": {tier: {
         "coverage": {arm: {threshold: Estimate}}, "floor_adjusted": {arm: {k: Estimate}},
         "reasoning": {arm: {…}},
-        "likelihood": {arm: {…}}}}}           # see eval.answers.likelihood.measure
+        "likelihood": {arm: {…}},             # see eval.answers.likelihood.measure
+        "likeliest": {k: Estimate}}}}         # of the base, where ``conclusion.likeliest`` is set
 """
 
 from __future__ import annotations
@@ -138,6 +139,20 @@ def likelihoods(
     )
 
 
+def likeliest(recipe: Recipe, solved: Solved) -> Mapping[str, Mapping[str, object]]:
+    """How often the likeliest of the base's own answers is right, by tier."""
+    run = recipe.run
+    print("elicitation: scoring all answers of base", flush=True)
+    return likelihood.likeliest(
+        run.model(BASE),
+        answered(run.samples(BASE), {row["id"] for row in solved.rows}),
+        solved.rows,
+        recipe.dtype,
+        recipe.seed,
+        recipe.conclusion.margins.resamples,
+    )
+
+
 def reasoning(
     run: Run, names: Sequence[str], tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, object]:
@@ -180,6 +195,7 @@ def report_on(
         }
     tiers = list(dict.fromkeys(tier for case in judged for tier in case.tiers))
     models = likelihoods(run, judged, names, solved, margins, recipe.dtype, seed)
+    best = likeliest(recipe, solved) if recipe.conclusion.likeliest else {}
     samples, fresh = recipe.eval.samples, recipe.conclusion.fresh
     return {
         "sentence": by_arm[judged[0].name]["sentence"],
@@ -197,6 +213,7 @@ def report_on(
                 **spreads(names, tier, solved, margins, seed),
                 "reasoning": reasoning(run, names, tier, solved, margins, seed),
                 "likelihood": models.get(tier, {}),
+                **({"likeliest": best[tier]} if best else {}),
             }
             for tier in tiers
         },
@@ -229,6 +246,7 @@ def run(recipe: Recipe, force: bool) -> None:
         "cases": [asdict(case) for case in judged],
         "margins": asdict(margins),
         "lenient": lenient,
+        **({"likeliest": True} if recipe.conclusion.likeliest else {}),
         **({"notes": notes} if notes else {}),
     }
     inputs = [run.split("test"), *map(run.verdicts, names), *again.values()]

@@ -21,7 +21,7 @@ def check_texts(recipe: Recipe) -> None:
     Raises:
         UserError: see ``count_lengths`` and ``check_lengths``.
     """
-    lengths = count_lengths(recipe.run)
+    lengths = count_lengths(recipe)
     write_json(recipe.run.lengths, lengths)
     print_lengths(lengths)
     check_lengths(uses(recipe), lengths, recipe.run, recipe.max_seq_length)

@@ -81,7 +81,7 @@ def total(recipe, **wanted):
         for use in uses(recipe)
         if all(getattr(use, key) == value for key, value in wanted.items())
     )
-    return longest_of(count_lengths(recipe.run), use)
+    return longest_of(count_lengths(recipe), use)
 
 
 def set_context(tokens):
@@ -117,7 +117,7 @@ def test_every_text_of_every_split_is_counted_by_the_models_tokenizer(recipe_of)
 
 
 def test_prompt_and_gold_together_are_what_sft_trains_on(recipe_of):
-    counted, rows = count_lengths(recipe_of().run), rows_of("train")
+    counted, rows = count_lengths(recipe_of()), rows_of("train")
     trained = sft.examples(AutoTokenizer.from_pretrained("model"), rows)
     real = {row["id"]: len(one["input_ids"]) for row, one in zip(rows, trained, strict=True)}
     for tier in ("dense", "trap"):
@@ -159,7 +159,7 @@ def test_the_models_context_is_a_limit_too(recipe_of):
 )
 def test_shots_count_each_as_the_longest_of_its_tier(changes, recipe_of):
     plain = total(recipe_of(), arm="base")
-    both, _ = count_lengths(recipe_of().run)["tiers"][plain.tier]["train"]["both"]
+    both, _ = count_lengths(recipe_of())["tiers"][plain.tier]["train"]["both"]
     limit = plain.total + 2 * both - 1
     sentence = refused(recipe_of(max_seq_length=limit, **changes))
     assert f"{plain.prompt + 2 * both} tokens with 2 shots" in sentence
@@ -167,7 +167,7 @@ def test_shots_count_each_as_the_longest_of_its_tier(changes, recipe_of):
 
 
 def test_an_arm_is_checked_on_its_own_tiers_and_for_what_sft_would_cut(recipe_of):
-    tiers = count_lengths(recipe_of().run)["tiers"]
+    tiers = count_lengths(recipe_of())["tiers"]
     short, long = sorted(tiers, key=lambda tier: tiers[tier]["train"]["both"][0])
     limit, most = (tiers[tier]["train"]["both"][0] for tier in (short, long))
     assert limit < most
@@ -187,7 +187,7 @@ def test_an_arm_is_checked_on_its_own_tiers_and_for_what_sft_would_cut(recipe_of
 
 
 def longest_in(recipe):
-    return longest(uses(recipe), count_lengths(recipe.run))
+    return longest(uses(recipe), count_lengths(recipe))
 
 
 def up(tokens):

@@ -8,7 +8,7 @@ from tiny import random_model
 
 from data.common.errors import UserError
 from data.prompts import prompt
-from eval.answers.likelihood import Scored, encode_row, measure, score, summarise
+from eval.answers.likelihood import Scored, encode_row, likeliest, measure, score, summarise
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render, sample_batch
 
@@ -158,6 +158,31 @@ def test_every_arm_is_held_against_itself_and_the_references(tokenizer, asked, t
     under = report["dense"]["grpo"]["under"]["base"]["log_likelihood"]
     assert under["per_answer"]["value"] == pytest.approx(expected, abs=1e-3)
     assert 0 <= report["blog"]["grpo"]["tokens_as_drawn"] <= 1
+
+
+@pytest.mark.slow
+def test_the_likeliest_of_k_answers_is_chosen_by_the_probability_of_all_its_tokens(
+    tokenizer, asked, tmp_path
+):
+    one = network()
+    model = saved(tmp_path / "base", one, tokenizer)
+    prompts, rows = answers_of(one, tokenizer, [row["prompt"] for row in asked], 4)
+    best, worst = {}, {}
+    for name, prompt_text in prompts.items():
+        mine = [row for row in rows if row["id"] == name]
+        texts = [encode_row(tokenizer, prompt_text, row) for row in mine]
+        sums = [np.sum(slowly(one, text)[0]) for text in texts]
+        best[name], worst[name] = int(np.argmax(sums)), int(np.argmin(sums))
+
+    def optimal_where(which):
+        judged = [
+            {**row, "status": "optimal" if which[row["id"]] == row["sample"] else "feasible"}
+            for row in rows
+        ]
+        return likeliest(model, iter(judged), asked)["blog"]
+
+    assert [optimal_where(best)[k]["value"] for k in ("1", "4")] == pytest.approx([0.25, 1])
+    assert [optimal_where(worst)[k]["value"] for k in ("1", "4")] == pytest.approx([0.25, 0])
 
 
 @pytest.mark.slow

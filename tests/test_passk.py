@@ -14,7 +14,7 @@ from eval.stats.estimate import (
     ratio_interval,
     resampled_means,
 )
-from eval.stats.passk import ks_for, overtaking_k, pass_at_k
+from eval.stats.passk import best_of_k, ks_for, overtaking_k, pass_at_k
 
 
 def test_pass_at_k_equals_the_share_of_all_subsets_that_hold_a_success():
@@ -32,6 +32,15 @@ def test_samples_may_differ_by_problem_and_all_k_come_at_once():
     for column, k in enumerate(ks):
         assert np.allclose(matrix[:, column], 1 - hypergeom.pmf(0, n, c, k), atol=1e-10)
         assert np.array_equal(matrix[:, column], pass_at_k(n, c, k))
+
+
+def test_best_of_k_is_the_share_of_all_subsets_whose_best_ranked_is_right():
+    right = np.random.default_rng(3).random((4, 6)) < 0.4
+    found = best_of_k(right, np.arange(1, 7))
+    for i, answers in enumerate(right):
+        for k in range(1, 7):
+            tops = [subset[0] for subset in combinations(answers, k)]
+            assert found[i, k - 1] == pytest.approx(np.mean(tops))
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from eval.answers.asker import shots_for
 from eval.answers.sampling import sample_arm
 from eval.sample import trained_arms
 from pipeline import arms, grpo, rejection, sft
+from pipeline.model.lengths import count_lengths
+from pipeline.model.load import read_tokenizer
 from pipeline.train.settings import grpo_config
-from pipeline.train.training import Training
+from pipeline.train.training import Training, training_of
 from pipeline.watch.log import Log
 from rewards.verify import verify
 
@@ -183,6 +185,20 @@ def test_an_arm_trains_on_the_problems_of_its_tiers_alone(recipe_of):
     assert [row["tier"] for row in rows["one"]] == ["blog"] * 2
     assert rows["all"] == rows["both"] == read_split(recipe.run, "train")
     assert len(rows["all"]) == 10
+
+
+def test_a_teacher_shows_reasoning_where_the_other_gold_answers_have_none(recipe_of):
+    arms = {"sft": {"trainer": "sft"}, "teacher": {"trainer": "sft", "reasoned": 1.0}}
+    data = {"main": "dense", "reasoned": 0.0, "tiers": {"dense": {"train": 3, "val": 1, "test": 1}}}
+    recipe = recipe_of(arms=arms, data=data)
+    own, shown = (training_of(recipe, name, "sft") for name in arms)
+    assert not any("<think>" in row["gold"] for row in own.rows())
+    assert [row["gold"] for row in shown.rows()] == [
+        gold_answer(row["problem"], "computed") for row in own.rows()
+    ]
+    longest = count_lengths(recipe)["tiers"]["dense"]["train"]["gold"][0]
+    tokenizer = read_tokenizer(recipe.model)
+    assert longest == max(len(tokenizer(row["gold"])["input_ids"]) for row in shown.rows())
 
 
 def test_training_without_data_says_what_is_missing(recipe_of):

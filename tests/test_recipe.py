@@ -368,6 +368,8 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, valu
         ("data.tiers.published.source", [""], "hub id"),
         ("data.tiers.overall", [{"test": 1, "source": "{split}.jsonl"}], "name"),
         ("arms.warm.trainer", ["dpo"], "sft, grpo, rejection, none"),
+        ("arms.warm.reasoned", [1.5, -0.1], "share"),
+        ("arms.paid.reasoned", [0.5], "gold answers"),
         ("arms.warm.seeds", [[1, 1]], "different"),
         ("arms.warm.seeds", [[-1]], "4294967295"),
         ("arms.warm.tiers", [["trap"], ["untrained"]], "train problems"),

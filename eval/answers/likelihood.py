@@ -30,11 +30,19 @@ from data.common.errors import UserError
 from data.common.seeds import seed_of
 from data.rows import Row
 from data.sections import RESAMPLES
-from eval.answers.files import SampleRow
-from eval.stats.estimate import Values, bootstrap_weights, by_name, ratio_interval
+from eval.answers.files import AnsweredRow, SampleRow
+from eval.stats.estimate import (
+    Values,
+    bootstrap_weights,
+    by_name,
+    mean_interval,
+    ratio_interval,
+)
+from eval.stats.passk import best_of_k, ks_for
 from pipeline.model.decode import reasoning_prefix, render
 from pipeline.model.load import load_model
 from pipeline.model.score import Encoded, answer_logits, encode
+from rewards.verify import Status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,6 +187,47 @@ def _scored(
             for one, scored in zip(mine, score(model, texts), strict=True):
                 one.scored[name] = scored
     return answers
+
+
+def likeliest(
+    model: str,
+    rows: Iterable[AnsweredRow],
+    asked: Sequence[Row],
+    dtype: str = "float32",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, dict[str, dict[str, float] | None]]:
+    """How often the likeliest of k answers is optimal, ``{tier: {k: Estimate}}``: what a model
+    gains by choosing among its own answers, with no training and no judge.
+
+    An answer is as likely as all its tokens together are; of equally likely ones the first one
+    drawn is taken.
+
+    Args:
+        model: folder or hub id of the model that drew them.
+        rows: its answers, equally many to each problem.
+        asked: the problems.
+    """
+    loaded, tokenizer = load_model(model, dtype)
+    prompts = {row["id"]: render(tokenizer, row["prompt"]) for row in asked}
+    answers = list(rows)
+    texts = [encode_row(tokenizer, prompts[row["id"]], row) for row in answers]
+    ranked: dict[str, list[tuple[float, bool]]] = {name: [] for name in prompts}
+    for row, scored in zip(answers, score(loaded, texts), strict=True):
+        ranked[row["id"]].append((scored.log_p.sum(), row["status"] == Status.OPTIMAL))
+    found = {}
+    for tier in dict.fromkeys(row["tier"] for row in asked):
+        of_tier = [ranked[row["id"]] for row in asked if row["tier"] == tier]
+        right = [[one for _, one in sorted(of, key=_likelihood)] for of in of_tier]
+        ks = ks_for(len(right[0]))
+        rng = np.random.default_rng(seed_of(seed, "likeliest", tier))
+        weights = bootstrap_weights(len(right), resamples, rng)
+        found[tier] = by_name(ks, mean_interval(best_of_k(right, ks), weights))
+    return found
+
+
+def _likelihood(answer: tuple[float, bool]) -> float:
+    return -answer[0]
 
 
 # --- the pure part ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from data.run import BASE
 from eval.show.tables import Sheet, label
 from eval.stats.conclusion import Conclusion
 from eval.stats.estimate import cell, with_interval
@@ -248,6 +249,13 @@ def _spread_sheets(described: Mapping[str, Any]) -> Iterator[Sheet]:
             "guessing."
         ],
     )
+    if best := described.get("likeliest"):
+        yield _by_arm(
+            "The likeliest of k answers is optimal, in %",
+            {BASE: best},
+            {f"k = {k}": at(k) for k in best},
+            ["Chosen by the model's own likelihood: no training, and no judge."],
+        )
 
 
 def _likelihood_sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:

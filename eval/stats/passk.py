@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import comb
 
 from eval.stats.estimate import TIE, Values
 
@@ -75,6 +76,26 @@ def floor_at(chance: ArrayLike, ks: ArrayLike) -> Values:
     p = np.asarray(chance, dtype=np.float64)
     failing = 1 - (p if np.ndim(ks) == 0 else p[:, None])
     return 1 - failing ** np.asarray(ks)
+
+
+def best_of_k(right: ArrayLike, k: ArrayLike) -> Values:
+    """Chance that the best ranked of k samples is right, the k drawn without replacement from the n
+    samples of each problem.
+
+    The sample of rank r, from 0, is the best of them where the other k - 1 are among the n - 1 - r
+    behind it: ``C(n - 1 - r, k - 1) / C(n, k)``.
+
+    Args:
+        right: whether each sample is, the best ranked first, [problems, n].
+        k: samples to choose from, [ks].
+
+    Returns:
+        [problems, ks].
+    """
+    right, ks = np.asarray(right, dtype=np.float64), np.asarray(k)
+    n = right.shape[1]
+    behind = n - 1 - np.arange(n)
+    return right @ (comb(behind[:, None], ks - 1) / comb(n, ks))
 
 
 def overtaking_k(reference: Sequence[float], tuned: Sequence[float]) -> int | None:

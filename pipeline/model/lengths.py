@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from data.common.errors import UserError
 from data.recipe import Recipe
-from data.rows import read_split
+from data.rows import read_split, retold
 from data.run import BASE, Run
 from data.sections import SPLITS
 from pipeline.model.decode import render
@@ -71,14 +71,18 @@ def sizes(
         yield from (TokenCounts(prompt, gold, prompt + gold + 1) for prompt, gold in counts)
 
 
-def count_lengths(run: Run) -> TextLengths:
-    """Count the texts of every split of a run.
+def count_lengths(recipe: Recipe) -> TextLengths:
+    """Count the texts of every split of a recipe's run, gold answers as the arm reads them that has
+    reasoning in the most.
 
     Raises:
         UserError: when the data are not finished, or model or tokenizer are not available.
     """
+    run, model = recipe.run, recipe.model
     splits = {split: read_split(run, split) for split in SPLITS}
-    model = run.model_name
+    if shares := [arm.reasoned for arm in recipe.arms.values() if arm.reasoned is not None]:
+        most = replace(recipe.data, reasoned=max(*shares, recipe.data.reasoned))
+        splits["train"] = retold(splits["train"], most)
     tokenizer = read_tokenizer(model)
     if tokenizer.chat_template is None:
         print(f"{model} has no chat template: turns are in plain text, 'User:' and 'Assistant:'")

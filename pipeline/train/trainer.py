@@ -123,7 +123,7 @@ def _claim_stage(
     if not stage.claim(force):
         _put_away(folder)  # killed at the very end
         return None
-    lengths, texts = count_lengths(recipe.run), list(uses(recipe))
+    lengths, texts = count_lengths(recipe), list(uses(recipe))
     check_lengths(texts, lengths, recipe.run, recipe.max_seq_length)
     gate()
     return stage, recipe.max_seq_length or longest(texts, lengths)

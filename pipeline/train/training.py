@@ -10,7 +10,7 @@ from typing import Any
 from data.common.errors import require
 from data.common.fields import nearest
 from data.recipe import Recipe
-from data.rows import Row, read_split
+from data.rows import Row, read_split, retold
 from data.sections import Arm
 from pipeline.model import processes
 from pipeline.model.load import model_inputs
@@ -83,7 +83,8 @@ class Training:
     def rows(self) -> list[Row]:
         """The training problems of the arm."""
         rows, tiers = read_split(self.recipe.run, "train"), self.entry.tiers
-        return [row for row in rows if not tiers or row["tier"] in tiers]
+        mine = [row for row in rows if not tiers or row["tier"] in tiers]
+        return mine if self.entry.reasoned is None else retold(mine, self.recipe.data)
 
     def inputs(self) -> list[Path]:
         """The files that its result depends on."""
@@ -91,8 +92,9 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """The settings that its result depends on."""
-        recipe = self.recipe
+        recipe, reasoned = self.recipe, self.entry.reasoned
         return {
+            **({} if reasoned is None else {"reasoned": reasoned}),
             "model": self.start,
             "dtype": recipe.dtype,
             "seed": recipe.seed,
