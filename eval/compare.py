@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data.common.errors import UserError, run_main
+from data.common.errors import UserError, require, run_main
 from data.common.files import Stage, write_bytes
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -134,40 +134,55 @@ def comparison_sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
 
 
 def pairs_on(arms: Mapping[str, Arm], tier: str) -> list[tuple[str, str]]:
-    """The comparisons of a tier: each arm trained on it with what it started from, then the GRPO
-    arms among each other."""
+    """The comparisons of a tier: each arm trained on it with what it started from, if that is
+    there, then the GRPO arms among each other."""
     trained = {name: arm for name, arm in arms.items() if not arm.tiers or tier in arm.tiers}
     paid = [name for name, arm in trained.items() if arm.trainer == "grpo"]
     # An arm with seeds is one line, whichever of its models another arm starts from.
-    starts = [(name, arm.start.partition(".")[0]) for name, arm in trained.items()]
+    pairs = [(name, arm.start.partition(".")[0]) for name, arm in trained.items()]
+    starts = [(name, start) for name, start in pairs if start in {BASE, *arms}]
     return starts + [pair for pair in combinations(paid, 2) if pair[::-1] not in starts]
 
 
+def sampled_arms(recipe: Recipe) -> dict[str, Arm]:
+    """The entries of ``arms:`` whose answers are all drawn; says which are left out.
+
+    Raises:
+        UserError: where that leaves nothing to compare.
+    """
+    there, arms = {*recipe.run.sampled()}, {}
+    for name, arm in recipe.arms.items():
+        if there.issuperset([BASE, *arm.members(name)]):
+            arms[name] = arm
+        else:
+            print(f"compare: {name} is left out, for not all of its answers are drawn")
+    require(arms, f"{recipe.run.folder} has no answers to compare; `make arms eval` draws them")
+    return arms
+
+
 def run(recipe: Recipe, force: bool) -> None:
-    """Compare the recipe's arms, unless that is done."""
-    run, arms, resamples = recipe.run, recipe.arms, recipe.eval.resamples
+    """Compare the recipe's arms as far as they are sampled, unless that is done."""
+    run, arms, resamples = recipe.run, sampled_arms(recipe), recipe.eval.resamples
     if len({len(arm.seeds) for arm in arms.values() if arm.seeds}) > 1:
         raise UserError(
             f"{recipe.path}: arms are compared seed by seed, so each needs equally many seeds"
         )
     rows = read_split(run, "test")
-    for name in run.names:
-        if not run.verdicts(name).is_file():
-            raise UserError(f"arm {name!r} is not judged yet; `make eval` judges it")
-    check_judged(run, run.names)
-    files = [file for name in run.names for file in (run.samples(name), run.verdicts(name))]
+    members = {BASE: [BASE], **{name: arm.members(name) for name, arm in arms.items()}}
+    names = [member for of_arm in members.values() for member in of_arm]
+    check_judged(run, names)
+    files = [file for name in names for file in (run.samples(name), run.verdicts(name))]
     settings = {"seed": recipe.seed, "resamples": resamples}
     stage = Stage(run.comparison, "compare", settings, [run.split("test"), *files])
     if not stage.begin_unless_done(force):
         return
     ids = {row["id"] for row in rows}
-    answers = {name: list(answered(run.samples(name), ids)) for name in run.names}
+    answers = {name: list(answered(run.samples(name), ids)) for name in names}
     tiers = {}
     for tier in dict.fromkeys(row["tier"] for row in rows):
         here = [row for row in rows if row["tier"] == tier]
         rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))
         weights = bootstrap_weights(len(here), resamples, rng)
-        members = {BASE: [BASE], **{name: arm.members(name) for name, arm in arms.items()}}
         tables = {
             name: np.stack([arm_table(here, answers[member]) for member in of_arm])
             for name, of_arm in members.items()

@@ -77,6 +77,19 @@ def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(world):
         compare.run(recipe, force=False)
 
 
+def test_arms_are_compared_as_far_as_they_are_sampled(world, capsys):
+    world.scripts |= {"base": solving(0.1), "grpo": solving(0.5)}
+    recipe = world.recipe({name: {"trainer": "grpo"} for name in ("grpo", "later")})
+    with pytest.raises(UserError, match="make arms eval"):
+        compare.run(recipe, force=False)
+    world.train(recipe, "grpo")
+    world.evaluate(recipe)
+    compare.run(recipe, force=False)
+    assert "later is left out" in capsys.readouterr().out
+    found = json.loads((recipe.run.folder / "eval/compare/compare.json").read_text())
+    assert list(found["tiers"]["dense"]["arms"]) == ["base", "grpo"]
+
+
 def test_seeds_that_disagree_widen_the_interval():
     found = compared()["arms"]
     width = {name: arm["optimal"]["high"] - arm["optimal"]["low"] for name, arm in found.items()}
