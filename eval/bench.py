@@ -26,6 +26,7 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, gold_answer, new_row
 from data.sections import ARMS
 from data.solver import interval_optimum
+from data.tiers import Tier
 from pipeline.grpo import trainer_for
 from pipeline.model.decode import Decoding, answer_limit, prepare, render, sample
 from pipeline.model.load import load_model, quiet
@@ -66,35 +67,26 @@ def alternating(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple
     return statistics.median(mine[1:]), statistics.median(others[1:])
 
 
-def rows_of(recipe: Recipe, count: int) -> list[Row]:
-    """Proven problems of the main tier."""
-    main, use = recipe.data.main, recipe.tier_uses[recipe.data.main]
-    drawn = (make_problem(recipe.seed, "bench", main, use.tier, i) for i in range(count))
-    return [
-        new_row(f"bench-{i}", "train", main, problem, recipe.data.reasoning)
-        for i, problem in enumerate(drawn)
-    ]
-
-
-def proving(recipe: Recipe, count: int = 1000) -> Line:
-    """Problems a second on one core: proven by CP-SAT, and by dynamic programming."""
-    name, tier = recipe.data.main, recipe.tier_uses[recipe.data.main].tier
+def proving(tier: Tier, name: str, seed: int, count: int) -> tuple[Line, list[Problem]]:
+    """Problems a second on one core: proven by CP-SAT, which are returned too, and by dynamic
+    programming."""
+    problems: list[Problem] = []
 
     def slow() -> None:
-        for i in range(count):
-            make_problem(recipe.seed, "bench", name, tier, i)
+        problems.extend(make_problem(seed, "bench", name, tier, i) for i in range(count))
 
     def fast() -> None:
         for i in range(count):
-            interval_optimum(tier.sample(random.Random(seed_of(recipe.seed, "bench", name, i))))
+            interval_optimum(tier.sample(random.Random(seed_of(seed, "bench", name, i))))
 
     proven, found = seconds(slow), seconds(fast)
-    return (
+    line = (
         f"problems drawn and proven a second ({name}, CP-SAT)",
         f"{count / proven:,.0f}",
         f"dynamic programme {count / found:,.0f}",
         f"{proven / found:.1f}x slower",
     )
+    return line, problems
 
 
 def verdicts(problems: Sequence[Problem]) -> Line:
@@ -113,8 +105,6 @@ def verdicts(problems: Sequence[Problem]) -> Line:
 
 def sampling(recipe: Recipe, rows: Sequence[Row], samples: int = 64) -> Line:
     """Samples a second against ``generate(num_return_sequences=k)`` a prompt."""
-    import torch
-
     model, tokenizer = load_model(recipe.model, recipe.dtype)
     stock, _ = load_model(recipe.model, recipe.dtype)
     prepare(model)
@@ -126,7 +116,6 @@ def sampling(recipe: Recipe, rows: Sequence[Row], samples: int = 64) -> Line:
         how = samples, Decoding(limit), range(len(prompts)), recipe.eval.rows
         list(sample(model, tokenizer, prompts, *how))
 
-    @torch.inference_mode()
     def plain() -> None:
         for text in prompts:
             inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
@@ -157,12 +146,17 @@ def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int = 3
         stage = Training(recipe, "grpo", "grpo", recipe.model)
         return _train(trainer_for(stage, rows, model, tokenizer, folder))
 
-    mine, theirs = alternating(ours, lambda: _train(_stock_trainer(recipe, rows, folder)))
+    def theirs() -> float:
+        model, tokenizer = load_model(recipe.model, recipe.dtype)
+        config = grpo_config(recipe, folder, answer_limit(tokenizer, rows))
+        return _train(_stock_trainer(config, rows, model, tokenizer))
+
+    mine, others = alternating(ours, theirs)
     return (
         "seconds a GRPO step",
         f"{mine / steps:.2f}",
-        f"stock TRL {theirs / steps:.2f}",
-        f"{mine / theirs:.2f}x its time",
+        f"stock TRL {others / steps:.2f}",
+        f"{mine / others:.2f}x its time",
     )
 
 
@@ -172,7 +166,7 @@ def _train(trainer: GRPOTrainer) -> float:
         return seconds(trainer.train)
 
 
-def _stock_trainer(recipe: Recipe, rows: Sequence[Row], folder: Path) -> GRPOTrainer:
+def _stock_trainer(config: Any, rows: Sequence[Row], model: Any, tokenizer: Any) -> GRPOTrainer:
     """TRL's trainer as it is, paying for gold answers."""
     from datasets import Dataset
     from trl import GRPOTrainer
@@ -180,8 +174,6 @@ def _stock_trainer(recipe: Recipe, rows: Sequence[Row], folder: Path) -> GRPOTra
     def reward(completions: list[Any], gold: list[str], **_: Any) -> list[float | None]:
         return [float(c[0]["content"] == g) for c, g in zip(completions, gold, strict=True)]
 
-    model, tokenizer = load_model(recipe.model, recipe.dtype)
-    config = grpo_config(recipe, folder, answer_limit(tokenizer, rows))
     config.reward_weights = None  # a single function
     examples = [{"prompt": messages(row["prompt"]), "gold": row["gold"]} for row in rows]
     return GRPOTrainer(
@@ -195,9 +187,11 @@ def _stock_trainer(recipe: Recipe, rows: Sequence[Row], folder: Path) -> GRPOTra
 
 def measured(recipe: Recipe, folder: Path) -> Iterator[Line]:
     """Every line of the table; ``folder`` is for files that nobody keeps."""
-    rows = rows_of(recipe, 1000)
-    yield proving(recipe)
-    yield verdicts([row["problem"] for row in rows])
+    name, trace = recipe.data.main, recipe.data.reasoning
+    line, problems = proving(recipe.tier_uses[name].tier, name, recipe.seed, 1000)
+    yield line
+    yield verdicts(problems)
+    rows = [new_row(f"bench-{i}", "train", name, p, trace) for i, p in enumerate(problems)]
     yield sampling(recipe, rows[:4])
     yield grpo_steps(recipe, rows, folder)
 

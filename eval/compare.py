@@ -17,7 +17,7 @@ from data.common.files import Stage, write_bytes
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
-from data.run import BASE
+from data.run import BASE, Run
 from data.sections import LEVEL, Arm
 from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
@@ -144,25 +144,26 @@ def pairs_on(arms: Mapping[str, Arm], tier: str) -> list[tuple[str, str]]:
     return starts + [pair for pair in combinations(paid, 2) if pair[::-1] not in starts]
 
 
-def sampled_arms(recipe: Recipe) -> dict[str, Arm]:
-    """The entries of ``arms:`` whose answers are all drawn; says which are left out.
+def sampled_arms(run: Run, arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The entries of a recipe's ``arms:`` whose answers are all drawn; says which are left out.
 
     Raises:
         UserError: where that leaves nothing to compare.
     """
-    there, arms = {*recipe.run.sampled()}, {}
-    for name, arm in recipe.arms.items():
+    there, found = {*run.sampled()}, {}
+    for name, arm in arms.items():
         if there.issuperset([BASE, *arm.members(name)]):
-            arms[name] = arm
+            found[name] = arm
         else:
             print(f"compare: {name} is left out, for not all of its answers are drawn")
-    require(arms, f"{recipe.run.folder} has no answers to compare; `make arms eval` draws them")
-    return arms
+    require(found, f"{run.folder} has no answers to compare; `make arms eval` draws them")
+    return found
 
 
 def run(recipe: Recipe, force: bool) -> None:
     """Compare the recipe's arms as far as they are sampled, unless that is done."""
-    run, arms, resamples = recipe.run, sampled_arms(recipe), recipe.eval.resamples
+    run, resamples = recipe.run, recipe.eval.resamples
+    arms = sampled_arms(run, recipe.arms)
     if len({len(arm.seeds) for arm in arms.values() if arm.seeds}) > 1:
         raise UserError(
             f"{recipe.path}: arms are compared seed by seed, so each needs equally many seeds"

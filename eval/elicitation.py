@@ -139,20 +139,6 @@ def likelihoods(
     )
 
 
-def likeliest(recipe: Recipe, solved: Solved) -> Mapping[str, Mapping[str, object]]:
-    """How often the likeliest of the base's own answers is right, by tier."""
-    run = recipe.run
-    print("elicitation: scoring all answers of base", flush=True)
-    return likelihood.likeliest(
-        run.model(BASE),
-        answered(run.samples(BASE), {row["id"] for row in solved.rows}),
-        solved.rows,
-        recipe.dtype,
-        recipe.seed,
-        recipe.conclusion.margins.resamples,
-    )
-
-
 def reasoning(
     run: Run, names: Sequence[str], tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, object]:
@@ -195,7 +181,13 @@ def report_on(
         }
     tiers = list(dict.fromkeys(tier for case in judged for tier in case.tiers))
     models = likelihoods(run, judged, names, solved, margins, recipe.dtype, seed)
-    best = likeliest(recipe, solved) if recipe.conclusion.likeliest else {}
+    best: Mapping[str, object] = {}
+    if recipe.conclusion.likeliest:
+        print("elicitation: scoring all answers of base", flush=True)
+        drawn = answered(run.samples(BASE), {row["id"] for row in solved.rows})
+        best = likelihood.likeliest(
+            run.model(BASE), drawn, solved.rows, recipe.dtype, seed, margins.resamples
+        )
     samples, fresh = recipe.eval.samples, recipe.conclusion.fresh
     return {
         "sentence": by_arm[judged[0].name]["sentence"],

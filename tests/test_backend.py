@@ -7,6 +7,7 @@ import pytest
 from tiny import training_for, write_recipe
 
 from data.common.errors import UserError
+from data.sections import SamplingSection
 from pipeline.train import backend
 from pipeline.train.backend import PATCHED, Backend, choose_backend, takes_vllm
 
@@ -95,9 +96,9 @@ def test_vllm_draws_where_it_is_installed_and_can_take_the_weights(
     machine(**given)
     changes = {"bits": 4, "lora": {"r": 4}} if bits == 4 else {}
     recipe = write_recipe(tmp_path, "anything", **changes)
-    assert takes_vllm(Backend(name, ""), recipe) == taken
-    chosen = write_recipe(tmp_path, "anything", sampling={"redraws": 1}, **changes)
-    assert not takes_vllm(Backend(name, ""), chosen)
+    assert takes_vllm(Backend(name, ""), recipe.sampling, recipe.quantised) == taken
+    chosen = SamplingSection(redraws=1)
+    assert not takes_vllm(Backend(name, ""), chosen, recipe.quantised)
 
 
 @pytest.mark.parametrize(

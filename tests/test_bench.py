@@ -6,8 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import tier_problems
 
 from data.recipe import load_recipe
+from data.rows import new_row
+from data.tiers import TIERS
 from eval import bench
 
 TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
@@ -39,15 +42,18 @@ def test_a_grpo_step_is_timed_beside_that_of_a_bare_trl_trainer(tmp_path, monkey
     monkeypatch.setattr(bench, "REPEATS", 1)
     ticks = iter([0.0, 9.0, 9.0, 9.0, 9.0, 13.0, 13.0, 19.0])  # then TRL takes 4 seconds, ours 6
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    line = bench.grpo_steps(recipe, bench.rows_of(recipe, 8), tmp_path, steps=2)
+    rows = [
+        new_row(f"{i}", "train", "dense", problem, "none")
+        for i, problem in enumerate(tier_problems("dense", 8))
+    ]
+    line = bench.grpo_steps(recipe, rows, tmp_path, steps=2)
     assert line[1:] == ("3.00", "stock TRL 2.00", "1.50x its time")
 
 
 def test_problems_and_verdicts_are_timed_beside_cp_sat(tmp_path, monkeypatch, capsys):
-    recipe = load_recipe(TINY)
-    rows = bench.rows_of(recipe, 8)
     clock(monkeypatch)
-    lines = [bench.proving(recipe, 8), bench.verdicts([row["problem"] for row in rows])]
+    proven, problems = bench.proving(TIERS["dense"], "dense", 7, 8)
+    lines = [proven, bench.verdicts(problems)]
     assert [line[1] for line in lines] == ["8", "160"]  # 20 verdicts each in a second
     monkeypatch.setattr(bench, "measured", lambda *_: lines)
     monkeypatch.setattr("sys.argv", ["bench", "--recipe", str(TINY)])

@@ -16,6 +16,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import HfApi, hf_hub_download
+
 from data.common.errors import UserError, reason_of, require, run_main
 from data.common.files import read_object, write_folder, write_json
 from data.common.seeds import seed_of
@@ -81,8 +83,6 @@ def _local(path: Path) -> Path:
 
 def _of_hub(source: str) -> Path:
     """The one file of a hub id, or the file that is named below one."""
-    from huggingface_hub import HfApi, hf_hub_download
-
     parts = source.split("/")
     require(
         len(parts) in (2, 3) and not source.startswith((".", "/", "~")),

@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.utils import logging as retries
+from safetensors import SafetensorError, safe_open
+
 from data.common.errors import UserError, reason_of, require
 from data.common.files import finished
 from data.prompts import messages
@@ -109,10 +113,6 @@ def _way_out(folder: str | Path) -> str:
 def explained(model: str, file: str = "") -> Iterator[None]:
     """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
     a UserError."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.utils import logging as retries
-    from safetensors import SafetensorError
-
     retries.set_verbosity_error()
     try:
         if not is_local(model) and not isinstance(
@@ -271,7 +271,6 @@ def check_dtype(dtype: str) -> None:
 def _check_size(folder: Path) -> None:
     """Raise UserError where a config asks for more layers than there are tensors: transformers
     would make all of them up, one by one."""
-    from safetensors import safe_open
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 
 from data.common.errors import UserError, reason_of, require
-from data.recipe import Recipe
+from data.sections import SamplingSection
 from pipeline.model import processes
 
 #: Libraries that Unsloth patches where it is imported first.
@@ -35,14 +35,14 @@ class Backend:
         return self.name == "unsloth"
 
 
-def takes_vllm(backend: Backend, recipe: Recipe) -> bool:
+def takes_vllm(backend: Backend, sampling: SamplingSection, quantised: bool) -> bool:
     """Whether vLLM draws GRPO's answers though the recipe does not say: where it is installed, with
     a GPU. By Unsloth that is its fast inference; TRL cannot hand it quantised weights. Problems are
     chosen by our own sampler."""
     import torch
 
     there = find_spec("vllm") is not None and torch.cuda.is_available()
-    return there and not recipe.sampling and (backend.is_unsloth or not recipe.quantised)
+    return there and not sampling and (backend.is_unsloth or not quantised)
 
 
 def require_packages(source: str, needs: Iterable[tuple[str, str]]) -> None:

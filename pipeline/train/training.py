@@ -130,7 +130,8 @@ def training_of(recipe: Recipe, arm: str, trainer: str) -> Training:
     training = Training(recipe.for_arm(arm), arm, section, recipe.run.model(start))
     training.start_backend()  # before the check imports what it patches
     recipe = training.recipe
-    if section == "grpo" and "use_vllm" not in recipe.grpo and takes_vllm(training.backend, recipe):
+    is_open = section == "grpo" and "use_vllm" not in recipe.grpo
+    if is_open and takes_vllm(training.backend, recipe.sampling, recipe.quantised):
         print("grpo: answers are drawn by vLLM, which is installed; use_vllm: false goes without")
         training = replace(training, recipe=replace(recipe, grpo={**recipe.grpo, "use_vllm": True}))
     check_settings(replace(training.recipe, arms={}))  # or other arms would have its settings
