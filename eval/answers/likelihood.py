@@ -41,11 +41,10 @@ from eval.stats.estimate import (
 from eval.stats.passk import best_of_k, ks_for
 from pipeline.model.decode import reasoning_prefix, render
 from pipeline.model.load import load_model
-from pipeline.model.score import Encoded, answer_logits, encode
+from pipeline.model.score import Encoded, answer_logits, encode, surprise
 from rewards.verify import Status
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Answers to each problem that are scored, the first ones.
@@ -84,23 +83,9 @@ def score(model: PreTrainedModel, texts: Sequence[Encoded]) -> list[Scored]:
     scored = {}
     each = answer_logits(model, texts, _BUDGET, left=reads_once(model))
     for i, logits, tokens in paced(each, len(texts), "likelihood", " answers"):
-        found = token_statistics(logits, tokens)
-        scored[i] = Scored(*(values.double().cpu().numpy() for values in found))
+        unlikely, entropy, _ = surprise(logits, tokens)
+        scored[i] = Scored(-unlikely.double().cpu().numpy(), entropy.double().cpu().numpy())
     return [scored[i] for i in range(len(texts))]
-
-
-def token_statistics(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token, and entropy of the distribution that it is drawn from.
-
-    Args:
-        logits: [..., vocabulary].
-        tokens: [...].
-    """
-    import torch
-
-    log_p = torch.log_softmax(logits.float(), -1)
-    entropy = torch.special.entr(log_p.exp()).sum(-1)
-    return log_p.gather(-1, tokens[..., None])[..., 0], entropy
 
 
 class _Answer(NamedTuple):

@@ -81,18 +81,26 @@ def log_probabilities(model: PreTrainedModel, texts: Sequence[Encoded]) -> list[
 def surprises(
     model: PreTrainedModel, texts: Sequence[Encoded], temperature: float
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of tokens of each answer, in any order, the negative log-probability in nats, and its mean
-    and variance under the model itself, each [tokens]."""
-    import torch
-
+    """``surprise`` of tokens of each answer, in any order, sampled at a temperature."""
     for _, whole, answer in answer_logits(model, texts):
         some = max(1, LOGITS // 8 // whole.shape[-1])  # tokens at a time, for the memory's sake
         for logits, tokens in zip(whole.split(some), answer.split(some), strict=True):
-            each = -(logits / temperature).log_softmax(-1).clamp(min=-100)  # exp knows no less
-            chance = torch.exp(-each)
-            mean = (chance * each).sum(-1)
-            variance = (chance * (each - mean[:, None]).square()).sum(-1)
-            yield each.gather(-1, tokens[:, None])[:, 0], mean, variance
+            yield surprise(logits / temperature, tokens)
+
+
+def surprise(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The negative log-probability of each token in nats, and its mean, the entropy, and variance
+    under the distribution that the token is drawn from, each [tokens].
+
+    Args:
+        logits: in float32, [tokens, vocabulary].
+        tokens: [tokens].
+    """
+    each = -logits.log_softmax(-1).clamp(min=-100)  # exp knows no less
+    chance = (-each).exp()
+    mean = (chance * each).sum(-1)
+    variance = (chance * (each - mean[:, None]).square()).sum(-1)
+    return each.gather(-1, tokens[:, None])[:, 0], mean, variance
 
 
 def batches_of(texts: Sequence[Encoded], tokens: int, left: bool) -> Iterator[list[int]]:
