@@ -152,6 +152,11 @@ class Recipe:
         known = [BASE]
         for name, arm in self.arms.items():
             arm.validate(f"{where}arms.{name}", name, known, trained)
+            require(
+                not arm.reasoned or self.data.reasoning != "none",
+                f"{where}arms.{name}.reasoned needs a trace to show; set data.reasoning to "
+                "computed or narrated",
+            )
             known += arm.members(name)
         self.conclusion.validate(f"{where}conclusion", self.arms, self.judged())
 

@@ -393,6 +393,12 @@ def test_a_value_that_makes_no_sense_is_named_with_its_key(tmp_path, key, values
         assert names in says
 
 
+def test_an_arm_cannot_show_reasoning_that_the_recipe_has_not(tmp_path):
+    taught = changed("arms.warm.reasoned", 0.5, of=THREE)
+    assert load(tmp_path, taught).for_arm("warm.3").data.reasoned == 0.5
+    assert "data.reasoning" in refusal(tmp_path, changed("data.reasoning", "none", of=taught))
+
+
 def test_the_main_tier_needs_problems_of_every_split(tmp_path):
     says = refusal(tmp_path, changed("data.tiers.dense.val", 0))
     assert "'dense' needs val problems" in says

@@ -19,7 +19,7 @@ from trl.models.utils import unwrap_model_for_generation
 from data.common.files import read_jsonl, write_jsonl
 from data.common.seeds import seed_of
 from data.recipe import Recipe
-from data.rows import Row, read_split
+from data.rows import Row, read_split, retold
 from data.run import START, Run
 from pipeline.model.decode import (
     Decoding,
@@ -70,7 +70,9 @@ class Yardsticks:
         self.tokenizer = tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
         self.seed, self.reward, self.samples = recipe.seed, recipe.reward, recipe.monitor.samples
         self.draws = kind == "grpo"
-        self.rows = val_rows(recipe.run, recipe.all_arms[arm].tiers, recipe.monitor.problems)
+        entry = recipe.all_arms[arm]
+        rows = val_rows(recipe.run, entry.tiers, recipe.monitor.problems)
+        self.rows = rows if entry.reasoned is None else retold(rows, recipe.data)
         self.prefix = reasoning_prefix(tokenizer)
         self.prompts = [render(tokenizer, row["prompt"]) for row in self.rows]
         args: Any = trainer.args  # SFT's or GRPO's
