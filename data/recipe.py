@@ -158,6 +158,10 @@ class Recipe:
                 "computed or narrated",
             )
             known += arm.members(name)
+        require(
+            not (self.conclusion.likeliest and self.eval.shots),
+            f"{where}conclusion.likeliest is of answers to the bare prompt; leave out eval.shots",
+        )
         self.conclusion.validate(f"{where}conclusion", self.arms, self.judged())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -14,7 +15,7 @@ from data.common.seeds import seed_of
 from data.problem import Problem
 from data.prompts import answer, computation, narration, prompt
 from data.run import Run
-from data.sections import DataSection
+from data.sections import Arm, DataSection
 from data.solver import (
     is_computable,
     is_interval_problem,
@@ -71,6 +72,15 @@ def trace_of(identity: str, data: DataSection) -> str:
 def retold(rows: Iterable[Row], data: DataSection) -> list[Row]:
     """The rows with gold answers of which ``data.reasoned`` reason."""
     return [{**row, "gold": gold_answer(row["problem"], trace_of(row["id"], data))} for row in rows]
+
+
+def longest_told(rows: Iterable[Row], data: DataSection, arms: Iterable[Arm]) -> list[Row]:
+    """The rows with gold answers of which as many reason as for the arm that is shown the most: no
+    arm reads longer ones."""
+    shares = [arm.reasoned for arm in arms if arm.reasoned is not None]
+    if not shares:
+        return list(rows)
+    return retold(rows, replace(data, reasoned=max(*shares, data.reasoned)))
 
 
 def new_row(identity: str, split: str, tier: str, problem: Problem, reasoning: str) -> Row:

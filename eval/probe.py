@@ -21,7 +21,7 @@ from data.common.errors import require, run_main
 from data.common.files import Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, read_split
+from data.rows import Row, longest_told, read_split
 from data.run import SAMPLES
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
@@ -92,7 +92,8 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         samples=samples,
         temperature=config.temperature,
         top_p=config.top_p,
-        max_tokens=recipe.grpo.get("max_completion_length") or asker.limit(training),
+        max_tokens=recipe.grpo.get("max_completion_length")
+        or asker.limit(longest_told(training, recipe.data, recipe.arms.values())),
         rows=recipe.eval.rows,
         resamples=recipe.eval.resamples,
     )

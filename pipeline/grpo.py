@@ -16,7 +16,7 @@ from data.common.errors import run_main
 from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row
+from data.rows import Row, longest_told
 from pipeline.model.decode import answer_limit, prepare, reasoning_prefix, stop_tokens
 from pipeline.train.loading import hold_adapters_whole
 from pipeline.train.settings import grpo_config
@@ -40,7 +40,8 @@ def trainer_for(
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     prepare(model)
     stops = set(stop_tokens(model, tokenizer).tolist())
-    args = grpo_config(recipe, output, answer_limit(tokenizer, rows))
+    longest = longest_told(rows, recipe.data, recipe.arms.values())
+    args = grpo_config(recipe, output, answer_limit(tokenizer, longest))
     is_ours = not training.backend.is_unsloth  # whose trainer draws and trains by its own kernels
     rollout = rollouts_for(args, recipe.sampling, rows) if is_ours else None
     trainer = (trainer_class(model, args) if is_ours else GRPOTrainer)(

@@ -18,6 +18,7 @@ from data.common.files import read_jsonl
 from data.rows import gold_answer, read_split
 from eval import elicitation, judge
 from eval.answers.asker import shots_for
+from eval.answers.files import way_of_asking
 from eval.answers.sampling import sample_arm
 from eval.sample import trained_arms
 from pipeline import arms, grpo, rejection, sft
@@ -190,12 +191,16 @@ def test_an_arm_trains_on_the_problems_of_its_tiers_alone(recipe_of):
 def test_a_teacher_shows_reasoning_where_the_other_gold_answers_have_none(recipe_of):
     arms = {"sft": {"trainer": "sft"}, "teacher": {"trainer": "sft", "reasoned": 1.0}}
     data = {"main": "dense", "reasoned": 0.0, "tiers": {"dense": {"train": 3, "val": 1, "test": 1}}}
-    recipe = recipe_of(arms=arms, data=data)
+    recipe = recipe_of(arms=arms, data=data, eval={"samples": 1})
     own, shown = (training_of(recipe, name, "sft") for name in arms)
     assert not any("<think>" in row["gold"] for row in own.rows())
     assert [row["gold"] for row in shown.rows()] == [
         gold_answer(row["problem"], "computed") for row in own.rows()
     ]
+    # Answers may be as long as the teacher's, in every arm.
+    sample_arm(recipe, "base", force=False)
+    limit = way_of_asking(recipe.run.samples("base").parent).max_tokens
+    assert limit == 2 * count_lengths(recipe)["tiers"]["dense"]["test"]["gold"][0]
     longest = count_lengths(recipe)["tiers"]["dense"]["train"]["gold"][0]
     tokenizer = read_tokenizer(recipe.model)
     assert longest == max(len(tokenizer(row["gold"])["input_ids"]) for row in shown.rows())

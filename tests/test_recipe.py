@@ -399,6 +399,12 @@ def test_an_arm_cannot_show_reasoning_that_the_recipe_has_not(tmp_path):
     assert "data.reasoning" in refusal(tmp_path, changed("data.reasoning", "none", of=taught))
 
 
+def test_the_likeliest_answers_are_those_to_the_bare_prompt(tmp_path):
+    asked = changed("conclusion.likeliest", True, of=THREE)
+    assert load(tmp_path, asked).conclusion.likeliest
+    assert "eval.shots" in refusal(tmp_path, changed("eval.shots", 2, of=asked))
+
+
 def test_the_main_tier_needs_problems_of_every_split(tmp_path):
     says = refusal(tmp_path, changed("data.tiers.dense.val", 0))
     assert "'dense' needs val problems" in says

@@ -199,7 +199,8 @@ def likeliest(
     texts = [encode_row(tokenizer, prompts[row["id"]], row) for row in answers]
     ranked: dict[str, list[tuple[float, bool]]] = {name: [] for name in prompts}
     for row, scored in zip(answers, score(loaded, texts), strict=True):
-        ranked[row["id"]].append((scored.log_p.sum(), row["status"] == Status.OPTIMAL))
+        total = scored.log_p.sum() if scored.log_p.size else -np.inf  # cut off before any text
+        ranked[row["id"]].append((total, row["status"] == Status.OPTIMAL))
     found = {}
     for tier in dict.fromkeys(row["tier"] for row in asked):
         of_tier = [ranked[row["id"]] for row in asked if row["tier"] == tier]

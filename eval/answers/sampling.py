@@ -10,7 +10,7 @@ from typing import Any
 
 from data.common.files import Stage, sha256
 from data.recipe import Recipe
-from data.rows import Row, read_split
+from data.rows import Row, longest_told, read_split
 from data.run import BASE, Run
 from data.sections import EvalSection
 from eval.answers.asker import Asker, write_answers
@@ -47,7 +47,8 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     if tune:
         val = [row for row in read_split(run, "val") if row["tier"] == recipe.data.main]
         asking, facts["tuned"] = _tuned(asker, val, asking, tune)
-    asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(test))
+    longest = longest_told(test, recipe.data, recipe.arms.values())
+    asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(longest))
     write_answers(asker, test, asking, path, "sample", stage.goes_on)
     facts |= {"samples": asking.samples, "asking": asdict(asking), "sha256": sha256(path)}
     stage.finish([path.name], **facts)

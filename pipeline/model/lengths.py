@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from data.common.errors import UserError
 from data.recipe import Recipe
-from data.rows import read_split, retold
+from data.rows import longest_told, read_split
 from data.run import BASE, Run
 from data.sections import SPLITS
 from pipeline.model.decode import render
@@ -79,10 +80,8 @@ def count_lengths(recipe: Recipe) -> TextLengths:
         UserError: when the data are not finished, or model or tokenizer are not available.
     """
     run, model = recipe.run, recipe.model
-    splits = {split: read_split(run, split) for split in SPLITS}
-    if shares := [arm.reasoned for arm in recipe.arms.values() if arm.reasoned is not None]:
-        most = replace(recipe.data, reasoned=max(*shares, recipe.data.reasoned))
-        splits["train"] = retold(splits["train"], most)
+    told = partial(longest_told, data=recipe.data, arms=recipe.arms.values())
+    splits = {split: told(read_split(run, split)) for split in SPLITS}
     tokenizer = read_tokenizer(model)
     if tokenizer.chat_template is None:
         print(f"{model} has no chat template: turns are in plain text, 'User:' and 'Assistant:'")

@@ -89,8 +89,8 @@ def surprises(
 
 
 def surprise(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The negative log-probability of each token in nats, and its mean, the entropy, and variance
-    under the distribution that the token is drawn from, each [tokens].
+    """The negative log-probability of each token in nats, at most 100, and its mean, the entropy,
+    and variance under the distribution that the token is drawn from, each [tokens].
 
     Args:
         logits: in float32, [tokens, vocabulary].
