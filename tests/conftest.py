@@ -4,6 +4,9 @@ right and wrong answers."""
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
@@ -40,7 +43,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Started in the background, tests and what they start would ignore Ctrl-C, as no terminal does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[1]
+RECIPES, EMBEDDED = ROOT / "pipeline" / "recipes", ROOT / "pipeline" / "embedded"
+TINY = RECIPES / "tiny.yaml"
+SHARED = ROOT.parent / "shared"
 BLOG, CASES = SHARED / "blog", SHARED / "cases"
 needs_blog = pytest.mark.skipif(not BLOG.is_dir(), reason="lies beside the project, not in it")
 needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="lies beside the project, not in it")
@@ -62,6 +68,19 @@ def refusal_of(call: Callable[[], object]) -> str:
     return str(refused.value)
 
 
+def python(
+    *arguments: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Another process's run of python, which finds the project's modules."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
 def raising(error: BaseException) -> Callable[[], None]:
     """A command that ends so."""
 
@@ -69,6 +88,18 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return main
+
+
+def within(limit: float, work: Callable[[], object]) -> bool:
+    """Whether a work takes less than so many seconds of CPU in one of three tries: other processes
+    may have the machine busy."""
+
+    def seconds() -> float:
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    return any(seconds() < limit for _ in range(3))
 
 
 def day() -> Problem:
@@ -110,17 +141,30 @@ def rule_problems(count: int, most: int, seed: int = 0) -> list[Problem]:
     return [problem.proven(brute_force(problem)[0]) for problem in islice(sound, count)]
 
 
-@cache
-def tier_problems(tier: str, count: int, seed: int = 0) -> tuple[Problem, ...]:
-    """Problems of a tier that have a schedule, each with its optimum."""
+#: An optimal schedule, found once.
+gold_of = cache(optimal_schedule)
+
+
+def _proven(tier: str, seed: int) -> Iterator[Problem]:
     rng = random.Random(f"{tier} {seed}")
-    found: list[Problem] = []
-    while len(found) < count:
+    while True:
         problem = TIERS[tier].sample(rng)
         best = optimal_schedule(problem)
         if best is not None:
-            found.append(problem.proven(problem.objective(best)))
-    return tuple(found)
+            yield problem.proven(problem.objective(best))
+
+
+@cache
+def _drawn(tier: str, seed: int) -> tuple[list[Problem], Iterator[Problem]]:
+    """Those that were asked for so far, and all further ones."""
+    return [], _proven(tier, seed)
+
+
+def tier_problems(tier: str, count: int, seed: int = 0) -> tuple[Problem, ...]:
+    """The first problems of a tier that have a schedule, each with its optimum."""
+    found, further = _drawn(tier, seed)
+    found.extend(islice(further, max(0, count - len(found))))
+    return tuple(found[:count])
 
 
 def minutes(event: Event) -> int:

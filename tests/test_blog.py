@@ -1,10 +1,9 @@
 """The published evaluator and rewards: reproduced exactly, flaws included, on hostile text too."""
 
 import json
-import time
 
 import pytest
-from conftest import BLOG, needs_blog
+from conftest import BLOG, needs_blog, within
 
 from data.common.files import read_jsonl
 from rewards import blog
@@ -129,12 +128,5 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_megabyte_is_judged_in_linear_time(kind):
-    completion = HOSTILE[kind]
-
-    def seconds(judge) -> float:
-        started = time.process_time()
-        judge(ROW, completion)
-        return time.process_time() - started
-
     for judge in (blog.judge, *blog.REWARDS.values()):
-        assert min(seconds(judge) for _ in range(3)) < 0.1
+        assert within(0.1, lambda judge=judge: judge(ROW, HOSTILE[kind]))

@@ -1,8 +1,7 @@
-import time
 from itertools import permutations
 
 import pytest
-from conftest import day, minutes, tier_problems, weighted
+from conftest import day, minutes, tier_problems, weighted, within
 
 from data.draw import make_problem
 from data.event import Event
@@ -199,6 +198,4 @@ def _hostile(size):
 def test_hostile_text_costs_no_more_than_its_length():
     for text in [*_hostile(300_000), "".join(f"x{i} = 3\n" for i in range(30_000))]:
         for whole in (text, text + "</think><schedule></schedule>"):
-            started = time.process_time()
-            check_trace(day(), whole)
-            assert time.process_time() - started < 1.0, whole[:40]
+            assert within(1, lambda whole=whole: check_trace(day(), whole)), whole[:40]

@@ -18,13 +18,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import day
+from conftest import ROOT, day, within
 from fuzzing import TARGETS, accept_sound, try_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_command_line import ending
-from test_parse import MEGABYTE, fastest
+from test_parse import MEGABYTE
 from tiny import RECIPE, random_model, save_model, write_recipe
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -43,7 +43,6 @@ from pipeline.model.load import check_tokenizer, load_model
 from pipeline.watch.log import Log
 from rewards.reward import SHAPES, totals
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # nearly all meet a world with a trained model
 
 
@@ -377,8 +376,7 @@ def test_a_million_hostile_characters_are_paid_within_a_second(case, shape):
     column = json.dumps(day().to_json())
     # With a mark, or the second time would be that of a cache.
     marks = iter(range(10))
-    took = fastest(lambda: totals(RewardSection(shape), [column], [f"{next(marks)}{text}"]))
-    assert took < 1
+    assert within(1, lambda: totals(RewardSection(shape), [column], [f"{next(marks)}{text}"]))
     (paid,) = totals(RewardSection(shape), [column], [text])
     assert 0 <= paid <= sum(SHAPES[shape].weights.values()) * (100 if shape == "blog" else 1)
 

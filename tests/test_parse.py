@@ -2,12 +2,11 @@
 
 import random
 import re
-import time
 from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
-from conftest import brute_force, day, kept, minutes, tier_problems, weighted
+from conftest import brute_force, day, kept, minutes, tier_problems, weighted, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,16 +103,6 @@ HOSTILE = {
 }
 
 
-def fastest(function, *arguments, tries: int = 3) -> float:
-    """Seconds of CPU of the fastest try: other processes may have the machine busy."""
-    times = []
-    for _ in range(tries):
-        started = time.process_time()
-        function(*arguments)
-        times.append(time.process_time() - started)
-    return min(times)
-
-
 @pytest.mark.parametrize("shape", HOSTILE)
 def test_a_megabyte_of_hostile_text_is_judged_in_no_time_and_in_few_words(shape):
     text = HOSTILE[shape]
@@ -122,9 +111,9 @@ def test_a_megabyte_of_hostile_text_is_judged_in_no_time_and_in_few_words(shape)
     verdict = verify(day(), text)
     assert verdict.status is not Status.OPTIMAL
     assert sum(map(len, verdict.violations)) < 10_000
-    assert fastest(parse, text) < 0.1
-    assert fastest(verify, day(), text) < 0.2
-    assert fastest(parse_leniently, text) < 0.5
+    assert within(0.1, lambda: parse(text))
+    assert within(0.2, lambda: verify(day(), text))
+    assert within(0.5, lambda: parse_leniently(text))
 
 
 # --- fuzzing ---------------------------------------------------------------------------------

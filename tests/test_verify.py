@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import CORRUPTIONS, HARMLESS, day, tier_problems
+from conftest import CORRUPTIONS, HARMLESS, day, gold_of, tier_problems
 
 from data.event import Event
 from data.problem import Problem
@@ -49,7 +49,7 @@ def test_each_corruption_of_gold_is_rejected_for_its_own_reason(name):
     met = 0
     for tier in TIERS:
         for problem in tier_problems(tier, 40):
-            made = CORRUPTIONS[name](problem, optimal_schedule(problem))
+            made = CORRUPTIONS[name](problem, gold_of(problem))
             if made is None:
                 continue
             completion, broken = made
@@ -72,7 +72,7 @@ def test_each_corruption_of_gold_is_rejected_for_its_own_reason(name):
 def test_what_stands_around_the_final_schedule_does_no_harm(name):
     for tier in TIERS:
         for problem in tier_problems(tier, 40):
-            text = HARMLESS[name](problem, optimal_schedule(problem))
+            text = HARMLESS[name](problem, gold_of(problem))
             assert verify(problem, text).status == Status.OPTIMAL, text
 
 
