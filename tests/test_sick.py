@@ -6,10 +6,10 @@ there: the learning rate is constant, so the first steps are those of the whole 
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import RECIPES, ROOT
 
 from data import make
 from data.recipe import load_recipe
@@ -17,19 +17,20 @@ from pipeline import grpo
 from pipeline.arms import MODULES
 from pipeline.health.logs import examine
 
-ROOT = Path(__file__).parents[1]
-RECIPE = load_recipe(ROOT / "pipeline" / "recipes" / "sick.yaml")
+RECIPE = load_recipe(RECIPES / "sick.yaml")
 
 #: By arm: its symptoms, of which one or more must be found, and within how many steps. The others
 #: take minutes, or have a symptom that one here has too: they are left to `make sick`. `hackable`
 #: is not hacked: this base earns more by thinking.
 SICK = {
-    "rate-100": ({"reward-falls", "kl-runaway", "entropy-rises"}, 24),
+    "rate-100": ({"reward-falls", "kl-runaway", "entropy-rises"}, 20),
     "constant": ({"zero-variance"}, 22),
     "too-short": ({"truncation"}, 14),
     "sft-rate-1000": ({"diverged"}, 26),
     "hotter": ({"foreign-answers"}, 2),
 }
+#: Answers become noise that does not end, so most of the time would go into their last tokens.
+SHORTER = {"rate-100": {"max_completion_length": 64}}
 #: Arms that are measured on val, which costs a fifth of the time.
 MEASURED = ("sft-rate-1000", "healthy")
 
@@ -59,7 +60,7 @@ def examined(folder, monkeypatch):
     monkeypatch.setattr(grpo, "gate", lambda *_: None)  # the audit has tests of its own
 
     def train(arm, steps):
-        settings = {**RECIPE.arms[arm].settings, "max_steps": steps}
+        settings = {**RECIPE.arms[arm].settings, **SHORTER.get(arm, {}), "max_steps": steps}
         every = RECIPE.monitor.every if arm in MEASURED else 0
         short = replace(
             RECIPE,
