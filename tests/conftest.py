@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import chdir
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -60,6 +61,19 @@ def world(tmp_path, monkeypatch):
     return World(tmp_path, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a tiny model, ``qwen3``, and the data of a run, made once."""
+    from tiny import save_model, write_recipe
+
+    from data import make
+
+    place = tmp_path_factory.mktemp("small")
+    with chdir(place):
+        make.run(write_recipe(place, save_model(place / "qwen3", "qwen3")), force=False)
+    return place
+
+
 def refusal_of(call: Callable[[], object]) -> str:
     """The one sentence in which a call is refused."""
     with pytest.raises(UserError) as refused:
@@ -88,6 +102,20 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return main
+
+
+def xml(*events: Sequence[str]) -> str:
+    """A schedule of events given as name, start and end, whether there are such times or not."""
+    body = "".join(
+        f"<event>\n<name>{name}</name>\n<start>{start}</start>\n<end>{end}</end>\n</event>\n"
+        for name, start, end in events
+    )
+    return f"<schedule>\n{body}</schedule>"
+
+
+def kinds(broken: Iterable[str]) -> set[str]:
+    """The kinds of violations, without their events."""
+    return {text.partition(":")[0] for text in broken}
 
 
 def within(limit: float, work: Callable[[], object]) -> bool:

@@ -219,9 +219,6 @@ def test_on_the_published_data_copying_every_event_earns_69_of_100_and_fails():
     assert found.failures[0].startswith("published: 'copy every event' earns 69.")
 
 
-# --- the search -----------------------------------------------------------------------------
-
-
 # --- the gate -------------------------------------------------------------------------------
 
 

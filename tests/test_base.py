@@ -5,10 +5,10 @@ import random
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import RECIPES, kinds
 
 from data.common.errors import run_main
 from data.policies import random_feasible_success
@@ -37,7 +37,6 @@ from pipeline.model.decode import Decoding, render, sample
 from pipeline.model.load import load_model
 from rewards.verify import Status, verify
 
-RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
 PROBLEMS, SAMPLES = 40, 64
 
 
@@ -74,8 +73,8 @@ def test_the_base_copies_events_exactly_where_it_thinks(judged):
     for _, answers in judged:
         for persona, verdict in answers:
             if persona == "thinking":
-                kinds = {text.partition(":")[0] for text in verdict.violations}
-                counts[bool(kinds & {"unknown_event", "altered_time"})] += 1
+                wrong = kinds(verdict.violations) & {"unknown_event", "altered_time"}
+                counts[bool(wrong)] += 1
     assert counts[False] / counts.total() >= 0.95
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import BLOG, needs_blog, within
+from conftest import BLOG, needs_blog, within, xml
 
 from data.common.files import read_jsonl
 from rewards import blog
@@ -21,16 +21,8 @@ ROW = {
 }
 
 
-def xml(events) -> str:
-    body = "".join(
-        f"<event>\n<name>{name}</name>\n<start>{start}</start>\n<end>{end}</end>\n</event>\n"
-        for name, start, end in events
-    )
-    return f"<schedule>\n{body}</schedule>"
-
-
 def answer(*events, think="<think>\nhm\n</think>\n") -> str:
-    return think + xml(events)
+    return think + xml(*events)
 
 
 @needs_blog
@@ -60,7 +52,7 @@ def test_every_published_judgement_and_reward_comes_out_exactly():
         (answer(ART, CHOIR), BlogStatus.VALID, 240 / 385),
         (answer(ART, CHOIR, think=""), BlogStatus.VALID, 240 / 385),
         (answer(ART, BAND, CHOIR, DRILL), BlogStatus.VALID, 1.0),
-        (answer(CHOIR, think=f"<think>{xml([ART])}</think>"), BlogStatus.VALID, 240 / 385),
+        (answer(CHOIR, think=f"<think>{xml(ART)}</think>"), BlogStatus.VALID, 240 / 385),
     ],
 )
 def test_each_status_of_the_published_evaluator(completion, status, score):
@@ -76,7 +68,7 @@ def test_each_status_of_the_published_evaluator(completion, status, score):
         (answer(BAND, CHESS, CHOIR), 20.0, 180 / 385 * 70),
         (answer(BAND, CHESS), 20.0, 0.0),
         # Events inside the reasoning are read.
-        (answer(CHOIR, think=f"<think>{xml([ART])}</think>"), 20.0, 240 / 385 * 70),
+        (answer(CHOIR, think=f"<think>{xml(ART)}</think>"), 20.0, 240 / 385 * 70),
         # Invented events earn the points for order.
         (answer(["X", "01:00", "02:00"], ["Y", "02:00", "01:00"]), 20.0, 0.0),
         # Events that start together are not in order, and one event is not a schedule.

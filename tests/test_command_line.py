@@ -2,15 +2,12 @@
 
 import argparse
 import importlib
-import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import raising
+from conftest import ROOT, TINY, python, raising
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -19,7 +16,6 @@ from data.common.console import paced, say
 from data.common.errors import UserError, run_main
 from pipeline import launch
 
-ROOT = Path(__file__).parents[1]
 #: Every file at the top of ``pipeline`` and ``eval`` is a command; data and rewards have one each.
 STAGES = (
     "data.make",
@@ -40,7 +36,6 @@ OWN_FLAGS = (
 OF_A_RECIPE = tuple(stage for stage in STAGES if stage not in OWN_FLAGS)
 #: What a stage of a recipe needs beside it.
 NEEDED = {"pipeline.rejection": ("--arm", "rejection")}
-TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
 
 
 class Parsed(BaseException):
@@ -71,12 +66,6 @@ def ending(stage: str, monkeypatch, *arguments: object) -> str:
     assert ended.value.code.startswith("error: ")
     assert "\n" not in ended.value.code
     return ended.value.code.removeprefix("error: ")
-
-
-def python(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 # --- help ----------------------------------------------------------------------------------
@@ -175,7 +164,7 @@ def test_a_long_work_says_from_its_first_seconds_on_what_time_is_left(monkeypatc
 
 
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(tmp_path):
-    done = python("data.make", "--recipe", "nope.yaml", cwd=tmp_path)
+    done = python("-m", "data.make", "--recipe", "nope.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: recipe nope.yaml does not exist\n"
 
@@ -188,7 +177,7 @@ def test_an_interrupt_while_modules_are_imported_ends_a_stage_without_a_tracebac
     """That is most of a stage's first seconds; the module stands for all that is imported."""
     program = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
     (tmp_path / "yaml.py").write_text(program)
-    done = python(stage, "--recipe", TINY, cwd=tmp_path)
+    done = python("-m", stage, "--recipe", TINY, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 

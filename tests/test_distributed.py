@@ -3,8 +3,6 @@ there is one sentence."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +10,7 @@ import pytest
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from conftest import ROOT, python
 from safetensors.torch import load_file
 from tiny import LORA, RECIPE, save_model, training_for, write_recipe
 
@@ -23,7 +22,6 @@ from pipeline.model import processes
 from pipeline.train.backend import Backend, choose_backend
 from pipeline.train.trainer import check_groups
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "pipeline" / "accelerate").glob("*.yaml"))
 #: Largest difference between the weights that one process and two end with, as a share of what
 #: training changed: floating-point sums in another order, which Adam's root blows up where a
@@ -47,15 +45,10 @@ def written(folder, name, batch):
 
 def run(*arguments, processes=1):
     """A program on the CPU, launched in several processes where there are several."""
-    launch = ["-m", "pipeline.launch", "--config_file", str(CONFIGS[0])]
-    launch += ["--num_processes", str(processes), "--main_process_port", "0"]
-    alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *(launch if processes > 1 else []), *arguments],
-        env={**os.environ, **alone},
-        capture_output=True,
-        text=True,
-    )
+    launch = ["-m", "pipeline.launch", "--config_file", CONFIGS[0]]
+    launch += ["--num_processes", processes, "--main_process_port", "0"]
+    launch = launch if processes > 1 else []
+    return python(*launch, *arguments, cwd=Path(), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
@@ -65,10 +58,10 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_global_batch(
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "model", "qwen3")
     one, two = written(tmp_path, "one", 8), written(tmp_path, "two", 4)
-    program = str(ROOT / "tests" / "replayed.py")
+    program = ROOT / "tests" / "replayed.py"
     done = {}
     for recipe, count in ((one, 1), (two, 2)):
-        done[count] = run(program, str(recipe.path), processes=count)
+        done[count] = run(program, recipe.path, processes=count)
         assert done[count].returncode == 0, done[count].stderr[:3000]
     before = load_file(tmp_path / "model" / "model.safetensors")
     for arm in ("sft", "grpo"):

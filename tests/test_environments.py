@@ -7,11 +7,11 @@ import random
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
+from conftest import ROOT
 
 from data.common.errors import UserError
 from data.problem import Problem
@@ -23,8 +23,6 @@ from rewards.attacks import ATTACKS, AttackCase, scale
 from rewards.reward import totals
 from rewards.verify import Status, verify
 from rewards.wheel import build
-
-ROOT = Path(__file__).parents[1]
 
 
 @cache

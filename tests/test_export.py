@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import EMBEDDED
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from scripted import CONTENT, World, solving
@@ -21,7 +22,6 @@ from eval.stats.estimate import cell
 from pipeline.model.decode import render
 from pipeline.model.load import check_model_folder
 
-EMBEDDED = Path(__file__).parents[1] / "pipeline" / "embedded"
 ARMS = {
     "sft": {"trainer": "sft"},
     "grpo": {"trainer": "grpo", "start": "sft"},

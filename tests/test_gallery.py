@@ -1,10 +1,8 @@
 """The gallery: the committed page is what the command writes."""
 
-from pathlib import Path
+from conftest import ROOT
 
 from rewards import gallery
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_committed_gallery_is_what_the_command_writes():

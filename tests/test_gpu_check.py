@@ -1,18 +1,14 @@
 """``make gpu-check``: what real trainers and our sampler hold, beside what ``make plan`` says."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import python
 from tiny import LORA, save_model, write_recipe
 
 from pipeline.gpu_check import DRY_STEPS, measure_training, shortened
 from pipeline.plan import plan_of
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +63,7 @@ def test_each_arm_is_measured_apart_and_one_that_fails_is_named(model, tmp_path)
     bare = shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "backend": "unsloth"}}
     recipe = sized(tmp_path, bare, arms=arms, lora={**LORA, "use_dora": True})
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.gpu_check", "--random", "--recipe", str(recipe.path)],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = python("-m", "pipeline.gpu_check", "--random", "--recipe", recipe.path, cwd=tmp_path)
     (row,) = (line.split() for line in done.stdout.splitlines() if line.startswith("sft "))
     assert row[1] == "trl"
     assert all(float(cell.rstrip("%")) for cell in row[2:])

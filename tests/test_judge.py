@@ -4,9 +4,9 @@ import io
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from conftest import TINY
 from rich.console import Console
 
 from data.common.errors import UserError
@@ -18,7 +18,6 @@ from eval.show.tables import Sheet, markdown_of, print_sheets
 from eval.stats.passk import ks_for
 from eval.stats.summary import summarise_arms
 
-TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 ARMS = ["base", "sft", "grpo"]
 COMPARISONS = [("grpo", "sft"), ("grpo", "base"), ("sft", "base")]
 N = 8

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import EMBEDDED, refusal_of
 from transformers import AutoTokenizer
 
 from data import make
-from data.common.errors import UserError
 from data.common.files import read_jsonl
 from data.recipe import load_recipe
 from pipeline import sft
@@ -19,7 +19,6 @@ from pipeline.check import check_texts, print_lengths
 from pipeline.model.decode import answer_limit, render
 from pipeline.model.lengths import TEXTS, count_lengths, longest, longest_of, uses
 
-EMBEDDED = Path(__file__).parents[1] / "pipeline" / "embedded"
 CONTENT = {
     "name": "lengths",
     "seed": 5,
@@ -68,10 +67,7 @@ def rows_of(split):
 
 
 def refused(recipe):
-    with pytest.raises(UserError) as error:
-        check_texts(recipe)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return refusal_of(lambda: check_texts(recipe))
 
 
 def total(recipe, **wanted):

@@ -3,16 +3,19 @@
 import os
 import shlex
 import subprocess
+from functools import cache
 from itertools import pairwise
 
 import pytest
-from test_command_line import ROOT, STAGES
+from conftest import ROOT
+from test_command_line import STAGES
 
 #: Commands without a goal of their own: for an arm that asks for it, for developers, for LAUNCH=.
 WITHOUT_GOAL = {"pipeline.rejection", "pipeline.launch"}
 ODD = "my models, Anna's  (1)/x"
 
 
+@cache
 def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """``make -n`` as from a shell, not with what an outer make, which runs the tests, was given."""
     outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL")

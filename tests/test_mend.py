@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from scripted import Scripted, World
+from conftest import TINY
+from scripted import Scripted
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,8 +18,6 @@ from data.tiers import TIERS
 from eval import mend
 from eval.answers.asker import Asker, Turn
 from pipeline.corpus.tokens import CHAT_TEMPLATE
-
-TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 
 
 class Mending(Scripted):
@@ -40,10 +38,9 @@ class Mending(Scripted):
 
 
 @pytest.fixture
-def mended(tmp_path, monkeypatch):
+def mended(world, monkeypatch):
     """The recipe of an evaluated run whose arms are right in one try of four, and else choose
     everything, and ``mend.json`` of an arm."""
-    world = World(tmp_path, monkeypatch)
     monkeypatch.setattr(mend, "Asker", Mending)
     monkeypatch.setattr(mend, "model_inputs", lambda model: [])
     for arm in ("base", "sft", "grpo"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refusal_of
 from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, random_model, save_model
 
@@ -33,10 +34,7 @@ def model(saved, tmp_path) -> Path:
 
 
 def refusal(model: str | Path, dtype: str = "float32") -> str:
-    with pytest.raises(UserError) as refused:
-        load_model(str(model), dtype)
-    text = str(refused.value)
-    assert "\n" not in text
+    text = refusal_of(lambda: load_model(str(model), dtype))
     assert len(text) < 600
     return text
 
@@ -287,7 +285,5 @@ def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeyp
     own = {"AutoTokenizer": ["evil.Evil", ""]}
     set_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    with pytest.raises(UserError) as refused:
-        reads(str(model), "float32")
-    assert "\n" not in str(refused.value)
+    refusal_of(lambda: reads(str(model), "float32"))
     assert not marked.exists()

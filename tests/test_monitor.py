@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import LORA, RECIPE, save_model, training_for, write_recipe
+from tiny import LORA, RECIPE, training_for, write_recipe
 from transformers import TrainerCallback
 from transformers.integrations import is_tensorboard_available
 from trl import GRPOTrainer, SFTTrainer
@@ -31,17 +31,6 @@ slow = pytest.mark.slow
 STAGES = {"sft": sft, "grpo": grpo}
 ALWAYS = {"every": 1, "kl_every": 1, "problems": 2, "samples": 2}
 STEPS = {"max_steps": 3, "logging_steps": 1, "warmup_steps": 0, "save_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with the data of a run, made once."""
-    place = tmp_path_factory.mktemp("watched")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        recipe = write_recipe(place, save_model(place / "qwen3", "qwen3"))
-        make.run(recipe, force=False)
-    return place
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from types import ModuleType
 
 import pytest
 import yaml
+from conftest import ROOT, TINY
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "slotwise.ipynb"
 FEW = {"train": 16, "val": 2, "test": 3}
 RECIPE = {
-    "extends": str(ROOT / "pipeline" / "recipes" / "tiny.yaml"),
+    "extends": str(TINY),
     "data": {"main": "dense", "tiers": {"dense": FEW, "trap": FEW, "blog": {**FEW, "grid": 15}}},
     "sft": {"max_steps": 1, "per_device_train_batch_size": 4},
     "grpo": {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4},

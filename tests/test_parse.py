@@ -6,7 +6,7 @@ from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
-from conftest import brute_force, day, kept, minutes, tier_problems, weighted, within
+from conftest import brute_force, day, kept, kinds, minutes, tier_problems, weighted, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,7 +205,7 @@ def test_100_000_fuzzed_completions_survive_and_none_is_wrongly_called_optimal()
         assert isinstance(found, ParseFailure) or all(type(event) is Event for event in found)
         verdict = verify(problems[at], text)
         met[verdict.status] += 1
-        met.update({violation.partition(":")[0] for violation in verdict.violations})
+        met.update(kinds(verdict.violations))
         if verdict.status is Status.OPTIMAL:
             assert is_optimal(problems[at], text), text
     expected = {*Status, *ParseFailure, "unknown_event", "altered_time", "duplicate", "empty",

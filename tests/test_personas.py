@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from conftest import tier_problems
+from conftest import kinds, tier_problems
 
 from data.policies import greedy_by_duration, greedy_by_start, greedy_by_value, insert_in_order
 from data.problem import Problem
@@ -36,11 +36,6 @@ def schedules(persona: str) -> list[tuple[Problem, tuple]]:
 
 def statuses(persona: str) -> Counter:
     return Counter(verify(problem, text).status for problem, text in completions(persona))
-
-
-def kinds(problem: Problem, schedule: tuple) -> set[str]:
-    """The rules that a schedule breaks, without their events."""
-    return {violation.partition(":")[0] for violation in violations(problem, schedule)}
 
 
 # --- the mixture ---------------------------------------------------------------------------
@@ -108,7 +103,7 @@ def test_the_one_that_picks_a_few_keeps_the_rules_and_often_leaves_room():
 def test_the_one_that_takes_everything_lists_every_event():
     assert all(schedule == problem.events for problem, schedule in schedules("everything"))
     for problem, schedule in schedules("everything"):
-        assert kinds(problem, schedule) <= {"overlap"}
+        assert kinds(violations(problem, schedule)) <= {"overlap"}
     assert statuses("everything")[Status.INFEASIBLE] > 0.95 * COUNT
 
 
@@ -118,13 +113,13 @@ def test_the_sloppy_one_miscopies_one_event():
         strange = [event for event in schedule if event not in problem.events]
         assert len(strange) <= 1
         # Now and then the other name that it draws is the right one.
-        wrong += len(strange) == 1 and "altered_time" in kinds(problem, schedule)
+        wrong += len(strange) == 1 and "altered_time" in kinds(violations(problem, schedule))
     assert wrong > 0.9 * COUNT
     assert statuses("sloppy")[Status.INFEASIBLE] == wrong
 
 
 def test_the_unsorted_one_breaks_no_rule_but_the_order():
-    broken = Counter(frozenset(kinds(*pair)) for pair in schedules("unsorted"))
+    broken = Counter(frozenset(kinds(violations(*pair))) for pair in schedules("unsorted"))
     assert set(broken) <= {frozenset(), frozenset({"not_chronological"})}
     # A shuffled schedule of few events is sometimes in order.
     assert broken[frozenset({"not_chronological"})] > 0.85 * COUNT
@@ -232,7 +227,7 @@ def test_a_rule_that_is_shown_does_not_free_from_one_that_is_withheld():
         _, text = draw_answer(both, random.Random(text))
         schedule = parse(text)
         if not isinstance(schedule, ParseFailure) and name != "everything":
-            broken = {violation.partition(":")[0] for violation in violations(both, schedule)}
+            broken = kinds(violations(both, schedule))
             assert "at_most" in broken
             kept["gap" in broken] += 1
     assert min(kept.values()) > 0.2 * kept.total()

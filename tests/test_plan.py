@@ -2,14 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from conftest import refusal_of
+from conftest import EMBEDDED, TINY, python, refusal_of
 from peft import LoraConfig
 from rich.console import Console
 
@@ -22,8 +19,6 @@ from pipeline.model.lengths import TokenCounts
 from pipeline.model.skeleton import config_of, shape_of
 from pipeline.plan import longest_rows, longest_texts, plan_of, print_plan, settings_of
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
 TEXTS = TokenCounts(prompt=300, gold=200, both=480)
 #: Parameters of the published weights, tied ones once.
 PARAMETERS = {
@@ -94,7 +89,7 @@ def test_texts_are_drawn_and_counted_with_the_tokenizer_at_hand(tmp_path):
     rows = longest_rows(recipe())
     lengths = [len(row["prompt"]) + len(row["gold"]) for row in rows]
     assert lengths == sorted(lengths, reverse=True)
-    counted, how = longest_texts(rows, str(ROOT / "pipeline" / "embedded"))
+    counted, how = longest_texts(rows, str(EMBEDDED))
     guessed, guess = longest_texts(rows, str(tmp_path))
     assert "the model's tokenizer" in how
     assert "no tokenizer" in guess
@@ -207,7 +202,6 @@ def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
 
 @pytest.mark.parametrize("size", ["0", "much"])
 def test_a_size_that_is_none_is_refused(size):
-    command = [sys.executable, "-m", "pipeline.plan", "--recipe", str(TINY), "--gpu", size]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    run = python("-m", "pipeline.plan", "--recipe", TINY, "--gpu", size)
     assert run.returncode == 2
     assert "--gpu" in run.stderr

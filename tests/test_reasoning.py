@@ -7,10 +7,6 @@ from data.prompts import answer, narration
 from eval.answers.reasoning import reasoning_report, reflections
 
 
-def thinking(*lines, schedule=()):
-    return answer(schedule, "\n".join(lines))
-
-
 def test_words_of_second_thoughts_are_found_outside_the_schedule_and_the_names_of_events():
     problem = Problem((Event(540, 600, "Wait tables"), Event(600, 660, "Art")), (), optimum=120)
     assert reflections(day(), "<think>Wait, let me re-check. REVALUE.</think>") == {
@@ -37,7 +33,7 @@ def test_the_report_counts_what_the_answers_say():
     problem = day()
     best = tuple(problem.by_name[n] for n in ("Art", "Drill", "Echo", "Chess"))
     sound, silent = answer(best, narration(problem, best)), answer(best, None)
-    wrong = thinking("Wait, Art = 45", "Art = 45", "Total 45", schedule=best[:1])
+    wrong = answer(best[:1], "Wait, Art = 45\nArt = 45\nTotal 45")
     rows = [
         *verdicts("p", ("optimal", sound), ("optimal", silent), ("feasible", wrong)),
         *verdicts("p", ("feasible", wrong)),

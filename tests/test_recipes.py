@@ -2,9 +2,9 @@
 GPU that they are made for."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from conftest import RECIPES, ROOT
 from transformers import AutoConfig
 
 from data.recipe import load_recipe
@@ -12,20 +12,19 @@ from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.plan import plan_of, room_for
 from pipeline.train.settings import check_settings
 
-FOLDER = Path(__file__).parents[1] / "pipeline" / "recipes"
-RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+PATHS = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
 #: Those that start from a model of the hub; the others run on a CPU.
 LARGE = [
     name
-    for name, path in RECIPES.items()
+    for name, path in PATHS.items()
     if not load_recipe(path).model.startswith(("pipeline/", "runs/", "pypi:"))
 ]
 GPU = 24
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PATHS)
 def test_a_recipe_is_sound_and_named_like_its_file(name):
-    recipe = load_recipe(RECIPES[name])
+    recipe = load_recipe(PATHS[name])
     check_settings(recipe)
     assert recipe.name == name
     if name in LARGE and name not in ("gpu", "blog-7b"):
@@ -42,9 +41,9 @@ def test_every_model_whose_architecture_is_known_has_a_recipe():
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_recipe_of_a_large_model_fits_its_gpu(name, tmp_path):
-    hub_id = load_recipe(RECIPES[name]).model
+    hub_id = load_recipe(PATHS[name]).model
     AutoConfig.for_model(**known_model(hub_id)).save_pretrained(tmp_path)
-    recipe = load_recipe(RECIPES[name], model=str(tmp_path), run="no-such-run")
+    recipe = load_recipe(PATHS[name], model=str(tmp_path), run="no-such-run")
     # An imported tier's texts are not to be had here; ours of that name are as long.
     tiers = {
         tier: {key: value for key, value in use.items() if key != "source"}
@@ -59,10 +58,10 @@ def test_a_recipe_of_a_large_model_fits_its_gpu(name, tmp_path):
 
 def test_the_readme_counts_the_models_that_have_a_recipe():
     count = len(set(LARGE) - {"gpu", "blog-7b"})
-    assert f"Recipes for {count} models" in (FOLDER.parents[1] / "README.md").read_text()
+    assert f"Recipes for {count} models" in (ROOT / "README.md").read_text()
 
 
 def test_answers_are_as_long_in_training_as_in_the_evaluation_of_what_was_trained():
     for name in LARGE:
-        recipe = load_recipe(RECIPES[name])
+        recipe = load_recipe(PATHS[name])
         assert recipe.grpo["max_completion_length"] == recipe.eval.max_tokens, name

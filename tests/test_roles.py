@@ -1,13 +1,11 @@
 """Roles: who is judged against whom, and what is said where someone is missing."""
 
-from pathlib import Path
-
 import pytest
+from conftest import RECIPES
 
 from data.recipe import load_recipe
 from eval.answers.roles import JudgedArm, beforehand, cases
 
-RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"
 SEEDS = [1, 2]
 ARMS = {
     "best": {"trainer": "none", "tune": {"temperature": [0.5, 1.0]}},

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import RECIPE, random_model, save_model, write_recipe
+from tiny import RECIPE, random_model, write_recipe
 from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
 
-from data import make
 from data.common.files import read_jsonl
 from data.prompts import messages
 from data.sections import SamplingSection
@@ -207,16 +206,6 @@ def test_a_problem_that_was_never_asked_counts_as_its_tier(asked):
 
 
 # --- a training with one ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with the data of a run, made once."""
-    place = tmp_path_factory.mktemp("sampled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        make.run(write_recipe(place, save_model(place / "qwen3", "qwen3")), force=False)
-    return place
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 import json
 import math
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import BLOG, CASES, day, needs_blog, needs_cases, refusal_of
+from conftest import BLOG, CASES, ROOT, day, needs_blog, needs_cases, python, refusal_of, xml
 
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
@@ -18,8 +16,6 @@ from eval import score
 from eval.answers.files import answered
 from eval.answers.judge import score_rows, score_rows_as_published
 from rewards import verify
-
-ROOT = Path(__file__).parents[1]
 
 ART, BAND, CHESS = (
     ["Art", "09:00", "10:00"],
@@ -41,13 +37,6 @@ LATE = {
 RULES = [{"rule": "not_empty"}, {"rule": "chronological"}, {"rule": "no_overlap"}]
 PROBLEM = {"events": ROW["events"], "priorities": ["Chess"], "rules": RULES, "optimum": 150}
 OURS = {"id": "test-0", "tier": "blog", "problem": PROBLEM}
-
-
-def xml(*events) -> str:
-    body = "".join(
-        f"<event><name>{n}</name><start>{s}</start><end>{e}</end></event>" for n, s, e in events
-    )
-    return f"<schedule>{body}</schedule>"
 
 
 @pytest.fixture
@@ -195,14 +184,8 @@ def test_completions_of_an_unsound_row_are_skipped_counted_and_left_to_the_publi
 def test_judging_needs_no_torch():
     files = ["--problems", "problems.jsonl", "--completions", "completions.jsonl"]
     code = "import sys; from eval.score import main; main(); assert 'torch' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *files],
-        cwd=ROOT / "docs" / "example",
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python("-c", code, *files, cwd=ROOT / "docs" / "example")
+    assert done.returncode == 0, done.stderr
     assert "mean ratio" in done.stdout
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from conftest import day, tier_problems
-from scripted import World
 
 from data.policies import SHORTCUTS, greedy_by_end, greedy_by_start, shortcuts
 from data.prompts import schedule_xml
@@ -50,8 +49,7 @@ def test_answers_that_follow_one_policy_are_reported_so(policy):
     assert all(of["low"] <= of["value"] <= of["high"] for of in of_random.values())
 
 
-def test_an_evaluation_says_of_every_arm_whether_it_looks_for_the_optimum(tmp_path, monkeypatch):
-    world = World(tmp_path, monkeypatch)
+def test_an_evaluation_says_of_every_arm_whether_it_looks_for_the_optimum(world):
     world.scripts["base"] = lambda row, way, rng: schedule_xml(greedy_by_end(row["problem"]))
     world.scripts["sft"] = lambda row, way, rng: "no answer"
     world.scripts["grpo"] = lambda row, way, rng: row["gold"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import random_problem
+from conftest import EMBEDDED, TINY, random_problem
 from icalendar import Calendar
 
 from data import recipe as recipes
@@ -27,9 +27,6 @@ from eval.day.days import left_out, read_day, with_rules
 
 command = import_module("eval.try")  # no name of a statement
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "pipeline" / "recipes" / "tiny.yaml"
-EMBEDDED = ROOT / "pipeline" / "embedded"
 DAY = ("Yoga class 9:00-10:30 !", "Zoo visit 10:00-12:00", "Vet visit 11:00-13:00")
 CALENDAR = """BEGIN:VCALENDAR
 BEGIN:VEVENT

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import EMBEDDED, python
 from tiny import LORA, RECIPE, save_model, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import make
 from data.common.files import read_jsonl
 
-ROOT = Path(__file__).parents[1]
-EMBEDDED = ROOT / "pipeline" / "embedded"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("unsloth") is None, reason="Unsloth is not installed"),
@@ -40,18 +36,9 @@ STEPS = {
     },
 }
 
+#: Enough threads for a small model.
+ONE = {"OMP_NUM_THREADS": "1"}
 RUNS = (("full", None, "unsloth"), ("lora", LORA, "unsloth"), ("trl", None, "trl"))
-
-
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Another process's run of python, in ``folder``."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +53,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
             recipe.path.rename(place / f"{kind}.yaml")
             make.run(replace(recipe, path=place / f"{kind}.yaml"), force=False)
     for stage, kind in (("sft", "lora"), ("grpo", "lora"), ("arms", "full"), ("sft", "trl")):
-        done = python(place, "-m", f"pipeline.{stage}", "--recipe", f"{kind}.yaml")
+        done = python("-m", f"pipeline.{stage}", "--recipe", f"{kind}.yaml", cwd=place, **ONE)
         assert done.returncode == 0, done.stderr[-2000:]
         assert f"trained by {'trl' if kind == 'trl' else 'unsloth'} (as asked for)" in done.stdout
     return {kind: place / "runs" / kind for kind, *_ in RUNS}
@@ -189,7 +176,7 @@ def found(tmp_path_factory):
         model = save_model(place / "model", "qwen3", hidden=64)
         recipe = write_recipe(place, model, lora=LORA, backend="unsloth", sft=STEPS["sft"])
         make.run(recipe, force=False)
-    done = python(place, "-c", CHILD)
+    done = python("-c", CHILD, cwd=place, **ONE)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((place / "found.json").read_text())
 

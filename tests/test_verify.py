@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import CORRUPTIONS, HARMLESS, day, gold_of, tier_problems
+from conftest import CORRUPTIONS, HARMLESS, day, gold_of, kinds, tier_problems
 
 from data.event import Event
 from data.problem import Problem
@@ -25,10 +25,6 @@ from rewards.verify import (
 
 #: More than 10,000 problems in all, fewer of the tiers whose further rules take a solver.
 GOLD = {name: 400 if tier.rules[1] else 2200 for name, tier in TIERS.items()}
-
-
-def kinds(broken: tuple[str, ...]) -> set[str]:
-    return {text.partition(":")[0] for text in broken}
 
 
 @pytest.mark.parametrize("tier", TIERS)
