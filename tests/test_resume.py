@@ -23,12 +23,9 @@ from killing import (
     trial_of,
 )  # fmt: skip
 
-from data.common.locks import hold
 from data.recipe import load_recipe
 from data.rows import read_split
 from eval.answers.asker import Asker
-
-ROOT = Path(__file__).parents[1]
 
 #: How often each case is killed at random, where that is asked for.
 KILLS = int(os.environ.get("KILLS", "1"))
@@ -191,34 +188,6 @@ def test_work_that_is_killed_at_random_ends_as_if_it_had_not_been(clean, place, 
     assert clean(killed_at_random, place, name, KILLS) == set()
 
 
-# --- two at once -----------------------------------------------------------------------------
-
-
-def test_a_second_process_at_the_same_stage_is_refused_in_one_sentence(clean, place):
-    pid, code, said = clean(_second, place)
-    assert code == 1
-    assert said.startswith(f"error: runs/small/sft is being written by process {pid} on ")
-    assert said.endswith("; let it finish, or stop it")
-
-
-def _second(place):
-    """A process that is at SFT; exit code and last line of SFT beside it."""
-    trial = trial_of(place, "sft")
-    folder = trial.fresh()
-    read, write = os.pipe()
-    first = os.fork()
-    if not first:
-        lock = hold(folder / "runs" / "small" / "sft")
-        assert lock.is_locked
-        os.write(write, b".")
-        signal.pause()
-    os.read(read, 1)
-    life = live(folder, trial.case.work)
-    os.kill(first, signal.SIGKILL)
-    os.waitpid(first, 0)
-    return first, life.code, life.said.splitlines()[-1]
-
-
 # --- interrupted, full -----------------------------------------------------------------------
 
 
@@ -302,13 +271,3 @@ def _spoilt(place):
     path.write_bytes(path.read_bytes()[:-100])
     lives = [first, live(folder, trial.case.work)]
     return lives, differences(trial.left, left_in(folder))
-
-
-# --- the same again --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["data", "sft", "grpo, LoRA, answers used again", "sampling"])
-def test_equal_recipes_give_equal_problems_weights_and_samples(clean, place, name):
-    lives, differ = clean(ends_with, place, name, [])
-    assert [life.code for life in lives] == [0]
-    assert differ == []
