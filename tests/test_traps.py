@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from data import make
 from pipeline import grpo, sft
+from pipeline.model.load import load_model
 from pipeline.train.loading import load_for_training
 from rewards.reward import reward_weights
 
@@ -118,6 +119,13 @@ def test_grpo_begins_at_its_reference_which_is_the_sft_model(tuned, trainer_of, 
     found = kls(trainer_of("grpo", tuned, {"beta": 0.1, "max_steps": 3}, lora=lora))
     assert abs(found[0]) < 1e-6
     assert found[2] > 1e-5
+
+
+def test_the_base_as_the_reference_would_be_seen(small, tuned, trainer_of):
+    trainer = trainer_of("grpo", tuned, {"beta": 0.1, "max_steps": 1})
+    base, _ = load_model(small.model, "float32")
+    trainer.ref_model.load_state_dict(base.state_dict())
+    assert kls(trainer)[0] > APART
 
 
 # --- answers cut, and the end of an answer ---------------------------------------------------
