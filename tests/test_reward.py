@@ -54,9 +54,6 @@ def shape_of(section: RewardSection) -> str:
     return section.shape
 
 
-# --- components ----------------------------------------------------------------------------
-
-
 @st.composite
 def verdicts(draw) -> Verdict:
     """Any verdict on a problem whose optimum is 100."""
@@ -109,6 +106,8 @@ def test_every_answer_to_a_problem_is_paid_by_its_verdict_and_better_ones_no_les
         (RewardSection("graded"), [1, 0.3, 0.05, 0]),
         (RewardSection("graded", {"ratio": 2, "validity": 0.25}), [2.25, 1.25, 0, 0]),
         (RewardSection("ranked"), [1, 2 / 3, 1 / 3, 0]),
+        # Art, Drill, Echo and Chess touch, so each is dropped; the order earns its 20 points.
+        (RewardSection("blog"), [20, 0, 0, 0]),
     ],
 )
 def test_what_each_shape_pays_for_each_status(section, values):
@@ -169,14 +168,6 @@ def test_a_right_answer_is_paid_less_the_more_of_its_group_are_the_same_schedule
     raise AssertionError("no problem with two optima")
 
 
-# --- the published reward -------------------------------------------------------------------
-
-
-def test_the_published_reward_drops_touching_events_and_pays_for_order():
-    # Art, Drill, Echo and Chess touch, so each is dropped; the order earns its 20 points.
-    assert paid(RewardSection("blog"), GOLD, answer(interval_optimum(day()), "so")) == [20, 30]
-
-
 # --- the recipe's section -------------------------------------------------------------------
 
 
@@ -185,12 +176,12 @@ def test_the_published_reward_drops_touching_events_and_pays_for_order():
     [
         (RewardSection("grated"), "reward.shape 'grated'"),
         (RewardSection("binary", k=8), "reward.k"),
-        (RewardSection("binary", {"optimal": 1.0}), "reward.weights"),
+        (RewardSection("binary", {"optimal": 1.0}), "belong to the shape 'graded', not to"),
         (RewardSection("graded", {"optimum": 1.0}), "'reward.weights.optimum'; did you mean 'opt"),
         (RewardSection("graded", {"format": -0.1, "optimal": 1.0}), "reward.weights.format"),
         (RewardSection("graded", {"ratio": math.nan}), "reward.weights.ratio"),
         (RewardSection("graded", {"ratio": 0.0}), "reward.weights"),
-        (RewardSection("graded", {}), "reward.weights"),
+        (RewardSection("graded", {}), "reward.weights needs a component with a weight above 0"),
     ],
 )
 def test_a_reward_that_cannot_be_what_it_says_is_refused(section, key):
