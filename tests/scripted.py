@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +39,10 @@ CONTENT = {
 }
 #: Few resamples, and few tries that a problem counts from.
 MARGINS = {"lift": 2, "resamples": 200}
+
+
+#: Each is proven once, not for each run.
+_problem = cache(make_problem)
 
 
 def place(row: dict[str, Any]) -> int:
@@ -120,7 +125,7 @@ class World:
                         f"{split}-{name}-{i:05d}",
                         split,
                         name,
-                        make_problem(recipe.seed, split, name, TIERS[name], i),
+                        _problem(recipe.seed, split, name, TIERS[name], i),
                         reasoning="none",
                     )
                 )

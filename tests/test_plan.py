@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from conftest import EMBEDDED, TINY, python, refusal_of
+from conftest import EMBEDDED, TINY, refusal_of
 from peft import LoraConfig
 from rich.console import Console
 
@@ -17,7 +17,7 @@ from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.memory.speed import CARDS, seconds
 from pipeline.model.lengths import TokenCounts
 from pipeline.model.skeleton import config_of, shape_of
-from pipeline.plan import longest_rows, longest_texts, plan_of, print_plan, settings_of
+from pipeline.plan import longest_rows, longest_texts, main, plan_of, print_plan, settings_of
 
 TEXTS = TokenCounts(prompt=300, gold=200, both=480)
 #: Parameters of the published weights, tied ones once.
@@ -201,7 +201,8 @@ def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
 
 
 @pytest.mark.parametrize("size", ["0", "much"])
-def test_a_size_that_is_none_is_refused(size):
-    run = python("-m", "pipeline.plan", "--recipe", TINY, "--gpu", size)
-    assert run.returncode == 2
-    assert "--gpu" in run.stderr
+def test_a_size_that_is_none_is_refused(size, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["plan", "--recipe", str(TINY), "--gpu", size])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--gpu" in capsys.readouterr().err
