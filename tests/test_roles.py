@@ -63,9 +63,9 @@ def test_each_judged_arm_is_judged_on_its_own_tiers_in_the_order_of_the_recipe(w
 def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():
     elicitation = load_recipe(RECIPES / "elicitation.yaml")
     found = {case.name: case for case in cases(elicitation, ["base", *elicitation.all_arms])}
-    assert list(found) == ["grpo", "grpo-only", "rejection-sft"]
+    assert list(found) == ["grpo", "grpo-only", "random", "rejection-sft", "teacher"]
     assert found["grpo"].members == ("grpo.1", "grpo.2", "grpo.3")
-    assert [case.start for case in found.values()] == ["sft", None, None]
+    assert [case.start for case in found.values()] == ["sft", None, "sft", None, None]
     assert {case.bases for case in found.values()} == {("base", "base-best")}
     assert {case.format_only for case in found.values()} == {("format-only",)}
 
