@@ -301,6 +301,21 @@ def test_a_zip_of_calendars_is_read_as_google_exports_it():
             read_day(broken, "c.zip")
 
 
+def test_line_ends_of_windows_and_a_mark_at_the_start_do_no_harm():
+    windows = GOOGLE.replace("\n", "\r\n").encode("utf-8-sig")
+    assert read_day(windows, "c.ics") == read_day(GOOGLE.encode(), "c.ics")
+
+
+def test_a_newer_version_replaces_an_older_one_and_the_same_event_twice_is_one():
+    text = calendar(
+        berlin("20260302", "0900", "1000", "SEQUENCE:1"),
+        berlin("20260302", "0800", "1000", "SEQUENCE:0", name="Old"),
+        *[berlin("20260302", "1500", "1600", name="B")] * 2,
+    )
+    same = text.replace("UID:1", "UID:0").replace("UID:3", "UID:2")
+    assert entries(same) == ["09:00-10:00 A", "15:00-16:00 B"]
+
+
 def test_a_day_without_events_names_the_nearest_that_have_some():
     text = calendar(
         *(berlin(f"202603{d:02d}", "0900", "1000", name=f"E{d}") for d in (1, 5, 9, 12, 20, 30))

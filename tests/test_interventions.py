@@ -69,3 +69,9 @@ def test_narrated_reasoning_is_cut_and_exchanged_but_not_altered(days):
     texts = {name: gold_answer(problem, "narrated") for name, problem in days.items()}
     kinds = {one.intervention for one in openings(days, texts, random.Random(0))}
     assert kinds == set(Intervention) - {Intervention.ALTERED}
+
+
+def test_one_answer_alone_has_no_other_reasoning_to_take(days):
+    [(name, problem)] = list(days.items())[:1]
+    made = openings({name: problem}, {name: gold_answer(problem, "computed")}, random.Random(0))
+    assert not of_kind(made, Intervention.EXCHANGED)

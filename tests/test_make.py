@@ -443,6 +443,15 @@ def test_a_corrupt_problem_is_named_with_its_line(made, tmp_path, spoil, names):
     assert names in text
 
 
+def test_a_line_that_is_there_twice_is_named_with_the_first(made, tmp_path):
+    lines = (made / "test.jsonl").read_text().splitlines()
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join([*lines, lines[2]]))
+    says = rf"test\.jsonl:{len(lines) + 1} has id '\S+' again, as line 3$"
+    with pytest.raises(UserError, match=says):
+        read_problems(path)
+
+
 def test_a_file_without_problems_says_how_to_write_them(tmp_path):
     path = tmp_path / "test.jsonl"
     with pytest.raises(UserError, match="does not exist"):

@@ -274,6 +274,13 @@ def test_a_file_that_yaml_cannot_be_is_one_sentence(tmp_path, content):
         load_recipe(path)
 
 
+def test_a_value_that_unfolds_without_end_is_quoted_in_a_few_words(tmp_path):
+    more = ", ".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30))
+    text = yaml.safe_dump({**GOOD, "sft": None})
+    text = text.replace("sft: null", f"sft: {{x0: &x0 [1], {more}}}\nseed: *x29")
+    assert refusal(tmp_path, text).startswith("seed must be a whole number, not [[")
+
+
 @pytest.mark.parametrize("text", ["", "- 1\n", "tiny\n"])
 def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path, text):
     assert "mapping" in refusal(tmp_path, text)
