@@ -4,10 +4,13 @@ GPU that they are made for."""
 from dataclasses import replace
 
 import pytest
-from conftest import RECIPES, ROOT
+from conftest import EMBEDDED, RECIPES, ROOT
 from transformers import AutoConfig
 
+from data import make
 from data.recipe import load_recipe
+from data.sections import SPLITS
+from pipeline.check import check_texts
 from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.plan import plan_of, room_for
 from pipeline.train.settings import check_settings
@@ -19,6 +22,7 @@ LARGE = [
     for name, path in PATHS.items()
     if not load_recipe(path).model.startswith(("pipeline/", "runs/", "pypi:"))
 ]
+EMBEDDING = [name for name in PATHS if load_recipe(PATHS[name]).model == "pipeline/embedded"]
 GPU = 24
 
 
@@ -37,6 +41,20 @@ def test_a_recipe_is_sound_and_named_like_its_file(name):
 
 def test_every_model_whose_architecture_is_known_has_a_recipe():
     assert set(KNOWN_MODELS) <= set(LARGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EMBEDDING)
+def test_the_texts_of_a_recipe_fit_the_embedded_base(name, tmp_path, monkeypatch):
+    recipe = load_recipe(PATHS[name], model=str(EMBEDDED), run="few")
+    few = {
+        tier: {key: min(value, 3) if key in SPLITS else value for key, value in use.items()}
+        for tier, use in recipe.data.tiers.items()
+    }
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(recipe, data=replace(recipe.data, tiers=few))
+    make.run(recipe, force=False)
+    check_texts(recipe)
 
 
 @pytest.mark.parametrize("name", LARGE)
