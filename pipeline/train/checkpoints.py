@@ -14,8 +14,6 @@ import zlib
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from safetensors import SafetensorError, safe_open
-
 from data.common.files import remove
 from pipeline.model import processes
 
@@ -68,6 +66,8 @@ def _is_whole(folder: Path) -> bool:
     """Whether a checkpoint's state was written to its end and is of its folder's step, no weights
     or archives are cut off or missing, and each process left its random state, which the main one
     does not wait for. Reads optimizer and random states once, for their checksums."""
+    from safetensors import SafetensorError, safe_open  # which the wheel's doctor does without
+
     weights = list(folder.glob("*.safetensors"))
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
