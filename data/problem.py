@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from data.common.errors import UserError, require
+from data.common.errors import require
 from data.common.fields import nearest
+from data.common.files import decoded
 from data.event import Event, event_from_json
 from data.rules import BASE_RULES, Rule, rule_from_json
 
@@ -137,8 +138,4 @@ def problem_from_text(text: str) -> Problem:
     Raises:
         UserError: when it is no JSON, or no problem.
     """
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"a problem is not valid JSON ({error})") from None
-    return Problem.from_json(record)
+    return Problem.from_json(decoded(text, "a problem"))

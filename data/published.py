@@ -9,14 +9,13 @@ problem (``data.prompts``).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, brief, require
-from data.common.files import read_jsonl
+from data.common.files import decoded, read_jsonl
 from data.event import event_from_json
 from data.problem import Problem
 from data.rules import BASE_RULES, rule_from_json
@@ -105,10 +104,7 @@ def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The problem in a row, without the nulls with which Arrow pads rules to the same keys."""
     record = row.get("problem", row)
     if isinstance(record, str):
-        try:
-            record = json.loads(record)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'{where}: "problem" is not valid JSON ({error})') from None
+        record = decoded(record, f'{where}: "problem"')
     require(isinstance(record, Mapping), f'{where}: "problem" must be an object or its JSON text')
     rules = record.get("rules")
     if not isinstance(rules, list):

@@ -44,13 +44,18 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{number} is not valid JSON ({error})") from None
+            record = decoded(line, f"{path}:{number}")
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number} must be a JSON object")
             yield number, record
+
+
+def decoded(text: str | bytes, what: str) -> Any:
+    """What a JSON text holds; UserError says that ``what`` is not valid where it is not."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is not valid JSON ({error})") from None
 
 
 def to_line(record: Mapping[str, object]) -> str:

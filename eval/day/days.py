@@ -17,7 +17,6 @@ token of a chat template), line breaks and control characters a blank, the secon
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import zlib
@@ -32,6 +31,7 @@ from zipfile import BadZipFile, ZipFile
 from data.clock import DAY, MINUTE
 from data.common.errors import UserError, require
 from data.common.fields import nearest
+from data.common.files import decoded
 from data.event import Event, Schedule
 from data.problem import Problem
 from data.rules import DRAWN_KINDS, KINDS, Rule, rule_from_json
@@ -119,10 +119,7 @@ def _decoded(content: bytes, source: str) -> str:
 
 
 def _day_of_json(text: str, source: str, priorities: Sequence[str]) -> Day:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} is not valid JSON ({error})") from None
+    value = decoded(text, source)
     if isinstance(value, list):
         entries = [json_entry(item, source, i) for i, item in enumerate(value, 1)]
         return day_of(entries, source, priorities)

@@ -8,7 +8,6 @@ TensorBoard's, and anything else is printed output, with rows between other line
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError
-from data.common.files import read_jsonl
+from data.common.files import decoded, read_jsonl
 from pipeline.health.signals import SIGNALS, is_lost, number
 
 Row = dict[str, Any]
@@ -94,10 +93,7 @@ def _ends_torn(path: Path, line: int) -> bool:
 
 def _json(path: Path) -> list[Row]:
     """A ``trainer_state.json``, a list of rows, or a table by columns, as pandas writes it."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+    content = decoded(path.read_bytes(), str(path))
     rows = content.get("log_history", content) if isinstance(content, dict) else content
     if isinstance(rows, dict) and rows:
         columns = {
