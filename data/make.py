@@ -15,10 +15,9 @@ from data.common.console import plain_console, say
 from data.common.errors import run_main
 from data.common.files import Stage, sha256, write_json, write_jsonl, write_text
 from data.draw import draw_splits
-from data.policies import FLOOR_KS, PolicyFloors, floor
-from data.problem import Problem
+from data.policies import FLOOR_KS, floor
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, new_row, row_to_json, trace_of
+from data.rows import Row, new_row, problems_by_tier, row_to_json, trace_of
 from data.sections import SPLITS, DataSection, TierUse
 from data.solver import is_computable
 
@@ -45,7 +44,8 @@ def run(recipe: Recipe, force: bool) -> None:
             trace = trace_of(identity, recipe.data)
             rows[split].append(new_row(identity, split, tier, problem, trace))
     digests = _digests(rows)
-    floors = _floors(rows["test"], sorted({*FLOOR_KS, largest_k}))
+    tests, ks = problems_by_tier(rows["test"]), sorted({*FLOOR_KS, largest_k})
+    floors = {tier: floor(problems, ks) for tier, problems in tests.items()}
     for split in SPLITS:
         write_jsonl(home.split(split), map(row_to_json, rows[split]))
     written = hashlib.sha256("".join(sha256(home.split(s)) for s in SPLITS).encode()).hexdigest()
@@ -89,14 +89,6 @@ def _digests(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """A hash of each split's fingerprints."""
     prints = {split: sorted(row["problem"].fingerprint for row in rows[split]) for split in SPLITS}
     return {s: hashlib.sha256("".join(found).encode()).hexdigest() for s, found in prints.items()}
-
-
-def _floors(tests: Iterable[Row], ks: Sequence[int]) -> dict[str, PolicyFloors]:
-    """Scores of the blind policies on the test problems of each tier."""
-    problems: dict[str, list[Problem]] = {}
-    for row in tests:
-        problems.setdefault(row["tier"], []).append(row["problem"])
-    return {tier: floor(of_tier, ks) for tier, of_tier in problems.items()}
 
 
 def main() -> None:

@@ -101,6 +101,14 @@ def row_to_json(row: Row) -> Mapping[str, object]:
     return {**row, "problem": row["problem"].to_json()}
 
 
+def problems_by_tier(rows: Iterable[Row]) -> dict[str, list[Problem]]:
+    """The problems of rows, by tiers in the order in which they come."""
+    problems: dict[str, list[Problem]] = {}
+    for row in rows:
+        problems.setdefault(row["tier"], []).append(row["problem"])
+    return problems
+
+
 def read_problems(path: Path) -> list[Row]:
     """Rows of a problem file with ``problem`` as a checked Problem.
 

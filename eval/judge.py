@@ -15,7 +15,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import Stage, finished, sha256, stage_facts, write_bytes
 from data.policies import floor
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import read_split
+from data.rows import problems_by_tier, read_split
 from data.run import BASE, VERDICTS, Run, maker
 from data.sections import Arm
 from eval.answers.files import answered
@@ -118,14 +118,11 @@ def run(recipe: Recipe, force: bool) -> None:
         return
     problems = {row["id"]: row["problem"] for row in rows}
     tiers = {row["id"]: row["tier"] for row in rows}
-    names, ks = list(dict.fromkeys(tiers.values())), ks_for(recipe.eval.samples)
+    by_tier, ks = problems_by_tier(rows), ks_for(recipe.eval.samples)
     report = summarise_arms(
-        tiers=names,
+        tiers=list(by_tier),
         main=recipe.data.main,
-        floors={
-            name: floor([row["problem"] for row in rows if row["tier"] == name], ks)
-            for name in names
-        },
+        floors={name: floor(of_tier, ks) for name, of_tier in by_tier.items()},
         verdict_rows={arm: judge_arm(problems, run.samples(arm), lenient[arm]) for arm in sampled},
         problems_by_id=tiers,
         seed=recipe.seed,

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import run_main
-from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, longest_told
+from data.rows import Row, longest_told, problems_by_tier
 from pipeline.model.decode import answer_limit, prepare, reasoning_prefix, stop_tokens
 from pipeline.train.loading import hold_adapters_whole
 from pipeline.train.settings import grpo_config
@@ -64,13 +63,7 @@ def run(recipe: Recipe, force: bool, arm: str = "grpo") -> None:
     """
     training = training_of(recipe, arm, "grpo")
     rows, reward, sampling = training.rows(), training.recipe.reward, training.recipe.sampling
-
-    def audited() -> None:
-        problems: dict[str, list[Problem]] = {}
-        for row in rows:
-            problems.setdefault(row["tier"], []).append(row["problem"])
-        gate(reward, problems, training.recipe.seed, training.source)
-
+    audited = partial(gate, reward, problems_by_tier(rows), training.recipe.seed, training.source)
     more = {"reward": reward.key, **({"sampling": asdict(sampling)} if sampling else {})}
     run_trainer(training, force, partial(trainer_for, training, rows), more, audited)
 
