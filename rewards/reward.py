@@ -194,17 +194,19 @@ def _own_function(name: str) -> Callable[[Problem, Verdict], Any]:
     return own
 
 
-def _by_own(name: str) -> Callable[..., list[float | None]]:
-    def judge(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
-        return [paid(problem, text) for problem, text in zip(problems, texts, strict=True)]
+def _each(pay: Callable[[str, str], float | None]) -> Callable[..., list[float | None]]:
+    """Pays every answer by itself: a problem as its JSON string and a text -> a number, or None."""
+    return lambda problems, texts: [pay(*pair) for pair in zip(problems, texts, strict=True)]
 
+
+def _by_own(name: str) -> Callable[..., list[float | None]]:
     def paid(problem: str, text: str) -> float:
         value = _own_function(name)(problem_from_text(problem), verify_text(problem, text))
         number = isinstance(value, int | float) and isfinite(value)
         require(number, f"reward.function {name!r} must return a number, not {brief(value)}")
         return float(value)
 
-    return judge
+    return _each(paid)
 
 
 def _all_weights(section: RewardSection) -> dict[str, float]:
@@ -299,11 +301,7 @@ def order_of(status: str, ratio: float) -> tuple[int, float]:
 
 
 def _by_verdict(component: Component) -> Callable[..., list[float | None]]:
-    def judge(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
-        pairs = zip(problems, texts, strict=True)
-        return [component(verify_text(problem, text)) for problem, text in pairs]
-
-    return judge
+    return _each(lambda problem, text: component(verify_text(problem, text)))
 
 
 _optimal = _by_verdict(optimal)
@@ -376,16 +374,12 @@ def _rare(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
     ]
 
 
-def _sound(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+def _sound(problem: str, text: str) -> float:
     """1 when the answer is optimal and what its reasoning leads to, and each claim is true."""
-
-    def holds(problem: str, text: str) -> bool:
-        if verify_text(problem, text).status != Status.OPTIMAL:
-            return False
-        trace = check_trace(problem_from_text(problem), text)
-        return trace.sound and bool(trace.follows)
-
-    return [float(holds(*pair)) for pair in zip(problems, texts, strict=True)]
+    if verify_text(problem, text).status != Status.OPTIMAL:
+        return 0.0
+    trace = check_trace(problem_from_text(problem), text)
+    return float(trace.sound and bool(trace.follows))
 
 
 @lru_cache(maxsize=4096)
@@ -394,10 +388,8 @@ def _published_row(problem_text: str) -> Mapping[str, Any]:
     return blog.row_of(problem_from_text(problem_text))
 
 
-def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[..., list[float]]:
-    return lambda problems, texts: [
-        judge(_published_row(problem), text) for problem, text in zip(problems, texts, strict=True)
-    ]
+def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[..., list[Any]]:
+    return _each(lambda problem, text: judge(_published_row(problem), text))
 
 
 #: Every function by name: problems as JSON strings, texts -> a number each, or None.
@@ -406,6 +398,6 @@ _FUNCTIONS: dict[str, Callable[..., list[Any]]] = {
     "ranked": _ranked,
     "passk": _passk,
     "rare": _rare,
-    "sound": _sound,
+    "sound": _each(_sound),
     **{name: _published(judge) for name, judge in blog.REWARDS.items()},
 }
