@@ -6,6 +6,7 @@ simulation: a problem solved with probability p per try is solved within k with 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -172,12 +173,8 @@ def random_maximal_success(problem: Problem) -> float:
     @cache
     def solve(group: tuple[Event, ...]) -> tuple[int, float]:
         """(optimum, probability of reaching it) of events sorted by start."""
-        optimum, probability = 0, 1.0
-        for part in _connected(group):
-            part_optimum, part_probability = solve_connected(part)
-            optimum += part_optimum
-            probability *= part_probability
-        return optimum, probability
+        parts = list(map(solve_connected, _connected(group)))
+        return sum(optimum for optimum, _ in parts), math.prod(p for _, p in parts)
 
     @cache
     def solve_connected(part: tuple[Event, ...]) -> tuple[int, float]:
