@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -136,12 +136,8 @@ def _sft_settings(config: SFTConfig, texts: TokenCounts, trained: int) -> Settin
         stage="sft",
         prompt=texts.both - texts.gold,
         completion=texts.gold,
-        rows=config.per_device_train_batch_size,
-        checkpointing=config.gradient_checkpointing,
-        optim=_optimizer(config),
-        accumulation=config.gradient_accumulation_steps,
         chunked=config.use_liger_kernel or config.loss_type == "chunked_nll",
-        rounds=_steps(config, trained),
+        **_of_training(config, trained),
     )
 
 
@@ -152,29 +148,27 @@ def _grpo_settings(config: GRPOConfig, texts: TokenCounts, trained: int) -> Sett
         stage="grpo",
         prompt=texts.prompt,
         completion=config.max_completion_length or 0,
-        rows=config.per_device_train_batch_size,
-        checkpointing=config.gradient_checkpointing,
-        optim=_optimizer(config),
-        accumulation=config.gradient_accumulation_steps,
         chunked=config.use_liger_kernel,
-        rounds=_steps(config, trained * (config.num_generations or 1)),
         read=drawn,  # trl reads a prompt once for each of its answers
         drawn=drawn,
         group=config.num_generations or 1,
         beta=config.beta,
         vllm=config.vllm_gpu_memory_utilization if beside else 0.0,
+        **_of_training(config, trained * (config.num_generations or 1)),
     )
 
 
-def _steps(config: SFTConfig | GRPOConfig, sequences: int) -> int:
-    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    if config.max_steps > 0:
-        return config.max_steps
-    return math.ceil(config.num_train_epochs * sequences / a_step)
-
-
-def _optimizer(config: SFTConfig | GRPOConfig) -> str:
-    return str(getattr(config.optim, "value", config.optim))
+def _of_training(config: SFTConfig | GRPOConfig, sequences: int) -> dict[str, Any]:
+    """What SFT and GRPO have in common; an epoch has so many ``sequences``."""
+    rows, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    epochs = math.ceil(config.num_train_epochs * sequences / (rows * accumulation))
+    return {
+        "rows": rows,
+        "checkpointing": config.gradient_checkpointing,
+        "optim": str(getattr(config.optim, "value", config.optim)),
+        "accumulation": accumulation,
+        "rounds": config.max_steps if config.max_steps > 0 else epochs,
+    }
 
 
 # --- the plan --------------------------------------------------------------------------------
