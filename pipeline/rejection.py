@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from data.common.console import paced
 from data.common.errors import require, run_main
@@ -36,13 +36,6 @@ from pipeline.train.trainer import run_trainer
 from pipeline.train.training import Training, training_of
 from rewards.parse import whole
 from rewards.verify import Status, verify
-
-
-class Success(TypedDict):
-    """An optimal answer to the training problem ``id``."""
-
-    id: str
-    completion: str
 
 
 def budget(config: Any, source: str) -> tuple[int, int]:
@@ -89,8 +82,8 @@ def successes(training: Training, size: tuple[int, int], force: bool) -> list[Ro
     path = recipe.run.successes(arm)
     stage = Stage(path.parent, f"{arm} sampling", settings, training.inputs())
     if stage.begin_unless_done(force):
-        drawn = _draw_successes(training, rows, prompts, answers)
-        write_jsonl(path, {(row["id"], row["completion"]): row for row in drawn}.values())
+        drawn = dict.fromkeys(_draw_successes(training, rows, prompts, answers))
+        write_jsonl(path, ({"id": name, "completion": text} for name, text in drawn))
         stage.finish([path.name], drawn=prompts * answers)
     kept: list[Row] = [
         {**asked[row["id"]], "gold": row["completion"]} for _, row in read_jsonl(path)
@@ -102,8 +95,8 @@ def successes(training: Training, size: tuple[int, int], force: bool) -> list[Ro
 
 def _draw_successes(
     training: Training, rows: Sequence[Row], prompts: int, answers: int
-) -> Iterator[Success]:
-    """Ask the start model, and yield its optimal answers."""
+) -> Iterator[tuple[str, str]]:
+    """Ask the start model, and yield its optimal answers, each after the id of its problem."""
     quiet()
     recipe, asking = training.recipe, training.recipe.eval
     model, tokenizer = load_model(training.start, recipe.dtype)
@@ -121,7 +114,7 @@ def _draw_successes(
             texts_of = (whole(prefix + one.completion, one.finish_reason) for one in group)
             for text in dict.fromkeys(texts_of):
                 if verify(here[i]["problem"], text).status == Status.OPTIMAL:
-                    yield {"id": here[i]["id"], "completion": text}
+                    yield here[i]["id"], text
 
 
 def run(recipe: Recipe, force: bool, arm: str) -> None:
