@@ -25,7 +25,7 @@ from data.common.files import Stage, sha256, write_jsonl
 from data.common.seeds import seed_of
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, read_split
+from data.rows import read_split
 from eval.answers.asker import Asker, Turn
 from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered, way_of_asking
 from eval.answers.judge import check_judged, score_rows
@@ -161,10 +161,8 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     test = read_split(run, "test")
-    asked: dict[str, Row] = {}
-    for row in test:
-        if row["tier"] == tier and (problems is None or len(asked) < problems):
-            asked[row["id"]] = row
+    of_tier = [row for row in test if row["tier"] == tier]
+    asked = {row["id"]: row for row in of_tier[:problems]}
     of_arm = answered(samples, {row["id"] for row in test})
     rows = [row for row in of_arm if row["id"] in asked]
     turns = list(turns_for([row for row in rows if row["sample"] < tries]))
