@@ -151,7 +151,8 @@ def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
         right = _named(functions, _RIGHT)
         if right is None and len(functions) == 1 and not _named(functions, _OTHER):
             right = functions[0]
-    form = None if means.keys() & {*SIGNALS["form"], "rewards/format/mean"} else _form(functions)
+    formats = (key for key in functions if "format" in key.lower())
+    form = None if means.keys() & {*SIGNALS["form"], "rewards/format/mean"} else next(formats, None)
     guessed = []
     meant = [(right, TRUTH, VAL_TRUTH)] if right else []
     for key, name, val in [*meant, (form, FORM, "")] if form else meant:
@@ -175,10 +176,6 @@ def _named(functions: list[str], words: tuple[str, ...]) -> str | None:
     """The first reward whose name has one of the words, of the first word that any has."""
     fit = [key for key in functions if words is _OTHER or not _named([key], _OTHER)]
     return next((key for word in words for key in fit if word in key.lower()), None)
-
-
-def _form(functions: list[str]) -> str | None:
-    return next((key for key in functions if "format" in key.lower()), None)
 
 
 def _scale(rows: list[Row], key: str, means: list[float]) -> tuple[float, float]:
