@@ -118,6 +118,13 @@ def sample_batch(
         model, tokenizer, prompts, samples, seeds, stop_tokens(model, tokenizer),
         decoding.max_tokens, decoding.temperature, decoding.top_p,
     )  # fmt: skip
+    return as_samples(tokenizer, drawn, samples)
+
+
+def as_samples(
+    tokenizer: PreTrainedTokenizerBase, drawn: tuple[Tensor, Tensor, Tensor], samples: int
+) -> list[list[Sample]]:
+    """The answers to each prompt, as ``pipeline.model.sampler.draw_batch`` returns them."""
     tokens, lengths, stopped = (tensor.tolist() for tensor in drawn)
     ends = [length - stop for length, stop in zip(lengths, stopped, strict=True)]
     texts = tokenizer.batch_decode(

@@ -24,6 +24,7 @@ from data.run import START, Run
 from pipeline.model.decode import (
     Decoding,
     Sample,
+    as_samples,
     continued,
     reasoning_prefix,
     render,
@@ -234,14 +235,7 @@ def generated(
             num_return_sequences=samples, max_new_tokens=decoding.max_tokens,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=stops.tolist(),
         )[:, inputs["input_ids"].shape[1] :].cpu()  # fmt: skip
-    stopped = torch.isin(drawn, stops)
-    longest = drawn.shape[1]
-    ends = torch.where(stopped.any(1), stopped.int().argmax(1), longest).tolist()
-    texts = tokenizer.batch_decode(
-        [row[:end] for row, end in zip(drawn, ends, strict=True)], skip_special_tokens=True
-    )
-    answers = [
-        Sample(text, "stop" if end < longest else "length", min(end + 1, longest))
-        for text, end in zip(texts, ends, strict=True)
-    ]
-    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+    ends = torch.isin(drawn, stops)
+    stopped = ends.any(1)
+    lengths = torch.where(stopped, ends.int().argmax(1) + 1, drawn.shape[1])
+    return as_samples(tokenizer, (drawn, lengths, stopped), samples)
