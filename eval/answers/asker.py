@@ -82,6 +82,10 @@ class Asker:
         return tokenizer
 
     @cached_property
+    def _prefix(self) -> str:
+        return reasoning_prefix(self._tokenizer)
+
+    @cached_property
     def served(self) -> dict[str, str]:
         """The name and source of the arm's model at its server; nothing where it is loaded here.
 
@@ -114,21 +118,20 @@ class Asker:
     ) -> Iterator[list[SampleRow]]:
         """Yield the answers to each problem. ``stream`` names the random stream: another one gives
         fresh answers."""
-        prefix = reasoning_prefix(self._tokenizer)
         asking = replace(asking, max_tokens=asking.max_tokens or self.limit(rows))
         seeds = [seed_of(self.seed, stream, self.arm, row["id"]) for row in rows]
         for i, samples in self._drawn(self._prompts(rows, asking), asking, seeds):
-            yield [
-                {
-                    "id": rows[i]["id"],
-                    "arm": self.arm,
-                    "sample": number,
-                    "completion": prefix + one.completion,
-                    "finish_reason": one.finish_reason,
-                    "tokens": one.tokens,
-                }
-                for number, one in enumerate(samples)
-            ]
+            yield [self._row(rows[i]["id"], number, one) for number, one in enumerate(samples)]
+
+    def _row(self, problem: str, number: int, one: Sample) -> SampleRow:
+        return {
+            "id": problem,
+            "arm": self.arm,
+            "sample": number,
+            "completion": self._prefix + one.completion,
+            "finish_reason": one.finish_reason,
+            "tokens": one.tokens,
+        }
 
     def _drawn(
         self, prompts: Sequence[str], asking: EvalSection, seeds: Sequence[int]
@@ -177,21 +180,14 @@ class Asker:
             )
             for one in turns
         ]
-        prefix, asking = reasoning_prefix(self._tokenizer), replace(asking, samples=1)
+        asking = replace(asking, samples=1)
         self._check_room(prompts, asking)
         seeds = [seed_of(self.seed, "second", self.arm, *one[:3]) for one in turns]
         drawn = self._drawn(prompts, asking, seeds)
         texts = dict(paced(drawn, len(turns), f"mend {self.arm}", " answers"))
         for i, one in enumerate(turns):
             [given] = texts[i]
-            yield {
-                "id": one.problem,
-                "arm": self.arm,
-                "sample": one.sample,
-                "completion": prefix + given.completion,
-                "finish_reason": given.finish_reason,
-                "tokens": given.tokens,
-            }
+            yield self._row(one.problem, one.sample, given)
 
     def _check_room(self, prompts: Sequence[str], asking: EvalSection) -> None:
         """Raise UserError where prompts leave no room for an answer in the context of a model that
@@ -216,7 +212,7 @@ class Asker:
         limit = asking.max_tokens or self.limit(list(rows.values()))
         asked = [rows[one.problem] for one in opened]
         prompts = [
-            prompt + one.text.removeprefix(reasoning_prefix(self._tokenizer))
+            prompt + one.text.removeprefix(self._prefix)
             for prompt, one in zip(self._prompts(asked, asking), opened, strict=True)
         ]
         seeds = [seed_of(self.seed, "continued", self.arm, *one[:2]) for one in opened]
