@@ -77,10 +77,6 @@ class Arms:
         form = self.format_only is None and self.in_form is None
         return ("base_best",) * (self.base_best is None) + ("format_only",) * form
 
-    @property
-    def present(self) -> list[Counts]:
-        return [*self.bases, *self.rivals.values(), self.grpo]
-
 
 def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudget]:
     """Every quantity of the criterion by problem, and the k at which it was taken. Counts may have
@@ -89,8 +85,8 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
     Raises:
         ValueError: when an arm was not asked again what the base left unsolved.
     """
-    n = min(int(arm.n.min()) for arm in arms.present)
-    base, grpo = arms.base, arms.grpo
+    base, grpo, others = arms.base, arms.grpo, [*arms.bases, *arms.rivals.values()]
+    n = min(int(arm.n.min()) for arm in (*others, grpo))
     tuned_at_1 = solved_within(grpo.n, grpo.c, 1)
     values = {
         f"gain over {name}": tuned_at_1 - solved_within(arm.n, arm.c, 1)
@@ -102,7 +98,7 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
     # Rivals are asked again only what the base left unsolved.
     unsolved = unsolved_by(arms.bases)
     fresh = fresh_tries([grpo], unsolved)
-    m = fresh_tries([*arms.bases, *arms.rivals.values()], unsolved)
+    m = fresh_tries(others, unsolved)
     tries = max(1, min(m // margins.lift, fresh))
     needed = certificate(n + m, fresh, margins.lift, margins.luck, arms.chance)
     in_form = arms.in_form
