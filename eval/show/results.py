@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError
-from data.common.files import finished, sha256, stage_facts
+from data.common.files import finished, read_object, sha256, stage_facts
 from data.run import VERDICTS, Run
 
 
@@ -24,8 +23,7 @@ def read_result(path: Path) -> dict[str, Any]:
             f"{path} was changed since `make eval` wrote it; delete it, and `make eval` writes it "
             "again"
         )
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
+    return read_object(path)
 
 
 def standing(path: Path, run: Run, reported: Sequence[str]) -> Path | None:
