@@ -156,8 +156,7 @@ def _findings(logs: Mapping[str, Path]) -> list[tuple[str, Finding]]:
     found = []
     for arm, path in logs.items():
         with suppress(UserError):  # a log that tells nothing
-            facts = stage_facts(path.parent) if finished(path.parent) else {}
-            patient = examine(arm, path, settings=facts.get("trained_with"))
+            patient = examine(arm, path)
             found += [
                 (arm, one) for one in (*patient.findings, *patient.past) if one.level != "note"
             ]

@@ -10,13 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from data import recipe
 from data.common.console import plain_console
 from data.common.errors import UserError, require, run_main
 from data.common.fields import nearest
-from data.common.files import stage_facts
 from data.run import LOG
 from pipeline.health.logs import examine
 from pipeline.health.reading import EVENTS, READERS
@@ -41,8 +39,7 @@ def logs_in(path: Path) -> dict[str, Path]:
     """
     if path.is_file():
         return {path.parent.name if path.name in (LOG, STATE) else path.stem: path}
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist")
+    require(path.is_dir(), f"{path} does not exist")
     for log in (path / LOG, path / STATE):
         if log.is_file():
             return {path.resolve().name: log}
@@ -84,15 +81,6 @@ def run_folder(name: str) -> Path:
     raise UserError(f"{folder} does not exist; {there}{nearest(name, known)}")
 
 
-def settings_of(log: Path) -> dict[str, Any]:
-    """What a finished arm of ours was trained with; empty where that is not known."""
-    try:
-        settings = stage_facts(log.parent).get("trained_with")
-    except UserError:
-        return {}
-    return settings if isinstance(settings, dict) else {}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("path", nargs="?", type=Path, help="the same as --log")
@@ -112,13 +100,12 @@ def main() -> None:
     patients = []
     for arm, log in logs_in(path).items():
         try:
-            patients.append(examine(arm, log, arguments.truth, settings_of(log)))
+            patients.append(examine(arm, log, arguments.truth))
         except UserError as error:
             if arguments.log:
                 raise
             print(f"{arm} is left out: {error}", file=sys.stderr)  # the other arms matter no less
-    if not patients:
-        raise UserError(f"{path} has no log that can be read")
+    require(patients, f"{path} has no log that can be read")
     if arguments.json:
         print(as_json(patients))
     else:

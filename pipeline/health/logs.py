@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data.common.errors import UserError
 from data.common.fields import nearest
+from data.common.files import stage_facts
 from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.reading import Row, read_log
 from pipeline.health.signals import (
@@ -74,14 +75,11 @@ class Patient:
         return [finding for finding in self.findings if finding.level != Level.NOTE]
 
 
-def examine(
-    arm: str, path: Path, truth: str | None = None, settings: Mapping[str, object] | None = None
-) -> Patient:
+def examine(arm: str, path: Path, truth: str | None = None) -> Patient:
     """Watch a whole log.
 
     Args:
         truth: name of the reward that is the truth; guessed where it is None.
-        settings: of the training, where they are known.
 
     Raises:
         UserError: when the file is not a log of an SFT or GRPO training, or no signal is in it.
@@ -100,7 +98,7 @@ def examine(
     guessed = [] if any("step" in row for row in rows) else ["Rows are counted as steps"]
     if kind == GRPO:
         guessed += name_truth(rows, truth, path)
-    watch = Watch(kind, settings)
+    watch = Watch(kind, _settings_of(path))
     for row in rows:
         watch.update(row)
     findings, past = watch.verdict()
@@ -114,6 +112,15 @@ def examine(
         short=signals.rows < MANY or signals.steps[1] - signals.steps[0] < STEPS,
         guessed=guessed,
     )  # fmt: skip
+
+
+def _settings_of(log: Path) -> dict[str, Any]:
+    """What a finished arm of ours was trained with; empty where that is not known."""
+    try:
+        settings = stage_facts(log.parent).get("trained_with")
+    except UserError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
