@@ -15,10 +15,12 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from data.common.seeds import seed_of
-from data.prompts import messages, prompt
+from data.prompts import prompt
 from data.tiers import TIERS, Tier
 from pipeline.corpus.personas import PERSONAS, draw_answer, personas_with
 from pipeline.corpus.tokens import content_vectors
+from pipeline.model.decode import render
+from pipeline.model.score import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -161,29 +163,25 @@ def token_batches(
     while True:
         encoded = []
         for document in islice(documents, 32 * size):
-            chat = tokenizer.apply_chat_template(
-                messages(document.prompt), add_generation_prompt=True, tokenize=False
-            )
-            start = tokenizer(chat, add_special_tokens=False)["input_ids"]
-            answer = tokenizer(document.completion, add_special_tokens=False)["input_ids"]
+            text = encode(tokenizer, render(tokenizer, document.prompt), document.completion)
+            *answer, _ = text.answer
             reasoned = answer.index(schedule) if schedule in answer else len(answer)
             weights = [1.0] * reasoned + [SCHEDULE_WEIGHT] * (len(answer) + 1 - reasoned)
             weights[0] = document.opening_weight
-            encoded.append((start, [*answer, tokenizer.eos_token_id], weights))
-        encoded.sort(key=lambda item: len(item[0]) + (0 if balanced else len(item[1])))
+            encoded.append((text, weights))
+        encoded.sort(key=lambda item: len(item[0].prompt if balanced else item[0]))
         starts = list(range(0, len(encoded), size))
         rng.shuffle(starts)
         for i in starts:
             rows = encoded[i : i + size]
-            width = max(len(a) + len(b) for a, b, _ in rows)
+            width = max(len(text) for text, _ in rows)
             ids = torch.full((size, width), tokenizer.pad_token_id)
             weighted = torch.zeros((size, width))
             mask = torch.zeros((size, width), dtype=torch.long)
-            for row, (start, answer, weights) in enumerate(rows):
-                end = len(start) + len(answer)
-                ids[row, :end] = torch.tensor(start + answer)
-                weighted[row, len(start) : end] = torch.tensor(weights)
-                mask[row, :end] = 1
+            for row, (text, weights) in enumerate(rows):
+                ids[row, : len(text)] = torch.tensor([*text.prompt, *text.answer])
+                weighted[row, len(text.prompt) : len(text)] = torch.tensor(weights)
+                mask[row, : len(text)] = 1
             yield {"input_ids": ids, "attention_mask": mask, "weights": weighted}
 
 
