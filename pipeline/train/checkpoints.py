@@ -7,14 +7,13 @@ such as a copy that somebody wants to keep, is left alone.
 from __future__ import annotations
 
 import errno
-import json
 import re
 import shutil
 import zlib
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from data.common.files import remove
+from data.common.files import read_object, remove
 from pipeline.model import processes
 
 #: A checkpoint of ours, by its step.
@@ -69,10 +68,9 @@ def _is_whole(folder: Path) -> bool:
     from safetensors import SafetensorError, safe_open  # which the wheel's doctor does without
 
     weights = list(folder.glob("*.safetensors"))
+    if read_object(folder / STATE).get("global_step") != step_of(folder / STATE):
+        return False
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if not isinstance(state, dict) or state.get("global_step") != step_of(folder / STATE):
-            return False
         for path in weights:
             with safe_open(path, framework="pt"):
                 pass  # reads its header, and compares it with the size of the file
