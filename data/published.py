@@ -161,6 +161,5 @@ def _problem_of(row: Mapping[str, Any], keys: tuple[str, str]) -> Problem:
     require(best, "no schedule keeps the rules")
     optimum = problem.objective(best or ())
     says = row.get(keys[1])
-    if says not in (None, optimum):
-        raise UserError(f'"{keys[1]}" is {says}, the proven optimum {optimum}')
+    require(says in (None, optimum), f'"{keys[1]}" is {says}, the proven optimum {optimum}')
     return problem.proven(optimum)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data.common.errors import UserError, run_main
+from data.common.errors import require, run_main
 from data.common.files import Stage
 from data.common.seeds import seed_of
 from data.policies import floor
@@ -126,8 +126,7 @@ def run(run: Run, files: Path | None, force: bool = False) -> None:
         UserError: when no arm was sampled to its end, or ``files`` holds no published answers.
     """
     sampled = {label(arm): run.samples(arm) for arm in run.sampled()}
-    if not sampled:
-        raise UserError(f"{run.eval} has no finished samples; `make blog` draws them")
+    require(sampled, f"{run.eval} has no finished samples; `make blog` draws them")
     groups = {"this run": (run.split("test"), sampled)}
     if files:
         groups["published answers"] = (files / "test.jsonl", answers_in(files))
@@ -149,8 +148,7 @@ def answers_in(files: Path) -> dict[str, Path]:
         UserError: when there are none.
     """
     paths = sorted(files.glob("completions-*.jsonl"))
-    if not paths:
-        raise UserError(f"{files} has no completions-<model>.jsonl; BLOG= names their folder")
+    require(paths, f"{files} has no completions-<model>.jsonl; BLOG= names their folder")
     return {path.stem.removeprefix("completions-"): path for path in paths}
 
 

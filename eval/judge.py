@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, run_main
+from data.common.errors import require, run_main
 from data.common.files import Stage, finished, sha256, stage_facts, write_bytes
 from data.policies import floor
 from data.recipe import Recipe, recipe_arguments, recipe_from
@@ -99,8 +99,7 @@ def run(recipe: Recipe, force: bool) -> None:
     """Judge and report every arm that was sampled to the end, unless that is up to date."""
     run, sampled = recipe.run, recipe.run.sampled()
     rows = read_split(run, "test")
-    if not sampled:
-        raise UserError(f"{run.eval} has no finished samples; `make eval` draws them")
+    require(sampled, f"{run.eval} has no finished samples; `make eval` draws them")
     lenient = {arm: recipe.for_arm(arm).eval.lenient for arm in sampled}
     pairs, notes = comparisons(run.arms), strange_starts(run, sampled)
     settings = {

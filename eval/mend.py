@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data.common.errors import UserError, require, run_main
+from data.common.errors import require, run_main
 from data.common.files import Stage, sha256, write_jsonl
 from data.common.seeds import seed_of
 from data.problem import Problem
@@ -200,8 +200,7 @@ def main() -> None:
     if arguments.arm:
         recipe.run.require_known(arguments.arm)
     arms = [arguments.arm] if arguments.arm else recipe.run.sampled()
-    if not arms:
-        raise UserError(f"{recipe.run.eval} has no finished samples; `make eval` draws them")
+    require(arms, f"{recipe.run.eval} has no finished samples; `make eval` draws them")
     for arm in arms:
         run(recipe, arm, arguments.problems, arguments.force)
 

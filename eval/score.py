@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from data.common.console import plain_console, say
-from data.common.errors import UserError, run_main
+from data.common.errors import UserError, require, run_main
 from data.common.files import write_jsonl
 from data.policies import floor
 from data.problem import Problem
@@ -146,8 +146,7 @@ def _judge(
     if skipped := len(samples) - len(judged):
         note = f"{skipped} completions of problems left out are skipped; --judge blog judges"
         say(console, f"{note} them as published")
-    if not judged:
-        raise UserError(f"all completions are of problems of {problem_file.source} left out")
+    require(judged, f"all completions are of problems of {problem_file.source} left out")
     verdicts = list(score_rows(problems, judged, problem_file.key, lenient))
     print_sheets([summary(verdicts, Status, "ratio")], console)
     print_sheets(pass_sheets(problem_file, problems, verdicts), console)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from data.clock import CLOCK
 from data.common.console import plain_console
-from data.common.errors import UserError, run_main
+from data.common.errors import UserError, require, run_main
 from data.common.files import write_bytes
 from data.event import Event, Schedule
 from data.problem import Problem
@@ -56,8 +56,7 @@ def the_day(arguments: argparse.Namespace) -> tuple[Day, str]:
     elif arguments.day:
         source = arguments.day
         # Events in the place of a file may be longer than a file's name: pathlib would raise.
-        if not os.path.isfile(source):
-            raise UserError(f"--day: {source} is no file")
+        require(os.path.isfile(source), f"--day: {source} is no file")
         content = Path(source).read_bytes()
     else:
         if sys.stdin.isatty():
@@ -97,8 +96,7 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.seed is not None and not SEEDS.holds(arguments.seed):
         raise UserError(f"--seed must be {SEEDS.words}, not {arguments.seed}")
-    if arguments.answers < 1:
-        raise UserError("--answers must be 1 or more")
+    require(arguments.answers >= 1, "--answers must be 1 or more")
     if arguments.out and arguments.day and arguments.out.resolve() == Path(arguments.day).resolve():
         raise UserError(f"--out {arguments.out} would replace the day; name another file")
     return arguments

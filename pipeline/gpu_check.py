@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.console import plain_console, plain_table
-from data.common.errors import UserError, run_main
+from data.common.errors import UserError, require, run_main
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import grpo, sft
 from pipeline.corpus.tokens import build_tokenizer
@@ -78,8 +78,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
         peak = peak_of(trainer.train, trainer.model, getattr(trainer, "ref_model", None))
     logged = [row for row in trainer.state.log_history if "loss" in row]
     losses = [row["loss"] for row in logged]
-    if not all(map(math.isfinite, losses)):
-        raise UserError(f"the training is broken: its losses are {losses}")
+    require(all(map(math.isfinite, losses)), f"the training is broken: its losses are {losses}")
     seconds, read = ends[-1] - ends[0], logged[-1]["num_tokens"] - logged[0]["num_tokens"]
     return Measured(backend, seconds / (len(ends) - 1), read / seconds, peak)
 

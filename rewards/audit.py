@@ -270,8 +270,7 @@ def run(recipe: Recipe, problems: Mapping[str, Sequence[Problem]]) -> None:
     stage.finish(["audit.json", "audit.md"], failures=len(outcome.failures))
     console = plain_console(_COLUMNS)
     console.print(Markdown(text))
-    if outcome.failures:
-        raise UserError(f"{outcome.sentence}; see {folder / 'audit.md'}")
+    require(not outcome.failures, f"{outcome.sentence}; see {folder / 'audit.md'}")
     say(console, f"{outcome.sentence}. {folder}")
 
 

@@ -79,8 +79,7 @@ def dataclass_from(cls: type[Section], content: Any, source: str, prefix: str = 
     values = {k: _converted(hints[k], v, source, prefix + k) for k, v in content.items()}
     for name, spec in known.items():
         needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-        if needed and name not in values:
-            raise UserError(f"{source}: key {prefix + name!r} is missing")
+        require(name in values or not needed, f"{source}: key {prefix + name!r} is missing")
     section = cls(**values)
     check_limits(section, f"{source}: {prefix}")
     return section

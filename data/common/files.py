@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import BaseFileLock
 
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.common.locks import hold, release
 
 MANIFEST, BEGUN = "manifest.json", "begun.json"
@@ -38,8 +38,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: when the file is missing, or naming the line that is not a JSON object.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
+    require(path.is_file(), f"{path} does not exist")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -132,8 +131,7 @@ def sha256(path: Path) -> str:
     Raises:
         UserError: when there is nothing at ``path``.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    require(path.exists(), f"{path} does not exist")
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
@@ -157,8 +155,7 @@ def stage_facts(folder: Path) -> dict[str, Any]:
         UserError: when it is missing or spoilt.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: its stage is not finished")
+    require(path.is_file(), f"{path} does not exist: its stage is not finished")
     manifest = read_object(path)
     if not all(isinstance(manifest.get(key), dict) for key in ("settings", "inputs")):
         raise UserError(f"{path} cannot be read; delete it, and its stage is done again")

@@ -120,16 +120,14 @@ def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
             )
         lacking.discard(sample["id"])
         yield cast(AnsweredRow, {**verdict, **sample})
-    if lacking:
-        raise UserError(f"{samples} lacks problems; delete it, and `make eval` draws it again")
+    require(not lacking, f"{samples} lacks problems; delete it, and `make eval` draws it again")
 
 
 def _checked_rows(
     path: Path, ids: Container[str], limits: Mapping[str, Limit], does: str
 ) -> Iterator[dict[str, Any]]:
     """Rows whose keys keep their ``limits`` and whose samples count from 0 for every problem."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; {does} it")
+    require(path.is_file(), f"{path} does not exist; {does} it")
     count: Counter[str] = Counter()
     try:
         for number, row in read_jsonl(path):

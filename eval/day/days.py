@@ -149,8 +149,7 @@ def day_of(
         # The clock has no 24:00, and an event that ends there shares its last minute with none.
         notes.append(f"Ends at 24:00, asked as 23:59: {listed(late)}.")
         entries = [replace(e, end=min(e.end, DAY - 1)) for e in entries if e.start < DAY - 1]
-    if not entries:
-        raise UserError(f"{source} has no events; write one a line as NAME HH:MM-HH:MM")
+    require(entries, f"{source} has no events; write one a line as NAME HH:MM-HH:MM")
     entries = sorted(entries, key=lambda entry: entry.start)
     named = list(zip(_own_names([e.name for e in entries]), entries, strict=True))
     changed = [name for name, e in named if " ".join(e.name.split()) != name]

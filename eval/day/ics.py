@@ -33,7 +33,7 @@ from icalendar import Calendar, Component, Event, vRecur
 from icalendar.timezone import tzp
 from recurring_ical_events import CalendarQuery, EventAdapter
 
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.common.fields import nearest
 from data.event import Event as DayEvent
 from eval.day.entry import Entry, cleaned, listed
@@ -104,8 +104,7 @@ def read_calendar(
     text = _BEHIND.sub(r'\1\2;TZID="\4":\3', text)
     text = _UNQUOTED.sub(r'\1\2;TZID="\3"', text)
     series = _all_series(text, left_out, zone_name)
-    if not series and not left_out:
-        raise UserError(f"{source} is a calendar without events")
+    require(series or left_out, f"{source} is a calendar without events")
     zone, notes = _zone(text, [event for one in series for event in one], zone_name)
     first = _first_date(series, zone)
     if day is None and first:

@@ -14,7 +14,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError
+from data.common.errors import UserError, require
 from data.common.files import decoded, read_jsonl
 from pipeline.health.signals import SIGNALS, is_lost, number
 
@@ -120,8 +120,7 @@ def _csv(path: Path) -> list[Row]:
     except csv.Error as error:
         raise UserError(f"{path} is not a table ({error})") from None
     runs = sorted({key.rpartition(" - ")[0] for row in rows[:1] for key in row if key} - {""})
-    if len(runs) > 1:
-        raise UserError(f"{path} holds several runs ({', '.join(runs)}); export one alone")
+    require(len(runs) < 2, f"{path} holds several runs ({', '.join(runs)}); export one alone")
     return [{key: value for key, value in row.items() if value not in ("", None)} for row in rows]
 
 
