@@ -52,9 +52,11 @@ def logs_in(path: Path) -> dict[str, Path]:
     for name in OTHERS:
         if (path / name).is_file():
             return {path.resolve().name: path / name}
-    events = {log.parent for log in path.rglob(f"{EVENTS}*")}
+    events = sorted({log.parent for log in path.rglob(f"{EVENTS}*")})
+    if len(events) == 1:
+        return {path.resolve().name: events[0]}
     if events:
-        return {path.resolve().name if len(events) == 1 else each.name: each for each in events}
+        return {each.relative_to(path.parent).as_posix(): each for each in events}
     files = [
         each.name
         for each in sorted(path.iterdir())
