@@ -155,7 +155,13 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
     asker.check_turns()
     resamples, lenient = recipe.eval.resamples, recipe.for_arm(arm).eval.lenient
-    settings = {"arm": arm, "problems": problems, "resamples": resamples, "lenient": lenient}
+    settings = {
+        "arm": arm,
+        "main": tier,
+        "problems": problems,
+        "resamples": resamples,
+        "lenient": lenient,
+    }
     inputs = [run.split("test"), run.verdicts(arm), *model_inputs(run.model(arm))]
     stage = Stage(samples.parent / "mend", f"mend {arm}", settings, inputs)
     if not stage.begin_unless_done(force):

@@ -157,7 +157,8 @@ def run(recipe: Recipe, force: bool) -> None:
     run, sampled = recipe.run, recipe.run.sampled()
     check_judged(run, sampled)
     rows = read_split(run, "test")
-    settings = {"seed": recipe.seed, "resamples": recipe.eval.resamples, "arms": sampled}
+    main, resamples = recipe.data.main, recipe.eval.resamples
+    settings = {"seed": recipe.seed, "main": main, "resamples": resamples, "arms": sampled}
     models = [path for arm in sampled for path in model_inputs(run.model(arm))]
     path = run.thinking
     inputs = [run.split("test"), *map(run.verdicts, sampled), *models]
@@ -165,7 +166,7 @@ def run(recipe: Recipe, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     report = {arm: evidence(recipe, run, arm, rows) for arm in sampled}
-    publish(path, report, thinking_sheets(report, recipe.data.main))
+    publish(path, report, thinking_sheets(report, main))
     stage.finish([path.name, path.with_suffix(".md").name], hashes={path.name: sha256(path)})
 
 
