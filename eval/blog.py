@@ -74,8 +74,7 @@ def _line(
         # The score is minutes over minutes: 1 exactly where they are equal.
         right.setdefault(verdict[key], []).append(verdict["score"] == 1)
     shares = np.array([[fmean(tries)] for tries in right.values()])
-    rng = np.random.default_rng(seed_of(0, "blog"))
-    weights = bootstrap_weights(len(shares), RESAMPLES, rng)
+    weights = bootstrap_weights(len(shares), RESAMPLES, seed_of(0, "blog"))
     paid = [sum(blog.rewards(rows[row[key]], row["completion"]).values()) for row in samples]
     score = sum(verdict["score"] for verdict in verdicts) / len(verdicts)  # as it rounds there
     return {

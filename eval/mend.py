@@ -103,7 +103,7 @@ def outcomes(
 def gains(shares: Values, seed: int, resamples: int) -> dict[str, Any]:
     """``ways``: what the answers are in the end, in each way; ``gain``: how much more of them are
     valid and optimal where the model was told than in each other way, problem by problem."""
-    weights = bootstrap_weights(len(shares), resamples, np.random.default_rng(seed))
+    weights = bootstrap_weights(len(shares), resamples, seed)
     at = dict(zip(WAYS, shares.transpose(1, 0, 2), strict=True))
     others = [way for way in WAYS if way != "told"]
     return {

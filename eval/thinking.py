@@ -95,7 +95,7 @@ def cot_passes(answers: Sequence[Answers], seed: int, resamples: int) -> dict[in
 
 def _means(values: Values, seed: int, resamples: int, low: float = 0.0) -> list[Estimate]:
     """Means over the rows of ``values`` [problems, quantities]."""
-    weights = bootstrap_weights(len(values), resamples, np.random.default_rng(seed))
+    weights = bootstrap_weights(len(values), resamples, seed)
     return mean_interval(values, weights, bounds=(low, 1.0))
 
 

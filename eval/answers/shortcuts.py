@@ -52,8 +52,7 @@ def shortcut_shares(
     shares: dict[str, Any] = {}
     for tier in dict.fromkeys(tier_of.tolist()):
         here = tier_of == tier
-        stream = np.random.default_rng(seed_of(seed, "shortcuts", tier))
-        weights = bootstrap_weights(int(here.sum()), resamples, stream)
+        weights = bootstrap_weights(int(here.sum()), resamples, seed_of(seed, "shortcuts", tier))
         agree = {
             arm: by_name(KINDS, ratio_interval(of[here, 1:], of[here, :1], weights))
             for arm, of in counts.items()

@@ -59,10 +59,11 @@ def cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
     return with_interval(estimate, lambda share: f"{round(100 * share, 1) + 0.0:{sign}.1f}")
 
 
-def bootstrap_weights(num_problems: int, resamples: int, rng: np.random.Generator) -> Weights:
+def bootstrap_weights(num_problems: int, resamples: int, rng: np.random.Generator | int) -> Weights:
     """Random weights of the problems, and last of one that was not seen, [resamples, problems + 1].
-    The same weights for all arms make their comparison paired."""
-    return rng.standard_exponential((resamples, num_problems + 1), dtype=np.float32)
+    The same weights for all arms make their comparison paired. ``rng`` may be a seed."""
+    size = (resamples, num_problems + 1)
+    return np.random.default_rng(rng).standard_exponential(size, dtype=np.float32)
 
 
 def resampled_means(values: Values, weights: Weights) -> Values:

@@ -265,7 +265,7 @@ def _evidence(
     of ``divisors``."""
     seeds, problems = _seeds(values), np.shape(values["large k"])[-1]
     cube = np.stack([np.broadcast_to(v, (seeds, problems)) for v in values.values()], axis=-1)
-    weights = bootstrap_weights(problems, margins.resamples, np.random.default_rng(seed))
+    weights = bootstrap_weights(problems, margins.resamples, seed)
     least = np.array([0.0 if name in _NEVER_NEGATIVE else -1.0 for name in values])
     levels = [1 - (1 - margins.level) / divisor for divisor in (1, *divisors)]
     return [

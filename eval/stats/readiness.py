@@ -111,7 +111,7 @@ class Outcomes:
 
 
 def readiness(
-    outcomes: Outcomes, group: int, rng: np.random.Generator, resamples: int = RESAMPLES
+    outcomes: Outcomes, group: int, rng: np.random.Generator | int, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
     """Shares of answers, and of groups of so many, with intervals that resample problems; the mean
     reward; the advice and why."""
@@ -154,11 +154,6 @@ def readiness_by_tier(
     if len(names) > 1:
         chosen[ALL_TIERS] = list(range(len(tiers)))
     return {
-        name: readiness(
-            outcomes.of(problems),
-            group,
-            np.random.default_rng(seed_of(seed, "probe", name)),
-            resamples,
-        )
+        name: readiness(outcomes.of(problems), group, seed_of(seed, "probe", name), resamples)
         for name, problems in chosen.items()
     }

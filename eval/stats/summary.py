@@ -170,8 +170,7 @@ def _tier_summary(
     ks = ks_for(n)
     columns = np.array(ks) - 1
     # One set of weights for all arms: the differences between them are paired.
-    rng = np.random.default_rng(seed_of(seed, "report", tier))
-    weights = bootstrap_weights(len(here), resamples, rng)
+    weights = bootstrap_weights(len(here), resamples, seed_of(seed, "report", tier))
     tries = np.arange(1, n + 1)
     curves = {arm: pass_at_k(t.samples[here], t.optimal[here], tries) for arm, t in tallies.items()}
     at_ks = {arm: curve[:, columns] for arm, curve in curves.items()}
