@@ -107,9 +107,15 @@ class Step(NamedTuple):
     head: Event
 
 
+def has_base_rules(problem: Problem) -> bool:
+    """Whether all base rules hold, as the dynamic programme takes for granted."""
+    return set(BASE_RULES) <= set(problem.rules)
+
+
 def is_computable(problem: Problem) -> bool:
     """Whether ``backward_steps`` finds the optimum: base rules, and gaps between events."""
-    return all(rule in BASE_RULES or isinstance(rule, Gap) for rule in problem.rules)
+    further = set(problem.rules) - set(BASE_RULES)
+    return has_base_rules(problem) and all(isinstance(rule, Gap) for rule in further)
 
 
 def backward_steps(problem: Problem, raised: Mapping[str, int] | None = None) -> list[Step]:
