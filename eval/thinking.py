@@ -40,8 +40,8 @@ from eval.stats.estimate import Estimate, Values, bootstrap_weights, by_name, me
 from eval.stats.passk import ks_for, pass_at_k
 from pipeline.model.load import model_inputs
 from rewards.claims import check_trace
-from rewards.parse import parse
-from rewards.verify import Status, verify
+from rewards.parse import ParseFailure
+from rewards.verify import Status, read, verify_schedule
 
 Shares = dict[str, Any]
 #: Whether each answer to a problem is optimal, makes claims, makes true claims only.
@@ -108,8 +108,12 @@ def intervene(
     outcomes: dict[Intervention, dict[str, tuple[bool, bool]]] = defaultdict(dict)
     for one, text in zip(opened, asker.continued(by_id, opened, asking), strict=True):
         problem = by_id[one.problem]["problem"]
-        right = verify(problem, text).status == Status.OPTIMAL
-        outcomes[one.intervention][one.problem] = right, parse(text) == one.follows
+        schedule = read(problem, text, "stop", asking.lenient)  # "" where it was cut off
+        right = (
+            not isinstance(schedule, ParseFailure)
+            and verify_schedule(problem, schedule).status == Status.OPTIMAL
+        )
+        outcomes[one.intervention][one.problem] = right, schedule == one.follows
     kept = outcomes[Intervention.KEPT]
     seed = seed_of(asker.seed, "interventions", asker.arm)
     result: Shares = {}

@@ -10,19 +10,26 @@ from data.solver import interval_optimum
 from eval import thinking
 from eval.answers.interventions import Intervention
 
-ARMS = {"reader": {"trainer": "sft"}, "knower": {"trainer": "sft"}}
+ARMS = {
+    "reader": {"trainer": "sft"},
+    "knower": {"trainer": "sft"},
+    "sloppy": {"trainer": "none", "eval": {"lenient": True}},
+}
 
 
 class Thinking(Scripted):
     """The base is silent. The others compute; ``reader`` answers what the reasoning leads to,
-    ``knower`` the optimum whatever stands there."""
+    ``knower`` the optimum whatever stands there, ``sloppy`` the same in tags of the wrong case."""
 
     def continued(self, rows, opened, asking):
         for one in opened:
             best = interval_optimum(rows[one.problem]["problem"])
             own = one.intervention == Intervention.KEPT or self.arm == "knower"
             end = "" if "</think>" in one.text else "</think>\n"
-            yield one.text + end + schedule_xml(best if own else one.follows or ())
+            schedule = schedule_xml(best if own else one.follows or ())
+            if self.arm == "sloppy":
+                schedule = schedule.replace("schedule>", "Schedule>")
+            yield one.text + end + schedule
 
 
 def test_changed_reasoning_costs_an_arm_that_reads_it_and_not_one_that_knows(world, monkeypatch):
@@ -42,6 +49,7 @@ def test_changed_reasoning_costs_an_arm_that_reads_it_and_not_one_that_knows(wor
     for change in ("cut", "exchanged"):
         assert reader[change]["cost"]["value"] == 1
         assert knower[change]["cost"]["value"] == 0
+    assert found["sloppy"]["interventions"]["kept"]["optimal"]["value"] == 1, "read leniently"
     assert reader["altered"]["follows"]["value"] == 1
     assert knower["altered"]["follows"]["value"] == 0
     assert reader["kept"]["optimal"]["value"] == 1

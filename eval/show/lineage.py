@@ -126,7 +126,12 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> Mapping[str, Any
             "arms": {arm: counted["arms"][arm] for arm in arms},
             "differences": [p for p in pairs if {p["tuned"], p["reference"]} <= set(arms)],
         }
-    return {**report, "arms": list(arms), "tiers": tiers}
+    others = set(report["arms"]) - set(arms)  # policies stay
+    shortcuts = {
+        tier: {**found, "agree": {a: of for a, of in found["agree"].items() if a not in others}}
+        for tier, found in report["shortcuts"].items()
+    }
+    return {**report, "arms": list(arms), "tiers": tiers, "shortcuts": shortcuts}
 
 
 def _sentence(run: Run, arm: str, entry: str, reported: Sequence[str]) -> str | None:

@@ -349,8 +349,8 @@ def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> li
         )
     if budget.guessed > margins.floor:
         notes.append(
-            f"blind guessing solves {budget.guessed:.1%} within {budget.tries}: these problems "
-            "leave little room to show a new capability"
+            f"blind guessing solves {budget.guessed:.1%} within {_tries(budget.tries)}: these "
+            "problems leave little room to show a new capability"
         )
     if budget.needed > budget.fresh > 0:
         notes.append(
