@@ -152,9 +152,10 @@ def _grpo_settings(config: GRPOConfig, texts: TokenCounts, trained: int) -> Sett
         read=drawn,  # trl reads a prompt once for each of its answers
         drawn=drawn,
         group=config.num_generations or 1,
+        iterations=config.num_iterations,
         beta=config.beta,
         vllm=config.vllm_gpu_memory_utilization if beside else 0.0,
-        **_of_training(config, trained * (config.num_generations or 1)),
+        **_of_training(config, trained * (config.num_generations or 1) * config.num_iterations),
     )
 
 

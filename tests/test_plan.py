@@ -184,6 +184,8 @@ def test_hours_follow_the_card_the_work_and_what_is_trained(seven):
     assert hours("h200") < hours() < hours("rtx4090") < hours("t4")
     assert hours() < hours(checkpointing=True) < hours(lora=0, checkpointing=True, bits=32)
     assert hours(drawn=0, vllm=0.3) < hours(drawn=8), "drawn in one batch, and no launching"
+    # As many answers, each trained on twice: twice the training, and no more drawing.
+    assert hours() < hours(rounds=200, iterations=2) < hours(rounds=200)
     # 1,000 tokens of 16 answers: 1,000 times through weights of 15.2 GB, at 0.6 of 3.35 TB/s.
     sampling = Settings("sampling", 300, 1000, drawn=16, read=2, group=8, rounds=1)
     assert 7.6 < seconds(seven, sampling, CARDS["h100"]) - 28 * 0.8 < 9

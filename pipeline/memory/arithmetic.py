@@ -60,6 +60,7 @@ class Settings:
         rows: sequences trained on at a time.
         read, drawn: prompts read, and answers drawn, at a time.
         group: answers to a prompt, which are drawn together.
+        iterations: how often an answer is trained on.
         lora: parameters of adapters; 0 where every weight is trained.
         chunked: logits are made of a few tokens at a time.
         vllm: the share of the GPU that vLLM takes beside the trainer, not counted here.
@@ -75,6 +76,7 @@ class Settings:
     read: int = 0
     drawn: int = 0
     group: int = 1
+    iterations: int = 1
     lora: int = 0
     accumulation: int = 1
     checkpointing: bool = False

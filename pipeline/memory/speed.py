@@ -48,8 +48,9 @@ def seconds(shape: ModelShape, s: Settings, card: Card) -> float:
     passes = (2 if s.lora else 3) + bool(s.checkpointing) + bool(s.beta)
     sequences = s.rows * s.accumulation
     training = sequences * s.length * passes * a_pass
-    answers = s.drawn if s.stage == "sampling" else sequences if s.stage == "grpo" else 0
-    together = s.drawn or answers  # vLLM draws all at once
+    of_step = {"sampling": s.drawn, "grpo": sequences / s.iterations}
+    answers = of_step.get(s.stage, 0)
+    together = s.drawn or sequences  # vLLM draws all at once
     drawing = 0.0
     if answers:
         mean = together * (s.prompt + s.completion // 2)
