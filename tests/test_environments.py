@@ -6,12 +6,16 @@ import json
 import random
 import subprocess
 import sys
+from email.parser import Parser
 from functools import cache
+from importlib.metadata import packages_distributions, requires
 from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from data.common.errors import UserError
 from data.problem import Problem
@@ -153,9 +157,30 @@ def test_making_the_wheel_needs_nothing_but_python_and_gives_the_same_bytes(tmp_
         assert sorted(listed) == sorted(wheel.namelist())
 
 
-def test_the_wheel_stands_alone_and_needs_no_torch(tmp_path):
+def brought_by(names):
+    """The names of distributions, with all that they require in turn."""
+    brought, asked = set(), [*names]
+    while asked:
+        name = canonicalize_name(asked.pop())
+        if name not in brought:
+            brought.add(name)
+            needs = map(Requirement, requires(name) or ())
+            asked += [one.name for one in needs if not one.marker or one.marker.evaluate()]
+    return brought
+
+
+def test_the_wheel_stands_alone_with_what_it_requires(tmp_path):
     with ZipFile(build(tmp_path)) as wheel:
         wheel.extractall(tmp_path / "site")
+    [facts] = (tmp_path / "site").glob("*.dist-info/METADATA")
+    listed = Parser().parsestr(facts.read_text()).get_all("Requires-Dist")
+    there = brought_by(Requirement(one).name for one in listed)
+    absent = {"data", "rewards", "pipeline"} | {
+        module
+        for module, of in packages_distributions().items()
+        if not there & set(map(canonicalize_name, of))
+    }
+    assert "torch" in absent
     log = tmp_path / "outputs" / "checkpoint-29" / "trainer_state.json"
     log.parent.mkdir(parents=True)
     rows = [{"loss": 1 / (i + 1), "step": i, "epoch": 0.1} for i in range(30)]
@@ -164,8 +189,7 @@ def test_the_wheel_stands_alone_and_needs_no_torch(tmp_path):
 import sys
 class Absent:
     def find_spec(name, *_):
-        if name.split(".")[0] in {"torch", "transformers", "trl", "datasets", "data", "rewards",
-                                  "pipeline"}:
+        if name.split(".")[0] in ABSENT:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent)
 sys.path.insert(0, "site")
@@ -177,7 +201,7 @@ assert slotwise.score(problem, gold_answer(problem, "none")) == 1
 from slotwise.pipeline.doctor import command
 command()
 """
-    argv = [sys.executable, "-I", "-c", code, "outputs"]
+    argv = [sys.executable, "-I", "-c", f"ABSENT = {absent}\n{code}", "outputs"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "outputs" in done.stdout
