@@ -3,25 +3,26 @@
 import copy
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import brute_force, refusal_of
+from conftest import brute_force, day, refusal_of
 
 from data import draw, recipe
 from data.clock import CLOCK
 from data.common.errors import UserError
-from data.common.files import read_jsonl
+from data.common.files import read_jsonl, write_jsonl
 from data.draw import make_problem
 from data.make import run
 from data.policies import FLOOR_KS, GREEDY, GUESSABLE, floor
 from data.problem import Problem
 from data.prompts import prompt
-from data.rows import gold_answer, read_problems
+from data.rows import gold_answer, new_row, read_problems, row_to_json
 from data.rules import BASE_RULES
 from data.sections import SPLITS, RewardSection
-from data.solver import UnprovenError
+from data.solver import UnprovenError, prove
 from data.tiers import TIERS, Tier
 from rewards.parse import parse
 from rewards.reward import reward_functions
@@ -300,6 +301,17 @@ def test_a_gold_answer_below_the_proven_optimum_is_an_error_of_ours():
     problem = make_problem(7, "test", "dense", TIERS["dense"], 0)
     with pytest.raises(AssertionError, match="disagree"):
         gold_answer(problem.proven(problem.optimum + 5), reasoning="none")
+
+
+@pytest.mark.parametrize("missing", BASE_RULES)
+def test_a_problem_that_lacks_a_base_rule_is_made_and_read_as_cp_sat_solves_it(tmp_path, missing):
+    rules = tuple(rule for rule in BASE_RULES if rule != missing)
+    problem = replace(day(), rules=rules, optimum=0)
+    best = prove(problem)
+    row = new_row("p", "test", "own", problem.proven(problem.objective(best)), "computed")
+    write_jsonl(tmp_path / "p.jsonl", [row_to_json(row)])
+    [read] = read_problems(tmp_path / "p.jsonl")
+    assert verify(read["problem"], read["gold"]).status == Status.OPTIMAL
 
 
 # --- up to date, interrupted, redone -------------------------------------------------------
