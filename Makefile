@@ -61,6 +61,9 @@ near = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_match
 $(foreach goal,$(filter-out $(named) .venv/% runs/% %.mk Makefile,$(MAKECMDGOALS)),$(error there is no goal \
     $(goal)$(patsubst %,; did you mean `make %`?,$(call near,$(goal))); `make help` lists them))
 
+$(foreach name,$(switches),$(if $(filter-out 1,$($(name))),$(error $(name)=1 says it, and nothing else; leave out \
+    $(name)=$($(name)))))
+
 # A setting that no goal on the command line takes is a mistake, except what programs read from their
 # environment (CUDA_VISIBLE_DEVICES=1).
 goals := $(or $(MAKECMDGOALS),help)

@@ -267,8 +267,12 @@ class Arm:
             trained: the tiers that have train problems.
         """
         require(
-            _ARM_NAME.fullmatch(name) and name not in _FOLDERS,
+            _ARM_NAME.fullmatch(name),
             f"{source} cannot be an arm's name; take letters, digits, '_' and '-', at most 100",
+        )
+        require(
+            name not in _FOLDERS,
+            f"{source} cannot be an arm's name: a run has a folder of that name; take another one",
         )
         require(
             self.start in known,
@@ -283,6 +287,16 @@ class Arm:
             f"{source}.reasoned is of the gold answers, which {self.trainer} does not train on; "
             "leave it out",
         )
+        paid = self.trainer == "grpo"
+        for key, given, is_read in (
+            ("settings", self.settings, self.section),
+            ("sampling", self.sampling, paid),
+            ("reward", self.reward, paid),
+        ):
+            require(
+                is_read or not given,
+                f"{source}.{key} is not read by the trainer {self.trainer}; leave it out",
+            )
         for key in {"samples", "resamples"} & self.eval.keys():
             raise UserError(f"{source}.eval.{key} cannot differ: arms are compared at the same k")
         for key, values in self.tune.items():

@@ -106,8 +106,8 @@ def comparison_sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
     for tier, compared in summary["tiers"].items():
         basis = (
             f"{compared['problems']} problems x {samples} samples; {100 * summary['level']:.0f} % "
-            f"intervals for other problems (resampled {summary['resamples']:,} times) and other "
-            "training seeds (Student's t)"
+            f"intervals for other problems (resampled {summary['resamples']:,} times) and, where "
+            "an arm has several, other training seeds (Student's t)"
         )
         yield Sheet(
             f"{tier}: what each arm answers, in %",

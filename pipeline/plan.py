@@ -303,8 +303,9 @@ def gpu_here() -> tuple[float | None, Card | None]:
 def _gpu(text: str) -> tuple[float, Card | None]:
     """For argparse: GiB, or a card by name."""
     name = text.lower().replace(" ", "").replace("-", "")
-    if name in CARDS:
-        return CARDS[name].gib, CARDS[name]
+    for card in (name, f"rtx{name}"):
+        if card in CARDS:
+            return CARDS[card].gib, CARDS[card]
     try:
         return _size(text), None
     except argparse.ArgumentTypeError as error:

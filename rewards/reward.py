@@ -24,9 +24,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, brief, require
+from data.common.errors import UserError, brief, reason_of, require
 from data.common.fields import check_keys, nearest
+from data.event import Event
 from data.problem import Problem, problem_from_text
+from data.prompts import answer
 from data.sections import RewardSection
 from rewards import blog
 from rewards.claims import check_trace
@@ -39,6 +41,8 @@ Component = Callable[[Verdict], float | None]
 #: As TRL calls it: completions, the dataset column ``problem`` (a JSON string or object), and more.
 RewardFunction = Callable[..., list[float | None]]
 
+#: What a function of the recipe's is tried on before anything runs.
+_SOME = Problem((Event(540, 600, "Tea"),), (), optimum=60)
 _WORST_FIRST = tuple(reversed(Status))
 
 
@@ -136,7 +140,7 @@ def check_reward(section: RewardSection, source: str) -> None:
             section.weights is None and section.shape == RewardSection.shape,
             f"{source}: reward.function is instead of a shape and weights; leave them out",
         )
-        _own_function(section.function)
+        _by_own(section.function)([_SOME.text] * 2, ["", answer(_SOME.events, None)])
     require(
         section.shape in SHAPES,
         f"{source}: unknown reward.shape {section.shape!r} (the shapes are {', '.join(SHAPES)})"
@@ -186,12 +190,19 @@ def _own_function(name: str) -> Callable[[Problem, Verdict], Any]:
     spec = spec_from_file_location("reward_of_the_recipe", file)
     if spec is None or spec.loader is None or not Path(file).is_file():
         raise UserError(f"{where}: {file or name} is no Python file; write my.py:name")
-    spec.loader.exec_module(module := module_from_spec(spec))
+    try:
+        spec.loader.exec_module(module := module_from_spec(spec))
+    except Exception as error:
+        raise UserError(f"{where}: {file} cannot be run: {_told(error)}") from None
     known = [key for key, value in vars(module).items() if isfunction(value)]
     require(function in known, f"{where}: {file} has no such function{nearest(function, known)}")
     require(function not in _FUNCTIONS, f"{where}: that is a name of ours; take another one")
     own: Callable[[Problem, Verdict], Any] = getattr(module, function)
     return own
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}, {reason_of(error)}"
 
 
 def _each(pay: Callable[[str, str], float | None]) -> Callable[..., list[float | None]]:
@@ -201,7 +212,12 @@ def _each(pay: Callable[[str, str], float | None]) -> Callable[..., list[float |
 
 def _by_own(name: str) -> Callable[..., list[float | None]]:
     def paid(problem: str, text: str) -> float:
-        value = _own_function(name)(problem_from_text(problem), verify_text(problem, text))
+        own = _own_function(name)
+        try:
+            value = own(problem_from_text(problem), verify_text(problem, text))
+        except Exception as error:
+            why = f"reward.function {name!r} fails on a problem and a verdict"
+            raise UserError(f"{why}: {_told(error)}") from None
         number = isinstance(value, int | float) and isfinite(value)
         require(number, f"reward.function {name!r} must return a number, not {brief(value)}")
         return float(value)

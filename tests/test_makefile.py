@@ -115,13 +115,14 @@ def test_the_published_answers_are_shown_to_the_last_command_alone():
     [
         (["eval", "ARM=sft"], "ARM"),
         (["calibrate", "FORCE=1"], "FORCE"),
+        (["data", "FORCE=0"], "FORCE"),
         (["data", "eval", "LAUNCH=x"], "LAUNCH"),
         (["RUN=r"], "RUN"),
         (["data", "MODLE=m"], "MODLE"),
         (["help", "recipe=r"], "recipe"),
     ],
 )
-def test_a_setting_that_no_goal_takes_is_one_sentence_that_names_it(arguments, name):
+def test_a_setting_that_no_goal_takes_so_is_one_sentence_that_names_it(arguments, name):
     done = run_make(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{name}=" in done.stderr

@@ -17,7 +17,7 @@ from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.memory.speed import CARDS, seconds
 from pipeline.model.lengths import TokenCounts
 from pipeline.model.skeleton import config_of, shape_of
-from pipeline.plan import longest_rows, longest_texts, main, plan_of, print_plan, settings_of
+from pipeline.plan import _gpu, longest_rows, longest_texts, main, plan_of, print_plan, settings_of
 
 TEXTS = TokenCounts(prompt=300, gold=200, both=480)
 #: Parameters of the published weights, tied ones once.
@@ -189,6 +189,11 @@ def test_hours_follow_the_card_the_work_and_what_is_trained(seven):
     # 1,000 tokens of 16 answers: 1,000 times through weights of 15.2 GB, at 0.6 of 3.35 TB/s.
     sampling = Settings("sampling", 300, 1000, drawn=16, read=2, group=8, rounds=1)
     assert 7.6 < seconds(seven, sampling, CARDS["h100"]) - 28 * 0.8 < 9
+
+
+def test_a_card_may_be_named_by_its_number_alone():
+    assert _gpu("4090") == _gpu("RTX 4090") == (24, CARDS["rtx4090"])
+    assert _gpu("24") == (24, None)
 
 
 def test_hours_and_money_are_said_of_a_named_card_alone(capsys):

@@ -7,7 +7,7 @@ import random
 import re
 
 import pytest
-from conftest import CORRUPTIONS, day, feasible_schedules, tier_problems
+from conftest import CORRUPTIONS, day, feasible_schedules, refusal_of, tier_problems
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -326,10 +326,13 @@ def test_a_function_of_ones_own_is_paid_and_counts_by_its_content(tmp_path):
         ("def optimal(p, v): return 1", "my.py:optimal", "a name of ours"),
         ("def mine(p, v): return None", "my.py:mine", "must return a number, not None"),
         ("def mine(p, v): return float('nan')", "my.py:mine", "must return a number, not nan"),
+        ("def mine(p, v) return 1", "my.py:mine", "cannot be run: SyntaxError"),
+        ("import nowhere", "my.py:mine", "cannot be run: ModuleNotFoundError, No module named"),
+        ("def mine(p): return 1", "my.py:mine", "fails on a problem and a verdict: TypeError"),
+        ("def mine(p, v): return 1 / 0", "my.py:mine", "ZeroDivisionError, division by zero"),
     ],
 )
-def test_a_function_that_cannot_be_paid_is_one_sentence(tmp_path, text, name, says):
+def test_a_function_that_cannot_be_paid_is_refused_before_anything_runs(tmp_path, text, name, says):
     (tmp_path / "my.py").write_text(text)
     section = RewardSection(function=f"{tmp_path}/{name}")
-    with pytest.raises(UserError, match=says):
-        paid(section, GOLD)
+    assert says in refusal_of(lambda: check_reward(section, "r.yaml"))

@@ -38,7 +38,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: when the file is missing, or naming the line that is not a JSON object.
     """
-    require(path.is_file(), f"{path} does not exist")
+    require(path.is_file(), f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
