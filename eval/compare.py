@@ -156,7 +156,8 @@ def sampled_arms(run: Run, arms: Mapping[str, Arm]) -> dict[str, Arm]:
             found[name] = arm
         else:
             print(f"compare: {name} is left out, for not all of its answers are drawn")
-    require(found, f"{run.folder} has no answers to compare; `make arms eval` draws them")
+    way_out = "`make data arms eval` of this recipe draws them"
+    require(found, f"{run.folder} has no answers to compare; {way_out}")
     return found
 
 

@@ -80,7 +80,7 @@ def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(world):
 def test_arms_are_compared_as_far_as_they_are_sampled(world, capsys):
     world.scripts |= {"base": solving(0.1), "grpo": solving(0.5)}
     recipe = world.recipe({name: {"trainer": "grpo"} for name in ("grpo", "later")})
-    with pytest.raises(UserError, match="make arms eval"):
+    with pytest.raises(UserError, match="make data arms eval"):
         compare.run(recipe, force=False)
     world.train(recipe, "grpo")
     world.evaluate(recipe)
