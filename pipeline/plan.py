@@ -307,7 +307,7 @@ def _gpu(text: str) -> tuple[float, Card | None]:
         if card in CARDS:
             return CARDS[card].gib, CARDS[card]
     try:
-        return _size(text), None
+        return _size(name.removesuffix("gib").removesuffix("gb")), None
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or one of {', '.join(CARDS)}") from None
 

@@ -193,7 +193,7 @@ def test_hours_follow_the_card_the_work_and_what_is_trained(seven):
 
 def test_a_card_may_be_named_by_its_number_alone():
     assert _gpu("4090") == _gpu("RTX 4090") == (24, CARDS["rtx4090"])
-    assert _gpu("24") == (24, None)
+    assert _gpu("24") == _gpu("24 GB") == _gpu("24GiB") == (24, None)
 
 
 def test_hours_and_money_are_said_of_a_named_card_alone(capsys):

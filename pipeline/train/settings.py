@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from data.common.errors import UserError, brief, reason_of, require
 from data.common.fields import TYPE_NAMES, check_keys, nearest
 from data.recipe import Recipe
+from data.run import BASE
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.model.load import check_dtype
 from pipeline.train.backend import is_unsloth_wanted
@@ -122,15 +123,22 @@ def check_settings(recipe: Recipe) -> None:
 
     check_dtype(recipe.dtype)
     source = str(recipe.path)
-    for each in (recipe, *map(recipe.for_arm, recipe.all_arms)):
-        _check_training(source, "sft", sft_config(each, Path("unused")))
-        grpo = grpo_config(each, Path("unused"))
-        _check_training(source, "grpo", grpo)
-        require(
-            recipe.lora is None or not grpo.sync_ref_model,
-            f"{source}: grpo.sync_ref_model needs lora: null; an adapter's reference is its base",
-        )
-        _check_groups(source, each, grpo)
+    for arm in (BASE, *recipe.all_arms):
+        each = recipe.for_arm(arm)
+        try:
+            _check_training(source, "sft", sft_config(each, Path("unused")))
+            grpo = grpo_config(each, Path("unused"))
+            _check_training(source, "grpo", grpo)
+            require(
+                recipe.lora is None or not grpo.sync_ref_model,
+                f"{source}: grpo.sync_ref_model needs lora: null; an adapter's reference is its "
+                "base",
+            )
+            _check_groups(source, each, grpo)
+        except UserError as error:
+            if arm == BASE:
+                raise
+            raise UserError(f"{error} (it stands in arms.{arm.partition('.')[0]})") from None
     lora_config(recipe.lora, source)
     _check_known(f"{source}: monitor.stop", recipe.monitor.stop, [one.name for one in SYMPTOMS])
     reporters = ["none", "all", *get_available_reporting_integrations()]
