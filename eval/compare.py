@@ -183,8 +183,7 @@ def run(recipe: Recipe, force: bool) -> None:
     tiers = {}
     for tier in dict.fromkeys(row["tier"] for row in rows):
         here = [row for row in rows if row["tier"] == tier]
-        rng = np.random.default_rng(seed_of(recipe.seed, "compare", tier))
-        weights = bootstrap_weights(len(here), resamples, rng)
+        weights = bootstrap_weights(len(here), resamples, seed_of(recipe.seed, "compare", tier))
         tables = {
             name: np.stack([arm_table(here, answers[member]) for member in of_arm])
             for name, of_arm in members.items()

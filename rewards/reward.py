@@ -41,7 +41,7 @@ Component = Callable[[Verdict], float | None]
 #: As TRL calls it: completions, the dataset column ``problem`` (a JSON string or object), and more.
 RewardFunction = Callable[..., list[float | None]]
 
-#: What a function of the recipe's is tried on before anything runs.
+#: The problem on which a function of one's own is tried before anything runs.
 _SOME = Problem((Event(540, 600, "Tea"),), (), optimum=60)
 _WORST_FIRST = tuple(reversed(Status))
 
@@ -192,7 +192,7 @@ def _own_function(name: str) -> Callable[[Problem, Verdict], Any]:
         raise UserError(f"{where}: {file or name} is no Python file; write my.py:name")
     try:
         spec.loader.exec_module(module := module_from_spec(spec))
-    except Exception as error:
+    except Exception as error:  # somebody's own file may run into anything
         raise UserError(f"{where}: {file} cannot be run: {_told(error)}") from None
     known = [key for key, value in vars(module).items() if isfunction(value)]
     require(function in known, f"{where}: {file} has no such function{nearest(function, known)}")
@@ -215,7 +215,7 @@ def _by_own(name: str) -> Callable[..., list[float | None]]:
         own = _own_function(name)
         try:
             value = own(problem_from_text(problem), verify_text(problem, text))
-        except Exception as error:
+        except Exception as error:  # so may the function
             why = f"reward.function {name!r} fails on a problem and a verdict"
             raise UserError(f"{why}: {_told(error)}") from None
         number = isinstance(value, int | float) and isfinite(value)

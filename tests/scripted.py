@@ -25,7 +25,7 @@ from eval.answers.asker import Asker
 from eval.answers.sampling import sample_arm
 from eval.sample import trained_arms
 
-#: What an arm answers to a row, when asked in a way: ``(row, way, stream of its own) -> text``.
+#: The answer of an arm: ``(row, way of asking, random stream of its own) -> text``.
 Script = Callable[[dict[str, Any], Any, random.Random], str]
 
 CONTENT = {

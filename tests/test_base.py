@@ -145,7 +145,7 @@ def test_the_recipe_asks_for_the_tiers_of_the_skills_corpus():
     in_corpus = {tier.kinds[0]: tier for tier, _ in SKILLS if tier.kinds}
     assert uses.keys() == in_corpus.keys()
     for name, tier in in_corpus.items():
-        # Where the skill is withheld it must be so on these very problems; where it is shown they
+        # A withheld skill must be withheld on these very problems; those of one that is shown
         # may be shorter.
         use, asked = uses[name], uses[name].tier
         assert use.train

@@ -34,7 +34,7 @@ OWN_FLAGS = (
 )  # fmt: skip
 #: Stages of a recipe, with the flags that all of them take.
 OF_A_RECIPE = tuple(stage for stage in STAGES if stage not in OWN_FLAGS)
-#: What a stage of a recipe needs beside it.
+#: The flags that a stage needs beside its recipe.
 NEEDED = {"pipeline.rejection": ("--arm", "rejection")}
 
 

@@ -75,7 +75,7 @@ def test_a_run_is_reported_arm_by_arm_with_evidence_and_advice(runs, call):
     assert "make audit" in text
     assert "sft SFT, 40 rows, steps 5 to 200: nothing found" in text
     assert "kl-slow (needs KL)" in text
-    # Of several logs, an overview at the end.
+    # An overview of several logs stands at the end.
     assert [line.split() for line in said.splitlines()[-3:]] == [
         ["grpo", "hacking", "(50)"],
         ["late", "nothing", "logged", "yet"],

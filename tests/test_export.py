@@ -27,7 +27,7 @@ ARMS = {
     "grpo": {"trainer": "grpo", "start": "sft"},
     "cold": {"trainer": "none", "start": "sft", "eval": {"temperature": 0.5}},
 }
-#: What training notes of each arm, beside what every stage does.
+#: The facts that a training notes of its arm, beside those of every stage.
 TRAINED_WITH = {
     "sft": {"max_steps": 5, "num_train_epochs": 3.0},
     "grpo": {"max_steps": 7, "epsilon": 0.2, "hub_token": "<HUB_TOKEN>"},

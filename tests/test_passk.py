@@ -119,7 +119,7 @@ def test_95_percent_intervals_cover_the_truth_that_often_at_any_number_of_proble
     found = mean_interval(values, bootstrap_weights(problems, 1000, rng))
     assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.93
     width = np.mean([e.high - e.low for e in found])
-    # Of the widest that so many yes or no could have, which is what it must fall back on.
+    # It must fall back on the widest interval that so many answers of yes or no can have.
     assert width <= 4.2 * np.sqrt(truth * (1 - truth) / problems) + 2 / problems
 
 

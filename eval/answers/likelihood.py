@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -204,16 +205,12 @@ def likeliest(
     found = {}
     for tier in dict.fromkeys(row["tier"] for row in asked):
         of_tier = [ranked[row["id"]] for row in asked if row["tier"] == tier]
-        right = [[one for _, one in sorted(of, key=_likelihood)] for of in of_tier]
+        ordered = (sorted(of, key=itemgetter(0), reverse=True) for of in of_tier)  # stably
+        right = [[one for _, one in of] for of in ordered]
         ks = ks_for(len(right[0]))
-        rng = np.random.default_rng(seed_of(seed, "likeliest", tier))
-        weights = bootstrap_weights(len(right), resamples, rng)
+        weights = bootstrap_weights(len(right), resamples, seed_of(seed, "likeliest", tier))
         found[tier] = by_name(ks, mean_interval(best_of_k(right, ks), weights))
     return found
-
-
-def _likelihood(answer: tuple[float, bool]) -> float:
-    return -answer[0]
 
 
 # --- the pure part ---------------------------------------------------------------------------
