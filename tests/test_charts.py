@@ -1,8 +1,10 @@
 """Charts: looks that are told apart, and curves whatever a log holds."""
 
+import io
 import math
 
 import pytest
+from matplotlib.image import imread
 
 from eval.show import charts
 from eval.show.charts import Curve, Panel, drawn_as_png, looks_of, training_panels
@@ -23,6 +25,14 @@ def test_odd_curves_can_be_drawn(points, ks):
     look = looks_of(["base"])["base"]
     panels = [Panel("$t", [Curve("a", look, points)], ks=ks) for _ in range(4)]
     assert drawn_as_png(panels).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_legend_of_many_arms_ends_within_the_picture(count):
+    names = ["base", "base-best", "rejection-sft", *(f"grpo-only.{i}" for i in range(12))]
+    curves = [Curve(name, look, [(1, 0.5)]) for name, look in looks_of(names).items()]
+    picture = imread(io.BytesIO(drawn_as_png([Panel("t", curves)] * count)))
+    assert (picture[:, -3:, :3] == 1).all()
 
 
 def test_gain_at_one_try_is_drawn_against_change_at_the_most_each_to_its_start(monkeypatch):

@@ -148,7 +148,8 @@ def drawn_as_png(panels: Sequence[Panel], caption: str = "", sharey: bool = Fals
             ax.set_ylim(bottom=min(0.0, ax.dataLim.ymin))
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        figure.legend(named.values(), named, loc="outside upper left", ncols=8, fontsize=9)
+        columns = 3 * across - 1  # what the width holds
+        figure.legend(named.values(), named, loc="outside upper left", ncols=columns, fontsize=9)
         figure.supxlabel(caption, fontsize=9)
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     return content.getvalue()
