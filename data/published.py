@@ -52,7 +52,7 @@ def prove_rows(rows: Iterable[RawRow]) -> tuple[list[ImportedRow], list[str]]:
     for where, row in rows:
         record = _record(where, row)
         keys = _OURS if "priorities" in record else _PUBLISHED
-        _check(where, record, keys, optional=record.get(keys[1]) is None)
+        check_row(where, record, keys, optional=record.get(keys[1]) is None)
         try:
             sound.append((_problem_of(record, keys), row))
         except (UserError, UnprovenError) as broken:
@@ -117,17 +117,15 @@ def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**record, "rules": list(bare)}
 
 
-def check_row(where: str, row: Mapping[str, Any]) -> None:
-    """Raise UserError, naming ``where`` and the key, unless a row is of the published layout.
-
-    Whether it keeps the rules is not judged here.
-    """
-    _check(where, row, _PUBLISHED)
-
-
-def _check(
-    where: str, row: Mapping[str, Any], keys: tuple[str, str], optional: bool = False
+def check_row(
+    where: str,
+    row: Mapping[str, Any],
+    keys: tuple[str, str] = _PUBLISHED,
+    optional: bool = False,
 ) -> None:
+    """Raise UserError, naming ``where`` and the key, unless a row is of the layout with these
+    ``keys``; ``optional`` lets it have no optimum. Whether it keeps the rules is not judged here.
+    """
     for key, what, good in (
         ("events", 'a list of ["name", "HH:MM", "HH:MM"]', _is_events),
         (keys[0], "a list of names", _is_names),

@@ -22,7 +22,7 @@ from data.run import BASE
 from data.sections import EvalSection
 from eval.show.card import card_text
 from eval.show.lineage import evaluation, lineage
-from pipeline.model.decode import answer_limit
+from pipeline.model.decode import answer_limit, stop_ids
 from pipeline.model.load import check_model_folder, read_tokenizer
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ def decoding(
     from transformers import GenerationConfig
 
     own = GenerationConfig.from_pretrained(model)
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     padding = tokenizer.pad_token_id
     drawn = {"temperature": asking.temperature, "top_p": asking.top_p}
     return GenerationConfig(
@@ -89,7 +88,7 @@ def decoding(
         **({**drawn, "top_k": 0} if asking.temperature > 0 else {}),
         max_new_tokens=asking.max_tokens,
         bos_token_id=own.bos_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, *ends} - {None}),
+        eos_token_id=stop_ids(own, tokenizer),
         pad_token_id=tokenizer.eos_token_id if padding is None else padding,
     )
 

@@ -29,13 +29,13 @@ from data.rows import new_row
 from data.rules import BASE_RULES
 from data.run import BASE
 from data.sections import SEEDS
-from eval.answers.asker import shots_for
+from eval.answers.asker import Asker, shots_for
 from eval.answers.files import SampleRow, VerdictRow
 from eval.answers.judge import score_rows
+from eval.day.ask import known_names, known_words
 from eval.day.days import Day, left_out, prove_day, read_day, with_rules
 from eval.day.terminal import draw_day, tell, write
 from eval.show.showcase import drawn_answer, drawn_problem
-from pipeline.model.load import load_model, quiet
 from rewards.reward import order_of
 from rewards.verify import Status
 
@@ -131,13 +131,12 @@ def _best_answer(
     """The best of several answers of an arm, put back into the day's own words."""
     asking = recipe.for_arm(arm).eval
     shots = shots_for(recipe.run, recipe.seed, {"try": recipe.data.main}, asking.shots)["try"]
-    from eval.day.ask import ask, known_names, known_words  # loads torch and transformers
-
     name = recipe.run.model(arm)
     many = "an answer" if arguments.answers == 1 else f"{arguments.answers} answers"
     write(console, f"\nAsking {arm} ({name}) for {many}, {len(problem.events)} events:\n")
-    quiet()
-    model, tokenizer = load_model(name, recipe.dtype)
+    seed = recipe.seed if arguments.seed is None else arguments.seed
+    asker = Asker(recipe.run, arm, recipe.dtype, seed)
+    tokenizer = asker.load()
     asked, known = problem, known_names(tokenizer)
     taught = any(use.tier.rules[1] for use in recipe.tier_uses.values())
     if known and not taught and problem.rules != BASE_RULES:
@@ -149,16 +148,9 @@ def _best_answer(
         asked = words.put(asked)
     asked, _ = prove_day(asked, "the day as it is asked")
     row = new_row("day", "try", "", asked, recipe.data.reasoning)
-    seed = recipe.seed if arguments.seed is None else arguments.seed
-    drawn = ask(model, tokenizer, row, shots, asking, seed, arguments.answers)
-    given: list[SampleRow] = [
-        {
-            "id": "day", "arm": arm, "sample": i, "finish_reason": one.finish_reason,
-            "completion": words.back(one.completion) if words else one.completion,
-            "tokens": one.tokens,
-        }
-        for i, one in enumerate(drawn)
-    ]  # fmt: skip
+    given = asker.to_one(row, shots, replace(asking, samples=arguments.answers))
+    if words:
+        given = [{**one, "completion": words.back(one["completion"])} for one in given]
     verdicts = list(score_rows({"day": problem}, given, lenient=asking.lenient))
     best = max(verdicts, key=lambda one: order_of(one["status"], one["ratio"]))
     if arguments.answers > 1:

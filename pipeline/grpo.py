@@ -16,7 +16,7 @@ from data.common.errors import run_main
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, longest_told, problems_by_tier
-from pipeline.model.decode import answer_limit, prepare, reasoning_prefix, stop_tokens
+from pipeline.model.decode import answer_limit, prepare, reasoning_prefix, stop_ids
 from pipeline.train.loading import hold_adapters_whole
 from pipeline.train.settings import grpo_config
 from pipeline.train.trainer import run_trainer
@@ -38,7 +38,7 @@ def trainer_for(
     recipe = training.recipe
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     prepare(model)
-    stops = set(stop_tokens(model, tokenizer).tolist())
+    stops = set(stop_ids(model.generation_config, tokenizer))
     longest = longest_told(rows, recipe.data, recipe.arms.values())
     args = grpo_config(recipe, output, answer_limit(tokenizer, longest))
     is_ours = not training.backend.is_unsloth  # whose trainer draws and trains by its own kernels

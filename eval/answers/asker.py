@@ -28,6 +28,7 @@ from pipeline.model.decode import (
     Sample,
     answer_limit,
     batches,
+    count_tokens,
     prepare,
     reasoning_prefix,
     render,
@@ -154,13 +155,47 @@ class Asker:
             f"the chat template of {model} leaves out earlier turns, so its answers cannot be "
             "given back; take another model",
         )
-        spelt = len(tokenizer(said, add_special_tokens=False)["input_ids"])
+        [spelt] = count_tokens(tokenizer, [said])
         require(
             2 * spelt <= len(said),
             f"{model} has no words for what the checker says (its tokenizer spells them, in "
             f"{spelt} tokens for {len(said)} letters), so its answers cannot be given back; take "
             "a model that was pretrained on text, such as RECIPE=smollm2-135m-cpu",
         )
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """Load the model now; returns its tokenizer."""
+        return self._loaded[1]
+
+    def to_one(
+        self, row: Row, shots: Sequence[tuple[str, str]], asking: EvalSection
+    ) -> list[SampleRow]:
+        """Answers to a problem that no file of the run has, no longer than the model has room for,
+        by the asker's own seed.
+
+        Raises:
+            UserError: when the prompt, with room for the gold answer, is longer than its context.
+        """
+        prompt = render(self._tokenizer, row["prompt"], shots)
+        (asked, needed), context = self._sizes([prompt, row["gold"]])
+        limit = asking.max_tokens or self.limit([row])
+        if context is not None:
+            require(
+                asked + needed <= context,
+                f"the prompt has {asked} tokens and its best answer {needed}, more than the "
+                f"{context} that this model can hold; leave out events, or ask a larger model "
+                "(MODEL=)",
+            )
+            limit = min(limit, context - asked)
+        [(_, drawn)] = self._drawn([prompt], replace(asking, max_tokens=limit), [self.seed])
+        return [self._row(row["id"], number, one) for number, one in enumerate(drawn)]
+
+    def _sizes(self, texts: Sequence[str]) -> tuple[list[int], int | None]:
+        """Tokens of each text, and of the context of the model, which is loaded here; None where
+        its config sets no limit."""
+        model, tokenizer = self._loaded
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return count_tokens(tokenizer, texts), context
 
     def second_turns(
         self, rows: Mapping[str, Row], turns: Sequence[Turn], asking: EvalSection
@@ -194,10 +229,8 @@ class Asker:
         is loaded here."""
         if self.server or not prompts:
             return
-        model, tokenizer = self._loaded
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        needed = max(map(len, ids)) + (asking.max_tokens or 0)
+        sizes, context = self._sizes(prompts)
+        needed = max(sizes) + (asking.max_tokens or 0)
         require(
             context is None or needed <= context,
             f"a second turn of {self.arm} takes {needed} tokens with its answer, more than the "

@@ -1,78 +1,21 @@
-"""Asks a model about one day."""
+"""Puts a day into words that a small model knows, for asking it, and its answer back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from data.clock import CLOCK, MINUTE
-from data.common.errors import UserError
 from data.event import Event
 from data.names import EVENT_NAMES
 from data.problem import Problem
-from data.rows import Row
 from data.rules import TIME, Rule
-from data.sections import EvalSection
 from eval.day.entry import listed
-from pipeline.model.decode import (
-    Decoding,
-    Sample,
-    answer_limit,
-    prepare,
-    reasoning_prefix,
-    render,
-    sample_batch,
-)
 
-
-def ask(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    row: Row,
-    shots: Sequence[tuple[str, str]],
-    asking: EvalSection,
-    seed: int,
-    answers: int = 1,
-) -> list[Sample]:
-    """Draw answers to ``row``.
-
-    Raises:
-        UserError: when the prompt does not fit the model's context.
-    """
-    rendered = render(tokenizer, row["prompt"], shots)
-    limit = asking.max_tokens or answer_limit(tokenizer, [row])
-    limit = min(limit, room_for(model, tokenizer, rendered, row["gold"]) or limit)
-    decoding = Decoding(limit, asking.temperature, asking.top_p)
-    prepare(model)
-    (drawn,) = sample_batch(model, tokenizer, [rendered], answers, decoding, [seed])
-    opened = reasoning_prefix(tokenizer)
-    return [replace(one, completion=opened + one.completion) for one in drawn]
-
-
-def room_for(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rendered: str, gold: str
-) -> int | None:
-    """Tokens that the model has left for an answer; None where its config sets no limit.
-
-    Raises:
-        UserError: when the prompt, with room for the gold answer, is longer than its context.
-    """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    asked, needed = (
-        len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (rendered, gold)
-    )
-    if context is None:
-        return None
-    if asked + needed > context:
-        raise UserError(
-            f"the prompt has {asked} tokens and its best answer {needed}, more than the {context} "
-            "that this model can hold; leave out events, or ask a larger model (MODEL=)"
-        )
-    return int(context - asked)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -130,14 +130,11 @@ def plan_calendar(plan: Sequence[DayEvent], midnight: datetime) -> bytes:
     calendar.add("prodid", "-//Slotwise//make try//EN")
     calendar.add("version", "2.0")
     for number, chosen in enumerate(plan):
-        event = Event()
-        event.add("uid", f"{midnight:%Y%m%d}-{chosen.start}-{number}@slotwise")
-        event.add("dtstamp", datetime.now(UTC))
-        event.add("summary", chosen.name)
-        for key, minute in (("dtstart", chosen.start), ("dtend", chosen.end)):
-            moment = midnight.replace(hour=minute // 60, minute=minute % 60)
-            event.add(key, moment.astimezone(UTC) if moment.tzinfo else moment)
-        calendar.add_component(event)
+        uid = f"{midnight:%Y%m%d}-{chosen.start}-{number}@slotwise"
+        minutes = (divmod(minute, 60) for minute in (chosen.start, chosen.end))
+        moments = (midnight.replace(hour=hour, minute=minute) for hour, minute in minutes)
+        start, end = (one.astimezone(UTC) if one.tzinfo else one for one in moments)
+        calendar.add_component(Event.new(uid=uid, summary=chosen.name, start=start, end=end))
     return calendar.to_ical()
 
 

@@ -15,7 +15,7 @@ from rewards.parse import opened_reasoning
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,15 @@ def render(
     )
 
 
+def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, without those that a tokenizer would put around it."""
+    return list(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+
 def answer_limit(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> int:
     """How many tokens an answer may have where the recipe does not say: twice the longest gold's,
     as this tokenizer counts them."""
-    golds = tokenizer([row["gold"] for row in rows], add_special_tokens=False)["input_ids"]
-    return 2 * max(map(len, golds))
+    return 2 * max(count_tokens(tokenizer, [row["gold"] for row in rows]))
 
 
 def reasoning_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -73,12 +77,17 @@ def continued(gold: str, prefix: str) -> str:
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Every token id that ends an answer: the tokenizer's and the generation config's."""
+    """``stop_ids`` of a model, on its device."""
     import torch
 
-    ids = model.generation_config.eos_token_id
+    return torch.tensor(stop_ids(model.generation_config, tokenizer), device=model.device)
+
+
+def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token id that ends an answer: the tokenizer's and the generation config's."""
+    ids = config.eos_token_id
     stops = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
-    return torch.tensor(sorted(stops), device=model.device)
+    return sorted(stops)
 
 
 def prepare(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from data.recipe import Recipe
 from data.rows import longest_told, read_split
 from data.run import BASE, Run
 from data.sections import SPLITS
-from pipeline.model.decode import render
+from pipeline.model.decode import count_tokens, render
 from pipeline.model.load import check_template, read_config, read_tokenizer
 
 if TYPE_CHECKING:
@@ -61,14 +61,11 @@ def sizes(
 ) -> Iterator[TokenCounts]:
     """Tokens of each prompt as the model reads it, up to where the answer begins; of its gold
     answer; and of both with the token that ends them, which SFT trains on."""
-
-    def count(texts: list[str]) -> list[int]:
-        return list(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-
     for start in range(0, len(pairs), _BATCH):
         batch = pairs[start : start + _BATCH]
-        asked = [render(tokenizer, prompt) for prompt, _ in batch]
-        counts = zip(count(asked), count([gold for _, gold in batch]), strict=True)
+        asked = count_tokens(tokenizer, [render(tokenizer, prompt) for prompt, _ in batch])
+        golds = count_tokens(tokenizer, [gold for _, gold in batch])
+        counts = zip(asked, golds, strict=True)
         yield from (TokenCounts(prompt, gold, prompt + gold + 1) for prompt, gold in counts)
 
 

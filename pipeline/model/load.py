@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,8 @@ from safetensors import SafetensorError, safe_open
 from data.common.errors import UserError, reason_of, require
 from data.common.files import finished
 from data.prompts import messages
-from data.recipe import DTYPES
 from pipeline.model import processes
-from pipeline.model.decode import stop_tokens
+from pipeline.model.decode import stop_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,22 +62,21 @@ def is_local(model: str) -> bool:
     return path.exists() or path.suffix == ".gguf" or model[:1] in "./~" or model.count("/") > 1
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raise UserError where a local model lacks what a Hugging Face model folder has."""
-    way_out = _way_out(folder)
-    _check_kind(folder)
-    for what, names in (
-        ("config.json", ["config.json"]),
-        ("weights (*.safetensors)", ["*.safetensors"]),
-        ("tokenizer (tokenizer.json)", ["tokenizer.json", "tokenizer_config.json"]),
-    ):
-        there = any(any(folder.glob(name)) for name in names)
-        require(there, f"model folder {folder} has no {what}{way_out}")
+#: What a Hugging Face model folder has, and the names of files of which one must be there.
+_HAS = {
+    "config.json": ("config.json",),
+    "weights (*.safetensors)": ("*.safetensors",),
+    "tokenizer (tokenizer.json)": ("tokenizer.json", "tokenizer_config.json"),
+}
 
 
-def _check_kind(folder: Path) -> None:
-    """Raise UserError where a local model is missing, or is something else than a model folder."""
-    require(folder.exists(), f"model folder {folder} does not exist{_way_out(folder)}")
+def check_model_folder(model: str | Path, parts: Collection[str] = _HAS) -> None:
+    """Raise UserError where a local model is missing, is something else than a model folder, or
+    lacks one of these ``parts``; a hub id is not looked at."""
+    if not is_local(str(model)):
+        return
+    folder, way_out = Path(model), _way_out(model)
+    require(folder.exists(), f"model folder {folder} does not exist{way_out}")
     gguf = folder if folder.suffix == ".gguf" else next(folder.glob("*.gguf"), None)
     require(
         gguf is None or (folder / "config.json").is_file(),
@@ -91,14 +89,15 @@ def _check_kind(folder: Path) -> None:
         f"{folder} holds a LoRA adapter without its model; merge it first (merge_and_unload of "
         "peft) and save the tokenizer with it",
     )
+    for part in parts:
+        there = any(any(folder.glob(name)) for name in _HAS[part])
+        require(there, f"model folder {folder} has no {part}{way_out}")
 
 
 def model_inputs(model: str) -> list[Path]:
     """A local model's folder as an input of a stage; a hub id is known by its name."""
-    if not is_local(model):
-        return []
-    check_model_folder(Path(model))
-    return [Path(model)]
+    check_model_folder(model)
+    return [Path(model)] if is_local(model) else []
 
 
 def _way_out(folder: str | Path) -> str:
@@ -150,10 +149,7 @@ def read_config(model: str) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    if is_local(model):
-        _check_kind(Path(model))
-        there = (Path(model) / "config.json").is_file()
-        require(there, f"model folder {model} has no config.json{_way_out(model)}")
+    check_model_folder(model, ["config.json"])
     with explained(model, "config.json"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     given = getattr(config, "quantization_config", None)
@@ -176,11 +172,7 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     """
     from transformers import AutoTokenizer
 
-    files = ("tokenizer.json", "tokenizer_config.json")
-    if is_local(model):
-        _check_kind(Path(model))
-        there = any((Path(model) / name).is_file() for name in files)
-        require(there, f"model folder {model} has no tokenizer (tokenizer.json){_way_out(model)}")
+    check_model_folder(model, ["tokenizer (tokenizer.json)"])
     with explained(model, "tokenizer.json"):
         return AutoTokenizer.from_pretrained(
             model, local_files_only=offline, trust_remote_code=False
@@ -210,9 +202,7 @@ def from_pretrained(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_dtype(dtype)
-    if is_local(model):
-        check_model_folder(Path(model))
+    check_model_folder(model)
     with explained(model):
         if is_local(model):
             _check_size(Path(model))
@@ -261,11 +251,6 @@ def _keep_routers_quiet(model: PreTrainedModel) -> None:
 
 
 # --- checks ----------------------------------------------------------------------------------
-
-
-def check_dtype(dtype: str) -> None:
-    """Raise UserError for a dtype that no recipe may have."""
-    require(dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
 
 
 def _check_size(folder: Path) -> None:
@@ -326,7 +311,7 @@ def _end_with_turn(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     end = end_of_turn(tokenizer)
     if end is None or end == tokenizer.eos_token_id:
         return
-    stops = {end, *stop_tokens(network, tokenizer).tolist()}
+    stops = {end, *stop_ids(network.generation_config, tokenizer)}
     network.generation_config.eos_token_id = sorted(stops)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 

@@ -246,6 +246,14 @@ def _generate(
         drawn[i * samples : (i + 1) * samples, : out.shape[1]] = out
 
 
+def ends_of(drawn: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tokens each answer of ``drawn`` [rows, tokens] has up to its end, and whether it
+    ended, both [rows]."""
+    ends = torch.isin(drawn, stops)
+    stopped = ends.any(-1)
+    return torch.where(stopped, ends.int().argmax(-1) + 1, drawn.shape[1]), stopped
+
+
 @torch.inference_mode()
 def draw_batch(
     model: PreTrainedModel,
@@ -276,9 +284,7 @@ def draw_batch(
     drawn = torch.full((rows, max_tokens), tokenizer.pad_token_id, device=device)
     if not reads_once(model):
         _generate(model, inputs, samples, seeds, stops, drawn, temperature, top_p)
-        ends = torch.isin(drawn, stops)
-        stopped = ends.any(-1)
-        return drawn, torch.where(stopped, ends.int().argmax(-1) + 1, max_tokens), stopped
+        return drawn, *ends_of(drawn, stops)
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     batch = _Rows(model, inputs, samples)
     lengths = torch.full((rows,), max_tokens, device=device)

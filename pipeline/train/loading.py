@@ -7,18 +7,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, reason_of, require
 from pipeline.model import processes
 from pipeline.model.load import (
-    check_dtype,
     check_model_folder,
     check_tokenizer,
     explained,
     from_pretrained,
-    is_local,
     load_model,
     read_config,
 )
@@ -191,9 +188,7 @@ def _load_with_unsloth(training: Training, length: int) -> Loaded:
     from unsloth import FastLanguageModel
 
     recipe, model = training.recipe, training.start
-    check_dtype(recipe.dtype)
-    if is_local(model):
-        check_model_folder(Path(model))
+    check_model_folder(model)
     share = recipe.grpo.get("vllm_gpu_memory_utilization")
     with explained(model):
         network, theirs = FastLanguageModel.from_pretrained(

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, brief, reason_of, require
 from data.common.fields import TYPE_NAMES, check_keys, nearest
-from data.recipe import Recipe
+from data.recipe import DTYPES, Recipe
 from data.run import BASE
 from pipeline.health.symptoms import SYMPTOMS
-from pipeline.model.load import check_dtype
 from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.limits import NOT_SET, Arguments, check_together, check_value, no_gpu
 from rewards.reward import check_reward, reward_weights
@@ -121,8 +120,8 @@ def check_settings(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
     from transformers.integrations import get_available_reporting_integrations
 
-    check_dtype(recipe.dtype)
-    source = str(recipe.path)
+    source, dtype = str(recipe.path), recipe.dtype
+    require(dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     for arm in (BASE, *recipe.all_arms):
         each = recipe.for_arm(arm)
         try:

@@ -31,6 +31,7 @@ from pipeline.model.decode import (
     sample,
     stop_tokens,
 )
+from pipeline.model.sampler import ends_of
 from pipeline.model.score import Encoded, encode, log_probabilities
 from rewards.parse import whole
 from rewards.reward import totals
@@ -235,7 +236,4 @@ def generated(
             num_return_sequences=samples, max_new_tokens=decoding.max_tokens,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=stops.tolist(),
         )[:, inputs["input_ids"].shape[1] :].cpu()  # fmt: skip
-    ends = torch.isin(drawn, stops)
-    stopped = ends.any(1)
-    lengths = torch.where(stopped, ends.int().argmax(1) + 1, drawn.shape[1])
-    return as_samples(tokenizer, (drawn, lengths, stopped), samples)
+    return as_samples(tokenizer, (drawn, *ends_of(drawn, stops)), samples)
