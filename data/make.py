@@ -10,16 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from data.card import dataset_card
+from jinja2 import Environment, StrictUndefined
+
 from data.common.console import plain_console, say
 from data.common.errors import run_main
 from data.common.files import Stage, sha256, write_json, write_jsonl, write_text
 from data.draw import draw_splits
-from data.policies import FLOOR_KS, floor
+from data.policies import FLOOR_KS, GUESSABLE, PolicyFloors, floor
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row, problems_by_tier, row_to_json, trace_of
 from data.sections import SPLITS, DataSection, TierUse
 from data.solver import is_computable
+from data.tiers import Tier
 
 
 def run(recipe: Recipe, force: bool) -> None:
@@ -65,6 +67,34 @@ def run(recipe: Recipe, force: bool) -> None:
     )
     made = ", ".join(f"{len(rows[split])} {split}" for split in SPLITS)
     say(console, f"{home.data}: {made} problems; its README.md has what blind policies score")
+
+
+def dataset_card(floors: Mapping[str, PolicyFloors], largest_k: int, **facts: object) -> str:
+    """The card of a run's problems, in the Hugging Face layout; its text is ``card.md`` beside
+    this.
+
+    Args:
+        floors: by tier.
+        largest_k: of the evaluation.
+        facts: what else the text names: the run's name, its seed, the tiers' uses, a hash of all
+            rows, by which `datasets` tells its copies of two runs apart, …
+    """
+    guessed = {tier: policies["random_maximal"][largest_k] for tier, policies in floors.items()}
+    settings = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return settings.from_string(text).render(
+        facts,
+        floors=floors,
+        largest_k=largest_k,
+        ks=FLOOR_KS,
+        percent="{:.1%}".format,
+        made_of=_made_of,
+        guessable=[f"{tier} ({p:.1%})" for tier, p in guessed.items() if p > GUESSABLE],
+    )
+
+
+def _made_of(tier: Tier) -> str:
+    return ", ".join(f"{key} {value}" for key, value in asdict(tier).items() if value)
 
 
 def _trace(data: DataSection, rows: Mapping[str, Sequence[Row]]) -> str:

@@ -282,8 +282,3 @@ def _check_training(source: str, section: str, config: Any) -> None:
             rate((warm + steps) // 2)  # reads the schedule's own arguments, unlike warming up
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise _refusal(type(config), source, section, error) from None
-
-
-def prompts_together(config: Any) -> int:
-    """Prompts that GRPO answers at a time; a training needs at least as many."""
-    return config.generation_batch_size // config.num_generations

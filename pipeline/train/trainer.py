@@ -19,10 +19,8 @@ from pipeline.model import processes
 from pipeline.model.lengths import check_lengths, count_lengths, longest, uses
 from pipeline.model.load import quiet, write_model
 from pipeline.train.checkpoints import go_on, last_whole, ours
-from pipeline.train.held import settings_held
 from pipeline.train.loading import load_for_training
 from pipeline.train.merging import merge, save_adapter
-from pipeline.train.settings import prompts_together
 from pipeline.train.training import Training
 from rewards.reward import shape_of
 
@@ -98,7 +96,7 @@ def check_steps(training: Training, trainer: Any) -> None:
     args, rows, section = trainer.args, len(trainer.train_dataset), training.section
     sizes = ["per_device_train_batch_size"]
     if section == "grpo":
-        takes = prompts_together(args)
+        takes = args.generation_batch_size // args.num_generations
         what = f"a generation takes {takes} prompts"
         given = "generation_batch_size" in training.arguments
         sizes = ["generation_batch_size"] if given else [*sizes, "steps_per_generation"]
@@ -208,6 +206,35 @@ def _save(
     # Not before: until then this is all that a killed process would go on from.
     _put_away(folder)
     print(f"{stage.name}: {folder / MODEL}", flush=True)
+
+
+def settings_held(trainer: Any) -> dict[str, Any]:
+    """Classes, dtypes and numbers of weights of a TRL trainer, JSON-able; ``args`` are its
+    arguments. Read back from what was built: Unsloth puts its own classes and defaults in the place
+    of others."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights = list(model.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    return {
+        "trainer": type(trainer).__name__,
+        "model": type(inner).__name__,
+        "attention": model.config._attn_implementation,
+        "parameters": sum(map(_numbers_in, weights)),
+        "trainable_parameters": sum(map(_numbers_in, trained)),
+        "dtype": _dtypes(weights),
+        "trainable_dtype": _dtypes(trained),
+        "args": dict(sorted(trainer.args.to_sanitized_dict().items())),
+    }
+
+
+def _dtypes(weights: list[Tensor]) -> list[str]:
+    return sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
+
+
+def _numbers_in(weight: Tensor) -> int:
+    """Numbers in a weight, also where ZeRO-3 keeps them elsewhere."""
+    return getattr(weight, "ds_numel", weight.numel())
 
 
 def _warn_of_merge(merged: Mapping[str, Any], name: str) -> None:
