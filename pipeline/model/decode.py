@@ -123,10 +123,8 @@ def sample_batch(
     """
     from pipeline.model.sampler import draw_batch
 
-    drawn = draw_batch(
-        model, tokenizer, prompts, samples, seeds, stop_tokens(model, tokenizer),
-        decoding.max_tokens, decoding.temperature, decoding.top_p,
-    )  # fmt: skip
+    stops = stop_tokens(model, tokenizer)
+    drawn = draw_batch(model, tokenizer, prompts, samples, seeds, stops, decoding)
     return as_samples(tokenizer, drawn, samples)
 
 

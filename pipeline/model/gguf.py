@@ -47,7 +47,7 @@ def folder_of(source: str) -> Path:
     """
     if not Path(source).exists():
         for made in MODELS.glob(f"*/{MADE_FROM}"):
-            if read_object(made)["source"] == source:
+            if read_object(made).get("source") == source:
                 return made.parent
     with tempfile.TemporaryDirectory() as scratch:
         if source.startswith(GGUF_PACKAGE):
@@ -55,11 +55,11 @@ def folder_of(source: str) -> Path:
         else:
             file = _local(Path(source)) if Path(source).exists() else _of_hub(source)
         folder = MODELS / file.stem
-        if (folder / MADE_FROM).is_file() and read_object(folder / MADE_FROM)["source"] != source:
+        if read_object(folder / MADE_FROM).get("source", source) != source:
             folder = MODELS / f"{file.stem}-{seed_of(0, source) % 16**6:06x}"  # another of the name
         size, changed = file.stat().st_size, file.stat().st_mtime_ns
         made_from = {"source": source, "bytes": size, "changed_ns": changed}
-        if (folder / MADE_FROM).is_file() and read_object(folder / MADE_FROM) == made_from:
+        if read_object(folder / MADE_FROM) == made_from:
             return folder
         print(f"{source} becomes {folder}, in bfloat16; its values went through {file.stem}")
         write_folder(folder, lambda to: _convert(file, to, made_from))

@@ -9,7 +9,7 @@ values alone (Mamba, hybrids) is found by trying, and draws by ``generate``, pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +28,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from data.common.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.model.decode import Decoding
 
 #: Name of our attention among those of transformers.
 GROUPED = "grouped"
@@ -224,17 +227,17 @@ def _generate(
     samples: int,
     seeds: Sequence[int],
     stops: Tensor,
+    decoding: Decoding,
     drawn: Tensor,
-    temperature: float,
-    top_p: float,
 ) -> None:
     """Fill ``drawn`` [rows, max_tokens] by the library's ``generate``. Prompts go alone: padding
     on the left would enter a state that is no attention's."""
-    chosen = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    draws = decoding.temperature > 0
+    chosen = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
     config = GenerationConfig(
-        max_new_tokens=drawn.shape[1], do_sample=temperature > 0, num_return_sequences=1,
+        max_new_tokens=decoding.max_tokens, do_sample=draws, num_return_sequences=1,
         eos_token_id=stops.tolist(), pad_token_id=int(drawn[0, 0]), repetition_penalty=1.0,
-        **chosen,
+        **(chosen if draws else {}),
     )  # fmt: skip
     for i, ids in enumerate(inputs["input_ids"]):
         asked = ids[inputs["attention_mask"][i].bool()].repeat(samples, 1)
@@ -262,9 +265,7 @@ def draw_batch(
     samples: int,
     seeds: Sequence[int],
     stops: Tensor,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
+    decoding: Decoding,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw ``samples`` completions of each prompt, see ``pipeline.model.decode.sample_batch``.
 
@@ -275,7 +276,7 @@ def draw_batch(
         Tokens [rows, max_tokens], how many of them were drawn [rows], and whether the answer ended
         [rows]; ``samples`` rows a prompt.
     """
-    device = model.device
+    device, max_tokens = model.device, decoding.max_tokens
     inputs = tokenizer(
         list(prompts), return_tensors="pt", padding=True, padding_side="left",
         add_special_tokens=False,
@@ -283,7 +284,7 @@ def draw_batch(
     rows = len(prompts) * samples
     drawn = torch.full((rows, max_tokens), tokenizer.pad_token_id, device=device)
     if not reads_once(model):
-        _generate(model, inputs, samples, seeds, stops, drawn, temperature, top_p)
+        _generate(model, inputs, samples, seeds, stops, decoding, drawn)
         return drawn, *ends_of(drawn, stops)
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     batch = _Rows(model, inputs, samples)
@@ -293,7 +294,9 @@ def draw_batch(
     going = torch.ones(rows, dtype=torch.bool, device=device)
     for t in range(max_tokens):
         uniforms = torch.cat([torch.rand(samples, generator=stream) for stream in streams])
-        tokens = draw_tokens(batch.logits, temperature, top_p, uniforms.to(device)[alive])
+        tokens = draw_tokens(
+            batch.logits, decoding.temperature, decoding.top_p, uniforms.to(device)[alive]
+        )
         drawn[alive, t] = tokens
         ended = torch.isin(tokens, stops) & going
         stopped[alive[ended]] = True

@@ -21,7 +21,7 @@ from data.rows import Row
 from data.sections import SamplingSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
-from pipeline.model.decode import stop_tokens
+from pipeline.model.decode import Decoding, stop_tokens
 from pipeline.model.sampler import draw_batch
 from pipeline.train.resume import at_generation
 from rewards.reward import summed
@@ -80,12 +80,11 @@ def roll_out(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         for prompt in prompts[::group]
     ]
     seeds = torch.randint(2**62, (len(texts),)).tolist()
+    stops = stop_tokens(model, tokenizer)
+    decoding = Decoding(args.max_completion_length, args.temperature, args.top_p)
     model.eval()
     try:
-        tokens, lengths, _ = draw_batch(
-            model, tokenizer, texts, group, seeds, stop_tokens(model, tokenizer),
-            args.max_completion_length, args.temperature, args.top_p,
-        )  # fmt: skip
+        tokens, lengths, _ = draw_batch(model, tokenizer, texts, group, seeds, stops, decoding)
     finally:
         model.train(training)
     asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
