@@ -95,7 +95,12 @@ def test_a_folder_and_a_package_with_one_file_are_as_good_as_the_file(monkeypatc
 
 @pytest.mark.parametrize(
     ("source", "what"),
-    [("gone.gguf", "gone.gguf"), ("two", "a.gguf, b.gguf"), ("spoilt.gguf", "spoilt.gguf")],
+    [
+        ("gone.gguf", "gone.gguf"),
+        ("two", "a.gguf, b.gguf"),
+        ("spoilt.gguf", "spoilt.gguf"),
+        ("no id/any-gguf", "no id/any-gguf is not available"),
+    ],
 )
 def test_what_is_no_whole_model_is_refused_by_name(source, what):
     Path("two").mkdir()

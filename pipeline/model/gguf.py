@@ -93,7 +93,7 @@ def _of_hub(source: str) -> Path:
         files = [one for one in HfApi().list_repo_files(name) if one.endswith(".gguf")]
         file = parts[2] if parts[2:] else _one(files, name)
         return Path(hf_hub_download(name, file))
-    except OSError as error:  # which the hub's own errors are
+    except (OSError, ValueError) as error:  # the hub's own errors, and of what cannot be an id
         raise UserError(f"{source} is not available from the hub: {reason_of(error)}") from None
 
 
