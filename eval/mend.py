@@ -157,6 +157,8 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     resamples, lenient = recipe.eval.resamples, recipe.for_arm(arm).eval.lenient
     settings = {
         "arm": arm,
+        "seed": recipe.seed,
+        "dtype": recipe.dtype,
         "main": tier,
         "problems": problems,
         "resamples": resamples,

@@ -162,7 +162,13 @@ def run(recipe: Recipe, force: bool) -> None:
     check_judged(run, sampled)
     rows = read_split(run, "test")
     main, resamples = recipe.data.main, recipe.eval.resamples
-    settings = {"seed": recipe.seed, "main": main, "resamples": resamples, "arms": sampled}
+    settings = {
+        "seed": recipe.seed,
+        "dtype": recipe.dtype,
+        "main": main,
+        "resamples": resamples,
+        "arms": sampled,
+    }
     models = [path for arm in sampled for path in model_inputs(run.model(arm))]
     path = run.thinking
     inputs = [run.split("test"), *map(run.verdicts, sampled), *models]
