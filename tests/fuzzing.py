@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from running import RECIPES
 
 from data.common.errors import UserError
 from data.problem import Problem, problem_from_text
@@ -37,7 +38,6 @@ from rewards.parse import ParseFailure, parse, parse_leniently
 from rewards.reward import SHAPES, totals
 from rewards.verify import VALID, confirm, verify
 
-RECIPES = Path(__file__).parent.parent / "pipeline" / "recipes"
 #: Characters of a refusal, and seconds of a processor that one input may take.
 SENTENCE, SECONDS = 1_500, 20.0
 
@@ -184,7 +184,7 @@ def _feed_recipe(path: Path) -> None:
 
 @cache
 def _problems() -> list[Problem]:
-    from conftest import day, tier_problems
+    from problems import day, tier_problems
 
     tiers = ("blog", "dense", "trap", "rules", "gap", "at_most")
     return [day(), *(problem for tier in tiers for problem in tier_problems(tier, 4, 9))]
@@ -217,7 +217,7 @@ def _use(problem: Problem) -> None:
 
 @cache
 def _completions() -> list[bytes]:
-    from conftest import CORRUPTIONS
+    from answers import CORRUPTIONS
 
     found = []
     for problem in _problems():

@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from running import EMBEDDED
+
 from data import make
 from data.common.errors import run_main
 from data.common.files import BEGUN, MANIFEST
@@ -34,7 +36,6 @@ CLOCK = {
 }  # fmt: skip
 #: What Python reports of changes to files; what torch and safetensors write is not among it.
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
-EMBEDDED = Path(__file__).parent.parent / "pipeline" / "embedded"
 
 STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
 #: A checkpoint lies between two logged steps.

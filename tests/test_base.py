@@ -8,7 +8,8 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import RECIPES, kinds
+from answers import kinds
+from running import RECIPES
 
 from data.common.errors import run_main
 from data.policies import random_feasible_success

@@ -2,18 +2,16 @@
 
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import tier_problems
+from problems import tier_problems
+from running import TINY
 
 from data.recipe import load_recipe
 from data.rows import new_row
 from data.tiers import TIERS
 from eval import bench
-
-TINY = Path(__file__).parents[1] / "pipeline" / "recipes" / "tiny.yaml"
 
 
 def clock(monkeypatch):

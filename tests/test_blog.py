@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from conftest import BLOG, needs_blog, within, xml
+from answers import xml
+from running import BLOG, needs_blog, within
 
 from data.common.files import read_jsonl
 from rewards import blog

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from conftest import BLOG, needs_blog, tier_problems
+from problems import tier_problems
+from running import BLOG, needs_blog, refusal_of
 from scripted import solving
 
-from data.common.errors import UserError
 from data.common.files import write_jsonl
 from data.policies import floor
 from data.prompts import answer
@@ -88,12 +88,10 @@ def test_several_answers_to_a_problem_are_shown_per_100_answers(tmp_path):
 
 def test_the_tables_of_a_run_are_made_again_when_an_answer_changes(world, tmp_path, capsys):
     recipe = world.recipe({})
-    with pytest.raises(UserError, match="no finished samples; `make blog` draws them"):
-        run(recipe.run, None)
+    refusal_of(lambda: run(recipe.run, None), "samples", "`make blog`")
     world.scripts["base"] = solving(0.2)
     sample_arm(recipe, "base", force=False)
-    with pytest.raises(UserError, match=r"has no completions-<model>\.jsonl"):
-        run(recipe.run, tmp_path)
+    refusal_of(lambda: run(recipe.run, tmp_path), f"{tmp_path}", "completions-<model>.jsonl")
     run(recipe.run, None)
     path = recipe.run.eval / "published" / "blog.json"
     written = path.read_text()

@@ -1,7 +1,8 @@
 from itertools import permutations
 
 import pytest
-from conftest import day, minutes, tier_problems, weighted, within
+from problems import day, minutes, tier_problems, weighted
+from running import within
 
 from data.draw import make_problem
 from data.event import Event

@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, TINY, python, raising
 from rich.console import Console
+from running import ROOT, TINY, python, raising
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data import recipe

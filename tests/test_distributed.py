@@ -10,7 +10,7 @@ import pytest
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from conftest import ROOT, python
+from running import ROOT, python
 from safetensors.torch import load_file
 from tiny import LORA, RECIPE, save_model, training_for, write_recipe
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from running import ROOT
 from test_makefile import run_make
 
 from data.common.files import read_jsonl

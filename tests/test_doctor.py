@@ -6,9 +6,9 @@ import io
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
+from running import CASES, needs_cases
 
 from data import recipe
 from data.common.errors import run_main
@@ -359,10 +359,7 @@ def test_what_the_rest_of_a_log_refutes_was_and_is_no_finding(tmp_path, call, di
     assert "Was, from step" in call("--log", path)[0]
 
 
-CASES = Path(__file__).parents[2] / "shared" / "cases" / "logs"
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not on this machine")
+@needs_cases
 @pytest.mark.parametrize(
     ("name", "symptoms"),
     [
@@ -378,7 +375,7 @@ CASES = Path(__file__).parents[2] / "shared" / "cases" / "logs"
     ],
 )
 def test_shared_cases_have_their_findings(name, symptoms, diagnosed):
-    assert set(diagnosed(CASES / f"{name}.jsonl")["symptoms"]) == symptoms
+    assert set(diagnosed(CASES / "logs" / f"{name}.jsonl")["symptoms"]) == symptoms
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -1,6 +1,6 @@
 """The gallery: the committed page is what the command writes."""
 
-from conftest import ROOT
+from running import ROOT
 
 from rewards import gallery
 

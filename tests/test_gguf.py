@@ -6,8 +6,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from running import refusal_of
 
-from data.common.errors import UserError
 from data.recipe import is_gguf
 from pipeline.model import gguf as command
 from pipeline.model.decode import stop_tokens
@@ -106,8 +106,7 @@ def test_what_is_no_whole_model_is_refused_by_name(source, what):
     Path("two").mkdir()
     for name in ("two/a.gguf", "two/b.gguf", "spoilt.gguf"):
         Path(name).write_bytes(b"GGUF\x03")
-    with pytest.raises(UserError, match=what):
-        folder_of(source)
+    refusal_of(lambda: folder_of(source), what)
     assert not list(Path("models").glob("*"))
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import python
+from running import python
 from tiny import LORA, save_model, write_recipe
 
 from pipeline.gpu_check import DRY_STEPS, measure_training, shortened

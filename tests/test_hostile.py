@@ -18,10 +18,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import ROOT, day, within
 from fuzzing import TARGETS, accept_sound, try_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import day
+from running import ROOT, within
 from safetensors.torch import save_file
 from test_command_line import ending
 from test_parse import MEGABYTE

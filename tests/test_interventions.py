@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conftest import tier_problems
+from problems import tier_problems
 
 from data.rows import gold_answer
 from data.solver import interval_optimum

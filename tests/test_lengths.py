@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import EMBEDDED, refusal_of
+from running import EMBEDDED, refusal_of
 from transformers import AutoTokenizer
 
 from data import make

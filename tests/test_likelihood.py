@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tier_problems
+from problems import tier_problems
 from tiny import random_model
 
 from data.common.errors import UserError

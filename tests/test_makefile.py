@@ -7,7 +7,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from conftest import ROOT
+from running import ROOT
 from test_command_line import STAGES
 
 #: Commands without a goal of their own: for an arm that asks for it, for developers, for LAUNCH=.

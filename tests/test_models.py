@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal_of
+from running import refusal_of
 from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, random_model, save_model
 

@@ -9,7 +9,8 @@ from functools import cache
 from itertools import combinations, pairwise
 
 import pytest
-from conftest import CORRUPTIONS, HARMLESS, day
+from answers import CORRUPTIONS, HARMLESS
+from problems import day
 from test_rules import EXAMPLES, on_the_day
 
 import data.problem

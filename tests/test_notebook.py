@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import yaml
-from conftest import ROOT, TINY
+from running import ROOT, TINY
 
 NOTEBOOK = ROOT / "docs" / "slotwise.ipynb"
 FEW = {"train": 16, "val": 2, "test": 3}

@@ -6,9 +6,11 @@ from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
-from conftest import brute_force, day, kept, kinds, minutes, tier_problems, weighted, within
+from answers import kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import brute_force, day, kept, minutes, tier_problems, weighted
+from running import within
 
 from data.clock import CLOCK
 from data.event import Event

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from conftest import kinds, tier_problems
+from answers import kinds
+from problems import tier_problems
 
 from data.policies import greedy_by_duration, greedy_by_start, greedy_by_value, insert_in_order
 from data.problem import Problem

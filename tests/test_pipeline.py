@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-from conftest import tier_problems
+from problems import tier_problems
 from tiny import RECIPE, TIED, save_model, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from conftest import EMBEDDED, TINY, refusal_of
 from peft import LoraConfig
 from rich.console import Console
+from running import EMBEDDED, TINY, refusal_of
 
 from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe

@@ -7,11 +7,11 @@ from itertools import permutations
 from math import comb, sqrt
 
 import pytest
-from conftest import (
+from answers import kinds
+from problems import (
     brute_force,
     day,
     feasible_schedules,
-    kinds,
     minutes,
     random_problem,
     rule_problems,

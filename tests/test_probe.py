@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import day
+from problems import day
 
 from data import make
 from data.common.errors import UserError

@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import day, refusal_of, tier_problems
+from problems import day, tier_problems
+from running import refusal_of
 
 from data.clock import CLOCK, DAY, MINUTE
-from data.common.errors import UserError
 from data.event import Event, event_from_json
 from data.problem import Problem, problem_from_text
 from data.rules import BASE_RULES, Chronological
@@ -84,13 +84,12 @@ def test_the_fingerprint_changes_with_times_priorities_and_rules():
 def test_a_bad_field_is_named_in_one_sentence(key, names, values):
     for value in values:
         record = {**day().to_json(), key: value}
-        assert names in refusal_of(lambda record=record: Problem.from_json(record))
+        refusal_of(lambda record=record: Problem.from_json(record), names)
 
 
 @pytest.mark.parametrize("record", [None, [], "problem"])
 def test_what_is_no_object_is_refused(record):
-    with pytest.raises(UserError, match="must be a JSON object"):
-        Problem.from_json(record)
+    refusal_of(lambda: Problem.from_json(record), "must be a JSON object")
 
 
 def test_an_event_takes_the_first_and_the_last_minute():

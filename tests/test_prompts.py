@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import day, tier_problems
+from problems import day, tier_problems
 
 from data.clock import MINUTE
 from data.event import Event

@@ -7,9 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import BLOG, needs_blog
+from running import BLOG, needs_blog, refusal_of
 
-from data.common.errors import UserError
 from data.event import Event
 from data.published import read_published, read_rows, source_of
 from data.rules import AtMost
@@ -73,8 +72,7 @@ def test_a_row_that_breaks_a_rule_is_named_and_left_out(tmp_path, change, reason
 )
 def test_a_row_of_another_layout_is_one_sentence_with_line_and_key(tmp_path, key, value):
     source = write(tmp_path / "p.jsonl", ROW, {**ROW, key: value})
-    with pytest.raises(UserError, match=rf'p\.jsonl:2: .* needs "{key}"'):
-        read_published(source)
+    refusal_of(lambda: read_published(source), f"{source}:2: ", f'needs "{key}"')
 
 
 def test_rows_of_ours_and_rows_without_an_optimum_are_proven(tmp_path):
@@ -103,8 +101,8 @@ def test_rows_of_ours_and_rows_without_an_optimum_are_proven(tmp_path):
     ],
 )
 def test_a_row_of_ours_that_lacks_a_key_is_one_sentence(tmp_path, row, named):
-    with pytest.raises(UserError, match=rf"^[^\n]*p\.jsonl:1: [^\n]*{named}[^\n]*$"):
-        read_published(write(tmp_path / "p.jsonl", row))
+    source = write(tmp_path / "p.jsonl", row)
+    refusal_of(lambda: read_published(source), f"{source}:1: ", named)
 
 
 def test_rules_that_no_schedule_keeps_are_named_and_left_out(tmp_path):
@@ -128,8 +126,7 @@ def test_a_source_says_where_its_splits_are(tmp_path):
 def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would raise ImportError
-    with pytest.raises(UserError, match="does not exist"):
-        read_published(name)
+    refusal_of(lambda: read_published(name), f"{name} does not exist")
 
 
 def hub(load_dataset) -> SimpleNamespace:
@@ -156,8 +153,7 @@ def test_a_hub_dataset_that_cannot_be_had_is_one_sentence(monkeypatch):
         raise ConnectionError("Couldn't reach 'owner/name' on the Hub (OfflineModeIsEnabled)\n…")
 
     monkeypatch.setitem(sys.modules, "datasets", hub(load_dataset))
-    with pytest.raises(UserError, match=r"^owner/name is no file here.*OfflineMode[^\n]*$"):
-        read_published("owner/name")
+    refusal_of(lambda: read_published("owner/name"), "owner/name is no file here", "OfflineMode")
 
 
 @needs_blog

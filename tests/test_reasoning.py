@@ -1,5 +1,5 @@
 import pytest
-from conftest import day
+from problems import day
 
 from data.event import Event
 from data.problem import Problem

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import refusal_of
+from running import refusal_of
 
 from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe, recipe_from

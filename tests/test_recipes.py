@@ -4,7 +4,7 @@ GPU that they are made for."""
 from dataclasses import replace
 
 import pytest
-from conftest import EMBEDDED, RECIPES, ROOT
+from running import EMBEDDED, RECIPES, ROOT
 from transformers import AutoConfig
 
 from data import make

@@ -1,7 +1,7 @@
 """Roles: who is judged against whom, and what is said where someone is missing."""
 
 import pytest
-from conftest import RECIPES
+from running import RECIPES
 
 from data.recipe import load_recipe
 from eval.answers.roles import JudgedArm, beforehand, cases

@@ -5,7 +5,9 @@ import math
 import sys
 
 import pytest
-from conftest import BLOG, CASES, ROOT, day, needs_blog, needs_cases, python, refusal_of, xml
+from answers import xml
+from problems import day
+from running import BLOG, CASES, ROOT, needs_blog, needs_cases, python, refusal_of
 
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl

@@ -7,10 +7,9 @@ from functools import partial
 
 import httpx
 import pytest
-from conftest import refusal_of
+from running import refusal_of
 from scripted import World, lines
 
-from data.common.errors import UserError
 from data.common.files import read_jsonl, to_line
 from data.common.seeds import seed_of
 from data.rows import read_split
@@ -263,8 +262,7 @@ def test_where_the_server_is_and_how_much_is_asked_at_a_time_change_no_answer(wo
 def test_sampling_here_does_not_go_on_with_the_answers_of_a_server(world, vllm):
     recipe = recipe_of(world, vllm)
     vllm.trouble = {5: (400, b"enough")}
-    with pytest.raises(UserError, match="enough"):
-        sample_arm(recipe, "base", force=False)
+    refusal_of(lambda: sample_arm(recipe, "base", force=False), "enough")
     here = recipe_of(world, vllm, server=None)
     with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
         sample_arm(here, "base", force=False)
@@ -274,8 +272,8 @@ def test_sampling_here_does_not_go_on_with_the_answers_of_a_server(world, vllm):
 def test_after_a_failure_the_same_command_asks_for_what_is_missing_alone(world, vllm):
     recipe = recipe_of(world, vllm)
     vllm.trouble = dict.fromkeys(range(7, 99), (500, b"dead"))
-    with pytest.raises(UserError, match=r"500 \(dead\).*the same command goes on"):
-        sample_arm(recipe, "base", force=False)
+    again = "the same command goes on"
+    refusal_of(lambda: sample_arm(recipe, "base", force=False), "500 (dead)", again)
     kept = recipe.run.samples("base").read_bytes()
     assert kept.count(b"\n") == 7 * 4
     vllm.asked.clear()
@@ -317,8 +315,7 @@ def test_arms_are_served_in_turn_each_sampled_once(world, vllm, tokenizer, monke
     world.train(two)
     save(tokenizer, two.run.folder / "grpo" / "model")
     monkeypatch.setattr("sys.argv", ["sample", "--recipe", str(two.path)])
-    with pytest.raises(UserError, match=f"^{vllm.address} holds base, not {two.run.model('grpo')}"):
-        sample.main()
+    refusal_of(sample.main, f"{vllm.address} holds base, not {two.run.model('grpo')}")
     assert len(lines(two, "base")) == 48
     assert not (two.run.eval / "grpo" / "manifest.json").exists()
     vllm.held = [{"id": "grpo"}]
@@ -332,5 +329,5 @@ def test_arms_are_served_in_turn_each_sampled_once(world, vllm, tokenizer, monke
     "address", ["localhost:8000/v1", "ftp://h/v1", "http://a b/v1", "http://u:p@h/v1", "http://h:x"]
 )
 def test_a_wrong_address_is_refused_with_the_recipe(world, address):
-    with pytest.raises(UserError, match=r"arms\.cool\.eval\.server must be an address"):
-        world.recipe({"cool": {"trainer": "none", "eval": {"server": address}}})
+    arms = {"cool": {"trainer": "none", "eval": {"server": address}}}
+    refusal_of(lambda: world.recipe(arms), "arms.cool.eval.server must be an address")

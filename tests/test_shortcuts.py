@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import day, tier_problems
+from problems import day, tier_problems
 
 from data.policies import SHORTCUTS, greedy_by_end, greedy_by_start, shortcuts
 from data.prompts import schedule_xml

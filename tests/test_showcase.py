@@ -5,7 +5,7 @@ import random
 from collections import Counter
 
 import pytest
-from conftest import day
+from problems import day
 
 from data.event import Event
 from data.problem import Problem

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import RECIPES, ROOT
+from running import RECIPES, ROOT
 
 from data import make
 from data.recipe import load_recipe

@@ -7,7 +7,7 @@ import sys
 from itertools import islice
 
 import pytest
-from conftest import (
+from problems import (
     brute_force,
     day,
     drawn_with_rules,

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import day as small_day
 from rich.console import Console
 
 from data.event import Event
@@ -16,7 +17,6 @@ from data.solver import interval_optimum
 from eval.day.terminal import draw_day, visible, write
 from eval.show.showcase import drawn_answer, drawn_problem
 from rewards.verify import verify
-from tests.conftest import day as small_day
 
 HOSTILE = "a\x1b[31mred\x07\r\u202egnp\u2028[bold]x[/bold] :smile: \x9b2J\ud800"
 ART, BAND, DRILL, ECHO, CHESS = small_day().events

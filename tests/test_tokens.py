@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from conftest import tier_problems
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import tier_problems
 from transformers import AutoTokenizer
 
 from data.names import EVENT_NAMES

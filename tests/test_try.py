@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import EMBEDDED, TINY, random_problem
 from icalendar import Calendar
+from problems import random_problem
+from running import EMBEDDED, TINY
 
 from data import recipe as recipes
 from data.clock import MINUTE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EMBEDDED, python
+from running import EMBEDDED, python
 from tiny import LORA, RECIPE, save_model, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

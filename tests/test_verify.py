@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from conftest import CORRUPTIONS, HARMLESS, day, gold_of, kinds, tier_problems
+from answers import CORRUPTIONS, HARMLESS, kinds
+from problems import day, gold_of, tier_problems
 
 from data.event import Event
 from data.problem import Problem
