@@ -11,7 +11,6 @@ import torch
 from answers import kinds
 from running import RECIPES
 
-from data.common.errors import run_main
 from data.policies import random_feasible_success
 from data.prompts import prompt
 from data.recipe import RUNS, load_recipe
@@ -181,14 +180,13 @@ def test_openings_weigh_as_much_as_makes_the_base_think_as_often_as_asked(share)
 
 
 @pytest.fixture
-def built(monkeypatch):
-    """A function that runs the stage with flags, and what it would have built."""
+def built(monkeypatch, run_command):
+    """A function that runs the stage with flags; returns what it would have built."""
     calls = []
     monkeypatch.setattr(base, "build_base", lambda *what: calls.append(what))
 
     def run(*flags):
-        monkeypatch.setattr("sys.argv", ["base", *flags])
-        run_main(base.main)
+        assert run_command("pipeline.base", *flags)[1] == 0
         return calls.pop()
 
     return run
@@ -215,10 +213,8 @@ def test_a_base_may_go_on_with_another_share_of_thinking(built):
     "flags",
     [["--steps", "0"], ["--batch", "0"], ["--thinking", "1"], ["--skills", "--from", "some/model"]],
 )
-def test_flags_that_make_no_sense_are_refused_in_one_sentence(built, flags):
-    with pytest.raises(SystemExit) as ended:
-        built(*flags)
-    assert ended.value.code.startswith(f"error: {flags[0]} ")
+def test_flags_that_make_no_sense_are_refused_in_one_sentence(mistake_of, flags):
+    assert mistake_of("pipeline.base", *flags).startswith(f"{flags[0]} ")
 
 
 def test_the_card_says_which_rules_are_shown_and_which_are_withheld():

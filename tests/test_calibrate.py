@@ -1,6 +1,4 @@
 import json
-import sys
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -81,24 +79,18 @@ def test_all_repetitions_at_once_are_concluded_on_as_one_by_one():
     assert sum(a == b for a, b in zip(together, apart, strict=True)) >= 10
 
 
-def run_main(monkeypatch, tmp_path, case):
-    monkeypatch.setattr(calibrate, "STUDY_SIZES", (SMALL,))
-    monkeypatch.setattr(calibrate, "STRENGTHS", {"strong": STRENGTHS["strong"]})
-    monkeypatch.setattr(calibrate, "known_cases", lambda margins: (case,))
-    monkeypatch.setattr(sys, "argv", ["calibrate", "--out", str(tmp_path), "--repetitions", "20"])
-    calibrate.main()
-
-
 @pytest.mark.parametrize(
     ("right", "code", "failures"),
     [(Conclusion.ELICITED, 0, 0), (Conclusion.NEW, 1, 2)],  # false 'elicited', too little power
 )
 def test_the_report_holds_every_case_and_what_is_out_of_bounds(
-    monkeypatch, tmp_path, right, code, failures
+    run_command, monkeypatch, tmp_path, right, code, failures
 ):
     case = KnownCase("four times", named("sharpened 4 times").training, (right,))
-    with nullcontext() if code == 0 else pytest.raises(SystemExit, match="1"):
-        run_main(monkeypatch, tmp_path, case)
+    monkeypatch.setattr(calibrate, "STUDY_SIZES", (SMALL,))
+    monkeypatch.setattr(calibrate, "STRENGTHS", {"strong": STRENGTHS["strong"]})
+    monkeypatch.setattr(calibrate, "known_cases", lambda margins: (case,))
+    assert run_command("eval.calibrate", "--out", tmp_path, "--repetitions", 20)[1] == code
     report = json.loads((tmp_path / "report.json").read_text())
     [cell] = report["cells"]
     assert (cell["scenario"], cell["counts"]["elicited"]) == ("four times", 20)

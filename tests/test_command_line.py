@@ -14,7 +14,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from data import recipe
 from data.common.console import paced, say
 from data.common.errors import UserError, run_main
-from pipeline import launch
 
 #: Every file at the top of ``pipeline`` and ``eval`` is a command; data and rewards have one each.
 STAGES = (
@@ -56,18 +55,6 @@ def parser_of(stage: str, monkeypatch) -> argparse.ArgumentParser:
     return found[0]
 
 
-def ending(stage: str, monkeypatch, *arguments: object) -> str:
-    """What a stage says when a mistake ends it, run as ``python -m stage`` would."""
-    monkeypatch.setattr(sys, "argv", [stage, *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        run_main(importlib.import_module(stage).main)
-    # A text is printed to stderr by the interpreter, which then exits with 1.
-    assert isinstance(ended.value.code, str)
-    assert ended.value.code.startswith("error: ")
-    assert "\n" not in ended.value.code
-    return ended.value.code.removeprefix("error: ")
-
-
 # --- help ----------------------------------------------------------------------------------
 
 
@@ -88,17 +75,17 @@ def test_every_stage_says_what_it_does_and_explains_every_flag(stage, monkeypatc
 
 
 @pytest.mark.parametrize("stage", OF_A_RECIPE)
-def test_a_missing_recipe_ends_every_stage_with_one_sentence(stage, monkeypatch):
+def test_a_missing_recipe_ends_every_stage_with_one_sentence(stage, mistake_of):
     path = TINY.with_name("tinny.yaml")
-    says = ending(stage, monkeypatch, "--recipe", path, *NEEDED.get(stage, ()))
+    says = mistake_of(stage, "--recipe", path, *NEEDED.get(stage, ()))
     assert says.startswith(f"recipe {path} does not exist")
     assert "'tiny'" in says
 
 
-def test_a_wrong_recipe_ends_a_stage_with_one_sentence(monkeypatch, tmp_path):
+def test_a_wrong_recipe_ends_a_stage_with_one_sentence(mistake_of, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(TINY.read_text() + "sede: 3\n")
-    says = ending("data.make", monkeypatch, "--recipe", path)
+    says = mistake_of("data.make", "--recipe", path)
     assert says == f"{path}: unknown key 'sede'; did you mean 'seed'?"
 
 
@@ -110,11 +97,9 @@ def test_a_wrong_recipe_ends_a_stage_with_one_sentence(monkeypatch, tmp_path):
         ("eval.sample", "data/test.jsonl does not exist or is not finished; `make data`"),
     ],
 )
-def test_a_stage_without_what_it_needs_ends_with_one_sentence(
-    stage, missing, monkeypatch, tmp_path
-):
+def test_a_stage_says_what_it_needs_and_has_not(stage, missing, mistake_of, monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
-    says = ending(stage, monkeypatch, "--recipe", TINY, "--model", tmp_path, "--run", "tiny")
+    says = mistake_of(stage, "--recipe", TINY, "--model", tmp_path, "--run", "tiny")
     assert says.startswith(f"{tmp_path / 'tiny'}/{missing}")
 
 
@@ -128,14 +113,14 @@ def test_a_stage_without_what_it_needs_ends_with_one_sentence(
         ("pipeline.rejection", ["--recipe", TINY, "--arm", "rft"], f"{TINY}: arms has no 'rft'"),
         (
             "eval.score",
-            ["--problems", "nope.jsonl", "--completions", TINY],
-            "nope.jsonl does not exist",
+            ["--problems", "no.jsonl", "--completions", TINY],
+            "no.jsonl does not exist",
         ),
     ],
 )
-def test_a_wrong_flag_is_one_sentence(stage, arguments, says, monkeypatch, tmp_path):
+def test_a_wrong_flag_is_one_sentence(stage, arguments, says, mistake_of, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert ending(stage, monkeypatch, *arguments).startswith(says)
+    assert mistake_of(stage, *arguments).startswith(says)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -217,11 +202,9 @@ def test_of_several_processes_the_main_one_has_the_first_word(another, monkeypat
         (-15, "error: process 1 was killed (SIGTERM)"),
     ],
 )
-def test_a_launch_ends_as_the_first_process_did_that_failed(exitcode, code, monkeypatch):
+def test_a_launch_ends_as_its_first_failed_process_did(exitcode, code, run_command, monkeypatch):
     failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file="none")
     failed = raising(ChildFailedError("pipeline.sft", {1: failure}))
     monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda _: failed())
-    monkeypatch.setattr(sys, "argv", ["processes", "--num_processes", "2", "-m", "pipeline.sft"])
-    with pytest.raises(SystemExit) as ended:
-        run_main(launch.main)
-    assert ended.value.code == code
+    flags = ("--num_processes", 2, "-m", "pipeline.sft")
+    assert run_command("pipeline.launch", *flags)[1] == code

@@ -3,16 +3,12 @@
 import importlib.util
 import re
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from running import ROOT
+from running import ROOT, rows_in
 from test_makefile import run_make
-
-from data.common.files import read_jsonl
-from eval import score
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = ROOT / "docs" / "example"
@@ -81,16 +77,21 @@ def test_python_that_a_page_shows_with_assertions_holds(page, monkeypatch):
             exec(compile(block, page.name, "exec"), {})
 
 
-def _judged(monkeypatch, tmp_path, prefix: str, *flags: str) -> list[dict]:
-    out = tmp_path / "verdicts.jsonl"
-    files = [f"--{what}={EXAMPLE / (prefix + what)}.jsonl" for what in ("problems", "completions")]
-    monkeypatch.setattr(sys, "argv", ["eval.score", *files, f"--out={out}", *flags])
-    score.main()
-    return [row for _, row in read_jsonl(out)]
+@pytest.fixture
+def judged(run_command, tmp_path):
+    """A function that judges an example of the docs; returns the verdicts."""
+
+    def judge(prefix: str, *flags: str) -> list[dict]:
+        out = tmp_path / "verdicts.jsonl"
+        files = [f"--{of}={EXAMPLE / (prefix + of)}.jsonl" for of in ("problems", "completions")]
+        assert run_command("eval.score", *files, f"--out={out}", *flags)[1] == 0
+        return rows_in(out)
+
+    return judge
 
 
-def test_the_example_has_the_score_that_the_readme_states(monkeypatch, tmp_path):
-    verdicts = _judged(monkeypatch, tmp_path, "")
+def test_the_example_has_the_score_that_the_readme_states(judged):
+    verdicts = judged("")
     counts = Counter(verdict["status"] for verdict in verdicts)
     readme = _text(ROOT / "README.md")
     stated = {word: int(n) for n, word in re.findall(r"(\d+) (\w+(?:able|ible|imal))\b", readme)}
@@ -107,10 +108,8 @@ def test_the_example_has_the_score_that_the_readme_states(monkeypatch, tmp_path)
         ("blog", "score", ["valid", "overlaps", "fewer_than_2_events"]),
     ],
 )
-def test_both_judges_say_of_the_published_example_what_the_docs_state(
-    monkeypatch, tmp_path, judge, measure, statuses
-):
-    verdicts = _judged(monkeypatch, tmp_path, "published-", f"--judge={judge}")
+def test_both_judges_say_of_that_example_what_the_docs_state(judged, judge, measure, statuses):
+    verdicts = judged("published-", f"--judge={judge}")
     assert [verdict["status"] for verdict in verdicts] == statuses
     mean = sum(verdict[measure] for verdict in verdicts) / len(verdicts)
     assert f" {mean:.4f} |" in _text(ROOT / "docs" / "evaluation.md")

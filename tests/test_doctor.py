@@ -6,13 +6,12 @@ import io
 import json
 import math
 import sys
+from functools import partial
 
 import pytest
 from running import CASES, needs_cases
 
 from data import recipe
-from data.common.errors import run_main
-from pipeline import doctor
 from pipeline.health.logs import examine
 from pipeline.health.signals import GRPO, SFT
 from tests.synthetic import changed, collapsed, foreign, grpo_log, hacked, sft_log, stuck
@@ -29,19 +28,10 @@ def write(path, rows):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the command as ``python -m`` would; returns its output, and how it ended."""
+def call(monkeypatch, run_command):
+    """Runs the command with flags; returns its output, and how it ended."""
     monkeypatch.setenv("COLUMNS", "140")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["doctor", *map(str, arguments)])
-        try:
-            run_main(doctor.main)
-        except SystemExit as end:
-            return capsys.readouterr().out, end.code
-        return capsys.readouterr().out, 0
-
-    return run
+    return partial(run_command, "pipeline.doctor")
 
 
 @pytest.fixture
@@ -306,9 +296,7 @@ def test_folders_of_other_trainers_are_known(tmp_path, name, diagnosed):
     assert diagnosed(tmp_path)["symptoms"] == ["entropy-collapse"]
 
 
-def test_a_folder_of_tensorboard_asks_for_its_library_and_others_for_a_file(
-    tmp_path, call, monkeypatch
-):
+def test_a_folder_asks_for_tensorboards_library_or_else_for_a_file(tmp_path, call, monkeypatch):
     (tmp_path / "notes.txt").write_text("")
     assert "name one of its files: notes.txt" in call("--log", tmp_path)[1]
     (tmp_path / "runs").mkdir()
