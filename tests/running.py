@@ -1,16 +1,19 @@
 """Where things lie, and how a test runs something: a call that is refused, another process, a
 work against the clock."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.common.errors import UserError
+from data.common.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 RECIPES, EMBEDDED = ROOT / "pipeline" / "recipes", ROOT / "pipeline" / "embedded"
@@ -51,6 +54,18 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return main
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [row for _, row in read_jsonl(path)]
+
+
+def change_json(path: Path, **changes: object) -> None:
+    """Change keys of a file, or drop those that are given as None."""
+    content = {**json.loads(path.read_text()), **changes}
+    gone = {key for key, value in changes.items() if value is None}
+    path.write_text(json.dumps({key: v for key, v in content.items() if key not in gone}))
 
 
 def within(limit: float, work: Callable[[], object]) -> bool:

@@ -97,7 +97,7 @@ def test_a_wrong_recipe_ends_a_stage_with_one_sentence(mistake_of, tmp_path):
         ("eval.sample", "data/test.jsonl does not exist or is not finished; `make data`"),
     ],
 )
-def test_a_stage_says_what_it_needs_and_has_not(stage, missing, mistake_of, monkeypatch, tmp_path):
+def test_a_stage_that_lacks_something_names_it(stage, missing, mistake_of, monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
     says = mistake_of(stage, "--recipe", TINY, "--model", tmp_path, "--run", "tiny")
     assert says.startswith(f"{tmp_path / 'tiny'}/{missing}")

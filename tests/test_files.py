@@ -75,9 +75,7 @@ def test_what_json_cannot_say_is_not_written(tmp_path, bad):
 
 @pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace"])
 @pytest.mark.parametrize("fail", [full_disk, interrupted])
-def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(
-    tmp_path, monkeypatch, failing, fail
-):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing, fail):
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"old": True}])
     with monkeypatch.context() as patch:
@@ -400,6 +398,14 @@ def test_what_forces_a_stage_is_to_be_left_out_to_go_on(error, flags, capsys, mo
 def test_our_own_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         run_main(raising(error))
+
+
+def test_a_sentence_is_short_and_printable_whatever_it_quotes():
+    said = str(UserError("a\x1b[31m\n\u202e" + "b" * 10_000 + "; the way out"))
+    assert said.startswith("a\\x1b[31m\\n\\u202ebbb")
+    assert said.endswith("bbb; the way out")
+    assert said.isprintable()
+    assert len(said) < 1_250
 
 
 def test_a_librarys_reason_is_one_line_and_not_longer_than_wanted():

@@ -4,8 +4,8 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from running import rows_in
 
-from data.common.files import read_jsonl
 from pipeline.health.symptom import Level
 from pipeline.watch.log import Log, Stopped
 from tests.synthetic import collapsed, grpo_log
@@ -30,15 +30,11 @@ def take(log, rows):
         log.on_log(None, log.state, None, {key: row[key] for key in row if key != "step"})
 
 
-def rows_of(path):
-    return [row for _, row in read_jsonl(path)]
-
-
 def test_every_signal_is_written_and_a_number_that_is_not_finite_is_null(began):
     log = began()
     take(log, [{"step": 5, "loss": 0.5, "reward": math.nan, "note": "text"}])
     take(log, [{"step": 5, "train_runtime": 3.0}])
-    assert rows_of(log.path) == [
+    assert rows_in(log.path) == [
         {"step": 5, "loss": 0.5, "reward": None, "note": "text"},
         {"step": 5, "train_runtime": 3.0},
     ]
@@ -100,13 +96,13 @@ def test_a_finding_ends_the_training_only_where_it_is_named_and_not_a_note(began
     with pytest.raises(Stopped) as ended:
         take(log, rows)
     assert ended.value.finding.symptom == "entropy-collapse"
-    assert rows_of(log.path)[-1]["step"] == ended.value.finding.step
+    assert rows_in(log.path)[-1]["step"] == ended.value.finding.step
 
 
 def test_the_row_at_which_a_training_is_lost_says_why(began, capsys):
     log = began(stop=("nonfinite",))  # it ends in any case
     log.end(3, {"grad_norm": math.nan}, "the gradient norm is not a finite number")
-    (row,) = rows_of(log.path)
+    (row,) = rows_in(log.path)
     assert (row["step"], row["grad_norm"], "loss" in row) == (3, None, False)
     (finding,) = log.watch.findings
     assert (finding.symptom, finding.level, finding.step) == ("nonfinite", Level.STOP, 3)
@@ -118,20 +114,27 @@ def test_a_training_that_resumes_keeps_the_rows_before_and_says_nothing_twice(be
     rows = collapsed(1)
     log = began()
     take(log, rows)
-    whole, written = log.watch.findings, rows_of(log.path)
+    whole, written = log.watch.findings, rows_in(log.path)
     with log.path.open("a") as file:
         file.write('{"step": 999, "rew')  # torn
     middle = max(finding.step for finding in whole)
     assert middle < rows[-1]["step"]
     capsys.readouterr()
     again = began(middle)
-    assert [row["step"] for row in rows_of(again.path)] == [
+    assert [row["step"] for row in rows_in(again.path)] == [
         row["step"] for row in rows if row["step"] <= middle
     ]
     take(again, [row for row in rows if row["step"] > middle])
-    assert (rows_of(again.path), again.watch.findings) == (written, whole)
+    assert (rows_in(again.path), again.watch.findings) == (written, whole)
     said = capsys.readouterr().out
     assert not any(f"({finding.symptom}, " in said for finding in whole)
+
+
+@pytest.mark.parametrize("line", ["{", "7", "[" * 9999, '{"loss": 1}', '{"step": "2"}', "\udcff"])
+def test_a_training_that_resumes_keeps_the_rows_before_a_spoilt_one(began, tmp_path, line):
+    rows = [b'{"step": 1, "loss": 3.0}', line.encode(errors="surrogateescape"), b'{"step": 2}']
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(rows) + b"\n")
+    assert rows_in(began(4).path) == [{"step": 1, "loss": 3.0}]
 
 
 def test_a_symptom_that_is_named_after_an_interruption_ends_the_training_that_had_it(began):
@@ -142,7 +145,7 @@ def test_a_symptom_that_is_named_after_an_interruption_ends_the_training_that_ha
     with pytest.raises(Stopped, match="entropy-collapse"):
         began(step, stop=("entropy-collapse",))
     begun = began(step)  # all that was written is kept
-    assert [row["step"] for row in rows_of(begun.path)] == [row["step"] for row in rows]
+    assert [row["step"] for row in rows_in(begun.path)] == [row["step"] for row in rows]
 
 
 def test_only_the_main_process_writes_and_speaks(began, tmp_path, capsys):

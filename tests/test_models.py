@@ -1,17 +1,15 @@
 """Loading a model: a good one comes back as it was, a bad one is one sentence."""
 
 import io
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from running import refusal_of
+from running import change_json, refusal_of
 from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, random_model, save_model
 
-from data.common.errors import UserError
 from data.prompts import messages
 from data.recipe import DTYPES
 from pipeline import grpo
@@ -37,12 +35,6 @@ def refusal(model: str | Path, dtype: str = "float32") -> str:
     text = refusal_of(lambda: load_model(str(model), dtype))
     assert len(text) < 600
     return text
-
-
-def set_json(path: Path, **changes: object) -> None:
-    """Change keys of a file, or drop those that are given as None."""
-    content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: v for key, v in content.items() if v is not None}))
 
 
 # --- a good model --------------------------------------------------------------------------
@@ -74,7 +66,7 @@ def test_the_weights_have_the_dtype_asked_for(saved, dtype):
 
 
 def test_padding_falls_back_on_the_end_token(model):
-    set_json(model / "tokenizer_config.json", pad_token=None)
+    change_json(model / "tokenizer_config.json", pad_token=None)
     _, tokenizer = load_model(str(model), "float32")
     assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
 
@@ -122,8 +114,7 @@ def test_what_is_no_model_folder_is_told_whoever_reads_it(tmp_path, name, file, 
     if file != "":
         (path / file if file else path).write_text("{}")
     for reads in (read_config, read_tokenizer, lambda model: load_model(model, "float32")):
-        with pytest.raises(UserError, match=says):
-            reads(str(path))
+        refusal_of(lambda reads=reads: reads(str(path)), says)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +147,22 @@ def test_a_file_that_cannot_be_read_is_one_sentence(model, file, content):
     assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
 
 
-@pytest.mark.parametrize("changes", [{"hidden_size": 64}, {"num_hidden_layers": 10**6}])
-def test_a_config_that_does_not_fit_the_weights_is_refused(model, changes):
-    set_json(model / "config.json", layer_types=None, **changes)
-    assert refusal(model).startswith(f"the weights of {model} do not fit its config.json: ")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_size": 64}, ""),
+        ({"num_hidden_layers": 10**6}, "it asks for 1,000,000 layers, and there"),
+        (
+            {"num_hidden_layers": 5000, "layer_types": ["full_attention"] * 5000},
+            "it asks for 5,000 layers, and there",
+        ),
+    ],
+    ids=["another width", "more layers", "more layers, each with its type"],
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused(model, changes, says):
+    change_json(model / "config.json", **{"layer_types": None, **changes})
+    named = f"the weights of {model} do not fit its config.json: {says}"
+    assert refusal(model).startswith(named)
 
 
 def test_missing_weights_are_refused_and_not_made_up(model):
@@ -192,19 +195,18 @@ def test_a_base_without_a_chat_template_takes_turns_in_plain_text(model):
     assert read_tokenizer(str(model)).chat_template == tokenizer.chat_template
 
 
-def test_weights_that_are_quantised_already_are_refused_and_the_whole_ones_named(
-    model, tmp_path, monkeypatch
-):
-    set_json(model / "config.json", quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(UserError, match=r"quantised already \(bitsandbytes\).* made from, and"):
-        read_config(str(model))
+def test_weights_quantised_already_are_refused_for_the_whole_ones(model, tmp_path, monkeypatch):
+    change_json(model / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    refusal_of(
+        lambda: read_config(str(model)), "quantised already (bitsandbytes)", "made from, and"
+    )
     snapshots = tmp_path / "hub" / "models--unsloth--m-unsloth-bnb-4bit"
     shutil.copytree(model, snapshots / "snapshots" / "0")
     (snapshots / "refs").mkdir()
     (snapshots / "refs" / "main").write_text("0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(UserError, match=r"made from, unsloth/m by its name"):
-        read_config("unsloth/m-unsloth-bnb-4bit")
+    named = "made from, unsloth/m by its name"
+    refusal_of(lambda: read_config("unsloth/m-unsloth-bnb-4bit"), named)
 
 
 # --- families --------------------------------------------------------------------------------
@@ -281,9 +283,9 @@ def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeyp
     marked = model / "ran"
     (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
     own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
-    set_json(model / "config.json", model_type="evil", architectures=["Evil"], auto_map=own)
+    change_json(model / "config.json", model_type="evil", architectures=["Evil"], auto_map=own)
     own = {"AutoTokenizer": ["evil.Evil", ""]}
-    set_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
+    change_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     refusal_of(lambda: reads(str(model), "float32"))
     assert not marked.exists()

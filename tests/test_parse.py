@@ -102,6 +102,9 @@ HOSTILE = {
     "blanks in a tag": fill(" ", "<", "event>"),
     "closing tags": fill("</a>`", "<think>" + CLOSE, "x"),
     "lone surrogates": fill("\ud800", OPEN + "<event><name>", "</name>" + CLOSE),
+    "right to left": fill("\u202e", "", OPEN + ART + CLOSE),
+    "combining characters": fill("\u0301", OPEN + "<event><name>a", ART[16:]),
+    "digits": fill("9", OPEN + ART[:30], ART[35:] + CLOSE),
 }
 
 

@@ -265,6 +265,7 @@ def test_broken_yaml_is_named_with_its_line(tmp_path, text, line, names):
         b"seed: !!bool x",
         b"seed: " + b"9" * 5000,
         b"a: " + b"[" * 2000,
+        b"a: " + b"{b: " * 2000,
     ],
 )  # no such character, no text, a control character, tags that do not fit, beyond all measure
 def test_a_file_that_yaml_cannot_be_is_one_sentence(tmp_path, content):
@@ -350,6 +351,9 @@ def test_a_missing_key_is_named(tmp_path, key):
         ("a list", {"data.tiers.dense.kinds": "gap", "arms.warm.seeds": 3}),
         ("a number", {"reward.weights.optimal": True, "eval.top_p": None}),
         ("a number", {"eval.temperature": NAN, "reward.weights.optimal": INF}),
+        ("a number", {"eval.temperature": 10**400}),
+        ("a whole number", {"seed": [[[[[[[[["deep"]]]]]]]]]}),
+        ("the name of a recipe", {"extends": "a\0b"}),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, values):
@@ -366,6 +370,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, must_be, valu
     [
         ("model", ["a\0b", "x" * 5000], "plain text"),
         ("seed", [-1, 2**32], "4294967295"),
+        ("dtype", ["float8"], "float32, bfloat16, float16"),
         ("eval.samples", [0], "1"),
         ("eval.temperature", [-0.1], "0"),
         ("eval.top_p", [0, 1.1], "1"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 from answers import xml
 from problems import day
-from running import BLOG, CASES, ROOT, needs_blog, needs_cases, python, refusal_of
+from running import BLOG, CASES, ROOT, needs_blog, needs_cases, python, refusal_of, rows_in
 
 from data.common.errors import UserError
 from data.common.files import read_jsonl, write_jsonl
@@ -52,7 +52,7 @@ def run(tmp_path, monkeypatch, capsys):
         arguments = ["--problems", str(files[0]), "--completions", str(files[1]), "--out", str(out)]
         monkeypatch.setattr(sys, "argv", ["eval.score", *arguments, *options])
         score.main()
-        return [row for _, row in read_jsonl(out)], capsys.readouterr().out
+        return rows_in(out), capsys.readouterr().out
 
     return run
 
@@ -74,9 +74,7 @@ ANSWERS = {
 @pytest.mark.parametrize(
     ("problem", "name"), [(ROW, {"index": 0}), (OURS, {"id": "test-0", "arm": "[/grpo]"})]
 )
-def test_completions_of_both_layouts_get_one_verdict_each_in_order_from_either_judge(
-    run, problem, name
-):
+def test_completions_of_both_layouts_get_a_verdict_each_from_either_judge(run, problem, name):
     samples = [{**name, "sample": i, "completion": text} for i, text in enumerate(ANSWERS)]
     verdicts, printed = run([problem], samples)
     assert verdicts == [
@@ -109,9 +107,7 @@ def test_cut_off_answers_are_none_and_malformed_ones_are_read_leniently_only(run
 
 @needs_cases
 def test_answers_that_people_met_are_judged_as_they_should_be(run):
-    problems, answers = (
-        [row for _, row in read_jsonl(CASES / f"answers{part}.jsonl")] for part in ("-problem", "")
-    )
+    problems, answers = (rows_in(CASES / f"answers{part}.jsonl") for part in ("-problem", ""))
     for mode, options in (("strict", ()), ("lenient", ("--lenient",))):
         verdicts, _ = run(problems, answers, *options)
         judged = [
@@ -132,10 +128,9 @@ def test_rows_without_an_index_count_from_0_in_each_arm_and_messages_are_answers
         (0, "optimal"),
         (1, "optimal"),
     ] * 2
-    with pytest.raises(
-        UserError, match=r'c\.jsonl:3: .* no problem of index 2; a right line: {"in'
-    ):
-        run(rows, [{"completion": turns}] * 3)
+    three = [{"completion": turns}] * 3
+    right = 'a right line: {"in'
+    refusal_of(lambda: run(rows, three), "c.jsonl:3: ", "no problem of index 2", right)
 
 
 def test_lines_of_openais_api_and_its_batches_are_read_as_they_are(run):
@@ -179,8 +174,7 @@ def test_completions_of_an_unsound_row_are_skipped_counted_and_left_to_the_publi
     assert "2 completions" in printed
     verdicts, _ = run([ROW, LATE], samples[:1], "--judge", "blog")
     assert verdicts == [{"index": 1, "status": "valid", "score": 1.0}]
-    with pytest.raises(UserError, match=r"p\.jsonl"):
-        run([ROW, LATE], samples[:1])
+    refusal_of(lambda: run([ROW, LATE], samples[:1]), "p.jsonl")
 
 
 def test_judging_needs_no_torch():
@@ -225,8 +219,7 @@ def test_bad_input_is_one_sentence_that_names_the_line(run, problems, completion
 
 def test_an_output_that_would_replace_an_input_is_refused(run, tmp_path):
     out = tmp_path / "c.jsonl"
-    with pytest.raises(UserError, match=f"^--out {out} "):
-        run([ROW], [GOOD], "--out", str(out))
+    refusal_of(lambda: run([ROW], [GOOD], "--out", str(out)), f"--out {out} ")
 
 
 # --- make eval reads its own files ----------------------------------------------------------
@@ -279,6 +272,7 @@ def without_p1(content):
             (["samples"], fourth(**{key: value}), f'samples.jsonl:4: "{key}" {says}')
             for key, value, says in (
                 ("id", "p9", "is 'p9'"), ("id", ["a"], "is"), ("sample", 9, "is 9"),
+                ("completion", [1], "must be"),
                 ("completion", 7, "must be"), ("completion", None, "must be"),
                 ("tokens", math.nan, "must be"), ("tokens", None, "must be"),
                 ("finish_reason", None, "must be"), ("finish_reason", ["x"], "must be"),
@@ -291,7 +285,12 @@ def without_p1(content):
                 ("violations", "overlap"), ("finish_reason", ["x"]),
             )
         ),
+        (["verdicts"], fourth(id="p9"), "verdicts.jsonl:4: \"id\" is 'p9'"),
+        (["verdicts"], fourth(sample=9), 'verdicts.jsonl:4: "sample" is 9'),
+        (["samples"], lambda content: "7\n" + content, "samples.jsonl:1"),
+        (["verdicts"], lambda content: "7\n" + content, "verdicts.jsonl:1"),
         (["samples"], lambda content: content[:-9], "samples.jsonl:"),
+        (["verdicts"], lambda content: content[:-9], "verdicts.jsonl:"),
         (["samples"], without_p1, "verdicts.jsonl"),
         (["verdicts"], lambda content: "", "verdicts.jsonl"),
         (["samples", "verdicts"], without_p1, "samples.jsonl lacks problems"),
@@ -301,9 +300,8 @@ def test_spoilt_answers_and_verdicts_are_one_sentence(names, spoil, says, eval_f
     for name in names:
         path = eval_folder / f"{name}.jsonl"
         path.write_text(spoil(path.read_text()))
-    said = refusal_of(lambda: list(answered(eval_folder / "samples.jsonl", {"p0", "p1"})))
-    assert says in said
-    assert "`make eval`" in said
+    read = answered(eval_folder / "samples.jsonl", {"p0", "p1"})
+    refusal_of(lambda: list(read), says, "delete ", "`make eval`")
 
 
 @needs_blog
