@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from running import rows_in
 
 from data import recipe as recipes
 from data.common import files
@@ -165,4 +166,4 @@ def lines(recipe: Recipe, arm: str, fresh: bool = False) -> list[dict[str, Any]]
     """The samples of an arm as they lie on the disk."""
     path = recipe.run.samples(arm)
     path = path.parent / "fresh" / path.name if fresh else path
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return rows_in(path)

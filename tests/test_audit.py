@@ -13,6 +13,7 @@ from problems import random_problem
 from running import BLOG, needs_blog, refusal_of
 
 import rewards.audit
+from data.common.files import stage_facts
 from data.draw import make_problem
 from data.event import Event
 from data.policies import feasible_schedules
@@ -273,7 +274,7 @@ def test_the_audit_prints_and_writes_a_table_a_tier(command, capsys):
         assert f"| {name} |" in written
     tables = [line for line in written.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in tables}) == 1
-    assert json.loads(Path("runs/a/audit/manifest.json").read_text())["failures"] == 0
+    assert stage_facts(Path("runs/a/audit"))["failures"] == 0
 
 
 def test_a_failing_audit_is_written_and_ends_in_one_sentence(command, capsys):

@@ -63,14 +63,18 @@ def compared():
     return compare_tier(arms, [("a", "base"), ("b", "base"), ("a", "b")], weights)
 
 
+def arms_compared(recipe):
+    compare.run(recipe, force=False)
+    found = json.loads((recipe.run.folder / "eval/compare/compare.json").read_text())
+    return found["tiers"]["dense"]["arms"]
+
+
 def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(world):
     world.scripts |= {"base": solving(0.1), "grpo": solving(0.5)}
     recipe = world.recipe({"grpo": {"trainer": "grpo"}})
     world.train(recipe)
     world.evaluate(recipe)
-    compare.run(recipe, force=False)
-    found = json.loads((recipe.run.folder / "eval/compare/compare.json").read_text())
-    assert found["tiers"]["dense"]["arms"]["grpo"]["seeds"] == 1
+    assert arms_compared(recipe)["grpo"]["seeds"] == 1
     world.scripts["grpo"] = solving(0.0)
     sample_arm(recipe, "grpo", force=True)
     refusal_of(lambda: compare.run(recipe, force=False), "not judged yet, or has changed")
@@ -82,10 +86,8 @@ def test_arms_are_compared_as_far_as_they_are_sampled(world, capsys):
     refusal_of(lambda: compare.run(recipe, force=False), "make data arms eval")
     world.train(recipe, "grpo")
     world.evaluate(recipe)
-    compare.run(recipe, force=False)
+    assert list(arms_compared(recipe)) == ["base", "grpo"]
     assert "later is left out" in capsys.readouterr().out
-    found = json.loads((recipe.run.folder / "eval/compare/compare.json").read_text())
-    assert list(found["tiers"]["dense"]["arms"]) == ["base", "grpo"]
 
 
 def test_seeds_that_disagree_widen_the_interval():

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from running import EMBEDDED, refusal_of
+from running import EMBEDDED, change_json, refusal_of, rows_in
 from scripted import CONTENT, World, solving
 from transformers import AutoTokenizer, GenerationConfig
 
-from data.common.files import Stage, read_jsonl, sha256, write_jsonl
+from data.common.files import Stage, sha256, write_jsonl
 from data.rows import read_split
 from eval import export
 from eval.stats.estimate import cell
@@ -137,9 +137,7 @@ def test_its_decoding_is_that_of_the_evaluation(world, recipe, asked, expected):
     assert f"drawn at T = {asked['temperature']:g}" in told(folder)
 
 
-def test_an_export_is_redone_when_its_results_are_new_or_it_was_interrupted(
-    world, recipe, monkeypatch, capsys
-):
+def test_an_export_with_new_results_or_interrupted_is_redone(world, recipe, monkeypatch, capsys):
     folder = export.run(recipe, "grpo")
     assert export.run(recipe, "grpo") == folder
     assert "up to date" in capsys.readouterr().out
@@ -197,7 +195,7 @@ def test_the_card_has_the_tables_and_the_conclusion_as_they_stand(world, evaluat
     assert f"On `dense` {100 * invalid:.1f} %" in text
     assert "Conclusion" not in told(export.run(evaluated, "sft")), "that is on another arm"
     path = evaluated.run.verdicts("grpo")
-    write_jsonl(path, [row for _, row in read_jsonl(path)][::-1])
+    write_jsonl(path, rows_in(path)[::-1])
     text = told(export.run(evaluated, "grpo", force=True))
     assert "Conclusion" not in text, "that is on other answers"
     assert "| k |" in text
@@ -224,8 +222,7 @@ def lines_of_lineage(text):
 def test_the_lineage_names_every_model_with_its_hash_and_commit(world):
     recipe = world.recipe({**ARMS, "late": {"trainer": "grpo", "start": "cold"}})
     train(recipe, "sft", "late")
-    path = recipe.run.stage("late") / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "commit": "abc123"}))
+    change_json(recipe.run.stage("late") / "manifest.json", commit="abc123")
     sft, late = (sha256(recipe.run.stage(arm) / "model") for arm in ("sft", "late"))
     assert lines_of_lineage(told(export.run(recipe, "late"))) == [
         "`base`: `nobody/base` of the Hugging Face hub",
@@ -257,8 +254,7 @@ def test_an_evaluation_of_other_weights_is_not_shown(world, recipe, lack):
     if lack == "other weights":
         train(recipe, "grpo", weights="others")
     if lack == "other samples":
-        path = recipe.run.samples("grpo").with_name("manifest.json")
-        path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "of others"}))
+        change_json(recipe.run.samples("grpo").with_name("manifest.json"), sha256="of others")
     text = told(export.run(recipe, "grpo", force=True))
     assert ModelCard(text).data.eval_results is None
     assert "`make eval`" in text
@@ -280,9 +276,7 @@ def test_an_arm_on_the_way_that_was_trained_again_is_not_shown_for_the_old_one(e
 
 
 @pytest.mark.slow
-def test_a_merged_model_loads_and_the_snippet_of_its_card_asks_as_the_evaluation_does(
-    world, tmp_path, monkeypatch
-):
+def test_a_merged_model_is_asked_by_its_card_as_by_the_evaluation(world, tmp_path, monkeypatch):
     from tiny import save_model
 
     from pipeline import sft

@@ -3,16 +3,15 @@
 import io
 import json
 import shutil
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
-from running import EMBEDDED, refusal_of
+from running import EMBEDDED, change_json, refusal_of, rows_in
 from transformers import AutoTokenizer
 
 from data import make
-from data.common.files import read_jsonl
 from data.recipe import load_recipe
 from pipeline import sft
 from pipeline.check import check_texts, print_lengths
@@ -43,8 +42,7 @@ def made(tmp_path_factory):
     no_weights = shutil.ignore_patterns("*.safetensors")
     shutil.copytree(EMBEDDED, folder / "model", ignore=no_weights)
     (folder / "r.yaml").write_text(yaml.safe_dump(CONTENT))
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
-        patch.chdir(folder)
+    with chdir(folder), redirect_stdout(io.StringIO()):
         make.run(load_recipe(Path("r.yaml")), force=False)
     return folder
 
@@ -63,7 +61,7 @@ def recipe_of(made, tmp_path, monkeypatch):
 
 
 def rows_of(split):
-    return [row for _, row in read_jsonl(Path(f"runs/lengths/data/{split}.jsonl"))]
+    return rows_in(Path(f"runs/lengths/data/{split}.jsonl"))
 
 
 def refused(recipe):
@@ -81,8 +79,7 @@ def total(recipe, **wanted):
 
 
 def set_context(tokens):
-    config = json.loads(Path("model/config.json").read_text())
-    Path("model/config.json").write_text(json.dumps({**config, "max_position_embeddings": tokens}))
+    change_json(Path("model/config.json"), max_position_embeddings=tokens)
 
 
 def test_the_title_of_the_table_is_not_broken_to_its_width(capsys):

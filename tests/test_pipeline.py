@@ -9,19 +9,19 @@ import pandas
 import pytest
 import torch
 from problems import tier_problems
-from tiny import RECIPE, TIED, save_model, write_recipe
-from transformers import AutoConfig, AutoModelForCausalLM
+from running import refusal_of, rows_in
+from tiny import RECIPE, TIED, save_model, weights_of, write_recipe
+from transformers import AutoConfig
 
 from data import make
-from data.common.errors import UserError
-from data.common.files import read_jsonl
+from data.common.files import stage_facts
 from data.rows import gold_answer, read_split
 from eval import elicitation, judge
 from eval.answers.asker import shots_for
 from eval.answers.files import way_of_asking
 from eval.answers.sampling import sample_arm
 from eval.sample import trained_arms
-from pipeline import arms, grpo, rejection, sft
+from pipeline import grpo, rejection, sft
 from pipeline.model.lengths import count_lengths
 from pipeline.model.load import read_tokenizer
 from pipeline.train.settings import grpo_config
@@ -50,22 +50,12 @@ def recipe_of(tmp_path, monkeypatch):
     return write
 
 
-def weights(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
-
-
 def differ(one, other):
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def manifest_of(recipe, arm):
-    return json.loads((recipe.run.stage(arm) / "manifest.json").read_text())
-
-
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
-def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
-    recipe_of, architecture, capsys
-):
+def test_the_whole_pipeline_runs_on_another_architecture(recipe_of, architecture, capsys):
     recipe = recipe_of(architecture)
     run, names = recipe.run, ["base", "sft", "grpo"]
 
@@ -75,8 +65,7 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
         sample_arm(recipe, "base", force=False)
         judge.run(recipe, force=False)
 
-    with pytest.raises(UserError, match="sft/model is not finished; `make sft` trains it"):
-        grpo.run(recipe, force=False)
+    refusal_of(lambda: grpo.run(recipe, force=False), "sft/model is not finished", "`make sft`")
     stages()
     assert trained_arms(run) == names
     for arm in names[1:]:
@@ -86,25 +75,25 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
     assert (report["arms"], list(report["tiers"])) == (names, ["dense", "blog"])
     assert report["tiers"]["dense"]["problems"] == 3
     for arm in names:
-        rows = [row for _, row in read_jsonl(run.verdicts(arm))]
+        rows = rows_in(run.verdicts(arm))
         assert len(rows) == 5 * 4
         assert {row["arm"] for row in rows} == {arm}
     elicitation.run(recipe, force=False)
     overall = json.loads(run.elicitation.read_text())["judged"]["grpo"]["overall"]
     # A model that knows nothing gains nothing: every problem is asked again, in vain.
     assert (overall["conclusion"], overall["budget"]["reach"]) == ("inconclusive", 4 + 8)
-    base, tuned, final = (weights(run.model(arm)) for arm in names)
+    base, tuned, final = (weights_of(run.model(arm)) for arm in names)
     assert differ(base, tuned)
     assert base.keys() == tuned.keys() == final.keys()
     kind = AutoConfig.from_pretrained(recipe.model).model_type
     for arm in names:
         config = AutoConfig.from_pretrained(run.model(arm))
         assert (config.model_type, config.tie_word_embeddings) == (kind, architecture in TIED)
-    steps = [row for _, row in read_jsonl(run.log("grpo")) if "reward" in row]
+    steps = [row for row in rows_in(run.log("grpo")) if "reward" in row]
     assert [row["step"] for row in steps] == [1, 2]
     keys = {"rewards/format/mean", "rewards/optimal/mean", "entropy", "grad_norm"}
     assert keys <= steps[0].keys()
-    manifest = manifest_of(recipe, "grpo")
+    manifest = stage_facts(recipe.run.stage("grpo"))
     assert manifest["trained_with"]["num_generations"] == 4
     assert manifest["trainable_parameters"] > 0
     capsys.readouterr()
@@ -118,11 +107,12 @@ def test_the_whole_pipeline_runs_on_a_model_of_another_architecture(
 @pytest.mark.parametrize("stage", [sft, grpo])
 def test_an_unknown_arm_is_answered_with_the_nearest(recipe_of, stage):
     recipe = recipe_of(arms={"warm": {"trainer": "sft", "seeds": [1, 2]}}, made=False)
-    with pytest.raises(UserError, match=r"'warm' \(it has warm\.1, warm\.2\).*'warm\.\d'\?$"):
-        stage.run(recipe, force=False, arm="warm")
+    said = refusal_of(lambda: stage.run(recipe, force=False, arm="warm"))
+    assert "'warm' (it has warm.1, warm.2)" in said
+    assert said.endswith(("'warm.1'?", "'warm.2'?"))
 
 
-def test_every_arm_is_trained_each_after_the_one_it_starts_from(recipe_of, monkeypatch, capsys):
+def test_every_arm_is_trained_each_after_the_one_it_starts_from(recipe_of, run_command, capsys):
     few = {"max_steps": 2}
     recipe = recipe_of(
         arms={
@@ -131,29 +121,26 @@ def test_every_arm_is_trained_each_after_the_one_it_starts_from(recipe_of, monke
             "paid": {"trainer": "grpo", "start": "warm.2", "settings": few},
         }
     )
-    with pytest.raises(UserError, match=r"warm\.2/model is not finished; `make arms` trains it"):
-        grpo.run(recipe, force=False, arm="paid")
+    lacks = ("warm.2/model is not finished", "`make arms`")
+    refusal_of(lambda: grpo.run(recipe, force=False, arm="paid"), *lacks)
     assert trained_arms(recipe.run) == ["base"]
     assert "no finished blogs model" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["arms", "--recipe", str(recipe.path)])
-    arms.main()
+    assert run_command("pipeline.arms", "--recipe", recipe.path)[1] == 0
     assert trained_arms(recipe.run) == ["base", "warm.1", "warm.2", "blogs", "paid"]
-    ends = {arm: weights(recipe.run.model(arm)) for arm in ("base", "warm.1", "warm.2", "blogs")}
+    ends = {arm: weights_of(recipe.run.model(arm)) for arm in ("base", "warm.1", "warm.2", "blogs")}
     for one, other in combinations(ends, 2):
         assert differ(ends[one], ends[other]), (one, other)
-    settings = manifest_of(recipe, "paid")["settings"]
+    settings = stage_facts(recipe.run.stage("paid"))["settings"]
     assert settings["model"] == recipe.run.model("warm.2")
     assert settings["grpo"]["max_steps"] == 2
-    capsys.readouterr()
-    arms.main()
-    assert capsys.readouterr().out.count("up to date") == 4
+    said, _ = run_command("pipeline.arms", "--recipe", recipe.path)
+    assert said.count("up to date") == 4
 
 
 def test_a_reward_that_fails_its_audit_is_not_trained_on_unless_asked_to(recipe_of, capsys):
     paid = {"arms": {"grpo": {"trainer": "grpo", "settings": {"max_steps": 1}}}}
     recipe = recipe_of(**paid, reward={"shape": "blog"})
-    with pytest.raises(UserError, match=r"'blog' fails its audit.*`unsound: true`"):
-        grpo.run(recipe, force=False)
+    refusal_of(lambda: grpo.run(recipe, force=False), "'blog' fails its audit", "`unsound: true`")
     assert trained_arms(recipe.run) == ["base"]
     allowed = recipe_of(**paid, reward={"shape": "blog", "unsound": True})
     grpo.run(allowed, force=False)
@@ -169,8 +156,8 @@ def test_an_arm_without_training_is_its_start_asked_in_another_way(recipe_of):
     assert trained_arms(recipe.run) == ["base", "base-best"]
     sample_arm(recipe, "base-best", force=False)
     samples = recipe.run.samples("base-best")
-    assert len([row for _, row in read_jsonl(samples)]) == 3 * 4
-    manifest = json.loads((samples.parent / "manifest.json").read_text())
+    assert len(rows_in(samples)) == 3 * 4
+    manifest = stage_facts(samples.parent)
     tried = [(way["temperature"], way["shots"]) for way in manifest["tuned"]]
     assert tried == [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
     assert manifest["settings"]["model"] == recipe.model
@@ -206,11 +193,6 @@ def test_a_teacher_shows_reasoning_where_the_other_gold_answers_have_none(recipe
     assert longest == max(len(tokenizer(row["gold"])["input_ids"]) for row in shown.rows())
 
 
-def test_training_without_data_says_what_is_missing(recipe_of):
-    with pytest.raises(UserError, match="does not exist"):
-        sft.run(recipe_of(made=False), force=False)
-
-
 def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
     recipe = recipe_of()
     asked, train = read_split(recipe.run, "test"), read_split(recipe.run, "train")
@@ -219,8 +201,8 @@ def test_shots_are_solved_training_problems_of_the_same_tier(recipe_of):
     tier_of = {(row["prompt"], row["gold"]): row["tier"] for row in train}
     for row in asked:
         assert [tier_of[shot] for shot in shots[row["id"]]] == [row["tier"]] * 2
-    with pytest.raises(UserError, match="9 shots need as many train problems of tier 'dense'"):
-        shots_for(recipe.run, recipe.seed, tiers, 9)
+    few = ("9 shots", "train problems of tier 'dense'")
+    refusal_of(lambda: shots_for(recipe.run, recipe.seed, tiers, 9), *few)
 
 
 REJECTION = {"picked": {"trainer": "rejection", "settings": {"max_steps": 2}}}
@@ -228,9 +210,8 @@ REJECTION = {"picked": {"trainer": "rejection", "settings": {"max_steps": 2}}}
 
 def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypatch, capsys):
     recipe = recipe_of(arms=REJECTION)
-    with pytest.raises(UserError, match="no optimal answer in 16; run SFT first"):
-        rejection.run(recipe, force=False, arm="picked")
-
+    none = ("no optimal answer in 16", "run SFT first")
+    refusal_of(lambda: rejection.run(recipe, force=False, arm="picked"), *none)
     [problem] = tier_problems("dense", 1)
     right = verify(problem, gold_answer(problem, "none"))
     monkeypatch.setattr(rejection, "verify", lambda problem, text: right)
@@ -243,9 +224,9 @@ def test_rejection_trains_on_the_models_own_optimal_answers(recipe_of, monkeypat
     )  # fmt: skip
     rejection.run(recipe, force=True, arm="picked")
     path = recipe.run.stage("picked") / "successes" / "successes.jsonl"
-    kept = [row for _, row in read_jsonl(path)]
+    kept = rows_in(path)
     assert 0 < len(kept) == len({(row["id"], row["completion"]) for row in kept}) <= 16
-    assert differ(weights(recipe.model), weights(recipe.run.model("picked")))
+    assert differ(weights_of(recipe.model), weights_of(recipe.run.model("picked")))
     capsys.readouterr()
     rejection.run(recipe, force=False, arm="picked")
     assert capsys.readouterr().out.count("up to date") == 2
@@ -255,13 +236,7 @@ def test_rejection_draws_as_many_answers_as_grpo_and_needs_to_know_how_many(reci
     config = grpo_config(recipe_of(made=False), Path("out"))
     assert rejection.budget(config, "r.yaml") == (4, 4)
     config.max_steps = -1  # by epochs
-    with pytest.raises(UserError, match=r"needs grpo\.max_steps"):
-        rejection.budget(config, "r.yaml")
-
-
-def test_an_arm_is_trained_by_its_own_trainer_alone(recipe_of):
-    with pytest.raises(UserError, match="trained by rejection, not by sft; `make arms` trains it"):
-        sft.run(recipe_of(arms={"sft": REJECTION["picked"]}, made=False), force=False)
+    refusal_of(lambda: rejection.budget(config, "r.yaml"), "r.yaml", "needs grpo.max_steps")
 
 
 # --- what ends before it begins ---------------------------------------------------------------
@@ -271,39 +246,50 @@ def test_an_arm_is_trained_by_its_own_trainer_alone(recipe_of):
 TOO_FEW = {**RECIPE["grpo"], "per_device_train_batch_size": 64}
 
 
-@pytest.mark.parametrize(
-    ("given", "lower"),
-    [
-        (TOO_FEW, r"grpo\.per_device_train_batch_size \(64\) or grpo\.steps_per_generation \(1\)"),
-        ({**RECIPE["grpo"], "generation_batch_size": 64}, r"grpo\.generation_batch_size \(64\)"),
-    ],
-)
-def test_a_generation_of_more_prompts_than_there_are_problems_is_refused(recipe_of, given, lower):
-    with pytest.raises(UserError, match=rf" 16 prompts, .* 10 training problems; lower {lower}"):
-        grpo.run(recipe_of(**ALONE, grpo=given), force=False)
+TOO_MANY = (" 16 prompts", " 10 training problems; lower ")
+NEVER_FULL = {**RECIPE["sft"], "per_device_train_batch_size": 64, "dataloader_drop_last": True}
+CANNOT_BEGIN = {
+    "there is no data": (sft, {"made": False}, ["data/train.jsonl does not exist"]),
+    "the arm is another trainer's": (
+        sft, {"arms": {"sft": REJECTION["picked"]}, "made": False},
+        ["by rejection, not by sft", "`make arms`"],
+    ),
+    "a generation has more prompts than there are problems": (
+        grpo, {**ALONE, "grpo": TOO_FEW},
+        [*TOO_MANY, "grpo.per_device_train_batch_size (64) or grpo.steps_per_generation (1)"],
+    ),
+    "so has one whose size was given": (
+        grpo, {**ALONE, "grpo": {**RECIPE["grpo"], "generation_batch_size": 64}},
+        [*TOO_MANY, "grpo.generation_batch_size (64)"],
+    ),
+    "a batch is never full": (
+        sft, {"sft": NEVER_FULL}, ["a batch takes 64 (sft.dataloader_drop_last)"],
+    ),
+}  # fmt: skip
 
 
-def test_a_batch_that_is_never_full_is_refused(recipe_of):
-    given = {"per_device_train_batch_size": 64, "dataloader_drop_last": True}
-    with pytest.raises(UserError, match=r"a batch takes 64 \(sft\.dataloader_drop_last\)"):
-        sft.run(recipe_of(sft={**RECIPE["sft"], **given}), force=False)
+@pytest.mark.parametrize("case", CANNOT_BEGIN)
+def test_a_training_that_cannot_begin_is_one_sentence(recipe_of, case):
+    stage, changes, named = CANNOT_BEGIN[case]
+    recipe = recipe_of(**changes)
+    refusal_of(lambda: stage.run(recipe, force=False), *named)
 
 
 def test_a_training_that_took_no_step_is_not_finished(recipe_of, monkeypatch):
     recipe = recipe_of(**ALONE, grpo=TOO_FEW)
     monkeypatch.setattr("pipeline.train.trainer.check_steps", lambda *_: None)
-    with pytest.raises(UserError, match="grpo took no step"):
-        grpo.run(recipe, force=False)
+    refusal_of(lambda: grpo.run(recipe, force=False), "grpo took no step")
     assert trained_arms(recipe.run) == ["base"]
 
 
 def test_a_mistake_that_only_the_trainer_finds_leaves_the_finished_result(recipe_of, capsys):
     recipe = recipe_of()
     sft.run(recipe, force=False)
-    manifest = manifest_of(recipe, "sft")
-    with pytest.raises(UserError, match=r"sft trainer refuses the recipe: .*`lomo_optim`"):
-        sft.run(recipe_of(sft={**RECIPE["sft"], "optim": "lomo"}), force=False)
-    assert manifest_of(recipe, "sft") == manifest
+    manifest = stage_facts(recipe.run.stage("sft"))
+    wrong = recipe_of(sft={**RECIPE["sft"], "optim": "lomo"})
+    named = ("sft trainer refuses the recipe: ", "`lomo_optim`")
+    refusal_of(lambda: sft.run(wrong, force=False), *named)
+    assert stage_facts(recipe.run.stage("sft")) == manifest
     capsys.readouterr()
     sft.run(recipe_of(), force=False)
     assert "sft: up to date" in capsys.readouterr().out
@@ -313,9 +299,7 @@ def test_a_mistake_that_only_the_trainer_finds_leaves_the_finished_result(recipe
 # --- interrupted, and what is left ------------------------------------------------------------
 
 
-def test_tables_of_completions_are_kept_and_another_trainings_are_not(
-    recipe_of, monkeypatch, capsys
-):
+def test_tables_of_completions_are_kept_and_those_of_others_are_not(recipe_of, monkeypatch, capsys):
     given = {**RECIPE["grpo"], "log_completions": True, "save_steps": 1}
     recipe = recipe_of(**ALONE, grpo=given)
 

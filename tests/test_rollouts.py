@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from running import rows_in
 from tiny import RECIPE, random_model, write_recipe
 from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
 
-from data.common.files import read_jsonl
 from data.prompts import messages
 from data.sections import SamplingSection
 from pipeline import grpo
@@ -221,7 +221,7 @@ def train(folder, monkeypatch):
             monitor={"every": 0, "kl_every": 0},
         )  # fmt: skip
         grpo.run(recipe, force=True)
-        rows = [row for _, row in read_jsonl(recipe.run.folder / "grpo" / "log.jsonl")]
+        rows = rows_in(recipe.run.folder / "grpo" / "log.jsonl")
         weights = recipe.run.folder / "grpo" / "model" / "model.safetensors"
         return [row for row in rows if "loss" in row], weights.read_bytes()
 

@@ -1,12 +1,12 @@
 """Asking an arm, and asking it again: in the same way, with new seeds, and never twice in vain."""
 
-import json
 from collections import Counter
 
 import pytest
-from running import refusal_of
+from running import change_json, refusal_of
 from scripted import Scripted, lines, solving
 
+from data.common.files import stage_facts
 from data.rows import read_split
 from eval.answers.asker import kept
 from eval.answers.files import way_of_asking
@@ -81,9 +81,7 @@ def test_where_there_is_nothing_to_ask_again_no_model_is_loaded(sampled, monkeyp
 
 
 @pytest.mark.parametrize("torn", [0, 1, 20])
-def test_an_interrupted_asking_again_goes_on_without_losing_or_doubling_an_answer(
-    sampled, world, monkeypatch, torn
-):
+def test_an_interrupted_asking_again_loses_and_doubles_no_answer(sampled, world, monkeypatch, torn):
     recipe, rows = sampled
     path = ask_again(recipe, "base", rows, 5, force=False)
     whole = path.read_text()
@@ -131,7 +129,7 @@ def test_a_tuned_arm_is_asked_again_in_the_way_that_was_best(world):
     [(arm, stream, _, again)] = world.asked
     assert (arm, stream) == ("best", "fresh")
     assert (again.temperature, again.shots, again.samples) == (0.5, 1, 5)
-    tried = json.loads((recipe.run.samples("best").parent / "manifest.json").read_text())["tuned"]
+    tried = stage_facts(recipe.run.samples("best").parent)["tuned"]
     assert [way["optimal"] for way in tried] == [1.0, 0.0, 0.0]
 
 
@@ -157,10 +155,8 @@ def test_an_arm_is_tuned_again_when_its_answers_are_judged_in_another_way(world)
 def test_a_way_of_asking_of_another_version_is_one_sentence(sampled, spoilt):
     recipe, rows = sampled
     manifest = recipe.run.samples("base").with_name("manifest.json")
-    facts = json.loads(manifest.read_text())
-    asking = facts.pop("asking")
-    more = {} if spoilt is None else {"asking": {**asking, **spoilt}}
-    manifest.write_text(json.dumps({**facts, **more}))
+    asking = stage_facts(manifest.parent)["asking"]
+    change_json(manifest, asking=None if spoilt is None else {**asking, **spoilt})
     said = refusal_of(lambda: ask_again(recipe, "base", rows, 5, force=False), "FORCE=1 make eval")
     assert said.startswith(str(manifest.parent))
 

@@ -7,18 +7,16 @@ from functools import partial
 
 import httpx
 import pytest
-from running import refusal_of
+from running import change_json, refusal_of, rows_in
 from scripted import World, lines
 
-from data.common.files import read_jsonl, to_line
+from data.common.files import stage_facts
 from data.common.seeds import seed_of
 from data.rows import read_split
-from eval import sample
 from eval.answers import sampling, server
 from eval.answers.asker import Asker
 from eval.answers.sampling import ask_again, sample_arm
 from eval.answers.server import Server
-from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, render
 
 
@@ -74,11 +72,6 @@ def vllm(monkeypatch):
     monkeypatch.setattr(server, "WAITS", (0.01, 0.01))
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     return one
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 def drawn(vllm, prompts=("one", "two"), samples=3, **decoding):
@@ -163,9 +156,7 @@ def test_a_request_that_breaks_is_repeated_as_it_was(vllm, trouble):
         (httpx.ReadTimeout("late"), 1, "within 1800 s"),
     ],
 )
-def test_a_server_that_refuses_or_stays_broken_ends_the_sampling_with_one_sentence(
-    vllm, trouble, tries, said
-):
+def test_a_server_that_refuses_or_stays_broken_is_one_sentence(vllm, trouble, tries, said):
     vllm.trouble = dict.fromkeys(range(9), trouble)
     text = refusal_of(lambda: drawn(vllm, ["one"]))
     assert text.startswith(f"the server {vllm.address} ")
@@ -227,10 +218,6 @@ def recipe_of(world, vllm, arms=None, **asking):
     )
 
 
-def manifest(recipe, arm="base"):
-    return json.loads(recipe.run.samples(arm).with_name("manifest.json").read_text())
-
-
 @pytest.mark.parametrize("limit", [12, None])
 def test_an_arm_is_sampled_by_its_server_and_never_loaded(world, vllm, tokenizer, limit):
     recipe = recipe_of(world, vllm, max_tokens=limit)
@@ -242,11 +229,12 @@ def test_an_arm_is_sampled_by_its_server_and_never_loaded(world, vllm, tokenizer
     ]
     prompts = {render(tokenizer, row["prompt"]) for row in rows}
     assert {body["prompt"] for body in vllm.asked} == prompts
-    assert manifest(recipe)["served"] == {"id": "base", "root": "/models/base"}
-    assert manifest(recipe)["settings"]["engine"] == "server"
+    facts = stage_facts(recipe.run.samples("base").parent)
+    assert facts["served"] == {"id": "base", "root": "/models/base"}
+    assert facts["settings"]["engine"] == "server"
     # Without a limit in the recipe the arm's own tokenizer sets it.
     [most] = {body["max_tokens"] for body in vllm.asked}
-    assert most == manifest(recipe)["asking"]["max_tokens"]
+    assert most == facts["asking"]["max_tokens"]
     assert most == limit or (limit is None and most > 12)
 
 
@@ -290,7 +278,7 @@ def test_what_a_server_writes_is_text_whatever_it_looks_like(world, vllm):
     vllm.answer = lambda body: [choice(i, text) for i, text in enumerate(hostile)]
     recipe = recipe_of(world, vllm)
     sample_arm(recipe, "base", force=False)
-    rows = [row for _, row in read_jsonl(recipe.run.samples("base"))]
+    rows = rows_in(recipe.run.samples("base"))
     assert [row["completion"] for row in rows] == hostile * 12
 
 
@@ -298,9 +286,8 @@ def test_an_arm_is_asked_again_where_the_server_now_is(world, vllm):
     recipe = recipe_of(world, vllm)
     sample_arm(recipe, "base", force=False)
     path = recipe.run.samples("base").with_name("manifest.json")
-    gone = json.loads(path.read_text())
-    gone["asking"]["server"] = "http://127.0.0.1:9/v1"
-    path.write_text(to_line(gone))
+    asking = stage_facts(path.parent)["asking"]
+    change_json(path, asking={**asking, "server": "http://127.0.0.1:9/v1"})
     vllm.asked.clear()
     rows = read_split(recipe.run, "test")[3:5]
     ask_again(recipe, "base", rows, 6, force=False)
@@ -310,17 +297,17 @@ def test_an_arm_is_asked_again_where_the_server_now_is(world, vllm):
     assert len(lines(recipe, "base", fresh=True)) == 12
 
 
-def test_arms_are_served_in_turn_each_sampled_once(world, vllm, tokenizer, monkeypatch):
+def test_arms_are_served_in_turn_each_sampled_once(world, vllm, tokenizer, run_command, mistake_of):
     two = recipe_of(world, vllm, {"grpo": {"trainer": "grpo"}})
     world.train(two)
     save(tokenizer, two.run.folder / "grpo" / "model")
-    monkeypatch.setattr("sys.argv", ["sample", "--recipe", str(two.path)])
-    refusal_of(sample.main, f"{vllm.address} holds base, not {two.run.model('grpo')}")
+    said = mistake_of("eval.sample", "--recipe", two.path)
+    assert said.startswith(f"{vllm.address} holds base, not {two.run.model('grpo')}")
     assert len(lines(two, "base")) == 48
     assert not (two.run.eval / "grpo" / "manifest.json").exists()
     vllm.held = [{"id": "grpo"}]
     vllm.asked.clear()
-    sample.main()
+    run_command("eval.sample", "--recipe", two.path)
     assert {body["model"] for body in vllm.asked} == {"grpo"}
     assert len(lines(two, "grpo")) == 48
 

@@ -5,6 +5,7 @@ The embedded base, TRL's own trainers, real rewards. Each ends as soon as its sy
 there: the learning rate is constant, so the first steps are those of the whole training.
 """
 
+from contextlib import chdir
 from dataclasses import replace
 
 import pytest
@@ -47,8 +48,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("sick")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+    with chdir(place):
         make.run(RECIPE, force=False)
     return place
 

@@ -4,6 +4,7 @@ cut in training, and an end of the answer that is never learnt."""
 from __future__ import annotations
 
 import math
+from contextlib import chdir
 from dataclasses import replace
 
 import pytest
@@ -27,8 +28,7 @@ APART = 1e-3
 def small(tmp_path_factory):
     """A recipe with its data and an SFT model that differs from its base."""
     folder = tmp_path_factory.mktemp("small")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         model = save_model(folder / "model", "qwen3", hidden=64)
         recipe = write_recipe(folder, model, backend="trl")
         make.run(recipe, force=False)

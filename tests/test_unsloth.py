@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import chdir
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import EMBEDDED, python
-from tiny import LORA, RECIPE, save_model, write_recipe
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from running import EMBEDDED, python, rows_in
+from tiny import LORA, RECIPE, save_model, weights_of, write_recipe
+from transformers import AutoTokenizer
 
 from data import make
-from data.common.files import read_jsonl
+from data.common.files import stage_facts
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,8 +47,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     """The runs in which SFT and GRPO were trained: LoRA by a stage at a time, full fine-tuning by
     both in one process, and SFT by TRL."""
     place = tmp_path_factory.mktemp("unsloth")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+    with chdir(place):
         for kind, lora, by in RUNS:
             recipe = write_recipe(place, EMBEDDED, name=kind, lora=lora, backend=by, **STEPS)
             recipe.path.rename(place / f"{kind}.yaml")
@@ -59,19 +59,15 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     return {kind: place / "runs" / kind for kind, *_ in RUNS}
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
-
-
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_unsloth_trains_a_model_that_any_tool_loads(trained, kind, stage):
     run = trained[kind]
-    manifest = json.loads((run / stage / "manifest.json").read_text())
+    manifest = stage_facts(run / stage)
     assert manifest["backend"] == {"name": "unsloth", "why": "as asked for"}
     assert manifest["versions"]["unsloth"] == version("unsloth")
-    before = weights(EMBEDDED if stage == "sft" else run / "sft" / "model")
-    after = weights(run / stage / "model")
+    before = weights_of(EMBEDDED if stage == "sft" else run / "sft" / "model")
+    after = weights_of(run / stage / "model")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     if kind == "lora":
@@ -94,28 +90,28 @@ def test_unsloth_trains_a_model_that_any_tool_loads(trained, kind, stage):
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_unsloth_trains_with_the_recipes_settings_and_not_its_own(trained, kind, stage):
-    manifest = json.loads((trained[kind] / stage / "manifest.json").read_text())
+    manifest = stage_facts(trained[kind] / stage)
     used = manifest["trained_with"]
     assert {key: used[key] for key in STEPS[stage]} == STEPS[stage]
     # Its own defaults would be adamw_8bit, 0.001, 3407 and others.
     assert (used["optim"], used["weight_decay"], used["seed"]) == ("adamw_torch_fused", 0.0, 3)
     assert (used["bf16"], used["fp16"], used["gradient_checkpointing"]) == (False, False, False)
     assert manifest["held"]["trainable_dtype"] == ["float32"]
-    rows = [row for _, row in read_jsonl(trained[kind] / stage / "log.jsonl") if "loss" in row]
+    rows = [row for row in rows_in(trained[kind] / stage / "log.jsonl") if "loss" in row]
     assert len(rows) == 2
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its kernels round in another way")
 def test_sft_by_either_backend_ends_with_the_same_weights_bit_by_bit(trained):
-    ours, theirs = (weights(trained[kind] / "sft" / "model") for kind in ("trl", "full"))
+    ours, theirs = (weights_of(trained[kind] / "sft" / "model") for kind in ("trl", "full"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_unsloths_kl_is_to_the_sft_model(trained, kind):
-    rows = [row for _, row in read_jsonl(trained[kind] / "grpo" / "log.jsonl") if "kl" in row]
+    rows = [row for row in rows_in(trained[kind] / "grpo" / "log.jsonl") if "kl" in row]
     assert abs(rows[0]["kl"]) < 1e-6 < rows[1]["kl"]
 
 
@@ -171,8 +167,7 @@ Path("found.json").write_text(json.dumps(found))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     place = tmp_path_factory.mktemp("loader")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+    with chdir(place):
         model = save_model(place / "model", "qwen3", hidden=64)
         recipe = write_recipe(place, model, lora=LORA, backend="unsloth", sft=STEPS["sft"])
         make.run(recipe, force=False)

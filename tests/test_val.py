@@ -2,6 +2,7 @@
 
 import math
 import os
+from contextlib import chdir
 from types import SimpleNamespace
 
 import pytest
@@ -36,8 +37,7 @@ def recipe(tmp_path_factory):
     """A recipe and its val problems of two tiers."""
     place = tmp_path_factory.mktemp("yardsticks")
     tiers = {name: {"train": 2, "val": 6, "test": 2} for name in ("dense", "trap")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+    with chdir(place):
         made = write_recipe(
             place,
             save_model(place / "qwen3", "qwen3"),

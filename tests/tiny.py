@@ -159,6 +159,11 @@ def save_model(folder: Path, architecture: str, **size: int) -> Path:
     return folder
 
 
+def weights_of(folder: Path | str) -> dict[str, torch.Tensor]:
+    """The weights of a model's folder, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
 def write_recipe(folder: Path, model: Path | str, **changes: Any) -> Recipe:
     """``RECIPE`` for a model, with top-level keys changed."""
     path = folder / "small.yaml"
