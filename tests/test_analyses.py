@@ -86,16 +86,15 @@ def test_the_crossing_equals_a_slow_bootstrap():
     assert found["k"] == next(k for k in ks if base[:, k - 1].mean() >= tuned[:, k - 1].mean())
 
 
-def test_curves_of_arms_that_never_succeed_do_not_cross():
-    never = np.zeros((10, 4))
-    found = crossing(never, never, weights(10), LEVEL)
-    assert found == {"k": None, "low": None, "high": None, "n": 4, "beyond": None}
-
-
-def test_a_crossing_beyond_the_samples_is_censored_not_made_up():
-    base, tuned = np.full((10, 4), 0.2), np.full((10, 4), 0.4)
-    found = crossing(base, tuned, weights(10), LEVEL)
-    assert found == {"k": None, "low": None, "high": None, "n": 4, "beyond": 1.0}
+@pytest.mark.parametrize(
+    ("base", "tuned", "beyond"),
+    [(0.0, 0.0, None), (0.2, 0.4, 1.0)],
+    ids=["neither arm ever succeeds", "the samples end before it"],
+)
+def test_a_crossing_that_was_not_seen_is_not_made_up(base, tuned, beyond):
+    curves = (np.full((10, 4), rate) for rate in (base, tuned))
+    found = crossing(*curves, weights(10), LEVEL)
+    assert found == {"k": None, "low": None, "high": None, "n": 4, "beyond": beyond}
 
 
 def test_crossing_intervals_hold_the_true_crossing_about_95_times_in_100():

@@ -282,6 +282,7 @@ def test_holm_equals_the_textbook_on_random_p_values():
 
 BUDGET = SampleBudget(64, 16, 320, 256, 47, 0.1, 0.3)
 CLEAR, NONE, UNSURE = (0.10, 0.20), (-0.01, 0.01), (-0.02, 0.10)
+BEYOND = {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")}
 
 
 @pytest.mark.parametrize(
@@ -306,30 +307,16 @@ CLEAR, NONE, UNSURE = (0.10, 0.20), (-0.01, 0.01), (-0.02, 0.10)
         ({"gain over base": (0.001, 0.029)}, OPEN),
         ({"gain over base": (0.001, 0.03)}, ELICITED),
         ({"gain over base": UNSURE}, OPEN),
-        ({f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")}, NEW),
-        (
-            {"gain over base": (-0.5, -0.4)}
-            | {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")},
-            NEW,
-        ),
-        (
-            {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")} | {"beyond form": NONE},
-            OPEN,
-        ),
-        (
-            {"made common": (0.02, 0.1)}
-            | {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")},
-            OPEN,
-        ),
-        ({f"beyond {x}": (0.02, 0.2) for x in ("base", "sft", "format_only")}, ELICITED),
+        (BEYOND, NEW),
+        (BEYOND | {"gain over base": (-0.5, -0.4)}, NEW),
+        (BEYOND | {"beyond form": NONE}, OPEN),
+        (BEYOND | {"made common": (0.02, 0.1)}, OPEN),
+        (dict.fromkeys(BEYOND, (0.02, 0.2)), ELICITED),
         ({"beyond base": CLEAR, "beyond format_only": CLEAR}, DISTILLED),
         ({"beyond base": CLEAR, "beyond sft": CLEAR}, FORMAT),
         ({"beyond base": CLEAR, "beyond sft": CLEAR, "beyond format_only": UNSURE}, OPEN),
         # Beyond the base, yet hardly more than beyond the SFT start: it explains nothing.
-        (
-            {"beyond base": (0.03, 0.06), "beyond sft": (0.0, 0.04), "beyond format_only": CLEAR},
-            OPEN,
-        ),
+        (BEYOND | {"beyond base": (0.03, 0.06), "beyond sft": (0.0, 0.04)}, OPEN),
     ],
 )
 def test_each_line_of_the_criterion_decides(changes, expected):

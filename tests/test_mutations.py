@@ -22,13 +22,7 @@ from data.draw import make_problem
 from data.event import Event
 from data.problem import Problem
 from data.prompts import answer, schedule_xml
-from data.rules import (
-    BASE_RULES,
-    KINDS,
-    Chronological,
-    NoOverlap,
-    NotEmpty,
-)
+from data.rules import BASE_RULES, KINDS, Chronological, NoOverlap, NotEmpty
 from data.sections import RewardSection
 from data.solver import interval_optimum, prove
 from data.tiers import TIERS

@@ -12,14 +12,7 @@ from data.problem import Problem
 from data.prompts import schedule_xml
 from data.rows import new_row
 from data.rules import BASE_RULES, MustInclude
-from eval.show.showcase import (
-    CUT,
-    MOST,
-    PER_CELL,
-    choose_answers,
-    drawn_answer,
-    drawn_problem,
-)
+from eval.show.showcase import CUT, MOST, PER_CELL, choose_answers, drawn_answer, drawn_problem
 from rewards.verify import Status, verify
 
 ARMS = ("base", "sft", "grpo.1", "grpo.2")

@@ -3,16 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.health.trends import (
-    BINS,
-    SOME,
-    Series,
-    constant,
-    falls,
-    gained,
-    rises,
-    thirds,
-)
+from pipeline.health.trends import BINS, SOME, Series, constant, falls, gained, rises, thirds
 
 
 def series(values, each=1):
