@@ -62,9 +62,7 @@ def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_pat
         *((checkpoints.STATE, state) for state in ("{}", "[]", '{"global_step": 2}')),
     ],
 )
-def test_a_checkpoint_that_lacks_a_file_or_has_that_of_another_is_no_checkpoint(
-    tmp_path, file, content
-):
+def test_a_checkpoint_without_a_file_or_with_anothers_is_no_checkpoint(tmp_path, file, content):
     found = checkpoint_in(tmp_path, 4)
     assert last_whole(tmp_path) == found
     (found / file).unlink() if content is None else (found / file).write_text(content)

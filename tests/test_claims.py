@@ -159,9 +159,7 @@ def test_a_rule_is_broken_by_an_event_beside_those_kept_and_not_by_one_that_fits
         (("Art = 60", "Yoga = 60", "Total 60"), Truth.FALSE, False),
     ],
 )
-def test_a_total_is_true_of_the_weighted_minutes_and_adds_up_by_the_values_claimed(
-    lines, truth, adds_up
-):
+def test_a_total_is_true_by_the_day_and_adds_up_by_the_values_claimed(lines, truth, adds_up):
     trace = check_trace(day(), thinking(*lines))
     assert trace.claims[Claim.TOTAL, truth] == 1
     assert trace.adds_up is adds_up

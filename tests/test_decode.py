@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from running import refusal_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from data.common.errors import UserError
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import Decoding, reasoning_prefix, render, sample, sample_batch
 from pipeline.model.sampler import draw_tokens
@@ -16,11 +16,6 @@ PROMPTS = [
     "Zoo visit, Vet visit and Yoga class at 09:00",
     "10:00 - 11:00\n- Swim meet",
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 def _model(tokenizer, architecture="qwen3"):
@@ -39,9 +34,7 @@ def _model(tokenizer, architecture="qwen3"):
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "sliding"])
 @pytest.mark.parametrize("attention", ["sdpa", "grouped"])
-def test_greedy_decoding_equals_generate_for_prompts_of_different_lengths(
-    tokenizer, architecture, attention
-):
+def test_greedy_decoding_equals_generate_for_unlike_prompts(tokenizer, architecture, attention):
     model = _model(tokenizer, architecture)
     model.set_attn_implementation("sdpa")
     prompts = [render(tokenizer, p) for p in PROMPTS]
@@ -110,8 +103,8 @@ def test_an_answer_that_does_not_end_is_cut_off_and_says_so(tokenizer):
 def test_weights_that_are_no_numbers_are_one_sentence_and_no_answers(tokenizer, spoilt):
     model = _model(tokenizer)
     next(p for name, p in model.named_parameters() if spoilt in name).data.fill_(math.nan)
-    with pytest.raises(UserError, match="the probabilities of its next token are not numbers"):
-        sample_batch(model, tokenizer, PROMPTS, 2, Decoding(max_tokens=4), [1, 2, 3])
+    asked = (model, tokenizer, PROMPTS, 2, Decoding(max_tokens=4), [1, 2, 3])
+    refusal_of(lambda: sample_batch(*asked), "probabilities of its next token", "not numbers")
 
 
 def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed(tokenizer):
@@ -121,8 +114,8 @@ def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed(token
             f * (math.nan if inputs[1].min() > 20 else 1.0) for f in found
         )
     )
-    with pytest.raises(UserError, match="are not numbers"):
-        sample_batch(model, tokenizer, PROMPTS, 2, Decoding(max_tokens=60), [1, 2, 3])
+    asked = (model, tokenizer, PROMPTS, 2, Decoding(max_tokens=60), [1, 2, 3])
+    refusal_of(lambda: sample_batch(*asked), "not numbers")
 
 
 def test_a_template_that_opens_the_reasoning_is_recognised(tokenizer):

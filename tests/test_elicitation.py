@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from running import refusal_of
 from scripted import lines, place, solving
 
-from data.common.errors import UserError
 from data.common.files import Stage, read_jsonl, write_jsonl
 from data.draw import make_problem
 from data.rows import read_split
@@ -254,8 +254,7 @@ def test_verdicts_that_are_evenly_short_are_found_before_anyone_is_asked_again(w
     path = recipe.run.verdicts("grpo")
     write_jsonl(path, [row for _, row in read_jsonl(path) if row["sample"] < N - 1])
     world.asked.clear()
-    with pytest.raises(UserError, match=r"grpo/verdicts\.jsonl is not of the answers beside it"):
-        elicitation.run(recipe, force=True)
+    refusal_of(lambda: elicitation.run(recipe, force=True), f"{path} is not of the answers")
     assert world.asked == []
 
 
@@ -369,9 +368,7 @@ def test_each_judged_arm_has_its_own_conclusion_on_its_own_tiers(world):
     assert list(found["detectable"]) == list(found["tiers"]) == ["dense", "trap"]
 
 
-def test_only_answers_drawn_from_a_models_own_distribution_are_scored_under_models(
-    world, monkeypatch
-):
+def test_only_answers_of_a_models_own_distribution_are_scored_under_models(world, monkeypatch):
     ways = {
         "cool": {"eval": {"temperature": 0.5}},
         "nucleus": {"eval": {"top_p": 0.9}},

@@ -45,9 +45,7 @@ def test_the_peak_of_a_real_training_is_near_the_plan(section, more, model, tmp_
 
 
 @pytest.mark.parametrize(("vllm", "least"), [(True, "min_tokens"), (False, "min_new_tokens")])
-def test_a_recipe_is_changed_in_its_steps_and_the_length_of_its_answers_alone(
-    vllm, least, tmp_path
-):
+def test_a_recipe_changes_in_its_steps_and_the_length_of_answers_alone(vllm, least, tmp_path):
     grpo = {"beta": 0.1, "generation_kwargs": {"top_k": 3}, "use_vllm": vllm}
     recipe = write_recipe(tmp_path, "base", sft={"learning_rate": 1.0}, grpo=grpo)
     short = shortened(recipe, gold=50)

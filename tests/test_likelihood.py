@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from problems import tier_problems
+from running import refusal_of
 from tiny import random_model
 
-from data.common.errors import UserError
 from data.prompts import prompt
 from eval.answers.likelihood import Scored, encode_row, likeliest, measure, score, summarise
 from pipeline.corpus.tokens import build_tokenizer
@@ -14,11 +14,6 @@ from pipeline.model.decode import Decoding, render, sample_batch
 
 REFERENCES = ("base", "sft")
 PROMPTS = ["Zoo visit", "Zoo visit, Vet visit and Yoga class at 09:00", "10:00\n- Swim meet"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 def network(seed=0):
@@ -161,9 +156,7 @@ def test_every_arm_is_held_against_itself_and_the_references(tokenizer, asked, t
 
 
 @pytest.mark.slow
-def test_the_likeliest_of_k_answers_is_chosen_by_the_probability_of_all_its_tokens(
-    tokenizer, asked, tmp_path
-):
+def test_of_k_answers_the_likeliest_by_all_its_tokens_is_chosen(tokenizer, asked, tmp_path):
     one = network()
     model = saved(tmp_path / "base", one, tokenizer)
     prompts, rows = answers_of(one, tokenizer, [row["prompt"] for row in asked], 4)
@@ -195,5 +188,4 @@ def test_arms_whose_tokenizers_differ_are_refused_by_name(tokenizer, asked, tmp_
     }
     row = {"sample": 0, "completion": "Zoo visit (09:", "finish_reason": "stop", "tokens": 3}
     rows = {arm: [{**row, "id": "p0"}] for arm in models}
-    with pytest.raises(UserError, match=r"'grpo'.*'base'"):
-        measure(models, rows, asked, REFERENCES, resamples=50)
+    refusal_of(lambda: measure(models, rows, asked, REFERENCES, resamples=50), "'grpo'", "'base'")

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from running import refusal_of
 from tiny import LORA, save_model, training_for, write_recipe
 
-from data.common.errors import UserError
 from pipeline.model.load import load_model
 from pipeline.train import loading
 from pipeline.train.loading import check_model, load_for_training
@@ -38,9 +38,7 @@ def trained(network):
 
 @pytest.mark.parametrize("named", LAYERS)
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3_text", "smollm3"])
-def test_exactly_the_layers_of_a_name_get_adapters_and_only_these_train(
-    loaded, architecture, named
-):
+def test_exactly_the_named_layers_get_adapters_and_only_these_train(loaded, architecture, named):
     network = loaded(architecture, {**LORA, "target_modules": named})
     layers = [name for name, module in network.named_modules() if isinstance(module, LoraLayer)]
     assert {name.rpartition(".")[2] for name in layers} == LAYERS[named]
@@ -79,23 +77,22 @@ def test_evaluating_quantised_weights_does_not_spoil_their_gradients(loaded):
 @pytest.mark.parametrize(
     ("lora", "says"),
     [
-        ({"target_modules": ["q_proj", "v_porj"]}, "target_modules has 'v_porj', .* q_proj, up_"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["head"]}, "modules_to_save has 'head'"),
-        ({"target_modules": "atention"}, "lora does not fit .*atention"),
-        ({"rank_pattern": {"q_proj": 0}}, r"lora\.rank_pattern must be numbers above 0"),
-        ({"lora_bias": True}, r"lora\.lora_bias must be left out, .* merged"),
-        ({"trainable_token_indices": [5]}, r"lora\.trainable_token_indices must be left out"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "adapter of lm_head cannot be merged"),
-        ({"target_parameters": ["experts.up"]}, "has 'experts.up', .*parameters of experts are no"),
+        ({"target_modules": ["q_proj", "v_porj"]}, ["target_modules has 'v_porj'", "q_proj, up_"]),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["head"]},
+            ["modules_to_save has 'head'"],
+        ),
+        ({"target_modules": "atention"}, ["lora does not fit", "atention"]),
+        ({"rank_pattern": {"q_proj": 0}}, ["lora.rank_pattern", "above 0"]),
+        ({"lora_bias": True}, ["lora.lora_bias", "left out", "merged"]),
+        ({"trainable_token_indices": [5]}, ["lora.trainable_token_indices", "left out"]),
+        ({"target_modules": ["q_proj", "lm_head"]}, ["adapter of lm_head", "merged"]),
+        ({"target_parameters": ["experts.up"]}, ["has 'experts.up'", "parameters of experts"]),
     ],
 )
-def test_an_adapter_that_does_not_fit_its_model_or_cannot_be_merged_is_refused(
-    loaded, tmp_path, lora, says
-):
-    with pytest.raises(UserError, match=says) as refused:
-        loaded(lora={**LORA, **lora})
-    assert str(refused.value).startswith(f"{tmp_path / 'small.yaml'}: ")
-    assert "\n" not in str(refused.value)
+def test_an_adapter_that_does_not_fit_or_cannot_be_merged_is_refused(loaded, tmp_path, lora, says):
+    said = refusal_of(lambda: loaded(lora={**LORA, **lora}), *says)
+    assert said.startswith(f"{tmp_path / 'small.yaml'}: ")
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
@@ -109,14 +106,14 @@ def test_what_a_model_lacks_is_said_from_its_config_alone(tmp_path, architecture
     for first in (True, "pissa", "olora"):
         check_model(replace(recipe, lora={**every, "init_lora_weights": first}))
     other = {**LORA, "target_modules": ["qkv_proj"]}
-    with pytest.raises(UserError, match=r"has 'qkv_proj'.* (q_proj, up_proj|c_attn, c_fc)"):
-        check_model(replace(recipe, lora=other))
+    its_own = "c_attn, c_fc" if architecture == "gpt2" else "q_proj, up_proj"
+    refusal_of(lambda: check_model(replace(recipe, lora=other)), "has 'qkv_proj'", its_own)
 
 
 def test_a_model_with_other_names_for_its_layers_gets_no_half_an_adapter(loaded):
     # PEFT itself would attach o_proj, the one of the four that is called so there.
-    with pytest.raises(UserError, match=r"'k_proj'.* gate_up_proj, lm_head, o_proj, qkv_proj"):
-        loaded("phi3", {"target_modules": "attention"})
+    its_own = "gate_up_proj, lm_head, o_proj, qkv_proj"
+    refusal_of(lambda: loaded("phi3", {"target_modules": "attention"}), "'k_proj'", its_own)
     assert loaded("phi3", {"target_modules": ["qkv_proj", "o_proj"]})
 
 
@@ -125,8 +122,7 @@ def test_a_model_without_a_trainable_weight_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(
         loading, "_attach_with_trl", lambda *given: attach(*given).requires_grad_(False)
     )
-    with pytest.raises(UserError, match="no trainable weights"):
-        loaded()
+    refusal_of(loaded, "no trainable weights")
 
 
 def test_whole_weights_are_not_taken_for_quantised_ones(loaded, monkeypatch):
@@ -134,5 +130,4 @@ def test_whole_weights_are_not_taken_for_quantised_ones(loaded, monkeypatch):
     monkeypatch.setattr(
         loading, "_load_with_trl", lambda training, _: load_model(training.start, "float32")
     )
-    with pytest.raises(UserError, match=r"4 bits.*BACKEND=trl"):
-        loaded(bits=4)
+    refusal_of(lambda: loaded(bits=4), "4 bits", "BACKEND=trl")

@@ -4,12 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from running import TINY
+from running import TINY, refusal_of
 from scripted import Scripted
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from data.common.errors import UserError
 from data.draw import make_problem
 from data.prompts import schedule_xml
 from data.recipe import load_recipe
@@ -93,8 +92,7 @@ def test_fewer_problems_may_be_asked_and_a_finished_measurement_stands(mended, c
 def test_answers_that_were_never_drawn_are_refused(mended, tmp_path):
     for path in tmp_path.rglob("eval/grpo/samples.jsonl"):
         path.unlink()
-    with pytest.raises(UserError, match=r"samples\.jsonl does not exist; `make eval` draws"):
-        mended("grpo")
+    refusal_of(lambda: mended("grpo"), "samples.jsonl does not exist", "`make eval`")
 
 
 # --- real models ------------------------------------------------------------------------------
@@ -108,26 +106,22 @@ def asker(monkeypatch):
 
 
 def test_a_model_whose_vocabulary_spells_what_the_checker_says_is_refused(asker):
-    with pytest.raises(UserError, match="pipeline/embedded has no words for"):
-        asker.check_turns()
+    refusal_of(asker.check_turns, "pipeline/embedded has no words for")
 
 
 @pytest.mark.parametrize(
     ("template", "refusal"),
     [(CHAT_TEMPLATE, None), ("{{ messages[-1]['content'] }}", "leaves out earlier turns")],
 )
-def test_a_model_is_told_what_is_wrong_if_its_template_shows_earlier_turns(
-    asker, template, refusal
-):
+def test_a_model_is_told_what_is_wrong_if_its_template_shows_past_turns(asker, template, refusal):
     words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     asker._tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
     asker._tokenizer.chat_template = template
     if refusal is None:
         asker.check_turns()
-        return
-    with pytest.raises(UserError, match=refusal):
-        asker.check_turns()
+    else:
+        refusal_of(asker.check_turns, refusal)
 
 
 def test_second_turns_are_drawn_in_their_order_and_only_with_room_for_an_answer(asker):
@@ -144,5 +138,5 @@ def test_second_turns_are_drawn_in_their_order_and_only_with_room_for_an_answer(
     assert len({one["completion"] for one in drawn}) > 1, "each turn has a random stream"
     again = asker.second_turns({"p": row}, turns, replace(asking, max_tokens=12))
     assert list(again) == drawn
-    with pytest.raises(UserError, match=r"more than the 1024 that pipeline/embedded can hold"):
-        list(asker.second_turns({"p": row}, turns, replace(asking, max_tokens=1024)))
+    too_long = asker.second_turns({"p": row}, turns, replace(asking, max_tokens=1024))
+    refusal_of(lambda: list(too_long), "more than the 1024 that pipeline/embedded can hold")

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from running import refusal_of, rows_in
 from tiny import LORA, RECIPE, training_for, write_recipe
 from transformers import TrainerCallback
 from transformers.integrations import is_tensorboard_available
 from trl import GRPOTrainer, SFTTrainer
 
 from data import make
-from data.common.errors import UserError, run_main
-from data.common.files import read_jsonl
 from pipeline import grpo, sft
 from pipeline.health.diagnosis import Finding
 from pipeline.health.symptom import Level
@@ -71,7 +70,7 @@ def trained(recipe, kind, output, watch=True):
 
 
 def log_of(output):
-    return [row for _, row in read_jsonl(output / "log.jsonl")]
+    return rows_in(output / "log.jsonl")
 
 
 def paid(problems, texts):
@@ -81,9 +80,7 @@ def paid(problems, texts):
 
 @slow
 @pytest.mark.parametrize(("kind", "lora"), [("sft", {**LORA, "lora_dropout": 0.2}), ("grpo", None)])
-def test_the_trained_weights_are_the_same_bits_watched_or_not(
-    recipe_of, kind, lora, tmp_path, monkeypatch
-):
+def test_the_weights_are_the_same_bits_watched_or_not(recipe_of, kind, lora, tmp_path, monkeypatch):
     monkeypatch.setitem(_FUNCTIONS, "optimal", paid)
     recipe = recipe_of(lora=lora)
     alone = trained(recipe, kind, tmp_path / "alone", watch=False)
@@ -148,9 +145,7 @@ def test_sft_is_measured_on_gold_answers_alone(recipe_of, tmp_path):
     ("every", "kl_every", "val", "kl"),
     [(2, 3, [0, 2, 4], [3]), (0, 2, [], [2, 4])],
 )
-def test_val_and_kl_are_measured_when_due_and_not_when_off(
-    recipe_of, tmp_path, every, kl_every, val, kl
-):
+def test_val_and_kl_are_measured_when_due(recipe_of, tmp_path, every, kl_every, val, kl):
     section = {**ALWAYS, "every": every, "kl_every": kl_every}
     trained(recipe_of(grpo={"max_steps": 5}, monitor=section), "grpo", tmp_path / "out")
     for key, steps in (("val/optimal", val), ("kl_start", kl)):
@@ -168,9 +163,7 @@ ALIKE = {
 @pytest.mark.parametrize(
     ("scaled", "paid"), [("group", "of 100"), ("batch", "by problem"), ("none", "by problem")]
 )
-def test_groups_that_are_paid_alike_are_counted_whatever_rewards_are_scaled_by(
-    recipe_of, tmp_path, monkeypatch, scaled, paid
-):
+def test_groups_paid_alike_are_counted_at_any_scale(recipe_of, tmp_path, monkeypatch, scaled, paid):
     monkeypatch.setitem(_FUNCTIONS, "optimal", lambda problems, texts: ALIKE[paid](problems))
     recipe = recipe_of(
         grpo={"max_steps": 1, "scale_rewards": scaled},
@@ -211,9 +204,7 @@ def test_tensorboard_has_our_signals_and_keeps_them_when_training_is_over(recipe
 
 
 @slow
-def test_each_arm_is_a_run_of_its_own_and_the_trainer_has_its_methods_back(
-    recipe_of, tmp_path, monkeypatch
-):
+def test_each_arm_is_a_run_and_the_trainer_has_its_methods_back(recipe_of, tmp_path, monkeypatch):
     over = []
     recipe = recipe_of()
     trainer = trainer_of(recipe, "grpo", tmp_path)
@@ -229,21 +220,20 @@ def test_each_arm_is_a_run_of_its_own_and_the_trainer_has_its_methods_back(
 
 @pytest.mark.skipif(is_tensorboard_available(), reason="tensorboard is installed")
 def test_a_reporter_that_is_not_installed_is_refused_in_a_sentence(recipe_of):
-    with pytest.raises(UserError, match=r"grpo\.report_to has 'tensorboard'"):
-        grpo.run(recipe_of(grpo={"report_to": "tensorboard"}), force=False)
+    recipe = recipe_of(grpo={"report_to": "tensorboard"})
+    refusal_of(lambda: grpo.run(recipe, force=False), "grpo.report_to has 'tensorboard'")
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("changes", "named"),
     [
-        ({"monitor": {"stop": ["hackng"]}}, r"monitor\.stop .*'hackng'.*'hacking'"),
-        ({"sft": {"report_to": ["none", "paper"]}}, r"sft\.report_to has 'paper'"),
-        ({"monitor": {"every": -1}}, r"monitor\.every .*-1"),
+        ({"monitor": {"stop": ["hackng"]}}, ["monitor.stop ", "'hackng'", "'hacking'"]),
+        ({"sft": {"report_to": ["none", "paper"]}}, ["sft.report_to has 'paper'"]),
+        ({"monitor": {"every": -1}}, ["monitor.every ", "-1"]),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_named_before_training(recipe_of, changes, key):
-    with pytest.raises(UserError, match=key):
-        check_settings(recipe_of(**changes))
+def test_a_setting_that_makes_no_sense_is_named_before_training(recipe_of, changes, named):
+    refusal_of(lambda: check_settings(recipe_of(**changes)), *named)
 
 
 # --- where it ends -----------------------------------------------------------------------------
@@ -267,39 +257,33 @@ def spoil(monkeypatch, what, at):
 
 @slow
 @pytest.mark.parametrize("what", ["loss", "grad_norm"])
-def test_a_lost_training_ends_with_its_last_good_checkpoint_and_one_sentence(
-    recipe_of, what, monkeypatch, capsys
-):
+def test_a_lost_training_ends_with_its_last_checkpoint(recipe_of, what, monkeypatch, run_command):
     spoil(monkeypatch, what, at=3)
     recipe = recipe_of(name=what)
     make.run(recipe, force=False)
-    monkeypatch.setattr("sys.argv", ["sft", "--recipe", str(recipe.path)])
-    with pytest.raises(SystemExit) as ended:
-        run_main(sft.main)
+    printed, said = run_command("pipeline.sft", "--recipe", recipe.path)
     arm = recipe.run.stage("sft")
-    for said in (f"{recipe.path}: sft", "step 3", "step 2", f"{arm}/checkpoints/checkpoint-2"):
-        assert said in ended.value.code
-    assert "sft.learning_rate (0.01)" in ended.value.code
+    for part in (f"{recipe.path}: sft", "step 3", "step 2", f"{arm}/checkpoints/checkpoint-2"):
+        assert part in said
+    assert "sft.learning_rate (0.01)" in said
     weights = torch.load(arm / "checkpoints/checkpoint-2/optimizer.pt")["state"]
     assert all(torch.isfinite(each["exp_avg"]).all() for each in weights.values())
     assert not (arm / "manifest.json").exists()
     row = log_of(arm)[-1]
     assert row.keys() == {"step", what, "learning_rate", "lost", "trainer"}
     assert (row["step"], row[what], row["trainer"]) == (3, None, "sft")
-    assert "stop (nonfinite, step 3): " in capsys.readouterr().out
+    assert "stop (nonfinite, step 3): " in printed
 
 
 @slow
-def test_a_training_lost_before_its_first_checkpoint_names_what_to_lower(
-    recipe_of, tmp_path, monkeypatch
-):
+def test_a_training_lost_before_a_checkpoint_names_what_to_lower(recipe_of, tmp_path, monkeypatch):
     spoil(monkeypatch, "loss", at=1)
     arms = {"sft": {"trainer": "sft", "settings": {"learning_rate": 0.5}}}
-    says = (
-        r"step 1, .*nothing was saved.*sft\.save_steps.*arms\.sft\.settings\.learning_rate \(0\.5"
-    )
-    with pytest.raises(UserError, match=says):
-        trained(recipe_of(arms=arms).for_arm("sft"), "sft", tmp_path / "out")
+    rate = "arms.sft.settings.learning_rate (0.5"
+    recipe = recipe_of(arms=arms).for_arm("sft")
+    said = refusal_of(lambda: trained(recipe, "sft", tmp_path / "out"), "sft.save_steps", rate)
+    assert "step 1, " in said
+    assert "nothing was saved" in said
 
 
 @slow
@@ -313,9 +297,9 @@ def test_weights_that_a_step_has_spoiled_are_not_saved(recipe_of, tmp_path, kind
         return done
 
     monkeypatch.setattr(torch.optim.AdamW, "step", too_far)
-    spoilt = {"save_steps": 1}
-    with pytest.raises(UserError, match=r"a weight .*before it reached a checkpoint"):
-        trained(recipe_of(**{kind: spoilt}), kind, tmp_path / "out")
+    recipe = recipe_of(**{kind: {"save_steps": 1}})
+    named = ("a weight ", "before it reached a checkpoint")
+    refusal_of(lambda: trained(recipe, kind, tmp_path / "out"), *named)
     assert last_whole(tmp_path / "out" / "ck") is None
     assert log_of(tmp_path / "out")[-1]["weight"] is None
 
@@ -343,18 +327,16 @@ ON_A_GPU = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAsser
 
 @slow
 @pytest.mark.parametrize(
-    ("spoiled", "says"),
+    ("spoiled", "named"),
     [
-        (_nan_in_the_second_step, "probability of a next token .*step 2"),
-        (_generation_fails(torch.AcceleratorError(ON_A_GPU, 710)), "the GPU .*step 1"),
+        (_nan_in_the_second_step, ["probability of a next token ", "step 2"]),
+        (_generation_fails(torch.AcceleratorError(ON_A_GPU, 710)), ["the GPU ", "step 1"]),
     ],
 )
-def test_a_next_token_without_a_probability_ends_the_training_in_one_sentence(
-    recipe_of, tmp_path, monkeypatch, spoiled, says
-):
+def test_a_lost_next_token_ends_the_training(recipe_of, tmp_path, monkeypatch, spoiled, named):
     spoiled(monkeypatch)
-    with pytest.raises(UserError, match=says):
-        trained(recipe_of(monitor={**ALWAYS, "kl_every": 0}), "grpo", tmp_path / "out")
+    recipe = recipe_of(monitor={**ALWAYS, "kl_every": 0})
+    refusal_of(lambda: trained(recipe, "grpo", tmp_path / "out"), *named)
     assert log_of(tmp_path / "out")[-1]["probability"] is None
 
 
@@ -362,25 +344,22 @@ FOUND = Finding("hacking", Level.WARNING, 2, "Reward hacking", "up, down", "why"
 
 
 @slow
-def test_a_finding_ends_the_training_where_the_recipe_says_so(
-    recipe_of, tmp_path, monkeypatch, capsys
-):
+def test_a_finding_ends_a_training_where_that_is_asked(recipe_of, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "pipeline.health.diagnosis.Watch.update",
         lambda self, row: [FOUND] if row["step"] == 2 else [],
     )
     trained(recipe_of(), "sft", tmp_path / "goes on")
     assert "warning (hacking, step 2): " in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"monitor\.stop at step 2 \(hacking\)"):
-        trained(recipe_of(monitor={**ALWAYS, "stop": ["hacking"]}), "sft", tmp_path / "ends")
+    recipe = recipe_of(monitor={**ALWAYS, "stop": ["hacking"]})
+    ended = "monitor.stop at step 2 (hacking)"
+    refusal_of(lambda: trained(recipe, "sft", tmp_path / "ends"), ended)
     assert [row["step"] for row in log_of(tmp_path / "ends")] == [0, 1, 2]
 
 
 @slow
 @pytest.mark.parametrize("stale", [False, True])
-def test_answers_of_the_start_in_place_of_the_policys_end_the_training(
-    recipe_of, tmp_path, monkeypatch, stale
-):
+def test_answers_drawn_from_the_start_end_the_training(recipe_of, tmp_path, monkeypatch, stale):
     """The published trap: the engine samples the base, without the adapter, and nobody is told."""
     draw, start = rollouts.roll_out, []
 
@@ -396,8 +375,10 @@ def test_answers_of_the_start_in_place_of_the_policys_end_the_training(
     recipe = recipe_of(
         grpo={"max_steps": 7, "learning_rate": 0.1}, monitor={"every": 0, "kl_every": 0}
     )
-    ends = pytest.raises(UserError, match=r"monitor\.stop at step 6 \(foreign-answers\)")
-    with ends if stale else nullcontext():
+    if stale:
+        ended = "monitor.stop at step 6 (foreign-answers)"
+        refusal_of(lambda: trained(recipe, "grpo", tmp_path / "out"), ended)
+    else:
         trained(recipe, "grpo", tmp_path / "out")
     rows = [row for row in log_of(tmp_path / "out") if "sampling/surplus" in row]
     found = [row["sampling/surplus"] > row["sampling/surplus_limit"] for row in rows]

@@ -110,9 +110,7 @@ POPULATIONS = {
 
 @pytest.mark.parametrize("problems", [10, 20, 50, 200])
 @pytest.mark.parametrize("population", POPULATIONS)
-def test_95_percent_intervals_cover_the_truth_that_often_at_any_number_of_problems(
-    population, problems
-):
+def test_95_percent_intervals_cover_that_often_at_any_number_of_problems(population, problems):
     rng, repetitions = np.random.default_rng(4), 1000
     draw, truth = POPULATIONS[population]
     values = rng.binomial(16, draw(rng, (problems, repetitions))) / 16

@@ -78,16 +78,10 @@ def test_training_ends_with_the_same_weights_wherever_it_was_killed(clean, place
         ("sft, saved after each epoch", ["mkdir checkpoint-6", "mkdir checkpoint-7"], [3, 6]),
         # In the second epoch of three, and in the third.
         ("sft, grouped by length", ["mkdir checkpoint-6", "mkdir checkpoint-7"], [4, 6]),
-        (
-            "sft, LoRA",
-            ["mkdir checkpoint-4", "rename .adapter.tmp", "mkdir .model.tmp"],
-            [2, 7, 7],
-        ),
+        ("sft, LoRA", ["mkdir checkpoint-4", "rename .adapter.tmp", "mkdir .model.tmp"], [2, 7, 7]),
     ],
 )
-def test_each_kind_of_training_goes_on_as_if_nothing_had_happened(
-    clean, place, name, blows, checkpoints
-):
+def test_each_kind_of_training_goes_on_as_if_not_stopped(clean, place, name, blows, checkpoints):
     lives, differ = clean(ends_with, place, name, [at(*blow.split()) for blow in blows])
     assert began_at(lives) == [None, *(f"checkpoint-{step}" for step in checkpoints)]
     assert differ == []
@@ -105,9 +99,7 @@ def test_grpo_goes_on_in_a_second_epoch_with_answers_that_are_used_again(clean, 
     assert any(row["reward_std"] > 0 and row["grad_norm"] > 0 for row in steps)
 
 
-def test_grpo_goes_on_with_the_problems_that_it_would_have_chosen_and_ends_at_their_answers(
-    clean, place
-):
+def test_grpo_goes_on_with_its_choice_of_problems_and_ends_at_their_answers(clean, place):
     name = "grpo, problems chosen"
     lives, differ = clean(
         ends_with, place, name, [at("mkdir", "checkpoint-4"), at("mkdir", ".model")]

@@ -32,9 +32,7 @@ def test_a_judged_arm_has_its_members_its_start_and_the_rivals_of_the_recipe(rec
 
 
 @pytest.mark.parametrize("missing", EVERYONE)
-def test_a_rival_that_was_not_sampled_is_left_out_and_without_any_other_arm_nothing_is_judged(
-    recipe, capsys, missing
-):
+def test_without_a_rival_an_arm_is_judged_and_without_any_other_it_is_not(recipe, capsys, missing):
     judged = cases(recipe, [name for name in EVERYONE if name != missing])
     entry = missing.partition(".")[0]
     if entry in ROLES.values():

@@ -256,9 +256,7 @@ MIN_LR = {"lr_scheduler_type": "cosine_with_min_lr"}
     ],
 )
 @pytest.mark.parametrize("section", ["sft", "grpo"])
-def test_an_optimizer_or_schedule_that_cannot_be_made_is_refused_before_training(
-    section, given, says
-):
+def test_an_optimizer_or_schedule_that_cannot_be_made_is_refused(section, given, says):
     said = refusal(**{section: {**getattr(recipe(), section), **given}})
     assert said.startswith(f"{section.upper()}Config refuses {section}: ")
     assert says in said
