@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from answers import CORRUPTIONS
+from problems import day, tier_problems
 from running import RECIPES
 
 from data.common.errors import UserError
@@ -184,8 +186,6 @@ def _feed_recipe(path: Path) -> None:
 
 @cache
 def _problems() -> list[Problem]:
-    from problems import day, tier_problems
-
     tiers = ("blog", "dense", "trap", "rules", "gap", "at_most")
     return [day(), *(problem for tier in tiers for problem in tier_problems(tier, 4, 9))]
 
@@ -217,8 +217,6 @@ def _use(problem: Problem) -> None:
 
 @cache
 def _completions() -> list[bytes]:
-    from answers import CORRUPTIONS
-
     found = []
     for problem in _problems():
         gold = optimal_schedule(problem)

@@ -4,13 +4,11 @@ import pytest
 from problems import day, minutes, tier_problems, weighted
 from running import within
 
-from data.draw import make_problem
 from data.event import Event
 from data.problem import Problem
 from data.prompts import answer
 from data.rows import gold_answer
 from data.rules import BASE_RULES, AtMost, Gap
-from data.tiers import TIERS
 from rewards.claims import Claim, Truth, check_trace, reasoning_of
 
 
@@ -25,8 +23,7 @@ def claims_of(problem, *lines):
 @pytest.mark.parametrize("tier", ["blog", "dense", "trap", "rules", "gap", "at_most"])
 def test_every_claim_of_a_gold_trace_is_true_and_the_answer_follows_from_it(tier):
     seen = set()
-    for index in range(30):
-        problem = make_problem(1, "train", tier, TIERS[tier], index)
+    for problem in tier_problems(tier, 30):
         found = check_trace(problem, gold_answer(problem, "narrated"))
         assert {truth for _, truth in found.claims} == {Truth.TRUE}
         assert found.adds_up is True

@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import json
 import random
-import subprocess
 import sys
 from email.parser import Parser
 from functools import cache
@@ -15,7 +14,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from running import ROOT, refusal_of
+from running import python, refusal_of
 
 from data.problem import Problem
 from data.rows import gold_answer
@@ -145,8 +144,8 @@ def test_a_mistake_is_one_sentence(call, named):
 
 
 def test_making_the_wheel_needs_nothing_but_python_and_gives_the_same_bytes(tmp_path):
-    argv = [sys.executable, "-S", "-m", "rewards.wheel", "--out", str(tmp_path / "here")]
-    subprocess.run(argv, cwd=ROOT, capture_output=True, check=True)
+    done = python("-S", "-m", "rewards.wheel", "--out", tmp_path / "here")
+    assert done.returncode == 0, done.stderr
     [made] = (tmp_path / "here").iterdir()
     assert made.read_bytes() == build(tmp_path).read_bytes()
     with ZipFile(made) as wheel:
@@ -199,7 +198,6 @@ assert slotwise.score(problem, gold_answer(problem, "none")) == 1
 from slotwise.pipeline.doctor import command
 command()
 """
-    argv = [sys.executable, "-I", "-c", f"ABSENT = {absent}\n{code}", "outputs"]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python("-I", "-c", f"ABSENT = {absent}\n{code}", "outputs", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "outputs" in done.stdout
