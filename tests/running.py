@@ -1,5 +1,5 @@
-"""Where things lie, and how a test runs something: a call that is refused, another process, a
-work against the clock."""
+"""Where things lie, and how a test runs something or reads what it left: a call that is refused,
+another process, a work against the clock, files."""
 
 import json
 import os

@@ -154,6 +154,13 @@ class World:
         elicitation.run(recipe, force=False)
         return self.found(recipe)
 
+    def evaluated(self, arms: dict, conclusion: dict | None = None, **changes: Any) -> Recipe:
+        """A recipe whose arms are trained and evaluated."""
+        recipe = self.recipe(arms, conclusion, **changes)
+        self.train(recipe)
+        self.evaluate(recipe)
+        return recipe
+
     def found(self, recipe: Recipe) -> dict[str, Any]:
         return json.loads((recipe.run.folder / "eval/elicitation/elicitation.json").read_text())
 

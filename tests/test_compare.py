@@ -71,9 +71,7 @@ def arms_compared(recipe):
 
 def test_answers_that_were_not_judged_are_not_compared_by_older_verdicts(world):
     world.scripts |= {"base": solving(0.1), "grpo": solving(0.5)}
-    recipe = world.recipe({"grpo": {"trainer": "grpo"}})
-    world.train(recipe)
-    world.evaluate(recipe)
+    recipe = world.evaluated({"grpo": {"trainer": "grpo"}})
     assert arms_compared(recipe)["grpo"]["seeds"] == 1
     world.scripts["grpo"] = solving(0.0)
     sample_arm(recipe, "grpo", force=True)

@@ -46,9 +46,8 @@ def mended(world, monkeypatch):
         world.scripts[arm] = lambda row, way, rng: (
             row["gold"] if rng.random() < 0.25 else schedule_xml(row["problem"].events)
         )
-    recipe = world.recipe({"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}})
-    world.train(recipe)
-    world.evaluate(recipe)
+    arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
+    recipe = world.evaluated(arms)
 
     def found(arm, **given):
         mend.run(recipe, arm, given.get("problems"), force=False)

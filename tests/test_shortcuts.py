@@ -55,9 +55,7 @@ def test_an_evaluation_says_of_every_arm_whether_it_looks_for_the_optimum(world)
     world.scripts["grpo"] = lambda row, way, rng: row["gold"]
     arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
     tiers = {"dense": {"train": 4, "val": 2, "test": 5}, "trap": {"train": 1, "test": 20}}
-    recipe = world.recipe(arms, data={"main": "dense", "tiers": tiers})
-    world.train(recipe)
-    world.evaluate(recipe)
+    recipe = world.evaluated(arms, data={"main": "dense", "tiers": tiers})
     report = json.loads(recipe.run.report.read_text())
     agree = report["shortcuts"]["trap"]["agree"]
     assert list(agree) == ["base", "sft", "grpo", RANDOM]

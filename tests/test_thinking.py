@@ -38,9 +38,7 @@ def test_changed_reasoning_costs_an_arm_that_reads_it_and_not_one_that_knows(wor
     world.scripts["base"] = lambda row, way, rng: row["gold"]
     for arm in ARMS:
         world.scripts[arm] = lambda row, way, rng: gold_answer(row["problem"], "computed")
-    recipe = world.recipe(ARMS, {"arms": ["reader"]})
-    world.train(recipe)
-    world.evaluate(recipe)
+    recipe = world.evaluated(ARMS, {"arms": ["reader"]})
     thinking.run(recipe, force=False)
     found = json.loads(recipe.run.thinking.read_text())
 
