@@ -65,7 +65,7 @@ def test_scores_equal_those_of_one_forward_pass_a_token_without_padding(tokenize
         np.testing.assert_allclose(scored.entropy, entropy, atol=2e-4)
 
 
-def test_a_reasoning_that_the_template_opens_is_not_scored_twice(tokenizer):
+def test_a_reasoning_that_the_template_opens_is_not_scored_twice():
     other = build_tokenizer()
     other.chat_template = other.chat_template.replace(
         "{{ '<|assistant|>' }}", "{{ '<|assistant|><think>\n' }}"
