@@ -49,8 +49,8 @@ def mended(world, monkeypatch):
     arms = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
     recipe = world.evaluated(arms)
 
-    def found(arm, **given):
-        mend.run(recipe, arm, given.get("problems"), force=False)
+    def found(arm, problems=None, seed=recipe.seed):
+        mend.run(replace(recipe, seed=seed), arm, problems, force=False)
         return json.loads((recipe.run.samples(arm).parent / "mend" / "mend.json").read_text())
 
     return found
@@ -86,6 +86,13 @@ def test_fewer_problems_may_be_asked_and_a_finished_measurement_stands(mended, c
     mended("grpo", problems=5)
     assert "up to date" in capsys.readouterr().out
     assert mended("grpo")["problems"] == 40
+
+
+def test_another_seed_measures_anew(mended, capsys):
+    first = mended("grpo", problems=5)
+    capsys.readouterr()
+    assert mended("grpo", problems=5, seed=8) != first
+    assert "up to date" not in capsys.readouterr().out
 
 
 def test_answers_that_were_never_drawn_are_refused(mended, tmp_path):
