@@ -130,7 +130,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     for given in (Path(options.problems), options.completions):
         if options.out and options.out.resolve() == given.resolve():
-            raise UserError(f"--out {options.out} would replace an input; name another file")
+            raise UserError(f"OUT= (--out) {options.out} would replace an input; name another file")
     return options
 
 

@@ -148,7 +148,7 @@ def main() -> None:
     require(0 <= arguments.thinking < 1, "--thinking must be a share, from 0 to below 1")
     require(
         not (arguments.skills and arguments.start),
-        "--skills goes on with the embedded base; leave --from out",
+        "--skills goes on with the embedded base; leave FROM= (--from) out",
     )
     plan = Pretraining()
     if arguments.skills or arguments.start:

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     given = [value for value in (arguments.path, arguments.log, arguments.run) if value]
-    require(len(given) < 2, "a path, --log and --run exclude each other")
+    require(len(given) < 2, "a path, LOG= (--log) and RUN= (--run) exclude each other")
     arguments.log = arguments.log or arguments.path
     of_recipe = recipe.load_recipe(arguments.recipe).run_name if arguments.recipe else "tiny"
     path = arguments.log or run_folder(arguments.run or of_recipe)

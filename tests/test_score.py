@@ -223,7 +223,7 @@ def test_bad_input_is_one_sentence_that_names_the_line(run, problems, completion
 
 def test_an_output_that_would_replace_an_input_is_refused(run, tmp_path):
     out = tmp_path / "c.jsonl"
-    with pytest.raises(UserError, match=f"^--out {out} "):
+    with pytest.raises(UserError, match=rf"^OUT= \(--out\) {out} "):
         run([ROW], [GOOD], "--out", str(out))
 
 

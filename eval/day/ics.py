@@ -97,7 +97,7 @@ def read_calendar(
             nearest dates with some are named.
     """
     if day is not None and day.year not in _YEARS:
-        raise UserError(f"--date {day} is not between {_YEARS[0]} and {_YEARS[-1]}")
+        raise UserError(f"DATE= (--date) {day} is not between {_YEARS[0]} and {_YEARS[-1]}")
     if not text.rstrip().upper().endswith("END:VCALENDAR"):
         raise UserError(f"{source} is a broken calendar (its end is missing); export it again")
     left_out: LeftOut = defaultdict(dict)
