@@ -19,7 +19,7 @@ from typing import Any
 from data.common.errors import UserError, brief, is_another, require
 from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
 from data.common.yaml_loader import read_yaml
-from data.run import BASE, OWNER, Run
+from data.run import BASE, OWNER, Run, goal
 from data.sections import (
     ARMS,
     BACKENDS,
@@ -317,11 +317,12 @@ def _converted(model: str) -> str:
     return done.stdout.strip().rpartition("\n")[2]
 
 
-def recipe_from(arguments: argparse.Namespace, made: bool = False) -> Recipe:
+def recipe_from(arguments: argparse.Namespace, begins: bool = False) -> Recipe:
     """The recipe that the flags of ``recipe_arguments`` ask for.
 
     Args:
-        made: whether the command uses what a run has, so that one that is named must be there.
+        begins: whether the command needs nothing that a run has; else one that is named must be
+            there.
 
     Raises:
         UserError: also where the run's folder is another recipe's or model's.
@@ -334,9 +335,9 @@ def recipe_from(arguments: argparse.Namespace, made: bool = False) -> Recipe:
     folder = recipe.run.folder
     if (folder / OWNER).is_file() and not is_another():
         recipe.run.belong_to(recipe.path, arguments.force)
-    if made and given and not folder.is_dir():
+    if given and not (begins or folder.is_dir()):
         runs = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
-        raise UserError(f"{folder} does not exist{nearest(given, runs)}")
+        raise UserError(f"{folder} does not exist; {goal('data')} begins it{nearest(given, runs)}")
     if arguments.model and not given and not is_another():
         print(f"run: {folder}, of the model {recipe.model} (RUN=name changes it)", file=sys.stderr)
     return recipe

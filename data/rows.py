@@ -10,11 +10,11 @@ from typing import TypedDict, cast
 
 from data.common.errors import UserError, require
 from data.common.fields import is_text
-from data.common.files import finished, read_jsonl
+from data.common.files import read_jsonl
 from data.common.seeds import seed_of
 from data.problem import Problem
 from data.prompts import answer, computation, narration, prompt
-from data.run import Run
+from data.run import Run, goal
 from data.sections import Arm, DataSection
 from data.solver import (
     has_base_rules,
@@ -134,7 +134,7 @@ def read_problems(path: Path) -> list[Row]:
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         rows.append(cast(Row, {**row, "problem": problem}))
-    require(rows, f"{path} has no problems; FORCE=1 make data writes them again")
+    require(rows, f"{path} has no problems; {goal('data', 'FORCE=1')} writes them again")
     return rows
 
 
@@ -159,9 +159,5 @@ def read_split(run: Run, split: str) -> list[Row]:
     Raises:
         UserError: when the data stage has not run to its end.
     """
-    path = run.split(split)
-    require(
-        finished(path.parent),
-        f"{path} does not exist or is not finished; `make data` writes it",
-    )
-    return read_problems(path)
+    run.require_data(split)
+    return read_problems(run.split(split))

@@ -22,7 +22,7 @@ from data.common.files import Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, longest_told, read_split
-from data.run import SAMPLES
+from data.run import SAMPLES, goal
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import read_answers
@@ -114,7 +114,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     asked = _some(training, problems, seed_of(recipe.seed, "probe"))
     write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: row["problem"].text for row in asked}
-    answers = read_answers(folder / SAMPLES, texts, f"make probe ARM={arm}")
+    answers = read_answers(folder / SAMPLES, texts, goal("probe", f"ARM={arm}"))
     outcomes, tiers = outcomes_of(answers, texts, reward), [row["tier"] for row in asked]
     report = {
         **settings,

@@ -17,7 +17,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import Stage, finished, sha256, stage_facts, write_bytes, write_text
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
-from data.run import BASE, Run
+from data.run import BASE, Run, goal
 from data.sections import TierUse
 from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
@@ -40,8 +40,9 @@ _SHOWN_VERSIONS = ("torch", "transformers", "trl", "unsloth", "ortools")
 def run(recipe: Recipe, force: bool) -> None:
     """Write the page of a run that was evaluated, unless it is up to date."""
     run = recipe.run
+    run.require_data()
     if not (finished(run.eval) and run.report.is_file()):
-        raise UserError(f"{run.report} does not exist or is not finished; `make eval` writes it")
+        raise UserError(f"{run.report} does not exist or is not finished; {goal('eval')} writes it")
     report = read_result(run.report)
     arms = report["arms"]
     logs = {arm: run.log(arm) for arm in arms if run.log(arm).is_file()}
@@ -51,7 +52,7 @@ def run(recipe: Recipe, force: bool) -> None:
     if conclusion is None and finished(run.elicitation.parent):
         print(
             "report: the conclusion is missing, or of other answers than these, so it is left out; "
-            "`make eval` goes on with it",
+            f"{goal('eval')} goes on with it",
             flush=True,
         )
     facts = {

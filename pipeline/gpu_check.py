@@ -158,7 +158,7 @@ def main() -> None:
         "--random", action="store_true", help="random weights in the model's shape, no download"
     )
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, begins=True)
     if arguments.only:
         section = recipe.all_arms[arguments.only].section
         print(json.dumps(asdict(measure_training(recipe.for_arm(arguments.only), section or ""))))

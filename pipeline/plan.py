@@ -25,6 +25,7 @@ from data.common.errors import UserError, require, run_main
 from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row
+from data.run import goal
 from data.tiers import TIERS
 from pipeline.memory.arithmetic import (
     GIB,
@@ -285,7 +286,8 @@ def print_plan(
     print_hours(plan, card, price, console)
     if not gpu:
         say(console, "\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
-    say(console, "\nAn estimate, of TRL; Unsloth is made to hold less. `make gpu-check` measures.")
+    check = goal("gpu-check")
+    say(console, f"\nAn estimate, of TRL; Unsloth is made to hold less. {check} measures.")
 
 
 def gpu_here() -> tuple[float | None, Card | None]:
@@ -325,11 +327,13 @@ def main() -> None:
     parser.add_argument("--gpu", type=_gpu, help="GiB, or a card by name (default: this one)")
     parser.add_argument("--price", type=_size, help="dollars an hour of the card")
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, begins=True)
     quiet()
     gpu, card = arguments.gpu or gpu_here()
     if arguments.price and card is None:
-        raise UserError(f"PRICE= needs a card by name in GPU=: one of {', '.join(CARDS)}")
+        raise UserError(
+            f"PRICE= (--price) needs a card by name in GPU= (--gpu): one of {', '.join(CARDS)}"
+        )
     print_plan(plan_of(recipe), gpu, plain_console(), card, arguments.price)
 
 

@@ -469,5 +469,5 @@ def test_a_file_without_problems_says_how_to_write_them(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_problems(path)
     path.write_text("\n")
-    with pytest.raises(UserError, match="has no problems; FORCE=1 make data"):
+    with pytest.raises(UserError, match="has no problems; `make data FORCE=1`"):
         read_problems(path)

@@ -74,7 +74,7 @@ def test_the_flags_of_a_stage_override_the_recipe(tmp_path):
     given = argparse.Namespace(
         recipe=tmp_path / "small.yaml", model="other/model", run="else", backend=None, bits=None
     )
-    recipe = recipe_from(given)
+    recipe = recipe_from(given, begins=True)
     assert (recipe.model, recipe.run_name, recipe.name) == ("other/model", "else", "small")
     assert recipe.run.folder == Path("runs/else")
 
@@ -477,9 +477,9 @@ def test_a_run_is_not_given_to_another_recipe_or_model_unasked(tmp_path, monkeyp
     for name in ("mine.yaml", "copy.yaml"):
         Path(name).write_text(yaml.safe_dump(GOOD))
 
-    def asked(path="mine.yaml", made=False, **given):
+    def asked(path="mine.yaml", begins=True, **given):
         flags = {"model": None, "run": None, "backend": None, "bits": None, "force": False}
-        return recipe_from(argparse.Namespace(recipe=Path(path), **(flags | given)), made)
+        return recipe_from(argparse.Namespace(recipe=Path(path), **(flags | given)), begins)
 
     first = asked().run
     first.belong_to(Path("mine.yaml"))
@@ -494,5 +494,5 @@ def test_a_run_is_not_given_to_another_recipe_or_model_unasked(tmp_path, monkeyp
     assert asked("copy.yaml").run == first
     with pytest.raises(UserError, match=r"belongs to the recipe copy\.yaml"):
         asked()
-    with pytest.raises(UserError, match=r"does not exist; did you mean 'small'\?"):
-        asked("copy.yaml", made=True, run="smal")
+    with pytest.raises(UserError, match=r"does not exist; .*; did you mean 'small'\?"):
+        asked("copy.yaml", begins=False, run="smal")

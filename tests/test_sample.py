@@ -161,7 +161,7 @@ def test_a_way_of_asking_of_another_version_is_one_sentence(sampled, spoilt):
     asking = facts.pop("asking")
     more = {} if spoilt is None else {"asking": {**asking, **spoilt}}
     manifest.write_text(json.dumps({**facts, **more}))
-    with pytest.raises(UserError, match=f"^{manifest.parent}.*; FORCE=1 make eval redoes it$"):
+    with pytest.raises(UserError, match=f"^{manifest.parent}.*; `make eval FORCE=1` redoes it$"):
         ask_again(recipe, "base", rows, 5, force=False)
 
 
