@@ -18,6 +18,7 @@ from typing import Any
 
 from data.common.errors import UserError, brief, is_another, require
 from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
+from data.common.flags import Parser
 from data.common.yaml_loader import read_yaml
 from data.run import BASE, OWNER, Run, goal
 from data.sections import (
@@ -279,7 +280,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def recipe_arguments(description: str) -> argparse.ArgumentParser:
     """The flags that every stage takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    parser = Parser(description=description, formatter_class=_Help)
     parser.add_argument(
         "--recipe", type=Path, required=True,
         help="the experiment: one of pipeline/recipes by its name, or a YAML file",

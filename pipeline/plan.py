@@ -22,6 +22,7 @@ from rich.table import Table
 
 from data.common.console import plain_console, plain_table, say
 from data.common.errors import UserError, require, run_main
+from data.common.fields import nearest
 from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row
@@ -310,8 +311,9 @@ def _gpu(text: str) -> tuple[float, Card | None]:
             return CARDS[card].gib, CARDS[card]
     try:
         return _size(name.removesuffix("gib").removesuffix("gb")), None
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or one of {', '.join(CARDS)}") from None
+    except argparse.ArgumentTypeError:
+        cards = f"{', '.join(CARDS)}), not {text!r}{nearest(name, CARDS)}"
+        raise argparse.ArgumentTypeError(f"must be GiB above 0 or a card ({cards}") from None
 
 
 def _size(text: str) -> float:

@@ -168,6 +168,17 @@ def test_a_misspelt_run_is_told_with_the_nearest_that_there_is(stage, monkeypatc
         ("pipeline.sft", ["--recipe", TINY, "--arm", "sfd"], f"{TINY}: arms has no 'sfd' (it has "),
         ("pipeline.grpo", ["--recipe", TINY, "--arm", "gpro"], f"{TINY}: arms has no 'gpro'"),
         ("pipeline.rejection", ["--recipe", TINY, "--arm", "rft"], f"{TINY}: arms has no 'rft'"),
+        ("pipeline.plan", ["--recipe", TINY, "--price", "dear"], "PRICE= (--price) must be a num"),
+        ("eval.sample", ["--recipe", TINY, "--bits", "3"], "BITS= (--bits) must be one of 4, 16, "),
+        (
+            "eval.try",
+            ["--recipe", TINY, "--answers", "few"],
+            "--answers must be a whole number, no",
+        ),
+        ("eval.try", ["--recipe", TINY, "--answers"], "--answers expected one argument"),
+        ("pipeline.base", ["--thinking", "much"], "--thinking must be a number, not 'much'"),
+        ("eval.judge", ["--recipe", TINY, "--fast"], "unrecognized arguments: --fast; --help (ARG"),
+        ("eval.score", ["--problems", TINY], "the following arguments are required: --completion"),
         (
             "eval.score",
             ["--problems", "nope.jsonl", "--completions", TINY],

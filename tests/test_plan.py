@@ -207,9 +207,10 @@ def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
     assert "dollars" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", ["0", "much"])
-def test_a_size_that_is_none_is_refused(size, monkeypatch, capsys):
+@pytest.mark.parametrize("size", ["0", "much", "h10"])
+def test_a_size_that_is_none_is_refused_with_the_cards_that_are_known(size, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plan", "--recipe", str(TINY), "--gpu", size])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "--gpu" in capsys.readouterr().err
+    said = refusal_of(main)
+    assert said.startswith("GPU= (--gpu) must be GiB above 0 or a card (")
+    assert f"not '{size}'" in said
+    assert ("did you mean 'h100'?" in said) == (size == "h10")
