@@ -118,6 +118,7 @@ def read_calendar(
     none = f"{source} has no events that can be asked"
     if day and first:
         near = _dates(series, day - _AROUND, day + _AROUND, zone) or [first]
+        near = [other for other in near if other.year in _YEARS]
         near = sorted(sorted(near, key=lambda other: abs(other - day))[:_NAMED])
         none += f" on {day}; the nearest dates with some are {', '.join(map(str, near))}"
     raise UserError(" ".join([f"{none}.", *lost]).rstrip("."))
