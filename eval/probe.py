@@ -30,6 +30,7 @@ from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.model.load import model_inputs
+from pipeline.train.rollouts import unlike
 from pipeline.train.settings import grpo_config
 from rewards.parse import is_cut_off, whole
 from rewards.reward import totals
@@ -79,7 +80,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     run = recipe.run
     folder = run.probe(run.chosen(arm))
     config = grpo_config(recipe, Path("unused"))
-    group = config.num_generations or 1
+    group, without = config.num_generations or 1, unlike(config)
     samples = max(64, 2 * group) if samples is None else samples
     require(problems >= 1, f"--problems must be 1 or more, not {problems}")
     require(
@@ -106,6 +107,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "group": group,
         "problems": problems,
         "asking": asdict(asking),
+        **({"without": without} if without else {}),
     }
     inputs = [run.split("train"), *model_inputs(run.model(arm))]
     stage = Stage(folder, f"probe {arm}", settings, inputs)
@@ -113,6 +115,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         return
     asked = _some(training, problems, seed_of(recipe.seed, "probe"))
     write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
+    notes = [f"Note: drawn without {key}, which training has." for key in without]
     texts = {row["id"]: row["problem"].text for row in asked}
     answers = read_answers(folder / SAMPLES, texts, goal("probe", f"ARM={arm}"))
     outcomes, tiers = outcomes_of(answers, texts, reward), [row["tier"] for row in asked]
@@ -122,7 +125,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "thresholds": LIMITS,
         "tiers": readiness_by_tier(outcomes, tiers, group, recipe.seed, asking.resamples),
     }
-    publish(folder / PROBE, report, [readiness_sheet(report)], [advice_sentence(report)])
+    publish(folder / PROBE, report, [readiness_sheet(report)], [advice_sentence(report), *notes])
     stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
     print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
 
