@@ -244,7 +244,7 @@ def _extended(path: Path, above: tuple[Path, ...] = (), files: bool = False) -> 
     """
     content = read_yaml(path)
     extends = isinstance(content, dict) and "extends" in content
-    below = content.pop("extends") if extends else None
+    below: Any = content.pop("extends") if extends else None
     content = _signed(content, path) if files else content
     if not extends:
         return content

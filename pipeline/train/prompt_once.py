@@ -30,11 +30,8 @@ if TYPE_CHECKING:
 def trainer_class(model: PreTrainedModel, args: GRPOConfig) -> type[GRPOTrainer]:
     """PromptOnceTrainer where a prompt's keys and values are all that an answer needs of it, found
     by trying: a model may scale its logits, or keep another state than keys and values."""
-    return (
-        PromptOnceTrainer
-        if may_share(model.config, args) and _can_share(model)
-        else UnpaddedTrainer
-    )
+    shares = may_share(model.config, args) and _can_share(model)
+    return PromptOnceTrainer if shares else UnpaddedTrainer
 
 
 def _can_share(model: PreTrainedModel) -> bool:
