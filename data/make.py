@@ -123,7 +123,7 @@ def _digests(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
 
 def main() -> None:
     arguments = recipe_arguments(__doc__.split("\n")[0]).parse_args()
-    run(recipe_from(arguments), arguments.force)
+    run(recipe_from(arguments, begins=True), arguments.force)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,19 @@ import argparse
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, brief, is_another, require
-from data.common.fields import at_least, dataclass_from, is_plain, nearest, one_of, setting
+from data.common.fields import at_least, dataclass_from, is_plain, keys_of, nearest, one_of, setting
+from data.common.flags import Parser
 from data.common.yaml_loader import read_yaml
-from data.run import BASE, OWNER, Run
+from data.homes import with_home
+from data.run import BASE, OWNER, Run, goal
 from data.sections import (
     ARMS,
     BACKENDS,
@@ -45,6 +49,7 @@ GGUF_PACKAGE = "pypi:"
 #: Keys that an extending recipe replaces whole; of the first two a null leaves out one entry.
 _REPLACED = ("arms", "tiers", "reward")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_IN_ARM = re.compile(r"\(it stands in (arms\.[^.]+)\)$")
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,14 @@ def load_recipe(
         UserError: one sentence naming the file and the key that is wrong.
     """
     path = _place(path)
-    content = _extended(path)
-    recipe = dataclass_from(Recipe, content, str(path))
+    with explained(path):
+        return _checked(path, model, run, backend, bits)
+
+
+def _checked(
+    path: Path, model: str | None, run: str | None, backend: str | None, bits: int | None
+) -> Recipe:
+    recipe = dataclass_from(Recipe, _extended(path), str(path))
     recipe = replace(
         recipe,
         path=path,
@@ -224,16 +235,19 @@ def _place(name: Path, folder: Path = Path()) -> Path:
     raise UserError(f"recipe {path} does not exist{nearest(bare, known) or listed}")
 
 
-def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
+def _extended(path: Path, above: tuple[Path, ...] = (), files: bool = False) -> Any:
     """The content of a recipe, merged over the one that its ``extends`` names, if any.
 
     Args:
         above: the recipes that extend this one.
+        files: have the file that says it in the place of every value but null.
     """
     content = read_yaml(path)
-    if not isinstance(content, dict) or "extends" not in content:
+    extends = isinstance(content, dict) and "extends" in content
+    below: Any = content.pop("extends") if extends else None
+    content = _signed(content, path) if files else content
+    if not extends:
         return content
-    below = content.pop("extends")
     require(
         isinstance(below, str) and is_plain(below),
         f"{path}: extends must be the name of a recipe beside it, not {brief(below)}",
@@ -241,7 +255,13 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
     above = (*above, path.resolve())
     parent = _place(Path(below), path.parent)
     require(parent.resolve() not in above, f"{path}: extends goes in a circle")
-    return _merged(_extended(parent, above), content, f"{path}: ")
+    return _merged(_extended(parent, above, files), content, f"{path}: ")
+
+
+def _signed(content: Any, path: Path) -> Any:
+    if isinstance(content, dict):
+        return {key: _signed(value, path) for key, value in content.items()} or {"": path}
+    return None if content is None else path
 
 
 def _merged(below: Any, above: Any, source: str) -> Any:
@@ -269,6 +289,50 @@ def _replaced(below: Any, above: Any, source: str) -> Any:
     return {key: value for key, value in {**below, **above}.items() if value is not None}
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Have a mistake in the recipe ``path`` name the file that holds it, where that is one that
+    this one extends, and the section that a known key belongs in."""
+    try:
+        yield
+    except UserError as error:
+        text, start = str(error), f"{path}: "
+        about = re.match(r"(?:unknown )?(?:key )?(tier )?'?([\w.-]+)", text.removeprefix(start))
+        if about is None or not text.startswith(start):
+            raise
+        key = f"data.tiers.{about[2]}" if about[1] else about[2]
+        if arm := _IN_ARM.search(text):
+            key = f"{arm[1]}.settings.{key.partition('.')[2]}"
+        if f"unknown key '{about[2]}'" in text:
+            text = with_home(text, about[2], key, keys_of(Recipe))
+        holder = _holder(path, key)
+        if holder != path:
+            text = f"{holder}, which {path} extends: {text.removeprefix(start)}"
+        raise UserError(text) from None
+
+
+def _holder(path: Path, key: str) -> Path:
+    """The file that says the key of a recipe, or all of the section that lacks it."""
+    try:
+        found = _extended(path, files=True)
+    except UserError:  # the mistake is that it cannot be read
+        return path
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            break
+        found = found[part]
+    holders = set(_leaves(found))
+    return holders.pop() if len(holders) == 1 else path
+
+
+def _leaves(found: Any) -> Iterator[Path]:
+    if isinstance(found, dict):
+        for value in found.values():
+            yield from _leaves(value)
+    elif found is not None:
+        yield found
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help with the defaults that say something."""
 
@@ -279,7 +343,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def recipe_arguments(description: str) -> argparse.ArgumentParser:
     """The flags that every stage takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    parser = Parser(description=description, formatter_class=_Help)
     parser.add_argument(
         "--recipe", type=Path, required=True,
         help="the experiment: one of pipeline/recipes by its name, or a YAML file",
@@ -317,11 +381,12 @@ def _converted(model: str) -> str:
     return done.stdout.strip().rpartition("\n")[2]
 
 
-def recipe_from(arguments: argparse.Namespace, made: bool = False) -> Recipe:
+def recipe_from(arguments: argparse.Namespace, begins: bool = False) -> Recipe:
     """The recipe that the flags of ``recipe_arguments`` ask for.
 
     Args:
-        made: whether the command uses what a run has, so that one that is named must be there.
+        begins: whether the command needs nothing that a run has; else one that is named must be
+            there.
 
     Raises:
         UserError: also where the run's folder is another recipe's or model's.
@@ -334,9 +399,9 @@ def recipe_from(arguments: argparse.Namespace, made: bool = False) -> Recipe:
     folder = recipe.run.folder
     if (folder / OWNER).is_file() and not is_another():
         recipe.run.belong_to(recipe.path, arguments.force)
-    if made and given and not folder.is_dir():
+    if given and not (begins or folder.is_dir()):
         runs = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
-        raise UserError(f"{folder} does not exist{nearest(given, runs)}")
+        raise UserError(f"{folder} does not exist; {goal('data')} begins it{nearest(given, runs)}")
     if arguments.model and not given and not is_another():
         print(f"run: {folder}, of the model {recipe.model} (RUN=name changes it)", file=sys.stderr)
     return recipe

@@ -10,12 +10,13 @@ from typing import TypedDict, cast
 
 from data.common.errors import UserError, require
 from data.common.fields import is_text
-from data.common.files import finished, read_jsonl
+from data.common.files import read_jsonl
 from data.common.seeds import seed_of
 from data.problem import Problem
 from data.prompts import answer, computation, narration, prompt
-from data.run import Run
-from data.sections import Arm, DataSection
+from data.recipe import Recipe
+from data.run import Run, goal
+from data.sections import DataSection
 from data.solver import (
     has_base_rules,
     is_computable,
@@ -75,10 +76,11 @@ def retold(rows: Iterable[Row], data: DataSection) -> list[Row]:
     return [{**row, "gold": gold_answer(row["problem"], trace_of(row["id"], data))} for row in rows]
 
 
-def longest_told(rows: Iterable[Row], data: DataSection, arms: Iterable[Arm]) -> list[Row]:
+def longest_told(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
     """The rows with gold answers of which as many reason as for the arm that is shown the most: no
     arm reads longer ones."""
-    shares = [arm.reasoned for arm in arms if arm.reasoned is not None]
+    data = recipe.data
+    shares = [arm.reasoned for arm in recipe.arms.values() if arm.reasoned is not None]
     if not shares:
         return list(rows)
     return retold(rows, replace(data, reasoned=max(*shares, data.reasoned)))
@@ -134,7 +136,7 @@ def read_problems(path: Path) -> list[Row]:
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         rows.append(cast(Row, {**row, "problem": problem}))
-    require(rows, f"{path} has no problems; FORCE=1 make data writes them again")
+    require(rows, f"{path} has no problems; {goal('data', 'FORCE=1')} writes them again")
     return rows
 
 
@@ -159,9 +161,5 @@ def read_split(run: Run, split: str) -> list[Row]:
     Raises:
         UserError: when the data stage has not run to its end.
     """
-    path = run.split(split)
-    require(
-        finished(path.parent),
-        f"{path} does not exist or is not finished; `make data` writes it",
-    )
-    return read_problems(path)
+    run.require_data(split)
+    return read_problems(run.split(split))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ OWNER = "run.json"
 START = "start.jsonl"
 #: Below an arm's folder in ``eval``.
 SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
+#: Flags that say which run a command is about, and the recipe that make takes without RECIPE=.
+_ASKED = ("recipe", "model", "run", "backend", "bits")
+_UNSAID = ("tiny", "pipeline/recipes/tiny.yaml")
 
 
 @dataclass(frozen=True)
@@ -157,11 +162,20 @@ class Run:
     def require_known(self, arm: str) -> None:
         """Raise UserError unless the run has the arm."""
         near, known = nearest(arm, self.names), ", ".join(self.names)
-        require(arm in self.names, f"--arm must be one of {known}, not {arm!r}{near}")
+        require(arm in self.names, f"ARM= (--arm) must be one of {known}, not {arm!r}{near}")
+
+    def require_data(self, split: str = "test") -> None:
+        """Raise UserError unless the data stage has run to its end."""
+        require(
+            finished(self.data),
+            f"{self.split(split)} does not exist or is not finished; {goal('data')} writes it",
+        )
 
     def require_trained(self, arm: str) -> None:
-        """Raise UserError unless the weights of an arm are there."""
-        require(self.is_trained(arm), f"{self.model(arm)} is not finished; {maker(arm)} trains it")
+        """Raise UserError unless the weights of an arm are there, or the data to train it on."""
+        if not self.is_trained(arm):
+            self.require_data("train")
+            raise UserError(f"{self.model(arm)} is not finished; {maker(arm)} trains it")
 
     def chosen(self, arm: str | None) -> str:
         """The arm that is named, else the last one that is trained, else the base.
@@ -181,6 +195,20 @@ class Run:
         return [arm for arm in self.names if finished(self.samples(arm).parent)]
 
 
-def maker(arm: str) -> str:
+def goal(name: str, *settings: str) -> str:
+    """A goal of make as a way out, with what this command was given that says which run it is."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in _ASKED:
+        parser.add_argument(f"--{flag}")
+    given = vars(parser.parse_known_args()[0])
+    same = [
+        f"{flag.upper()}={shlex.quote(value)}"
+        for flag, value in given.items()
+        if value and (flag != "recipe" or value not in _UNSAID)
+    ]
+    return f"`{' '.join(['make', name, *same, *settings])}`"
+
+
+def maker(arm: str, *settings: str) -> str:
     """The command that trains an arm."""
-    return f"`make {arm if arm in ARMS else 'arms'}`"
+    return goal(arm if arm in ARMS else "arms", *settings)

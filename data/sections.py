@@ -54,7 +54,7 @@ class TierUse:
     val: int = setting(at_least(0), 0)
     test: int = setting(at_least(0), 0)
     source: str | None = setting(Limit(bool, "a file, folder or hub id"), None)
-    tier: Tier = field(default_factory=Tier)
+    tier: Tier = field(default_factory=Tier, metadata={"internal": True})
 
     def published(self, split: str) -> str:
         """Where an imported tier's ``train`` or ``test`` problems are."""

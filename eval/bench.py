@@ -197,7 +197,7 @@ def measured(recipe: Recipe, folder: Path) -> Iterator[Line]:
 
 
 def main() -> None:
-    recipe = recipe_from(recipe_arguments(__doc__.split("\n")[0]).parse_args())
+    recipe = recipe_from(recipe_arguments(__doc__.split("\n")[0]).parse_args(), begins=True)
     quiet()
     table = plain_table("what", "here", "beside it", "ratio")
     with tempfile.TemporaryDirectory() as folder:

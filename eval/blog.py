@@ -22,7 +22,7 @@ from data.common.seeds import seed_of
 from data.policies import floor
 from data.prompts import answer
 from data.recipe import recipe_arguments, recipe_from
-from data.run import Run
+from data.run import Run, goal
 from data.sections import LEVEL, RESAMPLES
 from eval.answers.files import Key, ProblemFile, read_samples
 from eval.answers.judge import score_rows_as_published
@@ -125,7 +125,7 @@ def run(run: Run, files: Path | None, force: bool = False) -> None:
         UserError: when no arm was sampled to its end, or ``files`` holds no published answers.
     """
     sampled = {label(arm): run.samples(arm) for arm in run.sampled()}
-    require(sampled, f"{run.eval} has no finished samples; `make blog` draws them")
+    require(sampled, f"{run.eval} has no finished samples; {goal('blog')} draws them")
     groups = {"this run": (run.split("test"), sampled)}
     if files:
         groups["published answers"] = (files / "test.jsonl", answers_in(files))
@@ -147,7 +147,7 @@ def answers_in(files: Path) -> dict[str, Path]:
         UserError: when there are none.
     """
     paths = sorted(files.glob("completions-*.jsonl"))
-    require(paths, f"{files} has no completions-<model>.jsonl; BLOG= names their folder")
+    require(paths, f"{files} has no completions-<model>.jsonl; BLOG= (--blog) names their folder")
     return {path.stem.removeprefix("completions-"): path for path in paths}
 
 

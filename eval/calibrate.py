@@ -6,7 +6,6 @@ and exits with 1 where a bound does not hold.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ import numpy as np
 from data.common.console import paced
 from data.common.errors import run_main
 from data.common.files import write_json
+from data.common.flags import Parser
 from data.common.seeds import seed_of
 from data.recipe import RUNS
 from data.sections import Margins
@@ -131,9 +131,7 @@ def calibrate_case(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.calibrate", description=__doc__.split("\n")[0]
-    )
+    parser = Parser(prog="python -m eval.calibrate", description=__doc__.split("\n")[0])
     parser.add_argument("--repetitions", type=int, default=200, help="of every case")
     parser.add_argument("--out", type=Path, default=RUNS / "calibrate", help="folder of the report")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ from data.common.files import Stage, write_bytes
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
-from data.run import BASE, Run
+from data.run import BASE, Run, goal
 from data.sections import LEVEL, Arm
 from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
@@ -156,7 +156,7 @@ def sampled_arms(run: Run, arms: Mapping[str, Arm]) -> dict[str, Arm]:
             found[name] = arm
         else:
             print(f"compare: {name} is left out, for not all of its answers are drawn")
-    way_out = "`make data arms eval` of this recipe draws them"
+    way_out = f"{goal('data arms eval')} of this recipe draws them"
     require(found, f"{run.folder} has no answers to compare; {way_out}")
     return found
 

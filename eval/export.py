@@ -18,7 +18,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import BEGUN, Stage, write_json, write_text
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
-from data.run import BASE
+from data.run import BASE, goal
 from data.sections import EvalSection
 from eval.show.card import card_text
 from eval.show.lineage import evaluation, lineage
@@ -41,7 +41,7 @@ def run(recipe: Recipe, arm: str, force: bool = False) -> Path:
     if arm == BASE or run.arms[arm].trainer == "none":
         raise UserError(
             f"there is nothing to export: {arm} has no weights of its own; name a trained arm "
-            "(ARM=grpo), or train one (`make arms`)"
+            f"(ARM=grpo), or train one ({goal('arms')})"
         )
     model, out = Path(run.model(arm)), run.export(arm)
     check_model_folder(model)
@@ -97,7 +97,7 @@ def main() -> None:
     parser = recipe_arguments(__doc__.split("\n")[0])
     parser.add_argument("--arm", help="the arm to export (default: the last one that is trained)")
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments, made=True)
+    recipe = recipe_from(arguments)
     run(recipe, recipe.run.chosen(arguments.arm), arguments.force)
 
 

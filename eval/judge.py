@@ -16,7 +16,7 @@ from data.common.files import Stage, finished, sha256, stage_facts, write_bytes
 from data.policies import floor
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import problems_by_tier, read_split
-from data.run import BASE, VERDICTS, Run, maker
+from data.run import BASE, VERDICTS, Run, goal, maker
 from data.sections import Arm
 from eval.answers.files import answered
 from eval.answers.judge import judge_arm
@@ -99,7 +99,7 @@ def run(recipe: Recipe, force: bool) -> None:
     """Judge and report every arm that was sampled to the end, unless that is up to date."""
     run, sampled = recipe.run, recipe.run.sampled()
     rows = read_split(run, "test")
-    require(sampled, f"{run.eval} has no finished samples; `make eval` draws them")
+    require(sampled, f"{run.eval} has no finished samples; {goal('eval')} draws them")
     lenient = {arm: recipe.for_arm(arm).eval.lenient for arm in sampled}
     pairs, notes = comparisons(run.arms), strange_starts(run, sampled)
     settings = {

@@ -26,6 +26,7 @@ from data.common.seeds import seed_of
 from data.problem import Problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
+from data.run import goal
 from eval.answers.asker import Asker, Turn
 from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered, way_of_asking
 from eval.answers.judge import check_judged, score_rows
@@ -147,7 +148,7 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     """
     run, tier = recipe.run, recipe.data.main
     samples = run.samples(arm)
-    require(samples.is_file(), f"{samples} does not exist; `make eval` draws and judges it")
+    require(samples.is_file(), f"{samples} does not exist; {goal('eval')} draws and judges it")
     check_judged(run, [arm])
     asking = way_of_asking(samples.parent)
     tries = asking.samples // 2
@@ -200,15 +201,16 @@ def main() -> None:
     parser.add_argument("--arm", help="whose answers, instead of every sampled arm's")
     parser.add_argument("--problems", type=int, help="the first so many problems of the main tier")
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments, made=True)
+    recipe = recipe_from(arguments)
     require(
         arguments.problems is None or arguments.problems > 0,
         f"--problems must be 1 or more, not {arguments.problems}",
     )
     if arguments.arm:
         recipe.run.require_known(arguments.arm)
+    recipe.run.require_data()
     arms = [arguments.arm] if arguments.arm else recipe.run.sampled()
-    require(arms, f"{recipe.run.eval} has no finished samples; `make eval` draws them")
+    require(arms, f"{recipe.run.eval} has no finished samples; {goal('eval')} draws them")
     for arm in arms:
         run(recipe, arm, arguments.problems, arguments.force)
 

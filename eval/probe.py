@@ -22,7 +22,7 @@ from data.common.files import Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, longest_told, read_split
-from data.run import SAMPLES
+from data.run import SAMPLES, goal
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
 from eval.answers.files import read_answers
@@ -30,6 +30,7 @@ from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import cell, with_interval
 from eval.stats.readiness import ALL_TIERS, LIMITS, Outcomes, readiness_by_tier
 from pipeline.model.load import model_inputs
+from pipeline.train.rollouts import unlike
 from pipeline.train.settings import grpo_config
 from rewards.parse import is_cut_off, whole
 from rewards.reward import totals
@@ -79,7 +80,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     run = recipe.run
     folder = run.probe(run.chosen(arm))
     config = grpo_config(recipe, Path("unused"))
-    group = config.num_generations or 1
+    group, without = config.num_generations or 1, unlike(config)
     samples = max(64, 2 * group) if samples is None else samples
     require(problems >= 1, f"--problems must be 1 or more, not {problems}")
     require(
@@ -93,7 +94,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=recipe.grpo.get("max_completion_length")
-        or asker.limit(longest_told(training, recipe.data, recipe.arms.values())),
+        or asker.limit(longest_told(training, recipe)),
         rows=recipe.eval.rows,
         resamples=recipe.eval.resamples,
     )
@@ -106,6 +107,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "group": group,
         "problems": problems,
         "asking": asdict(asking),
+        **({"without": without} if without else {}),
     }
     inputs = [run.split("train"), *model_inputs(run.model(arm))]
     stage = Stage(folder, f"probe {arm}", settings, inputs)
@@ -113,8 +115,9 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         return
     asked = _some(training, problems, seed_of(recipe.seed, "probe"))
     write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
+    notes = [f"Note: drawn without {key}, which training has." for key in without]
     texts = {row["id"]: row["problem"].text for row in asked}
-    answers = read_answers(folder / SAMPLES, texts, f"make probe ARM={arm}")
+    answers = read_answers(folder / SAMPLES, texts, goal("probe", f"ARM={arm}"))
     outcomes, tiers = outcomes_of(answers, texts, reward), [row["tier"] for row in asked]
     report = {
         **settings,
@@ -122,7 +125,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "thresholds": LIMITS,
         "tiers": readiness_by_tier(outcomes, tiers, group, recipe.seed, asking.resamples),
     }
-    publish(folder / PROBE, report, [readiness_sheet(report)], [advice_sentence(report)])
+    publish(folder / PROBE, report, [readiness_sheet(report)], [advice_sentence(report), *notes])
     stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
     print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from data.common.errors import UserError, run_main
 from data.common.files import Stage, finished, sha256, stage_facts, write_bytes, write_text
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
-from data.run import BASE, Run
+from data.run import BASE, Run, goal
 from data.sections import TierUse
 from eval.answers.files import answered, way_of_asking
 from eval.answers.judge import check_judged
@@ -27,9 +28,11 @@ from eval.show.results import read_result, standing
 from eval.show.showcase import choose_answers, drawn_problem
 from eval.show.tables import label
 from eval.show.thinking_sheets import thinking_sheets
+from eval.stats.estimate import cell
 from pipeline.health.diagnosis import Finding
 from pipeline.health.logs import examine
 from pipeline.health.reading import read_log
+from pipeline.health.symptom import Level
 
 REPORT_PAGE, TRAINING = "report.html", "training.png"
 #: Folder of the PNG and the manifest; no arm has this name.
@@ -40,8 +43,9 @@ _SHOWN_VERSIONS = ("torch", "transformers", "trl", "unsloth", "ortools")
 def run(recipe: Recipe, force: bool) -> None:
     """Write the page of a run that was evaluated, unless it is up to date."""
     run = recipe.run
+    run.require_data()
     if not (finished(run.eval) and run.report.is_file()):
-        raise UserError(f"{run.report} does not exist or is not finished; `make eval` writes it")
+        raise UserError(f"{run.report} does not exist or is not finished; {goal('eval')} writes it")
     report = read_result(run.report)
     arms = report["arms"]
     logs = {arm: run.log(arm) for arm in arms if run.log(arm).is_file()}
@@ -51,7 +55,7 @@ def run(recipe: Recipe, force: bool) -> None:
     if conclusion is None and finished(run.elicitation.parent):
         print(
             "report: the conclusion is missing, or of other answers than these, so it is left out; "
-            "`make eval` goes on with it",
+            f"{goal('eval')} goes on with it",
             flush=True,
         )
     facts = {
@@ -69,12 +73,17 @@ def run(recipe: Recipe, force: bool) -> None:
     stage = Stage(folder, "report", settings, [*inputs, *filter(None, (conclusion, thinking))])
     if not stage.begin_unless_done(force):
         return
-    findings = _findings(logs)
+    findings = [weighed(arm, one, run, report) for arm, one in _findings(logs)]
+    findings.sort(key=lambda pair: pair[1].level == "note")  # its number marks an alarm's step
     panels = training_panels(
         {arm: [*read_log(path)] for arm, path in logs.items()},
         looks_of(arms),
         _floors_of_training(recipe.tier_uses, report),
-        [(arm, finding.step, str(number)) for number, (arm, finding) in enumerate(findings, 1)],
+        [
+            (arm, finding.step, str(number))
+            for number, (arm, finding) in enumerate(findings, 1)
+            if finding.level != "note"
+        ],
     )
     path, training = folder / TRAINING, ""
     path.unlink(missing_ok=True)
@@ -161,6 +170,19 @@ def _findings(logs: Mapping[str, Path]) -> list[tuple[str, Finding]]:
                 (arm, one) for one in (*patient.findings, *patient.past) if one.level != "note"
             ]
     return sorted(found, key=lambda pair: pair[1].step)
+
+
+def weighed(arm: str, finding: Finding, run: Run, report: Mapping[str, Any]) -> tuple[str, Finding]:
+    """A finding of an arm; that its answers narrow is a note where pass@k did not fall, at the
+    largest k on the main tier, surely by the interval."""
+    start = run.arms[arm].start if arm in run.arms else None
+    for pair in report["tiers"][report["main"]]["differences"]:
+        if (pair["tuned"], pair["reference"]) == (arm, start):
+            k, change = list(pair["at_k"].items())[-1]
+            if finding.symptom == "entropy-collapse" and change["low"] >= 0:
+                kept = f"; but pass@{k} did not fall by it: {cell(change, '+')} points"
+                return arm, replace(finding, level=Level.NOTE, evidence=finding.evidence + kept)
+    return arm, finding
 
 
 def _floors_of_training(

@@ -37,6 +37,7 @@ def main() -> None:
     run = recipe.run
     if arguments.arm:
         run.require_known(arguments.arm)
+    run.require_data()
     chosen = [arguments.arm] if arguments.arm else trained_arms(run)
     for sentence in beforehand(recipe, {*chosen, *run.sampled()}):
         print(f"eval: {sentence}", flush=True)

@@ -23,6 +23,7 @@ from rich.console import Console
 from data.common.console import plain_console, say
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_jsonl
+from data.common.flags import Parser
 from data.policies import floor
 from data.problem import Problem
 from eval.answers.files import Key, Layout, ProblemFile, SampleRow, VerdictRow, read_samples
@@ -103,9 +104,7 @@ def _each_once(samples: Sequence[SampleRow], key: Layout) -> list[SampleRow]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.score", description=__doc__.split("\n")[0]
-    )
+    parser = Parser(prog="python -m eval.score", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--problems",
         required=True,
@@ -130,7 +129,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     for given in (Path(options.problems), options.completions):
         if options.out and options.out.resolve() == given.resolve():
-            raise UserError(f"--out {options.out} would replace an input; name another file")
+            raise UserError(f"OUT= (--out) {options.out} would replace an input; name another file")
     return options
 
 

@@ -49,14 +49,14 @@ def the_day(arguments: argparse.Namespace) -> tuple[Day, str]:
         UserError: see ``eval.day.days.read_day``.
     """
     if arguments.events and arguments.day:
-        raise UserError("give events or --day, not both")
+        raise UserError("give events or DAY= (--day), not both")
     if arguments.events:
         source = "the command line"
         content = "\n".join(arguments.events).encode(errors="surrogateescape")
     elif arguments.day:
         source = arguments.day
         # Events in the place of a file may be longer than a file's name: pathlib would raise.
-        require(os.path.isfile(source), f"--day: {source} is no file")
+        require(os.path.isfile(source), f"DAY= (--day): {source} is no file")
         content = Path(source).read_bytes()
     else:
         if sys.stdin.isatty():
@@ -70,7 +70,7 @@ def _date(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise UserError(f"--date: {text!r} is no date such as 2026-03-02") from None
+        raise UserError(f"DATE= (--date): {text!r} is no date such as 2026-03-02") from None
 
 
 def _arguments() -> argparse.Namespace:
@@ -98,7 +98,7 @@ def _arguments() -> argparse.Namespace:
         raise UserError(f"--seed must be {SEEDS.words}, not {arguments.seed}")
     require(arguments.answers >= 1, "--answers must be 1 or more")
     if arguments.out and arguments.day and arguments.out.resolve() == Path(arguments.day).resolve():
-        raise UserError(f"--out {arguments.out} would replace the day; name another file")
+        raise UserError(f"OUT= (--out) {arguments.out} would replace the day; name another file")
     return arguments
 
 
@@ -162,7 +162,7 @@ def _best_answer(
 
 def main() -> None:
     arguments = _arguments()
-    recipe = recipe_from(arguments, made=True)
+    recipe = recipe_from(arguments)
     # A model that is named on the command line is the one to ask.
     arm = recipe.run.chosen(arguments.arm or (BASE if arguments.model else None))
     console = plain_console()

@@ -20,6 +20,7 @@ from jinja2 import Template
 
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_text
+from data.common.flags import Parser
 from data.draw import make_problem
 from data.prompts import prompt
 from data.recipe import RUNS
@@ -114,7 +115,7 @@ def card(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
@@ -148,7 +149,7 @@ def main() -> None:
     require(0 <= arguments.thinking < 1, "--thinking must be a share, from 0 to below 1")
     require(
         not (arguments.skills and arguments.start),
-        "--skills goes on with the embedded base; leave --from out",
+        "--skills goes on with the embedded base; leave FROM= (--from) out",
     )
     plan = Pretraining()
     if arguments.skills or arguments.start:

@@ -44,7 +44,7 @@ def main() -> None:
         "--lengths", action="store_true", help="check the tokens of the run's texts instead"
     )
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, begins=True)
     quiet()
     if arguments.lengths:
         check_texts(recipe)

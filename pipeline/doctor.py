@@ -7,7 +7,6 @@ signals tell SFT from GRPO. Writes nothing; the exit code is 1 where no signal c
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from data import recipe
 from data.common.console import plain_console
 from data.common.errors import UserError, require, run_main
 from data.common.fields import nearest
+from data.common.flags import Parser
 from data.run import LOG
 from pipeline.health.logs import examine
 from pipeline.health.reading import EVENTS, READERS
@@ -84,7 +84,7 @@ def run_folder(name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("path", nargs="?", type=Path, help="the same as --log")
     parser.add_argument("--run", help="name of a run below runs/ (default: the recipe's)")
     parser.add_argument("--recipe", type=Path, help="recipe of the run (default: tiny's)")
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     given = [value for value in (arguments.path, arguments.log, arguments.run) if value]
-    require(len(given) < 2, "a path, --log and --run exclude each other")
+    require(len(given) < 2, "a path, LOG= (--log) and RUN= (--run) exclude each other")
     arguments.log = arguments.log or arguments.path
     of_recipe = recipe.load_recipe(arguments.recipe).run_name if arguments.recipe else "tiny"
     path = arguments.log or run_folder(arguments.run or of_recipe)

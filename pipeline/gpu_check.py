@@ -27,7 +27,7 @@ from data.common.errors import UserError, require, run_main
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from pipeline import grpo, sft
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.memory.arithmetic import GIB
+from pipeline.memory.arithmetic import GIB, estimate
 from pipeline.model.load import quiet, write_model
 from pipeline.model.processes import run_apart
 from pipeline.model.skeleton import config_of
@@ -158,7 +158,7 @@ def main() -> None:
         "--random", action="store_true", help="random weights in the model's shape, no download"
     )
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, begins=True)
     if arguments.only:
         section = recipe.all_arms[arguments.only].section
         print(json.dumps(asdict(measure_training(recipe.for_arm(arguments.only), section or ""))))
@@ -181,8 +181,11 @@ def measure(recipe: Recipe, *more: str) -> None:
     Raises:
         UserError: naming the trainings that failed, after the table of the others.
     """
-    stages = plan_of(recipe).stages
-    planned = {one.settings.arm: one.allocated for one in stages if one.settings.rows}
+    plan = plan_of(recipe)
+    planned = {}
+    for s in (one.settings for one in plan.stages if one.settings.rows):
+        longest = replace(s, usual=s.completion if s.usual else 0)
+        planned[s.arm] = estimate(plan.shape, longest).allocated
     table = plain_table(
         "training", "backend", "seconds a step", "tokens/s", "peak GiB", "planned GiB", "off"
     )

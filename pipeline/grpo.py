@@ -39,7 +39,7 @@ def trainer_for(
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     prepare(model)
     stops = set(stop_ids(model.generation_config, tokenizer))
-    longest = longest_told(rows, recipe.data, recipe.arms.values())
+    longest = longest_told(rows, recipe)
     args = grpo_config(recipe, output, answer_limit(tokenizer, longest))
     is_ours = not training.backend.is_unsloth  # whose trainer draws and trains by its own kernels
     rollout = rollouts_for(args, recipe.sampling, rows) if is_ours else None

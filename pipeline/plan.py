@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from data.common.console import plain_console, plain_table, say
 from data.common.errors import UserError, require, run_main
+from data.common.fields import nearest
 from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row
+from data.run import goal
 from data.tiers import TIERS
 from pipeline.memory.arithmetic import (
     GIB,
@@ -38,7 +42,8 @@ from pipeline.memory.arithmetic import (
 from pipeline.memory.speed import ARITHMETIC, BANDWIDTH, CARDS, LAUNCH, Card, seconds
 from pipeline.model.lengths import TokenCounts, sizes
 from pipeline.model.load import check_template, quiet, read_tokenizer
-from pipeline.model.skeleton import shape_of
+from pipeline.model.skeleton import config_of, shape_of
+from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 
 if TYPE_CHECKING:
@@ -49,6 +54,8 @@ _DRAWN = 48
 #: Without a tokenizer at hand: characters a token, since prompts are full of times and many
 #: tokenizers split every digit; and tokens that a chat template adds.
 _CHARACTERS, _TEMPLATE = 2, 40
+#: Standard deviations above the mean that one batch in a hundred reaches.
+_ONE_IN_100 = 2.33
 
 
 # --- the text --------------------------------------------------------------------------------
@@ -75,8 +82,15 @@ def longest_rows(recipe: Recipe) -> list[Row]:
 
 
 def longest_texts(rows: Sequence[Row], model: str) -> tuple[TokenCounts, str]:
-    """Tokens of the longest prompt, gold answer, and both together, counted with the model's
-    tokenizer where that is on this machine; and a phrase that says how."""
+    """Tokens of the longest prompt, gold answer, and both together; and a phrase that says how they
+    were counted."""
+    counted, how = counts(rows, model)
+    return TokenCounts(*map(max, zip(*counted, strict=True))), how
+
+
+def counts(rows: Sequence[Row], model: str) -> tuple[list[TokenCounts], str]:
+    """Tokens of the texts of every row, counted with the model's tokenizer where that is on this
+    machine; and a phrase that says how."""
     pairs = [(row["prompt"], row["gold"]) for row in rows]
     try:
         tokenizer = read_tokenizer(model, offline=True)
@@ -87,18 +101,34 @@ def longest_texts(rows: Sequence[Row], model: str) -> tuple[TokenCounts, str]:
         guessed = [(len(p) // _CHARACTERS + _TEMPLATE, len(g) // _CHARACTERS) for p, g in pairs]
         counted = [TokenCounts(prompt, gold, prompt + gold) for prompt, gold in guessed]
         how = f"{_CHARACTERS} characters taken for a token (no tokenizer at hand)"
-    return TokenCounts(*map(max, zip(*counted, strict=True))), how
+    return counted, how
+
+
+def usual_answer(recipe: Recipe, rows: Sequence[Row], tokens: Sequence[int], prompts: int) -> int:
+    """Tokens of the mean gold answer of ``prompts`` training problems, which one batch in a hundred
+    exceeds; ``tokens`` has those of every row."""
+    drawn = Counter(row["tier"] for row in rows)
+    weights = [recipe.tier_uses[row["tier"]].train / drawn[row["tier"]] for row in rows]
+    mean = np.average(tokens, weights=weights)
+    spread = np.average((np.array(tokens) - mean) ** 2, weights=weights) ** 0.5
+    return min(math.ceil(mean + _ONE_IN_100 * spread / prompts**0.5), max(tokens))
 
 
 # --- the settings ----------------------------------------------------------------------------
 
 
-def settings_of(recipe: Recipe, texts: TokenCounts, lora: int = 0) -> list[Settings]:
+def settings_of(
+    recipe: Recipe,
+    texts: TokenCounts,
+    lora: int = 0,
+    usual: Callable[[int], int] | None = None,
+) -> list[Settings]:
     """Every training of the recipe and the sampling after it, those of equal size once.
 
     Args:
         texts: the longest ones.
         lora: parameters of its adapters.
+        usual: tokens of an answer, of so many prompts together; None reads all texts whole.
     """
     tested = sum(use.test for use in recipe.tier_uses.values())
     trained = sum(use.train for use in recipe.tier_uses.values())
@@ -108,11 +138,14 @@ def settings_of(recipe: Recipe, texts: TokenCounts, lora: int = 0) -> list[Setti
         if arm.section is None:
             continue
         each = recipe.for_arm(name)
-        settings = (
-            _sft_settings(sft_config(each, unused), texts, trained)
-            if arm.section == "sft"
-            else _grpo_settings(grpo_config(each, unused, 2 * texts.gold), texts, trained)
-        )
+        if arm.section == "sft":
+            settings = _sft_settings(sft_config(each, unused), texts, trained)
+        else:
+            config = grpo_config(each, unused, 2 * texts.gold)
+            settings = _grpo_settings(config, texts, trained)
+            if usual and _shares(each, config):
+                prompts = math.ceil(settings.rows / settings.group)
+                settings = replace(settings, usual=min(usual(prompts), settings.completion))
         arms[replace(settings, bits=recipe.bits or own, lora=lora)].append(name)
     for name in recipe.run.names:
         asking = recipe.for_arm(name).eval
@@ -129,6 +162,13 @@ def settings_of(recipe: Recipe, texts: TokenCounts, lora: int = 0) -> list[Setti
         )
         arms[sampling].append("eval")
     return [replace(one, arm=names[0], times=len(names)) for one, names in arms.items()]
+
+
+def _shares(recipe: Recipe, config: GRPOConfig) -> bool:
+    """Whether GRPO here reads a prompt once for its group, as far as it can be told of a config."""
+    from pipeline.train.prompt_once import may_share
+
+    return not is_unsloth_wanted(recipe.backend) and may_share(config_of(recipe.model), config)
 
 
 def _sft_settings(config: SFTConfig, texts: TokenCounts, trained: int) -> Settings:
@@ -196,7 +236,9 @@ def plan_of(recipe: Recipe) -> Plan:
     shape, lora = shape_of(recipe.model, lora_config(recipe.lora, str(recipe.path)))
     rows = longest_rows(recipe)
     texts, source = longest_texts(rows, recipe.model)
-    stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora)]
+    answers = [count.gold for count in counts(rows, recipe.model)[0]]
+    usual = partial(usual_answer, recipe, rows, answers)
+    stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora, usual)]
     source = f"longest of {len(rows)} problems drawn, {source}"
     return Plan(recipe.model, shape, texts, source, stages)
 
@@ -285,7 +327,8 @@ def print_plan(
     print_hours(plan, card, price, console)
     if not gpu:
         say(console, "\nGPU=24 says whether it fits a GPU of 24 GiB, and what to change.")
-    say(console, "\nAn estimate, of TRL; Unsloth is made to hold less. `make gpu-check` measures.")
+    check = goal("gpu-check")
+    say(console, f"\nAn estimate, of TRL; Unsloth is made to hold less. {check} measures.")
 
 
 def gpu_here() -> tuple[float | None, Card | None]:
@@ -308,8 +351,9 @@ def _gpu(text: str) -> tuple[float, Card | None]:
             return CARDS[card].gib, CARDS[card]
     try:
         return _size(name.removesuffix("gib").removesuffix("gb")), None
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or one of {', '.join(CARDS)}") from None
+    except argparse.ArgumentTypeError:
+        cards = f"{', '.join(CARDS)}), not {text!r}{nearest(name, CARDS)}"
+        raise argparse.ArgumentTypeError(f"must be GiB above 0 or a card ({cards}") from None
 
 
 def _size(text: str) -> float:
@@ -325,11 +369,13 @@ def main() -> None:
     parser.add_argument("--gpu", type=_gpu, help="GiB, or a card by name (default: this one)")
     parser.add_argument("--price", type=_size, help="dollars an hour of the card")
     arguments = parser.parse_args()
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, begins=True)
     quiet()
     gpu, card = arguments.gpu or gpu_here()
     if arguments.price and card is None:
-        raise UserError(f"PRICE= needs a card by name in GPU=: one of {', '.join(CARDS)}")
+        raise UserError(
+            f"PRICE= (--price) needs a card by name in GPU= (--gpu): one of {', '.join(CARDS)}"
+        )
     print_plan(plan_of(recipe), gpu, plain_console(), card, arguments.price)
 
 

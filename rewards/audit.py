@@ -27,6 +27,7 @@ from data.draw import make_problem
 from data.problem import Problem
 from data.published import read_published
 from data.recipe import Recipe, recipe_arguments, recipe_from
+from data.run import goal
 from data.sections import RewardSection, TierUse
 from data.tiers import TIERS
 from rewards.attacks import ATTACKS
@@ -93,7 +94,9 @@ class Audit:
         """The outcome in one sentence, without its full stop."""
         if self.failures:
             first, *more = self.failures
-            further = f" (and {len(more)} failures more; `make audit` lists them)" if more else ""
+            further = (
+                f" (and {len(more)} failures more; {goal('audit')} lists them)" if more else ""
+            )
             return f"the reward {self.shape!r} fails its audit: {first}{further}"
         best = self.best_attack
         return (
@@ -280,7 +283,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=MOST_PROBLEMS, help="fresh problems a tier")
     arguments = parser.parse_args()
     require(arguments.problems >= 1, "--problems must be 1 or more")
-    recipe = recipe_from(arguments)
+    recipe = recipe_from(arguments, begins=True)
     check_reward(recipe.reward, str(recipe.path))
     problems = fresh_problems(recipe.seed, recipe.tier_uses, arguments.tiers, arguments.problems)
     run(recipe, problems)

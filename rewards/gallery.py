@@ -6,7 +6,6 @@ shape that is added to ``rewards.reward`` appear in it by themselves.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from data.clock import CLOCK
 from data.common.errors import run_main
 from data.common.files import write_text
+from data.common.flags import Parser
 from data.draw import make_problem
 from data.event import Schedule
 from data.policies import greedy_by_value
@@ -125,7 +125,7 @@ def _payments(problem: Problem, completions: Mapping[str, str]) -> Iterator[str]
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    Parser(description=__doc__.split("\n")[0]).parse_args()
     write_text(PAGE, page())
     print(f"{PAGE}: one problem of each of {len(TIERS)} tiers")
 

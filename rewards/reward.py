@@ -140,7 +140,10 @@ def check_reward(section: RewardSection, source: str) -> None:
             section.weights is None and section.shape == RewardSection.shape,
             f"{source}: reward.function is instead of a shape and weights; leave them out",
         )
-        _by_own(section.function)([_SOME.text] * 2, ["", answer(_SOME.events, None)])
+        try:
+            _by_own(section.function)([_SOME.text] * 2, ["", answer(_SOME.events, None)])
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
     require(
         section.shape in SHAPES,
         f"{source}: unknown reward.shape {section.shape!r} (the shapes are {', '.join(SHAPES)})"

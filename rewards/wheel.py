@@ -8,7 +8,6 @@ needs nothing but Python.
 
 from __future__ import annotations
 
-import argparse
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from data.common.errors import run_main
+from data.common.flags import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Folders, and files of the pipeline that the doctor imports.
@@ -95,7 +95,7 @@ def build(out: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("dist"), help="folder (default: dist)")
     print(f"pip install {build(parser.parse_args().out)}")
 

@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from data import recipe
 from data.common.console import paced, say
 from data.common.errors import UserError, run_main
+from data.run import goal
 
 #: Every file at the top of ``pipeline`` and ``eval`` is a command; data and rewards have one each.
 STAGES = (
@@ -33,6 +34,11 @@ OWN_FLAGS = (
 )  # fmt: skip
 #: Stages of a recipe, with the flags that all of them take.
 OF_A_RECIPE = tuple(stage for stage in STAGES if stage not in OWN_FLAGS)
+#: Those that need nothing of a run.
+BEGINNING = (
+    "data.make", "rewards.audit", "pipeline.check", "pipeline.plan", "pipeline.gpu_check",
+    "eval.bench",
+)  # fmt: skip
 #: The flags that a stage needs beside its recipe.
 NEEDED = {"pipeline.rejection": ("--arm", "rejection")}
 
@@ -92,25 +98,76 @@ def test_a_wrong_recipe_ends_a_stage_with_one_sentence(mistake_of, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "missing"),
     [
-        ("pipeline.sft", "data/train.jsonl does not exist or is not finished; `make data`"),
-        ("pipeline.grpo", "sft/model is not finished; `make sft`"),
-        ("eval.sample", "data/test.jsonl does not exist or is not finished; `make data`"),
+        ("pipeline.sft", "data/train.jsonl does not exist or is not finished; `make data"),
+        ("pipeline.grpo", "data/train.jsonl does not exist or is not finished; `make data"),
+        ("eval.sample", "data/test.jsonl does not exist or is not finished; `make data"),
+        ("eval.report", "data/test.jsonl does not exist or is not finished; `make data"),
+        ("eval.mend", "data/test.jsonl does not exist or is not finished; `make data"),
+        ("eval.probe", "data/train.jsonl does not exist or is not finished; `make data"),
     ],
 )
-def test_a_stage_that_lacks_something_names_it(stage, missing, mistake_of, monkeypatch, tmp_path):
+def test_a_stage_says_in_one_sentence_what_it_lacks_first_and_how_to_make_it(
+    stage, missing, mistake_of, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(recipe, "RUNS", tmp_path)
-    says = mistake_of(stage, "--recipe", TINY, "--model", tmp_path, "--run", "tiny")
-    assert says.startswith(f"{tmp_path / 'tiny'}/{missing}")
+    (tmp_path / "own").mkdir()
+    says = mistake_of(stage, "--recipe", TINY, "--run", "own")
+    assert says.startswith(f"{tmp_path / 'own'}/{missing} RECIPE={TINY} RUN=own`")
+    assert capsys.readouterr().out == "", "nothing that comes later is said before"
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "way_out"),
+    [
+        ("data", [], "`make data`"),
+        ("data", ["--recipe", "tiny", "--force"], "`make data`"),
+        ("eval", ["--recipe", "pipeline/recipes/tiny.yaml", "--run", "r"], "`make eval RUN=r`"),
+        (
+            "sft",
+            ["--arm", "x", "--recipe=a b.yaml", "--bits", "4", "--model", "m", "--backend", "trl"],
+            "`make sft RECIPE='a b.yaml' MODEL=m BACKEND=trl BITS=4`",
+        ),
+    ],
+)
+def test_a_way_out_stays_in_the_run_that_was_asked_for(stage, given, way_out, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stage", *given])
+    assert goal(stage) == way_out
+    assert goal(stage, "FORCE=1") == f"{way_out[:-1]} FORCE=1`"
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [s for s in OF_A_RECIPE if s not in BEGINNING and s not in ("eval.try", *NEEDED)],
+)
+def test_a_misspelt_run_is_told_with_the_nearest_that_there_is(
+    stage, mistake_of, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(recipe, "RUNS", tmp_path)
+    (tmp_path / "warmer").mkdir()
+    says = mistake_of(stage, "--recipe", TINY, "--run", "wamrer")
+    assert says.startswith(f"{tmp_path / 'wamrer'} does not exist; `make data ")
+    assert "'warmer'" in says
 
 
 @pytest.mark.parametrize(
     ("stage", "arguments", "says"),
     [
         ("data.make", ["--recipe", TINY, "--run", "a/b"], "run name 'a/b' must be letters"),
-        ("eval.sample", ["--recipe", TINY, "--arm", "gpro"], "--arm must be one of base, base-"),
+        ("eval.sample", ["--recipe", TINY, "--arm", "gpro"], "ARM= (--arm) must be one of base, b"),
         ("pipeline.sft", ["--recipe", TINY, "--arm", "sfd"], f"{TINY}: arms has no 'sfd' (it has "),
         ("pipeline.grpo", ["--recipe", TINY, "--arm", "gpro"], f"{TINY}: arms has no 'gpro'"),
         ("pipeline.rejection", ["--recipe", TINY, "--arm", "rft"], f"{TINY}: arms has no 'rft'"),
+        ("pipeline.plan", ["--recipe", TINY, "--price", "dear"], "PRICE= (--price) must be a num"),
+        ("eval.sample", ["--recipe", TINY, "--bits", "3"], "BITS= (--bits) must be one of 4, 16, "),
+        (
+            "eval.try",
+            ["--recipe", TINY, "--answers", "few"],
+            "--answers must be a whole number, no",
+        ),
+        ("eval.try", ["--recipe", TINY, "--answers"], "--answers expected one argument"),
+        ("pipeline.base", ["--thinking", "much"], "--thinking must be a number, not 'much'"),
+        ("eval.judge", ["--recipe", TINY, "--fast"], "unrecognized arguments: --fast; --help (ARG"),
+        ("eval.score", ["--problems", TINY], "the following arguments are required: --completion"),
         (
             "eval.score",
             ["--problems", "no.jsonl", "--completions", TINY],

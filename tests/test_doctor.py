@@ -145,7 +145,7 @@ def test_a_file_that_is_not_a_log_is_refused_in_one_sentence(tmp_path, name, con
     [
         (["--log", "nowhere"], "nowhere does not exist"),
         (["--log", "."], ". has no log"),
-        (["--log", ".", "--run", "tiny"], "--log and --run"),
+        (["--log", ".", "--run", "tiny"], "LOG= (--log) and RUN= (--run)"),
     ],
 )
 def test_a_wrong_flag_is_one_sentence(arguments, says, call, monkeypatch, tmp_path):

@@ -136,7 +136,7 @@ def test_a_broken_trained_model_is_one_sentence_with_the_way_to_a_new_one(here, 
     spoil(here / "runs/small/sft/model")
     write_recipe(here, Path("model"), reward={"unsound": True})  # with GRPO
     said = says(*stage)
-    for part in (named, "runs/small/sft/model", "FORCE=1 make sft"):
+    for part in (named, "runs/small/sft/model", "`make sft RECIPE="):
         assert part in said
 
 
@@ -202,7 +202,7 @@ def test_verdicts_that_end_early_are_not_counted(here, says):
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     said = says("eval.elicitation")
     assert "verdicts.jsonl" in said
-    assert "`make eval`" in said
+    assert "`make eval RECIPE=" in said
 
 
 # --- the hub ---------------------------------------------------------------------------------

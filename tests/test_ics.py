@@ -83,6 +83,13 @@ def test_google_drops_and_cancels_occurrences():
     assert refusal(GOOGLE, "2026-03-11").endswith("Left out, cancelled: Standup")
 
 
+def test_the_nearest_dates_are_such_as_can_be_asked():
+    rule = "DTSTART:21991229T090000 DURATION:PT1H SUMMARY:A RRULE:FREQ=DAILY;INTERVAL=3"
+    assert refusal(calendar(rule), "2199-12-31").endswith(
+        "the nearest dates with some are 2199-12-29"
+    )
+
+
 def test_an_outlook_calendar_with_windows_zones_and_categories_is_read():
     offer = "Angebot für Müller & Söhne"
     assert entries(OUTLOOK) == [f"10:30-12:00 {offer}", "14:00-15:00 Call"]

@@ -176,6 +176,19 @@ def test_an_arm_is_checked_on_its_own_tiers_and_for_what_sft_would_cut(recipe_of
     assert f"raise that to {most}" in sentence
 
 
+def test_an_arm_is_checked_on_gold_answers_as_it_is_shown_them(recipe_of):
+    def shown(share, limit=None):
+        quick = {"trainer": "sft", "reasoned": share, "settings": {"max_length": limit}}
+        return recipe_of(arms={"quick": quick, "slow": {"trainer": "sft", "reasoned": 1.0}})
+
+    recipe = shown(0.0)
+    counted = count_lengths(recipe)
+    quick, slow = (longest_of(counted, use).total for use in uses(recipe) if use.training)
+    assert quick < slow
+    check_texts(shown(0.0, quick))
+    assert f"has {slow} tokens with its gold answer" in refused(shown(1.0, quick))
+
+
 # --- the length of training ------------------------------------------------------------------
 
 

@@ -451,4 +451,4 @@ def test_a_file_without_problems_says_how_to_write_them(tmp_path):
     path = tmp_path / "test.jsonl"
     refusal_of(lambda: read_problems(path), f"{path} does not exist")
     path.write_text("\n")
-    refusal_of(lambda: read_problems(path), f"{path} has no problems", "FORCE=1 make data")
+    refusal_of(lambda: read_problems(path), f"{path} has no problems", "`make data FORCE=1`")

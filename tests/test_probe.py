@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -149,6 +150,15 @@ def test_the_stage_asks_training_problems_reports_and_goes_on_where_it_stopped(r
     probe.run(recipe, "base", 8, 6, force=False)
     assert samples.read_bytes() == whole
     assert json.loads(written.read_text()) == report
+
+
+@pytest.mark.slow
+def test_what_training_would_draw_in_another_way_is_said(recipe, capsys):
+    cut = replace(recipe, grpo={**recipe.grpo, "top_k": 5, "min_p": 0.0})
+    for asked, said in ((recipe, []), (cut, ["grpo.top_k"])):
+        probe.run(asked, "base", 2, 4, force=False)
+        page = (recipe.run.probe("base") / "probe.md").read_text()
+        assert [key for key in ("grpo.top_k", "grpo.min_p") if f"without {key}" in page] == said
 
 
 @pytest.mark.slow

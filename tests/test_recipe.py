@@ -74,7 +74,7 @@ def test_the_flags_of_a_stage_override_the_recipe(tmp_path):
     given = argparse.Namespace(
         recipe=tmp_path / "small.yaml", model="other/model", run="else", backend=None, bits=None
     )
-    recipe = recipe_from(given)
+    recipe = recipe_from(given, begins=True)
     assert (recipe.model, recipe.run_name, recipe.name) == ("other/model", "else", "small")
     assert recipe.run.folder == Path("runs/else")
 
@@ -172,7 +172,7 @@ def test_tiers_and_arms_are_not_merged_but_replaced(tmp_path):
 
 
 def test_a_mistake_in_what_is_extended_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"small\.yaml: unknown key 'sede'; did you mean 'seed'\?$"):
+    with pytest.raises(UserError, match=r"extends: unknown key 'sede'; did you mean 'seed'\?$"):
         extend(tmp_path, {}, {**GOOD, "sede": 3})
     with pytest.raises(UserError, match=r"small\.yaml: extends .*, not 3$"):
         load(tmp_path, {"extends": 3})
@@ -181,6 +181,30 @@ def test_a_mistake_in_what_is_extended_is_one_sentence(tmp_path):
     (tmp_path / "below.yaml").write_text("name: a\nsft: [")
     with pytest.raises(UserError, match=r"below\.yaml:2 is not valid YAML"):
         load(tmp_path, {"extends": "below.yaml"})
+
+
+@pytest.mark.parametrize(
+    ("key", "right", "wrong"),
+    [
+        ("seed", 3, -1),
+        ("eval.samples", 3, "many"),
+        ("data.main", "dense", "dens"),
+        ("data.tiers", GOOD["data"]["tiers"], {"denze": {}}),
+        ("data.tiers", GOOD["data"]["tiers"], {"dense": {"test": 1, "events": [0, 0]}}),
+        ("arms", {"sft": {"trainer": "sft"}}, {"sft": {"start": "base"}}),
+        ("evals", None, 3),
+    ],
+)
+def test_a_mistake_names_the_file_that_holds_it_of_a_recipe_and_what_it_extends(
+    tmp_path, key, right, wrong
+):
+    below, small = tmp_path / "below.yaml", tmp_path / "small.yaml"
+    said = refusal_of(lambda: extend(tmp_path, {"name": "above"}, changed(key, wrong)))
+    assert said.startswith(f"{below}, which {small} extends: ")
+    if right:
+        said = refusal_of(lambda: extend(tmp_path, changed(key, wrong), changed(key, right)))
+        assert said.startswith(f"{small}: ")
+        assert extend(tmp_path, changed(key, right), changed(key, wrong)), "which stands no more"
 
 
 @pytest.mark.parametrize("way", ["small.yaml", "./small.yaml", "{folder}/small.yaml", "below.yaml"])
@@ -318,13 +342,31 @@ def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
         ("arms.warm.strat", "; did you mean 'start'?"),
         ("arms.paid.reward.shap", "; did you mean 'shape'?"),
         ("conclusion.margins.gian", "; did you mean 'gain'?"),
+        ("max_steps", "; `max_steps` belongs under `sft` or under `grpo`"),
+        ("temperature", "; `temperature` belongs under `eval`"),
+        ("reasoned", "; `reasoned` belongs under `data` or under `arms.NAME`"),
+        ("events", "; `events` belongs under `data.tiers.NAME`"),
+        ("data.seed", "; `seed` belongs at the top"),
+        ("data.num_generations", "; `num_generations` belongs under `grpo`"),
+        ("conclusion.gain", "; `gain` belongs under `conclusion.margins`"),
+        ("every", "; `every` belongs under `monitor`"),
+        (
+            "samples",
+            "; `samples` belongs under `eval` or under `monitor`, or did you mean 'sampling'?",
+        ),
+        ("arms.paid.learning_rate", "; `learning_rate` belongs under `arms.paid.settings`"),
+        ("arms.paid.temperature", "; `temperature` belongs under `arms.paid.eval`"),
+        ("arms.paid.shape", "; `shape` belongs under `arms.paid.reward`"),
+        ("arms.paid.eval.lora", "; `lora` belongs at the top"),
         # What a recipe has inside, but not in its file.
         ("path", ""),
         ("run", ""),
         ("data.tiers.dense.tier", ""),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, key, near):
+def test_an_unknown_key_is_answered_with_where_it_belongs_or_the_nearest_right_one(
+    tmp_path, key, near
+):
     assert refusal(tmp_path, changed(key, 1, of=THREE)) == f"unknown key {key!r}{near}"
 
 
@@ -482,9 +524,9 @@ def test_a_run_is_not_given_to_another_recipe_or_model_unasked(tmp_path, monkeyp
     for name in ("mine.yaml", "copy.yaml"):
         Path(name).write_text(yaml.safe_dump(GOOD))
 
-    def asked(path="mine.yaml", made=False, **given):
+    def asked(path="mine.yaml", begins=True, **given):
         flags = {"model": None, "run": None, "backend": None, "bits": None, "force": False}
-        return recipe_from(argparse.Namespace(recipe=Path(path), **(flags | given)), made)
+        return recipe_from(argparse.Namespace(recipe=Path(path), **(flags | given)), begins)
 
     first = asked().run
     first.belong_to(Path("mine.yaml"))
@@ -499,5 +541,5 @@ def test_a_run_is_not_given_to_another_recipe_or_model_unasked(tmp_path, monkeyp
     assert asked("copy.yaml").run == first
     with pytest.raises(UserError, match=r"belongs to the recipe copy\.yaml"):
         asked()
-    with pytest.raises(UserError, match=r"does not exist; did you mean 'small'\?"):
-        asked("copy.yaml", made=True, run="smal")
+    with pytest.raises(UserError, match=r"does not exist; .*; did you mean 'small'\?"):
+        asked("copy.yaml", begins=False, run="smal")

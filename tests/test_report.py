@@ -339,6 +339,24 @@ def test_a_finding_is_marked_in_the_curves_of_its_arm_and_told_below(made):
     }
 
 
+@pytest.mark.parametrize(("low", "is_note"), [(0.0, True), (0.1, True), (-0.01, False)])
+def test_a_collapse_of_entropy_is_a_note_where_pass_at_k_did_not_fall(made, low, is_note):
+    counted = json.loads(made.run.report.read_text())
+    for pair in counted["tiers"][counted["main"]]["differences"]:
+        largest = list(pair["at_k"])[-1]
+        pair["at_k"][largest] = {"value": 0.2, "low": low, "high": 0.3, "n": 9}
+    made.rewrite(made.run.report, counted)
+    rows = [
+        {"step": s, "loss": 0.1, "reward": 0.5, "entropy": 2 * 0.9**s, "grad_norm": 0.1}
+        for s in range(60)
+    ]
+    write_jsonl(made.run.log("grpo.1"), rows)
+    text = made.page()
+    assert ('<li class="note"><b>grpo.1, step ' in text) == is_note
+    assert (f"pass@{largest} did not fall by it: +20.0 [" in text) == is_note
+    assert "entropy collapses" in text
+
+
 @pytest.mark.slow
 def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -334,4 +334,5 @@ def test_a_function_of_ones_own_is_paid_and_counts_by_its_content(tmp_path):
 def test_a_function_that_cannot_be_paid_is_refused_before_anything_runs(tmp_path, text, name, says):
     (tmp_path / "my.py").write_text(text)
     section = RewardSection(function=f"{tmp_path}/{name}")
-    refusal_of(lambda: check_reward(section, "r.yaml"), says)
+    said = refusal_of(lambda: check_reward(section, "r.yaml"), says)
+    assert said.startswith("r.yaml: reward.function ")

@@ -157,8 +157,9 @@ def test_a_way_of_asking_of_another_version_is_one_sentence(sampled, spoilt):
     manifest = recipe.run.samples("base").with_name("manifest.json")
     asking = stage_facts(manifest.parent)["asking"]
     change_json(manifest, asking=None if spoilt is None else {**asking, **spoilt})
-    said = refusal_of(lambda: ask_again(recipe, "base", rows, 5, force=False), "FORCE=1 make eval")
+    said = refusal_of(lambda: ask_again(recipe, "base", rows, 5, force=False))
     assert said.startswith(str(manifest.parent))
+    assert said.endswith("`make eval FORCE=1` redoes it")
 
 
 def test_only_arms_whose_weights_are_there_are_asked(world, capsys):

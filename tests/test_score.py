@@ -218,7 +218,7 @@ def test_bad_input_is_one_sentence_that_names_the_line(run, problems, completion
 
 def test_an_output_that_would_replace_an_input_is_refused(run, tmp_path):
     out = tmp_path / "c.jsonl"
-    refusal_of(lambda: run([ROW], [GOOD], "--out", str(out)), f"--out {out} ")
+    refusal_of(lambda: run([ROW], [GOOD], "--out", str(out)), f"OUT= (--out) {out} ")
 
 
 # --- make eval reads its own files ----------------------------------------------------------

@@ -105,7 +105,8 @@ def test_an_arm_is_asked_with_the_shots_of_its_recipe(run, tmp_path):
     content = yaml.safe_load(TINY.read_text())
     content["eval"]["shots"] = 2
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
-    assert "`make data` writes it" in run("--recipe", tmp_path / "r.yaml", *DAY)
+    says = run("--recipe", tmp_path / "r.yaml", *DAY)
+    assert f"`make data RECIPE={tmp_path / 'r.yaml'}` writes it" in says
 
 
 @pytest.mark.slow
@@ -219,13 +220,13 @@ def test_the_last_trained_arm_is_asked_and_else_the_base(tmp_path):
     ("arguments", "says"),
     [
         (["--arm", "gpro"], "'gpro'; did you mean 'grpo'"),
-        (["--arm", "grpo"], "`make grpo` trains it"),
-        (["--day", "nowhere.ics"], "--day: nowhere.ics is no file"),
-        (["--day", "Yoga class 9-10, " * 20], "--day: Yoga class 9-10, "),
-        (["--day", "x", "A 9-10"], "give events or --day, not both"),
+        (["--arm", "grpo"], "train.jsonl does not exist or is not finished; `make data RECIPE="),
+        (["--day", "nowhere.ics"], "DAY= (--day): nowhere.ics is no file"),
+        (["--day", "Yoga class 9-10, " * 20], "DAY= (--day): Yoga class 9-10, "),
+        (["--day", "x", "A 9-10"], "give events or DAY= (--day), not both"),
         (["A"], "the command line:1: 'A' is not an event"),
         ([], "standard input has no events"),
-        (["--date", "2.3.2026", "A 9-10"], "--date: '2.3.2026'"),
+        (["--date", "2.3.2026", "A 9-10"], "DATE= (--date): '2.3.2026'"),
         (["--seed", "-1", "A 9-10"], "--seed must be 0 to 4294967295, not -1"),
         (["--model", "/nowhere", "A 9-10"], "model folder /nowhere does not exist"),
         (["A 9-10", "--priorities", "B"], "--priorities: 'B' is no event"),

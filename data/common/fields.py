@@ -73,7 +73,7 @@ def dataclass_from(cls: type[Section], content: Any, source: str, prefix: str = 
     if not isinstance(content, dict):
         raise UserError(f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping of keys")
     assert dataclasses.is_dataclass(cls)
-    known = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
+    known = keys_of(cls)
     check_keys(content, known, source, prefix)
     hints = _type_hints(cls)
     values = {k: _converted(hints[k], v, source, prefix + k) for k, v in content.items()}
@@ -83,6 +83,11 @@ def dataclass_from(cls: type[Section], content: Any, source: str, prefix: str = 
     section = cls(**values)
     check_limits(section, f"{source}: {prefix}")
     return section
+
+
+def keys_of(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    """The keys of a section, each with its field."""
+    return {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
 
 
 def check_keys(content: Iterable[Any], known: Iterable[str], source: str, prefix: str) -> None:

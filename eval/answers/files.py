@@ -13,7 +13,7 @@ from data.common.fields import Limit, dataclass_from, one_of
 from data.common.files import MANIFEST, read_jsonl, stage_facts
 from data.problem import Problem
 from data.published import RawRow, check_row, prove_rows, read_rows
-from data.run import VERDICTS
+from data.run import VERDICTS, goal
 from data.sections import EvalSection
 from data.solver import prove
 from rewards import blog
@@ -87,18 +87,20 @@ _VERDICT = {
 }
 
 
-def read_answers(path: Path, ids: Container[str], by: str = "make eval") -> Iterator[SampleRow]:
-    """The rows of a ``samples.jsonl`` of answers to the problems ``ids``, drawn ``by`` a command.
+def read_answers(path: Path, ids: Container[str], by: str = "") -> Iterator[SampleRow]:
+    """The rows of a ``samples.jsonl`` of answers to the problems ``ids``, drawn ``by`` a command,
+    ``make eval`` by default.
 
     Raises:
         UserError: naming the line that differs from what the command writes, and the way out.
     """
-    return (cast(SampleRow, row) for row in _checked_rows(path, ids, _SAMPLE, f"`{by}` draws"))
+    rows = _checked_rows(path, ids, _SAMPLE, f"{by or goal('eval')} draws")
+    return (cast(SampleRow, row) for row in rows)
 
 
 def read_verdicts(path: Path, ids: Container[str]) -> Iterator[VerdictRow]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
-    rows = _checked_rows(path, ids, _VERDICT, "`make eval` judges")
+    rows = _checked_rows(path, ids, _VERDICT, f"{goal('eval')} judges")
     return (cast(VerdictRow, row) for row in rows)
 
 
@@ -115,12 +117,12 @@ def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
         place, judged = (row and (row["id"], row["sample"]) for row in (sample, verdict))
         if place != judged:
             raise UserError(
-                f"{path} is not of the answers beside it; delete it, and `make eval` judges "
+                f"{path} is not of the answers beside it; delete it, and {goal('eval')} judges "
                 "them again"
             )
         lacking.discard(sample["id"])
         yield cast(AnsweredRow, {**verdict, **sample})
-    require(not lacking, f"{samples} lacks problems; delete it, and `make eval` draws it again")
+    require(not lacking, f"{samples} lacks problems; delete it, and {goal('eval')} draws it again")
 
 
 def _checked_rows(
@@ -158,7 +160,7 @@ def way_of_asking(folder: Path) -> EvalSection:
     try:
         return dataclass_from(EvalSection, asking, str(folder / MANIFEST), "asking.")
     except UserError as error:
-        raise UserError(f"{error}; FORCE=1 make eval redoes it") from None
+        raise UserError(f"{error}; {goal('eval', 'FORCE=1')} redoes it") from None
 
 
 class ProblemFile:

@@ -10,7 +10,7 @@ from data.common.console import paced
 from data.common.errors import UserError
 from data.common.files import finished, sha256, stage_facts, write_jsonl
 from data.problem import Problem
-from data.run import VERDICTS, Run
+from data.run import VERDICTS, Run, goal
 from eval.answers.files import AnswerPlace, Key, Layout, SampleRow, VerdictRow, read_answers
 from rewards import blog
 from rewards.parse import ParseFailure
@@ -94,4 +94,4 @@ def check_judged(run: Run, arms: Iterable[str]) -> None:
     judged = stage_facts(run.eval)["inputs"] if finished(run.eval) else {}
     for path in map(run.samples, arms):
         if judged.get(str(path)) != sha256(path):
-            raise UserError(f"{path} is not judged yet, or has changed; `make eval` judges it")
+            raise UserError(f"{path} is not judged yet, or has changed; {goal('eval')} judges it")

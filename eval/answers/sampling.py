@@ -47,7 +47,7 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     if tune:
         val = [row for row in read_split(run, "val") if row["tier"] == recipe.data.main]
         asking, facts["tuned"] = _tuned(asker, val, asking, tune)
-    longest = longest_told(test, recipe.data, recipe.arms.values())
+    longest = longest_told(test, recipe)
     asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(longest))
     write_answers(asker, test, asking, path, "sample", stage.goes_on)
     facts |= {"samples": asking.samples, "asking": asdict(asking), "sha256": sha256(path)}

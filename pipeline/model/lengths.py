@@ -8,14 +8,13 @@ long are not dropped: floors and card are of the problems written, so the tier h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from data.common.errors import UserError
 from data.recipe import Recipe
-from data.rows import longest_told, read_split
+from data.rows import Row, longest_told, read_split, retold
 from data.run import BASE, Run
 from data.sections import SPLITS
 from pipeline.model.decode import count_tokens, render
@@ -49,11 +48,14 @@ class TextLengths(TypedDict):
     Attributes:
         context: positions that the model knows; None where its config names none.
         tiers: the longest texts of each tier and split.
+        shown: those of train where a share of the gold answers reasons, by share, where arms are
+            shown different ones.
     """
 
     model: str
     context: int | None
     tiers: dict[str, dict[str, Longest]]
+    shown: NotRequired[dict[str, dict[str, dict[str, Longest]]]]
 
 
 def sizes(
@@ -77,12 +79,33 @@ def count_lengths(recipe: Recipe) -> TextLengths:
         UserError: when the data are not finished, or model or tokenizer are not available.
     """
     run, model = recipe.run, recipe.model
-    told = partial(longest_told, data=recipe.data, arms=recipe.arms.values())
-    splits = {split: told(read_split(run, split)) for split in SPLITS}
+    stored = {split: read_split(run, split) for split in SPLITS}
     tokenizer = read_tokenizer(model)
     if tokenizer.chat_template is None:
         print(f"{model} has no chat template: turns are in plain text, 'User:' and 'Assistant:'")
     check_template(tokenizer, model)
+    config = read_config(model).get_text_config(decoder=True)
+    told = {split: longest_told(rows, recipe) for split, rows in stored.items()}
+    lengths: TextLengths = {
+        "model": model,
+        "context": getattr(config, "max_position_embeddings", None),
+        "tiers": _longest_texts(tokenizer, told),
+    }
+    if any(arm.reasoned is not None for arm in recipe.arms.values()):
+        lengths["shown"] = {
+            str(share): _longest_texts(
+                tokenizer,
+                {"train": retold(stored["train"], replace(recipe.data, reasoned=share))},
+            )
+            for share in sorted({use.reasoned for use in uses(recipe) if use.reasoned is not None})
+        }
+    return lengths
+
+
+def _longest_texts(
+    tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Sequence[Row]]
+) -> dict[str, dict[str, Longest]]:
+    """The longest texts of each tier and split."""
     tiers: dict[str, dict[str, Longest]] = {}
     for split, rows in splits.items():
         counts = sizes(tokenizer, [(row["prompt"], row["gold"]) for row in rows])
@@ -91,12 +114,7 @@ def count_lengths(recipe: Recipe) -> TextLengths:
             for text, tokens in size._asdict().items():
                 if text not in found or tokens > found[text][0]:
                     found[text] = (tokens, row["id"])
-    config = read_config(model).get_text_config(decoder=True)
-    return {
-        "model": model,
-        "context": getattr(config, "max_position_embeddings", None),
-        "tiers": tiers,
-    }
+    return tiers
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,7 @@ class Use:
         limit: its value; None allows twice the longest gold answer.
         cut: tokens after which the trainer cuts prompt and gold answer.
         shots: solved training problems shown before the prompt.
+        reasoned: share of the gold answers that reason, where these are trained on.
     """
 
     arm: str
@@ -120,6 +139,7 @@ class Use:
     limit: int | None = None
     cut: int | None = None
     shots: int = 0
+    reasoned: float | None = None
 
 
 def uses(recipe: Recipe) -> Iterator[Use]:
@@ -127,7 +147,8 @@ def uses(recipe: Recipe) -> Iterator[Use]:
     for name, arm in recipe.all_arms.items():
         each = recipe.for_arm(name)
         if arm.section == "sft":
-            yield Use(name, True, "train", arm.tiers, cut=each.sft.get("max_length"))
+            cut, share = each.sft.get("max_length"), each.data.reasoned
+            yield Use(name, True, "train", arm.tiers, cut=cut, reasoned=share)
         if arm.trainer == "rejection":  # trains on answers that it sampled
             tokens = each.eval.max_tokens
             yield Use(name, True, "train", arm.tiers, "eval.max_tokens", tokens)
@@ -161,10 +182,11 @@ class LongestUse(NamedTuple):
 def longest_of(lengths: TextLengths, use: Use) -> LongestUse | None:
     """The longest text of a use; None where it has no problems. Shots are drawn for each problem,
     so they count as the longest of their tier."""
+    shown = lengths.get("shown", {}).get(str(use.reasoned), lengths["tiers"])
     tiers = {
         tier: splits[use.split]
-        for tier, splits in lengths["tiers"].items()
-        if use.split in splits and tier in (use.tiers or lengths["tiers"])
+        for tier, splits in shown.items()
+        if use.split in splits and tier in (use.tiers or shown)
     }
     gold = max((texts["gold"][0] for texts in tiers.values()), default=0)
     answer = (use.limit or 2 * gold) if use.key else 0

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from data.common.errors import UserError, reason_of, require
 from data.common.files import finished
 from data.prompts import messages
+from data.run import maker
 from pipeline.model import processes
 from pipeline.model.decode import stop_ids
 
@@ -101,11 +103,12 @@ def model_inputs(model: str) -> list[Path]:
 
 
 def _way_out(folder: str | Path) -> str:
-    """The end of a sentence on a spoilt model that says how to train it again, if it is ours."""
+    """The end of a sentence on a spoilt model that says how to train it again, if it is this
+    run's own."""
     arm = Path(folder).parent
-    if not finished(arm):
+    if str(folder) in sys.argv or not finished(arm):
         return ""
-    return f"; FORCE=1 make {arm.name if arm.name in {'sft', 'grpo'} else 'arms'} trains it again"
+    return f"; {maker(arm.name, 'FORCE=1')} trains it again"
 
 
 @contextmanager

@@ -19,22 +19,19 @@ from transformers import DynamicCache
 from trl import GRPOTrainer
 from trl.trainer.utils import _ChunkedLogProbFunction, split_tensor_dict
 
+from pipeline.memory.arithmetic import ROWS, WORDS
 from pipeline.model import processes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from trl import GRPOConfig
-
-#: Answers that go through the model together.
-ROWS = 16
-#: Words of the vocabulary whose logits are computed at a time.
-_WORDS = 8192
 
 
 def trainer_class(model: PreTrainedModel, args: GRPOConfig) -> type[GRPOTrainer]:
     """PromptOnceTrainer where a prompt's keys and values are all that an answer needs of it, found
     by trying: a model may scale its logits, or keep another state than keys and values."""
-    return PromptOnceTrainer if _may_share(model, args) and _can_share(model) else UnpaddedTrainer
+    shares = may_share(model.config, args) and _can_share(model)
+    return PromptOnceTrainer if shares else UnpaddedTrainer
 
 
 def _can_share(model: PreTrainedModel) -> bool:
@@ -60,9 +57,9 @@ def _can_share(model: PreTrainedModel) -> bool:
     return bool(apart < (1e-3 if model.dtype == torch.float32 else 0.2))
 
 
-def _may_share(model: PreTrainedModel, args: GRPOConfig) -> bool:
+def may_share(config: PreTrainedConfig, args: GRPOConfig) -> bool:
     """Whether a prompt's keys and values may be all that an answer needs of it."""
-    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    layers = getattr(config.get_text_config(), "layer_types", None) or ()
     return not (
         set(layers) - {"full_attention"}
         or args.gradient_checkpointing
@@ -194,7 +191,7 @@ def score_answers(
         place = rows[:, None].expand_as(real)[real], real.nonzero()[:, 1]
         found = _ChunkedLogProbFunction.apply(
             hidden[real], head.weight, head.bias, ids[rows, read + 1 : end][real], temperature,
-            _WORDS, None, 1.0,
+            WORDS, None, 1.0,
         )  # fmt: skip
         logps, entropies = (
             whole.index_put(place, part)

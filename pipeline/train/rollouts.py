@@ -34,12 +34,16 @@ LEAST = 0.25
 #: Share of the last group in its tier's average.
 _NEWEST = 1 / 16
 
-#: Settings of sampling that it knows nothing of, with the values that change nothing.
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+#: Settings that its sampler knows nothing of, with the values that change nothing: those that
+#: change which answers are drawn, and all.
+_CHANGING: Mapping[str, tuple[object, ...]] = {
     "top_k": (None, 0),
     "min_p": (None, 0.0),
     "repetition_penalty": (1.0,),
     "generation_kwargs": (None, {}),
+}
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    **_CHANGING,
     "cache_implementation": (None,),
     "use_vllm": (False,),
     "use_transformers_continuous_batching": (False,),
@@ -51,9 +55,13 @@ RollOut = Callable[[list[Any], Any], dict[str, Any]]
 def hindrance(args: GRPOConfig) -> str | None:
     """Why the trainer has to draw by itself: a setting that our sampler does not have, or several
     processes. None where our sampler draws."""
-    unknown = (k for k, same in _NEUTRAL.items() if getattr(args, k, same[0]) not in same)
     several = f"training in {processes.count()} processes" if processes.count() > 1 else None
-    return next((f"grpo.{key}" for key in unknown), several)
+    return next(iter(unlike(args, _NEUTRAL)), several)
+
+
+def unlike(args: GRPOConfig, neutral: Mapping[str, tuple[object, ...]] = _CHANGING) -> list[str]:
+    """The settings with which training draws other answers than our sampler."""
+    return [f"grpo.{k}" for k, same in neutral.items() if getattr(args, k, same[0]) not in same]
 
 
 def rollouts_for(

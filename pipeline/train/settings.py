@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, brief, reason_of, require
 from data.common.fields import TYPE_NAMES, check_keys, nearest
-from data.recipe import DTYPES, Recipe
+from data.recipe import DTYPES, Recipe, explained
 from data.run import BASE
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.train.backend import is_unsloth_wanted
@@ -118,6 +118,11 @@ def lora_config(lora: Arguments | None, source: str) -> LoraConfig | None:
 
 def check_settings(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
+    with explained(recipe.path):
+        _check_settings(recipe)
+
+
+def _check_settings(recipe: Recipe) -> None:
     from transformers.integrations import get_available_reporting_integrations
 
     source, dtype = str(recipe.path), recipe.dtype

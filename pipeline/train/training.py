@@ -11,6 +11,7 @@ from data.common.errors import require
 from data.common.fields import nearest
 from data.recipe import Recipe
 from data.rows import Row, read_split, retold
+from data.run import goal
 from data.sections import Arm
 from pipeline.model import processes
 from pipeline.model.load import model_inputs
@@ -121,7 +122,8 @@ def training_of(recipe: Recipe, arm: str, trainer: str) -> Training:
     require(arm in arms, f"{where} has no {arm!r} (it has {known}){nearest(arm, arms)}")
     require(
         arms[arm].trainer == trainer,
-        f"{where}.{arm} is trained by {arms[arm].trainer}, not by {trainer}; `make arms` trains it",
+        f"{where}.{arm} is trained by {arms[arm].trainer}, not by {trainer}; "
+        f"{goal('arms')} trains it",
     )
     start = arms[arm].start
     recipe.run.require_trained(start)

@@ -1,0 +1,68 @@
+"""Which section of a recipe a key belongs in, for one that stands in another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from data.common.fields import keys_of
+from data.sections import (
+    Arm,
+    ConclusionSection,
+    DataSection,
+    EvalSection,
+    Margins,
+    MonitorSection,
+    RewardSection,
+    SamplingSection,
+    TierUse,
+)
+from data.tiers import Tier
+
+_OF_BOTH = (
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "gradient_checkpointing", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "optim", "logging_steps", "save_steps", "report_to", "use_liger_kernel",
+)  # fmt: skip
+#: The keys of every section; of TRL's and PEFT's, which are not asked here, those that most give.
+_KEYS: Mapping[str, Collection[str]] = {
+    **{
+        place: [key for section in sections for key in keys_of(section)]
+        for place, sections in {
+            "data": (DataSection,), "data.tiers.NAME": (TierUse, Tier), "reward": (RewardSection,),
+            "sampling": (SamplingSection,), "eval": (EvalSection,), "arms.NAME": (Arm,),
+            "conclusion": (ConclusionSection,), "conclusion.margins": (Margins,),
+            "monitor": (MonitorSection,),
+        }.items()
+    },
+    "sft": (*_OF_BOTH, "max_length", "packing"),
+    "grpo": (
+        *_OF_BOTH, "num_generations", "max_completion_length", "num_iterations", "beta", "epsilon",
+        "loss_type", "scale_rewards", "use_vllm",
+    ),
+    "lora": ("r", "lora_alpha", "lora_dropout", "target_modules"),
+}  # fmt: skip
+
+
+def with_home(text: str, key: str, where: str, top: Collection[str]) -> str:
+    """``text``, of an unknown key, with the places that have one of its name.
+
+    Args:
+        key: as the text names it.
+        where: it stands in the recipe.
+        top: the keys of a recipe.
+    """
+    name, arm = where.rpartition(".")[2], re.match(r"arms\.[^.]+\b", where)
+    homes = ["at the top"] if name in top else []
+    for section, names in _KEYS.items():
+        if arm and section in ("sft", "grpo"):
+            section = f"{arm[0]}.settings"
+        elif arm and section in ("eval", "sampling", "reward"):
+            section = f"{arm[0]}.{section}"
+        if name in names and f"{section}.{name}" != where:
+            homes.append(f"under `{section}`")
+    if not homes:
+        return text
+    said, places = f"unknown key '{key}'", " or ".join(dict.fromkeys(homes))
+    text = text.replace(f"{said}; did", f"{said}, or did")
+    return text.replace(said, f"{said}; `{name}` belongs {places}", 1)
