@@ -106,7 +106,7 @@ def test_an_arm_is_asked_with_the_shots_of_its_recipe(run, tmp_path):
     content["eval"]["shots"] = 2
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     says = run("--recipe", tmp_path / "r.yaml", *DAY)
-    assert f"`make data RECIPE={tmp_path / 'r.yaml'}` writes it" in says
+    assert f"`make data RECIPE={tmp_path / 'r.yaml'} MODEL={EMBEDDED}` writes it" in says
 
 
 @pytest.mark.slow
