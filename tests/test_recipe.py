@@ -381,6 +381,11 @@ def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
         ),
         ("arms.paid.learning_rate", "; `learning_rate` belongs under `arms.paid.settings`"),
         (
+            "arms.paid.temperature",
+            "; `temperature` belongs under `arms.paid.eval` or under `arms.paid.settings` where "
+            "the trainer is grpo",
+        ),
+        (
             "arms.paid.eval.beta",
             "; `beta` belongs under `arms.paid.settings` where the trainer is grpo",
         ),
