@@ -153,7 +153,7 @@ mend: setup ## what do answers gain when the checker's violations come back? (AR
 	$(PY) -m eval.mend$(with)
 
 doctor: setup ## what is wrong with a training, running or finished? (RUN=name, or LOG=any log, TRUTH=its reward for right answers)
-	$(PY) -m pipeline.doctor$(or $(call flag,LOG),$(call flag,RUN),$(call flag,RECIPE))$(call flag,TRUTH)$(if $(ARGS), $(ARGS))
+	$(PY) -m pipeline.doctor$(or $(call flag,LOG)$(call flag,RUN),$(call flag,RECIPE))$(call flag,TRUTH)$(if $(ARGS), $(ARGS))
 
 # --- a trained model, and one's own data ------------------------------------------------------
 #: make try DAY=calendar.ics DATE=2026-03-02

@@ -17,7 +17,7 @@ from data.sections import (
     SamplingSection,
     TierUse,
 )
-from data.tiers import Tier
+from data.tiers import TIERS, Tier
 
 _OF_BOTH = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -35,10 +35,11 @@ _KEYS: Mapping[str, Collection[str]] = {
             "monitor": (MonitorSection,),
         }.items()
     },
+    "data.tiers": TIERS,
     "sft": (*_OF_BOTH, "max_length", "packing"),
     "grpo": (
         *_OF_BOTH, "num_generations", "max_completion_length", "num_iterations", "beta", "epsilon",
-        "loss_type", "scale_rewards", "use_vllm",
+        "loss_type", "scale_rewards", "temperature", "top_p", "use_vllm",
     ),
     "lora": ("r", "lora_alpha", "lora_dropout", "target_modules"),
 }  # fmt: skip
@@ -55,12 +56,14 @@ def with_home(text: str, key: str, where: str, top: Collection[str]) -> str:
     name, arm = where.rpartition(".")[2], re.match(r"arms\.[^.]+\b", where)
     homes = ["at the top"] if name in top else []
     for section, names in _KEYS.items():
+        only = ""
         if arm and section in ("sft", "grpo"):
+            only = "" if name in _OF_BOTH else f" where the trainer is {section}"
             section = f"{arm[0]}.settings"
         elif arm and section in ("eval", "sampling", "reward"):
             section = f"{arm[0]}.{section}"
-        if name in names and f"{section}.{name}" != where:
-            homes.append(f"under `{section}`")
+        if name in names and (only or f"{section}.{name}" != where):
+            homes.append(f"under `{section}`{only}")
     if not homes:
         return text
     said, places = f"unknown key '{key}'", " or ".join(dict.fromkeys(homes))

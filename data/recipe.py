@@ -11,12 +11,11 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.common.errors import UserError, brief, is_another, require
 from data.common.fields import at_least, dataclass_from, is_plain, keys_of, nearest, one_of, setting
@@ -38,6 +37,8 @@ from data.sections import (
     SamplingSection,
     TierUse,
 )
+
+Checked = TypeVar("Checked")
 
 RUNS = Path("runs")
 #: The recipes that ship, which go by their bare names.
@@ -183,8 +184,7 @@ def load_recipe(
         UserError: one sentence naming the file and the key that is wrong.
     """
     path = _place(path)
-    with explained(path):
-        return _checked(path, model, run, backend, bits)
+    return explained(path, lambda file: _checked(file, model, run, backend, bits))
 
 
 def _checked(
@@ -235,33 +235,36 @@ def _place(name: Path, folder: Path = Path()) -> Path:
     raise UserError(f"recipe {path} does not exist{nearest(bare, known) or listed}")
 
 
-def _extended(path: Path, above: tuple[Path, ...] = (), files: bool = False) -> Any:
-    """The content of a recipe, merged over the one that its ``extends`` names, if any.
-
-    Args:
-        above: the recipes that extend this one.
-        files: have the file that says it in the place of every value but null.
-    """
+def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, Any]]:
+    """A recipe and those that it extends, each with its file's content without ``extends``; the
+    recipes ``above`` extend this one."""
     content = read_yaml(path)
-    extends = isinstance(content, dict) and "extends" in content
-    below: Any = content.pop("extends") if extends else None
-    content = _signed(content, path) if files else content
-    if not extends:
-        return content
+    require(
+        not above or isinstance(content, dict | None),
+        f"{path}: the recipe must be a mapping of keys, not {brief(content)}",
+    )
+    if not isinstance(content, dict) or "extends" not in content:
+        return [(path, content)]
+    below = content.pop("extends")
     require(
         isinstance(below, str) and is_plain(below),
         f"{path}: extends must be the name of a recipe beside it, not {brief(below)}",
     )
     above = (*above, path.resolve())
-    parent = _place(Path(below), path.parent)
+    try:
+        parent = _place(Path(below), path.parent)
+    except UserError as error:
+        raise UserError(f"{path} extends {below!r}: {error}") from None
     require(parent.resolve() not in above, f"{path}: extends goes in a circle")
-    return _merged(_extended(parent, above, files), content, f"{path}: ")
+    return [(path, content), *_chain(parent, above)]
 
 
-def _signed(content: Any, path: Path) -> Any:
-    if isinstance(content, dict):
-        return {key: _signed(value, path) for key, value in content.items()} or {"": path}
-    return None if content is None else path
+def _extended(path: Path) -> Any:
+    """The content of a recipe, merged over the one that its ``extends`` names, if any."""
+    *extending, (_, merged) = _chain(path)
+    for file, content in reversed(extending):
+        merged = _merged(merged, content, f"{file}: ")
+    return merged
 
 
 def _merged(below: Any, above: Any, source: str) -> Any:
@@ -289,12 +292,11 @@ def _replaced(below: Any, above: Any, source: str) -> Any:
     return {key: value for key, value in {**below, **above}.items() if value is not None}
 
 
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Have a mistake in the recipe ``path`` name the file that holds it, where that is one that
-    this one extends, and the section that a known key belongs in."""
+def explained(path: Path, check: Callable[[Path], Checked]) -> Checked:
+    """What ``check`` makes of a recipe; a mistake names the file that holds it, where that is one
+    that this one extends, and the section that a known key belongs in."""
     try:
-        yield
+        return check(path)
     except UserError as error:
         text, start = str(error), f"{path}: "
         about = re.match(r"(?:unknown )?(?:key )?(tier )?'?([\w.-]+)", text.removeprefix(start))
@@ -305,32 +307,36 @@ def explained(path: Path) -> Iterator[None]:
             key = f"{arm[1]}.settings.{key.partition('.')[2]}"
         if f"unknown key '{about[2]}'" in text:
             text = with_home(text, about[2], key, keys_of(Recipe))
-        holder = _holder(path, key)
+        holder = _holder(path, key, check)
         if holder != path:
             text = f"{holder}, which {path} extends: {text.removeprefix(start)}"
         raise UserError(text) from None
 
 
-def _holder(path: Path, key: str) -> Path:
-    """The file that says the key of a recipe, or all of the section that lacks it."""
+def _holder(path: Path, key: str, check: Callable[[Path], object]) -> Path:
+    """The file that says the key of a recipe, or the section that lacks it; where that is sound by
+    itself, the next above it that is not."""
     try:
-        found = _extended(path, files=True)
+        chain = _chain(path)
     except UserError:  # the mistake is that it cannot be read
         return path
-    for part in key.split("."):
-        if not isinstance(found, dict) or part not in found:
-            break
-        found = found[part]
-    holders = set(_leaves(found))
-    return holders.pop() if len(holders) == 1 else path
+    parts = key.split(".")
+    keys = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    says = (i for part in keys for i, (_, content) in enumerate(chain) if _says(content, part))
+    for file, _ in reversed(chain[1 : next(says, 0) + 1]):
+        try:
+            check(file)
+        except UserError:
+            return file
+    return path
 
 
-def _leaves(found: Any) -> Iterator[Path]:
-    if isinstance(found, dict):
-        for value in found.values():
-            yield from _leaves(value)
-    elif found is not None:
-        yield found
+def _says(content: Any, key: str) -> bool:
+    """Whether a mapping has a key, whose dots go down into mappings or belong to it."""
+    return isinstance(content, dict) and any(
+        key == str(own) or (key.startswith(f"{own}.") and _says(below, key[len(str(own)) + 1 :]))
+        for own, below in content.items()
+    )
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

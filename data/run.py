@@ -197,7 +197,7 @@ class Run:
 
 def goal(name: str, *settings: str) -> str:
     """A goal of make as a way out, with what this command was given that says which run it is."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)
     for flag in _ASKED:
         parser.add_argument(f"--{flag}")
     given = vars(parser.parse_known_args()[0])

@@ -219,7 +219,8 @@ def run(recipe: Recipe, force: bool) -> None:
     judged = cases(recipe, sampled)
     if not judged:
         (path.parent / MANIFEST).unlink(missing_ok=True)  # an older conclusion is void too
-        print("elicitation: no arm to judge; conclusion.arms in the recipe names them", flush=True)
+        unnamed = "" if recipe.judged() else "; conclusion.arms in the recipe names them"
+        print(f"elicitation: no arm to judge{unnamed}", flush=True)
         return
     names = [arm for arm in sampled if any(arm in case.everyone for case in judged)]
     check_judged(run, names)

@@ -345,8 +345,9 @@ def gpu_here() -> tuple[float | None, Card | None]:
 
 def _gpu(text: str) -> tuple[float, Card | None]:
     """For argparse: GiB, or a card by name."""
-    name = text.lower().replace(" ", "").replace("-", "")
-    for card in (name, f"rtx{name}"):
+    name = text.lower().replace(" ", "")
+    known = name.replace("-", "")
+    for card in (known, f"rtx{known}"):
         if card in CARDS:
             return CARDS[card].gib, CARDS[card]
     try:

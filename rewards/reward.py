@@ -190,9 +190,11 @@ def _own_function(name: str) -> Callable[[Problem, Verdict], Any]:
     """
     file, _, function = name.rpartition(":")
     where = f"reward.function {name!r}"
+    if not file:
+        raise UserError(f"{where} names no function of a file; write my.py:name")
     spec = spec_from_file_location("reward_of_the_recipe", file)
     if spec is None or spec.loader is None or not Path(file).is_file():
-        raise UserError(f"{where}: {file or name} is no Python file; write my.py:name")
+        raise UserError(f"{where}: {file} is no Python file; write my.py:name")
     try:
         spec.loader.exec_module(module := module_from_spec(spec))
     except Exception as error:  # somebody's own file may run into anything

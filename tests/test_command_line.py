@@ -122,6 +122,7 @@ def test_a_stage_says_in_one_sentence_what_it_lacks_first_and_how_to_make_it(
         ("data", [], "`make data`"),
         ("data", ["--recipe", "tiny", "--force"], "`make data`"),
         ("eval", ["--recipe", "pipeline/recipes/tiny.yaml", "--run", "r"], "`make eval RUN=r`"),
+        ("eval", ["--rec", "gpu", "--ru=r", "--run", "s"], "`make eval RECIPE=gpu RUN=s`"),
         (
             "sft",
             ["--arm", "x", "--recipe=a b.yaml", "--bits", "4", "--model", "m", "--backend", "trl"],
@@ -167,7 +168,22 @@ def test_a_misspelt_run_is_told_with_the_nearest_that_there_is(
         ("eval.try", ["--recipe", TINY, "--answers"], "--answers expected one argument"),
         ("pipeline.base", ["--thinking", "much"], "--thinking must be a number, not 'much'"),
         ("eval.judge", ["--recipe", TINY, "--fast"], "unrecognized arguments: --fast; --help (ARG"),
-        ("eval.score", ["--problems", TINY], "the following arguments are required: --completion"),
+        (
+            "eval.score",
+            ["--problems", TINY],
+            "the following arguments are required: COMPLETIONS= (--",
+        ),
+        ("eval.score", ["--problems"], "PROBLEMS= (--problems) expected one argument"),
+        (
+            "pipeline.plan",
+            [],
+            "the following arguments are required: RECIPE= (--recipe); --help (A",
+        ),
+        (
+            "pipeline.plan",
+            ["--recipe", TINY, "--b", "4"],
+            "ambiguous option: --b could match BACKE",
+        ),
         (
             "eval.score",
             ["--problems", "no.jsonl", "--completions", TINY],

@@ -49,6 +49,14 @@ def case_of(name="grpo", members=("grpo",), tiers=("dense",), start=None, best=N
     return JudgedArm(name, members, tiers, start, best, forms)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_that_the_recipe_names_what_is_judged_is_said_where_it_names_nothing(world, named, capsys):
+    elicitation.run(world.recipe(GRPO, {"arms": ["grpo"] if named else []}), force=False)
+    said = capsys.readouterr().out
+    assert "no arm to judge" in said
+    assert ("conclusion.arms" in said) != named
+
+
 def test_what_every_base_left_unsolved_all_are_asked_again():
     solved = solved_of(
         ["dense"] * 4, base=[0, 0, 3, 1], best=[0, 2, 0, 1], sft=[8] * 4, grpo=[8] * 4, form=[8] * 4

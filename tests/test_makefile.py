@@ -97,6 +97,11 @@ def test_a_setting_of_one_goal_reaches_its_command(goal, name, flag):
     assert flags(commands(goal, f"{name}={ODD}")[0])[flag] == ODD
 
 
+def test_a_log_and_a_run_both_reach_the_doctor_which_refuses_the_two():
+    given = flags(commands("doctor", "LOG=l", "RUN=r")[0])
+    assert (given["--log"], given["--run"]) == ("l", "r")
+
+
 def test_a_training_can_be_launched_in_several_processes_and_nothing_else():
     lines = commands("data", "sft", "LAUNCH=--num_processes 2")
     launched = [line for line in lines if "--num_processes 2 -m" in line]

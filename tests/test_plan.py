@@ -212,7 +212,7 @@ def test_hours_follow_the_card_the_work_and_what_is_trained(seven):
 
 
 def test_a_card_may_be_named_by_its_number_alone():
-    assert _gpu("4090") == _gpu("RTX 4090") == (24, CARDS["rtx4090"])
+    assert _gpu("4090") == _gpu("RTX 4090") == _gpu("rtx-4090") == (24, CARDS["rtx4090"])
     assert _gpu("24") == _gpu("24 GB") == _gpu("24GiB") == (24, None)
 
 
@@ -227,9 +227,9 @@ def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
     assert "dollars" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", ["0", "much", "h10"])
+@pytest.mark.parametrize("size", ["0", "-24", "1e-9999", "much", "h10"])
 def test_a_size_that_is_none_is_refused_with_the_cards_that_are_known(size, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["plan", "--recipe", str(TINY), "--gpu", size])
+    monkeypatch.setattr("sys.argv", ["plan", "--recipe", str(TINY), f"--gpu={size}"])
     said = refusal_of(main)
     assert said.startswith("GPU= (--gpu) must be GiB above 0 or a card (")
     assert f"not '{size}'" in said

@@ -146,7 +146,7 @@ def test_the_arm_called_grpo_is_judged_unless_others_are_named(tmp_path):
 
 
 def extend(tmp_path: Path, above: dict, below: dict = GOOD) -> Recipe:
-    (tmp_path / "below.yaml").write_text(yaml.safe_dump(below))
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump(below, sort_keys=False))
     return load(tmp_path, {"extends": "below.yaml", **above})
 
 
@@ -176,8 +176,14 @@ def test_a_mistake_in_what_is_extended_is_one_sentence(tmp_path):
         extend(tmp_path, {}, {**GOOD, "sede": 3})
     with pytest.raises(UserError, match=r"small\.yaml: extends .*, not 3$"):
         load(tmp_path, {"extends": 3})
-    with pytest.raises(UserError, match=r"belov\.yaml does not exist; did you mean 'below'\?$"):
+    with pytest.raises(UserError, match=r"small\.yaml extends .* exist; did you mean 'below'\?$"):
         load(tmp_path, {"extends": "belov.yaml"})
+    (tmp_path / "middle.yaml").write_text("extends: belov")
+    with pytest.raises(UserError, match=r"middle\.yaml extends 'belov': recipe .* does not exist"):
+        load(tmp_path, {"extends": "middle.yaml"})
+    (tmp_path / "middle.yaml").write_text("- seed: 3")
+    with pytest.raises(UserError, match=r"middle\.yaml: .* must be a mapping of keys, not \["):
+        load(tmp_path, {"extends": "middle.yaml"})
     (tmp_path / "below.yaml").write_text("name: a\nsft: [")
     with pytest.raises(UserError, match=r"below\.yaml:2 is not valid YAML"):
         load(tmp_path, {"extends": "below.yaml"})
@@ -193,6 +199,7 @@ def test_a_mistake_in_what_is_extended_is_one_sentence(tmp_path):
         ("data.tiers", GOOD["data"]["tiers"], {"dense": {"test": 1, "events": [0, 0]}}),
         ("arms", {"sft": {"trainer": "sft"}}, {"sft": {"start": "base"}}),
         ("evals", None, 3),
+        ("arms.sft", None, None),
     ],
 )
 def test_a_mistake_names_the_file_that_holds_it_of_a_recipe_and_what_it_extends(
@@ -205,6 +212,23 @@ def test_a_mistake_names_the_file_that_holds_it_of_a_recipe_and_what_it_extends(
         said = refusal_of(lambda: extend(tmp_path, changed(key, wrong), changed(key, right)))
         assert said.startswith(f"{small}: ")
         assert extend(tmp_path, changed(key, right), changed(key, wrong)), "which stands no more"
+
+
+@pytest.mark.parametrize(
+    ("above", "key"),
+    [
+        ({"data": {"tiers": {"trap": {"train": 1, "val": 1, "test": 1}}}}, "data.main is 'dense'"),
+        ({"arms": {"warm": None}}, "arms.paid.start must be an arm before it"),
+        ({"sft.max_steps": 3}, "unknown key 'sft.max_steps'"),
+    ],
+)
+def test_a_recipe_that_is_sound_by_itself_is_not_blamed_by_one_that_extends_it(
+    tmp_path, above, key
+):
+    (tmp_path / "middle.yaml").write_text(yaml.safe_dump({"extends": "below.yaml", **above}))
+    said = refusal_of(lambda: extend(tmp_path, {"extends": "middle.yaml"}, THREE))
+    assert said.startswith(f"{tmp_path / 'middle.yaml'}, which {tmp_path / 'small.yaml'} extends: ")
+    assert key in said
 
 
 @pytest.mark.parametrize("way", ["small.yaml", "./small.yaml", "{folder}/small.yaml", "below.yaml"])
@@ -343,7 +367,8 @@ def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
         ("arms.paid.reward.shap", "; did you mean 'shape'?"),
         ("conclusion.margins.gian", "; did you mean 'gain'?"),
         ("max_steps", "; `max_steps` belongs under `sft` or under `grpo`"),
-        ("temperature", "; `temperature` belongs under `eval`"),
+        ("temperature", "; `temperature` belongs under `eval` or under `grpo`"),
+        ("data.trap", "; `trap` belongs under `data.tiers`"),
         ("reasoned", "; `reasoned` belongs under `data` or under `arms.NAME`"),
         ("events", "; `events` belongs under `data.tiers.NAME`"),
         ("data.seed", "; `seed` belongs at the top"),
@@ -355,7 +380,15 @@ def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
             "; `samples` belongs under `eval` or under `monitor`, or did you mean 'sampling'?",
         ),
         ("arms.paid.learning_rate", "; `learning_rate` belongs under `arms.paid.settings`"),
-        ("arms.paid.temperature", "; `temperature` belongs under `arms.paid.eval`"),
+        (
+            "arms.paid.temperature",
+            "; `temperature` belongs under `arms.paid.eval` or under `arms.paid.settings` where "
+            "the trainer is grpo",
+        ),
+        (
+            "arms.paid.eval.beta",
+            "; `beta` belongs under `arms.paid.settings` where the trainer is grpo",
+        ),
         ("arms.paid.shape", "; `shape` belongs under `arms.paid.reward`"),
         ("arms.paid.eval.lora", "; `lora` belongs at the top"),
         # What a recipe has inside, but not in its file.

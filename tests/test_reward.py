@@ -319,6 +319,7 @@ def test_a_function_of_ones_own_is_paid_and_counts_by_its_content(tmp_path):
     ("text", "name", "says"),
     [
         ("", "none.py:mine", "no Python file"),
+        ("", "my.py", "names no function of a file; write my.py:name"),
         ("", "none:mine", "write my.py:name"),
         ("def mime(p, v): return 1", "my.py:mine", "did you mean 'mime'"),
         ("mine = 3", "my.py:mine", "no such function"),

@@ -101,6 +101,7 @@ def test_an_arms_settings_and_seed_reach_trl():
         ("sft", "learnig_rate", "; did you mean 'learning_rate'?"),
         ("grpo", "num_generation", "; did you mean 'num_generations'?"),
         ("lora", "lora_alfa", "; did you mean 'lora_alpha'?"),
+        ("grpo", "hub_tokn", ""),  # cannot be set
         ("lora", "zzz", ""),
     ],
 )

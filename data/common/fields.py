@@ -71,7 +71,8 @@ def dataclass_from(cls: type[Section], content: Any, source: str, prefix: str = 
         UserError: naming ``source`` and the key that is missing, unknown, or of a wrong value.
     """
     if not isinstance(content, dict):
-        raise UserError(f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping of keys")
+        what = prefix.rstrip(".") or "the recipe"
+        raise UserError(f"{source}: {what} must be a mapping of keys, not {brief(content)}")
     assert dataclasses.is_dataclass(cls)
     known = keys_of(cls)
     check_keys(content, known, source, prefix)

@@ -16,8 +16,14 @@ _SAID = (
 )
 #: Flags that make has a setting for.
 _SETTINGS = (
-    r"--(recipe|model|run|backend|bits|arm|gpu|price|log|truth|from|day|date|rule|out|blog)\b"
+    r"--(recipe|model|run|backend|bits|arm|gpu|price|log|truth|from|day|date|rule|out|blog|problems"
+    r"|completions)(?![\w-])"
 )
+
+
+def _named(text: str) -> str:
+    """A text with every flag as make and as the command line have it."""
+    return re.sub(_SETTINGS, lambda flag: f"{flag[1].upper()}= ({flag[0]})", text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,9 +32,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         about = re.fullmatch(r"argument (--\S+): (.*)", message)
         if not about:
-            raise UserError(f"{message}; --help (ARGS=--help) lists the flags")
+            # Flags that are not recognized stay as they were written.
+            said = message if message.startswith("unrecognized") else _named(message)
+            raise UserError(f"{said}; --help (ARGS=--help) lists the flags")
         flag, problem = about.groups()
         for theirs, ours in _SAID:
             problem = re.sub(theirs, ours, problem)
-        named = re.sub(_SETTINGS, lambda name: f"{name[1].upper()}= ({name[0]})", flag)
-        raise UserError(f"{named} {problem}")
+        raise UserError(f"{_named(flag)} {problem}")

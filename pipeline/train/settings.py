@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, brief, reason_of, require
 from data.common.fields import TYPE_NAMES, check_keys, nearest
-from data.recipe import DTYPES, Recipe, explained
+from data.recipe import DTYPES, Recipe, explained, load_recipe
 from data.run import BASE
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.train.backend import is_unsloth_wanted
@@ -118,8 +118,8 @@ def lora_config(lora: Arguments | None, source: str) -> LoraConfig | None:
 
 def check_settings(recipe: Recipe) -> None:
     """Raise UserError where TRL, PEFT or torch would refuse the recipe or one of its arms."""
-    with explained(recipe.path):
-        _check_settings(recipe)
+    path = recipe.path
+    explained(path, lambda file: _check_settings(recipe if file == path else load_recipe(file)))
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -212,7 +212,7 @@ def _config(
         where = f"{source}: {section}.{key}"
         if key in NOT_SET:
             raise UserError(f"{where} cannot be set; {NOT_SET[key]}")
-        check_keys([key], known, source, f"{section}.")
+        check_keys([key], known.keys() - NOT_SET.keys(), source, f"{section}.")
         kinds = _kinds(hints[key]) | ({bool} if key == "scale_rewards" else set())
         if type(value) not in kinds:
             kinds -= {int} if float in kinds else set()
