@@ -229,6 +229,13 @@ def test_the_card_says_which_rules_are_shown_and_which_are_withheld():
     assert "`make base FROM=some/model`" in card(Pretraining(), 1, 0.3, 1.0, "some/model")
 
 
+def test_a_way_of_answering_that_is_never_met_has_its_row_on_the_card():
+    met = {name: (0.1, 0.2, 0.3) for name in PERSONAS if name != "thinking"}
+    text = card(Pretraining(thinking=0.0), 1, 0.3, 1.0, None, met)
+    [row] = [line for line in text.splitlines() if line.startswith("| thinking ")]
+    assert row.endswith("| 0.0% |")
+
+
 def test_the_embedded_bases_own_card_is_of_this_mixture():
     text = (BASE_PATH / "README.md").read_text()
     for name, persona in PERSONAS.items():
