@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING
 
 from data.prompts import THINK, THOUGHT, messages
 from data.rows import Row
+from pipeline.model.decoding import Decoding as Decoding
 from rewards.parse import opened_reasoning
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are drawn; the same for every arm."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ values alone (Mamba, hybrids) is found by trying, and draws by ``generate``, pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,9 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from data.common.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.model.decode import Decoding
+from pipeline.model.decoding import Decoding
 
 #: Name of our attention among those of transformers.
 GROUPED = "grouped"
