@@ -23,9 +23,10 @@ OWNER = "run.json"
 START = "start.jsonl"
 #: Below an arm's folder in ``eval``.
 SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
-#: Flags that say which run a command is about, and the recipe that make takes without RECIPE=.
+#: The recipe that make takes without RECIPE=.
+DEFAULT = "tiny"
+#: Flags that say which run a command is about.
 _ASKED = ("recipe", "model", "run", "backend", "bits")
-_UNSAID = ("tiny", "pipeline/recipes/tiny.yaml")
 
 
 @dataclass(frozen=True)
@@ -195,16 +196,21 @@ class Run:
         return [arm for arm in self.names if finished(self.samples(arm).parent)]
 
 
-def goal(name: str, *settings: str) -> str:
-    """A goal of make as a way out, with what this command was given that says which run it is."""
+def given() -> dict[str, str]:
+    """What this command was given that says which run it is about, by flag."""
     parser = argparse.ArgumentParser(add_help=False)
     for flag in _ASKED:
         parser.add_argument(f"--{flag}")
-    given = vars(parser.parse_known_args()[0])
+    return {flag: value for flag, value in vars(parser.parse_known_args()[0]).items() if value}
+
+
+def goal(name: str, *settings: str) -> str:
+    """A goal of make as a way out, with what this command was given that says which run it is."""
+    unsaid = (DEFAULT, f"pipeline/recipes/{DEFAULT}.yaml")
     same = [
         f"{flag.upper()}={shlex.quote(value)}"
-        for flag, value in given.items()
-        if value and (flag != "recipe" or value not in _UNSAID)
+        for flag, value in given().items()
+        if flag != "recipe" or value not in unsaid
     ]
     return f"`{' '.join(['make', name, *same, *settings])}`"
 

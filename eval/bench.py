@@ -24,11 +24,12 @@ from data.problem import Problem
 from data.prompts import messages
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, gold_answer, new_row
-from data.sections import ARMS
+from data.sections import ARMS, EvalSection
 from data.solver import interval_optimum
 from data.tiers import Tier
 from pipeline.grpo import trainer_for
-from pipeline.model.decode import Decoding, answer_limit, prepare, render, sample
+from pipeline.model.decode import answer_limit, prepare, render, sample
+from pipeline.model.decoding import Decoding
 from pipeline.model.load import load_model, quiet
 from pipeline.train.settings import grpo_config
 from pipeline.train.training import Training
@@ -103,17 +104,19 @@ def verdicts(problems: Sequence[Problem]) -> Line:
     )
 
 
-def sampling(recipe: Recipe, rows: Sequence[Row], samples: int = 64) -> Line:
+def sampling(
+    name: str, dtype: str, asking: EvalSection, rows: Sequence[Row], samples: int = 64
+) -> Line:
     """Samples a second against ``generate(num_return_sequences=k)`` a prompt."""
-    model, tokenizer = load_model(recipe.model, recipe.dtype)
-    stock, _ = load_model(recipe.model, recipe.dtype)
+    model, tokenizer = load_model(name, dtype)
+    stock, _ = load_model(name, dtype)
     prepare(model)
     stock.eval()
     prompts = [render(tokenizer, row["prompt"]) for row in rows]
-    limit = recipe.eval.max_tokens or answer_limit(tokenizer, rows)
+    limit = asking.max_tokens or answer_limit(tokenizer, rows)
 
     def ours() -> None:
-        how = samples, Decoding(limit), range(len(prompts)), recipe.eval.rows
+        how = samples, Decoding(limit), range(len(prompts)), asking.rows
         list(sample(model, tokenizer, prompts, *how))
 
     def plain() -> None:
@@ -192,7 +195,7 @@ def measured(recipe: Recipe, folder: Path) -> Iterator[Line]:
     yield line
     yield verdicts(problems)
     rows = [new_row(f"bench-{i}", "train", name, p, trace) for i, p in enumerate(problems)]
-    yield sampling(recipe, rows[:4])
+    yield sampling(recipe.model, recipe.dtype, recipe.eval, rows[:4])
     yield grpo_steps(recipe, rows, folder)
 
 

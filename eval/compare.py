@@ -156,8 +156,7 @@ def sampled_arms(run: Run, arms: Mapping[str, Arm]) -> dict[str, Arm]:
             found[name] = arm
         else:
             print(f"compare: {name} is left out, for not all of its answers are drawn")
-    way_out = f"{goal('data arms eval')} draws them"
-    require(found, f"{run.folder} has no answers to compare; {way_out}")
+    require(found, f"{run.folder} has no answers to compare; {goal('data arms eval')} draws them")
     return found
 
 

@@ -77,8 +77,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     Raises:
         UserError: when there is no such arm, its model is not trained, or samples make no group.
     """
-    run = recipe.run
-    folder = run.probe(run.chosen(arm))
+    run, folder = recipe.run, recipe.run.probe(recipe.run.chosen(arm))
     config = grpo_config(recipe, Path("unused"))
     group, without = config.num_generations or 1, unlike(config)
     samples = max(64, 2 * group) if samples is None else samples
@@ -115,7 +114,6 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         return
     asked = _some(training, problems, seed_of(recipe.seed, "probe"))
     write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
-    notes = [f"Note: drawn without {key}, which training has." for key in without]
     texts = {row["id"]: row["problem"].text for row in asked}
     answers = read_answers(folder / SAMPLES, texts, goal("probe", f"ARM={arm}"))
     outcomes, tiers = outcomes_of(answers, texts, reward), [row["tier"] for row in asked]
@@ -125,6 +123,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         "thresholds": LIMITS,
         "tiers": readiness_by_tier(outcomes, tiers, group, recipe.seed, asking.resamples),
     }
+    notes = [f"Note: drawn without {key}, which training has." for key in without]
     publish(folder / PROBE, report, [readiness_sheet(report)], [advice_sentence(report), *notes])
     stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
     print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)

@@ -73,8 +73,8 @@ def run(recipe: Recipe, force: bool) -> None:
     stage = Stage(folder, "report", settings, [*inputs, *filter(None, (conclusion, thinking))])
     if not stage.begin_unless_done(force):
         return
-    findings = [weighed(arm, one, run, report) for arm, one in _findings(logs)]
-    findings.sort(key=lambda pair: pair[1].level == "note")  # its number marks an alarm's step
+    findings = [(arm, weighed(arm, one, run, report)) for arm, one in _findings(logs)]
+    findings.sort(key=lambda pair: pair[1].level == Level.NOTE)  # numbers mark steps of alarms
     panels = training_panels(
         {arm: [*read_log(path)] for arm, path in logs.items()},
         looks_of(arms),
@@ -82,7 +82,7 @@ def run(recipe: Recipe, force: bool) -> None:
         [
             (arm, finding.step, str(number))
             for number, (arm, finding) in enumerate(findings, 1)
-            if finding.level != "note"
+            if finding.level != Level.NOTE
         ],
     )
     path, training = folder / TRAINING, ""
@@ -172,17 +172,18 @@ def _findings(logs: Mapping[str, Path]) -> list[tuple[str, Finding]]:
     return sorted(found, key=lambda pair: pair[1].step)
 
 
-def weighed(arm: str, finding: Finding, run: Run, report: Mapping[str, Any]) -> tuple[str, Finding]:
+def weighed(arm: str, finding: Finding, run: Run, report: Mapping[str, Any]) -> Finding:
     """A finding of an arm; that its answers narrow is a note where pass@k did not fall, at the
     largest k on the main tier, surely by the interval."""
-    start = run.arms[arm].start if arm in run.arms else None
+    if finding.symptom != "entropy-collapse" or arm not in run.arms:
+        return finding
     for pair in report["tiers"][report["main"]]["differences"]:
-        if (pair["tuned"], pair["reference"]) == (arm, start):
-            k, change = list(pair["at_k"].items())[-1]
-            if finding.symptom == "entropy-collapse" and change["low"] >= 0:
-                kept = f"; but pass@{k} did not fall by it: {cell(change, '+')} points"
-                return arm, replace(finding, level=Level.NOTE, evidence=finding.evidence + kept)
-    return arm, finding
+        k, change = list(pair["at_k"].items())[-1]
+        of_arm = (pair["tuned"], pair["reference"]) == (arm, run.arms[arm].start)
+        if of_arm and change["low"] >= 0:
+            kept = f"; but pass@{k} did not fall by it: {cell(change, '+')} points"
+            return replace(finding, level=Level.NOTE, evidence=finding.evidence + kept)
+    return finding
 
 
 def _floors_of_training(

@@ -29,7 +29,8 @@ from pipeline.corpus import pretraining
 from pipeline.corpus.personas import SHOWN, persona_of, personas_with
 from pipeline.corpus.pretraining import CORPUS, SKILLS, Pretraining, new_model, pretrain
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.decode import Decoding, prepare, render, sample
+from pipeline.model.decode import prepare, render, sample
+from pipeline.model.decoding import Decoding
 from pipeline.model.load import load_model, write_model
 from rewards.verify import Status, verify
 

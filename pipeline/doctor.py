@@ -15,7 +15,7 @@ from data.common.console import plain_console
 from data.common.errors import UserError, require, run_main
 from data.common.fields import nearest
 from data.common.flags import Parser
-from data.run import LOG
+from data.run import DEFAULT, LOG
 from pipeline.health.logs import examine
 from pipeline.health.reading import EVENTS, READERS
 from pipeline.health.report import as_json, print_patients
@@ -87,7 +87,7 @@ def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("path", nargs="?", type=Path, help="the same as --log")
     parser.add_argument("--run", help="name of a run below runs/ (default: the recipe's)")
-    parser.add_argument("--recipe", type=Path, help="recipe of the run (default: tiny's)")
+    parser.add_argument("--recipe", type=Path, help=f"recipe of the run (default: {DEFAULT}'s)")
     parser.add_argument("--log", type=Path, help="a log or a folder with one, instead of a run")
     parser.add_argument(
         "--truth", help="the reward in the log that pays for right answers (default: a guess)"
@@ -97,7 +97,7 @@ def main() -> None:
     given = [value for value in (arguments.path, arguments.log, arguments.run) if value]
     require(len(given) < 2, "a path, LOG= (--log) and RUN= (--run) exclude each other")
     arguments.log = arguments.log or arguments.path
-    of_recipe = recipe.load_recipe(arguments.recipe).run_name if arguments.recipe else "tiny"
+    of_recipe = recipe.load_recipe(arguments.recipe).run_name if arguments.recipe else DEFAULT
     path = arguments.log or run_folder(arguments.run or of_recipe)
     patients = []
     for arm, log in logs_in(path).items():

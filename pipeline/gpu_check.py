@@ -31,7 +31,7 @@ from pipeline.memory.arithmetic import GIB, estimate
 from pipeline.model.load import quiet, write_model
 from pipeline.model.processes import run_apart
 from pipeline.model.skeleton import config_of
-from pipeline.plan import longest_rows, longest_texts, plan_of
+from pipeline.plan import counts, longest_of, longest_rows, plan_of
 from pipeline.train.loading import load_for_training
 from pipeline.train.training import Training
 
@@ -64,7 +64,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     backend = training.start_backend().name  # before anything else imports what Unsloth patches
     quiet()
     rows = longest_rows(recipe)
-    texts, _ = longest_texts(rows, recipe.model)
+    texts = longest_of(counts(rows, recipe.model)[0])
     recipe = shortened(recipe, texts.gold)
     length = recipe.max_seq_length or texts.both + recipe.grpo["max_completion_length"]
     training = replace(training, recipe=recipe)

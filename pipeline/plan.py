@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +29,7 @@ from data.draw import make_problem
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row
 from data.run import goal
+from data.sections import TierUse
 from data.tiers import TIERS
 from pipeline.memory.arithmetic import (
     GIB,
@@ -81,11 +82,9 @@ def longest_rows(recipe: Recipe) -> list[Row]:
     return sorted(rows, key=lambda row: -len(row["prompt"]) - len(row["gold"]))
 
 
-def longest_texts(rows: Sequence[Row], model: str) -> tuple[TokenCounts, str]:
-    """Tokens of the longest prompt, gold answer, and both together; and a phrase that says how they
-    were counted."""
-    counted, how = counts(rows, model)
-    return TokenCounts(*map(max, zip(*counted, strict=True))), how
+def longest_of(counted: Sequence[TokenCounts]) -> TokenCounts:
+    """Tokens of the longest prompt, gold answer, and both together."""
+    return TokenCounts(*map(max, zip(*counted, strict=True)))
 
 
 def counts(rows: Sequence[Row], model: str) -> tuple[list[TokenCounts], str]:
@@ -104,11 +103,13 @@ def counts(rows: Sequence[Row], model: str) -> tuple[list[TokenCounts], str]:
     return counted, how
 
 
-def usual_answer(recipe: Recipe, rows: Sequence[Row], tokens: Sequence[int], prompts: int) -> int:
+def usual_answer(
+    uses: Mapping[str, TierUse], rows: Sequence[Row], tokens: Sequence[int], prompts: int
+) -> int:
     """Tokens of the mean gold answer of ``prompts`` training problems, which one batch in a hundred
     exceeds; ``tokens`` has those of every row."""
     drawn = Counter(row["tier"] for row in rows)
-    weights = [recipe.tier_uses[row["tier"]].train / drawn[row["tier"]] for row in rows]
+    weights = [uses[row["tier"]].train / drawn[row["tier"]] for row in rows]
     mean = np.average(tokens, weights=weights)
     spread = np.average((np.array(tokens) - mean) ** 2, weights=weights) ** 0.5
     return min(math.ceil(mean + _ONE_IN_100 * spread / prompts**0.5), max(tokens))
@@ -143,7 +144,7 @@ def settings_of(
         else:
             config = grpo_config(each, unused, 2 * texts.gold)
             settings = _grpo_settings(config, texts, trained)
-            if usual and _shares(each, config):
+            if usual and _shares(each.backend, each.model, config):
                 prompts = math.ceil(settings.rows / settings.group)
                 settings = replace(settings, usual=min(usual(prompts), settings.completion))
         arms[replace(settings, bits=recipe.bits or own, lora=lora)].append(name)
@@ -164,11 +165,11 @@ def settings_of(
     return [replace(one, arm=names[0], times=len(names)) for one, names in arms.items()]
 
 
-def _shares(recipe: Recipe, config: GRPOConfig) -> bool:
+def _shares(backend: str, model: str, config: GRPOConfig) -> bool:
     """Whether GRPO here reads a prompt once for its group, as far as it can be told of a config."""
     from pipeline.train.prompt_once import may_share
 
-    return not is_unsloth_wanted(recipe.backend) and may_share(config_of(recipe.model), config)
+    return not is_unsloth_wanted(backend) and may_share(config_of(model), config)
 
 
 def _sft_settings(config: SFTConfig, texts: TokenCounts, trained: int) -> Settings:
@@ -235,9 +236,9 @@ def plan_of(recipe: Recipe) -> Plan:
     check_settings(recipe)
     shape, lora = shape_of(recipe.model, lora_config(recipe.lora, str(recipe.path)))
     rows = longest_rows(recipe)
-    texts, source = longest_texts(rows, recipe.model)
-    answers = [count.gold for count in counts(rows, recipe.model)[0]]
-    usual = partial(usual_answer, recipe, rows, answers)
+    counted, source = counts(rows, recipe.model)
+    texts, answers = longest_of(counted), [count.gold for count in counted]
+    usual = partial(usual_answer, recipe.tier_uses, rows, answers)
     stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora, usual)]
     source = f"longest of {len(rows)} problems drawn, {source}"
     return Plan(recipe.model, shape, texts, source, stages)

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from data.common.errors import run_main
 
-# What helpers assert is explained as what tests assert is.
+# Explain assertions of helpers as those of tests.
 pytest.register_assert_rewrite("answers", "running")
 # The same examples on every machine and in every run.
 settings.register_profile("slotwise", derandomize=True, deadline=None, database=None)

@@ -33,7 +33,8 @@ from pipeline.corpus.pretraining import (
     weighted_loss,
 )
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.decode import Decoding, render, sample
+from pipeline.model.decode import render, sample
+from pipeline.model.decoding import Decoding
 from pipeline.model.load import load_model
 from rewards.verify import Status, verify
 

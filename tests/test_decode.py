@@ -6,7 +6,8 @@ from running import refusal_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.decode import Decoding, reasoning_prefix, render, sample, sample_batch
+from pipeline.model.decode import reasoning_prefix, render, sample, sample_batch
+from pipeline.model.decoding import Decoding
 from pipeline.model.sampler import draw_tokens
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ from tiny import random_model
 from data.prompts import prompt
 from eval.answers.likelihood import Scored, encode_row, likeliest, measure, score, summarise
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.decode import Decoding, render, sample_batch
+from pipeline.model.decode import render, sample_batch
+from pipeline.model.decoding import Decoding
 
 REFERENCES = ("base", "sft")
 PROMPTS = ["Zoo visit", "Zoo visit, Vet visit and Yoga class at 09:00", "10:00\n- Swim meet"]

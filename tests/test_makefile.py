@@ -10,6 +10,8 @@ import pytest
 from running import ROOT
 from test_command_line import STAGES
 
+from data.common.flags import named
+
 #: Commands without a goal of their own: for an arm that asks for it, for developers, for LAUNCH=.
 WITHOUT_GOAL = {"pipeline.rejection", "pipeline.launch"}
 ODD = "my models, Anna's  (1)/x"
@@ -76,6 +78,7 @@ def test_settings_of_an_experiment_reach_every_command_as_they_were_given(goal):
     assert lines
     for line in lines:
         assert {name: flags(line)[f"--{name.lower()}"] for name in given} == given
+        assert all(named(f"--{name.lower()}").startswith(f"{name}=") for name in given)
         assert "--force" in flags(line)
     assert not any("--model" in line or "--force" in line for line in commands(goal))
 
@@ -89,12 +92,18 @@ def test_settings_of_an_experiment_reach_every_command_as_they_were_given(goal):
         ("doctor", "LOG", "--log"),
         ("base", "FROM", "--from"),
         ("plan", "GPU", "--gpu"),
+        ("plan", "PRICE", "--price"),
+        ("probe", "ARM", "--arm"),
+        ("try", "DATE", "--date"),
+        ("doctor", "TRUTH", "--truth"),
+        ("score", "PROBLEMS", "--problems"),
         ("score", "COMPLETIONS", "--completions"),
         ("published", "BLOG", "--blog"),
     ],
 )
 def test_a_setting_of_one_goal_reaches_its_command(goal, name, flag):
     assert flags(commands(goal, f"{name}={ODD}")[0])[flag] == ODD
+    assert named(flag) == f"{name}= ({flag})", "messages name it in both ways"
 
 
 def test_a_log_and_a_run_both_reach_the_doctor_which_refuses_the_two():

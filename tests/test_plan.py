@@ -17,7 +17,16 @@ from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.memory.speed import CARDS, seconds
 from pipeline.model.lengths import TokenCounts
 from pipeline.model.skeleton import config_of, shape_of
-from pipeline.plan import _gpu, longest_rows, longest_texts, main, plan_of, print_plan, settings_of
+from pipeline.plan import (
+    _gpu,
+    counts,
+    longest_of,
+    longest_rows,
+    main,
+    plan_of,
+    print_plan,
+    settings_of,
+)
 
 TEXTS = TokenCounts(prompt=300, gold=200, both=480)
 #: Parameters of the published weights, tied ones once.
@@ -89,8 +98,8 @@ def test_texts_are_drawn_and_counted_with_the_tokenizer_at_hand(tmp_path):
     rows = longest_rows(recipe())
     lengths = [len(row["prompt"]) + len(row["gold"]) for row in rows]
     assert lengths == sorted(lengths, reverse=True)
-    counted, how = longest_texts(rows, str(EMBEDDED))
-    guessed, guess = longest_texts(rows, str(tmp_path))
+    (counted, how), (guessed, guess) = (counts(rows, str(at)) for at in (EMBEDDED, tmp_path))
+    counted, guessed = longest_of(counted), longest_of(guessed)
     assert "the model's tokenizer" in how
     assert "no tokenizer" in guess
     for found in (counted, guessed):
@@ -159,7 +168,7 @@ def test_a_prompt_that_is_read_once_for_its_group_is_counted_once(seven):
         return estimate(seven, grpo(lora=0, **changed)).total
 
     assert total(usual=300) < total(usual=600) < total()
-    # Where texts are read whole, nothing is shared.
+    # Checkpoints and chunks read texts whole.
     for whole in ({"checkpointing": True}, {"chunked": True}):
         assert total(usual=300, **whole) == total(**whole)
 

@@ -391,7 +391,7 @@ def test_a_recipe_that_ships_goes_by_its_bare_name(tmp_path):
         ),
         ("arms.paid.shape", "; `shape` belongs under `arms.paid.reward`"),
         ("arms.paid.eval.lora", "; `lora` belongs at the top"),
-        # What a recipe has inside, but not in its file.
+        # Fields of a recipe that no file may set.
         ("path", ""),
         ("run", ""),
         ("data.tiers.dense.tier", ""),

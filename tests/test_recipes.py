@@ -62,7 +62,7 @@ def test_a_recipe_of_a_large_model_fits_its_gpu(name, tmp_path):
     hub_id = load_recipe(PATHS[name]).model
     AutoConfig.for_model(**known_model(hub_id)).save_pretrained(tmp_path)
     recipe = load_recipe(PATHS[name], model=str(tmp_path), run="no-such-run")
-    # An imported tier's texts are not to be had here; ours of that name are as long.
+    # Our own tiers stand in for imported ones, whose texts are as long and not at hand.
     tiers = {
         tier: {key: value for key, value in use.items() if key != "source"}
         for tier, use in recipe.data.tiers.items()

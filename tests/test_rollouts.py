@@ -106,7 +106,7 @@ def test_a_model_of_another_state_draws_what_reading_it_all_again_gives(kind):
 
 # --- a sampling section ----------------------------------------------------------------------
 
-#: Of twenty problems these are paid alike: never solved, and always.
+#: The problems, of twenty, that are never or always solved, so that their answers are paid alike.
 FLAT = {*range(6), *range(16, 20)}
 
 

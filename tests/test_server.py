@@ -17,7 +17,8 @@ from eval.answers import sampling, server
 from eval.answers.asker import Asker
 from eval.answers.sampling import ask_again, sample_arm
 from eval.answers.server import Server
-from pipeline.model.decode import Decoding, render
+from pipeline.model.decode import render
+from pipeline.model.decoding import Decoding
 
 
 class Vllm:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from data.common.errors import UserError
 
-#: What argparse says of a value, and what is said instead.
+#: Mistakes in argparse's words, and in ours.
 _SAID = (
     (r"invalid int value: (.*)", r"must be a whole number, not \1"),
     (r"invalid float value: (.*)", r"must be a number, not \1"),
@@ -21,7 +21,7 @@ _SETTINGS = (
 )
 
 
-def _named(text: str) -> str:
+def named(text: str) -> str:
     """A text with every flag as make and as the command line have it."""
     return re.sub(_SETTINGS, lambda flag: f"{flag[1].upper()}= ({flag[0]})", text)
 
@@ -33,9 +33,9 @@ class Parser(argparse.ArgumentParser):
         about = re.fullmatch(r"argument (--\S+): (.*)", message)
         if not about:
             # Flags that are not recognized stay as they were written.
-            said = message if message.startswith("unrecognized") else _named(message)
+            said = message if message.startswith("unrecognized") else named(message)
             raise UserError(f"{said}; --help (ARGS=--help) lists the flags")
         flag, problem = about.groups()
         for theirs, ours in _SAID:
             problem = re.sub(theirs, ours, problem)
-        raise UserError(f"{_named(flag)} {problem}")
+        raise UserError(f"{named(flag)} {problem}")

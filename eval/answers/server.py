@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import httpx
 
 from data.common.errors import UserError, going_on
-from pipeline.model.decode import Decoding, Sample
+from pipeline.model.decode import Sample
+from pipeline.model.decoding import Decoding
 
 T = TypeVar("T")
 

@@ -26,9 +26,8 @@ NF4 = 4.127
 ADAPTER_WIDTH = 4
 #: Tokens whose logits trl's SFT holds at a time (``loss_type: chunked_nll``).
 SFT_CHUNK = 256
-#: Where a prompt is read once for its group (``pipeline.train.prompt_once``): answers that go
-#: through the model together, words of the vocabulary whose logits are computed at a time, and of
-#: how many tokens trl does so.
+#: ``pipeline.train.prompt_once`` takes so many answers through the model together, and computes
+#: logits of so many words of the vocabulary, for so many tokens, at a time.
 ROWS, WORDS, TOKENS = 16, 8192, 2048
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.prompts import THINK, THOUGHT, messages
 from data.rows import Row
-from pipeline.model.decoding import Decoding as Decoding
+from pipeline.model.decoding import Decoding
 from rewards.parse import opened_reasoning
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 import re
-import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from data.common.errors import UserError, reason_of, require
 from data.common.files import finished
 from data.prompts import messages
-from data.run import maker
+from data.run import given, maker
 from pipeline.model import processes
 from pipeline.model.decode import stop_ids
 
@@ -64,7 +63,7 @@ def is_local(model: str) -> bool:
     return path.exists() or path.suffix == ".gguf" or model[:1] in "./~" or model.count("/") > 1
 
 
-#: What a Hugging Face model folder has, and the names of files of which one must be there.
+#: Parts of a Hugging Face model folder; each is there if one of its files is.
 _HAS = {
     "config.json": ("config.json",),
     "weights (*.safetensors)": ("*.safetensors",),
@@ -106,7 +105,7 @@ def _way_out(folder: str | Path) -> str:
     """The end of a sentence on a spoilt model that says how to train it again, if it is this
     run's own."""
     arm = Path(folder).parent
-    if str(folder) in sys.argv or not finished(arm):
+    if given().get("model") == str(folder) or not finished(arm):
         return ""
     return f"; {maker(arm.name, 'FORCE=1')} trains it again"
 

@@ -21,7 +21,8 @@ from data.rows import Row
 from data.sections import SamplingSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
-from pipeline.model.decode import Decoding, stop_tokens
+from pipeline.model.decode import stop_tokens
+from pipeline.model.decoding import Decoding
 from pipeline.model.sampler import draw_batch
 from pipeline.train.resume import at_generation
 from rewards.reward import summed

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, brief, reason_of, require
-from data.common.fields import TYPE_NAMES, check_keys, nearest
-from data.recipe import DTYPES, Recipe, explained, load_recipe
+from data.common.fields import TYPE_NAMES, check_keys, check_limits, nearest
+from data.recipe import Recipe, explained, load_recipe
 from data.run import BASE
+from data.sections import RewardSection, SamplingSection
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.limits import NOT_SET, Arguments, check_together, check_value, no_gpu
@@ -125,8 +126,8 @@ def check_settings(recipe: Recipe) -> None:
 def _check_settings(recipe: Recipe) -> None:
     from transformers.integrations import get_available_reporting_integrations
 
-    source, dtype = str(recipe.path), recipe.dtype
-    require(dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    source = str(recipe.path)
+    check_limits(recipe, f"{source}: ")  # of one that no file was read for, too
     for arm in (BASE, *recipe.all_arms):
         each = recipe.for_arm(arm)
         try:
@@ -138,7 +139,7 @@ def _check_settings(recipe: Recipe) -> None:
                 f"{source}: grpo.sync_ref_model needs lora: null; an adapter's reference is its "
                 "base",
             )
-            _check_groups(source, each, grpo)
+            _check_groups(source, each.reward, each.sampling, each.backend, grpo)
         except UserError as error:
             if arm == BASE:
                 raise
@@ -152,27 +153,33 @@ def _check_settings(recipe: Recipe) -> None:
         _check_known(f"{source}: {section}.report_to", names, reporters)
 
 
-def _check_groups(source: str, recipe: Recipe, args: Any) -> None:
+def _check_groups(
+    source: str,
+    reward: RewardSection,
+    sampling: SamplingSection | None,
+    backend: str,
+    args: Any,
+) -> None:
     """Raise UserError where reward or ``sampling`` cannot act: what TRL makes of a group's rewards
     undoes it, another draws than our sampler, or its answers do not fit the steps."""
     from pipeline.train.rollouts import hindrance
 
     require(
-        recipe.reward.shape != "passk" or args.scale_rewards != "group",
+        reward.shape != "passk" or args.scale_rewards != "group",
         f"{source}: the reward 'passk' needs grpo.scale_rewards: batch (or none): divided by its "
         "own group's spread it is 'binary'",
     )
-    if not recipe.sampling:
+    if not sampling:
         return
     found = hindrance(args)
-    if not found and is_unsloth_wanted(recipe.backend):
+    if not found and is_unsloth_wanted(backend):
         found = "Unsloth (backend: trl trains without)"
     require(
         not found,
         f"{source}: a sampling section needs our own sampler, which does not draw with {found}; "
         "leave one of the two out",
     )
-    if (most := recipe.sampling.answers) is None:
+    if (most := sampling.answers) is None:
         return
     once = args.generation_batch_size
     steps = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
