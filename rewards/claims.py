@@ -20,7 +20,7 @@ from data.problem import Problem
 from data.prompts import COMPUTED_EVENT, COMPUTED_SUM, NOTHING, WEIGHT_WORDS
 from data.rules import KINDS
 from data.solver import backward_steps, is_computable
-from rewards.parse import ParseFailure, parse
+from rewards.parse import ParseFailure, parse, reasoning_of
 
 
 class Claim(StrEnum):
@@ -70,6 +70,12 @@ class Trace:
         wrong = self.count(Truth.FALSE) + self.count(Truth.UNKNOWN)
         return bool(self.claims) and not wrong and self.complete
 
+    @property
+    def computes(self) -> bool:
+        """Whether it adds up what may follow an event, which can go wrong; saying what the events
+        of the answer are worth cannot."""
+        return any(claim == Claim.SUM for claim, _ in self.claims)
+
     def count(self, truth: Truth) -> int:
         return sum(self.claims[claim, truth] for claim in Claim)
 
@@ -82,14 +88,6 @@ _FORMS = {
     Claim.OVERLAP: re.compile(r"(.*?) overlaps (.*)"),
     Claim.RULE: re.compile(r"(.*) breaks (.*)"),
 }
-
-
-def reasoning_of(completion: str) -> str:
-    """The text before the last ``</think>``, or after the first ``<think>`` where the reasoning was
-    cut off."""
-    before, end, _ = completion.rpartition("</think>")
-    text = before if end else completion.partition("<think>")[2]
-    return text.replace("<think>", "\n").replace("</think>", "\n")
 
 
 def _claims(reasoning: str) -> Iterator[tuple[Claim, str, str]]:

@@ -58,6 +58,8 @@ _TURN_ENDS = {
 }  # fmt: skip
 #: gpt-oss ends each message so, Phi its turn; another message may follow.
 _MESSAGE_END, _MESSAGE = "<|end|>", "<|start|>assistant"
+#: Stands between the channel and the text of a message of gpt-oss.
+_BODY = "<|message|>"
 #: gpt-oss's channels where its special tokens were dropped.
 _BARE_ANALYSIS, _BARE_FINAL = re.compile(r"analysis(?=[^\W\d_]|<)"), "assistantfinal"
 
@@ -94,7 +96,7 @@ def whole(completion: str, finish_reason: object) -> str:
 
 def opened_reasoning(text: str) -> str:
     """The mark with which a rendered prompt opens the reasoning at its end, or nothing."""
-    text = text.rstrip().removesuffix("<|message|>")
+    text = text.rstrip().removesuffix(_BODY)
     return next((mark for mark in _REASONING if text.endswith(mark)), "")
 
 
@@ -104,27 +106,37 @@ def reopened(completion: str) -> str:
     return next(opened, "<think>") + completion
 
 
-def _final(completion: str) -> tuple[str, bool]:
-    """What the model says in its turn after its reasoning, and False; or its reasoning and True
-    where that does not end. Reasoning ends at its own closing mark, which alone will do: a template
-    may have opened it."""
+def _split(completion: str) -> tuple[str, str, bool]:
+    """What stands before the end of the reasoning, what the model says after it in its turn, and
+    False; or, where the reasoning does not end, what stands before it, the reasoning, and True.
+
+    Reasoning ends at its own closing mark, which alone will do: a template may have opened it.
+    """
     if _BARE_ANALYSIS.match(completion):
-        _, final, after = completion.rpartition(_BARE_FINAL)
-        return (after, False) if final else (completion, True)
-    closing, start = "", 0
+        before, final, after = completion.rpartition(_BARE_FINAL)
+        return (before, after, False) if final else ("", completion, True)
+    closing, start, end = "", 0, len(completion)
     for mark in _MARK.finditer(completion):
         word = mark[0]
         if word in _TURN_ENDS:
             if word == _MESSAGE_END and completion.startswith(_MESSAGE, mark.end()):
                 continue
-            completion = completion[: mark.start()]
+            end = mark.start()
             break
         if word in _REASONING:
             if not closing:
                 closing, start = _REASONING[word], mark.end()
         elif closing in ("", word):
             closing, start = "", mark.end()
-    return completion[start:], bool(closing)
+    return completion[:start], completion[start:end], bool(closing)
+
+
+def reasoning_of(completion: str) -> str:
+    """The reasoning of a completion, whichever marks it has, or what there is of it where it does
+    not end; empty where none is marked."""
+    before, after, unended = _split(completion)
+    text = after if unended else before
+    return _MARK.sub("\n", text).replace(_BODY, "\n")
 
 
 def parse(completion: str) -> Schedule | ParseFailure:
@@ -135,8 +147,8 @@ def parse(completion: str) -> Schedule | ParseFailure:
     exactly one schedule, and nothing but well-formed events inside it. Whether these events exist
     is not judged here.
     """
-    answer, reasoning = _final(completion)
-    if reasoning:
+    _, answer, unended = _split(completion)
+    if unended:
         return ParseFailure.UNTERMINATED_REASONING
     opening = answer.find(_OPEN)
     if opening < 0:
@@ -196,14 +208,14 @@ def parse_leniently(completion: str, ended: bool = False) -> Schedule | ParseFai
     if "<event" not in completion.lower():
         completion = _unescaped(completion)
     completion = _TAG.sub(_plain_tag, completion)
-    answer, reasoning = _final(completion)
+    _, answer, unended = _split(completion)
     if not answer.strip():  # closed behind its answer, which must then be its end
         last = max(map(completion.rfind, _REASONING.values()))
-        answer, reasoning, ended = _final(completion[: max(0, last)])[0], True, False
+        answer, unended, ended = _split(completion[: max(0, last)])[1], True, False
     before, *parts = answer.split("<!--")
     answer = before + "".join(part.partition("-->")[2] for part in parts)
     answer = answer.replace("<![CDATA[", "").replace("]]>", "")
-    if reasoning:
+    if unended:
         whole, closed, rest = answer.rpartition(_CLOSE)
         if not closed or not (ended or _TRAILING.fullmatch(rest)):
             return ParseFailure.UNTERMINATED_REASONING

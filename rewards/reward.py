@@ -30,6 +30,7 @@ from data.event import Event
 from data.problem import Problem, problem_from_text
 from data.prompts import answer
 from data.sections import RewardSection
+from data.solver import is_computable
 from rewards import blog
 from rewards.claims import check_trace
 from rewards.parse import parse
@@ -396,11 +397,17 @@ def _rare(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
 
 
 def _sound(problem: str, text: str) -> float:
-    """1 when the answer is optimal and what its reasoning leads to, and each claim is true."""
+    """1 when the answer is optimal and what its reasoning leads to, and each claim is true.
+
+    Where the optimum can be computed event by event, the reasoning must do so: true claims about
+    the events of an answer that was guessed earn nothing.
+    """
     if verify_text(problem, text).status != Status.OPTIMAL:
         return 0.0
-    trace = check_trace(problem_from_text(problem), text)
-    return float(trace.sound and bool(trace.follows))
+    day = problem_from_text(problem)
+    trace = check_trace(day, text)
+    decides = trace.computes or not is_computable(day)
+    return float(decides and trace.sound and bool(trace.follows))
 
 
 @lru_cache(maxsize=4096)

@@ -9,7 +9,8 @@ from data.problem import Problem
 from data.prompts import answer
 from data.rows import gold_answer
 from data.rules import BASE_RULES, AtMost, Gap
-from rewards.claims import Claim, Truth, check_trace, reasoning_of
+from rewards.claims import Claim, Truth, check_trace
+from rewards.parse import reasoning_of
 
 
 def thinking(*lines, schedule=()):
@@ -172,12 +173,14 @@ def test_an_answer_follows_when_it_has_just_the_events_that_the_reasoning_keeps(
     assert check_trace(day(), "<think>Art = 60</think>no schedule").follows is None
 
 
-def test_reasoning_ends_with_its_last_tag_or_with_the_text():
+def test_reasoning_ends_with_its_last_mark_or_with_the_turn():
     assert reasoning_of("<schedule></schedule>") == ""
     assert reasoning_of("<think>a</think>b").strip() == "a"
     assert reasoning_of("<think>a</think>b<think>c</think>d").split() == ["a", "b", "c"]
     assert reasoning_of("<think>cut off").strip() == "cut off"
-    assert reasoning_of("begun in the prompt</think>x") == "begun in the prompt"
+    assert reasoning_of("begun in the prompt</think>x").strip() == "begun in the prompt"
+    assert reasoning_of("[THINK]a[/THINK]b<|im_end|>").strip() == "a"
+    assert reasoning_of("<|channel|>analysis<|message|>a<|end|>").strip() == "a"
 
 
 def _hostile(size):

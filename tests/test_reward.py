@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import random
+import re
+from functools import partial
 
 import pytest
 from answers import CORRUPTIONS
@@ -15,6 +17,7 @@ from running import refusal_of
 from data.policies import random_maximal
 from data.problem import Problem
 from data.prompts import answer, messages, narration, schedule_xml
+from data.rows import gold_answer
 from data.sections import RewardSection
 from data.solver import interval_optimum
 from rewards import blog
@@ -52,6 +55,17 @@ def paid(section: RewardSection, *texts: str, problem: Problem | None = None) ->
 
 def shape_of(section: RewardSection) -> str:
     return section.shape
+
+
+def test_true_reasoning_pays_only_where_it_computes_the_optimum_that_is_answered():
+    chosen = interval_optimum(day())
+    worth = "".join(f"{event.name} = {day().value[event.name]}\n" for event in chosen)
+    computed = gold_answer(day(), "computed")
+    reasoned = partial(paid, RewardSection("reasoned"))
+    assert reasoned(computed, GOLD, f"<think>{worth}</think>{GOLD}") == [1.0, 0.5, 0.5]
+    assert reasoned(f"{computed.partition('</think>')[0]}</think>{BAND}") == [0.0]
+    marks = {"<think>": "[THINK]", "</think>": "[/THINK]"}
+    assert reasoned(re.sub("</?think>", lambda mark: marks[mark[0]], computed)) == [1.0]
 
 
 @st.composite

@@ -14,7 +14,8 @@ from data.problem import Problem
 from data.sections import RESAMPLES
 from eval.answers.files import AnsweredRow
 from eval.stats.estimate import bootstrap_weights, mean_interval, ratio_interval
-from rewards.claims import Claim, Trace, Truth, check_trace, reasoning_of
+from rewards.claims import Claim, Trace, Truth, check_trace
+from rewards.parse import reasoning_of
 from rewards.verify import Status
 
 #: Words of second thoughts, after the keyword search of Liu et al. 2025 (arXiv 2503.20783).
