@@ -218,6 +218,18 @@ def test_a_base_that_misses_too_little_leaves_nothing_to_be_new_and_that_is_note
     assert "even a perfect solver" in found.notes[-1]
 
 
+def test_reach_that_guessing_has_too_is_noted_of_all_problems_by_their_number():
+    guessed = arms(base=B, grpo=lifted(B, 6), guess=0.02)
+    half = arms(base=B[: P // 2], grpo=lifted(B, 6)[: P // 2])
+    found = conclude({"guessed": guessed, "half": half}, MARGINS)
+    reach = 1 - 0.98 ** (N + M)
+    assert found.tiers["guessed"].budget.guessed_reach == pytest.approx(reach)
+    assert found.tiers["half"].budget.guessed_reach == 0
+    assert found.overall.budget.guessed_reach == pytest.approx(reach * 2 / 3)
+    assert found.overall.conclusion == ELICITED
+    assert f"{reach * 2 / 3:.1%} within {N + M} tries too" in found.overall.notes[0]
+
+
 def test_a_new_skill_is_measured_beside_its_control_and_losses_are_noted():
     _, counts = CASES["a new skill, all else lost"]
     found = concluded(**counts)
@@ -280,7 +292,7 @@ def test_holm_equals_the_textbook_on_random_p_values():
         assert {name for name, (yes, _) in holm(depths).items() if yes} == rejected
 
 
-BUDGET = SampleBudget(64, 16, 320, 256, 47, 0.1, 0.3)
+BUDGET = SampleBudget(64, 16, 320, 256, 47, 0.1, 0.3, 0.6)
 CLEAR, NONE, UNSURE = (0.10, 0.20), (-0.01, 0.01), (-0.02, 0.10)
 BEYOND = {f"beyond {x}": CLEAR for x in ("base", "sft", "format_only")}
 

@@ -111,7 +111,8 @@ class SampleBudget:
         reach: samples in which the base missed what is called not reachable, n + m.
         fresh: confirmation samples of the tuned arm, of which ``needed`` (the median over problems)
             must be right for a certificate.
-        guessed, guessed_n: share of problems that blind guessing solves within ``tries``, and n.
+        guessed, guessed_n, guessed_reach: share of problems that blind guessing solves within
+            ``tries``, n and ``reach``.
         missing: controls that were not sampled, as the recipe names them.
     """
 
@@ -122,6 +123,7 @@ class SampleBudget:
     needed: int
     guessed: float
     guessed_n: float
+    guessed_reach: float
     missing: tuple[str, ...] = ()
 
 
@@ -321,9 +323,10 @@ def _perhaps_out_of_reach(evidence: Evidence, margins: Margins, who: str) -> Dec
 def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
     """Line 9: elicited, and narrowed where pass@n fell."""
     budget, large = evidence.budget, evidence.estimates["large k"]
+    at_best = "" if "base_best" in budget.missing else ", as it is or at its best,"
     within = (
-        f"{_gained(evidence, who)}, and what it solves within {_tries(budget.tries)} base reaches "
-        f"within {budget.reach} samples, but for at most "
+        f"{_gained(evidence, who)}, and what it solves within {_tries(budget.tries)} base{at_best} "
+        f"reaches within {budget.reach} samples, except on at most "
         f"{evidence.estimates['perhaps beyond base'].high:.1%} of problems"
     )
     if large.low <= -margins.narrowed and large.high < 0:
@@ -342,6 +345,11 @@ def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> li
         notes.append(f"it also lost at k = {budget.n} ({_points(large)})")
     if conclusion in _ELICITED and "format_only" in budget.missing:
         notes.append(_unasked(("format_only",)))
+    if conclusion in _ELICITED and budget.guessed_reach > margins.floor:
+        notes.append(
+            f"blind guessing solves {budget.guessed_reach:.1%} within {_tries(budget.reach)} too, "
+            "so that base reaches these problems does not by itself show the skill"
+        )
     if budget.guessed_n > margins.floor:
         notes.append(
             f"blind guessing solves {budget.guessed_n:.1%} within {_tries(budget.n)}, so what was "

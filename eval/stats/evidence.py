@@ -108,9 +108,9 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
         values["gain over form"] = np.where(own > 0, tuned_at_1 - right, 0.0)
         in_form = certificate(in_form, fresh, margins.lift, margins.luck, arms.chance)
     values |= _beyond(arms, unsolved, needed, in_form, tries)
-    guessed, guessed_n = (float(floor_at(arms.chance, k).mean()) for k in (tries, n))
+    guessed = (float(floor_at(arms.chance, k).mean()) for k in (tries, n, n + m))
     reliable = int(np.median(needed))
-    return values, SampleBudget(n, tries, n + m, fresh, reliable, guessed, guessed_n, arms.missing)
+    return values, SampleBudget(n, tries, n + m, fresh, reliable, *guessed, arms.missing)
 
 
 def _beyond(
@@ -245,13 +245,17 @@ def conclude(
 
 
 def _pooled(parts: Sequence[tuple[Quantities, SampleBudget]]) -> tuple[Quantities, SampleBudget]:
-    """All tiers' problems together: quantities taken at their tier's own k, and the least k."""
+    """All tiers' problems together: quantities taken at their tier's own k, the least k, and what
+    blind guessing solves of all."""
     values = {name: np.concatenate([v[name] for v, _ in parts], axis=-1) for name in parts[0][0]}
     every = [asdict(budget) for _, budget in parts]
     # A tier whose problems were all solved has no confirmation samples to speak of.
     budgets = [budget for budget in every if budget["fresh"]] or every
-    least = {key: min(b[key] for b in budgets) for key in budgets[0]}
-    return values, SampleBudget(**least | {"missing": max(b["missing"] for b in every)})
+    pooled = {key: min(budget[key] for budget in budgets) for key in budgets[0]}
+    problems = [quantities["large k"].shape[-1] for quantities, _ in parts]
+    for key in ("guessed", "guessed_n", "guessed_reach"):
+        pooled[key] = float(np.average([budget[key] for budget in every], weights=problems))
+    return values, SampleBudget(**pooled | {"missing": max(b["missing"] for b in every)})
 
 
 def _seeds(values: Quantities) -> int:
