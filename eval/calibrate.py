@@ -131,7 +131,7 @@ def calibrate_case(
 
 
 def main() -> None:
-    parser = Parser(prog="python -m eval.calibrate", description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--repetitions", type=int, default=200, help="of every case")
     parser.add_argument("--out", type=Path, default=RUNS / "calibrate", help="folder of the report")
     options = parser.parse_args()

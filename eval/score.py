@@ -104,7 +104,7 @@ def _each_once(samples: Sequence[SampleRow], key: Layout) -> list[SampleRow]:
 
 
 def _options() -> argparse.Namespace:
-    parser = Parser(prog="python -m eval.score", description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--problems",
         required=True,

@@ -22,7 +22,7 @@ from data.problem import Problem
 from data.prompts import answer, prompt
 from data.rows import gold_answer
 from data.sections import RewardSection
-from data.solver import optimal_schedule, relaxed_optimum
+from data.solver import is_computable, optimal_schedule, relaxed_optimum
 from data.tiers import TIERS, Tier
 from rewards.reward import SHAPES, totals
 from rewards.verify import verify
@@ -37,7 +37,8 @@ Written by `make gallery` (`python -m rewards.gallery`, seed {SEED}); do not edi
 One problem of every tier of `data/tiers.py`, its proven optimum, a typical mistake, and what each
 reward of `rewards/reward.py` pays for each answer. All pay from 0 to 1 but `blog`, the published
 reward, which is there for comparison and means to pay from 0 to 100. `ranked`, `passk` and `rare`
-compare an answer with the others in the same table.
+compare an answer with the others in the same table. `reasoned` pays gold in full only where its
+reasoning computes it; the other answers here begin with an empty phrase.
 """
 
 
@@ -73,6 +74,7 @@ def _section(name: str, problem: Problem) -> str:
     gold = optimal_schedule(problem) or ()
     called, mistake = _mistake(problem, gold)
     completions = {
+        **({"gold, computed": gold_answer(problem, "computed")} if is_computable(problem) else {}),
         "gold": answer(gold, "so"),
         f"mistake: {called}": answer(mistake, "so"),
         "every event copied": answer(problem.events, "so"),

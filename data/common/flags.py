@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from data.common.errors import UserError
 
@@ -27,7 +28,12 @@ def named(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose mistakes are a UserError without the usage."""
+    """argparse's, whose mistakes are a UserError without the usage, which names the module that was
+    run with ``-m``."""
+
+    def __init__(self, **given: Any) -> None:
+        module = sys.modules["__main__"].__spec__
+        super().__init__(**({"prog": f"python -m {module.name}"} if module else {}), **given)
 
     def error(self, message: str) -> NoReturn:
         about = re.fullmatch(r"argument (--\S+): (.*)", message)

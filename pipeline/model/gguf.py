@@ -85,13 +85,13 @@ def _of_hub(source: str) -> Path:
     """The one file of a hub id, or the file that is named below one."""
     parts = source.split("/")
     require(
-        len(parts) in (2, 3) and not source.startswith((".", "/", "~")),
+        len(parts) >= 2 and not source.startswith((".", "/", "~")),
         f"{source} does not exist",
     )
     name = "/".join(parts[:2])
     try:
         files = [one for one in HfApi().list_repo_files(name) if one.endswith(".gguf")]
-        file = parts[2] if parts[2:] else _one(files, name)
+        file = "/".join(parts[2:]) or _one(files, name)
         return Path(hf_hub_download(name, file))
     except (OSError, ValueError) as error:  # the hub's own errors, and of what cannot be an id
         raise UserError(f"{source} is not available from the hub: {reason_of(error)}") from None
