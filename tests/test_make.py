@@ -166,6 +166,7 @@ def test_problems_with_further_rules_are_written_with_all_that_their_verificatio
 def test_the_card_has_counts_floors_fingerprints_and_the_tiers_that_can_be_guessed(made):
     card = (made / "README.md").read_text()
     assert "`small`" in card
+    assert "\nlicense: apache-2.0\n" in card
     assert "seed 7." in card
     for tier, use in SMALL["data"]["tiers"].items():
         cells = " | ".join(str(use.get(split, 0)) for split in SPLITS)
@@ -382,7 +383,9 @@ def test_rows_in_no_splits_are_one_source(tmp_path):
     path = tmp_path / "all.jsonl"
     write_jsonl(path, map(published, range(4)))
     tier = {"source": str(path), "train": 2, "val": 1, "test": 1}
-    rows = rows_of(stage(tmp_path, with_data(main="only", tiers={"only": tier})))
+    folder = stage(tmp_path, with_data(main="only", tiers={"only": tier}))
+    rows = rows_of(folder)
+    assert "license:" not in (folder / "README.md").read_text()
     assert len({json.dumps(row["problem"]) for row in rows.values()}) == len(rows) == 4
 
 
