@@ -31,7 +31,7 @@ def grpo_log(
 ):
     """A GRPO training that learns: the share of right answers goes from ``start`` to ``end``
     (``1 - exp(-speed * x)``), each row judged on ``groups`` groups of 16."""
-    rng = np.random.default_rng(seed)
+    rng, of_reasoning = (np.random.default_rng(parts) for parts in (seed, [seed, 1]))
     log = []
     for row in range(rows):
         x = (1 - math.exp(-speed * (row + 1) / rows)) / (1 - math.exp(-speed))
@@ -65,6 +65,9 @@ def grpo_log(
                 "completions/clipped_ratio": float(rng.random() < 0.1) * 0.02,
             }
         )
+        reasoned = of_reasoning.binomial(groups * GROUP, 0.1 + 0.8 * x)
+        log[-1]["reasoning/traced"] = reasoned / groups / GROUP
+        log[-1]["reasoning/sound"] = of_reasoning.binomial(reasoned, 0.85) / groups / GROUP
         if row % 10 == 9:
             log[-1]["val/optimal"] = rng.binomial(200, truth) / 200
     return log
@@ -250,6 +253,7 @@ SICK = {
     "entropy-flat": stuck,
     "truncation": _grpo("completions/clipped_ratio", lambda row: 0.4 + 0.01 * (row % 5)),
     "train-val-gap": val_left_behind,
+    "reasoning-drifts": _grpo("reasoning/sound", lambda row: 0.1 * 0.97**row),
     "kl-lost": _grpo("kl", lambda row: math.nan),
     "kl-reference": _grpo("kl", lambda row: 1.05 - 0.001 * row),
     "length-collapse": _stuck("completions/mean_length", lambda row: 8 + 200 * 0.8**row),

@@ -285,6 +285,39 @@ def _rising(s: Signals, name: str) -> Seen | None:
 
 
 @Symptom(
+    title="The reasoning comes apart from the truth",
+    cause="Where the answer alone is paid, what stands before it may drift: claims that are false "
+    "cost nothing as long as the answer is right.",
+    advice=(
+        "set `shape` under reward: to reasoned, which pays for true claims too",
+        "lower `learning_rate`",
+        "do not read the reasoning as the model's reasons",
+    ),
+    source="here: of five rewards one alone kept it true in every seed, and at a rate of 1e-3 none "
+    "did (docs/results.md); arXiv 2305.04388 (reasoning that is not why a model answers)",
+    needs={"reasoning": FEW + SOME, "true reasoning": FEW + SOME},
+    trend=True,
+)
+def reasoning_drifts(
+    s: Signals,
+    many: float = 0.2,  # share of the answers that reason, from which on it matters
+    lost: float = 0.5,  # share of the soundness at the start
+) -> Seen | None:
+    reasoned, true = s["reasoning"], s["true reasoning"]
+    if not reasoned.start() or reasoned.now() < many:
+        return None
+    pairs = zip(true.whole(), reasoned.whole(), strict=False)
+    shares = [part / whole if whole else 1.0 for part, whole in pairs]
+    before, now = true.start() / reasoned.start(), true.now() / reasoned.now()
+    if now > (1 - lost) * before or falls(shares) > s.likely(FIRM):
+        return None
+    return Level.WARNING, (
+        f"{now:.0%} of the answers that reason make true claims alone, {before:.0%} at the start; "
+        f"{reasoned.now():.0%} of all answers reason"
+    )
+
+
+@Symptom(
     title="Answers are cut off",
     cause="They reach max_completion_length before their end, so right ones are judged wrong and "
     "the reward teaches brevity.",

@@ -63,6 +63,8 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
         "response_length/mean",
         "response_length",
     ),
+    "reasoning": ("reasoning/traced",),  # ours: shares of the answers that make claims,
+    "true reasoning": ("reasoning/sound",),  # and only true ones
     "clipped ratios": ("clip_ratio/region_mean", "clip_ratio", "actor/pg_clipfrac"),
     "answers thrown away": ("sampling/thrown_away",),  # ours
     "pay for breadth": ("rewards/passk/mean", "rewards/rare/mean"),  # ours
