@@ -41,9 +41,11 @@ def refusal(model: str | Path, dtype: str = "float32") -> str:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
+def test_a_model_comes_back_as_it_was_saved_in_safetensors_alone(tmp_path, architecture):
     network, tokenizer = random_model(architecture)
     write_model(network, tokenizer, tmp_path / "m")
+    assert [path.name for path in (tmp_path / "m").glob("*.safetensors")] == ["model.safetensors"]
+    assert not list((tmp_path / "m").glob("*.bin"))
     again, tokens = load_model(str(tmp_path / "m"), "float32")
     assert type(again) is type(network)
     found, expected = again.cpu().state_dict(), network.state_dict()
@@ -52,11 +54,6 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
     chat = tokenizer.apply_chat_template(messages("Zoo visit at 09:05"), tokenize=False)
     assert tokens(chat)["input_ids"] == tokenizer(chat)["input_ids"]
     assert tokens.chat_template == tokenizer.chat_template
-
-
-def test_what_is_saved_is_safetensors_alone(saved):
-    assert [path.name for path in saved.glob("*.safetensors")] == ["model.safetensors"]
-    assert not list(saved.glob("*.bin"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,6 +206,19 @@ def test_weights_quantised_already_are_refused_for_the_whole_ones(model, tmp_pat
     refusal_of(lambda: read_config("unsloth/m-unsloth-bnb-4bit"), named)
 
 
+@pytest.mark.parametrize("reads", [load_model, lambda model, _: read_tokenizer(model)])
+def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
+    marked = model / "ran"
+    (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
+    own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    change_json(model / "config.json", model_type="evil", architectures=["Evil"], auto_map=own)
+    own = {"AutoTokenizer": ["evil.Evil", ""]}
+    change_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    refusal_of(lambda: reads(str(model), "float32"))
+    assert not marked.exists()
+
+
 # --- families --------------------------------------------------------------------------------
 
 
@@ -273,19 +283,3 @@ def test_a_hub_id_is_distinguished_from_a_folder(model, local, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("owner/name").mkdir(parents=True)  # a folder that exists is local whatever its name
     assert is_local(model) == local
-
-
-# --- a model's own code ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reads", [load_model, lambda model, _: read_tokenizer(model)])
-def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
-    marked = model / "ran"
-    (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
-    own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
-    change_json(model / "config.json", model_type="evil", architectures=["Evil"], auto_map=own)
-    own = {"AutoTokenizer": ["evil.Evil", ""]}
-    change_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
-    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    refusal_of(lambda: reads(str(model), "float32"))
-    assert not marked.exists()
