@@ -80,15 +80,11 @@ def test_a_hub_id_names_a_known_model_where_the_hub_is_not_at_hand():
     assert known_model("google/gemma-3-1b-it") == known_model("gemma-3-1b")
 
 
-@pytest.mark.parametrize("model", ["no/such/folder", "nobody/no-such-model"])
-def test_a_model_that_is_not_to_be_had_is_one_sentence(model):
-    assert model in refusal_of(lambda: config_of(model))
-
-
 @pytest.mark.parametrize("kind", ["nothing_known", "vit"])
-def test_a_config_of_which_no_language_model_can_be_made_is_one_sentence(kind, tmp_path):
+def test_a_model_that_is_not_to_be_had_or_no_language_model_is_one_sentence(kind, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    refusal_of(lambda: shape_of(str(tmp_path), None))
+    for model in ("no/such/folder", "nobody/no-such-model", str(tmp_path)):
+        refusal_of(lambda model=model: shape_of(model, None), model)
 
 
 # --- text and settings -----------------------------------------------------------------------

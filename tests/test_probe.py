@@ -56,8 +56,6 @@ def test_what_groups_look_like_equals_every_group_counted():
             assert found["n"] == report["problems"] == 6
 
 
-# --- the advice ------------------------------------------------------------------------------
-
 READY = {"readable": 1.0, "truncated": 0.0, "solved": 0.0, "valid": 1.0, "flat": 0.1, "mixed": 0.5}
 
 
@@ -89,9 +87,6 @@ def test_each_tier_has_its_own_advice_and_all_are_reported_together():
     middle = found["all"]["mixed"]["value"]
     assert middle == pytest.approx(found["easy"]["mixed"]["value"] / 2)
     assert list(readiness_by_tier(outcomes.of(range(20)), ["easy"] * 20, 4, 1, 300)) == ["easy"]
-
-
-# --- judging and the stage -------------------------------------------------------------------
 
 
 def test_answers_are_judged_and_paid_as_in_training():

@@ -88,6 +88,12 @@ def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_read_text_by_te
     assert trainer_class(scaled, ARGS) is UnpaddedTrainer
 
 
+def test_with_checkpointed_activations_texts_are_read_whole():
+    model, _ = random_model("llama")
+    args = SimpleNamespace(gradient_checkpointing=True, use_liger_kernel=False)
+    assert trainer_class(model, args) is UnpaddedTrainer
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "mamba", "lfm2", "falcon_h1", "qwen3_5_text"])
 def test_padding_before_a_text_changes_no_probability(family):
     """It moves positions that are counted, and enters a state that is not keys and values."""
@@ -108,12 +114,6 @@ def test_padding_before_a_text_changes_no_probability(family):
         answer = int(mask[row, 12:].sum())
         own = logps[-answer - 1 : -1].gather(-1, text[-answer:, None])[:, 0]
         torch.testing.assert_close(found[row, :answer], own, rtol=1e-4, atol=1e-4)
-
-
-def test_with_checkpointed_activations_texts_are_read_whole():
-    model, _ = random_model("llama")
-    args = SimpleNamespace(gradient_checkpointing=True, use_liger_kernel=False)
-    assert trainer_class(model, args) is UnpaddedTrainer
 
 
 def test_batches_hold_whole_groups_and_the_same_rows_as_before():
@@ -152,9 +152,6 @@ def test_the_gradient_is_the_same_bit_for_bit_with_several_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradients[0], one) for one in gradients)
-
-
-# --- several steps a generation --------------------------------------------------------------
 
 
 def test_answers_used_for_several_steps_are_weighed_by_the_policy_that_drew_them(tmp_path):

@@ -130,12 +130,8 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name
 
 
 def hub(load_dataset) -> SimpleNamespace:
-    class DatasetsError(Exception):
-        pass
-
-    return SimpleNamespace(
-        load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=DatasetsError)
-    )
+    exceptions = SimpleNamespace(DatasetsError=LookupError)
+    return SimpleNamespace(load_dataset=load_dataset, exceptions=exceptions)
 
 
 def test_a_split_of_a_hub_dataset_is_read_with_the_places_of_its_rows(monkeypatch):

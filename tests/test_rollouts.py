@@ -125,16 +125,11 @@ def asked(monkeypatch):
         return [float(one or i % 4 == 0) for i, one in enumerate(alike)]
 
     monkeypatch.setattr(rollouts, "roll_out", draw)
-    tier = {True: "easy", False: "hard"}
     rows = [
-        {
-            "id": f"r{i}",
-            "prompt": f"{i}",
-            "tier": tier[i > 9],
-            "problem": SimpleNamespace(text=f"{i}"),
-        }
+        {"id": f"r{i}", "prompt": f"{i}", "tier": "easy" if i > 9 else "hard",
+         "problem": SimpleNamespace(text=f"{i}")}
         for i in range(20)
-    ]
+    ]  # fmt: skip
     trainer = SimpleNamespace(
         num_generations=4,
         reward_funcs=[pay, lambda texts, problems, completion_ids: [None] * len(texts)],

@@ -107,9 +107,6 @@ def test_of_a_problem_with_a_spoilt_answer_none_is_kept(tmp_path, spoilt):
     assert kept(tmp_path / "samples.jsonl", 2).keys() == {"a"}
 
 
-# --- the way of asking ----------------------------------------------------------------------
-
-
 def test_a_tuned_arm_is_asked_again_in_the_way_that_was_best(world):
     tiers = {"dense": {"train": 4, "val": 2, "test": 3}, "trap": {"val": 2, "test": 1}}
     recipe = world.recipe(BEST, data={"main": "dense", "tiers": tiers})

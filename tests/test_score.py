@@ -18,17 +18,9 @@ from eval.answers.files import answered
 from eval.answers.judge import score_rows, score_rows_as_published
 from rewards import verify
 
-ART, BAND, CHESS = (
-    ["Art", "09:00", "10:00"],
-    ["Band", "09:30", "11:00"],
-    ["Chess", "11:00", "11:30"],
-)
-ROW = {
-    "index": 0,
-    "events": [ART, BAND, CHESS],
-    "priority_events": ["Chess"],
-    "optimal_score": 150,
-}
+ART, BAND = ["Art", "09:00", "10:00"], ["Band", "09:30", "11:00"]
+CHESS = ["Chess", "11:00", "11:30"]
+ROW = {"index": 0, "events": [ART, BAND, CHESS], "priority_events": ["Chess"], "optimal_score": 150}
 LATE = {
     "index": 1,
     "events": [ART, ["Drill", "23:30", "24:59"]],
@@ -123,10 +115,8 @@ def test_rows_without_an_index_count_from_0_in_each_arm_and_messages_are_answers
     ]
     samples = [{"arm": arm, "completion": turns} for arm in "aabb"]
     verdicts, _ = run(rows, samples)
-    assert [(row["index"], row["status"]) for row in verdicts] == [
-        (0, "optimal"),
-        (1, "optimal"),
-    ] * 2
+    assert [row["index"] for row in verdicts] == [0, 1, 0, 1]
+    assert {row["status"] for row in verdicts} == {"optimal"}
     three = [{"completion": turns}] * 3
     refusal_of(lambda: run(rows, three), "c.jsonl:3: ", "no problem of index 2", RIGHT)
 

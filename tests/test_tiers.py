@@ -141,9 +141,6 @@ def test_cp_sat_proves_rules_problems_of_12_events_within_50_ms():
     assert proven >= 95
 
 
-# --- the dials -------------------------------------------------------------------------------
-
-
 def test_there_are_as_many_rules_of_the_kinds_asked_for():
     assert {len(further(problem)) for problem in some(rules=(2, 4))} == {2, 3, 4}
     found = {tuple(further(p)) for p in some(rules=(1, 2), kinds=("budget", "gap"))}
