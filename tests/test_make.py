@@ -15,7 +15,7 @@ from data.clock import CLOCK
 from data.common.files import read_jsonl, write_jsonl
 from data.draw import make_problem
 from data.make import run
-from data.policies import FLOOR_KS, GREEDY, GUESSABLE, floor
+from data.policies import FLOOR_KS, GUESSABLE, floor
 from data.problem import Problem
 from data.prompts import prompt
 from data.rows import gold_answer, new_row, read_problems, row_to_json
@@ -122,11 +122,7 @@ def checked(row: dict) -> Problem:
 
 def test_a_row_carries_all_that_its_verification_needs(made):
     for row in rows_of(made).values():
-        problem = checked(row)
-        if row["tier"] == "trap":
-            assert all(
-                problem.objective(take(problem)) < row["optimum"] for take in GREEDY.values()
-            )
+        checked(row)
 
 
 def test_no_problem_stands_twice_and_gold_has_a_trace_unless_that_is_off(made, tmp_path):

@@ -22,7 +22,6 @@ from pipeline.plan import (
     counts,
     longest_of,
     longest_rows,
-    main,
     plan_of,
     print_plan,
     settings_of,
@@ -233,9 +232,8 @@ def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
 
 
 @pytest.mark.parametrize("size", ["0", "-24", "1e-9999", "much", "h10"])
-def test_a_size_that_is_none_is_refused_with_the_cards_that_are_known(size, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["plan", "--recipe", str(TINY), f"--gpu={size}"])
-    said = refusal_of(main)
+def test_a_size_that_is_none_is_refused_with_the_cards_that_are_known(size, mistake_of):
+    said = mistake_of("pipeline.plan", "--recipe", TINY, f"--gpu={size}")
     assert said.startswith("GPU= (--gpu) must be GiB above 0 or a card (")
     assert f"not '{size}'" in said
     assert ("did you mean 'h100'?" in said) == (size == "h10")

@@ -118,14 +118,10 @@ def test_padding_before_a_text_changes_no_probability(family):
 
 def test_batches_hold_whole_groups_and_the_same_rows_as_before():
     prompts = torch.tensor([[3, 1], [2, 7], [2, 7], [3, 1], [2, 8], [2, 7], [3, 1], [2, 8]])
-    rows = {
-        "prompt_ids": prompts,
-        "advantages": torch.arange(8),
-        "num_items_in_batch": torch.tensor(5),
-    }
+    five = torch.tensor(5)
     mixed = [
-        {key: v[part] if v.ndim else v for key, v in rows.items()}
-        for part in (slice(0, 4), slice(4, 8))
+        {"prompt_ids": prompts[places], "advantages": places, "num_items_in_batch": five}
+        for places in torch.arange(8).split(4)
     ]
     batches = by_prompt(mixed)
     whole = [row for batch in batches for row in map(tuple, batch["prompt_ids"].tolist())]

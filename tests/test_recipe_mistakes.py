@@ -154,50 +154,46 @@ def test_recipes_that_extend_each_other_are_refused(tmp_path, way):
 @pytest.mark.parametrize(
     ("key", "near"),
     [
-        ("modle", "; did you mean 'model'?"),
-        ("rewards", "; did you mean 'reward'?"),
-        ("data.tires", "; did you mean 'tiers'?"),
-        ("data.tiers.dense.trian", "; did you mean 'train'?"),
-        ("data.tiers.dense.evnts", "; did you mean 'events'?"),
-        ("eval.temprature", "; did you mean 'temperature'?"),
-        ("arms.warm.strat", "; did you mean 'start'?"),
-        ("arms.paid.reward.shap", "; did you mean 'shape'?"),
-        ("conclusion.margins.gian", "; did you mean 'gain'?"),
-        ("max_steps", "; `max_steps` belongs under `sft` or under `grpo`"),
-        ("temperature", "; `temperature` belongs under `eval` or under `grpo`"),
-        ("data.trap", "; `trap` belongs under `data.tiers`"),
-        ("reasoned", "; `reasoned` belongs under `data` or under `arms.NAME`"),
-        ("events", "; `events` belongs under `data.tiers.NAME`"),
-        ("data.seed", "; `seed` belongs at the top"),
-        ("data.num_generations", "; `num_generations` belongs under `grpo`"),
-        ("conclusion.gain", "; `gain` belongs under `conclusion.margins`"),
-        ("every", "; `every` belongs under `monitor`"),
-        (
-            "samples",
-            "; `samples` belongs under `eval` or under `monitor`, or did you mean 'sampling'?",
-        ),
-        ("arms.paid.learning_rate", "; `learning_rate` belongs under `arms.paid.settings`"),
-        (
-            "arms.paid.temperature",
-            "; `temperature` belongs under `arms.paid.eval` or under `arms.paid.settings` where "
-            "the trainer is grpo",
-        ),
-        (
-            "arms.paid.eval.beta",
-            "; `beta` belongs under `arms.paid.settings` where the trainer is grpo",
-        ),
-        ("arms.paid.shape", "; `shape` belongs under `arms.paid.reward`"),
-        ("arms.paid.eval.lora", "; `lora` belongs at the top"),
+        ("modle", "model"), ("rewards", "reward"), ("data.tires", "tiers"),
+        ("data.tiers.dense.trian", "train"), ("data.tiers.dense.evnts", "events"),
+        ("eval.temprature", "temperature"), ("arms.warm.strat", "start"),
+        ("arms.paid.reward.shap", "shape"), ("conclusion.margins.gian", "gain"),
         # Fields of a recipe that no file may set.
-        ("path", ""),
-        ("run", ""),
-        ("data.tiers.dense.tier", ""),
+        ("path", None), ("run", None), ("data.tiers.dense.tier", None),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, key, near):
+    said = refusal(tmp_path, changed(key, 1, of=THREE))
+    assert said == f"unknown key {key!r}" + (f"; did you mean {near!r}?" if near else "")
+
+
+OF_GRPO = "under `arms.paid.settings` where the trainer is grpo"
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("max_steps", "under `sft` or under `grpo`"),
+        ("temperature", "under `eval` or under `grpo`"),
+        ("data.trap", "under `data.tiers`"),
+        ("reasoned", "under `data` or under `arms.NAME`"),
+        ("events", "under `data.tiers.NAME`"),
+        ("data.seed", "at the top"),
+        ("data.num_generations", "under `grpo`"),
+        ("conclusion.gain", "under `conclusion.margins`"),
+        ("every", "under `monitor`"),
+        ("samples", "under `eval` or under `monitor`, or did you mean 'sampling'?"),
+        ("arms.paid.learning_rate", "under `arms.paid.settings`"),
+        ("arms.paid.temperature", f"under `arms.paid.eval` or {OF_GRPO}"),
+        ("arms.paid.eval.beta", OF_GRPO),
+        ("arms.paid.shape", "under `arms.paid.reward`"),
+        ("arms.paid.eval.lora", "at the top"),
     ],
 )
-def test_an_unknown_key_is_answered_with_where_it_belongs_or_the_nearest_right_one(
-    tmp_path, key, near
-):
-    assert refusal(tmp_path, changed(key, 1, of=THREE)) == f"unknown key {key!r}{near}"
+def test_a_key_in_another_place_is_answered_with_where_it_belongs(tmp_path, key, place):
+    name = key.rpartition(".")[2]
+    said = refusal(tmp_path, changed(key, 1, of=THREE))
+    assert said == f"unknown key {key!r}; `{name}` belongs {place}"
 
 
 @pytest.mark.parametrize(

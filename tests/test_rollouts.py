@@ -7,7 +7,6 @@ import pytest
 import torch
 from running import rows_in
 from tiny import RECIPE, random_model, write_recipe
-from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
 
 from data.prompts import messages
 from data.sections import SamplingSection
@@ -88,17 +87,12 @@ def test_a_setting_that_the_sampler_does_not_have_leaves_drawing_to_the_trainer(
     assert rollouts_for(SimpleNamespace(**{**PLAIN, **setting})) is None
 
 
-@pytest.mark.parametrize("kind", [MambaConfig, Lfm2Config])
-def test_a_model_of_another_state_draws_what_reading_it_all_again_gives(kind):
-    tokenizer = random_model("qwen3")[1]
-    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
-    mixed = {"layer_types": ["conv", "full_attention"], **heads} if kind is Lfm2Config else {}
-    config = kind(pad_token_id=0, **size, **mixed)
-    model = AutoModelForCausalLM.from_config(config).eval()
+@pytest.mark.parametrize("family", ["mamba", "lfm2"])
+def test_a_model_of_another_state_draws_what_reading_it_all_again_gives(family):
+    model, tokenizer = random_model(family)
     trainer = trainer_of(model, tokenizer, 2)
     trainer.args.temperature = 0.0
-    drawn = roll_out(repeated(PROMPTS[:2], 2), trainer)
+    drawn = roll_out(repeated(PROMPTS, 2), trainer)
     for ids, answer in zip(drawn["prompt_ids"], drawn["completion_ids"], strict=True):
         whole = model(torch.tensor([[*ids, *answer]])).logits[0].argmax(-1).tolist()
         assert whole[len(ids) - 1 : -1] == answer

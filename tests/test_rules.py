@@ -321,11 +321,6 @@ def test_a_rule_holds_to_the_minute(rule, spans, says):
 # --- in a problem ----------------------------------------------------------------------------
 
 
-def with_all_rules(rng: random.Random) -> Problem:
-    """A problem with one rule of every kind that can be drawn."""
-    return Tier(events=(8, 8), rules=(len(DRAWN_KINDS), len(DRAWN_KINDS))).sample(rng)
-
-
 def renamed(rule: Rule, called: dict[str, str]) -> Rule:
     """The same rule with its events called otherwise."""
     text = json.dumps(rule.to_json())
@@ -336,8 +331,9 @@ def renamed(rule: Rule, called: dict[str, str]) -> Rule:
 
 def test_the_fingerprint_ignores_the_names_in_rules_and_the_order_of_groups():
     rng = random.Random(1)
+    every_kind = Tier(events=(8, 8), rules=(len(DRAWN_KINDS), len(DRAWN_KINDS)))
     for _ in range(50):
-        problem = with_all_rules(rng)
+        problem = every_kind.sample(rng)
         called = {name: f"event {i}" for i, name in enumerate(problem.by_name)}
         events = tuple(Event(e.start, e.end, called[e.name]) for e in problem.events)
         rules = [renamed(rule, called) for rule in problem.rules]
