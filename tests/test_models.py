@@ -114,34 +114,27 @@ def test_what_is_no_model_folder_is_told_whoever_reads_it(tmp_path, name, file, 
         refusal_of(lambda reads=reads: reads(str(path)), says)
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+CORRUPT, UNREADABLE = "the weights of {} are corrupt (", "model folder {} cannot be loaded: "
+
+
 @pytest.mark.parametrize(
-    "spoil",
+    ("file", "spoil", "says"),
     [
-        lambda content: content[: len(content) // 2],
-        lambda content: content[:-1],
-        lambda content: b"",
-        lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        ("model.safetensors", lambda content: content[: len(content) // 2], CORRUPT),
+        ("model.safetensors", lambda content: content[:-1], CORRUPT),
+        ("model.safetensors", lambda content: b"", CORRUPT),
+        ("model.safetensors", lambda content: LFS, CORRUPT),
+        ("config.json", lambda content: b'{"model_type":', UNREADABLE),
+        ("config.json", lambda content: b'{"model_type": "nope"}', UNREADABLE),
+        ("config.json", lambda content: b'{"model_type": "vit"}', UNREADABLE),
+        ("tokenizer.json", lambda content: b'{"version": "1.0", "added_', UNREADABLE),
     ],
-    ids=["half", "a byte short", "empty", "a pointer of Git LFS"],
 )
-def test_corrupt_weights_are_one_sentence(model, spoil):
-    path = model / "model.safetensors"
+def test_a_file_that_cannot_be_read_is_one_sentence(model, file, spoil, says):
+    path = model / file
     path.write_bytes(spoil(path.read_bytes()))
-    assert refusal(model).startswith(f"the weights of {model} are corrupt (")
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("config.json", '{"model_type":'),
-        ("config.json", '{"model_type": "nope"}'),
-        ("config.json", '{"model_type": "vit"}'),
-        ("tokenizer.json", '{"version": "1.0", "added_'),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_one_sentence(model, file, content):
-    (model / file).write_text(content)
-    assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
+    assert refusal(model).startswith(says.format(model))
 
 
 @pytest.mark.parametrize(

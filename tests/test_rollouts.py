@@ -159,17 +159,14 @@ def test_groups_that_are_paid_alike_give_way_to_others_and_their_answers_are_cou
     assert logged == {"drawn": 16 + 4 * len(others), "thrown_away": 4 * len(others)}
 
 
-def test_rounds_end_at_their_number_and_where_no_problem_is_left(asked):
+def test_rounds_end_at_their_number_where_no_problem_is_left_and_at_the_most_answers(asked):
     chooser = Dynamic(SamplingSection(redraws=1), asked.rows)
     assert asked.ask(chooser, 0, 1, 2, 3)[1] == {"drawn": 32, "thrown_away": 16}
     few = Dynamic(SamplingSection(redraws=9), asked.rows[:5])
     assert asked.ask(few, 0, 1, 2)[1] == {"drawn": 20, "thrown_away": 8}
     assert sorted(asked.drawn[-1][::4]) == [3, 4]
-
-
-def test_no_answer_is_drawn_beyond_their_number(asked):
-    chooser = Dynamic(SamplingSection(redraws=9, answers=21), asked.rows)
-    assert asked.ask(chooser, 0, 1, 2)[1] == {"drawn": 20, "thrown_away": 8}
+    bound = Dynamic(SamplingSection(redraws=9, answers=21), asked.rows)
+    assert asked.ask(bound, 0, 1, 2)[1] == {"drawn": 20, "thrown_away": 8}
 
 
 def test_problems_that_taught_nothing_are_drawn_less_but_not_never(asked):

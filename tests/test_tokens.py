@@ -53,10 +53,6 @@ def test_a_dense_problem_and_its_computed_answer_take_less_than_160_tokens():
     assert sum(lengths) / len(lengths) < 160
 
 
-def test_every_event_name_is_one_token():
-    assert all(len(ids(name)) == 1 for name in EVENT_NAMES)
-
-
 def test_no_piece_stands_in_the_lexicon_twice():
     assert len(set(lexicon())) == len(lexicon())
     assert len(TOKENIZER) == len(TOKENIZER.get_vocab()) == len(lexicon()) + 256 + 5
@@ -75,7 +71,8 @@ def test_a_saved_tokenizer_gives_the_same_tokens_beside_any_models_config(tmp_pa
     assert (loaded.pad_token, loaded.eos_token, loaded.padding_side) == (PAD, END, "left")
 
 
-def test_special_tokens_are_one_token_each():
+def test_event_names_and_special_tokens_are_one_token_each():
+    assert all(len(ids(name)) == 1 for name in EVENT_NAMES)
     for token in (PAD, USER, ASSISTANT, END):
         assert ids(token) == [TOKENIZER.convert_tokens_to_ids(token)]
     assert TOKENIZER.decode(ids(f"a{END}b{PAD}"), skip_special_tokens=True) == "ab"
