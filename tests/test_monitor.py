@@ -142,8 +142,7 @@ def test_sft_is_measured_on_gold_answers_alone(recipe_of, tmp_path):
 
 @slow
 @pytest.mark.parametrize(
-    ("every", "kl_every", "val", "kl"),
-    [(2, 3, [0, 2, 4], [3]), (0, 2, [], [2, 4])],
+    ("every", "kl_every", "val", "kl"), [(2, 3, [0, 2, 4], [3]), (0, 2, [], [2, 4])]
 )
 def test_val_and_kl_are_measured_when_due(recipe_of, tmp_path, every, kl_every, val, kl):
     section = {**ALWAYS, "every": every, "kl_every": kl_every}

@@ -273,8 +273,6 @@ def test_a_weaker_verifier_is_noticed(name, monkeypatch):
         assert re.search(said, failures())
 
 
-# --- further rules --------------------------------------------------------------------------
-
 FURTHER = sorted(set(KINDS) - {rule.kind for rule in BASE_RULES})
 
 

@@ -39,9 +39,6 @@ def statuses(persona: str) -> Counter:
     return Counter(verify(problem, text).status for problem, text in completions(persona))
 
 
-# --- the mixture ---------------------------------------------------------------------------
-
-
 def test_the_shares_of_the_mixture_add_up_to_one():
     assert sum(p.weight for p in PERSONAS.values()) == pytest.approx(1, abs=1e-12)
     assert all(p.weight > 0 for p in PERSONAS.values())

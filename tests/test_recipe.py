@@ -128,46 +128,6 @@ def test_the_arm_called_grpo_is_judged_unless_others_are_named(tmp_path):
     assert recipe.arms["grpo"].members("grpo") == ["grpo.1", "grpo.2"]
 
 
-# --- recipes on top of others ----------------------------------------------------------------
-
-
-def extend(tmp_path: Path, above: dict, below: dict = GOOD) -> Recipe:
-    (tmp_path / "below.yaml").write_text(yaml.safe_dump(below, sort_keys=False))
-    return load(tmp_path, {"extends": "below.yaml", **above})
-
-
-def test_a_recipe_that_extends_another_says_only_what_differs(tmp_path):
-    below = GOOD | {"seed": 5, "sft": {"max_steps": 3, "packing": True}, "lora": {"r": 4}}
-    recipe = extend(tmp_path, {"name": "above", "sft": {"max_steps": 7}, "lora": None}, below)
-    assert (recipe.name, recipe.run_name, recipe.seed) == ("above", "above", 5)
-    assert recipe.sft == {"max_steps": 7, "packing": True}
-    assert recipe.lora is None
-    assert recipe.path == tmp_path / "small.yaml"
-    assert extend(tmp_path, {}) == load(tmp_path, GOOD)
-
-
-def test_tiers_and_arms_are_not_merged_but_replaced(tmp_path):
-    above = {"arms": {"grpo": {"trainer": "grpo"}}}
-    above["data"] = {"main": "blog", "tiers": {"blog": {"train": 1, "val": 1, "test": 1}}}
-    below = changed("data.reasoning", "none")
-    below["arms"] = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
-    recipe = extend(tmp_path, above, below)
-    assert list(recipe.tier_uses) == ["blog"]
-    assert recipe.arms == {"grpo": Arm("grpo")}
-    assert recipe.data.reasoning == "none"
-
-
-def test_a_null_leaves_out_an_inherited_tier_or_arm_and_keeps_the_others(tmp_path):
-    below = changed("data.tiers.trap", {"test": 1})
-    below["arms"] = {"sft": {"trainer": "sft"}, "cold": {"trainer": "grpo"}}
-    above = {"data": {"tiers": {"trap": None, "blog": {"test": 2}}}, "arms": {"sft": None}}
-    recipe = extend(tmp_path, above, below)
-    assert list(recipe.tier_uses) == ["dense", "blog"]
-    assert list(recipe.arms) == ["cold"]
-    trop = {"data": {"tiers": {"trop": None}}}
-    refusal_of(lambda: extend(tmp_path, trop, below), "data.tiers.trop ", "did you mean 'trap'?")
-
-
 def test_a_new_tier_is_like_another_one_or_has_attributes_of_its_own(tmp_path):
     tiers = {
         "dense": {"train": 1, "val": 1, "test": 1},
@@ -228,3 +188,43 @@ def test_a_run_is_not_given_to_another_recipe_or_model_unasked(tmp_path, monkeyp
     refusal_of(asked, "belongs to the recipe copy.yaml")
     misspelt = ("does not exist; ", "; did you mean 'small'?")
     refusal_of(lambda: asked("copy.yaml", begins=False, run="smal"), *misspelt)
+
+
+# --- recipes on top of others ----------------------------------------------------------------
+
+
+def extend(tmp_path: Path, above: dict, below: dict = GOOD) -> Recipe:
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump(below, sort_keys=False))
+    return load(tmp_path, {"extends": "below.yaml", **above})
+
+
+def test_a_recipe_that_extends_another_says_only_what_differs(tmp_path):
+    below = GOOD | {"seed": 5, "sft": {"max_steps": 3, "packing": True}, "lora": {"r": 4}}
+    recipe = extend(tmp_path, {"name": "above", "sft": {"max_steps": 7}, "lora": None}, below)
+    assert (recipe.name, recipe.run_name, recipe.seed) == ("above", "above", 5)
+    assert recipe.sft == {"max_steps": 7, "packing": True}
+    assert recipe.lora is None
+    assert recipe.path == tmp_path / "small.yaml"
+    assert extend(tmp_path, {}) == load(tmp_path, GOOD)
+
+
+def test_tiers_and_arms_are_not_merged_but_replaced(tmp_path):
+    above = {"arms": {"grpo": {"trainer": "grpo"}}}
+    above["data"] = {"main": "blog", "tiers": {"blog": {"train": 1, "val": 1, "test": 1}}}
+    below = changed("data.reasoning", "none")
+    below["arms"] = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
+    recipe = extend(tmp_path, above, below)
+    assert list(recipe.tier_uses) == ["blog"]
+    assert recipe.arms == {"grpo": Arm("grpo")}
+    assert recipe.data.reasoning == "none"
+
+
+def test_a_null_leaves_out_an_inherited_tier_or_arm_and_keeps_the_others(tmp_path):
+    below = changed("data.tiers.trap", {"test": 1})
+    below["arms"] = {"sft": {"trainer": "sft"}, "cold": {"trainer": "grpo"}}
+    above = {"data": {"tiers": {"trap": None, "blog": {"test": 2}}}, "arms": {"sft": None}}
+    recipe = extend(tmp_path, above, below)
+    assert list(recipe.tier_uses) == ["dense", "blog"]
+    assert list(recipe.arms) == ["cold"]
+    trop = {"data": {"tiers": {"trop": None}}}
+    refusal_of(lambda: extend(tmp_path, trop, below), "data.tiers.trop ", "did you mean 'trap'?")

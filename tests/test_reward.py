@@ -161,26 +161,6 @@ def test_a_right_answer_is_paid_less_the_more_of_its_group_are_the_same_schedule
     raise AssertionError("no problem with two optima")
 
 
-# --- what is refused, and a function of one's own -------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("section", "key"),
-    [
-        (RewardSection("grated"), "reward.shape 'grated'"),
-        (RewardSection("binary", k=8), "reward.k"),
-        (RewardSection("binary", {"optimal": 1.0}), "belong to the shape 'graded', not to"),
-        (RewardSection("graded", {"optimum": 1.0}), "'reward.weights.optimum'; did you mean 'opt"),
-        (RewardSection("graded", {"format": -0.1, "optimal": 1.0}), "reward.weights.format"),
-        (RewardSection("graded", {"ratio": math.nan}), "reward.weights.ratio"),
-        (RewardSection("graded", {"ratio": 0.0}), "reward.weights"),
-        (RewardSection("graded", {}), "reward.weights needs a component with a weight above 0"),
-    ],
-)
-def test_a_reward_that_cannot_be_what_it_says_is_refused(section, key):
-    refusal_of(lambda: check_reward(section, "a.yaml"), "a.yaml: ", key)
-
-
 # --- as TRL calls it -----------------------------------------------------------------------
 
 
@@ -284,6 +264,26 @@ def test_where_the_template_opens_the_reasoning_a_draft_in_it_earns_nothing():
     assert optimal(whole.removeprefix(opened), opened) == optimal(whole, "") == 1
     assert optimal(f"{GOLD}</think>{BAND}", opened) == 0
     assert optimal(f"{BAND}</think>{GOLD}", opened) == 1
+
+
+# --- what is refused, and a function of one's own -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (RewardSection("grated"), "reward.shape 'grated'"),
+        (RewardSection("binary", k=8), "reward.k"),
+        (RewardSection("binary", {"optimal": 1.0}), "belong to the shape 'graded', not to"),
+        (RewardSection("graded", {"optimum": 1.0}), "'reward.weights.optimum'; did you mean 'opt"),
+        (RewardSection("graded", {"format": -0.1, "optimal": 1.0}), "reward.weights.format"),
+        (RewardSection("graded", {"ratio": math.nan}), "reward.weights.ratio"),
+        (RewardSection("graded", {"ratio": 0.0}), "reward.weights"),
+        (RewardSection("graded", {}), "reward.weights needs a component with a weight above 0"),
+    ],
+)
+def test_a_reward_that_cannot_be_what_it_says_is_refused(section, key):
+    refusal_of(lambda: check_reward(section, "a.yaml"), "a.yaml: ", key)
 
 
 def test_a_function_of_ones_own_is_paid_and_counts_by_its_content(tmp_path):

@@ -272,8 +272,6 @@ def test_a_further_rule_reads_and_judges_like_this(rule, sentence, keeping, brea
     assert list(rule.violations(on_the_day(breaking)[::-1])) == [says]
 
 
-# --- at the minute ---------------------------------------------------------------------------
-
 APART = ((540, 600), (615, 620), (650, 660))
 OVERLAPPING = ((540, 600), (570, 630))
 TOGETHER = ((540, 570), (540, 600))
@@ -316,9 +314,6 @@ MORNING_AND_NOON = ((600, 660), (690, 720))
 def test_a_rule_holds_to_the_minute(rule, spans, says):
     events = [Event(start, end, name) for (start, end), name in zip(spans, "ABC", strict=False)]
     assert list(rule.violations(events)) == says
-
-
-# --- in a problem ----------------------------------------------------------------------------
 
 
 def renamed(rule: Rule, called: dict[str, str]) -> Rule:
@@ -376,9 +371,6 @@ def test_a_rule_can_be_drawn_for_any_day_of_its_tier(kind):
     alone = KINDS[kind].sample((Event(540, 600, "A"),), rng)
     assert alone is None or not alone.check()
     assert alone is None or set(alone.names()) <= {"A"}
-
-
-# --- mistakes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

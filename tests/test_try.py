@@ -7,7 +7,6 @@ import shutil
 import sys
 from datetime import UTC, timedelta
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import yaml
@@ -62,12 +61,6 @@ def run(monkeypatch, run_command):
         return said if ended == 0 else ended
 
     return call
-
-
-def trained(folder: Path, arm: str) -> None:
-    """Have an arm that is the embedded base."""
-    shutil.copytree(EMBEDDED, folder / "runs" / "tiny" / arm / "model")
-    (folder / "runs" / "tiny" / arm / MANIFEST).write_text("{}")
 
 
 @pytest.mark.slow
@@ -197,7 +190,9 @@ def test_the_last_trained_arm_is_asked_and_else_the_base(tmp_path):
     run = load_recipe(TINY).run
     chosen = [run.chosen(None)]
     for arm in ("sft", "grpo"):
-        trained(tmp_path, arm)
+        folder = tmp_path / "runs" / "tiny" / arm
+        shutil.copytree(EMBEDDED, folder / "model")
+        (folder / MANIFEST).write_text("{}")
         chosen.append(run.chosen(None))
     assert chosen == ["base", "sft", "grpo"]
     assert run.chosen("sft") == "sft"
