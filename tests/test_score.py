@@ -294,7 +294,7 @@ def test_spoilt_answers_and_verdicts_are_one_sentence(names, spoil, says, eval_f
 
 
 @needs_blog
-def test_the_published_completions_are_judged_by_both():
+def test_what_the_published_judge_calls_valid_is_feasible_here_at_the_same_ratio():
     sound, _ = read_published(str(BLOG / "test.jsonl"))
     problems = {row["index"]: problem for problem, row in sound}
     rows = {row["index"]: row for _, row in sound}
@@ -302,7 +302,5 @@ def test_the_published_completions_are_judged_by_both():
     samples = [sample for _, sample in read_jsonl(file)]
     ours = list(score_rows(problems, samples, "index"))
     blog = list(score_rows_as_published(rows, samples))
-    assert sum(row["status"] == "valid" for row in blog) == 67
-    assert sum(row["status"] == "optimal" for row in ours) == 37
-    # An answer that is valid there is feasible here, at the same ratio.
-    assert all(o["ratio"] == b["score"] for o, b in zip(ours, blog, strict=True) if b["score"])
+    valid = [o["ratio"] == b["score"] for o, b in zip(ours, blog, strict=True) if b["score"]]
+    assert valid == [True] * 67
