@@ -31,13 +31,14 @@ def base_of(tmp_path_factory):
 
 
 def adapted(architecture, folder, change, **lora):
-    """A model with an adapter, saved to ``folder``, whose B is drawn with deviation ``change``."""
+    """A model with an adapter, saved to ``folder``. B, and A where PEFT makes it 0, are drawn with
+    deviation ``change``, so that it changes the model."""
     network, _ = random_model(architecture)
     settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], **lora}
     network = get_peft_model(network, LoraConfig(**settings))
     torch.manual_seed(1)
     for name, weight in network.named_parameters():
-        if "lora_B" in name or "embedding_A" in name:  # which PEFT makes 0
+        if "lora_B" in name or ("lora_" in name and not weight.any()):
             torch.nn.init.normal_(weight, std=change)
     save_adapter(network, folder)
     return network.eval()
