@@ -15,7 +15,7 @@ from data.clock import CLOCK
 from data.common.files import read_jsonl, write_jsonl
 from data.draw import make_problem
 from data.make import run
-from data.policies import FLOOR_KS, GREEDY, GUESSABLE, floor
+from data.policies import FLOOR_KS, GUESSABLE, floor
 from data.problem import Problem
 from data.prompts import prompt
 from data.rows import gold_answer, new_row, read_problems, row_to_json
@@ -61,9 +61,8 @@ def with_data(**changes: object) -> dict:
     return {**SMALL, "data": {**SMALL["data"], **changes}}
 
 
-def with_tier(name: str, **changes: object) -> dict:
-    tiers = SMALL["data"]["tiers"]
-    return with_data(tiers={**tiers, name: {**tiers.get(name, {}), **changes}})
+def with_tiers(**tiers: dict) -> dict:
+    return with_data(tiers={**SMALL["data"]["tiers"], **tiers})
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
@@ -79,17 +78,10 @@ def made(tmp_path_factory) -> Path:
     return stage(tmp_path_factory.mktemp("made"), SMALL)
 
 
-# --- what is written -------------------------------------------------------------------------
-
-
 def test_the_card_names_the_tiers_whose_gold_answers_cannot_reason(tmp_path):
-    further = {"gap": {"train": 2}, "at_most": {"train": 2}}
-    folder = stage(tmp_path, with_data(tiers={**SMALL["data"]["tiers"], **further}))
-    [said] = [
-        line
-        for line in (folder / "README.md").read_text().splitlines()
-        if "reasoning trace" in line
-    ]
+    folder = stage(tmp_path, with_tiers(gap={"train": 2}, at_most={"train": 2}))
+    card = (folder / "README.md").read_text().splitlines()
+    [said] = [line for line in card if "reasoning trace" in line]
     rows = rows_of(folder).values()
     for tier in ("dense", "gap", "at_most"):
         reasons = {row["gold"].startswith("<think>") for row in rows if row["tier"] == tier}
@@ -130,11 +122,7 @@ def checked(row: dict) -> Problem:
 
 def test_a_row_carries_all_that_its_verification_needs(made):
     for row in rows_of(made).values():
-        problem = checked(row)
-        if row["tier"] == "trap":
-            assert all(
-                problem.objective(take(problem)) < row["optimum"] for take in GREEDY.values()
-            )
+        checked(row)
 
 
 def test_no_problem_stands_twice_and_gold_has_a_trace_unless_that_is_off(made, tmp_path):
@@ -203,8 +191,28 @@ def test_the_folder_is_a_dataset_that_loads_its_own_rows_also_when_made_again(tm
 # --- the same anywhere ---------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_bytes(made, tmp_path):
-    assert content_of(stage(tmp_path, SMALL)) == content_of(made)
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"seed": 8}, with_tiers(blog={"train": 1, "test": 4})],
+    ids=["force", "seed", "counts"],
+)
+def test_force_writes_the_same_bytes_anew_and_a_changed_recipe_others(tmp_path, made, change):
+    folder = stage(tmp_path, SMALL)
+    for name in OUTPUTS:
+        (folder / name).write_text("old")
+    stage(tmp_path, SMALL | change, force=not change)
+    content = content_of(folder)
+    assert b"old" not in content.values()
+    assert (content == content_of(made)) == (not change)
+
+
+def test_what_is_finished_is_kept_though_what_training_alone_reads_has_changed(tmp_path, capsys):
+    folder = stage(tmp_path, SMALL)
+    (folder / "train.jsonl").write_text("kept")
+    other = {"grpo": {"max_steps": 3}, "reward": {"shape": "binary"}}
+    stage(tmp_path, {**SMALL, **other})
+    assert f"data: up to date ({folder})" in capsys.readouterr().out
+    assert (folder / "train.jsonl").read_text() == "kept"
 
 
 def test_a_problem_is_this_one_on_every_machine():
@@ -234,9 +242,6 @@ def test_splits_tiers_and_draws_have_streams_of_their_own():
     assert len({problem.fingerprint for problem in drawn}) == 6
 
 
-# --- disjoint splits -----------------------------------------------------------------------
-
-
 #: One event of half an hour at 9:00, 9:10, 9:20 or 9:30.
 FOUR = {
     "events": [1, 1],
@@ -251,7 +256,7 @@ def test_a_problem_that_a_split_has_already_is_drawn_again_while_there_are_other
     four = with_data(tiers={"dense": {"train": 2, "val": 1, "test": 1, **FOUR}})
     starts = [row["problem"]["events"][0][1] for row in rows_of(stage(tmp_path, four)).values()]
     assert sorted(starts) == ["09:00", "09:10", "09:20", "09:30"]
-    five = with_tier("dense", train=5, val=1, test=1, **FOUR)
+    five = with_data(tiers={"dense": {"train": 5, "val": 1, "test": 1, **FOUR}})
     refusal_of(lambda: stage(tmp_path, five), "tier 'dense' has fewer than 5 different problems")
 
 
@@ -301,31 +306,6 @@ def test_a_problem_that_lacks_a_base_rule_is_made_and_read_as_cp_sat_solves_it(t
     write_jsonl(tmp_path / "p.jsonl", [row_to_json(row)])
     [read] = read_problems(tmp_path / "p.jsonl")
     assert verify(read["problem"], read["gold"]).status == Status.OPTIMAL
-
-
-# --- up to date, interrupted, redone -------------------------------------------------------
-
-
-def test_what_is_finished_is_kept_though_what_training_alone_reads_has_changed(tmp_path, capsys):
-    folder = stage(tmp_path, SMALL)
-    (folder / "train.jsonl").write_text("kept")
-    other = {"grpo": {"max_steps": 3}, "reward": {"shape": "binary"}}
-    stage(tmp_path, {**SMALL, **other})
-    assert f"data: up to date ({folder})" in capsys.readouterr().out
-    assert (folder / "train.jsonl").read_text() == "kept"
-
-
-@pytest.mark.parametrize(
-    "change", [{}, {"seed": 8}, with_tier("blog", train=1)], ids=["force", "seed", "counts"]
-)
-def test_force_or_a_changed_recipe_writes_everything_anew(tmp_path, made, change):
-    folder = stage(tmp_path, SMALL)
-    for name in OUTPUTS:
-        (folder / name).write_text("old")
-    stage(tmp_path, SMALL | change, force=not change)
-    content = content_of(folder)
-    assert b"old" not in content.values()
-    assert (content == content_of(made)) == (not change)
 
 
 # --- imported problems ---------------------------------------------------------------------
@@ -415,13 +395,10 @@ def with_problem(row: dict, **changes: object) -> dict:
     ("spoil", "names"),
     [
         (lambda row: json.dumps(row)[:-5], "JSON"),
-        (lambda row: "[" * 100_000, "JSON"),
         (lambda row: '{"id": ' + "9" * 5000 + "}", "JSON"),
-        (lambda row: "\udcff", ""),  # bytes of no text
         (lambda row: row.pop("gold") and row, "'gold'"),
         (lambda row: {**row, "gold": "\ud83d"}, "'gold'"),
         (lambda row: {**row, "prompt": ["a"]}, "'prompt'"),
-        (lambda row: [row], "JSON"),
         (lambda row: row.pop("problem") and row, "a problem must be"),
         (lambda row: row.pop("prompt") and row, "'prompt'"),
         (lambda row: with_problem(row, optimum=None), '"optimum"'),
@@ -438,7 +415,7 @@ def test_a_corrupt_problem_is_named_with_its_line(made, tmp_path, spoil, names):
     spoilt = spoil(json.loads(lines[2]))
     lines[2] = spoilt if isinstance(spoilt, str) else json.dumps(spoilt)
     path = tmp_path / "test.jsonl"
-    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    path.write_text("\n".join(lines))
     assert refusal_of(lambda: read_problems(path), names).startswith(f"{path}:3")
 
 

@@ -1,6 +1,7 @@
 """The Makefile: settings reach the commands as flags, and no mistake is silent."""
 
 import os
+import re
 import shlex
 import subprocess
 from functools import cache
@@ -30,12 +31,7 @@ def commands(*arguments: str) -> list[str]:
     """The commands of the house that a call of make would run."""
     done = run_make(*arguments)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    return [
-        line
-        for line in lines
-        if " -m " in line and " -m pip " not in line and " -m venv" not in line
-    ]
+    return [line for line in done.stdout.splitlines() if re.search(" -m (?!pip |venv)", line)]
 
 
 def flags(line: str) -> dict[str, str]:
@@ -44,15 +40,11 @@ def flags(line: str) -> dict[str, str]:
     return {word: after for word, after in pairwise([*words, ""]) if word.startswith("--")}
 
 
-def goals() -> list[str]:
-    """Every goal that ``make help`` lists."""
+def test_every_command_has_a_goal_that_runs_it_and_that_help_lists():
     command = ["make", "--no-print-directory", "-C", str(ROOT), "help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [line.split()[1] for line in shown.splitlines() if line.startswith("  make ")]
-
-
-def test_every_command_has_a_goal_that_runs_it():
-    lines = [line for goal in goals() for line in commands(goal)]
+    goals = [line.split()[1] for line in shown.splitlines() if line.startswith("  make ")]
+    lines = [line for goal in goals for line in commands(goal)]
     run = {word for line in lines for word in shlex.split(line) if word in STAGES}
     assert run == set(STAGES) - WITHOUT_GOAL
 

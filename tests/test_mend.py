@@ -80,18 +80,16 @@ def test_an_arm_that_only_needs_a_second_chance_gains_nothing_by_being_told(mend
     assert value(found, "again", of="gain") == 0
 
 
-def test_fewer_problems_may_be_asked_and_a_finished_measurement_stands(mended, capsys):
-    assert mended("grpo", problems=5)["problems"] == 5
+def test_a_finished_measurement_stands_until_more_problems_or_another_seed_are_asked(
+    mended, capsys
+):
+    first = mended("grpo", problems=5)
+    assert first["problems"] == 5
     capsys.readouterr()
     mended("grpo", problems=5)
     assert "up to date" in capsys.readouterr().out
-    assert mended("grpo")["problems"] == 40
-
-
-def test_another_seed_measures_anew(mended, capsys):
-    first = mended("grpo", problems=5)
-    capsys.readouterr()
     assert mended("grpo", problems=5, seed=8) != first
+    assert mended("grpo")["problems"] == 40
     assert "up to date" not in capsys.readouterr().out
 
 
@@ -99,9 +97,6 @@ def test_answers_that_were_never_drawn_are_refused(mended, tmp_path):
     for path in tmp_path.rglob("eval/grpo/samples.jsonl"):
         path.unlink()
     refusal_of(lambda: mended("grpo"), "samples.jsonl does not exist", "`make eval`")
-
-
-# --- real models ------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -41,9 +41,11 @@ def refusal(model: str | Path, dtype: str = "float32") -> str:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
+def test_a_model_comes_back_as_it_was_saved_in_safetensors_alone(tmp_path, architecture):
     network, tokenizer = random_model(architecture)
     write_model(network, tokenizer, tmp_path / "m")
+    assert [path.name for path in (tmp_path / "m").glob("*.safetensors")] == ["model.safetensors"]
+    assert not list((tmp_path / "m").glob("*.bin"))
     again, tokens = load_model(str(tmp_path / "m"), "float32")
     assert type(again) is type(network)
     found, expected = again.cpu().state_dict(), network.state_dict()
@@ -52,11 +54,6 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, architecture):
     chat = tokenizer.apply_chat_template(messages("Zoo visit at 09:05"), tokenize=False)
     assert tokens(chat)["input_ids"] == tokenizer(chat)["input_ids"]
     assert tokens.chat_template == tokenizer.chat_template
-
-
-def test_what_is_saved_is_safetensors_alone(saved):
-    assert [path.name for path in saved.glob("*.safetensors")] == ["model.safetensors"]
-    assert not list(saved.glob("*.bin"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -117,34 +114,27 @@ def test_what_is_no_model_folder_is_told_whoever_reads_it(tmp_path, name, file, 
         refusal_of(lambda reads=reads: reads(str(path)), says)
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+CORRUPT, UNREADABLE = "the weights of {} are corrupt (", "model folder {} cannot be loaded: "
+
+
 @pytest.mark.parametrize(
-    "spoil",
+    ("file", "spoil", "says"),
     [
-        lambda content: content[: len(content) // 2],
-        lambda content: content[:-1],
-        lambda content: b"",
-        lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        ("model.safetensors", lambda content: content[: len(content) // 2], CORRUPT),
+        ("model.safetensors", lambda content: content[:-1], CORRUPT),
+        ("model.safetensors", lambda content: b"", CORRUPT),
+        ("model.safetensors", lambda content: LFS, CORRUPT),
+        ("config.json", lambda content: b'{"model_type":', UNREADABLE),
+        ("config.json", lambda content: b'{"model_type": "nope"}', UNREADABLE),
+        ("config.json", lambda content: b'{"model_type": "vit"}', UNREADABLE),
+        ("tokenizer.json", lambda content: b'{"version": "1.0", "added_', UNREADABLE),
     ],
-    ids=["half", "a byte short", "empty", "a pointer of Git LFS"],
 )
-def test_corrupt_weights_are_one_sentence(model, spoil):
-    path = model / "model.safetensors"
+def test_a_file_that_cannot_be_read_is_one_sentence(model, file, spoil, says):
+    path = model / file
     path.write_bytes(spoil(path.read_bytes()))
-    assert refusal(model).startswith(f"the weights of {model} are corrupt (")
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("config.json", '{"model_type":'),
-        ("config.json", '{"model_type": "nope"}'),
-        ("config.json", '{"model_type": "vit"}'),
-        ("tokenizer.json", '{"version": "1.0", "added_'),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_one_sentence(model, file, content):
-    (model / file).write_text(content)
-    assert refusal(model).startswith(f"model folder {model} cannot be loaded: ")
+    assert refusal(model).startswith(says.format(model))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +197,19 @@ def test_weights_quantised_already_are_refused_for_the_whole_ones(model, tmp_pat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     named = "made from, unsloth/m by its name"
     refusal_of(lambda: read_config("unsloth/m-unsloth-bnb-4bit"), named)
+
+
+@pytest.mark.parametrize("reads", [load_model, lambda model, _: read_tokenizer(model)])
+def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
+    marked = model / "ran"
+    (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
+    own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    change_json(model / "config.json", model_type="evil", architectures=["Evil"], auto_map=own)
+    own = {"AutoTokenizer": ["evil.Evil", ""]}
+    change_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    refusal_of(lambda: reads(str(model), "float32"))
+    assert not marked.exists()
 
 
 # --- families --------------------------------------------------------------------------------
@@ -273,19 +276,3 @@ def test_a_hub_id_is_distinguished_from_a_folder(model, local, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("owner/name").mkdir(parents=True)  # a folder that exists is local whatever its name
     assert is_local(model) == local
-
-
-# --- a model's own code ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reads", [load_model, lambda model, _: read_tokenizer(model)])
-def test_code_that_comes_with_a_model_is_not_run_whoever_says_yes(model, monkeypatch, reads):
-    marked = model / "ran"
-    (model / "evil.py").write_text(f"open({str(marked)!r}, 'w').close()\nclass Evil: pass\n")
-    own = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
-    change_json(model / "config.json", model_type="evil", architectures=["Evil"], auto_map=own)
-    own = {"AutoTokenizer": ["evil.Evil", ""]}
-    change_json(model / "tokenizer_config.json", auto_map=own, tokenizer_class="Evil")
-    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    refusal_of(lambda: reads(str(model), "float32"))
-    assert not marked.exists()

@@ -142,8 +142,7 @@ def test_sft_is_measured_on_gold_answers_alone(recipe_of, tmp_path):
 
 @slow
 @pytest.mark.parametrize(
-    ("every", "kl_every", "val", "kl"),
-    [(2, 3, [0, 2, 4], [3]), (0, 2, [], [2, 4])],
+    ("every", "kl_every", "val", "kl"), [(2, 3, [0, 2, 4], [3]), (0, 2, [], [2, 4])]
 )
 def test_val_and_kl_are_measured_when_due(recipe_of, tmp_path, every, kl_every, val, kl):
     section = {**ALWAYS, "every": every, "kl_every": kl_every}
@@ -152,19 +151,17 @@ def test_val_and_kl_are_measured_when_due(recipe_of, tmp_path, every, kl_every, 
         assert [row["step"] for row in log_of(tmp_path / "out") if key in row] == steps
 
 
-#: Rewards of the answers to problems, such that the answers of a group are paid alike.
-ALIKE = {
-    "by problem": lambda problems: [sum(map(ord, one)) % 7 / 7 for one in problems],
-    "of 100": lambda problems: [58.3] * len(problems),
-}
+def by_problem(problem):
+    return sum(map(ord, problem)) % 7 / 7
 
 
 @slow
 @pytest.mark.parametrize(
-    ("scaled", "paid"), [("group", "of 100"), ("batch", "by problem"), ("none", "by problem")]
+    ("scaled", "pay"),
+    [("group", lambda problem: 58.3), ("batch", by_problem), ("none", by_problem)],
 )
-def test_groups_paid_alike_are_counted_at_any_scale(recipe_of, tmp_path, monkeypatch, scaled, paid):
-    monkeypatch.setitem(_FUNCTIONS, "optimal", lambda problems, texts: ALIKE[paid](problems))
+def test_groups_paid_alike_are_counted_at_any_scale(recipe_of, tmp_path, monkeypatch, scaled, pay):
+    monkeypatch.setitem(_FUNCTIONS, "optimal", lambda problems, texts: [*map(pay, problems)])
     recipe = recipe_of(
         grpo={"max_steps": 1, "scale_rewards": scaled},
         reward={"shape": "binary"},
@@ -304,37 +301,32 @@ def test_weights_that_a_step_has_spoiled_are_not_saved(recipe_of, tmp_path, kind
     assert log_of(tmp_path / "out")[-1]["weight"] is None
 
 
-def _nan_in_the_second_step(monkeypatch):
-    generate = GRPOTrainer._generate
-
-    def spoilt(self, *args, **kwargs):
-        if self.state.global_step == 1:  # as when activations overflow
-            next(p for p in self.model.parameters() if p.requires_grad).data.fill_(math.nan)
-        return generate(self, *args, **kwargs)
-
-    monkeypatch.setattr(GRPOTrainer, "_generate", spoilt)
+def nan_in_the_second_step(trainer):
+    if trainer.state.global_step == 1:  # as when activations overflow
+        next(p for p in trainer.model.parameters() if p.requires_grad).data.fill_(math.nan)
 
 
-def _generation_fails(error):
-    def fail(self, *args, **kwargs):
-        raise error
-
-    return lambda monkeypatch: monkeypatch.setattr(GRPOTrainer, "_generate", fail)
-
-
-ON_A_GPU = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in …"
+def an_error_of_the_gpu(trainer):
+    said = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in …"
+    raise torch.AcceleratorError(said, 710)
 
 
 @slow
 @pytest.mark.parametrize(
-    ("spoiled", "named"),
+    ("before", "named"),
     [
-        (_nan_in_the_second_step, ["probability of a next token ", "step 2"]),
-        (_generation_fails(torch.AcceleratorError(ON_A_GPU, 710)), ["the GPU ", "step 1"]),
+        (nan_in_the_second_step, ["probability of a next token ", "step 2"]),
+        (an_error_of_the_gpu, ["the GPU ", "step 1"]),
     ],
 )
-def test_a_lost_next_token_ends_the_training(recipe_of, tmp_path, monkeypatch, spoiled, named):
-    spoiled(monkeypatch)
+def test_a_lost_next_token_ends_the_training(recipe_of, tmp_path, monkeypatch, before, named):
+    generate = GRPOTrainer._generate
+
+    def spoilt(self, *args, **kwargs):
+        before(self)
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate", spoilt)
     recipe = recipe_of(monitor={**ALWAYS, "kl_every": 0})
     refusal_of(lambda: trained(recipe, "grpo", tmp_path / "out"), *named)
     assert log_of(tmp_path / "out")[-1]["probability"] is None

@@ -260,15 +260,9 @@ def test_the_answer_is_what_follows_the_reasoning_of_any_model_in_its_own_turn(t
 
 @pytest.mark.parametrize(
     "opened",
-    [
-        "<reasoning>",
-        "[THINK]",
-        "◁think▷",
-        "<|channel|>analysis<|message|>",
-        "analysisSo ",
-        "<think>",
-    ],
-)
+    ["<reasoning>", "[THINK]", "◁think▷", "<think>", "analysisSo ",
+     "<|channel|>analysis<|message|>"],
+)  # fmt: skip
 def test_reasoning_that_never_closes_is_no_answer_unless_leniently_a_schedule_ends_it(opened):
     cut, whole = f"{opened}{GOLD}\nNow check", f"{opened}{GOLD}\n```\n"
     assert parse(cut) == parse(whole) == parse_leniently(cut) == "unterminated_reasoning"

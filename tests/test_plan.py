@@ -22,7 +22,6 @@ from pipeline.plan import (
     counts,
     longest_of,
     longest_rows,
-    main,
     plan_of,
     print_plan,
     settings_of,
@@ -80,15 +79,11 @@ def test_a_hub_id_names_a_known_model_where_the_hub_is_not_at_hand():
     assert known_model("google/gemma-3-1b-it") == known_model("gemma-3-1b")
 
 
-@pytest.mark.parametrize("model", ["no/such/folder", "nobody/no-such-model"])
-def test_a_model_that_is_not_to_be_had_is_one_sentence(model):
-    assert model in refusal_of(lambda: config_of(model))
-
-
 @pytest.mark.parametrize("kind", ["nothing_known", "vit"])
-def test_a_config_of_which_no_language_model_can_be_made_is_one_sentence(kind, tmp_path):
+def test_a_model_that_is_not_to_be_had_or_no_language_model_is_one_sentence(kind, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    refusal_of(lambda: shape_of(str(tmp_path), None))
+    for model in ("no/such/folder", "nobody/no-such-model", str(tmp_path)):
+        refusal_of(lambda model=model: shape_of(model, None), model)
 
 
 # --- text and settings -----------------------------------------------------------------------
@@ -237,9 +232,8 @@ def test_hours_and_money_are_said_of_a_named_card_alone(capsys):
 
 
 @pytest.mark.parametrize("size", ["0", "-24", "1e-9999", "much", "h10"])
-def test_a_size_that_is_none_is_refused_with_the_cards_that_are_known(size, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["plan", "--recipe", str(TINY), f"--gpu={size}"])
-    said = refusal_of(main)
+def test_a_size_that_is_none_is_refused_with_the_cards_that_are_known(size, mistake_of):
+    said = mistake_of("pipeline.plan", "--recipe", TINY, f"--gpu={size}")
     assert said.startswith("GPU= (--gpu) must be GiB above 0 or a card (")
     assert f"not '{size}'" in said
     assert ("did you mean 'h100'?" in said) == (size == "h10")

@@ -60,13 +60,9 @@ def test_where_guessing_does_too_much_no_number_of_samples_is_named(guess):
     assert "Elicited takes 59 problems or more" in found.sentence
 
 
-def test_too_few_samples_for_even_a_perfect_solver_are_said():
-    found = detectable(50, 4, 8, Margins())
-    assert not found.possible
-    assert "even a perfect solver" in found.sentence
-
-
-def test_what_cannot_be_detected_is_said():
-    without = detectable(50, 8, 8, Margins())
-    assert without.new is None
-    assert "too few to see a new skill" in without.sentence
+def test_what_too_few_samples_cannot_detect_is_said():
+    nothing, gain_alone = (detectable(50, samples, 8, Margins()) for samples in (4, 8))
+    assert not nothing.possible
+    assert "even a perfect solver" in nothing.sentence
+    assert gain_alone.new is None
+    assert "too few to see a new skill" in gain_alone.sentence

@@ -1,7 +1,6 @@
 import json
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import tiny
 from problems import day
 from running import refusal_of, rows_in
 
-from data import make
 from data.prompts import schedule_xml
 from data.sections import RewardSection
 from eval import probe
@@ -56,8 +54,6 @@ def test_what_groups_look_like_equals_every_group_counted():
             assert found["n"] == report["problems"] == 6
 
 
-# --- the advice ------------------------------------------------------------------------------
-
 READY = {"readable": 1.0, "truncated": 0.0, "solved": 0.0, "valid": 1.0, "flat": 0.1, "mixed": 0.5}
 
 
@@ -91,9 +87,6 @@ def test_each_tier_has_its_own_advice_and_all_are_reported_together():
     assert list(readiness_by_tier(outcomes.of(range(20)), ["easy"] * 20, 4, 1, 300)) == ["easy"]
 
 
-# --- judging and the stage -------------------------------------------------------------------
-
-
 def test_answers_are_judged_and_paid_as_in_training():
     problem = day()
     text = problem.text
@@ -115,12 +108,10 @@ def test_answers_are_judged_and_paid_as_in_training():
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def recipe(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     grpo = {**tiny.RECIPE["grpo"], "max_completion_length": 9}
-    found = tiny.write_recipe(tmp_path, tiny.save_model(Path("model"), "llama"), grpo=grpo)
-    make.run(found, force=False)
-    return found
+    return tiny.write_recipe(folder, folder / "qwen3", grpo=grpo)
 
 
 @pytest.mark.slow

@@ -88,6 +88,12 @@ def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_read_text_by_te
     assert trainer_class(scaled, ARGS) is UnpaddedTrainer
 
 
+def test_with_checkpointed_activations_texts_are_read_whole():
+    model, _ = random_model("llama")
+    args = SimpleNamespace(gradient_checkpointing=True, use_liger_kernel=False)
+    assert trainer_class(model, args) is UnpaddedTrainer
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "mamba", "lfm2", "falcon_h1", "qwen3_5_text"])
 def test_padding_before_a_text_changes_no_probability(family):
     """It moves positions that are counted, and enters a state that is not keys and values."""
@@ -110,22 +116,12 @@ def test_padding_before_a_text_changes_no_probability(family):
         torch.testing.assert_close(found[row, :answer], own, rtol=1e-4, atol=1e-4)
 
 
-def test_with_checkpointed_activations_texts_are_read_whole():
-    model, _ = random_model("llama")
-    args = SimpleNamespace(gradient_checkpointing=True, use_liger_kernel=False)
-    assert trainer_class(model, args) is UnpaddedTrainer
-
-
 def test_batches_hold_whole_groups_and_the_same_rows_as_before():
     prompts = torch.tensor([[3, 1], [2, 7], [2, 7], [3, 1], [2, 8], [2, 7], [3, 1], [2, 8]])
-    rows = {
-        "prompt_ids": prompts,
-        "advantages": torch.arange(8),
-        "num_items_in_batch": torch.tensor(5),
-    }
+    five = torch.tensor(5)
     mixed = [
-        {key: v[part] if v.ndim else v for key, v in rows.items()}
-        for part in (slice(0, 4), slice(4, 8))
+        {"prompt_ids": prompts[places], "advantages": places, "num_items_in_batch": five}
+        for places in torch.arange(8).split(4)
     ]
     batches = by_prompt(mixed)
     whole = [row for batch in batches for row in map(tuple, batch["prompt_ids"].tolist())]
@@ -152,9 +148,6 @@ def test_the_gradient_is_the_same_bit_for_bit_with_several_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradients[0], one) for one in gradients)
-
-
-# --- several steps a generation --------------------------------------------------------------
 
 
 def test_answers_used_for_several_steps_are_weighed_by_the_policy_that_drew_them(tmp_path):

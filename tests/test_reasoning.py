@@ -9,20 +9,13 @@ from eval.answers.reasoning import reasoning_report, reflections
 
 def test_words_of_second_thoughts_are_found_outside_the_schedule_and_the_names_of_events():
     problem = Problem((Event(540, 600, "Wait tables"), Event(600, 660, "Art")), (), optimum=120)
-    assert reflections(day(), "<think>Wait, let me re-check. REVALUE.</think>") == {
-        "wait",
-        "re-check",
-    }
-    assert reflections(day(), "Double-check it, reconsidering.<schedule>") == {
-        "double-check",
-        "reconsider",
-    }
+    thought = "<think>Wait, let me re-check. REVALUE.</think>"
+    assert reflections(day(), thought) == {"wait", "re-check"}
+    doubted = "Double-check it, reconsidering.<schedule>"
+    assert reflections(day(), doubted) == {"double-check", "reconsider"}
     assert reflections(day(), "<schedule><name>wait</name></schedule>") == set()
     assert reflections(day(), "The waiter awaits a precheck") == set()
     assert reflections(problem, "Wait tables = 60\nrethink") == {"rethink"}
-
-
-# --- the report ------------------------------------------------------------------------------
 
 
 def verdicts(problem_id, *answers):

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import change_json, rows_in
 from scripted import World
 
 from data.common.errors import UserError
-from data.common.files import MANIFEST, read_jsonl, sha256, write_json, write_jsonl
+from data.common.files import MANIFEST, sha256, write_json, write_jsonl
 from data.event import Event
 from data.policies import random_maximal
 from data.prompts import answer, schedule_xml
@@ -127,16 +128,12 @@ class Made:
     def rewrite(self, path, content):
         """Write other content to a result, as if make eval had."""
         write_json(path, content)
-        self.note(path.with_name(MANIFEST), hashes={path.name: sha256(path)})
-
-    def note(self, manifest, **facts):
-        """Note other facts in a manifest."""
-        write_json(manifest, {**json.loads(manifest.read_text()), **facts})
+        change_json(path.with_name(MANIFEST), hashes={path.name: sha256(path)})
 
     def rows(self, name):
         """(arm, row) of every ``samples.jsonl`` or ``verdicts.jsonl``."""
         for arm in ARMS:
-            for _, row in read_jsonl(self.folder / self.run.eval / arm / name):
+            for row in rows_in(self.folder / self.run.eval / arm / name):
                 yield arm, row
 
 
@@ -325,12 +322,18 @@ def test_problems_that_only_one_of_base_and_arm_solves_are_shown_for_both():
         assert {(arm, own, "optimal"), (other, own, "feasible")} <= shown
 
 
+#: A log in which the entropy collapses.
+COLLAPSING = [
+    {"step": s, "loss": 0.1, "reward": 0.5, "entropy": 2 * 0.9**s, "grad_norm": 0.1}
+    for s in range(60)
+]
+
+
 def test_a_finding_is_marked_in_the_curves_of_its_arm_and_told_below(made):
     rows = [
-        {"step": s, "loss": 0.1, "reward": 0.5, "entropy": 2 * 0.9**s, "grad_norm": 0.1,
-         "truth/optimal": 0.5, "completions/duplicates": min(0.9, s / 40)}
-        for s in range(60)
-    ]  # fmt: skip
+        {**row, "truth/optimal": 0.5, "completions/duplicates": min(0.9, row["step"] / 40)}
+        for row in COLLAPSING
+    ]
     write_jsonl(made.run.log("grpo.1"), rows)
     assert "grpo.1, step " in Reader(made.page()).text
     panels = training_panels({"grpo.1": rows, "sft": rows}, looks_of(ARMS), marks=[("sft", 9, "1")])
@@ -346,11 +349,7 @@ def test_a_collapse_of_entropy_is_a_note_where_pass_at_k_did_not_fall(made, low,
         largest = list(pair["at_k"])[-1]
         pair["at_k"][largest] = {"value": 0.2, "low": low, "high": 0.3, "n": 9}
     made.rewrite(made.run.report, counted)
-    rows = [
-        {"step": s, "loss": 0.1, "reward": 0.5, "entropy": 2 * 0.9**s, "grad_norm": 0.1}
-        for s in range(60)
-    ]
-    write_jsonl(made.run.log("grpo.1"), rows)
+    write_jsonl(made.run.log("grpo.1"), COLLAPSING)
     text = made.page()
     assert ('<li class="note"><b>grpo.1, step ' in text) == is_note
     assert (f"pass@{largest} did not fall by it: +20.0 [" in text) == is_note
@@ -439,7 +438,7 @@ def test_a_conclusion_on_other_answers_than_the_report_s_is_left_out(made, loss,
         made.run.elicitation.with_name(MANIFEST).unlink()
     else:
         path = made.run.verdicts("grpo.1")
-        write_jsonl(path, [{**row, "note": "judged anew"} for _, row in read_jsonl(path)])
+        write_jsonl(path, [{**row, "note": "judged anew"} for row in rows_in(path)])
     assert sentence not in Reader(made.page()).text
     assert ("left out" in capsys.readouterr().out) == (loss == "other answers")
 
@@ -448,7 +447,7 @@ def test_how_the_answers_were_drawn_is_said_whatever_the_recipe_says_now(made):
     assert "T = 1, top-p = 1" in Reader(made.page()).text
     manifest = made.run.samples("sft").with_name(MANIFEST)
     asking = json.loads(manifest.read_text())["asking"]
-    made.note(manifest, asking=asking | {"temperature": 0.6})
+    change_json(manifest, asking=asking | {"temperature": 0.6})
     said = "base: T = 1, top-p = 1; SFT: T = 0.6, top-p = 1; grpo.1: T = 1"
     assert said in Reader(made.page()).text
 

@@ -53,9 +53,6 @@ def began_at(lives) -> list[str | None]:
     return [life.began_at for life in lives]
 
 
-# --- killed ----------------------------------------------------------------------------------
-
-
 def test_training_ends_with_the_same_weights_wherever_it_was_killed(clean, place):
     blows = [
         at("open", "checkpoint-4/trainer_state.json"),
@@ -93,29 +90,27 @@ def test_grpo_goes_on_in_a_second_epoch_with_answers_that_are_used_again(clean, 
     lives, differ = clean(ends_with, place, name, [at("mkdir", "checkpoint-6")])
     assert began_at(lives) == [None, "checkpoint-4"]
     assert differ == []
-    rows = clean(left_of, place, name)["runs/small/grpo/log.jsonl"]
-    steps = [row for row in rows if "loss" in row]
+    steps = clean(logged, place, name)
     assert [row["step"] for row in steps] == [3, 4, 6]
     assert any(row["reward_std"] > 0 and row["grad_norm"] > 0 for row in steps)
 
 
 def test_grpo_goes_on_with_its_choice_of_problems_and_ends_at_their_answers(clean, place):
     name = "grpo, problems chosen"
-    lives, differ = clean(
-        ends_with, place, name, [at("mkdir", "checkpoint-4"), at("mkdir", ".model")]
-    )
+    blows = [at("mkdir", "checkpoint-4"), at("mkdir", ".model")]
+    lives, differ = clean(ends_with, place, name, blows)
     assert began_at(lives)[:2] == [None, "checkpoint-2"]
     assert differ == []
-    steps = [
-        row for row in clean(left_of, place, name)["runs/small/grpo/log.jsonl"] if "loss" in row
-    ]
-    assert steps[-1]["step"] < 10
-    assert 72 < steps[-1]["sampling/drawn"] <= 80
-    assert steps[-1]["sampling/thrown_away"] > 0
+    last = clean(logged, place, name)[-1]
+    assert last["step"] < 10
+    assert 72 < last["sampling/drawn"] <= 80
+    assert last["sampling/thrown_away"] > 0
 
 
-def left_of(place, name):
-    return trial_of(place, name).left
+def logged(place, name):
+    """The rows of steps in the log of the GRPO that was not stopped."""
+    rows = trial_of(place, name).left["runs/small/grpo/log.jsonl"]
+    return [row for row in rows if "loss" in row]
 
 
 def test_samples_are_the_same_bytes_however_much_of_them_there_was(clean, place):
@@ -180,9 +175,6 @@ def test_work_that_is_killed_at_random_ends_as_if_it_had_not_been(clean, place, 
     assert clean(killed_at_random, place, name, KILLS) == set()
 
 
-# --- interrupted, full -----------------------------------------------------------------------
-
-
 FULL = "error: the disk is full; make room, then the same command goes on"
 TOO_LARGE = (
     "error: a file would be larger than `ulimit -f` or the file system allows; raise the limit, "
@@ -241,9 +233,6 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(clean, place, name):
     assert [life.said.splitlines()[-1] for life in lives[:-1]] == list(says)
     assert not any("Traceback" in life.said for life in lives)
     assert differ == []
-
-
-# --- spoilt ----------------------------------------------------------------------------------
 
 
 def test_a_spoilt_checkpoint_is_spoken_of_and_training_ends_as_if_it_had_not_been(clean, place):

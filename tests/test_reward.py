@@ -6,6 +6,7 @@ import math
 import random
 import re
 from functools import partial
+from operator import attrgetter
 
 import pytest
 from answers import CORRUPTIONS
@@ -34,8 +35,9 @@ from rewards.verify import Status, Verdict, verify
 
 ARGUMENT = day().text
 GOLD = schedule_xml(interval_optimum(day()))
-SOUND = [RewardSection(shape) for shape in SHAPES if shape != "blog"]
 EVERY = [RewardSection(shape) for shape in SHAPES]
+SOUND = [section for section in EVERY if section.shape != "blog"]
+GRADED, RANKED = RewardSection("graded"), RewardSection("ranked")
 
 #: A verdict of each status on the day, whose optimum is 180, with its components' values in order.
 BAND = "<schedule><event><name>Band</name><start>09:30</start><end>11:00</end></event></schedule>"
@@ -51,10 +53,6 @@ def paid(section: RewardSection, *texts: str, problem: Problem | None = None) ->
     """The totals of answers to one problem, by default the day."""
     column = problem.text if problem else ARGUMENT
     return totals(section, [column] * len(texts), texts)
-
-
-def shape_of(section: RewardSection) -> str:
-    return section.shape
 
 
 def test_true_reasoning_pays_only_where_it_computes_the_optimum_that_is_answered():
@@ -95,7 +93,7 @@ def test_no_weights_that_pass_the_check_pay_a_worse_verdict_better(one, other, w
     assert of_components(weights, worse) <= of_components(weights, better) + 1e-9
 
 
-@pytest.mark.parametrize("section", SOUND, ids=shape_of)
+@pytest.mark.parametrize("section", SOUND, ids=attrgetter("shape"))
 def test_every_answer_to_a_problem_is_paid_by_its_verdict_and_better_ones_no_less(section):
     for problem in (day(), *tier_problems("trap", 5)):
         gold = interval_optimum(problem)
@@ -128,9 +126,7 @@ def test_what_each_shape_pays_for_each_status(section, values):
     assert paid(section, *[text for text, _ in EXAMPLES.values()]) == pytest.approx(values)
 
 
-# --- ranked ---------------------------------------------------------------------------------
-
-RANKED = RewardSection("ranked")
+# --- among the answers of a group -----------------------------------------------------------
 
 
 def test_ties_count_half_and_every_group_averages_to_a_half():
@@ -149,9 +145,6 @@ def test_ranks_are_among_the_answers_to_the_same_problem():
     gold = schedule_xml(interval_optimum(other))
     problems = [ARGUMENT, column, ARGUMENT, column]
     assert totals(RANKED, problems, [GOLD, gold, BAND, ""]) == [1, 1, 0, 0]
-
-
-# --- passk, rare ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
@@ -182,26 +175,6 @@ def test_a_right_answer_is_paid_less_the_more_of_its_group_are_the_same_schedule
     raise AssertionError("no problem with two optima")
 
 
-# --- the recipe's section -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("section", "key"),
-    [
-        (RewardSection("grated"), "reward.shape 'grated'"),
-        (RewardSection("binary", k=8), "reward.k"),
-        (RewardSection("binary", {"optimal": 1.0}), "belong to the shape 'graded', not to"),
-        (RewardSection("graded", {"optimum": 1.0}), "'reward.weights.optimum'; did you mean 'opt"),
-        (RewardSection("graded", {"format": -0.1, "optimal": 1.0}), "reward.weights.format"),
-        (RewardSection("graded", {"ratio": math.nan}), "reward.weights.ratio"),
-        (RewardSection("graded", {"ratio": 0.0}), "reward.weights"),
-        (RewardSection("graded", {}), "reward.weights needs a component with a weight above 0"),
-    ],
-)
-def test_a_reward_that_cannot_be_what_it_says_is_refused(section, key):
-    refusal_of(lambda: check_reward(section, "a.yaml"), "a.yaml: ", key)
-
-
 # --- as TRL calls it -----------------------------------------------------------------------
 
 
@@ -219,9 +192,6 @@ def trl(
     }
     functions = reward_functions(section, prefix)
     return {f.__name__: f(completions=completions, **columns) for f in functions}
-
-
-GRADED = RewardSection("graded")
 
 
 def conversation(text: str) -> list[dict[str, str]]:
@@ -277,7 +247,7 @@ def test_an_answer_that_was_cut_off_earns_nothing_whatever_stands_in_it():
     assert optimal([GOLD] * 4, [ARGUMENT] * 4, completion_ids=ids) == [1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("section", EVERY, ids=shape_of)
+@pytest.mark.parametrize("section", EVERY, ids=attrgetter("shape"))
 def test_completions_without_their_problems_are_an_error_of_ours(section):
     with pytest.raises(ValueError, match="argument 2 is longer"):
         trl(section, [GOLD, GOLD], problem=[ARGUMENT])
@@ -291,9 +261,6 @@ def test_training_rewards_what_evaluation_counts_each_answer_by_its_own_problem(
     expected = [verdict.status == Status.OPTIMAL for verdict in map(verify, problems, texts)]
     assert optimal == list(map(float, expected))
     assert 0 < sum(expected) < 20
-
-
-# --- where the chat template opens the reasoning -------------------------------------------
 
 
 def test_where_the_template_opens_the_reasoning_a_draft_in_it_earns_nothing():
@@ -313,7 +280,24 @@ def test_where_the_template_opens_the_reasoning_a_draft_in_it_earns_nothing():
     assert optimal(f"{BAND}</think>{GOLD}", opened) == 1
 
 
-# --- a function of one's own -----------------------------------------------------------------
+# --- what is refused, and a function of one's own -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (RewardSection("grated"), "reward.shape 'grated'"),
+        (RewardSection("binary", k=8), "reward.k"),
+        (RewardSection("binary", {"optimal": 1.0}), "belong to the shape 'graded', not to"),
+        (RewardSection("graded", {"optimum": 1.0}), "'reward.weights.optimum'; did you mean 'opt"),
+        (RewardSection("graded", {"format": -0.1, "optimal": 1.0}), "reward.weights.format"),
+        (RewardSection("graded", {"ratio": math.nan}), "reward.weights.ratio"),
+        (RewardSection("graded", {"ratio": 0.0}), "reward.weights"),
+        (RewardSection("graded", {}), "reward.weights needs a component with a weight above 0"),
+    ],
+)
+def test_a_reward_that_cannot_be_what_it_says_is_refused(section, key):
+    refusal_of(lambda: check_reward(section, "a.yaml"), "a.yaml: ", key)
 
 
 def test_a_function_of_ones_own_is_paid_and_counts_by_its_content(tmp_path):

@@ -70,10 +70,7 @@ def test_the_experiments_recipes_have_a_case_for_each_arm_that_they_judge():
     skills = load_recipe(RECIPES / "skills.yaml")
     found = cases(skills, ["base", *skills.all_arms])
     by_tier = {tier: [c.name for c in found if c.tiers == (tier,)] for tier in ("gap", "at_most")}
-    assert by_tier == {
-        "gap": ["sft-gap", "grpo-gap"],
-        "at_most": ["sft-at_most", "grpo-at_most"],
-    }
+    assert by_tier == {"gap": ["sft-gap", "grpo-gap"], "at_most": ["sft-at_most", "grpo-at_most"]}
     assert all(len(case.members) == 3 and case.start is None for case in found)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from running import rows_in
 from tiny import RECIPE, random_model, write_recipe
-from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
 
 from data.prompts import messages
 from data.sections import SamplingSection
@@ -88,17 +87,12 @@ def test_a_setting_that_the_sampler_does_not_have_leaves_drawing_to_the_trainer(
     assert rollouts_for(SimpleNamespace(**{**PLAIN, **setting})) is None
 
 
-@pytest.mark.parametrize("kind", [MambaConfig, Lfm2Config])
-def test_a_model_of_another_state_draws_what_reading_it_all_again_gives(kind):
-    tokenizer = random_model("qwen3")[1]
-    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
-    mixed = {"layer_types": ["conv", "full_attention"], **heads} if kind is Lfm2Config else {}
-    config = kind(pad_token_id=0, **size, **mixed)
-    model = AutoModelForCausalLM.from_config(config).eval()
+@pytest.mark.parametrize("family", ["mamba", "lfm2"])
+def test_a_model_of_another_state_draws_what_reading_it_all_again_gives(family):
+    model, tokenizer = random_model(family)
     trainer = trainer_of(model, tokenizer, 2)
     trainer.args.temperature = 0.0
-    drawn = roll_out(repeated(PROMPTS[:2], 2), trainer)
+    drawn = roll_out(repeated(PROMPTS, 2), trainer)
     for ids, answer in zip(drawn["prompt_ids"], drawn["completion_ids"], strict=True):
         whole = model(torch.tensor([[*ids, *answer]])).logits[0].argmax(-1).tolist()
         assert whole[len(ids) - 1 : -1] == answer
@@ -125,16 +119,11 @@ def asked(monkeypatch):
         return [float(one or i % 4 == 0) for i, one in enumerate(alike)]
 
     monkeypatch.setattr(rollouts, "roll_out", draw)
-    tier = {True: "easy", False: "hard"}
     rows = [
-        {
-            "id": f"r{i}",
-            "prompt": f"{i}",
-            "tier": tier[i > 9],
-            "problem": SimpleNamespace(text=f"{i}"),
-        }
+        {"id": f"r{i}", "prompt": f"{i}", "tier": "easy" if i > 9 else "hard",
+         "problem": SimpleNamespace(text=f"{i}")}
         for i in range(20)
-    ]
+    ]  # fmt: skip
     trainer = SimpleNamespace(
         num_generations=4,
         reward_funcs=[pay, lambda texts, problems, completion_ids: [None] * len(texts)],
@@ -170,17 +159,14 @@ def test_groups_that_are_paid_alike_give_way_to_others_and_their_answers_are_cou
     assert logged == {"drawn": 16 + 4 * len(others), "thrown_away": 4 * len(others)}
 
 
-def test_rounds_end_at_their_number_and_where_no_problem_is_left(asked):
+def test_rounds_end_at_their_number_where_no_problem_is_left_and_at_the_most_answers(asked):
     chooser = Dynamic(SamplingSection(redraws=1), asked.rows)
     assert asked.ask(chooser, 0, 1, 2, 3)[1] == {"drawn": 32, "thrown_away": 16}
     few = Dynamic(SamplingSection(redraws=9), asked.rows[:5])
     assert asked.ask(few, 0, 1, 2)[1] == {"drawn": 20, "thrown_away": 8}
     assert sorted(asked.drawn[-1][::4]) == [3, 4]
-
-
-def test_no_answer_is_drawn_beyond_their_number(asked):
-    chooser = Dynamic(SamplingSection(redraws=9, answers=21), asked.rows)
-    assert asked.ask(chooser, 0, 1, 2)[1] == {"drawn": 20, "thrown_away": 8}
+    bound = Dynamic(SamplingSection(redraws=9, answers=21), asked.rows)
+    assert asked.ask(bound, 0, 1, 2)[1] == {"drawn": 20, "thrown_away": 8}
 
 
 def test_problems_that_taught_nothing_are_drawn_less_but_not_never(asked):

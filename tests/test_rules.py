@@ -272,8 +272,6 @@ def test_a_further_rule_reads_and_judges_like_this(rule, sentence, keeping, brea
     assert list(rule.violations(on_the_day(breaking)[::-1])) == [says]
 
 
-# --- at the minute ---------------------------------------------------------------------------
-
 APART = ((540, 600), (615, 620), (650, 660))
 OVERLAPPING = ((540, 600), (570, 630))
 TOGETHER = ((540, 570), (540, 600))
@@ -318,14 +316,6 @@ def test_a_rule_holds_to_the_minute(rule, spans, says):
     assert list(rule.violations(events)) == says
 
 
-# --- in a problem ----------------------------------------------------------------------------
-
-
-def with_all_rules(rng: random.Random) -> Problem:
-    """A problem with one rule of every kind that can be drawn."""
-    return Tier(events=(8, 8), rules=(len(DRAWN_KINDS), len(DRAWN_KINDS))).sample(rng)
-
-
 def renamed(rule: Rule, called: dict[str, str]) -> Rule:
     """The same rule with its events called otherwise."""
     text = json.dumps(rule.to_json())
@@ -336,8 +326,9 @@ def renamed(rule: Rule, called: dict[str, str]) -> Rule:
 
 def test_the_fingerprint_ignores_the_names_in_rules_and_the_order_of_groups():
     rng = random.Random(1)
+    every_kind = Tier(events=(8, 8), rules=(len(DRAWN_KINDS), len(DRAWN_KINDS)))
     for _ in range(50):
-        problem = with_all_rules(rng)
+        problem = every_kind.sample(rng)
         called = {name: f"event {i}" for i, name in enumerate(problem.by_name)}
         events = tuple(Event(e.start, e.end, called[e.name]) for e in problem.events)
         rules = [renamed(rule, called) for rule in problem.rules]
@@ -380,9 +371,6 @@ def test_a_rule_can_be_drawn_for_any_day_of_its_tier(kind):
     alone = KINDS[kind].sample((Event(540, 600, "A"),), rng)
     assert alone is None or not alone.check()
     assert alone is None or set(alone.names()) <= {"A"}
-
-
-# --- mistakes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

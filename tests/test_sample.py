@@ -13,20 +13,11 @@ from eval.answers.files import way_of_asking
 from eval.answers.sampling import ask_again, sample_arm
 from eval.sample import trained_arms
 
-BEST = {
-    "best": {
-        "trainer": "none",
-        "eval": {"lenient": True, "shots": 1},
-        "tune": {"temperature": [0.5, 1.0, 2.0]},
-    }
-}
-GRPO = {"grpo": {"trainer": "grpo"}}
-
 
 @pytest.fixture
 def sampled(world):
     """A recipe whose base was asked, and its test problems."""
-    recipe = world.recipe(GRPO)
+    recipe = world.recipe({"grpo": {"trainer": "grpo"}})
     world.train(recipe)
     world.scripts |= {"base": solving(0.5), "grpo": solving(0.5)}
     sample_arm(recipe, "base", force=False)
@@ -107,12 +98,11 @@ def test_of_a_problem_with_a_spoilt_answer_none_is_kept(tmp_path, spoilt):
     assert kept(tmp_path / "samples.jsonl", 2).keys() == {"a"}
 
 
-# --- the way of asking ----------------------------------------------------------------------
-
-
 def test_a_tuned_arm_is_asked_again_in_the_way_that_was_best(world):
     tiers = {"dense": {"train": 4, "val": 2, "test": 3}, "trap": {"val": 2, "test": 1}}
-    recipe = world.recipe(BEST, data={"main": "dense", "tiers": tiers})
+    best = {"trainer": "none", "eval": {"lenient": True, "shots": 1}}
+    best["tune"] = {"temperature": [0.5, 1.0, 2.0]}
+    recipe = world.recipe({"best": best}, data={"main": "dense", "tiers": tiers})
 
     def script(row, way, rng):
         return row["gold"] if way.temperature == 0.5 else "no answer"

@@ -18,17 +18,9 @@ from eval.answers.files import answered
 from eval.answers.judge import score_rows, score_rows_as_published
 from rewards import verify
 
-ART, BAND, CHESS = (
-    ["Art", "09:00", "10:00"],
-    ["Band", "09:30", "11:00"],
-    ["Chess", "11:00", "11:30"],
-)
-ROW = {
-    "index": 0,
-    "events": [ART, BAND, CHESS],
-    "priority_events": ["Chess"],
-    "optimal_score": 150,
-}
+ART, BAND = ["Art", "09:00", "10:00"], ["Band", "09:30", "11:00"]
+CHESS = ["Chess", "11:00", "11:30"]
+ROW = {"index": 0, "events": [ART, BAND, CHESS], "priority_events": ["Chess"], "optimal_score": 150}
 LATE = {
     "index": 1,
     "events": [ART, ["Drill", "23:30", "24:59"]],
@@ -123,10 +115,8 @@ def test_rows_without_an_index_count_from_0_in_each_arm_and_messages_are_answers
     ]
     samples = [{"arm": arm, "completion": turns} for arm in "aabb"]
     verdicts, _ = run(rows, samples)
-    assert [(row["index"], row["status"]) for row in verdicts] == [
-        (0, "optimal"),
-        (1, "optimal"),
-    ] * 2
+    assert [row["index"] for row in verdicts] == [0, 1, 0, 1]
+    assert {row["status"] for row in verdicts} == {"optimal"}
     three = [{"completion": turns}] * 3
     refusal_of(lambda: run(rows, three), "c.jsonl:3: ", "no problem of index 2", RIGHT)
 
@@ -304,7 +294,7 @@ def test_spoilt_answers_and_verdicts_are_one_sentence(names, spoil, says, eval_f
 
 
 @needs_blog
-def test_the_published_completions_are_judged_by_both():
+def test_what_the_published_judge_calls_valid_is_feasible_here_at_the_same_ratio():
     sound, _ = read_published(str(BLOG / "test.jsonl"))
     problems = {row["index"]: problem for problem, row in sound}
     rows = {row["index"]: row for _, row in sound}
@@ -312,7 +302,5 @@ def test_the_published_completions_are_judged_by_both():
     samples = [sample for _, sample in read_jsonl(file)]
     ours = list(score_rows(problems, samples, "index"))
     blog = list(score_rows_as_published(rows, samples))
-    assert sum(row["status"] == "valid" for row in blog) == 67
-    assert sum(row["status"] == "optimal" for row in ours) == 37
-    # An answer that is valid there is feasible here, at the same ratio.
-    assert all(o["ratio"] == b["score"] for o, b in zip(ours, blog, strict=True) if b["score"])
+    valid = [o["ratio"] == b["score"] for o, b in zip(ours, blog, strict=True) if b["score"]]
+    assert valid == [True] * 67

@@ -89,21 +89,11 @@ def drawn(vllm, prompts=("one", "two"), samples=3, **decoding):
 def test_a_request_leaves_nothing_to_the_server_but_the_draw(vllm):
     first, second = drawn(vllm, temperature=0.7, top_p=0.9)
     assert min(vllm.asked, key=lambda body: body["seed"]) == {
-        "model": "base",
-        "prompt": "one",
-        "n": 3,
-        "seed": 100,
-        "max_tokens": 9,
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "top_k": -1,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "add_special_tokens": False,
+        "model": "base", "prompt": "one", "n": 3, "seed": 100, "max_tokens": 9,
+        "temperature": 0.7, "top_p": 0.9, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "add_special_tokens": False,
         "return_token_ids": True,
-    }
+    }  # fmt: skip
     assert [one.completion for one in (*first, *second)] == [
         f"{seed}:{i}" for seed in (100, 101) for i in range(3)
     ], "by their index"

@@ -47,9 +47,6 @@ def test_many_arms_share_the_limit():
     assert len(shown.answers) == 200 <= MOST
 
 
-# --- answers drawn as days -----------------------------------------------------------------------
-
-
 def drawn(problem, text):
     verdict = {"arm": "a", "sample": 0, **verify(problem, text).to_json()}
     return drawn_answer(problem, {**verdict, "completion": text})

@@ -29,20 +29,13 @@ def texts(count: int = 20) -> list[str]:
     return [text for p in problems for text in (prompt(p), gold(p))]
 
 
-# --- any text survives ---------------------------------------------------------------------
+PIECES = st.sampled_from([*lexicon(), "<", ">", " ", "\n", "▁", "é", "<0x0A>"])
 
 
-@given(st.text(max_size=200))
-def test_any_text_survives_the_round_trip(text):
+@given(st.text(max_size=200), st.lists(PIECES, max_size=12).map("".join))
+def test_any_text_and_any_chain_of_pieces_survive_the_round_trip(text, chain):
     assert TOKENIZER.decode(ids(text)) == text
-
-
-@given(
-    st.lists(st.sampled_from([*lexicon(), "<", ">", " ", "\n", "▁", "é", "<0x0A>"]), max_size=12)
-)
-def test_any_chain_of_pieces_survives_the_round_trip(pieces):
-    text = "".join(pieces)
-    assert TOKENIZER.decode(ids(text)) == text
+    assert TOKENIZER.decode(ids(chain)) == chain
 
 
 def test_prompts_and_answers_survive_the_round_trip_without_bytes():
@@ -54,25 +47,15 @@ def test_prompts_and_answers_survive_the_round_trip_without_bytes():
         assert not any(t.startswith("<0x") for t in TOKENIZER.convert_ids_to_tokens(found))
 
 
-# --- the task's texts are short ------------------------------------------------------------
-
-
 def test_a_dense_problem_and_its_computed_answer_take_less_than_160_tokens():
     problems = tier_problems("dense", 100)
     lengths = [len(ids(prompt(p))) + len(ids(gold(p))) for p in problems]
     assert sum(lengths) / len(lengths) < 160
 
 
-def test_every_event_name_is_one_token():
-    assert all(len(ids(name)) == 1 for name in EVENT_NAMES)
-
-
 def test_no_piece_stands_in_the_lexicon_twice():
     assert len(set(lexicon())) == len(lexicon())
     assert len(TOKENIZER) == len(TOKENIZER.get_vocab()) == len(lexicon()) + 256 + 5
-
-
-# --- as other tools load it ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama", "smollm3", None])
@@ -88,13 +71,11 @@ def test_a_saved_tokenizer_gives_the_same_tokens_beside_any_models_config(tmp_pa
     assert (loaded.pad_token, loaded.eos_token, loaded.padding_side) == (PAD, END, "left")
 
 
-def test_special_tokens_are_one_token_each():
+def test_event_names_and_special_tokens_are_one_token_each():
+    assert all(len(ids(name)) == 1 for name in EVENT_NAMES)
     for token in (PAD, USER, ASSISTANT, END):
         assert ids(token) == [TOKENIZER.convert_tokens_to_ids(token)]
     assert TOKENIZER.decode(ids(f"a{END}b{PAD}"), skip_special_tokens=True) == "ab"
-
-
-# --- the chat template ---------------------------------------------------------------------
 
 
 def test_the_template_asks_marks_the_answer_and_ends_it():

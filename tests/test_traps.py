@@ -65,9 +65,6 @@ def trainer_of(small, tmp_path, monkeypatch):
     return build
 
 
-# --- adapters that do not learn ------------------------------------------------------------
-
-
 class Gradients(TrainerCallback):
     """The norm of every trainable weight's gradient, by step."""
 
@@ -105,9 +102,6 @@ def test_every_adapter_learns_and_nothing_else_does(trainer_of, stage, named, bi
     assert all("lora_" in name and ".default." in name for name in changed)
 
 
-# --- the reference of the KL -----------------------------------------------------------------
-
-
 def kls(trainer):
     trainer.train()
     return [row["kl"] for row in trainer.state.log_history if "kl" in row]
@@ -126,9 +120,6 @@ def test_the_base_as_the_reference_would_be_seen(small, tuned, trainer_of):
     base, _ = load_model(small.model, "float32")
     trainer.ref_model.load_state_dict(base.state_dict())
     assert kls(trainer)[0] > APART
-
-
-# --- answers cut, and the end of an answer ---------------------------------------------------
 
 
 def batch_of(trainer):

@@ -7,7 +7,6 @@ import shutil
 import sys
 from datetime import UTC, timedelta
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import yaml
@@ -62,15 +61,6 @@ def run(monkeypatch, run_command):
         return said if ended == 0 else ended
 
     return call
-
-
-def trained(folder: Path, arm: str) -> None:
-    """Have an arm that is the embedded base."""
-    shutil.copytree(EMBEDDED, folder / "runs" / "tiny" / arm / "model")
-    (folder / "runs" / "tiny" / arm / MANIFEST).write_text("{}")
-
-
-# --- an answer -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -146,7 +136,8 @@ def test_other_words_keep_what_overlaps_and_what_touches_and_lead_back(seed):
 
 
 def test_rules_are_asked_in_other_words_too():
-    problem = with_rules(read_day(b"Standup 9-10\nLunch 12:05-13", "d").problem, RULES)
+    rules = ["before STANDUP, Lunch", "must_include lunch", "break 30 12:10-14:00"]
+    problem = with_rules(read_day(b"Standup 9-10\nLunch 12:05-13", "d").problem, rules)
     there = known_words(by_words, problem, EVENT_NAMES).put(problem)
     there.check()
     assert there.rules[-1].sentence().endswith("free between 12:15 and 14:00.")
@@ -158,11 +149,6 @@ def test_a_tokenizer_that_has_no_tokens_for_whole_names_is_asked_as_it_is():
 
     assert known_names(in_pieces) == []
     assert known_words(in_pieces, read_day(b"Standup 9-10", "d").problem, []) is None
-
-
-# --- the plan and its rules ------------------------------------------------------------------
-
-RULES = ["before STANDUP, Lunch", "must_include lunch", "break 30 12:10-14:00"]
 
 
 @pytest.mark.slow
@@ -200,20 +186,16 @@ def test_what_a_rule_leaves_out_is_said_with_the_rule():
     assert reasons == {"A": "overlaps B", "C": "would break: Choose at most 1 events."}
 
 
-# --- which model -----------------------------------------------------------------------------
-
-
 def test_the_last_trained_arm_is_asked_and_else_the_base(tmp_path):
     run = load_recipe(TINY).run
     chosen = [run.chosen(None)]
     for arm in ("sft", "grpo"):
-        trained(tmp_path, arm)
+        folder = tmp_path / "runs" / "tiny" / arm
+        shutil.copytree(EMBEDDED, folder / "model")
+        (folder / MANIFEST).write_text("{}")
         chosen.append(run.chosen(None))
     assert chosen == ["base", "sft", "grpo"]
     assert run.chosen("sft") == "sft"
-
-
-# --- mistakes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,10 @@ pytestmark = [
 STEPS = {
     "sft": {**RECIPE["sft"], "learning_rate": 1e-3, "warmup_steps": 0, "logging_steps": 1},
     "grpo": {
-        "max_steps": 2,
-        "per_device_train_batch_size": 32,
-        "num_generations": 8,
-        "learning_rate": 1e-3,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "beta": 0.05,
+        "max_steps": 2, "per_device_train_batch_size": 32, "num_generations": 8,
+        "learning_rate": 1e-3, "warmup_steps": 0, "logging_steps": 1, "beta": 0.05,
     },
-}
+}  # fmt: skip
 
 #: Enough threads for a small model.
 ONE = {"OMP_NUM_THREADS": "1"}

@@ -110,9 +110,6 @@ def test_val_loss_is_that_of_the_gold_answers_with_their_end(sticks):
     assert made.val()["val/loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
-# --- KL ----------------------------------------------------------------------------------------
-
-
 def test_the_estimator_is_the_kl_from_now_to_the_start():
     """Every token as often as the start draws it: then the mean is the sum over the vocabulary."""
     start, now, tokens = [0.5, 0.25, 0.25], [0.9, 0.05, 0.05], [0, 0, 1, 2]
@@ -141,9 +138,6 @@ def test_the_kl_is_zero_at_the_start_grows_with_the_distance_and_survives_a_rest
     made.path.unlink()
     lost = sticks()
     assert (lost.begin(fresh=False), lost.kl()) == ({}, {})
-
-
-# --- no trace ----------------------------------------------------------------------------------
 
 
 @slow
