@@ -50,8 +50,8 @@ def gold_answer(problem: Problem, reasoning: str) -> str:
     """An optimal answer, the same one always.
 
     Args:
-        reasoning: ``computed``, ``narrated`` or ``none``. What cannot be computed event by event
-            (``data.solver.is_computable``) has no computed trace.
+        reasoning: ``computed``, ``narrated`` or ``none``. Problems that are not computed event by
+            event (``data.solver.is_computable``) have no computed trace.
 
     Raises:
         AssertionError: when the dynamic programme and CP-SAT disagree on the optimum.
