@@ -156,8 +156,9 @@ def _problem_of(row: Mapping[str, Any], keys: tuple[str, str]) -> Problem:
     problem = Problem(tuple(events), tuple(row[keys[0]]), tuple(rules))
     problem.check()
     best = prove(problem, _EFFORT)
-    require(best, "no schedule keeps the rules")
-    optimum = problem.objective(best or ())
+    if not best:
+        raise UserError("no schedule keeps the rules")
+    optimum = problem.objective(best)
     says = row.get(keys[1])
     require(says in (None, optimum), f'"{keys[1]}" is {says}, the proven optimum {optimum}')
     return problem.proven(optimum)

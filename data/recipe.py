@@ -190,7 +190,10 @@ def load_recipe(
 def _checked(
     path: Path, model: str | None, run: str | None, backend: str | None, bits: int | None
 ) -> Recipe:
-    recipe = dataclass_from(Recipe, _extended(path), str(path))
+    *extending, (_, merged) = _chain(path)
+    for file, content in reversed(extending):
+        merged = _merged(merged, content, f"{file}: ")
+    recipe = dataclass_from(Recipe, merged, str(path))
     recipe = replace(
         recipe,
         path=path,
@@ -257,14 +260,6 @@ def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, Any]]:
         raise UserError(f"{path} extends {below!r}: {error}") from None
     require(parent.resolve() not in above, f"{path}: extends goes in a circle")
     return [(path, content), *_chain(parent, above)]
-
-
-def _extended(path: Path) -> Any:
-    """The content of a recipe, merged over the one that its ``extends`` names, if any."""
-    *extending, (_, merged) = _chain(path)
-    for file, content in reversed(extending):
-        merged = _merged(merged, content, f"{file}: ")
-    return merged
 
 
 def _merged(below: Any, above: Any, source: str) -> Any:

@@ -406,28 +406,28 @@ class Break(Rule):
         opens = rng.choice((11, 12, 13))
         return cls(rng.choice((30, 45, 60)), f"{opens}:00", f"{opens + 2}:00")
 
-    def _breaks(self, events: Sequence[Event]) -> list[tuple[int, int]]:
-        """Every (start, end) that an earliest possible break may have: it begins with the window
-        or with the end of an event."""
+    def _breaks(self, events: Sequence[Event]) -> list[Event]:
+        """Every earliest possible break, as an event: it begins with the window or with the end of
+        one of ``events``."""
         opening, closing = MINUTE[self.start], MINUTE[self.end]
         starts = {opening, *(e.end for e in events if opening < e.end)}
-        return [(s, s + self.minutes) for s in sorted(starts) if s + self.minutes <= closing]
+        breaks = (Event(start, start + self.minutes, "") for start in sorted(starts))
+        return [one for one in breaks if one.end <= closing]
 
     def constrain(self, day: DayModel) -> None:
         taken = []
-        for start, end in self._breaks(day.events):
+        for free in self._breaks(day.events):
             here = day.model.new_bool_var("")
             taken.append(here)
             for event, chosen in day.choices:
-                if event.start < end and start < event.end:
+                if event.overlaps(free):
                     day.model.add_implication(here, ~chosen)
         day.model.add_bool_or(taken)
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        for start, end in self._breaks(schedule):
-            if not any(event.start < end and start < event.end for event in schedule):
-                return
-        yield f"break: {self.minutes} minutes between {self.start} and {self.end}"
+        breaks = self._breaks(schedule)
+        if all(any(event.overlaps(free) for event in schedule) for free in breaks):
+            yield f"break: {self.minutes} minutes between {self.start} and {self.end}"
 
     def check(self) -> None:
         room = MINUTE[self.end] - MINUTE[self.start]

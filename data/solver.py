@@ -49,8 +49,7 @@ def prove(problem: Problem, effort: float | None = None) -> Schedule | None:
         return None
     if status != cp_model.OPTIMAL:
         raise UnprovenError(f"CP-SAT ended as {solver.status_name(status)}, without a proof")
-    best = [e for e, c in zip(day.events, day.chosen, strict=True) if solver.boolean_value(c)]
-    return tuple(sorted(best))
+    return tuple(sorted(event for event, c in day.choices if solver.boolean_value(c)))
 
 
 def admits(problem: Problem, schedule: Sequence[Event]) -> bool:

@@ -79,8 +79,7 @@ class Tier:
         shortest, longest, step = self.durations
         sound = 1 <= shortest <= longest and step >= 1
         need(sound, "durations", "must be [shortest, longest, step]")
-        opening, closing = (MINUTE[t] for t in self.window)
-        fits = self._first_start(opening) + longest <= closing
+        fits = self._first_start + longest <= MINUTE[self.window[1]]
         need(fits, "window", f"must hold an event of {longest} minutes")
         need(len(set(self.kinds)) == len(self.kinds), "kinds", "must be different")
         need(not self.binding or self.rules[0] > 0, "binding", "needs rules")
@@ -131,14 +130,14 @@ class Tier:
         solved = any(proven.is_optimal(policy(problem)) for policy in GREEDY.values())
         return not (self.greedy_fails and solved)
 
-    def _first_start(self, opening: int) -> int:
+    @property
+    def _first_start(self) -> int:
         """The first minute of the grid in the window."""
-        return -(-opening // self.grid) * self.grid
+        return -(-MINUTE[self.window[0]] // self.grid) * self.grid
 
     def _sample_events(self, rng: random.Random) -> list[Event] | None:
         """Draw events one by one; None when one found no place."""
-        opening, closing = (MINUTE[t] for t in self.window)
-        first = self._first_start(opening)
+        first, closing = self._first_start, MINUTE[self.window[1]]
         names = rng.sample(EVENT_NAMES, rng.randint(*self.events))
         clear = len(names)
         if self.overlap is not None:

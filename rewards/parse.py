@@ -204,10 +204,10 @@ def parse_leniently(completion: str, ended: bool = False) -> Schedule | ParseFai
     answer = before + "".join(part.partition("-->")[2] for part in parts)
     answer = answer.replace("<![CDATA[", "").replace("]]>", "")
     if reasoning:
-        whole, closed, rest = answer.rpartition(_CLOSE)
+        read, closed, rest = answer.rpartition(_CLOSE)
         if not closed or not (ended or _TRAILING.fullmatch(rest)):
             return ParseFailure.UNTERMINATED_REASONING
-        answer = whole + closed
+        answer = read + closed
     body = answer[max(0, answer.rfind(_OPEN, 0, answer.rfind("<event>") + 1)) :]
     body, closed, _ = body[max(0, body.find("<event>")) :].partition(_CLOSE)
     _, *blocks = body.split("<event>")

@@ -13,7 +13,6 @@ answer to which no paid component applies: ``format`` applies to all of them.
 from __future__ import annotations
 
 import json
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -339,13 +338,11 @@ def _ranked(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]
     groups: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for problem, key in zip(problems, keys, strict=True):
         groups[problem].append(key)
-    for group in groups.values():
-        group.sort()
 
     def share(problem: str, key: tuple[int, float]) -> float:
         group = groups[problem]
-        wins = bisect_left(group, key)
-        ties = bisect_right(group, key) - wins - 1  # itself aside
+        wins = sum(other < key for other in group)
+        ties = group.count(key) - 1  # itself aside
         return (wins + ties / 2) / (len(group) - 1) if len(group) > 1 else 0.5
 
     return [share(problem, key) for problem, key in zip(problems, keys, strict=True)]
@@ -403,14 +400,8 @@ def _sound(problem: str, text: str) -> float:
     return float(trace.sound and bool(trace.follows))
 
 
-@lru_cache(maxsize=4096)
-def _published_row(problem_text: str) -> Mapping[str, Any]:
-    """The problem as a row of the published layout."""
-    return blog.row_of(problem_from_text(problem_text))
-
-
 def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[..., list[Any]]:
-    return _each(lambda problem, text: judge(_published_row(problem), text))
+    return _each(lambda problem, text: judge(blog.row_of(problem_from_text(problem)), text))
 
 
 #: Every function by name: problems as JSON strings, texts -> a number each, or None.

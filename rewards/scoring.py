@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import attrgetter
 from statistics import fmean, stdev
 
 from data.common.console import paced
@@ -52,8 +53,7 @@ class Paid:
         return self.spoilt and len(self.completion) <= _SEARCHABLE
 
 
-def _reward(paid: Paid) -> float:
-    return paid.reward
+_reward = attrgetter("reward")
 
 
 @dataclass(frozen=True)

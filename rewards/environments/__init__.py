@@ -1,8 +1,8 @@
 """The problems and their judgement for other trainers; ``make wheel`` makes it the package
 ``slotwise``.
 
-Needs no torch. What belongs to a trainer is imported where it is asked for: ``SlotwiseTaskset`` by
-verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes to TRL.
+Needs no torch. Parts that need a trainer are imported where they are asked for: ``SlotwiseTaskset``
+by verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes to TRL.
 """
 
 from __future__ import annotations
