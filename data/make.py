@@ -45,17 +45,15 @@ def run(recipe: Recipe, force: bool) -> None:
             identity = f"{split}-{tier}-{index:05d}"
             trace = trace_of(identity, recipe.data)
             rows[split].append(new_row(identity, split, tier, problem, trace))
-    digests = _digests(rows)
     tests, ks = problems_by_tier(rows["test"]), sorted({*FLOOR_KS, largest_k})
     floors = {tier: floor(problems, ks) for tier, problems in tests.items()}
     for split in SPLITS:
         write_jsonl(home.split(split), map(row_to_json, rows[split]))
     written = hashlib.sha256("".join(sha256(home.split(s)) for s in SPLITS).encode()).hexdigest()
     write_json(home.floors, floors)
-    trace = _trace(recipe.data, rows)
     card = dataset_card(
-        floors, largest_k, name=recipe.run_name, seed=recipe.seed, trace=trace, uses=uses,
-        digests=digests, rows=written,
+        floors, largest_k, name=recipe.run_name, seed=recipe.seed, uses=uses, rows=written,
+        trace=_trace(recipe.data, rows), digests=_digests(rows),
     )  # fmt: skip
     write_text(home.data / "README.md", card)
     stage.finish(
@@ -70,8 +68,7 @@ def run(recipe: Recipe, force: bool) -> None:
 
 
 def dataset_card(floors: Mapping[str, PolicyFloors], largest_k: int, **facts: object) -> str:
-    """The card of a run's problems, in the Hugging Face layout; its text is ``card.md`` beside
-    this.
+    """The card of a run's problems, in the Hugging Face layout; its text is ``data/card.md``.
 
     Args:
         floors: by tier.

@@ -3,8 +3,7 @@
 The published layout, of anakin87/events-scheduling, is
 ``{index, events: [[name, "HH:MM", "HH:MM"]], priority_events, optimal_score, prompt}``. Ours is
 ``{events, priorities, rules, optimum}``, alone or as ``problem`` of a row, an object or its text.
-An optimum that is not there is proven. A prompt is not taken over: ours is rendered from the
-problem (``data.prompts``).
+A missing optimum is proven. The prompt is always rendered from the problem (``data.prompts``).
 """
 
 from __future__ import annotations
@@ -67,9 +66,9 @@ def read_rows(source: str) -> Iterator[RawRow]:
     Raises:
         UserError: when the file is missing, a line is corrupt, or the dataset is not available.
     """
-    path, hub_id = Path(source), _HUB_ID.fullmatch(source)
-    if path.exists() or path.suffix in (".jsonl", ".json") or hub_id is None:
-        for number, record in read_jsonl(path):
+    hub_id = _hub_id(source)
+    if hub_id is None:
+        for number, record in read_jsonl(Path(source)):
             yield f"{source}:{number}", record
         return
     import datasets
@@ -95,9 +94,14 @@ def source_of(source: str, split: str) -> str:
         return source.replace("{split}", split)
     if Path(source).is_dir():
         return f"{source}/{split}.jsonl"
-    hub_id = _HUB_ID.fullmatch(source)
+    hub_id = _hub_id(source)
+    return f"{source}:{split}" if hub_id and not hub_id[2] else source
+
+
+def _hub_id(source: str) -> re.Match[str] | None:
+    """The id of a hub data set and its split, if any; None where the source is a file."""
     is_file = Path(source).exists() or Path(source).suffix in (".jsonl", ".json")
-    return f"{source}:{split}" if hub_id and not hub_id[2] and not is_file else source
+    return None if is_file else _HUB_ID.fullmatch(source)
 
 
 def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -118,10 +122,7 @@ def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_row(
-    where: str,
-    row: Mapping[str, Any],
-    keys: tuple[str, str] = _PUBLISHED,
-    optional: bool = False,
+    where: str, row: Mapping[str, Any], keys: tuple[str, str] = _PUBLISHED, optional: bool = False
 ) -> None:
     """Raise UserError, naming ``where`` and the key, unless a row is of the layout with these
     ``keys``; ``optional`` lets it have no optimum. Whether it keeps the rules is not judged here.

@@ -386,8 +386,7 @@ def recipe_from(arguments: argparse.Namespace, begins: bool = False) -> Recipe:
     """The recipe that the flags of ``recipe_arguments`` ask for.
 
     Args:
-        begins: whether the command needs nothing that a run has; else one that is named must be
-            there.
+        begins: whether the command needs nothing of a run; else one that is named must be there.
 
     Raises:
         UserError: also where the run's folder is another recipe's or model's.

@@ -77,8 +77,7 @@ def retold(rows: Iterable[Row], data: DataSection) -> list[Row]:
 
 
 def longest_told(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
-    """The rows with gold answers of which as many reason as for the arm that is shown the most: no
-    arm reads longer ones."""
+    """The rows with gold answers of the arm that is shown the most reasoning: none are longer."""
     data = recipe.data
     shares = [arm.reasoned for arm in recipe.arms.values() if arm.reasoned is not None]
     if not shares:

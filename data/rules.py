@@ -1,8 +1,7 @@
 """Rules: one constraint in three forms side by side.
 
 A rule is its sentence for the prompt, its CP-SAT constraint, and its plain check that names what
-was violated. Property tests pin the two forms of judgement to each other. To add one, see
-``docs/extending.md``.
+was violated. Property tests pin the two judgements to each other. To add one: docs/extending.md.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ class Rule:
 
     Attributes:
         kind: its name in JSON and in recipes.
-        wording: its sentence in the prompt, with its fields in braces; None where the prompt's task
-            says it already.
+        wording: its sentence, with fields in braces; None where the prompt's task says it already.
         hereditary: whether every part of a schedule that keeps the rule keeps it too, so that a
             schedule which breaks it cannot be mended by adding events.
     """
@@ -52,7 +50,7 @@ class Rule:
         raise NotImplementedError
 
     def sentence(self) -> str | None:
-        """The ``wording`` with the fields filled in."""
+        """The rule as the prompt says it: its ``wording`` with the fields filled in."""
         said = {key: spoken(v) if isinstance(v, tuple) else v for key, v in vars(self).items()}
         return self.wording and self.wording.format(**said)
 
@@ -407,8 +405,7 @@ class Break(Rule):
         return cls(rng.choice((30, 45, 60)), f"{opens}:00", f"{opens + 2}:00")
 
     def _breaks(self, events: Sequence[Event]) -> list[Event]:
-        """Every earliest possible break, as an event: it begins with the window or with the end of
-        one of ``events``."""
+        """Every earliest possible break: it begins with the window or at the end of an event."""
         opening, closing = MINUTE[self.start], MINUTE[self.end]
         starts = {opening, *(e.end for e in events if opening < e.end)}
         breaks = (Event(start, start + self.minutes, "") for start in sorted(starts))

@@ -124,8 +124,7 @@ class Run:
         """Note whose run this is when its first stage begins; with ``force`` it changes hands.
 
         Raises:
-            UserError: where it is another recipe's or another base model's, whose finished work
-                would be replaced.
+            UserError: where another recipe's or base model's finished work would be replaced.
         """
         path = self.folder / OWNER
         owner = {"recipe": os.path.relpath(recipe), "model": self.model_name}

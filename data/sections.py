@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, require
-from data.common.fields import (
-    Limit,
-    at_least,
-    check_keys,
-    check_limits,
-    dataclass_from,
-    nearest,
-    one_of,
-    setting,
-)
+from data.common.fields import Limit, at_least, check_keys, dataclass_from, nearest, one_of, setting
 from data.common.files import sha256
 from data.published import source_of
 from data.tiers import TIERS, Tier
@@ -218,8 +209,7 @@ class EvalSection:
 
 @dataclass(frozen=True)
 class Arm:
-    """One entry of ``arms:``, a model that is trained, or asked in another way, and evaluated
-    beside the base.
+    """One entry of ``arms:``, trained or asked in another way, and evaluated beside the base.
 
     Attributes:
         trainer: ``sft``, ``grpo``, ``rejection`` (SFT on the start's own verified successes), or
@@ -380,9 +370,8 @@ class Margins:
     correction: str = setting(one_of("holm", "none"), "holm")
     resamples: int = setting(at_least(100), RESAMPLES)
 
-    def validate(self, source: str = "conclusion.margins") -> None:
+    def validate(self, source: str) -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        check_limits(self, f"{source}.")
         require(
             self.new <= self.reach,
             f"{source}.new ({self.new}) must not be above {source}.reach ({self.reach}): what is "
@@ -399,8 +388,7 @@ class ConclusionSection:
     """``conclusion:`` what is concluded on which arms, by ``eval.stats.conclusion``.
 
     Attributes:
-        arms: judged, each against the base and the arm that it starts from; null judges ``grpo``
-            where there is such an arm.
+        arms: judged, each against the base and its start; null judges ``grpo`` if there is one.
         base_best: the arm that is the base at its best; null takes ``base-best`` if there is one.
         format_only: the arm that was rewarded for the form of an answer alone.
         fresh: confirmation samples, with new seeds, of every problem that the base left unsolved.

@@ -42,8 +42,7 @@ class Tier:
         greedy_fails: keep only problems on which every greedy policy misses the optimum.
         rules: fewest and most rules beyond the base rules, each of another kind.
         kinds: the kinds they are drawn from; none named means all that can be drawn.
-        binding: keep only problems whose rules cost something: every schedule that would be
-            optimal without them breaks one.
+        binding: keep only problems whose rules cost something: any optimum without them breaks one.
     """
 
     events: tuple[int, int] = (4, 8)

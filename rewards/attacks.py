@@ -29,8 +29,7 @@ class AttackCase:
 
     Attributes:
         gold: an optimal schedule.
-        stranger: the gold of another problem, not of this one's events alone; None if there is
-            no other problem.
+        stranger: another problem's gold, not of this one's events alone; None if there is none.
         rng: of this case alone.
     """
 

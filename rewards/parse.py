@@ -132,8 +132,7 @@ def parse(completion: str) -> Schedule | ParseFailure:
 
     The answer is what follows the reasoning, up to the end of the turn; a schedule inside the
     reasoning is not read. Text before and after the schedule does no harm, but there must be
-    exactly one schedule, and nothing but well-formed events inside it. Whether these events exist
-    is not judged here.
+    exactly one, with nothing but well-formed events inside. Whether they exist is not judged here.
     """
     answer, reasoning = _final(completion)
     if reasoning:

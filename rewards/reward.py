@@ -34,8 +34,7 @@ from rewards.claims import check_trace
 from rewards.parse import parse
 from rewards.verify import VALID, Status, Verdict, verify_text
 
-#: None where a component does not apply to a verdict; TRL counts it 0 in the sum and leaves it out
-#: of the mean that it logs.
+#: None where a component does not apply: TRL counts 0 in the sum, and nothing in the mean it logs.
 Component = Callable[[Verdict], float | None]
 #: As TRL calls it: completions, the dataset column ``problem`` (a JSON string or object), and more.
 RewardFunction = Callable[..., list[float | None]]
@@ -374,8 +373,7 @@ def _passk(problems: Sequence[str], texts: Sequence[str], k: int) -> list[float 
 
 
 def _rare(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
-    """1 - same / (2 others) for a right answer whose schedule so many of the others in its group
-    have, 0 for a wrong one.
+    """1 - same / (2 others) for a right answer, whose schedule ``same`` others have; else 0.
 
     Like arXiv 2509.02534 (distinct answers) and 2506.02355 (unlikely ones) it multiplies what is
     right; but the schedule alone tells answers apart, so other words earn nothing.

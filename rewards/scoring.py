@@ -92,8 +92,7 @@ def score_tier(
     Under a reward by comparison every answer is scored in a group with ``references``.
 
     Raises:
-        AssertionError, DisagreementError: when the verifier contradicts the proven optimum or
-            CP-SAT.
+        AssertionError, DisagreementError: when the verifier contradicts the optimum or CP-SAT.
     """
     golds = [optimal_schedule(problem) or () for problem in problems]
     tally = PanelTally(len(problems))

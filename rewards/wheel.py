@@ -2,8 +2,7 @@
 
 ``data`` and ``rewards`` cannot be installed under such common names: the files are copied below
 ``slotwise``, ``rewards/environments`` to its top, and what they import of one another is renamed.
-The wheel is written here (packaging.python.org: binary distribution format), so that making it
-needs nothing but Python.
+The wheel is written here (packaging.python.org: binary distribution format), by Python alone.
 """
 
 from __future__ import annotations

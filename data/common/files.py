@@ -167,9 +167,9 @@ class Stage:
 
     A stage is done when its manifest names the same settings and the same input contents, and its
     outputs still exist. The manifest is removed before the stage's work and written after it, so
-    an interrupted stage is never taken for a finished one. A stage notes that it has begun, so that
-    the same one may go on with what it finds (``goes_on``) and another one does not. One process
-    at a time does the work of a folder.
+    an interrupted stage is never taken for a finished one. A stage that began is noted, so that the
+    same one may go on with what it finds (``goes_on``), and no other. One process at a time does
+    the work of a folder.
     """
 
     def __init__(

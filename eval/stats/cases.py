@@ -48,8 +48,7 @@ class StudySize:
         return f"{size}, guessing {100 * self.guess:g} %"
 
     def guesses(self, rng: np.random.Generator) -> Values:
-        """The chance of a guess at each problem: from a beta distribution, more unlike each other
-        the rarer it is."""
+        """A guess's chance at each problem, of a beta distribution: more unlike the rarer it is."""
         if not self.guess:
             return np.zeros(self.problems)
         return rng.beta(1, 1 / self.guess - 1, self.problems)

@@ -1,8 +1,7 @@
 """The conclusion: did reinforcement learning elicit what the base could do, or teach something new?
 
 The criterion, written down before any data. Every condition is about an interval, never about a
-point; "gain over X" is the paired difference of pass@1, tuned - X; margins are those of
-``Margins``.
+point; "gain over X" is the paired difference of pass@1, tuned - X; the margins are ``Margins``.
 
     1  beyond the base, format-only and the SFT start   low > new      -> new capability
        alike, no control is missing, and made common    low <= luck
@@ -96,9 +95,6 @@ _RIVALS = {
     "format_only": (Conclusion.FORMAT, "format-only training"),
     "sft": (Conclusion.DISTILLED, "its SFT start"),
 }
-
-
-_ELICITED = (Conclusion.ELICITED, Conclusion.NARROWED)
 
 
 @dataclass(frozen=True)
@@ -340,7 +336,8 @@ def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> li
         notes.append(f"whether it narrowed at k = {budget.n} is open ({_points(large)})")
     if conclusion == Conclusion.NEW and large.high < 0:
         notes.append(f"it also lost at k = {budget.n} ({_points(large)})")
-    if conclusion in _ELICITED and "format_only" in budget.missing:
+    elicited = conclusion in (Conclusion.ELICITED, Conclusion.NARROWED)
+    if elicited and "format_only" in budget.missing:
         notes.append(_unasked(("format_only",)))
     if budget.guessed_n > margins.floor:
         notes.append(

@@ -67,8 +67,7 @@ def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
 
 
 def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
-    """The number of confirmation samples that every arm has of every unsolved problem; 0 where
-    nothing is unsolved.
+    """How many confirmation samples every arm has of every unsolved problem; 0 where none is.
 
     Raises:
         ValueError: when an arm was not asked an unsolved problem again.

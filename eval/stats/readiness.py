@@ -86,8 +86,7 @@ def alike(classes: ArrayLike, group: int) -> Values:
 
 
 def reward_classes(reward: Values) -> NDArray[np.int64]:
-    """How often each problem's samples have each of its rewards, [problems, most distinct], padded
-    with 0."""
+    """How often a problem's samples have each reward, [problems, most distinct], 0 as padding."""
     counts = [np.unique(row, return_counts=True)[1] for row in np.round(reward, _DECIMALS)]
     padded = np.zeros((len(counts), max(map(len, counts))), np.int64)
     for row, of_problem in zip(padded, counts, strict=True):

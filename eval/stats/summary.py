@@ -79,15 +79,8 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
         if (answer := hash((i, row.get("answer")))) not in answers:
             answers.add(answer)
             distinct[i] += 1
-    return ArmTally(
-        np.array(samples),
-        np.array(optimal),
-        np.array(valid),
-        np.array(readable),
-        np.array(ratio),
-        np.array(distinct),
-        totals,
-    )
+    counts = map(np.array, (samples, optimal, valid, readable, ratio, distinct))
+    return ArmTally(*counts, totals=totals)
 
 
 def check_alike(

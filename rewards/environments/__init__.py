@@ -1,5 +1,4 @@
-"""The problems and their judgement for other trainers; ``make wheel`` makes it the package
-``slotwise``.
+"""The problems and their judgement for other trainers: the package ``slotwise`` (``make wheel``).
 
 Needs no torch. Parts that need a trainer are imported where they are asked for: ``SlotwiseTaskset``
 by verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes to TRL.
