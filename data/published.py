@@ -113,12 +113,12 @@ def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     rules = record.get("rules")
     if not isinstance(rules, list):
         require(rules is None, f'{where}: "rules" must be a list, not {brief(rules)}')
-        return dict(record)
-    bare = (
+        return record
+    bare = [
         {k: v for k, v in rule.items() if v is not None} if isinstance(rule, Mapping) else rule
         for rule in rules
-    )  # fmt: skip
-    return {**record, "rules": list(bare)}
+    ]
+    return {**record, "rules": bare}
 
 
 def check_row(

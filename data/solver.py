@@ -85,7 +85,6 @@ class Step(NamedTuple):
     """One event of the dynamic programme from the last event of the day to the first.
 
     Attributes:
-        event: the event that is looked at.
         value: its weighted minutes.
         earliest: the minute from which on another may follow it.
         after: greatest weighted minutes of what may follow it, 0 where nothing may.

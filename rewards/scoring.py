@@ -170,9 +170,7 @@ def _confirm(problem: Problem, answers: Iterable[Paid]) -> None:
         confirm(problem, schedule)
 
 
-def _paid_against_verdict(
-    answers: Iterable[Paid], varied: bool = False
-) -> tuple[Paid, Paid] | None:
+def _paid_against_verdict(answers: Iterable[Paid], varied: bool) -> tuple[Paid, Paid] | None:
     """The widest apart in pay of two answers to one problem of which the worse earns more, or as
     much as an optimal one, or that are judged alike and earn differently; None where pay follows
     the verdict. ``varied`` lets optimal ones earn differently among each other."""

@@ -31,7 +31,6 @@ class Verdict:
     """The judgement of one answer.
 
     Attributes:
-        status: see Status.
         violations: every rule broken, each named, with the events it concerns.
         objective: weighted minutes; 0 where the answer breaks a rule.
         optimum: the greatest weighted minutes possible.

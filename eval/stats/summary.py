@@ -174,7 +174,7 @@ def _tier_summary(
         "arms": {
             arm: {
                 "answers": int(tally.samples[here].sum()),
-                "pass_at_k": by_name(ks, mean_interval(at_ks[arm], weights, LEVEL)),
+                "pass_at_k": by_name(ks, mean_interval(at_ks[arm], weights)),
                 **_answer_rates(tally, here, weights),
                 **_counts(tally.totals[tier]),
             }
@@ -184,9 +184,7 @@ def _tier_summary(
             {
                 "tuned": tuned,
                 "reference": reference,
-                "at_k": by_name(
-                    ks, paired_difference(at_ks[tuned], at_ks[reference], weights, LEVEL)
-                ),
+                "at_k": by_name(ks, paired_difference(at_ks[tuned], at_ks[reference], weights)),
                 "overtaken_at": overtaking_k(
                     curves[reference].mean(axis=0), curves[tuned].mean(axis=0)
                 ),
@@ -207,7 +205,7 @@ def _answer_rates(
     """Shares of answers, each a mean over problems: valid, ratio, distinct."""
     sums = {"valid": tally.valid, "ratio": tally.ratio, "distinct": tally.distinct}
     columns = np.stack([total[here] / tally.samples[here] for total in sums.values()], axis=1)
-    return by_name(sums, mean_interval(columns, weights, LEVEL))
+    return by_name(sums, mean_interval(columns, weights))
 
 
 def _counts(totals: TierTotals) -> dict[str, dict[str, int]]:
