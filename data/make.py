@@ -21,7 +21,6 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row, problems_by_tier, row_to_json, trace_of
 from data.sections import SPLITS, DataSection, TierUse
 from data.solver import is_computable
-from data.tiers import Tier
 
 
 def run(recipe: Recipe, force: bool) -> None:
@@ -85,13 +84,9 @@ def dataset_card(floors: Mapping[str, PolicyFloors], largest_k: int, **facts: ob
         largest_k=largest_k,
         ks=FLOOR_KS,
         percent="{:.1%}".format,
-        made_of=_made_of,
+        made_of=lambda tier: ", ".join(f"{k} {v}" for k, v in asdict(tier).items() if v),
         guessable=[f"{tier} ({p:.1%})" for tier, p in guessed.items() if p > GUESSABLE],
     )
-
-
-def _made_of(tier: Tier) -> str:
-    return ", ".join(f"{key} {value}" for key, value in asdict(tier).items() if value)
 
 
 def _trace(data: DataSection, rows: Mapping[str, Sequence[Row]]) -> str:

@@ -194,11 +194,14 @@ def _checked(
     for file, content in reversed(extending):
         merged = _merged(merged, content, f"{file}: ")
     recipe = dataclass_from(Recipe, merged, str(path))
+    name = recipe.name
+    if model and model != recipe.model:
+        name += "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")[-60:]
     recipe = replace(
         recipe,
         path=path,
         model=model or recipe.model,
-        run_name=run or recipe.name + _of_another(model, recipe.model),
+        run_name=run or name,
         backend=backend or recipe.backend,
         bits=bits or recipe.bits,
         dtype="bfloat16" if bits == 16 and recipe.dtype == "float32" else recipe.dtype,
@@ -212,13 +215,6 @@ def _checked(
         recipe = replace(recipe, conclusion=replace(recipe.conclusion, base_best=BASE_BEST))
     recipe.validate()
     return recipe
-
-
-def _of_another(model: str | None, own: str) -> str:
-    """The end of a run's name where another model than the recipe's ``own`` is given."""
-    if model in (None, own):
-        return ""
-    return "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", str(model)).strip("-.")[-60:]
 
 
 def _place(name: Path, folder: Path = Path()) -> Path:

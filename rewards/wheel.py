@@ -20,10 +20,10 @@ from data.common.flags import Parser
 ROOT = Path(__file__).resolve().parents[1]
 #: Folders, and files of the pipeline that the doctor imports.
 PARTS = (
-    *("data", "rewards", "pipeline/health", "pipeline/__init__.py"),
-    *("pipeline/doctor.py", "pipeline/train/__init__.py", "pipeline/train/checkpoints.py"),
-    *("pipeline/model/__init__.py", "pipeline/model/processes.py"),
-)
+    "data", "rewards", "pipeline/health", "pipeline/__init__.py", "pipeline/doctor.py",
+    "pipeline/train/__init__.py", "pipeline/train/checkpoints.py", "pipeline/model/__init__.py",
+    "pipeline/model/processes.py",
+)  # fmt: skip
 _TOP = "rewards/environments"
 _IMPORT = re.compile(r"^( *)(from|import) (data|rewards|pipeline)\b", re.MULTILINE)
 #: The wheel's metadata, below ``slotwise-0.1.0.dist-info``.

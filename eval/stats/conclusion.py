@@ -163,12 +163,10 @@ def decide(evidence: Evidence, margins: Margins, new: bool, who: str = "GRPO") -
         _explained_gain,
         _no_better_than_guessing,
         _perhaps_out_of_reach,
+        _elicited,
     )
-    for line in lines:
-        decision = line(evidence, margins, who)
-        if decision is not None:
-            return decision
-    return _elicited(evidence, margins, who)
+    decisions = (line(evidence, margins, who) for line in lines)
+    return next(decision for decision in decisions if decision is not None)
 
 
 def _new_capability(evidence: Evidence, margins: Margins, who: str) -> Decision:
