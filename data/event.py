@@ -37,11 +37,7 @@ Schedule = tuple[Event, ...]
 
 
 def event_from_json(item: Any) -> Event:
-    """Build an Event from ``[name, "HH:MM", "HH:MM"]``.
-
-    Raises:
-        UserError: saying what is wrong with it.
-    """
+    """An Event from ``[name, "HH:MM", "HH:MM"]``; UserError says what is wrong with it."""
     require(
         isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item),
         f'an event must be ["name", "HH:MM", "HH:MM"], not {json.dumps(item)[:80]}',

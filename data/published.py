@@ -145,12 +145,8 @@ def _is_events(value: Any) -> bool:
 
 
 def _problem_of(row: Mapping[str, Any], keys: tuple[str, str]) -> Problem:
-    """A checked row as a Problem: events by start, its optimum proven by CP-SAT.
-
-    Raises:
-        UserError: naming the rule that the row breaks.
-        UnprovenError: when a proof takes too long.
-    """
+    """A checked row as a Problem: events by start, its optimum proven by CP-SAT. UserError names
+    the rule that the row breaks; UnprovenError: the proof takes too long."""
     # A stable sort by start alone: events that start together keep the order of the row's prompt.
     events = sorted(map(event_from_json, row["events"]), key=lambda event: event.start)
     rules = BASE_RULES if row.get("rules") is None else map(rule_from_json, row["rules"])

@@ -219,11 +219,7 @@ def _checked(
 
 def _place(name: Path, folder: Path = Path()) -> Path:
     """The file of a recipe that is named by its path from ``folder``, or by a bare name of
-    ``SHIPPED``; both without their suffix, too.
-
-    Raises:
-        UserError: when there is none, with the nearest name, or all that ship.
-    """
+    ``SHIPPED``; both without their suffix, too. UserError names the nearest, or all that ship."""
     path, bare = folder / name, name.name.removesuffix(".yaml")
     folders = [path.parent, *([SHIPPED] if name.parent == Path() else [])]
     for place in (path, *(one / f"{bare}.yaml" for one in folders)):

@@ -112,11 +112,7 @@ def problems_by_tier(rows: Iterable[Row]) -> dict[str, list[Problem]]:
 
 
 def read_problems(path: Path) -> list[Row]:
-    """Rows of a problem file with ``problem`` as a checked Problem.
-
-    Raises:
-        UserError: naming the line that is broken.
-    """
+    """Rows of a problem file, ``problem`` a checked Problem; UserError names a broken line."""
     rows: list[Row] = []
     first: dict[str, int] = {}
     for number, row in read_jsonl(path):
@@ -155,10 +151,6 @@ def _check_optimum(problem: Problem) -> None:
 
 
 def read_split(run: Run, split: str) -> list[Row]:
-    """``read_problems`` of one split of a run.
-
-    Raises:
-        UserError: when the data stage has not run to its end.
-    """
+    """``read_problems`` of one split of a run; UserError unless the data stage ran to its end."""
     run.require_data(split)
     return read_problems(run.split(split))

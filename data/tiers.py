@@ -89,11 +89,7 @@ class Tier:
             need(self.events[1] >= 3, "events", "must be 3 or more for greedy policies to fail")
 
     def sample(self, rng: random.Random) -> Problem:
-        """Draw one problem, its optimum not yet proven.
-
-        Raises:
-            UserError: when 10,000 draws did not yield one that the tier accepts.
-        """
+        """Draw one problem, not yet proven; UserError where none of ``ATTEMPTS`` is accepted."""
         for _ in range(ATTEMPTS):
             events = self._sample_events(rng)
             if events is None:

@@ -181,11 +181,8 @@ def shape_of(name: str) -> Shape:
 
 @lru_cache
 def _own_function(name: str) -> Callable[[Problem, Verdict], Any]:
-    """The function that ``file.py:name`` names; the file is run.
-
-    Raises:
-        UserError: when there is none, or it cannot stand beside the components.
-    """
+    """The function that ``file.py:name`` names; the file is run. UserError where there is none, or
+    it cannot stand beside the components."""
     file, _, function = name.rpartition(":")
     where = f"reward.function {name!r}"
     if not file:

@@ -68,10 +68,7 @@ def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
 
 def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
     """How many confirmation samples every arm has of every unsolved problem; 0 where none is.
-
-    Raises:
-        ValueError: when an arm was not asked an unsolved problem again.
-    """
+    ValueError where an arm was not asked again."""
     if not unsolved.any():
         return 0
     asked = (np.broadcast_arrays(arm.fresh_n, unsolved) for arm in arms)

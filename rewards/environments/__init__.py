@@ -60,11 +60,7 @@ def problems(source: str = "dense", seed: int = 0, split: str = "train") -> Iter
 
 
 def take(source: str, size: int, seed: int) -> list[Problem]:
-    """The first ``size`` of ``problems``.
-
-    Raises:
-        UserError: when there are fewer.
-    """
+    """The first ``size`` of ``problems``; UserError where there are fewer."""
     taken = list(islice(problems(source, seed), size))
     require(len(taken) == size, f"{source} has {len(taken)} sound problems, not {size}")
     return taken
