@@ -99,7 +99,6 @@ def _take(
             seen.add(problem.fingerprint)
             taken.append(problem)
     require(
-        len(taken) == count,
-        f"{use.source} has {len(taken)} sound {split} problems, not {count}",
+        len(taken) == count, f"{use.source} has {len(taken)} sound {split} problems, not {count}"
     )
     return taken

@@ -50,7 +50,6 @@ def event_from_json(item: Any) -> Event:
         f"event name {name!r} is blank, or has <, >, a line break, outer blanks or half an emoji",
     )
     require(
-        MINUTE[start] < MINUTE[end],
-        f"event {name!r} ends at {end}, not after its start at {start}",
+        MINUTE[start] < MINUTE[end], f"event {name!r} ends at {end}, not after its start at {start}"
     )
     return Event(MINUTE[start], MINUTE[end], name)

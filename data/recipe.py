@@ -183,8 +183,7 @@ def load_recipe(
     Raises:
         UserError: one sentence naming the file and the key that is wrong.
     """
-    path = _place(path)
-    return explained(path, lambda file: _checked(file, model, run, backend, bits))
+    return explained(_place(path), lambda file: _checked(file, model, run, backend, bits))
 
 
 def _checked(

@@ -315,7 +315,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class MonitorSection:
-    """``monitor:`` how a training is watched; what it ends with does not depend on it.
+    """``monitor:`` how a training is watched; its result does not depend on it.
 
     Attributes:
         every: steps from one measurement on val problems to the next, at logging steps; 0 for none.
@@ -323,8 +323,8 @@ class MonitorSection:
             step takes no longer than a few answers, draws none and has ``val/loss`` alone.
         kl_every: steps from one measurement of ``kl_start`` to the next; 0 for none.
         stop: findings that end a training, by the names of ``make doctor``, such as ``hacking``;
-            all others are only said. A loss that is not a number always ends it. By default it is
-            that answers are not drawn from the model that is trained.
+            all others are only said. A loss that is not a number always ends it. By default
+            answers that are not drawn from the model that is trained end it.
     """
 
     every: int = setting(at_least(0), 25)

@@ -75,8 +75,8 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         if is_another():
-            # All processes meet the mistake. The main one says it, and is waited for, since what
-            # launched them ends the others then; one that is left met a mistake of its own.
+            # All processes meet the mistake. The main one says it, then the launcher ends all.
+            # One that is left met a mistake of its own.
             time.sleep(_LEFT_TO_MAIN)
         sys.exit(_in_terminal(f"error: {error}"))
     except KeyboardInterrupt:
