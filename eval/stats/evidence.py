@@ -218,8 +218,7 @@ def conclude(
         for name, (values, budget) in measured.items()
     }
     depths = {name: _depth(by_divisor, margins) for name, (_, *by_divisor) in at_levels.items()}
-    uncorrected = {name: (depth > 0, 1) for name, depth in depths.items()}
-    tested = holm(depths) if corrected else uncorrected
+    tested = holm(depths) if corrected else {name: (d > 0, 1) for name, d in depths.items()}
     concluded = {}
     for name, [evidence, *_] in at_levels.items():
         new, divisor = tested[name]

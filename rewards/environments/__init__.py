@@ -45,8 +45,7 @@ def problems(source: str = "dense", seed: int = 0, split: str = "train") -> Iter
         UserError: when the source is neither, or a row lacks a key.
     """
     if source in TIERS:
-        tier = TIERS[source]
-        yield from (make_problem(seed, split, source, tier, index) for index in count())
+        yield from (make_problem(seed, split, source, TIERS[source], index) for index in count())
         return
     require(
         "/" in source or "." in source,
