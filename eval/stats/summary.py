@@ -32,15 +32,15 @@ Floors = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 @dataclass
 class ArmTally:
-    """One arm's counts: arrays by problem, in the order of the problems, and totals by tier."""
+    """One arm's counts: totals by tier, and arrays by problem, in the order of the problems."""
 
+    totals: dict[str, TierTotals]
     samples: NDArray[np.int64]
     optimal: NDArray[np.int64]
     valid: NDArray[np.int64]
     readable: NDArray[np.int64]
     ratio: NDArray[np.float64]
     distinct: NDArray[np.int64]
-    totals: dict[str, TierTotals]
 
 
 @dataclass
@@ -80,7 +80,7 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
             answers.add(answer)
             distinct[i] += 1
     counts = map(np.array, (samples, optimal, valid, readable, ratio, distinct))
-    return ArmTally(*counts, totals=totals)
+    return ArmTally(totals, *counts)
 
 
 def check_alike(
