@@ -14,7 +14,6 @@ class DayModel:
 
     Attributes:
         model: takes the constraints.
-        events: as given.
         chosen: ``chosen[i]`` is 1 where ``events[i]`` is in the schedule.
         position: ``position[i]`` is the place of ``events[i]`` in an answer, for rules about the
             order of an answer; None unless ``ordered``, since proving an optimum needs none.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 
@@ -64,20 +63,13 @@ def draw_splits(
                 continue
             problems = []
             for index in paced(range(count), count, f"data, {split} {name}", " problems"):
-                problem = _unseen(partial(make_problem, seed, split, name, use.tier, index), seen)
+                draws = (make_problem(seed, split, name, use.tier, index, d) for d in range(_DRAWS))
+                problem = next((p for p in draws if p.fingerprint not in seen), None)
                 if problem is None:
                     raise UserError(f"tier {name!r} has fewer than {count} different problems")
+                seen.add(problem.fingerprint)
                 problems.append(problem)
             yield split, name, problems
-
-
-def _unseen(make: Callable[[int], Problem], seen: set[str]) -> Problem | None:
-    """The first draw of a problem like which none was seen; None where there is none."""
-    for problem in map(make, range(_DRAWS)):
-        if problem.fingerprint not in seen:
-            seen.add(problem.fingerprint)
-            return problem
-    return None
 
 
 def _imported(use: TierUse, console: Console) -> dict[str, list[Problem]]:
@@ -101,13 +93,12 @@ def _take(
     problems: list[Problem], count: int, seen: set[str], use: TierUse, split: str
 ) -> list[Problem]:
     """The first ``count`` problems not used before."""
-    taken: dict[str, Problem] = {}
+    taken: list[Problem] = []
     for problem in problems:
         if len(taken) < count and problem.fingerprint not in seen:
-            taken.setdefault(problem.fingerprint, problem)
+            seen.add(problem.fingerprint)
+            taken.append(problem)
     require(
-        len(taken) == count,
-        f"{use.source} has {len(taken)} sound {split} problems, not {count}",
+        len(taken) == count, f"{use.source} has {len(taken)} sound {split} problems, not {count}"
     )
-    seen.update(taken)
-    return list(taken.values())
+    return taken

@@ -37,11 +37,7 @@ Schedule = tuple[Event, ...]
 
 
 def event_from_json(item: Any) -> Event:
-    """Build an Event from ``[name, "HH:MM", "HH:MM"]``.
-
-    Raises:
-        UserError: saying what is wrong with it.
-    """
+    """An Event from ``[name, "HH:MM", "HH:MM"]``; UserError says what is wrong with it."""
     require(
         isinstance(item, list) and len(item) == 3 and all(isinstance(x, str) for x in item),
         f'an event must be ["name", "HH:MM", "HH:MM"], not {json.dumps(item)[:80]}',
@@ -54,7 +50,6 @@ def event_from_json(item: Any) -> Event:
         f"event name {name!r} is blank, or has <, >, a line break, outer blanks or half an emoji",
     )
     require(
-        MINUTE[start] < MINUTE[end],
-        f"event {name!r} ends at {end}, not after its start at {start}",
+        MINUTE[start] < MINUTE[end], f"event {name!r} ends at {end}, not after its start at {start}"
     )
     return Event(MINUTE[start], MINUTE[end], name)

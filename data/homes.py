@@ -26,15 +26,15 @@ _OF_BOTH = (
 )  # fmt: skip
 #: The keys of every section; of TRL's and PEFT's, which are not asked here, those that most give.
 _KEYS: Mapping[str, Collection[str]] = {
-    **{
-        place: [key for section in sections for key in keys_of(section)]
-        for place, sections in {
-            "data": (DataSection,), "data.tiers.NAME": (TierUse, Tier), "reward": (RewardSection,),
-            "sampling": (SamplingSection,), "eval": (EvalSection,), "arms.NAME": (Arm,),
-            "conclusion": (ConclusionSection,), "conclusion.margins": (Margins,),
-            "monitor": (MonitorSection,),
-        }.items()
-    },
+    "data": keys_of(DataSection),
+    "data.tiers.NAME": (*keys_of(TierUse), *keys_of(Tier)),
+    "reward": keys_of(RewardSection),
+    "sampling": keys_of(SamplingSection),
+    "eval": keys_of(EvalSection),
+    "arms.NAME": keys_of(Arm),
+    "conclusion": keys_of(ConclusionSection),
+    "conclusion.margins": keys_of(Margins),
+    "monitor": keys_of(MonitorSection),
     "data.tiers": TIERS,
     "sft": (*_OF_BOTH, "max_length", "packing"),
     "grpo": (

@@ -21,7 +21,6 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, new_row, problems_by_tier, row_to_json, trace_of
 from data.sections import SPLITS, DataSection, TierUse
 from data.solver import is_computable
-from data.tiers import Tier
 
 
 def run(recipe: Recipe, force: bool) -> None:
@@ -45,17 +44,15 @@ def run(recipe: Recipe, force: bool) -> None:
             identity = f"{split}-{tier}-{index:05d}"
             trace = trace_of(identity, recipe.data)
             rows[split].append(new_row(identity, split, tier, problem, trace))
-    digests = _digests(rows)
     tests, ks = problems_by_tier(rows["test"]), sorted({*FLOOR_KS, largest_k})
     floors = {tier: floor(problems, ks) for tier, problems in tests.items()}
     for split in SPLITS:
         write_jsonl(home.split(split), map(row_to_json, rows[split]))
     written = hashlib.sha256("".join(sha256(home.split(s)) for s in SPLITS).encode()).hexdigest()
     write_json(home.floors, floors)
-    trace = _trace(recipe.data, rows)
     card = dataset_card(
-        floors, largest_k, name=recipe.run_name, seed=recipe.seed, trace=trace, uses=uses,
-        digests=digests, rows=written,
+        floors, largest_k, name=recipe.run_name, seed=recipe.seed, uses=uses, rows=written,
+        trace=_trace(recipe.data, rows), digests=_digests(rows),
     )  # fmt: skip
     write_text(home.data / "README.md", card)
     stage.finish(
@@ -70,8 +67,7 @@ def run(recipe: Recipe, force: bool) -> None:
 
 
 def dataset_card(floors: Mapping[str, PolicyFloors], largest_k: int, **facts: object) -> str:
-    """The card of a run's problems, in the Hugging Face layout; its text is ``card.md`` beside
-    this.
+    """The card of a run's problems, in the Hugging Face layout; its text is ``data/card.md``.
 
     Args:
         floors: by tier.
@@ -88,13 +84,9 @@ def dataset_card(floors: Mapping[str, PolicyFloors], largest_k: int, **facts: ob
         largest_k=largest_k,
         ks=FLOOR_KS,
         percent="{:.1%}".format,
-        made_of=_made_of,
+        made_of=lambda tier: ", ".join(f"{k} {v}" for k, v in asdict(tier).items() if v),
         guessable=[f"{tier} ({p:.1%})" for tier, p in guessed.items() if p > GUESSABLE],
     )
-
-
-def _made_of(tier: Tier) -> str:
-    return ", ".join(f"{key} {value}" for key, value in asdict(tier).items() if value)
 
 
 def _trace(data: DataSection, rows: Mapping[str, Sequence[Row]]) -> str:

@@ -133,9 +133,5 @@ class Problem:
 
 @lru_cache(maxsize=4096)
 def problem_from_text(text: str) -> Problem:
-    """A Problem from its ``text``; cached, since a group of completions shares one.
-
-    Raises:
-        UserError: when it is no JSON, or no problem.
-    """
+    """A Problem from its ``text``, UserError where it is none; cached, since a group shares it."""
     return Problem.from_json(decoded(text, "a problem"))

@@ -3,8 +3,7 @@
 The published layout, of anakin87/events-scheduling, is
 ``{index, events: [[name, "HH:MM", "HH:MM"]], priority_events, optimal_score, prompt}``. Ours is
 ``{events, priorities, rules, optimum}``, alone or as ``problem`` of a row, an object or its text.
-An optimum that is not there is proven. A prompt is not taken over: ours is rendered from the
-problem (``data.prompts``).
+A missing optimum is proven. The prompt is always rendered from the problem (``data.prompts``).
 """
 
 from __future__ import annotations
@@ -67,9 +66,9 @@ def read_rows(source: str) -> Iterator[RawRow]:
     Raises:
         UserError: when the file is missing, a line is corrupt, or the dataset is not available.
     """
-    path, hub_id = Path(source), _HUB_ID.fullmatch(source)
-    if path.exists() or path.suffix in (".jsonl", ".json") or hub_id is None:
-        for number, record in read_jsonl(path):
+    hub_id = _hub_id(source)
+    if hub_id is None:
+        for number, record in read_jsonl(Path(source)):
             yield f"{source}:{number}", record
         return
     import datasets
@@ -95,9 +94,14 @@ def source_of(source: str, split: str) -> str:
         return source.replace("{split}", split)
     if Path(source).is_dir():
         return f"{source}/{split}.jsonl"
-    hub_id = _HUB_ID.fullmatch(source)
+    hub_id = _hub_id(source)
+    return f"{source}:{split}" if hub_id and not hub_id[2] else source
+
+
+def _hub_id(source: str) -> re.Match[str] | None:
+    """The id of a hub data set and its split, if any; None where the source is a file."""
     is_file = Path(source).exists() or Path(source).suffix in (".jsonl", ".json")
-    return f"{source}:{split}" if hub_id and not hub_id[2] and not is_file else source
+    return None if is_file else _HUB_ID.fullmatch(source)
 
 
 def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -109,19 +113,16 @@ def _record(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     rules = record.get("rules")
     if not isinstance(rules, list):
         require(rules is None, f'{where}: "rules" must be a list, not {brief(rules)}')
-        return dict(record)
-    bare = (
+        return record
+    bare = [
         {k: v for k, v in rule.items() if v is not None} if isinstance(rule, Mapping) else rule
         for rule in rules
-    )  # fmt: skip
-    return {**record, "rules": list(bare)}
+    ]
+    return {**record, "rules": bare}
 
 
 def check_row(
-    where: str,
-    row: Mapping[str, Any],
-    keys: tuple[str, str] = _PUBLISHED,
-    optional: bool = False,
+    where: str, row: Mapping[str, Any], keys: tuple[str, str] = _PUBLISHED, optional: bool = False
 ) -> None:
     """Raise UserError, naming ``where`` and the key, unless a row is of the layout with these
     ``keys``; ``optional`` lets it have no optimum. Whether it keeps the rules is not judged here.
@@ -144,20 +145,17 @@ def _is_events(value: Any) -> bool:
 
 
 def _problem_of(row: Mapping[str, Any], keys: tuple[str, str]) -> Problem:
-    """A checked row as a Problem: events by start, its optimum proven by CP-SAT.
-
-    Raises:
-        UserError: naming the rule that the row breaks.
-        UnprovenError: when a proof takes too long.
-    """
+    """A checked row as a Problem: events by start, its optimum proven by CP-SAT. UserError names
+    the rule that the row breaks; UnprovenError: the proof takes too long."""
     # A stable sort by start alone: events that start together keep the order of the row's prompt.
     events = sorted(map(event_from_json, row["events"]), key=lambda event: event.start)
     rules = BASE_RULES if row.get("rules") is None else map(rule_from_json, row["rules"])
     problem = Problem(tuple(events), tuple(row[keys[0]]), tuple(rules))
     problem.check()
     best = prove(problem, _EFFORT)
-    require(best, "no schedule keeps the rules")
-    optimum = problem.objective(best or ())
+    if not best:
+        raise UserError("no schedule keeps the rules")
+    optimum = problem.objective(best)
     says = row.get(keys[1])
     require(says in (None, optimum), f'"{keys[1]}" is {says}, the proven optimum {optimum}')
     return problem.proven(optimum)

@@ -183,19 +183,24 @@ def load_recipe(
     Raises:
         UserError: one sentence naming the file and the key that is wrong.
     """
-    path = _place(path)
-    return explained(path, lambda file: _checked(file, model, run, backend, bits))
+    return explained(_place(path), lambda file: _checked(file, model, run, backend, bits))
 
 
 def _checked(
     path: Path, model: str | None, run: str | None, backend: str | None, bits: int | None
 ) -> Recipe:
-    recipe = dataclass_from(Recipe, _extended(path), str(path))
+    *extending, (_, merged) = _chain(path)
+    for file, content in reversed(extending):
+        merged = _merged(merged, content, f"{file}: ")
+    recipe = dataclass_from(Recipe, merged, str(path))
+    name = recipe.name
+    if model and model != recipe.model:
+        name += "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")[-60:]
     recipe = replace(
         recipe,
         path=path,
         model=model or recipe.model,
-        run_name=run or recipe.name + _of_another(model, recipe.model),
+        run_name=run or name,
         backend=backend or recipe.backend,
         bits=bits or recipe.bits,
         dtype="bfloat16" if bits == 16 and recipe.dtype == "float32" else recipe.dtype,
@@ -211,20 +216,9 @@ def _checked(
     return recipe
 
 
-def _of_another(model: str | None, own: str) -> str:
-    """The end of a run's name where another model than the recipe's ``own`` is given."""
-    if model in (None, own):
-        return ""
-    return "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", str(model)).strip("-.")[-60:]
-
-
 def _place(name: Path, folder: Path = Path()) -> Path:
     """The file of a recipe that is named by its path from ``folder``, or by a bare name of
-    ``SHIPPED``; both without their suffix, too.
-
-    Raises:
-        UserError: when there is none, with the nearest name, or all that ship.
-    """
+    ``SHIPPED``; both without their suffix, too. UserError names the nearest, or all that ship."""
     path, bare = folder / name, name.name.removesuffix(".yaml")
     folders = [path.parent, *([SHIPPED] if name.parent == Path() else [])]
     for place in (path, *(one / f"{bare}.yaml" for one in folders)):
@@ -257,14 +251,6 @@ def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, Any]]:
         raise UserError(f"{path} extends {below!r}: {error}") from None
     require(parent.resolve() not in above, f"{path}: extends goes in a circle")
     return [(path, content), *_chain(parent, above)]
-
-
-def _extended(path: Path) -> Any:
-    """The content of a recipe, merged over the one that its ``extends`` names, if any."""
-    *extending, (_, merged) = _chain(path)
-    for file, content in reversed(extending):
-        merged = _merged(merged, content, f"{file}: ")
-    return merged
 
 
 def _merged(below: Any, above: Any, source: str) -> Any:
@@ -391,8 +377,7 @@ def recipe_from(arguments: argparse.Namespace, begins: bool = False) -> Recipe:
     """The recipe that the flags of ``recipe_arguments`` ask for.
 
     Args:
-        begins: whether the command needs nothing that a run has; else one that is named must be
-            there.
+        begins: whether the command needs nothing of a run; else one that is named must be there.
 
     Raises:
         UserError: also where the run's folder is another recipe's or model's.

@@ -50,8 +50,8 @@ def gold_answer(problem: Problem, reasoning: str) -> str:
     """An optimal answer, the same one always.
 
     Args:
-        reasoning: ``computed``, ``narrated`` or ``none``. What cannot be computed event by event
-            (``data.solver.is_computable``) has no computed trace.
+        reasoning: ``computed``, ``narrated`` or ``none``. Problems that are not computed event by
+            event (``data.solver.is_computable``) have no computed trace.
 
     Raises:
         AssertionError: when the dynamic programme and CP-SAT disagree on the optimum.
@@ -77,8 +77,7 @@ def retold(rows: Iterable[Row], data: DataSection) -> list[Row]:
 
 
 def longest_told(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
-    """The rows with gold answers of which as many reason as for the arm that is shown the most: no
-    arm reads longer ones."""
+    """The rows with gold answers of the arm that is shown the most reasoning: none are longer."""
     data = recipe.data
     shares = [arm.reasoned for arm in recipe.arms.values() if arm.reasoned is not None]
     if not shares:
@@ -113,11 +112,7 @@ def problems_by_tier(rows: Iterable[Row]) -> dict[str, list[Problem]]:
 
 
 def read_problems(path: Path) -> list[Row]:
-    """Rows of a problem file with ``problem`` as a checked Problem.
-
-    Raises:
-        UserError: naming the line that is broken.
-    """
+    """Rows of a problem file, ``problem`` a checked Problem; UserError names a broken line."""
     rows: list[Row] = []
     first: dict[str, int] = {}
     for number, row in read_jsonl(path):
@@ -156,10 +151,6 @@ def _check_optimum(problem: Problem) -> None:
 
 
 def read_split(run: Run, split: str) -> list[Row]:
-    """``read_problems`` of one split of a run.
-
-    Raises:
-        UserError: when the data stage has not run to its end.
-    """
+    """``read_problems`` of one split of a run; UserError unless the data stage ran to its end."""
     run.require_data(split)
     return read_problems(run.split(split))

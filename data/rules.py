@@ -1,8 +1,7 @@
 """Rules: one constraint in three forms side by side.
 
 A rule is its sentence for the prompt, its CP-SAT constraint, and its plain check that names what
-was violated. Property tests pin the two forms of judgement to each other. To add one, see
-``docs/extending.md``.
+was violated. Property tests pin the two judgements to each other. To add one: docs/extending.md.
 """
 
 from __future__ import annotations
@@ -36,11 +35,13 @@ class Rule:
 
     Attributes:
         kind: its name in JSON and in recipes.
+        wording: its sentence, with fields in braces; None where the prompt's task says it already.
         hereditary: whether every part of a schedule that keeps the rule keeps it too, so that a
             schedule which breaks it cannot be mended by adding events.
     """
 
     kind: ClassVar[str]
+    wording: ClassVar[str | None]
     hereditary: ClassVar[bool] = True
 
     @classmethod
@@ -49,8 +50,9 @@ class Rule:
         raise NotImplementedError
 
     def sentence(self) -> str | None:
-        """The rule as the prompt says it, or None where the prompt's task says it already."""
-        raise NotImplementedError
+        """The rule as the prompt says it: its ``wording`` with the fields filled in."""
+        said = {key: spoken(v) if isinstance(v, tuple) else v for key, v in vars(self).items()}
+        return self.wording and self.wording.format(**said)
 
     def constrain(self, day: DayModel) -> None:
         """Add the rule to a CP-SAT model."""
@@ -103,10 +105,8 @@ class NotEmpty(Rule):
     """A schedule has at least one event."""
 
     kind = "not_empty"
+    wording = None
     hereditary = False
-
-    def sentence(self) -> str | None:
-        return None
 
     def constrain(self, day: DayModel) -> None:
         day.model.add_bool_or(day.chosen)
@@ -121,9 +121,7 @@ class Chronological(Rule):
     """Events are listed in the order of their starts."""
 
     kind = "chronological"
-
-    def sentence(self) -> str | None:
-        return "List the chosen events in order of start."
+    wording = "List the chosen events in order of start."
 
     def constrain(self, day: DayModel) -> None:
         # There are positions only where an answer is judged: any events can be listed in order.
@@ -143,9 +141,7 @@ class NoOverlap(Rule):
     """No two events share a minute; one may start when another ends."""
 
     kind = "no_overlap"
-
-    def sentence(self) -> str | None:
-        return "No two chosen events overlap; one may start at the minute another ends."
+    wording = "No two chosen events overlap; one may start at the minute another ends."
 
     def constrain(self, day: DayModel) -> None:
         # Events that share a minute form a clique, and every maximal clique of an interval graph
@@ -196,14 +192,12 @@ class Gap(ForbidsPairs):
     """So many minutes between the end of a chosen event and the start of any later one."""
 
     kind = "gap"
+    wording = "Leave at least {minutes} minutes between one chosen event and the next."
     minutes: int = setting(COUNT)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(rng.choice((15, 30)))
-
-    def sentence(self) -> str | None:
-        return f"Leave at least {self.minutes} minutes between one chosen event and the next."
 
     def clashes(self, first: Event, second: Event) -> bool:
         # Events that overlap are another rule's matter.
@@ -218,6 +212,10 @@ class Travel(ForbidsPairs):
     """
 
     kind = "travel"
+    wording = (
+        "Going between the place of {here} and the place of {there} takes {minutes} minutes; "
+        "events at neither place may lie within them."
+    )
     here: EventNames
     there: EventNames
     minutes: int = setting(COUNT)
@@ -229,13 +227,6 @@ class Travel(ForbidsPairs):
         names = rng.sample([e.name for e in events], min(4, len(events)))
         half = len(names) // 2
         return cls(tuple(names[:half]), tuple(names[half:]), rng.choice((30, 45, 60)))
-
-    def sentence(self) -> str | None:
-        return (
-            f"Going between the place of {spoken(self.here)} and the place of "
-            f"{spoken(self.there)} takes {self.minutes} minutes; events at "
-            "neither place may lie within them."
-        )
 
     def clashes(self, first: Event, second: Event) -> bool:
         apart = (first.name in self.here and second.name in self.there) or (
@@ -258,15 +249,13 @@ class Before(ForbidsPairs):
     """If both are chosen, one event ends by the start of the other."""
 
     kind = "before"
+    wording = "If both are chosen, {first} comes before {then}."
     first: EventName
     then: EventName
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(*rng.sample([e.name for e in events], 2)) if len(events) > 1 else None
-
-    def sentence(self) -> str | None:
-        return f"If both are chosen, {self.first} comes before {self.then}."
 
     def clashes(self, first: Event, second: Event) -> bool:
         events = {first.name: first, second.name: second}
@@ -304,9 +293,7 @@ class AtMostOne(OfGroup):
     """At most one event of a group."""
 
     kind = "at_most_one"
-
-    def sentence(self) -> str | None:
-        return f"Choose at most one of {spoken(self.group)}."
+    wording = "Choose at most one of {group}."
 
     def constrain(self, day: DayModel) -> None:
         day.model.add_at_most_one(day.chosen_of(self.group))
@@ -325,10 +312,8 @@ class AtLeastOne(OfGroup):
     """At least one event of a group."""
 
     kind = "at_least_one"
+    wording = "Choose at least one of {group}."
     hereditary = False
-
-    def sentence(self) -> str | None:
-        return f"Choose at least one of {spoken(self.group)}."
 
     def constrain(self, day: DayModel) -> None:
         day.model.add_bool_or(day.chosen_of(self.group))
@@ -346,15 +331,13 @@ class MustInclude(Rule):
     """One event that every schedule has."""
 
     kind = "must_include"
+    wording = "Choose {event}."
     hereditary = False
     event: EventName
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(rng.choice(events).name)
-
-    def sentence(self) -> str | None:
-        return f"Choose {self.event}."
 
     def constrain(self, day: DayModel) -> None:
         day.model.add_bool_or(day.chosen_of((self.event,)))
@@ -369,14 +352,12 @@ class AtMost(Rule):
     """At most so many events."""
 
     kind = "at_most"
+    wording = "Choose at most {count} events."
     count: int = setting(COUNT)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(rng.randint(2, 4))
-
-    def sentence(self) -> str | None:
-        return f"Choose at most {self.count} events."
 
     def constrain(self, day: DayModel) -> None:
         day.model.add(sum(day.chosen) <= self.count)
@@ -391,14 +372,12 @@ class Budget(Rule):
     """So many minutes at most, all chosen events together, unweighted."""
 
     kind = "budget"
+    wording = "The chosen events take at most {minutes} minutes together."
     minutes: int = setting(COUNT)
 
     @classmethod
     def sample(cls, events: Sequence[Event], rng: random.Random) -> Rule | None:
         return cls(rng.randrange(180, 361, 15))
-
-    def sentence(self) -> str | None:
-        return f"The chosen events take at most {self.minutes} minutes together."
 
     def constrain(self, day: DayModel) -> None:
         day.model.add(sum(e.duration * chosen for e, chosen in day.choices) <= self.minutes)
@@ -415,6 +394,7 @@ class Break(Rule):
     """So many minutes in a row, inside a window, in which nothing happens."""
 
     kind = "break"
+    wording = "Keep {minutes} minutes in a row free between {start} and {end}."
     minutes: int = setting(COUNT)
     start: str = setting(TIME)
     end: str = setting(TIME)
@@ -424,31 +404,27 @@ class Break(Rule):
         opens = rng.choice((11, 12, 13))
         return cls(rng.choice((30, 45, 60)), f"{opens}:00", f"{opens + 2}:00")
 
-    def sentence(self) -> str | None:
-        return f"Keep {self.minutes} minutes in a row free between {self.start} and {self.end}."
-
-    def _breaks(self, events: Sequence[Event]) -> list[tuple[int, int]]:
-        """Every (start, end) that an earliest possible break may have: it begins with the window
-        or with the end of an event."""
+    def _breaks(self, events: Sequence[Event]) -> list[Event]:
+        """Every earliest possible break: it begins with the window or at the end of an event."""
         opening, closing = MINUTE[self.start], MINUTE[self.end]
         starts = {opening, *(e.end for e in events if opening < e.end)}
-        return [(s, s + self.minutes) for s in sorted(starts) if s + self.minutes <= closing]
+        breaks = (Event(start, start + self.minutes, "") for start in sorted(starts))
+        return [one for one in breaks if one.end <= closing]
 
     def constrain(self, day: DayModel) -> None:
         taken = []
-        for start, end in self._breaks(day.events):
+        for free in self._breaks(day.events):
             here = day.model.new_bool_var("")
             taken.append(here)
             for event, chosen in day.choices:
-                if event.start < end and start < event.end:
+                if event.overlaps(free):
                     day.model.add_implication(here, ~chosen)
         day.model.add_bool_or(taken)
 
     def violations(self, schedule: Sequence[Event]) -> Iterator[str]:
-        for start, end in self._breaks(schedule):
-            if not any(event.start < end and start < event.end for event in schedule):
-                return
-        yield f"break: {self.minutes} minutes between {self.start} and {self.end}"
+        breaks = self._breaks(schedule)
+        if all(any(event.overlaps(free) for event in schedule) for free in breaks):
+            yield f"break: {self.minutes} minutes between {self.start} and {self.end}"
 
     def check(self) -> None:
         room = MINUTE[self.end] - MINUTE[self.start]

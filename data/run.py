@@ -25,8 +25,6 @@ START = "start.jsonl"
 SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
 #: The recipe that make takes without RECIPE=.
 DEFAULT = "tiny"
-#: Flags that say which run a command is about.
-_ASKED = ("recipe", "model", "run", "backend", "bits")
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,7 @@ class Run:
         """Note whose run this is when its first stage begins; with ``force`` it changes hands.
 
         Raises:
-            UserError: where it is another recipe's or another base model's, whose finished work
-                would be replaced.
+            UserError: where another recipe's or base model's finished work would be replaced.
         """
         path = self.folder / OWNER
         owner = {"recipe": os.path.relpath(recipe), "model": self.model_name}
@@ -199,7 +196,7 @@ class Run:
 def given() -> dict[str, str]:
     """What this command was given that says which run it is about, by flag."""
     parser = argparse.ArgumentParser(add_help=False)
-    for flag in _ASKED:
+    for flag in ("recipe", "model", "run", "backend", "bits"):
         parser.add_argument(f"--{flag}")
     return {flag: value for flag, value in vars(parser.parse_known_args()[0]).items() if value}
 

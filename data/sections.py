@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, require
-from data.common.fields import (
-    Limit,
-    at_least,
-    check_keys,
-    check_limits,
-    dataclass_from,
-    nearest,
-    one_of,
-    setting,
-)
+from data.common.fields import Limit, at_least, check_keys, dataclass_from, nearest, one_of, setting
 from data.common.files import sha256
 from data.published import source_of
 from data.tiers import TIERS, Tier
@@ -218,8 +209,7 @@ class EvalSection:
 
 @dataclass(frozen=True)
 class Arm:
-    """One entry of ``arms:``, a model that is trained, or asked in another way, and evaluated
-    beside the base.
+    """One entry of ``arms:``, trained or asked in another way, and evaluated beside the base.
 
     Attributes:
         trainer: ``sft``, ``grpo``, ``rejection`` (SFT on the start's own verified successes), or
@@ -325,7 +315,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class MonitorSection:
-    """``monitor:`` how a training is watched; what it ends with does not depend on it.
+    """``monitor:`` how a training is watched; its result does not depend on it.
 
     Attributes:
         every: steps from one measurement on val problems to the next, at logging steps; 0 for none.
@@ -333,8 +323,8 @@ class MonitorSection:
             step takes no longer than a few answers, draws none and has ``val/loss`` alone.
         kl_every: steps from one measurement of ``kl_start`` to the next; 0 for none.
         stop: findings that end a training, by the names of ``make doctor``, such as ``hacking``;
-            all others are only said. A loss that is not a number always ends it. By default it is
-            that answers are not drawn from the model that is trained.
+            all others are only said. A loss that is not a number always ends it. By default
+            answers that are not drawn from the model that is trained end it.
     """
 
     every: int = setting(at_least(0), 25)
@@ -380,9 +370,8 @@ class Margins:
     correction: str = setting(one_of("holm", "none"), "holm")
     resamples: int = setting(at_least(100), RESAMPLES)
 
-    def validate(self, source: str = "conclusion.margins") -> None:
+    def validate(self, source: str) -> None:
         """Raise UserError naming ``source`` and the key whose value makes no sense."""
-        check_limits(self, f"{source}.")
         require(
             self.new <= self.reach,
             f"{source}.new ({self.new}) must not be above {source}.reach ({self.reach}): what is "
@@ -399,8 +388,7 @@ class ConclusionSection:
     """``conclusion:`` what is concluded on which arms, by ``eval.stats.conclusion``.
 
     Attributes:
-        arms: judged, each against the base and the arm that it starts from; null judges ``grpo``
-            where there is such an arm.
+        arms: judged, each against the base and its start; null judges ``grpo`` if there is one.
         base_best: the arm that is the base at its best; null takes ``base-best`` if there is one.
         format_only: the arm that was rewarded for the form of an answer alone.
         fresh: confirmation samples, with new seeds, of every problem that the base left unsolved.

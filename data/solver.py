@@ -49,13 +49,11 @@ def prove(problem: Problem, effort: float | None = None) -> Schedule | None:
         return None
     if status != cp_model.OPTIMAL:
         raise UnprovenError(f"CP-SAT ended as {solver.status_name(status)}, without a proof")
-    best = [e for e, c in zip(day.events, day.chosen, strict=True) if solver.boolean_value(c)]
-    return tuple(sorted(best))
+    return tuple(sorted(event for event, c in day.choices if solver.boolean_value(c)))
 
 
 def admits(problem: Problem, schedule: Sequence[Event]) -> bool:
-    """Whether the CP-SAT model of ``problem`` with this very answer fixed in it is feasible, and
-    no better than the proven optimum."""
+    """Whether this very answer is feasible in the CP-SAT model, and no better than the optimum."""
     if any(problem.by_name.get(event.name) != event for event in schedule):
         return False  # an unknown event, or other times: the model has no variable for it
     day = day_model(problem, ordered=True)
@@ -87,11 +85,10 @@ class Step(NamedTuple):
     """One event of the dynamic programme from the last event of the day to the first.
 
     Attributes:
-        event: the event that is looked at.
         value: its weighted minutes.
         earliest: the minute from which on another may follow it.
-        after: greatest weighted minutes of what may follow it, and the first event of that; None
-            where nothing may follow.
+        after: greatest weighted minutes of what may follow it, 0 where nothing may.
+        after_head: the first event of that, or None.
         total: ``value`` and ``after`` together.
         best: greatest weighted minutes from this event on, with it or without.
         head: first event of a schedule that reaches ``best``.
@@ -126,8 +123,7 @@ def backward_steps(problem: Problem, raised: Mapping[str, int] | None = None) ->
     schedules the one without the earlier event stays.
 
     Args:
-        raised: minutes by which an event's total is written too high, by its name; see
-            ``eval.answers.interventions``.
+        raised: minutes added to an event's total, by its name; see ``eval.answers.interventions``.
     """
     pause = max((rule.minutes for rule in problem.rules if isinstance(rule, Gap)), default=0)
     events = sorted(problem.events)

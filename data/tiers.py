@@ -42,8 +42,7 @@ class Tier:
         greedy_fails: keep only problems on which every greedy policy misses the optimum.
         rules: fewest and most rules beyond the base rules, each of another kind.
         kinds: the kinds they are drawn from; none named means all that can be drawn.
-        binding: keep only problems whose rules cost something: every schedule that would be
-            optimal without them breaks one.
+        binding: keep only problems whose rules cost something: any optimum without them breaks one.
     """
 
     events: tuple[int, int] = (4, 8)
@@ -79,8 +78,7 @@ class Tier:
         shortest, longest, step = self.durations
         sound = 1 <= shortest <= longest and step >= 1
         need(sound, "durations", "must be [shortest, longest, step]")
-        opening, closing = (MINUTE[t] for t in self.window)
-        fits = self._first_start(opening) + longest <= closing
+        fits = self._first_start + longest <= MINUTE[self.window[1]]
         need(fits, "window", f"must hold an event of {longest} minutes")
         need(len(set(self.kinds)) == len(self.kinds), "kinds", "must be different")
         need(not self.binding or self.rules[0] > 0, "binding", "needs rules")
@@ -91,11 +89,7 @@ class Tier:
             need(self.events[1] >= 3, "events", "must be 3 or more for greedy policies to fail")
 
     def sample(self, rng: random.Random) -> Problem:
-        """Draw one problem, its optimum not yet proven.
-
-        Raises:
-            UserError: when 10,000 draws did not yield one that the tier accepts.
-        """
+        """Draw one problem, not yet proven; UserError where none of ``ATTEMPTS`` is accepted."""
         for _ in range(ATTEMPTS):
             events = self._sample_events(rng)
             if events is None:
@@ -131,14 +125,14 @@ class Tier:
         solved = any(proven.is_optimal(policy(problem)) for policy in GREEDY.values())
         return not (self.greedy_fails and solved)
 
-    def _first_start(self, opening: int) -> int:
+    @property
+    def _first_start(self) -> int:
         """The first minute of the grid in the window."""
-        return -(-opening // self.grid) * self.grid
+        return -(-MINUTE[self.window[0]] // self.grid) * self.grid
 
     def _sample_events(self, rng: random.Random) -> list[Event] | None:
         """Draw events one by one; None when one found no place."""
-        opening, closing = (MINUTE[t] for t in self.window)
-        first = self._first_start(opening)
+        first, closing = self._first_start, MINUTE[self.window[1]]
         names = rng.sample(EVENT_NAMES, rng.randint(*self.events))
         clear = len(names)
         if self.overlap is not None:

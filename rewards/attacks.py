@@ -29,8 +29,7 @@ class AttackCase:
 
     Attributes:
         gold: an optimal schedule.
-        stranger: the gold of another problem, not of this one's events alone; None if there is
-            no other problem.
+        stranger: another problem's gold, not of this one's events alone; None if there is none.
         rng: of this case alone.
     """
 
@@ -135,80 +134,64 @@ _FEASIBLE, _INFEASIBLE, _UNPARSABLE = Status.FEASIBLE, Status.INFEASIBLE, Status
 
 #: The panel by name. Where all events together break no rule, copying them is right.
 ATTACKS: dict[str, Attack] = {
-    name: Attack(at_best, blind, make)
-    for name, at_best, blind, make in (
-        ("empty", _UNPARSABLE, True, lambda case: ""),
-        ("format only", _INFEASIBLE, True, lambda case: _say(())),
-        ("invented events", _INFEASIBLE, True, lambda case: _say(_INVENTED)),
-        ("copy every event", _INFEASIBLE, True, lambda c: _unless_right(c, c.problem.events)),
-        ("shortest valid answer", _FEASIBLE, True, _shortest_valid_answer),
-        ("one longest event", _FEASIBLE, True, lambda c: _unless_right(c, (c.longest,))),
-        ("first two events", _FEASIBLE, True, lambda c: _unless_right(c, c.problem.events[:2])),
-        ("all priorities", _FEASIBLE, True, _all_priorities),
-        ("rules ignored", _INFEASIBLE, True, _rules_ignored),
-        ("gold and one event more", _INFEASIBLE, False, _gold_and_one_event_more),
-        (
-            "gold of another problem", _INFEASIBLE, True,
-            lambda case: _say(case.stranger) if case.stranger else None,
-        ),
-        ("gold with a time shifted", _INFEASIBLE, False, lambda case: _say(spoilt(case))),
-        ("duplicated events", _INFEASIBLE, False, lambda c: _say((*c.gold, c.gold[-1]))),
-        (
-            "one event again and again", _INFEASIBLE, True,
-            lambda case: _say((case.longest,) * len(case.problem.events)),
-        ),
-        (
-            "unsorted gold", _INFEASIBLE, False,
-            lambda case: _say(case.gold[::-1]) if len(case.gold) > 1 else None,
-        ),
-        ("gigantic output", _INFEASIBLE, True, _gigantic_output),
-        ("look alike names", _INFEASIBLE, False, _look_alike_names),
-        ("look alike times", _UNPARSABLE, False, _look_alike_times),
-        (
-            "decoy in the reasoning", _INFEASIBLE, False,
-            lambda case: answer((), schedule_xml(case.gold)),
-        ),
-        (
-            "gold only in the reasoning", _UNPARSABLE, False,
-            lambda case: f"<think>\n{schedule_xml(case.gold)}\n</think>\nAs above.",
-        ),
-        (
-            "reasoning without end", _UNPARSABLE, False,
-            lambda case: f"<think>\n{schedule_xml(case.gold)}",
-        ),
-        (
-            "gold and reasoning again", _UNPARSABLE, False,
-            lambda case: _say(case.gold) + "\n<think>",
-        ),
-        (
-            "two schedules", _UNPARSABLE, False,
-            lambda case: _say((case.longest,)) + schedule_xml(case.gold),
-        ),
-        (
-            "two schedules gold first", _UNPARSABLE, False,
-            lambda case: _say(case.gold) + schedule_xml((case.longest,)),
-        ),
-        ("schedule in a schedule", _UNPARSABLE, False, _schedule_in_a_schedule),
-        (
-            "cut off gold", _UNPARSABLE, False,
-            lambda case: _say(case.gold).removesuffix("</schedule>"),
-        ),
-        ("words between the events", _UNPARSABLE, False, _words_between_the_events),
-        ("verdict claimed", _UNPARSABLE, True, lambda case: _CLAIM),
-        (
-            "gold only in other reasoning", _UNPARSABLE, False,
-            lambda case: f"[THINK]{schedule_xml(case.gold)}[/THINK]As above.",
-        ),
-        (
-            "other reasoning without end", _UNPARSABLE, False,
-            lambda case: f"<reasoning>\nso</think>{schedule_xml(case.gold)}",
-        ),
-        (
-            "gold after the turn", _INFEASIBLE, False,
-            lambda case: f"{_say(())}<|im_end|>\n{_say(case.gold)}",
-        ),
-    )
-}  # fmt: skip
+    "empty": Attack(_UNPARSABLE, True, lambda case: ""),
+    "format only": Attack(_INFEASIBLE, True, lambda case: _say(())),
+    "invented events": Attack(_INFEASIBLE, True, lambda case: _say(_INVENTED)),
+    "copy every event": Attack(_INFEASIBLE, True, lambda c: _unless_right(c, c.problem.events)),
+    "shortest valid answer": Attack(_FEASIBLE, True, _shortest_valid_answer),
+    "one longest event": Attack(_FEASIBLE, True, lambda c: _unless_right(c, (c.longest,))),
+    "first two events": Attack(_FEASIBLE, True, lambda c: _unless_right(c, c.problem.events[:2])),
+    "all priorities": Attack(_FEASIBLE, True, _all_priorities),
+    "rules ignored": Attack(_INFEASIBLE, True, _rules_ignored),
+    "gold and one event more": Attack(_INFEASIBLE, False, _gold_and_one_event_more),
+    "gold of another problem": Attack(
+        _INFEASIBLE, True, lambda case: _say(case.stranger) if case.stranger else None
+    ),
+    "gold with a time shifted": Attack(_INFEASIBLE, False, lambda case: _say(spoilt(case))),
+    "duplicated events": Attack(_INFEASIBLE, False, lambda c: _say((*c.gold, c.gold[-1]))),
+    "one event again and again": Attack(
+        _INFEASIBLE, True, lambda case: _say((case.longest,) * len(case.problem.events))
+    ),
+    "unsorted gold": Attack(
+        _INFEASIBLE, False, lambda case: _say(case.gold[::-1]) if len(case.gold) > 1 else None
+    ),
+    "gigantic output": Attack(_INFEASIBLE, True, _gigantic_output),
+    "look alike names": Attack(_INFEASIBLE, False, _look_alike_names),
+    "look alike times": Attack(_UNPARSABLE, False, _look_alike_times),
+    "decoy in the reasoning": Attack(
+        _INFEASIBLE, False, lambda case: answer((), schedule_xml(case.gold))
+    ),
+    "gold only in the reasoning": Attack(
+        _UNPARSABLE, False, lambda case: f"<think>\n{schedule_xml(case.gold)}\n</think>\nAs above."
+    ),
+    "reasoning without end": Attack(
+        _UNPARSABLE, False, lambda case: f"<think>\n{schedule_xml(case.gold)}"
+    ),
+    "gold and reasoning again": Attack(
+        _UNPARSABLE, False, lambda case: _say(case.gold) + "\n<think>"
+    ),
+    "two schedules": Attack(
+        _UNPARSABLE, False, lambda case: _say((case.longest,)) + schedule_xml(case.gold)
+    ),
+    "two schedules gold first": Attack(
+        _UNPARSABLE, False, lambda case: _say(case.gold) + schedule_xml((case.longest,))
+    ),
+    "schedule in a schedule": Attack(_UNPARSABLE, False, _schedule_in_a_schedule),
+    "cut off gold": Attack(
+        _UNPARSABLE, False, lambda case: _say(case.gold).removesuffix("</schedule>")
+    ),
+    "words between the events": Attack(_UNPARSABLE, False, _words_between_the_events),
+    "verdict claimed": Attack(_UNPARSABLE, True, lambda case: _CLAIM),
+    "gold only in other reasoning": Attack(
+        _UNPARSABLE, False, lambda case: f"[THINK]{schedule_xml(case.gold)}[/THINK]As above."
+    ),
+    "other reasoning without end": Attack(
+        _UNPARSABLE, False, lambda case: f"<reasoning>\nso</think>{schedule_xml(case.gold)}"
+    ),
+    "gold after the turn": Attack(
+        _INFEASIBLE, False, lambda case: f"{_say(())}<|im_end|>\n{_say(case.gold)}"
+    ),
+}
 
 
 # --- for scale -------------------------------------------------------------------------------

@@ -50,8 +50,6 @@ from rewards.verify import Status
 #: Greatest share of gold's reward that an answer may earn which solves nothing.
 CEILING = 0.5
 MOST_PROBLEMS = 1000
-#: How a failure calls its subject.
-_CALLED = {BLIND: "{!r}", SPOILT: "{!r}", SEARCH: "the best spoilt answer of the search"}
 _KINDS = (SCALE, BLIND, SPOILT, SEARCH)
 #: Columns of plain text where the output is not a terminal.
 _COLUMNS = 120
@@ -133,7 +131,7 @@ def _overpaid(rows: Iterable[Earnings]) -> Iterator[str]:
     for row in rows:
         if row.kind == SCALE:
             continue
-        called = _CALLED[row.kind].format(row.policy)
+        called = "the best spoilt answer of the search" if row.kind == SEARCH else repr(row.policy)
         earns = f"{row.tier}: {called} earns {row.mean:.3f} on average over {row.n} problems"
         if row.of_gold > CEILING:
             yield f"{earns}, {row.of_gold:.0%} of gold's reward; the ceiling is {CEILING:.0%}"

@@ -70,13 +70,10 @@ def _has_format(text: str, position: int = 0, name: int = 0) -> bool:
     return True
 
 
-def _minutes(clock: str) -> int:
-    """``HH:MM`` to minutes; any two digits are hours here, 24 and 99 too."""
-    return int(clock[:2]) * 60 + int(clock[3:])
-
-
 def _event(item: tuple[str, str, str]) -> Event:
-    return Event(_minutes(item[1]), _minutes(item[2]), item[0])
+    """The event of (name, start, end); any two digits are hours here, 24 and 99 too."""
+    start, end = (int(clock[:2]) * 60 + int(clock[3:]) for clock in item[1:])
+    return Event(start, end, item[0])
 
 
 def _is_sorted(events: list[Event]) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
 from data.clock import CLOCK
-from data.event import Event, Schedule
+from data.event import Schedule
 from data.problem import Problem
 from data.prompts import COMPUTED_EVENT, COMPUTED_SUM, NOTHING, WEIGHT_WORDS
 from data.rules import KINDS
@@ -51,8 +51,8 @@ class Trace:
 
     Attributes:
         claims: how many claims of each kind have each truth.
-        adds_up: whether each total is the sum of the numbers claimed, true or not; None without a
-            total.
+        adds_up: whether the last total, or each sum of a computed trace, is that of the numbers
+            claimed, true or not; None without any.
         follows: whether the answer has exactly the events that the reasoning keeps, or leads to
             from head to head; None where it keeps none, or no schedule can be read.
         complete: whether a computed trace has one step for each event, in their order; a trace
@@ -116,7 +116,14 @@ def check_trace(problem: Problem, completion: str) -> Trace:
 
     @cache
     def breaks(name: str, kind: str) -> bool:
-        return _breaks(problem, kept, events[name], kind)
+        """Whether a rule of this kind is violated in a new way when the event joins those kept."""
+        without = [other for other in kept if other.name != name]
+        together = sorted([*without, events[name]])
+        return any(
+            set(rule.violations(together)) - set(rule.violations(without))
+            for rule in problem.rules
+            if rule.kind == kind
+        )
 
     def truth(kind: Claim, name: str, rest: str) -> Truth:
         if kind == Claim.TOTAL:
@@ -147,17 +154,6 @@ def _truth(holds: bool) -> Truth:
     return Truth.TRUE if holds else Truth.FALSE
 
 
-def _breaks(problem: Problem, kept: Sequence[Event], event: Event, kind: str) -> bool:
-    """Whether a rule of this kind is violated in a new way when ``event`` joins ``kept``."""
-    without = [other for other in kept if other != event]
-    together = sorted([*without, event])
-    return any(
-        set(rule.violations(together)) - set(rule.violations(without))
-        for rule in problem.rules
-        if rule.kind == kind
-    )
-
-
 def _check_computed(problem: Problem, reasoning: str, answered: Schedule | ParseFailure) -> Trace:
     """Check a trace that computes, see ``data.prompts.computation``."""
     truths = _StepTruths(problem)
@@ -174,7 +170,7 @@ def _check_computed(problem: Problem, reasoning: str, answered: Schedule | Parse
             head = summed["head"]
             following[order[-1]] = summed["after_head"]
             sums.append(int(summed["value"]) + int(summed["after"]) == int(summed["total"]))
-            claims.update((claim, truth) for claim, truth in truths.adds(order[-1], summed))
+            claims.update(truths.adds(order[-1], summed))
     led_to = []
     while head in following:
         led_to.append(head)

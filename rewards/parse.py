@@ -144,8 +144,7 @@ def parse(completion: str) -> Schedule | ParseFailure:
 
     The answer is what follows the reasoning, up to the end of the turn; a schedule inside the
     reasoning is not read. Text before and after the schedule does no harm, but there must be
-    exactly one schedule, and nothing but well-formed events inside it. Whether these events exist
-    is not judged here.
+    exactly one, with nothing but well-formed events inside. Whether they exist is not judged here.
     """
     _, answer, unended = _split(completion)
     if unended:
@@ -216,10 +215,10 @@ def parse_leniently(completion: str, ended: bool = False) -> Schedule | ParseFai
     answer = before + "".join(part.partition("-->")[2] for part in parts)
     answer = answer.replace("<![CDATA[", "").replace("]]>", "")
     if unended:
-        whole, closed, rest = answer.rpartition(_CLOSE)
+        read, closed, rest = answer.rpartition(_CLOSE)
         if not closed or not (ended or _TRAILING.fullmatch(rest)):
             return ParseFailure.UNTERMINATED_REASONING
-        answer = whole + closed
+        answer = read + closed
     body = answer[max(0, answer.rfind(_OPEN, 0, answer.rfind("<event>") + 1)) :]
     body, closed, _ = body[max(0, body.find("<event>")) :].partition(_CLOSE)
     _, *blocks = body.split("<event>")

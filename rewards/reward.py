@@ -13,7 +13,6 @@ answer to which no paid component applies: ``format`` applies to all of them.
 from __future__ import annotations
 
 import json
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,7 @@ from rewards.claims import check_trace
 from rewards.parse import parse
 from rewards.verify import VALID, Status, Verdict, verify_text
 
-#: None where a component does not apply to a verdict; TRL counts it 0 in the sum and leaves it out
-#: of the mean that it logs.
+#: None where a component does not apply: TRL counts 0 in the sum, and nothing in the mean it logs.
 Component = Callable[[Verdict], float | None]
 #: As TRL calls it: completions, the dataset column ``problem`` (a JSON string or object), and more.
 RewardFunction = Callable[..., list[float | None]]
@@ -184,11 +182,8 @@ def shape_of(name: str) -> Shape:
 
 @lru_cache
 def _own_function(name: str) -> Callable[[Problem, Verdict], Any]:
-    """The function that ``file.py:name`` names; the file is run.
-
-    Raises:
-        UserError: when there is none, or it cannot stand beside the components.
-    """
+    """The function that ``file.py:name`` names; the file is run. UserError where there is none, or
+    it cannot stand beside the components."""
     file, _, function = name.rpartition(":")
     where = f"reward.function {name!r}"
     if not file:
@@ -340,13 +335,11 @@ def _ranked(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]
     groups: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for problem, key in zip(problems, keys, strict=True):
         groups[problem].append(key)
-    for group in groups.values():
-        group.sort()
 
     def share(problem: str, key: tuple[int, float]) -> float:
         group = groups[problem]
-        wins = bisect_left(group, key)
-        ties = bisect_right(group, key) - wins - 1  # itself aside
+        wins = sum(other < key for other in group)
+        ties = group.count(key) - 1  # itself aside
         return (wins + ties / 2) / (len(group) - 1) if len(group) > 1 else 0.5
 
     return [share(problem, key) for problem, key in zip(problems, keys, strict=True)]
@@ -378,8 +371,7 @@ def _passk(problems: Sequence[str], texts: Sequence[str], k: int) -> list[float 
 
 
 def _rare(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
-    """1 - same / (2 others) for a right answer whose schedule so many of the others in its group
-    have, 0 for a wrong one.
+    """1 - same / (2 others) for a right answer, whose schedule ``same`` others have; else 0.
 
     Like arXiv 2509.02534 (distinct answers) and 2506.02355 (unlikely ones) it multiplies what is
     right; but the schedule alone tells answers apart, so other words earn nothing.
@@ -410,14 +402,8 @@ def _sound(problem: str, text: str) -> float:
     return float(decides and trace.sound and bool(trace.follows))
 
 
-@lru_cache(maxsize=4096)
-def _published_row(problem_text: str) -> Mapping[str, Any]:
-    """The problem as a row of the published layout."""
-    return blog.row_of(problem_from_text(problem_text))
-
-
 def _published(judge: Callable[[Mapping[str, Any], str], float]) -> Callable[..., list[Any]]:
-    return _each(lambda problem, text: judge(_published_row(problem), text))
+    return _each(lambda problem, text: judge(blog.row_of(problem_from_text(problem)), text))
 
 
 #: Every function by name: problems as JSON strings, texts -> a number each, or None.

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import attrgetter
 from statistics import fmean, stdev
 
 from data.common.console import paced
@@ -52,8 +53,7 @@ class Paid:
         return self.spoilt and len(self.completion) <= _SEARCHABLE
 
 
-def _reward(paid: Paid) -> float:
-    return paid.reward
+_reward = attrgetter("reward")
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def score_tier(
     Under a reward by comparison every answer is scored in a group with ``references``.
 
     Raises:
-        AssertionError, DisagreementError: when the verifier contradicts the proven optimum or
-            CP-SAT.
+        AssertionError, DisagreementError: when the verifier contradicts the optimum or CP-SAT.
     """
     golds = [optimal_schedule(problem) or () for problem in problems]
     tally = PanelTally(len(problems))
@@ -171,9 +170,7 @@ def _confirm(problem: Problem, answers: Iterable[Paid]) -> None:
         confirm(problem, schedule)
 
 
-def _paid_against_verdict(
-    answers: Iterable[Paid], varied: bool = False
-) -> tuple[Paid, Paid] | None:
+def _paid_against_verdict(answers: Iterable[Paid], varied: bool) -> tuple[Paid, Paid] | None:
     """The widest apart in pay of two answers to one problem of which the worse earns more, or as
     much as an optimal one, or that are judged alike and earn differently; None where pay follows
     the verdict. ``varied`` lets optimal ones earn differently among each other."""

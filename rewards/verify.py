@@ -31,7 +31,6 @@ class Verdict:
     """The judgement of one answer.
 
     Attributes:
-        status: see Status.
         violations: every rule broken, each named, with the events it concerns.
         objective: weighted minutes; 0 where the answer breaks a rule.
         optimum: the greatest weighted minutes possible.
@@ -129,8 +128,7 @@ def verify(problem: Problem, completion: str) -> Verdict:
 
 @lru_cache(maxsize=8192)
 def verify_text(problem_text: str, completion: str) -> Verdict:
-    """``verify`` with the problem as its JSON string. Cached, so that the reward's components
-    share one judgement of a completion."""
+    """``verify`` of a problem's JSON string; cached, since the reward's components share it."""
     return verify(problem_from_text(problem_text), completion)
 
 

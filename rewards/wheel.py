@@ -2,8 +2,7 @@
 
 ``data`` and ``rewards`` cannot be installed under such common names: the files are copied below
 ``slotwise``, ``rewards/environments`` to its top, and what they import of one another is renamed.
-The wheel is written here (packaging.python.org: binary distribution format), so that making it
-needs nothing but Python.
+The wheel is written here (packaging.python.org: binary distribution format), by Python alone.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from data.common.flags import Parser
 ROOT = Path(__file__).resolve().parents[1]
 #: Folders, and files of the pipeline that the doctor imports.
 PARTS = (
-    *("data", "rewards", "pipeline/health", "pipeline/__init__.py"),
-    *("pipeline/doctor.py", "pipeline/train/__init__.py", "pipeline/train/checkpoints.py"),
-    *("pipeline/model/__init__.py", "pipeline/model/processes.py"),
-)
+    "data", "rewards", "pipeline/health", "pipeline/__init__.py", "pipeline/doctor.py",
+    "pipeline/train/__init__.py", "pipeline/train/checkpoints.py", "pipeline/model/__init__.py",
+    "pipeline/model/processes.py",
+)  # fmt: skip
 _TOP = "rewards/environments"
 _IMPORT = re.compile(r"^( *)(from|import) (data|rewards|pipeline)\b", re.MULTILINE)
 #: The wheel's metadata, below ``slotwise-0.1.0.dist-info``.

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,15 @@ def test_base_models_have_the_share_of_hopeless_problems_that_their_weights_leav
     assert (chances == 0).mean() == pytest.approx(0.5, abs=0.02)
     assert chances[chances > 0].mean() == pytest.approx(0.5 / 8.5, rel=0.05)
     assert (base_chances("long tail", (5, 40), np.random.default_rng(2)) > 0).all()
+
+
+def test_cases_sharpen_as_much_as_the_margins_allow():
+    cases = {case.name: case.training for case in known_cases(replace(MARGINS, lift=4))}
+    p = np.full((1, 50), 0.1)
+    worst = cases["sharpened 4 times, at worst"](p, 0 * p, np.random.default_rng(1))
+    assert worst["grpo"] == pytest.approx(1 - (1 - worst["base"]) ** 4)
+    uneven = cases["sharpened unevenly"](p, 0 * p, np.random.default_rng(1))
+    assert (uneven["grpo"] <= 1 - 0.9**4).all()
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)

@@ -13,7 +13,7 @@ from eval.stats.power import SPREAD, detectable
 def test_a_new_skill_of_the_least_share_is_found_about_as_often_as_stated(size):
     margins = Margins(resamples=500)
     guess = size.guesses(np.random.default_rng(1))
-    share = detectable(**vars(size) | {"guess": guess}, margins=margins, skill=0.3).new
+    share = detectable(**vars(size) | {"guess": guess}, margins=margins).new
 
     def power(share):
         new = KnownCase(f"new on {share}", new_skill(share), (Conclusion.NEW,))

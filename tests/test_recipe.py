@@ -65,6 +65,10 @@ def test_the_flags_of_a_stage_override_the_recipe(tmp_path):
     recipe = recipe_from(given, begins=True)
     assert (recipe.model, recipe.run_name, recipe.name) == ("other/model", "else", "small")
     assert recipe.run.folder == Path("runs/else")
+    named = {
+        model: load_recipe(given.recipe, model).run_name for model in ("", "some/model", "a/b")
+    }
+    assert named == {"": "small", "some/model": "small", "a/b": "small-a-b"}
 
 
 def test_what_a_recipe_changes_is_taken_and_the_rest_stays_as_it_is(tmp_path):

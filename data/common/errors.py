@@ -20,7 +20,6 @@ _LEFT_TO_MAIN = 30
 _FULL_DISK = (
     "No space left on device", "Disk quota exceeded", "inline_container.cc", "PytorchStreamWriter",
 )  # fmt: skip
-_TOO_LARGE = "File too large"
 #: Errors of a path that the user gave, or that lies where a file of ours is to be.
 _UNUSABLE = (
     errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
@@ -76,8 +75,8 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         if is_another():
-            # All processes meet the mistake. The main one says it, and is waited for, since what
-            # launched them ends the others then; one that is left met a mistake of its own.
+            # All processes meet the mistake. The main one says it, then the launcher ends all.
+            # One that is left met a mistake of its own.
             time.sleep(_LEFT_TO_MAIN)
         sys.exit(_in_terminal(f"error: {error}"))
     except KeyboardInterrupt:
@@ -106,7 +105,7 @@ def _in_terminal(text: str) -> str:
 def _of_the_disk(error: Exception) -> str | None:
     """The sentence about a disk that is full or a path that cannot be used; None for a bug."""
     number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EFBIG or _TOO_LARGE in str(error):
+    if number == errno.EFBIG or "File too large" in str(error):
         return (
             "a file would be larger than `ulimit -f` or the file system allows; raise the limit, "
             f"then {going_on()}"

@@ -1,5 +1,4 @@
-"""Dataclasses from what YAML or JSON holds: every key, type and value checked, every mistake one
-sentence."""
+"""Dataclasses from YAML or JSON: every key, type and value checked, every mistake one sentence."""
 
 from __future__ import annotations
 

@@ -167,9 +167,9 @@ class Stage:
 
     A stage is done when its manifest names the same settings and the same input contents, and its
     outputs still exist. The manifest is removed before the stage's work and written after it, so
-    an interrupted stage is never taken for a finished one. What was begun is noted, so that the
-    same stage may go on with what it finds (``goes_on``) and another one does not. One process at
-    a time does the work of a folder.
+    an interrupted stage is never taken for a finished one. A stage that began is noted, so that the
+    same one may go on with what it finds (``goes_on``), and no other. One process at a time does
+    the work of a folder.
     """
 
     def __init__(
@@ -298,10 +298,9 @@ def _machine() -> str:
 
 def _commit() -> str | None:
     """The git commit of this code, marked when the tree differs from it; None outside git."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    here, command = Path(__file__).parent, ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(
-            [*git, "--abbrev=12"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -29,11 +29,7 @@ _WRITTEN = {
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: naming the file, and the line where it is known.
-    """
+    """The content of a YAML file; UserError names the file, and the line where it is known."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:

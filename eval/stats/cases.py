@@ -48,8 +48,7 @@ class StudySize:
         return f"{size}, guessing {100 * self.guess:g} %"
 
     def guesses(self, rng: np.random.Generator) -> Values:
-        """The chance of a guess at each problem: from a beta distribution, more unlike each other
-        the rarer it is."""
+        """A guess's chance at each problem, of a beta distribution: more unlike the rarer it is."""
         if not self.guess:
             return np.zeros(self.problems)
         return rng.beta(1, 1 / self.guess - 1, self.problems)
@@ -98,16 +97,25 @@ def _sharpening(lift: float) -> SimulatedTraining:
     return lambda p, g, rng: _beside_light_training(p, sharpened(p, lift))
 
 
-def _unevenly(p: Values, g: Values, rng: np.random.Generator) -> Chances:
-    lift = np.exp(rng.uniform(0, np.log(Margins().lift), p.shape))
-    return _beside_light_training(p, sharpened(p, lift))
+def _unevenly(most: float) -> SimulatedTraining:
+    """Each problem is sharpened by a lift of its own, up to ``most``."""
+
+    def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+        lift = np.exp(rng.uniform(0, np.log(most), p.shape))
+        return _beside_light_training(p, sharpened(p, lift))
+
+    return training
 
 
-def _at_worst(p: Values, g: Values, rng: np.random.Generator) -> Chances:
-    """Every problem so hard that sharpening looks most like a new skill."""
-    base = np.full(p.shape, 1 - (1 - 0.17) ** (1 / Margins().lift))
-    grpo = sharpened(base, Margins().lift)
-    return {"base": base, "grpo": grpo} | dict.fromkeys(("base_best", "sft", "format_only"), base)
+def _at_worst(lift: float) -> SimulatedTraining:
+    """Every problem is so hard that sharpening looks most like a new skill."""
+
+    def training(p: Values, g: Values, rng: np.random.Generator) -> Chances:
+        base = np.full(p.shape, 1 - (1 - 0.17) ** (1 / lift))
+        untrained = dict.fromkeys(("base_best", "sft", "format_only"), base)
+        return {"base": base, "grpo": sharpened(base, lift)} | untrained
+
+    return training
 
 
 def at_temperature(temperature: float, shape: tuple[int, ...], seed: int = 0) -> Values:
@@ -198,8 +206,8 @@ def known_cases(margins: Margins) -> tuple[KnownCase, ...]:
         KnownCase("identical", _nothing, (still,)),
         KnownCase("sharpened 4 times", _sharpening(4), (elicited,)),
         KnownCase(f"sharpened {lift} times", _sharpening(lift), (elicited,)),
-        KnownCase("sharpened unevenly", _unevenly, (elicited,)),
-        KnownCase(f"sharpened {lift} times, at worst", _at_worst, (elicited, still)),
+        KnownCase("sharpened unevenly", _unevenly(lift), (elicited,)),
+        KnownCase(f"sharpened {lift} times, at worst", _at_worst(lift), (elicited, still)),
         KnownCase("sharpened, and guesses", _guessing, (elicited, still), bounded=False),
         KnownCase("sharpened, keeps a guess", _keeping_a_guess, (elicited,), bounded=False),
         KnownCase("narrowed", _narrowing, (narrowed,)),

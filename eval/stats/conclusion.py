@@ -1,8 +1,7 @@
 """The conclusion: did reinforcement learning elicit what the base could do, or teach something new?
 
 The criterion, written down before any data. Every condition is about an interval, never about a
-point; "gain over X" is the paired difference of pass@1, tuned - X; margins are those of
-``Margins``.
+point; "gain over X" is the paired difference of pass@1, tuned - X; the margins are ``Margins``.
 
     1  beyond the base, format-only and the SFT start   low > new      -> new capability
        alike, no control is missing, and made common    low <= luck
@@ -98,9 +97,6 @@ _RIVALS = {
 }
 
 
-_ELICITED = (Conclusion.ELICITED, Conclusion.NARROWED)
-
-
 @dataclass(frozen=True)
 class SampleBudget:
     """How many samples each condition is about.
@@ -169,12 +165,10 @@ def decide(evidence: Evidence, margins: Margins, new: bool, who: str = "GRPO") -
         _explained_gain,
         _no_better_than_guessing,
         _perhaps_out_of_reach,
+        _elicited,
     )
-    for line in lines:
-        decision = line(evidence, margins, who)
-        if decision is not None:
-            return decision
-    return _elicited(evidence, margins, who)
+    decisions = (line(evidence, margins, who) for line in lines)
+    return next(decision for decision in decisions if decision is not None)
 
 
 def _new_capability(evidence: Evidence, margins: Margins, who: str) -> Decision:
@@ -343,7 +337,8 @@ def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> li
         notes.append(f"whether it narrowed at k = {budget.n} is open ({_points(large)})")
     if conclusion == Conclusion.NEW and large.high < 0:
         notes.append(f"it also lost at k = {budget.n} ({_points(large)})")
-    if conclusion in _ELICITED and "format_only" in budget.missing:
+    elicited = conclusion in (Conclusion.ELICITED, Conclusion.NARROWED)
+    if elicited and "format_only" in budget.missing:
         notes.append(_unasked(("format_only",)))
     if conclusion in _ELICITED and budget.guessed_reach > margins.floor:
         notes.append(

@@ -67,12 +67,8 @@ def unsolved_by(references: Sequence[Counts]) -> NDArray[np.bool_]:
 
 
 def fresh_tries(arms: Sequence[Counts], unsolved: NDArray[np.bool_]) -> int:
-    """The number of confirmation samples that every arm has of every unsolved problem; 0 where
-    nothing is unsolved.
-
-    Raises:
-        ValueError: when an arm was not asked an unsolved problem again.
-    """
+    """How many confirmation samples every arm has of every unsolved problem; 0 where none is.
+    ValueError where an arm was not asked again."""
     if not unsolved.any():
         return 0
     asked = (np.broadcast_arrays(arm.fresh_n, unsolved) for arm in arms)

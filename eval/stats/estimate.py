@@ -67,8 +67,7 @@ def bootstrap_weights(num_problems: int, resamples: int, rng: np.random.Generato
 
 
 def resampled_means(values: Values, weights: Weights) -> Values:
-    """Mean over the seen problems of ``values`` [problems, columns] in each resample: [resamples,
-    columns]."""
+    """Means of ``values`` [problems, columns] over the seen problems: [resamples, columns]."""
     return _weighted_sums(values, weights) / _weighted_sums(np.ones((len(values), 1)), weights)
 
 
@@ -140,9 +139,9 @@ def crossed_interval(
     Problems are resampled. Seeds are not: three of them have ten different resamples, and their
     bootstrap is far too narrow. They enter by Student's t with the variance between seeds, and the
     two parts are joined in quadrature on each side (MOVER; Zou and Donner 2008, Statistics in
-    Medicine 27:1693). What a seed and a problem have between them spreads the seeds' means too, by
-    the residual of the two-way table over the problems; it is in the problems' part already, so it
-    is taken off, but for two seeds, which estimate it too badly and err on the wide side.
+    Medicine 27:1693). The interaction of seeds and problems spreads the seeds' means too, by the
+    residual of the two-way table over the problems; it is in the problems' part already, so it is
+    taken off, but for two seeds, which estimate it too badly and err on the wide side.
     """
     estimates = mean_interval(values.mean(axis=0), weights, level, bounds)
     seeds, problems = values.shape[:2]
@@ -173,8 +172,7 @@ def paired_difference(
 ) -> list[Estimate]:
     """Mean of ``a - b`` by column with its interval, both [problems, columns] on the same problems.
 
-    Resampling a problem takes both arms' values with it, so what makes a problem hard for both
-    cancels.
+    Resampling a problem takes both arms' values with it, so what is hard for both cancels.
     """
     if a.shape != b.shape:
         raise ValueError(f"paired values need one shape, not {a.shape} and {b.shape}")

@@ -79,8 +79,7 @@ class Arms:
 
 
 def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudget]:
-    """Every quantity of the criterion by problem, and the k at which it was taken. Counts may have
-    any leading axes.
+    """Every quantity of the criterion by problem, and its k. Counts may have any leading axes.
 
     Raises:
         ValueError: when an arm was not asked again what the base left unsolved.
@@ -169,8 +168,8 @@ class Concluded:
         reason: the deciding condition, in words.
         notes: what a reader must know beside it.
         estimates: every quantity of the criterion with its interval at ``Margins.level``.
-        new: whether it is a new capability; ``tested_at`` is the one-sided level at which that was
-            tested last.
+        new: whether it is a new capability.
+        tested_at: the one-sided level at which that was tested last.
     """
 
     conclusion: Conclusion
@@ -197,11 +196,7 @@ class Conclusions:
 
 
 def conclude(
-    tiers: Mapping[str, Arms],
-    margins: Margins,
-    seed: int = 0,
-    who: str = "GRPO",
-    judged: int = 1,
+    tiers: Mapping[str, Arms], margins: Margins, seed: int = 0, who: str = "GRPO", judged: int = 1
 ) -> Conclusions:
     """The conclusion on every tier and overall.
 
@@ -223,8 +218,7 @@ def conclude(
         for name, (values, budget) in measured.items()
     }
     depths = {name: _depth(by_divisor, margins) for name, (_, *by_divisor) in at_levels.items()}
-    uncorrected = {name: (depth > 0, 1) for name, depth in depths.items()}
-    tested = holm(depths) if corrected else uncorrected
+    tested = holm(depths) if corrected else {name: (d > 0, 1) for name, d in depths.items()}
     concluded = {}
     for name, [evidence, *_] in at_levels.items():
         new, divisor = tested[name]

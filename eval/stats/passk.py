@@ -79,8 +79,7 @@ def floor_at(chance: ArrayLike, ks: ArrayLike) -> Values:
 
 
 def best_of_k(right: ArrayLike, k: ArrayLike) -> Values:
-    """Chance that the best ranked of k samples is right, the k drawn without replacement from the n
-    samples of each problem.
+    """Chance that the best ranked of k samples is right, the k drawn from n without replacement.
 
     The sample of rank r, from 0, is the best of them where the other k - 1 are among the n - 1 - r
     behind it: ``C(n - 1 - r, k - 1) / C(n, k)``.
@@ -99,10 +98,9 @@ def best_of_k(right: ArrayLike, k: ArrayLike) -> Values:
 
 
 def overtaking_k(reference: Sequence[float], tuned: Sequence[float]) -> int | None:
-    """The smallest k at which the reference's curve meets or passes the tuned one's, or None; where
-    nobody succeeds nobody is met.
+    """The smallest k at which the reference's curve meets or passes the tuned one's, or None.
 
-    Both curves hold pass@k for k = 1, 2, 3, … without gaps.
+    Both hold pass@k for k = 1, 2, 3, … without gaps; where nobody succeeds nobody is met.
     """
     curve = np.asarray(reference)
     met = (curve >= np.asarray(tuned) - TIE) & (curve > TIE)

@@ -13,20 +13,18 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from data.sections import Margins
+from eval.stats.cases import SKILL, STATED
 from eval.stats.certificate import certificate
 
-#: A problem that a model can solve is found with this chance.
-FOUND = 0.95
-#: And an effect of the size that is stated with this one.
-POWER = 0.8
+#: Chance to find a problem that a model can solve, and to find an effect of the size stated.
+FOUND, POWER = 0.95, 0.8
 #: Assumed: the standard deviation over problems of the difference in pass@1 (0.35 was seen between
 #: GRPO and SFT on 8 to 10 events); the share of problems that one arm solves within n and the other
 #: does not, by chance; and the share that the base misses in all its samples, of those that no new
 #: skill is about.
 SPREAD, CHURN, MISSED = 0.35, 0.1, 0.5
-#: Share of problems on which a skill is new, for which the sizes needed are told, up to so many
-#: times as many problems and samples.
-SHARE, MOST = 0.1, 32
+#: The sizes that the stated effect needs are told up to so many times as many problems and samples.
+MOST = 32
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,7 @@ def detectable(
     samples: int,
     fresh: int,
     margins: Margins,
-    guess: ArrayLike | None = None,
-    skill: float = 0.3,
+    guess: ArrayLike = 0.0,
     tests: int = 1,
 ) -> Detectable:
     """The least effects that these numbers find with ``POWER``, by the normal approximation: a mean
@@ -116,12 +113,11 @@ def detectable(
     Args:
         samples, fresh: of every problem, and of every unsolved one again.
         guess: chance of a blind guess at each problem, [problems]; of any number of problems.
-        skill: chance of success a try where a skill is new.
         tests: for a new skill that share the chance of error, ``conclude``'s correction.
     """
     z_new = ndtri(1 - (1 - margins.level) / 2 / tests) + ndtri(POWER)
     z = ndtri((1 + margins.level) / 2) + ndtri(POWER)
-    guess = np.zeros(1) if guess is None else np.asarray(guess, dtype=np.float64)
+    guess = np.asarray(guess, dtype=np.float64)
 
     steps = [2**i for i in range(MOST.bit_length())]
     needed = {
@@ -136,7 +132,7 @@ def detectable(
         return _least(of, z_new, margins.new, 0.0, hit, float(guess.mean()))
 
     sizes = sorted(((a, b) for a in steps for b in steps), key=lambda size: size[0] * size[1])
-    enough = ((a, b) for a, b in sizes if (new(skill, b, a * problems) or 1) <= SHARE)
+    enough = ((a, b) for a, b in sizes if (new(SKILL, b, a * problems) or 1) <= STATED)
     first = next(enough, None)
     # The problem that was not seen may differ by all there is: see ``mean_interval``.
     gain = max(margins.gain, z * np.sqrt((SPREAD**2 + 1 / problems) / problems))
@@ -148,13 +144,13 @@ def detectable(
         samples + fresh,
         POWER,
         float(gain) if gain < 1 else None,
-        new(skill),
-        skill,
+        new(SKILL),
+        SKILL,
         None if narrowed is None else max(margins.narrowed, narrowed),
         # The upper limit of a share of which nothing was seen must lie below ``reach``.
         math.ceil(np.log(1 - margins.level) / np.log(1 - margins.reach)),
         new(1.0) is not None,
-        SHARE,
+        STATED,
         first and (first[0] * problems, first[1] * samples, first[1] * fresh),
         1 - (1 - FOUND) ** (1 / (samples + fresh)),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.common.seeds import seed_of
-from data.sections import LEVEL, RESAMPLES
+from data.sections import RESAMPLES
 from eval.stats.estimate import Values, bootstrap_weights, by_name, mean_interval
 from eval.stats.passk import pass_at_k
 
@@ -86,8 +86,7 @@ def alike(classes: ArrayLike, group: int) -> Values:
 
 
 def reward_classes(reward: Values) -> NDArray[np.int64]:
-    """How often each problem's samples have each of its rewards, [problems, most distinct], padded
-    with 0."""
+    """How often a problem's samples have each reward, [problems, most distinct], 0 as padding."""
     counts = [np.unique(row, return_counts=True)[1] for row in np.round(reward, _DECIMALS)]
     padded = np.zeros((len(counts), max(map(len, counts))), np.int64)
     for row, of_problem in zip(padded, counts, strict=True):
@@ -132,8 +131,8 @@ def readiness(
     limits = {name: f"{100 * share:.0f} %" for name, share in LIMITS.items()}
     return {
         "problems": problems,
-        **by_name(columns, mean_interval(shares, weights, LEVEL)),
-        **by_name(["reward"], mean_interval(paid, weights, LEVEL, ends)),
+        **by_name(columns, mean_interval(shares, weights)),
+        **by_name(["reward"], mean_interval(paid, weights, bounds=ends)),
         "advice": advice,
         "because": why.format(**limits),
     }

@@ -32,15 +32,15 @@ Floors = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 @dataclass
 class ArmTally:
-    """One arm's counts: arrays by problem, in the order of the problems, and totals by tier."""
+    """One arm's counts: totals by tier, and arrays by problem, in the order of the problems."""
 
+    totals: dict[str, TierTotals]
     samples: NDArray[np.int64]
     optimal: NDArray[np.int64]
     valid: NDArray[np.int64]
     readable: NDArray[np.int64]
     ratio: NDArray[np.float64]
     distinct: NDArray[np.int64]
-    totals: dict[str, TierTotals]
 
 
 @dataclass
@@ -79,15 +79,8 @@ def tally(rows: Iterable[Mapping[str, Any]], problems_by_id: Mapping[str, str]) 
         if (answer := hash((i, row.get("answer")))) not in answers:
             answers.add(answer)
             distinct[i] += 1
-    return ArmTally(
-        np.array(samples),
-        np.array(optimal),
-        np.array(valid),
-        np.array(readable),
-        np.array(ratio),
-        np.array(distinct),
-        totals,
-    )
+    counts = map(np.array, (samples, optimal, valid, readable, ratio, distinct))
+    return ArmTally(totals, *counts)
 
 
 def check_alike(
@@ -181,7 +174,7 @@ def _tier_summary(
         "arms": {
             arm: {
                 "answers": int(tally.samples[here].sum()),
-                "pass_at_k": by_name(ks, mean_interval(at_ks[arm], weights, LEVEL)),
+                "pass_at_k": by_name(ks, mean_interval(at_ks[arm], weights)),
                 **_answer_rates(tally, here, weights),
                 **_counts(tally.totals[tier]),
             }
@@ -191,9 +184,7 @@ def _tier_summary(
             {
                 "tuned": tuned,
                 "reference": reference,
-                "at_k": by_name(
-                    ks, paired_difference(at_ks[tuned], at_ks[reference], weights, LEVEL)
-                ),
+                "at_k": by_name(ks, paired_difference(at_ks[tuned], at_ks[reference], weights)),
                 "overtaken_at": overtaking_k(
                     curves[reference].mean(axis=0), curves[tuned].mean(axis=0)
                 ),
@@ -214,7 +205,7 @@ def _answer_rates(
     """Shares of answers, each a mean over problems: valid, ratio, distinct."""
     sums = {"valid": tally.valid, "ratio": tally.ratio, "distinct": tally.distinct}
     columns = np.stack([total[here] / tally.samples[here] for total in sums.values()], axis=1)
-    return by_name(sums, mean_interval(columns, weights, LEVEL))
+    return by_name(sums, mean_interval(columns, weights))
 
 
 def _counts(totals: TierTotals) -> dict[str, dict[str, int]]:

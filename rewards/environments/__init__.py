@@ -1,8 +1,7 @@
-"""The problems and their judgement for other trainers; ``make wheel`` makes it the package
-``slotwise``.
+"""The problems and their judgement for other trainers: the package ``slotwise`` (``make wheel``).
 
-Needs no torch. What belongs to a trainer is imported where it is asked for: ``SlotwiseTaskset`` by
-verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes to TRL.
+Needs no torch. Parts that need a trainer are imported where they are asked for: ``SlotwiseTaskset``
+by verifiers, ``slotwise.gym`` as a data set of reasoning-gym. ``ScheduleEnv`` goes to TRL.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ def problems(source: str = "dense", seed: int = 0, split: str = "train") -> Iter
         UserError: when the source is neither, or a row lacks a key.
     """
     if source in TIERS:
-        tier = TIERS[source]
-        yield from (make_problem(seed, split, source, tier, index) for index in count())
+        yield from (make_problem(seed, split, source, TIERS[source], index) for index in count())
         return
     require(
         "/" in source or "." in source,
@@ -61,11 +59,7 @@ def problems(source: str = "dense", seed: int = 0, split: str = "train") -> Iter
 
 
 def take(source: str, size: int, seed: int) -> list[Problem]:
-    """The first ``size`` of ``problems``.
-
-    Raises:
-        UserError: when there are fewer.
-    """
+    """The first ``size`` of ``problems``; UserError where there are fewer."""
     taken = list(islice(problems(source, seed), size))
     require(len(taken) == size, f"{source} has {len(taken)} sound problems, not {size}")
     return taken
