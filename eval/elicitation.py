@@ -37,11 +37,11 @@ from data.common.files import MANIFEST, Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
-from data.run import BASE, VERDICTS, Run
+from data.run import BASE, Run
 from data.sections import Margins
 from eval.answers import likelihood
 from eval.answers.counted import Solved, count_solved, to_ask_again
-from eval.answers.files import answered, read_answers, read_verdicts, way_of_asking
+from eval.answers.files import answered, read_answers, way_of_asking
 from eval.answers.judge import check_judged, judge_arm
 from eval.answers.reasoning import reasoning_report
 from eval.answers.roles import JudgedArm, cases, tests_of
@@ -247,12 +247,10 @@ def run(recipe: Recipe, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     problems = {row["id"]: row["problem"] for row in rows}
-    counts = {}
-    for arm, samples in again.items():
-        for _ in judge_arm(problems, samples, lenient[arm]):
-            pass  # written as they come, counted from the file
-        verdicts = read_verdicts(samples.with_name(VERDICTS), tiers)
-        counts[arm] = first[arm].with_fresh(count_solved(verdicts, tiers))
+    counts = {
+        arm: first[arm].with_fresh(count_solved(judge_arm(problems, samples, lenient[arm]), tiers))
+        for arm, samples in again.items()
+    }
     report = report_on(recipe, judged, names, Solved(rows, counts))
     sentences = [text for one in report["judged"].values() for text in _sentences(one)] + notes
     report |= {"notes": notes} if notes else {}

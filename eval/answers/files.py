@@ -95,13 +95,13 @@ def read_answers(path: Path, ids: Container[str], by: str = "") -> Iterator[Samp
         UserError: naming the line that differs from what the command writes, and the way out.
     """
     rows = _checked_rows(path, ids, _SAMPLE, f"{by or goal('eval')} draws")
-    return (cast(SampleRow, row) for row in rows)
+    return cast(Iterator[SampleRow], rows)
 
 
 def read_verdicts(path: Path, ids: Container[str]) -> Iterator[VerdictRow]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
     rows = _checked_rows(path, ids, _VERDICT, f"{goal('eval')} judges")
-    return (cast(VerdictRow, row) for row in rows)
+    return cast(Iterator[VerdictRow], rows)
 
 
 def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
