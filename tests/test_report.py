@@ -333,7 +333,7 @@ def test_a_finding_is_marked_in_the_curves_of_its_arm_and_told_below(made):
     ]  # fmt: skip
     write_jsonl(made.run.log("grpo.1"), rows)
     assert "grpo.1, step " in Reader(made.page()).text
-    panels = training_panels({"grpo.1": rows, "sft": rows}, looks_of(ARMS), marks=[("sft", 9, "1")])
+    panels = training_panels({"grpo.1": rows, "sft": rows}, looks_of(ARMS), {}, [("sft", 9, "1")])
     assert {tuple(map(tuple, panel.marks)) for panel in panels if "Loss" not in panel.title} == {
         ((9, "1"),)
     }
@@ -462,7 +462,7 @@ def test_a_result_that_was_changed_is_named(made, which):
 
 def test_loss_is_shown_only_where_no_reward_is():
     logs = {arm: list(log_of(arm)) for arm in ("sft", "grpo.1")}
-    panels = {panel.title: panel for panel in training_panels(logs, looks_of(ARMS))}
+    panels = {panel.title: panel for panel in training_panels(logs, looks_of(ARMS), {}, [])}
     assert [c.label for c in panels["Loss"].curves] == ["SFT"]
     assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "grpo.1"]
     assert (20, None) in panels["KL to the reference"].curves[0].points

@@ -143,25 +143,19 @@ def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:
     return Sheet(
         "Where the curves cross",
         ["", "base meets or passes at k", "of resamples never"],
-        [
-            [label(arm), _crossing(met), _never(met["beyond"])]
-            for arm, met in ruling["crossing"].items()
-        ],
+        [[label(arm), *_crossing(met)] for arm, met in ruling["crossing"].items()],
         [],
     )
 
 
-def _never(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"
-
-
-def _crossing(met: Mapping[str, Any]) -> str:
+def _crossing(met: Mapping[str, Any]) -> tuple[str, str]:
+    """The k at which the curves meet, and the share of resamples in which they never do."""
     if met["beyond"] is None:
-        return "nobody succeeded"
+        return "nobody succeeded", ""
     k, low, high = (
         f"beyond {met['n']}" if met[key] is None else str(met[key]) for key in ("k", "low", "high")
     )
-    return f"{k} [{low}, {high}]"
+    return f"{k} [{low}, {high}]", f"{100 * met['beyond']:.0f} %"
 
 
 def _unsolved_sheet(ruling: Mapping[str, Any]) -> Sheet:
