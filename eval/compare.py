@@ -46,18 +46,18 @@ ArmTable = Values
 def arm_table(rows: Sequence[Row], answers: Iterable[AnsweredRow]) -> ArmTable:
     """One arm's answers to the problems of ``rows``."""
     place = {row["id"]: i for i, row in enumerate(rows)}
-    answers = [answer for answer in answers if answer["id"] in place]
-    at = np.array([place[answer["id"]] for answer in answers])
-    columns = [
-        [answer["status"] == Status.OPTIMAL for answer in answers],
-        [answer["status"] in VALID for answer in answers],
-        [any(v.startswith("overlap:") for v in answer["violations"]) for answer in answers],
-        [_is_single(answer["completion"]) for answer in answers],
-    ]
-    counts = np.bincount(at, minlength=len(rows))
-    sums = [np.bincount(at, np.asarray(c, dtype=float), minlength=len(rows)) for c in columns]
-    means = np.stack(sums, axis=1) / counts[:, None]
-    return np.column_stack([means, means[:, 0] > 0])
+    counts = np.zeros((len(rows), 5))  # all answers, then those with each of RATES but the last
+    for answer in answers:
+        if answer["id"] in place:
+            counts[place[answer["id"]]] += (
+                1,
+                answer["status"] == Status.OPTIMAL,
+                answer["status"] in VALID,
+                any(v.startswith("overlap:") for v in answer["violations"]),
+                _is_single(answer["completion"]),
+            )
+    shares = counts[:, 1:] / counts[:, :1]
+    return np.column_stack([shares, shares[:, 0] > 0])
 
 
 def _is_single(completion: str) -> bool:
