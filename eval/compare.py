@@ -150,14 +150,14 @@ def sampled_arms(run: Run, arms: Mapping[str, Arm]) -> dict[str, Arm]:
     Raises:
         UserError: where that leaves nothing to compare.
     """
-    there, found = {*run.sampled()}, {}
+    there, whole = {*run.sampled()}, {}
     for name, arm in arms.items():
         if there.issuperset([BASE, *arm.members(name)]):
-            found[name] = arm
+            whole[name] = arm
         else:
             print(f"compare: {name} is left out, for not all of its answers are drawn")
-    require(found, f"{run.folder} has no answers to compare; {goal('data arms eval')} draws them")
-    return found
+    require(whole, f"{run.folder} has no answers to compare; {goal('data arms eval')} draws them")
+    return whole
 
 
 def run(recipe: Recipe, force: bool) -> None:

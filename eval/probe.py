@@ -128,10 +128,10 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
 
 def advice_sentence(report: Mapping[str, Any]) -> str:
     """The advice as a sentence; that of all tiers where there are several."""
-    name, found = list(report["tiers"].items())[-1]
+    name, tier = list(report["tiers"].items())[-1]
     where = "the training problems" if name == ALL_TIERS else f"tier {name}"
-    arm, advice = label(report["arm"]), found["advice"]
-    return f"Probe of {arm} on {where}: {advice}, because {found['because']}."
+    advice = f"{tier['advice']}, because {tier['because']}"
+    return f"Probe of {label(report['arm'])} on {where}: {advice}."
 
 
 def readiness_sheet(report: Mapping[str, Any]) -> Sheet:

@@ -162,14 +162,14 @@ def _made_by(run: Run, arms: Iterable[str]) -> dict[str, str]:
 
 def _findings(logs: Mapping[str, Path]) -> list[tuple[str, Finding]]:
     """What the doctor finds in the trainings, (arm, finding) by step; notes are left out."""
-    found = []
+    findings = []
     for arm, path in logs.items():
         with suppress(UserError):  # a log that tells nothing
             patient = examine(arm, path)
-            found += [
+            findings += [
                 (arm, one) for one in (*patient.findings, *patient.past) if one.level != "note"
             ]
-    return sorted(found, key=lambda pair: pair[1].step)
+    return sorted(findings, key=lambda pair: pair[1].step)
 
 
 def weighed(arm: str, finding: Finding, run: Run, report: Mapping[str, Any]) -> Finding:

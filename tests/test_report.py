@@ -382,18 +382,18 @@ def test_conclusions_stand_first_with_what_decided_them(whole):
     content = whole.made.elicitation
     table, expected = "", []
     for arm, judged in content["judged"].items():
-        rulings = judged["tiers"] | {"overall": judged["overall"]}
-        for tier, ruling in rulings.items():
-            table += f" {label(arm)} {tier} {ruling['conclusion']} {ruling['reason']}"
-        rulings = rulings.values()
-        for ruling in rulings:
-            expected += [f"Decided by {ruling['reason']}.", *ruling["notes"]]
-            expected += [cell(estimate, "+") for estimate in ruling["estimates"].values()]
-        for ruling in judged["tiers"].values():
+        conclusions = judged["tiers"] | {"overall": judged["overall"]}
+        for tier, concluded in conclusions.items():
+            table += f" {label(arm)} {tier} {concluded['conclusion']} {concluded['reason']}"
+        conclusions = conclusions.values()
+        for concluded in conclusions:
+            expected += [f"Decided by {concluded['reason']}.", *concluded["notes"]]
+            expected += [cell(estimate, "+") for estimate in concluded["estimates"].values()]
+        for concluded in judged["tiers"].values():
             expected += [
                 f"base solves {cells['both']} {cells['only_base']} base does not "
                 f"{cells['only_tuned']} {cells['neither']}"
-                for cells in ruling["two_by_two"].values()
+                for cells in concluded["two_by_two"].values()
             ]
     before, _, after = whole.text.partition(" Why ")
     assert content["sentence"] in before

@@ -202,15 +202,15 @@ def likeliest(
     for row, scored in zip(answers, score(loaded, texts), strict=True):
         total = scored.log_p.sum() if scored.log_p.size else -np.inf  # cut off before any text
         ranked[row["id"]].append((total, row["status"] == Status.OPTIMAL))
-    found = {}
+    shares = {}
     for tier in dict.fromkeys(row["tier"] for row in asked):
         of_tier = [ranked[row["id"]] for row in asked if row["tier"] == tier]
         ordered = (sorted(of, key=itemgetter(0), reverse=True) for of in of_tier)  # stably
         right = [[one for _, one in of] for of in ordered]
         ks = ks_for(len(right[0]))
         weights = bootstrap_weights(len(right), resamples, seed_of(seed, "likeliest", tier))
-        found[tier] = by_name(ks, mean_interval(best_of_k(right, ks), weights))
-    return found
+        shares[tier] = by_name(ks, mean_interval(best_of_k(right, ks), weights))
+    return shares
 
 
 # --- the pure part ---------------------------------------------------------------------------
@@ -246,8 +246,8 @@ def summarise(
         sums = np.stack([over_problems(values.sum() for values in of_tokens)] * 2, axis=1)
         each = sums / divided_by  # nothing is claimed beyond what was seen
         bounds = each.min(axis=0), each.max(axis=0)
-        found = ratio_interval(sums, divided_by, weights, bounds=bounds)
-        return by_name(("per_token", "per_answer"), found)
+        means = ratio_interval(sums, divided_by, weights, bounds=bounds)
+        return by_name(("per_token", "per_answer"), means)
 
     return {
         "unit": "nats",

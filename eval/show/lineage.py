@@ -51,7 +51,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``make eval`` found of a model.
+    """The results of ``make eval`` on a model.
 
     Attributes:
         report: ``report.json``, of the arms of the lineage alone.
@@ -128,8 +128,8 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> Mapping[str, Any
         }
     others = set(report["arms"]) - set(arms)  # policies stay
     shortcuts = {
-        tier: {**found, "agree": {a: of for a, of in found["agree"].items() if a not in others}}
-        for tier, found in report["shortcuts"].items()
+        tier: {**one, "agree": {arm: of for arm, of in one["agree"].items() if arm not in others}}
+        for tier, one in report["shortcuts"].items()
     }
     return {**report, "arms": list(arms), "tiers": tiers, "shortcuts": shortcuts}
 

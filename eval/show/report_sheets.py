@@ -135,10 +135,10 @@ def _answer_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
 
 def shortcut_sheet(report: Mapping[str, Any], tier: str) -> Sheet | None:
     """Whose schedule valid answers have; None where no problem of the tier shows it."""
-    found = report.get("shortcuts", {}).get(tier)
-    if not found:
+    shown = report.get("shortcuts", {}).get(tier)
+    if not shown:
         return None
-    agree = found["agree"]
+    agree = shown["agree"]
     words = {"optimal": "optimal", "any": "any of these shortcuts"}
     kinds = next(iter(agree.values()))
     return Sheet(
@@ -149,7 +149,7 @@ def shortcut_sheet(report: Mapping[str, Any], tier: str) -> Sheet | None:
             for kind in kinds
         ],
         [
-            f"Of the {found['problems']:,} problems that none of these shortcuts solves",
+            f"Of the {shown['problems']:,} problems that none of these shortcuts solves",
             "A schedule that several of them have counts for each",
             report["interval"],
         ],
