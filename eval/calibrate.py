@@ -59,7 +59,7 @@ STUDY_SIZES = (
 
 
 def concluded_by_repetition(arms: Arms, margins: Margins, weights: Weights) -> list[Conclusion]:
-    """What is concluded on one tier, by repetition; counts are [repetitions, problems]."""
+    """The conclusion on one tier, by repetition; counts are [repetitions, problems]."""
     values, budget = quantities_of(arms, margins)
     intervals = [
         mean_interval(of_quantity.T, weights, margins.level, bounds=(-1.0, 1.0))
@@ -75,7 +75,7 @@ def concluded_by_repetition(arms: Arms, margins: Margins, weights: Weights) -> l
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often each conclusion was drawn on one case, base strength and size."""
+    """Counts of the conclusions that were drawn on one case, base strength and size."""
 
     scenario: str
     strength: str

@@ -103,7 +103,7 @@ def _by_key(by_arm: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, o
 def spreads(
     names: Sequence[str], tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, dict[str, object]]:
-    """How the problems of one tier fare in every arm."""
+    """Every arm's coverage and floor-adjusted pass@k on one tier."""
     guess = solved.guesses(tier)
     rng = np.random.default_rng(seed_of(seed, "spread", tier))
     weights = bootstrap_weights(len(guess), margins.resamples, rng)
@@ -142,7 +142,7 @@ def likelihoods(
 def reasoning(
     run: Run, names: Sequence[str], tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, object]:
-    """What the reasoning of every arm on one tier is worth."""
+    """The worth of every arm's reasoning on one tier."""
     problems, ids = solved.problems(tier), {row["id"] for row in solved.rows}
     return {
         arm: reasoning_report(

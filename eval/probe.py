@@ -135,7 +135,7 @@ def advice_sentence(report: Mapping[str, Any]) -> str:
 
 
 def readiness_sheet(report: Mapping[str, Any]) -> Sheet:
-    """What answers and groups of the recipe's size look like, a column for each tier."""
+    """Answers, and groups of the recipe's size, in shares; a column for each tier."""
     tiers, group = report["tiers"], report["group"]
     asked = ", ".join(f"{name} {tier['problems']}" for name, tier in tiers.items())
     samples = report["asking"]["samples"]

@@ -37,7 +37,7 @@ from rewards.verify import Status
 
 
 def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], measure: str) -> Sheet:
-    """How many completions have each status, and the mean of ``measure``, a column for each arm."""
+    """Counts of completions by status, and the mean of ``measure``, a column for each arm."""
     arms = _by_arm(verdicts)
     counts = [Counter(verdict["status"] for verdict in rows) for rows in arms.values()]
     means = (fmean(row[measure] for row in rows) for rows in arms.values())

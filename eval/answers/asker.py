@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Turn(NamedTuple):
-    """What is said to an answer, for the model to answer again.
+    """A reply to an answer, after which the model answers again.
 
     Attributes:
         problem, sample: whose answer it is.

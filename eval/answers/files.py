@@ -27,7 +27,7 @@ Key = str | int
 
 
 class AnswerPlace(TypedDict, total=False):
-    """Whose answer to which problem; ours have every key but ``index``, others at least a name.
+    """The arm and problem of an answer; ours have every key but ``index``, others at least a name.
 
     Attributes:
         sample: its number among the answers of this arm to this problem, from 0.
@@ -67,7 +67,7 @@ _RIGHT = {
     key: f'{{"{key}": {name}, "completion": "<think>…</think><schedule>…</schedule>"}}'
     for key, name in (("id", '"test-dense-00000"'), ("index", "0"))
 }
-#: How servers call the reason why an answer ended.
+#: Names that servers have for the reason why an answer ended.
 _REASONS = ("finish_reason", "stop_reason", "done_reason")
 
 _TEXT = Limit(lambda value: isinstance(value, str), "a text")
@@ -151,7 +151,7 @@ def _checked_rows(
 
 
 def way_of_asking(folder: Path) -> EvalSection:
-    """How a sampled arm was asked, with everything resolved that was tuned or left open.
+    """The way in which a sampled arm was asked: all is resolved that was tuned or left open.
 
     Raises:
         UserError: when its manifest does not say, or not in the keys of this version.

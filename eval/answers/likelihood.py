@@ -1,4 +1,4 @@
-"""How likely each arm's answers are: under itself, under the base, under the SFT model.
+"""The likelihood of each arm's answers: under itself, under the base, under the SFT model.
 
 If RL only elicits, its answers are ones that the base gives too: likely under the base, token by
 token. Everything is measured on an arm's own answers, drawn at temperature 1 and top_p 1; answers
@@ -183,8 +183,8 @@ def likeliest(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, dict[str, float] | None]]:
-    """How often the likeliest of k answers is optimal, ``{tier: {k: Estimate}}``: what a model
-    gains by choosing among its own answers, with no training and no judge.
+    """Share of problems where the likeliest of k answers is optimal, ``{tier: {k: Estimate}}``: a
+    model's gain by choosing among its own answers, with no training and no judge.
 
     An answer is as likely as all its tokens together are; of equally likely ones the first one
     drawn is taken.

@@ -1,4 +1,4 @@
-"""Who is judged against whom: the arms of a recipe in their roles for a conclusion."""
+"""The arms of a recipe in their roles for a conclusion: judged ones, and those beside them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class JudgedArm:
 
 
 def cases(recipe: Recipe, sampled: Collection[str]) -> list[JudgedArm]:
-    """What can be concluded on of the arms that were sampled; says what cannot."""
+    """The judged arms that were sampled, with those beside them; says which are left out."""
     tested = [name for name, use in recipe.tier_uses.items() if use.test]
     best, form = recipe.conclusion.base_best, recipe.conclusion.format_only
     if best and best not in sampled:
@@ -76,7 +76,7 @@ def guesses(problems: Iterable[Problem]) -> list[float]:
 
 
 def tests_of(judged: Sequence[JudgedArm], tier: str, margins: Margins) -> int:
-    """How many tests for a new skill share the chance of error where a tier is one of them: the
+    """Number of tests for a new skill that share the chance of error with one on this tier: the
     tiers of an arm and their pool, times the judged arms; the most of any arm that has the tier."""
     if margins.correction == "none":
         return 1
@@ -85,7 +85,7 @@ def tests_of(judged: Sequence[JudgedArm], tier: str, margins: Margins) -> int:
 
 
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
-    """What the planned samples can detect, a sentence for each tier that is judged."""
+    """Sentences on the effects that the planned samples can detect, one for each judged tier."""
     judged = cases(recipe, sampled)
     rows = read_split(recipe.run, "test") if judged else []
     section = recipe.conclusion

@@ -75,7 +75,7 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
 
 
 def _asking_settings(asker: Asker, asking: EvalSection) -> dict[str, object]:
-    """What an arm's answers depend on, its weights aside; not the address of a server."""
+    """Everything that an arm's answers depend on but its weights; not the address of a server."""
     aside = (*_JUDGING, "server", *(["rows"] if asking.server else []))
     return {
         "arm": asker.arm,

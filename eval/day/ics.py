@@ -168,7 +168,7 @@ def _all_series(text: str, left_out: LeftOut, zone_name: str | None) -> list[Ser
 
 
 def _summary(block: str) -> str:
-    """What a part of the file calls itself."""
+    """The name that a part of the file has."""
     name = re.search(r"^SUMMARY[^:\n]*:(.*)$", block, re.MULTILINE)
     return name[1] if name else ""
 

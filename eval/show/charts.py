@@ -44,14 +44,14 @@ SHOWN_SIGNALS = (
 )
 _STYLE = Path(__file__).parent / "templates" / "chart.mplstyle"
 
-#: How a curve is drawn, in matplotlib's words.
+#: Colour, marker and line of a curve, in matplotlib's words.
 Look = Mapping[str, Any]
 #: The share that each blind policy solves, by k.
 Floors = Mapping[str, Mapping[str, float]]
 
 
 def looks_of(arms: Sequence[str]) -> dict[str, Look]:
-    """How each arm is drawn: the seeds of one entry, ``grpo.1`` and ``grpo.2``, share a colour;
+    """The look of each arm: the seeds of one entry, ``grpo.1`` and ``grpo.2``, share a colour;
     marker and line of the first 21 arms differ."""
     entries = list(dict.fromkeys(arm.partition(".")[0] for arm in arms))
     looks: dict[str, Look] = {}

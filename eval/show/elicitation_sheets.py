@@ -191,7 +191,7 @@ def _unsolved_sheet(concluded: Mapping[str, Any]) -> Sheet:
 
 
 def tier_sheets(described: Mapping[str, Any]) -> dict[str, list[Sheet]]:
-    """What the arms' answers to one tier are like, by topic."""
+    """Tables on the arms' answers to one tier, by topic."""
     reasoning = described["reasoning"]
     return {
         "spread": _filled(*_spread_sheets(described)),
@@ -332,7 +332,7 @@ def soundness_sheet(reasoning: Mapping[str, Any]) -> Sheet:
 
 
 def _group_columns(words: str, group: str) -> Columns:
-    """How many answers are in a group, and which share of them is optimal."""
+    """The number of answers in a group, and the share of them that is optimal."""
 
     def answers(record: Mapping[str, Any]) -> str:
         share = record[group]["share"]

@@ -1,7 +1,7 @@
-"""How a trained model came about, and what was measured of it, by the manifests of its run.
+"""The lineage of a trained model and its results, by the manifests of its run.
 
-Nothing is taken over that does not belong to the very weights that are there now: an arm may have
-been trained again since another started from it, or since it was evaluated.
+Only facts of the very weights that are there now count: an arm may have been trained again since
+another started from it, or since it was evaluated.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def lineage(run: Run, arm: str) -> list[Link]:
 
 
 def evaluation(run: Run, links: Sequence[Link]) -> Evaluation | None:
-    """What was measured of the last of ``links``, None where nothing was. A model before it is in
+    """The results of the last of ``links``, None where it has none. A model before it is in
     the report where its samples are of the weights in the lineage."""
     arm = links[-1].arm
     if not finished(run.eval):

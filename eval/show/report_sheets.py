@@ -40,7 +40,7 @@ def _basis(report: Mapping[str, Any], tier: str) -> str:
 
 
 def _guessed(counted: Mapping[str, Any]) -> float | None:
-    """What blind guessing solves of a tier within its samples, where it solves most of it."""
+    """The share of a tier that blind guessing solves within its samples, where that is most."""
     share = counted["floors"].get("random_maximal", {}).get(str(counted["samples"]))
     return None if share is None or share <= GUESSABLE else share
 
@@ -134,7 +134,7 @@ def _answer_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
 
 
 def shortcut_sheet(report: Mapping[str, Any], tier: str) -> Sheet | None:
-    """Whose schedule valid answers have; None where no problem of the tier shows it."""
+    """Shares of valid answers with a shortcut's schedule; None where no problem shows it."""
     shown = report.get("shortcuts", {}).get(tier)
     if not shown:
         return None
