@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping
 from itertools import zip_longest
@@ -231,12 +232,15 @@ def _named(record: Mapping[str, Any], key: Layout, where: str, what: str, right:
     return cast(Key, name)
 
 
-def _unfolded(line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _unfolded(line: Mapping[str, Any], key: Layout) -> Iterator[dict[str, Any]]:
     """The completions of a line: itself, with its conversation under ``messages``; or each choice
-    of a response of OpenAI's API, a line of a batch too, whose problem is its ``custom_id``."""
+    of a response of OpenAI's API, a line of a batch too, whose problem is its ``custom_id``: those
+    of a batch come in any order."""
     row = {"completion": line.get("messages"), **line}
     if "custom_id" in line:
-        row["id"] = line["custom_id"]
+        row["id"] = name = line["custom_id"]
+        if key == "index":
+            row["index"] = int(name) if re.fullmatch("[0-9]{1,9}", str(name)) else name
     response = line.get("response")
     body = response.get("body") if isinstance(response, Mapping) else line
     choices = body.get("choices") if isinstance(body, Mapping) else None
@@ -267,23 +271,25 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
     except UserError as error:
         raise UserError(f"{error}{right}") from None
     count: Counter[str] = Counter()
-    for number, row in ((number, one) for number, line in rows for one in _unfolded(line)):
+    for number, line in rows:
         where, what = f"{path}:{number}", f"a completion of {source}"
-        arm = str(row.get("arm"))
-        sample = {"index": count[arm], **row} if key == "index" else dict(row)
+        arm = str(line.get("arm"))
+        line = {"index": count[arm], **line} if key == "index" else line
         count[arm] += 1
-        name = _named(sample, key, where, what, right)
-        unknown = f"{where}: {source} has no problem of {key} {brief(name)}{right}"
-        require(name in problem_file.records, unknown)
-        try:
-            text = text_of(sample.get("completion"))
-        except UserError as error:
-            raise UserError(f'{where}: {what} needs "completion", {error}{right}') from None
-        if sample.get("reasoning_opened_by_template") is True:
-            text = reopened(text)
-        reason = next((row[name] for name in _REASONS if isinstance(row.get(name), str)), None)
-        sample.pop("finish_reason", None)
-        sample |= {"completion": text, **({"finish_reason": reason} if reason else {})}
-        samples.append(cast(SampleRow, sample))
+        for sample in _unfolded(line, key):
+            name = _named(sample, key, where, what, right)
+            unknown = f"{where}: {source} has no problem of {key} {brief(name)}{right}"
+            require(name in problem_file.records, unknown)
+            try:
+                text = text_of(sample.get("completion"))
+            except UserError as error:
+                raise UserError(f'{where}: {what} needs "completion", {error}{right}') from None
+            if sample.get("reasoning_opened_by_template") is True:
+                text = reopened(text)
+            reasons = (sample.get(name) for name in _REASONS)
+            reason = next((one for one in reasons if isinstance(one, str)), None)
+            sample.pop("finish_reason", None)
+            sample |= {"completion": text, **({"finish_reason": reason} if reason else {})}
+            samples.append(cast(SampleRow, sample))
     require(samples, f"{path} holds no completion")
     return samples
