@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from data.prompts import THOUGHT
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
 from data.run import Run
+from data.sections import EvalSection
 from eval.answers.asker import Asker
 from eval.answers.files import AnsweredRow, answered, way_of_asking
 from eval.answers.interventions import Intervention, Opening, openings
@@ -100,11 +102,14 @@ def _means(values: Values, seed: int, resamples: int, low: float = 0.0) -> list[
 
 
 def intervene(
-    asker: Asker, rows: Sequence[Row], opened: Sequence[Opening], resamples: int
+    asker: Asker,
+    rows: Sequence[Row],
+    opened: Sequence[Opening],
+    asking: EvalSection,
+    resamples: int,
 ) -> Shares:
     """Draw what follows each opening and judge the whole."""
     by_id = {row["id"]: row for row in rows}
-    asking = way_of_asking(asker.run.samples(asker.arm).parent)
     outcomes: dict[Intervention, dict[str, tuple[bool, bool]]] = defaultdict(dict)
     for one, text in zip(opened, asker.continued(by_id, opened, asking), strict=True):
         problem = by_id[one.problem]["problem"]
@@ -148,11 +153,14 @@ def evidence(recipe: Recipe, run: Run, arm: str, rows: Sequence[Row]) -> Shares:
         "passes": cot_passes([answers[name] for name in of_main], seed, resamples),
     }
     texts = {name: text for name, text in reasoned.items() if name in of_main}
-    asker = Asker(run, arm, recipe.dtype, recipe.seed)
-    if texts and not way_of_asking(run.samples(arm).parent).server:
+    asking = way_of_asking(run.samples(arm).parent)
+    if texts and not asking.server:
         print(f"thinking: {arm}: {len(texts)} answers go on from changed reasoning", flush=True)
         opened = openings(of_main, texts, random.Random(seed))
-        shares["interventions"] = intervene(asker, main, opened, resamples)
+        # Judged as the recipe says now: answers stay when only the judging changes.
+        asking = replace(asking, lenient=recipe.for_arm(arm).eval.lenient)
+        asker = Asker(run, arm, recipe.dtype, recipe.seed)
+        shares["interventions"] = intervene(asker, main, opened, asking, resamples)
     return shares
 
 
@@ -162,12 +170,14 @@ def run(recipe: Recipe, force: bool) -> None:
     check_judged(run, sampled)
     rows = read_split(run, "test")
     main, resamples = recipe.data.main, recipe.eval.resamples
+    lenient = [arm for arm in sampled if recipe.for_arm(arm).eval.lenient]
     settings = {
         "seed": recipe.seed,
         "dtype": recipe.dtype,
         "main": main,
         "resamples": resamples,
         "arms": sampled,
+        **({"lenient": lenient} if lenient else {}),
     }
     models = [path for arm in sampled for path in model_inputs(run.model(arm))]
     path = run.thinking
