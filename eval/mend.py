@@ -28,8 +28,9 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import goal
 from eval.answers.asker import Asker, Turn
-from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered, way_of_asking
+from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered
 from eval.answers.judge import check_judged, score_rows
+from eval.answers.sampling import way_again
 from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import (
     Values,
@@ -150,7 +151,7 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     samples = run.samples(arm)
     require(samples.is_file(), f"{samples} does not exist; {goal('eval')} draws and judges it")
     check_judged(run, [arm])
-    asking = way_of_asking(samples.parent)
+    asking = way_again(recipe, arm)
     tries = asking.samples // 2
     require(tries, f"{samples} has one answer a problem, and mending needs two; raise eval.samples")
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)

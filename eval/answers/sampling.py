@@ -57,12 +57,9 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
 
 def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force: bool) -> Path:
     """Draw ``samples`` fresh answers of a sampled arm to each of ``rows``, in the way in which it
-    was asked the first time, unless that is up to date; returns their file. A server may have moved
-    since, to the recipe's address."""
+    was asked the first time, unless that is up to date; returns their file."""
     run, first = recipe.run, recipe.run.samples(arm)
-    asking = replace(way_of_asking(first.parent), samples=samples)
-    if asking.server:
-        asking = replace(asking, server=recipe.for_arm(arm).eval.server or asking.server)
+    asking = replace(way_again(recipe, arm), samples=samples)
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
     path = first.parent / "fresh" / first.name
     settings = {**_asking_settings(asker, asking), "problems": [row["id"] for row in rows]}
@@ -72,6 +69,14 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
         write_answers(asker, rows, asking, path, "fresh", stage.goes_on)
         stage.finish([path.name], samples=samples, sha256=sha256(path))
     return path
+
+
+def way_again(recipe: Recipe, arm: str) -> EvalSection:
+    """The way in which a sampled arm was asked, to ask it again: a server may have moved since, to
+    the recipe's address."""
+    asking = way_of_asking(recipe.run.samples(arm).parent)
+    server = recipe.for_arm(arm).eval.server
+    return replace(asking, server=server or asking.server) if asking.server else asking
 
 
 def _asking_settings(asker: Asker, asking: EvalSection) -> dict[str, object]:
