@@ -172,6 +172,7 @@ def _scored(
                 )
             for one, scored in zip(mine, score(model, texts), strict=True):
                 one.scored[name] = scored
+        del model  # before the next one is loaded
     return answers
 
 
