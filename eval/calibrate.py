@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data.common.console import paced
-from data.common.errors import run_main
+from data.common.errors import require, run_main
 from data.common.files import write_json
 from data.common.flags import Parser
 from data.common.seeds import seed_of
@@ -135,11 +135,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=200, help="of every case")
     parser.add_argument("--out", type=Path, default=RUNS / "calibrate", help="folder of the report")
     options = parser.parse_args()
+    repetitions = options.repetitions
+    require(repetitions >= 1, f"--repetitions must be 1 or more, not {repetitions}")
     margins = Margins(resamples=RESAMPLES)
     start = time.monotonic()
     cells = [*product(known_cases(margins), STRENGTHS, STUDY_SIZES)]
     calibrations = [
-        calibrate_case(*cell, options.repetitions, margins, SEED)
+        calibrate_case(*cell, repetitions, margins, SEED)
         for cell in paced(cells, len(cells), "calibrate", " cells")
     ]
     failures = [
@@ -166,7 +168,7 @@ def main() -> None:
     for case, of_case in groupby(stated, key=lambda one: one.scenario):
         print(f"{case}: right in {', '.join(f'{100 * one.right:.0f}' for one in of_case)} %")
     print(
-        f"{len(calibrations)} cells of {options.repetitions} in {time.monotonic() - start:.0f} s: "
+        f"{len(calibrations)} cells of {repetitions} in {time.monotonic() - start:.0f} s: "
         f"{report}; false '{Conclusion.NEW}' at most {false_new:.1%}, false 'elicited' at most "
         f"{false_elicited:.1%}; "
         + ("\n".join(["out of bounds:", *failures]) if failures else "all within bounds")
