@@ -89,12 +89,7 @@ class Calibration:
 
 
 def calibrate_case(
-    case: KnownCase,
-    strength: str,
-    size: StudySize,
-    repetitions: int,
-    margins: Margins,
-    seed: int,
+    case: KnownCase, strength: str, size: StudySize, repetitions: int, margins: Margins, seed: int
 ) -> Calibration:
     """Draw, conclude and check one case, base strength and size."""
     rng = np.random.default_rng(seed_of(seed, "calibrate", case.name, strength, str(size)))

@@ -23,14 +23,7 @@ from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
 from eval.show.charts import breadth_chart
 from eval.show.tables import Sheet, label, publish
-from eval.stats.estimate import (
-    Values,
-    Weights,
-    bootstrap_weights,
-    by_name,
-    cell,
-    crossed_interval,
-)
+from eval.stats.estimate import Values, Weights, bootstrap_weights, by_name, cell, crossed_interval
 from rewards.parse import ParseFailure, parse
 from rewards.verify import VALID, Status
 

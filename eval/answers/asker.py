@@ -251,12 +251,7 @@ class Asker:
 
 
 def write_answers(
-    asker: Asker,
-    rows: Sequence[Row],
-    asking: EvalSection,
-    path: Path,
-    stream: str,
-    goes_on: bool,
+    asker: Asker, rows: Sequence[Row], asking: EvalSection, path: Path, stream: str, goes_on: bool
 ) -> None:
     """Write the answers to ``rows``, as they come and in the end in the order of ``rows``; those
     that ``path`` has stay if it ``goes_on``.

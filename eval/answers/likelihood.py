@@ -32,13 +32,7 @@ from data.common.seeds import seed_of
 from data.rows import Row
 from data.sections import RESAMPLES
 from eval.answers.files import AnsweredRow, SampleRow
-from eval.stats.estimate import (
-    Values,
-    bootstrap_weights,
-    by_name,
-    mean_interval,
-    ratio_interval,
-)
+from eval.stats.estimate import Values, bootstrap_weights, by_name, mean_interval, ratio_interval
 from eval.stats.passk import best_of_k, ks_for
 from pipeline.model.decode import reasoning_prefix, render
 from pipeline.model.load import load_model

@@ -10,8 +10,7 @@ from data.problem import Problem
 from data.recipe import Recipe
 from data.rows import read_split
 from data.run import BASE
-from data.sections import Margins
-from eval.stats.power import detectable
+from eval.stats.power import Detectable, detectable
 
 
 @dataclass(frozen=True)
@@ -75,27 +74,32 @@ def guesses(problems: Iterable[Problem]) -> list[float]:
     return [float(random_maximal_success(problem)) for problem in problems]
 
 
-def tests_of(judged: Sequence[JudgedArm], tier: str, margins: Margins) -> int:
-    """Number of tests for a new skill that share the chance of error with one on this tier: the
-    tiers of an arm and their pool, times the judged arms; the most of any arm that has the tier."""
-    if margins.correction == "none":
-        return 1
-    most = max(len(case.tiers) for case in judged if tier in case.tiers)
-    return len(judged) * (most + (most > 1))
+def detectable_on(
+    recipe: Recipe, judged: Sequence[JudgedArm], tier: str, chances: Sequence[float]
+) -> Detectable:
+    """The least effects that the recipe's samples find on a tier.
+
+    Tests for a new skill share the chance of error: those on the tiers of an arm and their pool,
+    times the judged arms; the most of any arm that has the tier.
+
+    Args:
+        chances: of a blind guess at each of its problems.
+    """
+    samples, section, tests = recipe.eval.samples, recipe.conclusion, 1
+    if section.margins.correction != "none":
+        most = max(len(case.tiers) for case in judged if tier in case.tiers)
+        tests = len(judged) * (most + (most > 1))
+    sizes = len(chances), samples, section.fresh
+    return detectable(*sizes, section.margins, chances, tests=tests)
 
 
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     """Sentences on the effects that the planned samples can detect, one for each judged tier."""
     judged = cases(recipe, sampled)
     rows = read_split(recipe.run, "test") if judged else []
-    section = recipe.conclusion
     for tier in dict.fromkeys(tier for case in judged for tier in case.tiers):
         chances = guesses(row["problem"] for row in rows if row["tier"] == tier)
-        tests = tests_of(judged, tier, section.margins)
-        effects = detectable(
-            len(chances), recipe.eval.samples, section.fresh, section.margins, chances, tests=tests
-        )
-        yield f"{tier}: {effects.sentence}"
+        yield f"{tier}: {detectable_on(recipe, judged, tier, chances).sentence}"
     for case in judged:
         if not case.base_best:
             yield (
