@@ -357,22 +357,42 @@ def test_a_collapse_of_entropy_is_a_note_where_pass_at_k_did_not_fall(made, low,
     assert "entropy collapses" in text
 
 
-@pytest.mark.slow
-def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
+def shown_by_browser(page, profile):
+    """The page as a browser has it once its script has run."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium here")
-    first = Reader(made.page()).island["answers"][0]
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    url = (made.folder / made.run.eval / report.REPORT_PAGE).as_uri()
-    profile = f"--user-data-dir={made.folder / 'browser'}"
-    done = subprocess.run([browser, *options, profile, url], capture_output=True, timeout=60)
-    dom = done.stdout.decode()
+    command = [browser, *options, f"--user-data-dir={profile}", page.as_uri()]
+    return subprocess.run(command, capture_output=True, timeout=60).stdout.decode()
+
+
+@pytest.mark.slow
+def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
+    first = Reader(made.page()).island["answers"][0]
+    path = made.folder / made.run.eval / report.REPORT_PAGE
+    dom = shown_by_browser(path, made.folder / "browser")
     title = re.search(r'<h3 data-part="title"><span>([^<]*)</span>', dom)
-    assert title, done.stderr.decode()[-500:]
+    assert title, dom[-500:]
     assert title[1] == f"{label(first['arm'])}, answer {first['sample'] + 1}"
     assert dom.count('class="event') >= len(first["chosen"])
     assert "<img src=x" not in dom
+
+
+@pytest.mark.slow
+def test_in_a_browser_both_cards_go_where_the_filters_leave_nothing(made):
+    choose = """<script>for (const name of ["beside", "arm"]) {
+      const menu = document.getElementById(`filter-${name}`);
+      menu.value = "sft";
+      menu.dispatchEvent(new Event("change"));
+    }</script></body>"""
+    text = re.sub("<meta http-equiv[^>]*>", "", made.page()).replace("</body>", choose)
+    path = made.folder / "chosen.html"
+    path.write_text(text, encoding="utf-8")
+    dom = shown_by_browser(path, made.folder / "browser")
+    cards = re.findall('<article class="sample"[^>]*>', dom)
+    assert [" hidden" in card for card in cards] == [True, True]
+    assert ">0 of 0<" in dom
 
 
 # --- the conclusion ------------------------------------------------------------------------------
