@@ -64,9 +64,9 @@ class AnsweredRow(SampleRow, VerdictRow):
 
 
 #: A right line of completions, by the layout of their problems.
-_RIGHT = {
-    key: f'{{"{key}": {name}, "completion": "<think>…</think><schedule>…</schedule>"}}'
-    for key, name in (("id", '"test-dense-00000"'), ("index", "0"))
+_RIGHT: dict[Layout, str] = {
+    "id": '{"id": "test-dense-00000", "completion": "<think>…</think><schedule>…</schedule>"}',
+    "index": '{"index": 0, "completion": "<think>…</think><schedule>…</schedule>"}',
 }
 #: Names that servers have for the reason why an answer ended.
 _REASONS = ("finish_reason", "stop_reason", "done_reason")
