@@ -18,7 +18,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from data.prompts import THOUGHT
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row, read_split
 from data.run import Run
-from data.sections import EvalSection
 from eval.answers.asker import Asker
 from eval.answers.files import AnsweredRow, answered, way_of_asking
 from eval.answers.interventions import Intervention, Opening, openings
@@ -102,18 +100,15 @@ def _means(values: Values, seed: int, resamples: int, low: float = 0.0) -> list[
 
 
 def intervene(
-    asker: Asker,
-    rows: Sequence[Row],
-    opened: Sequence[Opening],
-    asking: EvalSection,
-    resamples: int,
+    asker: Asker, rows: Sequence[Row], opened: Sequence[Opening], lenient: bool, resamples: int
 ) -> Shares:
     """Draw what follows each opening and judge the whole."""
     by_id = {row["id"]: row for row in rows}
+    asking = way_of_asking(asker.run.samples(asker.arm).parent)
     outcomes: dict[Intervention, dict[str, tuple[bool, bool]]] = defaultdict(dict)
     for one, text in zip(opened, asker.continued(by_id, opened, asking), strict=True):
         problem = by_id[one.problem]["problem"]
-        schedule = read(problem, text, "stop", asking.lenient)  # "" where it was cut off
+        schedule = read(problem, text, "stop", lenient)  # "" where it was cut off
         right = (
             not isinstance(schedule, ParseFailure)
             and verify_schedule(problem, schedule).status == Status.OPTIMAL
@@ -153,14 +148,12 @@ def evidence(recipe: Recipe, run: Run, arm: str, rows: Sequence[Row]) -> Shares:
         "passes": cot_passes([answers[name] for name in of_main], seed, resamples),
     }
     texts = {name: text for name, text in reasoned.items() if name in of_main}
-    asking = way_of_asking(run.samples(arm).parent)
-    if texts and not asking.server:
+    asker = Asker(run, arm, recipe.dtype, recipe.seed)
+    if texts and not way_of_asking(run.samples(arm).parent).server:
         print(f"thinking: {arm}: {len(texts)} answers go on from changed reasoning", flush=True)
         opened = openings(of_main, texts, random.Random(seed))
-        # Judged as the recipe says now: answers stay when only the judging changes.
-        asking = replace(asking, lenient=recipe.for_arm(arm).eval.lenient)
-        asker = Asker(run, arm, recipe.dtype, recipe.seed)
-        shares["interventions"] = intervene(asker, main, opened, asking, resamples)
+        lenient = recipe.for_arm(arm).eval.lenient  # it may have changed since the arm was asked
+        shares["interventions"] = intervene(asker, main, opened, lenient, resamples)
     return shares
 
 

@@ -85,12 +85,13 @@ def detectable_on(
     Args:
         chances: of a blind guess at each of its problems.
     """
-    samples, section, tests = recipe.eval.samples, recipe.conclusion, 1
+    section, tests = recipe.conclusion, 1
     if section.margins.correction != "none":
         most = max(len(case.tiers) for case in judged if tier in case.tiers)
         tests = len(judged) * (most + (most > 1))
-    sizes = len(chances), samples, section.fresh
-    return detectable(*sizes, section.margins, chances, tests=tests)
+    return detectable(
+        len(chances), recipe.eval.samples, section.fresh, section.margins, chances, tests=tests
+    )
 
 
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
