@@ -7,7 +7,7 @@ another started from it, or since it was evaluated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Evaluation:
 
     Attributes:
         report: ``report.json``, of the arms of the lineage alone.
-        asking: how the arm was asked.
+        asking: how the arm was asked, and its answers were read.
         sentence: the conclusion on it, None where there is none.
         seeds: how many trained models that sentence is about.
     """
@@ -95,14 +95,17 @@ def evaluation(run: Run, links: Sequence[Link]) -> Evaluation | None:
     arm = links[-1].arm
     if not finished(run.eval):
         return None
-    report, judged = read_result(run.report), stage_facts(run.eval)["inputs"]
+    report, judging = read_result(run.report), stage_facts(run.eval)
+    judged = judging["inputs"]
     counted = [x.arm for x in links if x.arm in report["arms"] and _is_counted(run, x, judged)]
     if arm not in counted:
         return None
     entry = arm.partition(".")[0]
     seeds = sum(name.partition(".")[0] == entry for name in run.arms)
     sentence = _sentence(run, arm, entry, report["arms"])
-    asking = way_of_asking(run.samples(arm).parent)
+    # Answers that were drawn once may have been judged in another way since.
+    lenient = judging["settings"]["lenient"][arm]
+    asking = replace(way_of_asking(run.samples(arm).parent), lenient=lenient)
     return Evaluation(_of_arms(report, counted), asking, sentence, seeds)
 
 
