@@ -80,12 +80,12 @@ def proving(tier: Tier, name: str, seed: int, count: int) -> tuple[Line, list[Pr
         for i in range(count):
             interval_optimum(tier.sample(random.Random(seed_of(seed, "bench", name, i))))
 
-    proven, found = seconds(slow), seconds(fast)
+    cp_sat, programme = seconds(slow), seconds(fast)
     line = (
         f"problems drawn and proven a second ({name}, CP-SAT)",
-        f"{count / proven:,.0f}",
-        f"dynamic programme {count / found:,.0f}",
-        f"{proven / found:.1f}x slower",
+        f"{count / cp_sat:,.0f}",
+        f"dynamic programme {count / programme:,.0f}",
+        f"{cp_sat / programme:.1f}x slower",
     )
     return line, problems
 

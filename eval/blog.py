@@ -52,9 +52,13 @@ def judge_as_published(problems: Path, answers: Mapping[str, Path]) -> dict[str,
         event; ``models``, a dict each: ``statuses``, how many answers the published evaluator
         gives each, its average ``score`` (0 where not valid), the mean ``reward``, and the share
         of ``optimal`` answers, an Estimate.
+
+    Raises:
+        UserError: when no problem keeps the rules, or an answer cannot be read.
     """
     problem_file = ProblemFile(str(problems))
     rows, sound = problem_file.rows(), list(problem_file.problems()[0].values())
+    require(sound, f"{problems} holds no problem that keeps the rules")
     copies = [(blog.row_of(problem), answer(problem.events, "All of them.")) for problem in sound]
     return {
         "problems": len(rows),

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data.common.console import paced
-from data.common.errors import run_main
+from data.common.errors import require, run_main
 from data.common.files import write_json
 from data.common.flags import Parser
 from data.common.seeds import seed_of
@@ -59,7 +59,7 @@ STUDY_SIZES = (
 
 
 def concluded_by_repetition(arms: Arms, margins: Margins, weights: Weights) -> list[Conclusion]:
-    """What is concluded on one tier, by repetition; counts are [repetitions, problems]."""
+    """The conclusion on one tier, by repetition; counts are [repetitions, problems]."""
     values, budget = quantities_of(arms, margins)
     intervals = [
         mean_interval(of_quantity.T, weights, margins.level, bounds=(-1.0, 1.0))
@@ -75,7 +75,7 @@ def concluded_by_repetition(arms: Arms, margins: Margins, weights: Weights) -> l
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often each conclusion was drawn on one case, base strength and size."""
+    """Counts of the conclusions that were drawn on one case, base strength and size."""
 
     scenario: str
     strength: str
@@ -89,12 +89,7 @@ class Calibration:
 
 
 def calibrate_case(
-    case: KnownCase,
-    strength: str,
-    size: StudySize,
-    repetitions: int,
-    margins: Margins,
-    seed: int,
+    case: KnownCase, strength: str, size: StudySize, repetitions: int, margins: Margins, seed: int
 ) -> Calibration:
     """Draw, conclude and check one case, base strength and size."""
     rng = np.random.default_rng(seed_of(seed, "calibrate", case.name, strength, str(size)))
@@ -135,11 +130,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=200, help="of every case")
     parser.add_argument("--out", type=Path, default=RUNS / "calibrate", help="folder of the report")
     options = parser.parse_args()
+    repetitions = options.repetitions
+    require(repetitions >= 1, f"--repetitions must be 1 or more, not {repetitions}")
     margins = Margins(resamples=RESAMPLES)
     start = time.monotonic()
     cells = [*product(known_cases(margins), STRENGTHS, STUDY_SIZES)]
     calibrations = [
-        calibrate_case(*cell, options.repetitions, margins, SEED)
+        calibrate_case(*cell, repetitions, margins, SEED)
         for cell in paced(cells, len(cells), "calibrate", " cells")
     ]
     failures = [
@@ -166,7 +163,7 @@ def main() -> None:
     for case, of_case in groupby(stated, key=lambda one: one.scenario):
         print(f"{case}: right in {', '.join(f'{100 * one.right:.0f}' for one in of_case)} %")
     print(
-        f"{len(calibrations)} cells of {options.repetitions} in {time.monotonic() - start:.0f} s: "
+        f"{len(calibrations)} cells of {repetitions} in {time.monotonic() - start:.0f} s: "
         f"{report}; false '{Conclusion.NEW}' at most {false_new:.1%}, false 'elicited' at most "
         f"{false_elicited:.1%}; "
         + ("\n".join(["out of bounds:", *failures]) if failures else "all within bounds")

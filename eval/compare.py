@@ -23,14 +23,7 @@ from eval.answers.files import AnsweredRow, answered
 from eval.answers.judge import check_judged
 from eval.show.charts import breadth_chart
 from eval.show.tables import Sheet, label, publish
-from eval.stats.estimate import (
-    Values,
-    Weights,
-    bootstrap_weights,
-    by_name,
-    cell,
-    crossed_interval,
-)
+from eval.stats.estimate import Values, Weights, bootstrap_weights, by_name, cell, crossed_interval
 from rewards.parse import ParseFailure, parse
 from rewards.verify import VALID, Status
 
@@ -46,18 +39,18 @@ ArmTable = Values
 def arm_table(rows: Sequence[Row], answers: Iterable[AnsweredRow]) -> ArmTable:
     """One arm's answers to the problems of ``rows``."""
     place = {row["id"]: i for i, row in enumerate(rows)}
-    answers = [answer for answer in answers if answer["id"] in place]
-    at = np.array([place[answer["id"]] for answer in answers])
-    columns = [
-        [answer["status"] == Status.OPTIMAL for answer in answers],
-        [answer["status"] in VALID for answer in answers],
-        [any(v.startswith("overlap:") for v in answer["violations"]) for answer in answers],
-        [_is_single(answer["completion"]) for answer in answers],
-    ]
-    counts = np.bincount(at, minlength=len(rows))
-    sums = [np.bincount(at, np.asarray(c, dtype=float), minlength=len(rows)) for c in columns]
-    means = np.stack(sums, axis=1) / counts[:, None]
-    return np.column_stack([means, means[:, 0] > 0])
+    counts = np.zeros((len(rows), 5))  # all answers, then those with each of RATES but the last
+    for answer in answers:
+        if answer["id"] in place:
+            counts[place[answer["id"]]] += (
+                1,
+                answer["status"] == Status.OPTIMAL,
+                answer["status"] in VALID,
+                any(v.startswith("overlap:") for v in answer["violations"]),
+                _is_single(answer["completion"]),
+            )
+    shares = counts[:, 1:] / counts[:, :1]
+    return np.column_stack([shares, shares[:, 0] > 0])
 
 
 def _is_single(completion: str) -> bool:
@@ -150,14 +143,14 @@ def sampled_arms(run: Run, arms: Mapping[str, Arm]) -> dict[str, Arm]:
     Raises:
         UserError: where that leaves nothing to compare.
     """
-    there, found = {*run.sampled()}, {}
+    there, whole = {*run.sampled()}, {}
     for name, arm in arms.items():
         if there.issuperset([BASE, *arm.members(name)]):
-            found[name] = arm
+            whole[name] = arm
         else:
             print(f"compare: {name} is left out, for not all of its answers are drawn")
-    require(found, f"{run.folder} has no answers to compare; {goal('data arms eval')} draws them")
-    return found
+    require(whole, f"{run.folder} has no answers to compare; {goal('data arms eval')} draws them")
+    return whole
 
 
 def run(recipe: Recipe, force: bool) -> None:

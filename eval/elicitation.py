@@ -37,14 +37,14 @@ from data.common.files import MANIFEST, Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
-from data.run import BASE, VERDICTS, Run
+from data.run import BASE, Run
 from data.sections import Margins
 from eval.answers import likelihood
 from eval.answers.counted import Solved, count_solved, to_ask_again
-from eval.answers.files import answered, read_answers, read_verdicts, way_of_asking
+from eval.answers.files import answered, read_answers, way_of_asking
 from eval.answers.judge import check_judged, judge_arm
 from eval.answers.reasoning import reasoning_report
-from eval.answers.roles import JudgedArm, cases, tests_of
+from eval.answers.roles import JudgedArm, cases, detectable_on
 from eval.answers.sampling import ask_again
 from eval.judge import strange_starts
 from eval.show.elicitation_sheets import conclusion_sheet, elicitation_sheets
@@ -53,7 +53,6 @@ from eval.stats.analyses import beside_base, spread
 from eval.stats.estimate import bootstrap_weights, crossed_interval
 from eval.stats.evidence import Arms, Conclusions, conclude
 from eval.stats.passk import solved_within
-from eval.stats.power import detectable
 
 
 def conclusions_on(
@@ -103,7 +102,7 @@ def _by_key(by_arm: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, o
 def spreads(
     names: Sequence[str], tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, dict[str, object]]:
-    """How the problems of one tier fare in every arm."""
+    """Every arm's coverage and floor-adjusted pass@k on one tier."""
     guess = solved.guesses(tier)
     rng = np.random.default_rng(seed_of(seed, "spread", tier))
     weights = bootstrap_weights(len(guess), margins.resamples, rng)
@@ -113,16 +112,11 @@ def spreads(
 
 
 def likelihoods(
-    run: Run,
-    judged: Sequence[JudgedArm],
-    names: Sequence[str],
-    solved: Solved,
-    margins: Margins,
-    dtype: str,
-    seed: int,
+    recipe: Recipe, judged: Sequence[JudgedArm], names: Sequence[str], solved: Solved
 ) -> Mapping[str, Mapping[str, object]]:
     """Entropy, KL and likelihood by tier, of the arms whose answers are samples of their model:
     asked at temperature 1 and top_p 1 from the bare prompt."""
+    run = recipe.run
     ways = {arm: way_of_asking(run.samples(arm).parent) for arm in names}
     bare = [a for a, way in ways.items() if (way.temperature, way.top_p, way.shots) == (1, 1, 0)]
     starts = dict.fromkeys(case.start for case in judged if case.start)
@@ -133,16 +127,16 @@ def likelihoods(
         {arm: read_answers(run.samples(arm), ids) for arm in bare},
         solved.rows,
         (BASE, *starts),
-        dtype,
-        seed,
-        margins.resamples,
+        recipe.dtype,
+        recipe.seed,
+        recipe.conclusion.margins.resamples,
     )
 
 
 def reasoning(
     run: Run, names: Sequence[str], tier: str, solved: Solved, margins: Margins, seed: int
 ) -> dict[str, object]:
-    """What the reasoning of every arm on one tier is worth."""
+    """The worth of every arm's reasoning on one tier."""
     problems, ids = solved.problems(tier), {row["id"] for row in solved.rows}
     return {
         arm: reasoning_report(
@@ -172,15 +166,12 @@ def report_on(
             "sentence": f"{'' if named else label(case.name) + ': '}{conclusions.sentence}",
             "overall": asdict(conclusions.overall),
             "tiers": {
-                tier: {
-                    **asdict(concluded),
-                    **compared_with_base(case, tier, solved, margins, seed),
-                }
+                tier: {**asdict(concluded), **compared_with_base(case, tier, solved, margins, seed)}
                 for tier, concluded in conclusions.tiers.items()
             },
         }
     tiers = list(dict.fromkeys(tier for case in judged for tier in case.tiers))
-    models = likelihoods(run, judged, names, solved, margins, recipe.dtype, seed)
+    models = likelihoods(recipe, judged, names, solved)
     best: Mapping[str, object] = {}
     if recipe.conclusion.likeliest:
         print("elicitation: scoring all answers of base", flush=True)
@@ -188,16 +179,12 @@ def report_on(
         best = likelihood.likeliest(
             run.model(BASE), drawn, solved.rows, recipe.dtype, seed, margins.resamples
         )
-    samples, fresh = recipe.eval.samples, recipe.conclusion.fresh
     return {
         "sentence": by_arm[judged[0].name]["sentence"],
         "margins": asdict(margins),
         "detectable": {
-            tier: detectable(
-                len(guess), samples, fresh, margins, guess, tests=tests_of(judged, tier, margins)
-            ).to_json()
+            tier: detectable_on(recipe, judged, tier, solved.guesses(tier)).to_json()
             for tier in tiers
-            for guess in [solved.guesses(tier)]
         },
         "judged": by_arm,
         "tiers": {
@@ -247,12 +234,10 @@ def run(recipe: Recipe, force: bool) -> None:
     if not stage.begin_unless_done(force):
         return
     problems = {row["id"]: row["problem"] for row in rows}
-    counts = {}
-    for arm, samples in again.items():
-        for _ in judge_arm(problems, samples, lenient[arm]):
-            pass  # written as they come, counted from the file
-        verdicts = read_verdicts(samples.with_name(VERDICTS), tiers)
-        counts[arm] = first[arm].with_fresh(count_solved(verdicts, tiers))
+    counts = {
+        arm: first[arm].with_fresh(count_solved(judge_arm(problems, samples, lenient[arm]), tiers))
+        for arm, samples in again.items()
+    }
     report = report_on(recipe, judged, names, Solved(rows, counts))
     sentences = [text for one in report["judged"].values() for text in _sentences(one)] + notes
     report |= {"notes": notes} if notes else {}

@@ -84,14 +84,14 @@ def comparisons(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
 
 
 def _made(arms: Mapping[str, Arm], name: str) -> str:
-    """How an arm is made, the same for twins: without backends and the names of arms."""
+    """The making of an arm, the same for twins: without backends and the names of arms."""
     if name == BASE:
         return name
     return str(replace(arms[name], backend=None, start=_made(arms, arms[name].start)))
 
 
 def _way(arm: Arm) -> str:
-    """How an arm is asked, in whatever order the recipe says so."""
+    """The way in which an arm is asked, in whatever order the recipe has its keys."""
     return str((sorted(arm.eval.items()), sorted(arm.tune.items())))
 
 

@@ -28,8 +28,9 @@ from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import read_split
 from data.run import goal
 from eval.answers.asker import Asker, Turn
-from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered, way_of_asking
+from eval.answers.files import AnsweredRow, SampleRow, VerdictRow, answered
 from eval.answers.judge import check_judged, score_rows
+from eval.answers.sampling import way_again
 from eval.show.tables import Sheet, label, publish
 from eval.stats.estimate import (
     Values,
@@ -115,22 +116,22 @@ def gains(shares: Values, seed: int, resamples: int) -> dict[str, Any]:
     }
 
 
-def mend_sheet(arm: str, found: Mapping[str, Any]) -> Sheet:
+def mend_sheet(mended: Mapping[str, Any]) -> Sheet:
     """The outcome of every way, and what being told gains over it."""
     return Sheet(
-        f"{label(arm)}: an answer that breaks a rule is given back; in %, and points",
+        f"{label(mended['arm'])}: an answer that breaks a rule is given back; in %, and points",
         ["", *_KINDS, *(f"told is ahead: {kind}" for kind in _KINDS)],
         [
             [
                 words,
-                *(cell(found["ways"][way][kind]) for kind in _KINDS),
-                *(cell(found["gain"].get(way, {}).get(kind), "+") for kind in _KINDS),
+                *(cell(mended["ways"][way][kind]) for kind in _KINDS),
+                *(cell(mended["gain"].get(way, {}).get(kind), "+") for kind in _KINDS),
             ]
             for way, words in WAYS.items()
         ],
         [
-            f"{found['problems']:,} problems of {found['tier']} x {found['tries']} first tries, "
-            f"{found['given back']:,} of them given back",
+            f"{mended['problems']:,} problems of {mended['tier']} x {mended['tries']} first tries, "
+            f"{mended['given back']:,} of them given back",
             "A first try that breaks no rule stands",
         ],
     )
@@ -150,7 +151,7 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     samples = run.samples(arm)
     require(samples.is_file(), f"{samples} does not exist; {goal('eval')} draws and judges it")
     check_judged(run, [arm])
-    asking = way_of_asking(samples.parent)
+    asking = way_again(recipe, arm)
     tries = asking.samples // 2
     require(tries, f"{samples} has one answer a problem, and mending needs two; raise eval.samples")
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
@@ -181,7 +182,7 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     shares = outcomes(
         rows, tries, {name: row["problem"] for name, row in asked.items()}, second, lenient
     )
-    found = {
+    mended = {
         "arm": arm,
         "tier": tier,
         "problems": len(asked),
@@ -190,7 +191,7 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
         **gains(shares, seed_of(recipe.seed, "mend", arm), resamples),
     }
     path = stage.folder / "mend.json"
-    publish(path, found, [mend_sheet(arm, found)])
+    publish(path, mended, [mend_sheet(mended)])
     drawn = [{**row, "way": way} for way, given in second.items() for row in given]
     write_jsonl(stage.folder / "answers.jsonl", drawn)
     stage.finish([path.name, "mend.md", "answers.jsonl"], hashes={path.name: sha256(path)})

@@ -10,7 +10,7 @@ Writes ``runs/<run>/probe/<arm>``: ``samples.jsonl``, ``probe.json`` and ``probe
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from data.common.errors import require, run_main
 from data.common.files import Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import Row, longest_told, read_split
+from data.rows import longest_told, read_split
 from data.run import SAMPLES, goal
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
@@ -49,12 +49,8 @@ def outcomes_of(
         answers[row["id"]].append(row)
     statuses, rewards, cut = [], [], []
     for name, problem in problems.items():
-        reasons = [row.get("finish_reason") for row in answers[name]]
-        cut.append(list(map(is_cut_off, reasons)))
-        texts = [
-            whole(row["completion"], reason)
-            for row, reason in zip(answers[name], reasons, strict=True)
-        ]
+        cut.append([is_cut_off(row.get("finish_reason")) for row in answers[name]])
+        texts = [whole(row["completion"], row.get("finish_reason")) for row in answers[name]]
         statuses.append([verify_text(problem, text).status for text in texts])
         rewards.append(totals(reward, [problem] * len(texts), texts))
     status = np.array(statuses, dtype=object)
@@ -112,7 +108,8 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     stage = Stage(folder, f"probe {arm}", settings, inputs)
     if not stage.begin_unless_done(force, [folder / SAMPLES]):
         return
-    asked = _some(training, problems, seed_of(recipe.seed, "probe"))
+    rng, places = random.Random(seed_of(recipe.seed, "probe")), range(len(training))
+    asked = [training[i] for i in sorted(rng.sample(places, min(problems, len(training))))]
     write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: row["problem"].text for row in asked}
     answers = read_answers(folder / SAMPLES, texts, goal("probe", f"ARM={arm}"))
@@ -129,22 +126,16 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
 
 
-def _some(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """``count`` problems at random, or all, in the order of the data."""
-    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
-    return [rows[i] for i in sorted(chosen)]
-
-
 def advice_sentence(report: Mapping[str, Any]) -> str:
     """The advice as a sentence; that of all tiers where there are several."""
-    name, found = list(report["tiers"].items())[-1]
+    name, tier = list(report["tiers"].items())[-1]
     where = "the training problems" if name == ALL_TIERS else f"tier {name}"
-    arm, advice = label(report["arm"]), found["advice"]
-    return f"Probe of {arm} on {where}: {advice}, because {found['because']}."
+    advice = f"{tier['advice']}, because {tier['because']}"
+    return f"Probe of {label(report['arm'])} on {where}: {advice}."
 
 
 def readiness_sheet(report: Mapping[str, Any]) -> Sheet:
-    """What answers and groups of the recipe's size look like, a column for each tier."""
+    """Answers, and groups of the recipe's size, in shares; a column for each tier."""
     tiers, group = report["tiers"], report["group"]
     asked = ", ".join(f"{name} {tier['problems']}" for name, tier in tiers.items())
     samples = report["asking"]["samples"]

@@ -108,7 +108,7 @@ def page_content(
     judged: Sequence[str],
     seed: int,
 ) -> dict[str, object]:
-    """What the sections of the page show, by name; None leaves a section out.
+    """The content of the page's sections, by name; None leaves a section out.
 
     Args:
         conclusion, thinking: ``elicitation.json`` and ``thinking.json``, where they are of the
@@ -161,15 +161,15 @@ def _made_by(run: Run, arms: Iterable[str]) -> dict[str, str]:
 
 
 def _findings(logs: Mapping[str, Path]) -> list[tuple[str, Finding]]:
-    """What the doctor finds in the trainings, (arm, finding) by step; notes are left out."""
-    found = []
+    """The doctor's findings on the trainings but for notes, (arm, finding) by step."""
+    findings = []
     for arm, path in logs.items():
         with suppress(UserError):  # a log that tells nothing
             patient = examine(arm, path)
-            found += [
+            findings += [
                 (arm, one) for one in (*patient.findings, *patient.past) if one.level != "note"
             ]
-    return sorted(found, key=lambda pair: pair[1].step)
+    return sorted(findings, key=lambda pair: pair[1].step)
 
 
 def weighed(arm: str, finding: Finding, run: Run, report: Mapping[str, Any]) -> Finding:
@@ -189,7 +189,7 @@ def weighed(arm: str, finding: Finding, run: Run, report: Mapping[str, Any]) -> 
 def _floors_of_training(
     uses: Mapping[str, TierUse], report: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """What blind policies solve at the first try in the mixture that is trained on."""
+    """Shares that blind policies solve at the first try, in the mixture that is trained on."""
     counts = {t: use.train for t, use in uses.items() if t in report["tiers"]}
     floors = {tier: report["tiers"][tier]["floors"] for tier in counts if counts[tier]}
     policies = list(next(iter(floors.values()), ()))
@@ -202,7 +202,7 @@ def _floors_of_training(
 
 
 def _asked(run: Run, arms: Iterable[str]) -> str:
-    """How the arms were asked, as their samples say: the recipe may have changed since."""
+    """The arms' decoding, as their samples say: the recipe may have changed since."""
     folders = {arm: run.samples(arm).parent for arm in arms}
     asked = {arm: way_of_asking(folder) for arm, folder in folders.items() if finished(folder)}
     ways = {a: f"T = {way.temperature:g}, top-p = {way.top_p:g}" for a, way in asked.items()}

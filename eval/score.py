@@ -37,10 +37,8 @@ from rewards.verify import Status
 
 
 def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], measure: str) -> Sheet:
-    """How many completions have each status, and the mean of ``measure``, a column for each arm."""
-    arms: dict[str, list[Mapping[str, Any]]] = {}
-    for verdict in verdicts:
-        arms.setdefault(str(verdict.get("arm", "completions")), []).append(verdict)
+    """Counts of completions by status, and the mean of ``measure``, a column for each arm."""
+    arms = _by_arm(verdicts)
     counts = [Counter(verdict["status"] for verdict in rows) for rows in arms.values()]
     means = (fmean(row[measure] for row in rows) for rows in arms.values())
     rows = [
@@ -51,15 +49,19 @@ def summary(verdicts: Sequence[Mapping[str, Any]], statuses: Iterable[str], meas
     return Sheet("Verdicts", ["status", *arms], rows, [])
 
 
+def _by_arm(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for verdict in verdicts:
+        arms.setdefault(str(verdict.get("arm", "completions")), []).append(verdict)
+    return arms
+
+
 def pass_sheets(
     problem_file: ProblemFile, problems: Mapping[Key, Problem], verdicts: Sequence[VerdictRow]
 ) -> Iterator[Sheet]:
     """pass@k of every arm beside blind guessing, tier by tier, on the problems that every arm
     answered; k ends at the fewest answers to one of them."""
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for verdict in verdicts:
-        row = {**verdict, "id": str(verdict[problem_file.key])}
-        arms.setdefault(str(verdict.get("arm", "completions")), []).append(row)
+    arms = _by_arm({**verdict, "id": str(verdict[problem_file.key])} for verdict in verdicts)
     counts = {arm: Counter(row["id"] for row in rows) for arm, rows in arms.items()}
     tiers: dict[str, list[Key]] = {}
     for name in problems:

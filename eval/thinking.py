@@ -100,7 +100,7 @@ def _means(values: Values, seed: int, resamples: int, low: float = 0.0) -> list[
 
 
 def intervene(
-    asker: Asker, rows: Sequence[Row], opened: Sequence[Opening], resamples: int
+    asker: Asker, rows: Sequence[Row], opened: Sequence[Opening], lenient: bool, resamples: int
 ) -> Shares:
     """Draw what follows each opening and judge the whole."""
     by_id = {row["id"]: row for row in rows}
@@ -108,7 +108,7 @@ def intervene(
     outcomes: dict[Intervention, dict[str, tuple[bool, bool]]] = defaultdict(dict)
     for one, text in zip(opened, asker.continued(by_id, opened, asking), strict=True):
         problem = by_id[one.problem]["problem"]
-        schedule = read(problem, text, "stop", asking.lenient)  # "" where it was cut off
+        schedule = read(problem, text, "stop", lenient)  # "" where it was cut off
         right = (
             not isinstance(schedule, ParseFailure)
             and verify_schedule(problem, schedule).status == Status.OPTIMAL
@@ -152,7 +152,8 @@ def evidence(recipe: Recipe, run: Run, arm: str, rows: Sequence[Row]) -> Shares:
     if texts and not way_of_asking(run.samples(arm).parent).server:
         print(f"thinking: {arm}: {len(texts)} answers go on from changed reasoning", flush=True)
         opened = openings(of_main, texts, random.Random(seed))
-        shares["interventions"] = intervene(asker, main, opened, resamples)
+        lenient = recipe.for_arm(arm).eval.lenient  # it may have changed since the arm was asked
+        shares["interventions"] = intervene(asker, main, opened, lenient, resamples)
     return shares
 
 
@@ -162,12 +163,14 @@ def run(recipe: Recipe, force: bool) -> None:
     check_judged(run, sampled)
     rows = read_split(run, "test")
     main, resamples = recipe.data.main, recipe.eval.resamples
+    lenient = [arm for arm in sampled if recipe.for_arm(arm).eval.lenient]
     settings = {
         "seed": recipe.seed,
         "dtype": recipe.dtype,
         "main": main,
         "resamples": resamples,
         "arms": sampled,
+        **({"lenient": lenient} if lenient else {}),
     }
     models = [path for arm in sampled for path in model_inputs(run.model(arm))]
     path = run.thinking

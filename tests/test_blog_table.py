@@ -86,6 +86,16 @@ def test_several_answers_to_a_problem_are_shown_per_100_answers(tmp_path):
     assert "12 problems, 48 answers" in sheet.notes[0]
 
 
+def test_problems_that_all_break_the_rules_are_refused_in_a_sentence(tmp_path):
+    late = {"index": 0, "events": [["Drill", "23:30", "24:59"]], "priority_events": []}
+    write_jsonl(tmp_path / "test.jsonl", [{**late, "optimal_score": 89}])
+    write_jsonl(tmp_path / "completions-m.jsonl", [{"index": 0, "completion": "none"}])
+    refusal_of(
+        lambda: judge_as_published(tmp_path / "test.jsonl", answers_in(tmp_path)),
+        "test.jsonl holds no problem that keeps the rules",
+    )
+
+
 def test_the_tables_of_a_run_are_made_again_when_an_answer_changes(world, tmp_path, capsys):
     recipe = world.recipe({})
     refusal_of(lambda: run(recipe.run, None), "samples", "`make blog`")

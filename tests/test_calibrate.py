@@ -105,3 +105,8 @@ def test_the_report_holds_every_case_and_what_is_out_of_bounds(
     [cell] = report["cells"]
     assert (cell["scenario"], cell["counts"]["elicited"]) == ("four times", 20)
     assert len(report["failures"]) == failures
+
+
+def test_no_repetitions_are_refused(mistake_of):
+    said = mistake_of("eval.calibrate", "--repetitions", 0)
+    assert said == "--repetitions must be 1 or more, not 0"

@@ -54,5 +54,5 @@ def test_gain_at_one_try_is_drawn_against_change_at_the_most_each_to_its_start(m
 
 def test_what_is_no_number_is_a_gap_in_a_curve():
     rows = [{"step": i, "loss": loss} for i, loss in enumerate((0.5, math.inf, "x", math.nan, 0.4))]
-    [panel] = training_panels({"sft": [*rows, {"loss": 1.0}]}, looks_of(["sft"]))
+    [panel] = training_panels({"sft": [*rows, {"loss": 1.0}]}, looks_of(["sft"]), {}, [])
     assert panel.curves[0].points == [(0, 0.5), (1, None), (2, None), (3, None), (4, 0.4)]

@@ -137,6 +137,14 @@ def test_its_decoding_is_that_of_the_evaluation(world, recipe, asked, expected):
     assert f"drawn at T = {asked['temperature']:g}" in told(folder)
 
 
+def test_a_card_says_how_the_answers_were_read_when_they_were_last_judged(world, evaluated):
+    assert "read leniently" not in told(export.run(evaluated, "grpo"))
+    lenient = {**ARMS["grpo"], "eval": {"lenient": True}}
+    recipe = world.recipe({**ARMS, "grpo": lenient})
+    world.evaluate(recipe)
+    assert ", and read leniently." in told(export.run(recipe, "grpo"))
+
+
 def test_an_export_with_new_results_or_interrupted_is_redone(world, recipe, monkeypatch, capsys):
     folder = export.run(recipe, "grpo")
     assert export.run(recipe, "grpo") == folder

@@ -336,7 +336,7 @@ def test_a_finding_is_marked_in_the_curves_of_its_arm_and_told_below(made):
     ]
     write_jsonl(made.run.log("grpo.1"), rows)
     assert "grpo.1, step " in Reader(made.page()).text
-    panels = training_panels({"grpo.1": rows, "sft": rows}, looks_of(ARMS), marks=[("sft", 9, "1")])
+    panels = training_panels({"grpo.1": rows, "sft": rows}, looks_of(ARMS), {}, [("sft", 9, "1")])
     assert {tuple(map(tuple, panel.marks)) for panel in panels if "Loss" not in panel.title} == {
         ((9, "1"),)
     }
@@ -356,22 +356,42 @@ def test_a_collapse_of_entropy_is_a_note_where_pass_at_k_did_not_fall(made, low,
     assert "entropy collapses" in text
 
 
-@pytest.mark.slow
-def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
+def shown_by_browser(page, profile):
+    """The page as a browser has it once its script has run."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium here")
-    first = Reader(made.page()).island["answers"][0]
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    url = (made.folder / made.run.eval / report.REPORT_PAGE).as_uri()
-    profile = f"--user-data-dir={made.folder / 'browser'}"
-    done = subprocess.run([browser, *options, profile, url], capture_output=True, timeout=60)
-    dom = done.stdout.decode()
+    command = [browser, *options, f"--user-data-dir={profile}", page.as_uri()]
+    return subprocess.run(command, capture_output=True, timeout=60).stdout.decode()
+
+
+@pytest.mark.slow
+def test_in_a_browser_the_first_answer_is_drawn_and_nothing_else_runs(made):
+    first = Reader(made.page()).island["answers"][0]
+    path = made.folder / made.run.eval / report.REPORT_PAGE
+    dom = shown_by_browser(path, made.folder / "browser")
     title = re.search(r'<h3 data-part="title"><span>([^<]*)</span>', dom)
-    assert title, done.stderr.decode()[-500:]
+    assert title, dom[-500:]
     assert title[1] == f"{label(first['arm'])}, answer {first['sample'] + 1}"
     assert dom.count('class="event') >= len(first["chosen"])
     assert "<img src=x" not in dom
+
+
+@pytest.mark.slow
+def test_in_a_browser_both_cards_go_where_the_filters_leave_nothing(made):
+    choose = """<script>for (const name of ["beside", "arm"]) {
+      const menu = document.getElementById(`filter-${name}`);
+      menu.value = "sft";
+      menu.dispatchEvent(new Event("change"));
+    }</script></body>"""
+    text = re.sub("<meta http-equiv[^>]*>", "", made.page()).replace("</body>", choose)
+    path = made.folder / "chosen.html"
+    path.write_text(text, encoding="utf-8")
+    dom = shown_by_browser(path, made.folder / "browser")
+    cards = re.findall('<article class="sample"[^>]*>', dom)
+    assert [" hidden" in card for card in cards] == [True, True]
+    assert ">0 of 0<" in dom
 
 
 # --- the conclusion ------------------------------------------------------------------------------
@@ -381,18 +401,18 @@ def test_conclusions_stand_first_with_what_decided_them(whole):
     content = whole.made.elicitation
     table, expected = "", []
     for arm, judged in content["judged"].items():
-        rulings = judged["tiers"] | {"overall": judged["overall"]}
-        for tier, ruling in rulings.items():
-            table += f" {label(arm)} {tier} {ruling['conclusion']} {ruling['reason']}"
-        rulings = rulings.values()
-        for ruling in rulings:
-            expected += [f"Decided by {ruling['reason']}.", *ruling["notes"]]
-            expected += [cell(estimate, "+") for estimate in ruling["estimates"].values()]
-        for ruling in judged["tiers"].values():
+        conclusions = judged["tiers"] | {"overall": judged["overall"]}
+        for tier, concluded in conclusions.items():
+            table += f" {label(arm)} {tier} {concluded['conclusion']} {concluded['reason']}"
+        conclusions = conclusions.values()
+        for concluded in conclusions:
+            expected += [f"Decided by {concluded['reason']}.", *concluded["notes"]]
+            expected += [cell(estimate, "+") for estimate in concluded["estimates"].values()]
+        for concluded in judged["tiers"].values():
             expected += [
                 f"base solves {cells['both']} {cells['only_base']} base does not "
                 f"{cells['only_tuned']} {cells['neither']}"
-                for cells in ruling["two_by_two"].values()
+                for cells in concluded["two_by_two"].values()
             ]
     before, _, after = whole.text.partition(" Why ")
     assert content["sentence"] in before
@@ -461,7 +481,7 @@ def test_a_result_that_was_changed_is_named(made, which):
 
 def test_loss_is_shown_only_where_no_reward_is():
     logs = {arm: list(log_of(arm)) for arm in ("sft", "grpo.1")}
-    panels = {panel.title: panel for panel in training_panels(logs, looks_of(ARMS))}
+    panels = {panel.title: panel for panel in training_panels(logs, looks_of(ARMS), {}, [])}
     assert [c.label for c in panels["Loss"].curves] == ["SFT"]
     assert [c.label for c in panels["Gradient norm"].curves] == ["SFT", "grpo.1"]
     assert (20, None) in panels["KL to the reference"].curves[0].points

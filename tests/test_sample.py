@@ -123,6 +123,23 @@ def test_a_tuned_arm_is_asked_again_in_the_way_that_was_best(world):
     assert [way["optimal"] for way in tried] == [1.0, 0.0, 0.0]
 
 
+def test_an_arm_is_tuned_with_room_for_the_longest_answer_that_any_arm_is_shown(world):
+    tiers = {"dense": {"train": 4, "val": 2, "test": 3}}
+    shown = {"main": "dense", "tiers": tiers, "reasoning": "computed", "reasoned": 0.0}
+    recipe = world.recipe({**BEST, "taught": {"trainer": "sft", "reasoned": 1.0}}, data=shown)
+    golds = []
+
+    def script(row, way, rng):
+        if row["split"] == "val":
+            golds.append(row["gold"])
+        return row["gold"]
+
+    world.scripts |= {"best": script}
+    sample_arm(recipe, "best", force=False)
+    assert golds
+    assert all("<think>" in gold for gold in golds)
+
+
 def test_an_arm_is_tuned_again_when_its_answers_are_judged_in_another_way(world):
     """Half a schedule is optimal for a lenient eye alone, so another temperature is the best."""
 

@@ -137,6 +137,24 @@ def test_lines_of_openais_api_and_its_batches_are_read_as_they_are(run):
     assert [row["status"] for row in rows] == [*each, *each, "optimal"]
 
 
+def test_a_line_of_the_api_is_one_problem_in_the_published_layout_whatever_the_order(run):
+    def body(*texts):
+        return {"choices": [{"message": {"role": "assistant", "content": text}} for text in texts]}
+
+    problems = [ROW, {**ROW, "index": 1, "events": [ART, CHESS], "optimal_score": 120}]
+    other, both = body(xml(ART, CHESS)), body(xml(BAND, CHESS), xml(ART))
+    batch = [
+        {"custom_id": "1", "response": {"body": other}},
+        {"custom_id": "0", "response": {"body": both}},
+    ]
+    judged = {}
+    for name, lines in (("batch", batch), ("responses", [both, other])):
+        verdicts, _ = run(problems, lines)
+        judged[name] = [(row["index"], row["status"]) for row in verdicts]
+    assert judged["batch"] == [(1, "optimal"), (0, "optimal"), (0, "feasible")]
+    assert judged["responses"] == [(0, "optimal"), (0, "feasible"), (1, "optimal")]
+
+
 def test_pass_at_k_stands_beside_guessing_by_tier_and_says_what_is_lacking_or_doubled(run):
     problems = [{**OURS, "id": f"p{i}", "tier": "easy" if i < 3 else "hard"} for i in range(4)]
     name = "a-model-by-the-name-of/" + "x" * 90
@@ -199,6 +217,7 @@ RIGHT = '; a right line: {"index": 0, "com'
         ([ROW], [{"index": 0, "output": "x"}], ["c.jsonl:1: ", RIGHT]),
         ([OURS], [{"id": "test-0", "choices": []}], ["c.jsonl:1: ", '"completion", a text']),
         ([OURS], [{"custom_id": "test-0", "response": None}], ["c.jsonl:1: ", '"completion"']),
+        ([ROW], [{"custom_id": "first", "response": None}], ["c.jsonl:1: ", "not 'first'"]),
         ([ROW], [["x"]], ["c.jsonl:1 must be a JSON object", RIGHT]),
     ],
 )

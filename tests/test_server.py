@@ -15,7 +15,7 @@ from data.common.seeds import seed_of
 from data.rows import read_split
 from eval.answers import sampling, server
 from eval.answers.asker import Asker
-from eval.answers.sampling import ask_again, sample_arm
+from eval.answers.sampling import ask_again, sample_arm, way_again
 from eval.answers.server import Server
 from pipeline.model.decode import render
 from pipeline.model.decoding import Decoding
@@ -279,6 +279,7 @@ def test_an_arm_is_asked_again_where_the_server_now_is(world, vllm):
     path = recipe.run.samples("base").with_name("manifest.json")
     asking = stage_facts(path.parent)["asking"]
     change_json(path, asking={**asking, "server": "http://127.0.0.1:9/v1"})
+    assert way_again(recipe, "base").server == vllm.address
     vllm.asked.clear()
     rows = read_split(recipe.run, "test")[3:5]
     ask_again(recipe, "base", rows, 6, force=False)

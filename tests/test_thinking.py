@@ -66,3 +66,10 @@ def test_changed_reasoning_costs_an_arm_that_reads_it_and_not_one_that_knows(wor
             assert (of_k["pass"]["value"], of_k["cot_pass"]["value"]) == (1, reasoned)
             assert of_k["difference"]["value"] == reasoned - 1
     assert "reader" in recipe.run.thinking.with_suffix(".md").read_text()
+
+    # Read strictly, the same answers in tags of the wrong case are none.
+    strict = world.recipe({**ARMS, "sloppy": {"trainer": "none"}}, {"arms": ["reader"]})
+    world.evaluate(strict)
+    thinking.run(strict, force=False)
+    found = json.loads(recipe.run.thinking.read_text())
+    assert found["sloppy"]["interventions"]["kept"]["optimal"]["value"] == 0

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Turn(NamedTuple):
-    """What is said to an answer, for the model to answer again.
+    """A reply to an answer, after which the model answers again.
 
     Attributes:
         problem, sample: whose answer it is.
@@ -148,8 +148,8 @@ class Asker:
         """Raise UserError unless the model can be told what is wrong with its answer."""
         model, tokenizer = self.run.model(self.arm), self._tokenizer
         turns = "Plan the day.", "Nothing fits.", "Breaks rules: overlap. Answer again."
-        *first, said = turns
-        rendered = render(tokenizer, said, [(first[0], first[1])])
+        asked, given, said = turns
+        rendered = render(tokenizer, said, [(asked, given)])
         require(
             all(turn in rendered for turn in turns),
             f"the chat template of {model} leaves out earlier turns, so its answers cannot be "
@@ -203,7 +203,8 @@ class Asker:
         """Yield one further answer for each of ``turns``, in their order.
 
         Raises:
-            UserError: when a conversation, with room for the answer, is longer than the context.
+            UserError: when a conversation, with room for the answer, is longer than the context of
+                a model that is loaded here.
         """
         tiers = {name: row["tier"] for name, row in rows.items()}
         shots = shots_for(self.run, self.seed, tiers, asking.shots)
@@ -215,27 +216,20 @@ class Asker:
             )
             for one in turns
         ]
-        asking = replace(asking, samples=1)
-        self._check_room(prompts, asking)
+        if prompts and not self.server:
+            sizes, context = self._sizes(prompts)
+            needed = max(sizes) + (asking.max_tokens or 0)
+            require(
+                context is None or needed <= context,
+                f"a second turn of {self.arm} takes {needed} tokens with its answer, more than the "
+                f"{context} that {self.run.model(self.arm)} can hold; lower eval.max_tokens",
+            )
         seeds = [seed_of(self.seed, "second", self.arm, *one[:3]) for one in turns]
-        drawn = self._drawn(prompts, asking, seeds)
+        drawn = self._drawn(prompts, replace(asking, samples=1), seeds)
         texts = dict(paced(drawn, len(turns), f"mend {self.arm}", " answers"))
         for i, one in enumerate(turns):
             [given] = texts[i]
             yield self._row(one.problem, one.sample, given)
-
-    def _check_room(self, prompts: Sequence[str], asking: EvalSection) -> None:
-        """Raise UserError where prompts leave no room for an answer in the context of a model that
-        is loaded here."""
-        if self.server or not prompts:
-            return
-        sizes, context = self._sizes(prompts)
-        needed = max(sizes) + (asking.max_tokens or 0)
-        require(
-            context is None or needed <= context,
-            f"a second turn of {self.arm} takes {needed} tokens with its answer, more than the "
-            f"{context} that {self.run.model(self.arm)} can hold; lower eval.max_tokens",
-        )
 
     def continued(
         self, rows: Mapping[str, Row], opened: Sequence[Opening], asking: EvalSection
@@ -257,12 +251,7 @@ class Asker:
 
 
 def write_answers(
-    asker: Asker,
-    rows: Sequence[Row],
-    asking: EvalSection,
-    path: Path,
-    stream: str,
-    goes_on: bool,
+    asker: Asker, rows: Sequence[Row], asking: EvalSection, path: Path, stream: str, goes_on: bool
 ) -> None:
     """Write the answers to ``rows``, as they come and in the end in the order of ``rows``; those
     that ``path`` has stay if it ``goes_on``.

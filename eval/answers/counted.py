@@ -1,4 +1,4 @@
-"""How often every arm solved each test problem, and which problems are to be asked again."""
+"""Counts of the test problems that every arm solved, and the choice of those to ask again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def count_solved(
 
 
 def to_ask_again(cases: Sequence[JudgedArm], solved: Solved) -> dict[str, list[int]]:
-    """By arm, the places of the problems that it is to be asked again.
+    """By arm, the places of the problems that it is asked again.
 
     Everyone is asked what the bases left unsolved, to distinguish a skill from luck. The base and a
     judged arm are asked what either left unsolved, for expansion and shrinkage.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping
 from itertools import zip_longest
@@ -27,7 +28,7 @@ Key = str | int
 
 
 class AnswerPlace(TypedDict, total=False):
-    """Whose answer to which problem; ours have every key but ``index``, others at least a name.
+    """The arm and problem of an answer; ours have every key but ``index``, others at least a name.
 
     Attributes:
         sample: its number among the answers of this arm to this problem, from 0.
@@ -63,11 +64,11 @@ class AnsweredRow(SampleRow, VerdictRow):
 
 
 #: A right line of completions, by the layout of their problems.
-_RIGHT = {
-    key: f'{{"{key}": {name}, "completion": "<think>…</think><schedule>…</schedule>"}}'
-    for key, name in (("id", '"test-dense-00000"'), ("index", "0"))
+_RIGHT: dict[Layout, str] = {
+    "id": '{"id": "test-dense-00000", "completion": "<think>…</think><schedule>…</schedule>"}',
+    "index": '{"index": 0, "completion": "<think>…</think><schedule>…</schedule>"}',
 }
-#: How servers call the reason why an answer ended.
+#: Names that servers have for the reason why an answer ended.
 _REASONS = ("finish_reason", "stop_reason", "done_reason")
 
 _TEXT = Limit(lambda value: isinstance(value, str), "a text")
@@ -95,13 +96,13 @@ def read_answers(path: Path, ids: Container[str], by: str = "") -> Iterator[Samp
         UserError: naming the line that differs from what the command writes, and the way out.
     """
     rows = _checked_rows(path, ids, _SAMPLE, f"{by or goal('eval')} draws")
-    return (cast(SampleRow, row) for row in rows)
+    return cast(Iterator[SampleRow], rows)
 
 
 def read_verdicts(path: Path, ids: Container[str]) -> Iterator[VerdictRow]:
     """The rows of a ``verdicts.jsonl``, like ``read_answers``."""
     rows = _checked_rows(path, ids, _VERDICT, f"{goal('eval')} judges")
-    return (cast(VerdictRow, row) for row in rows)
+    return cast(Iterator[VerdictRow], rows)
 
 
 def answered(samples: Path, ids: Collection[str]) -> Iterator[AnsweredRow]:
@@ -151,7 +152,7 @@ def _checked_rows(
 
 
 def way_of_asking(folder: Path) -> EvalSection:
-    """How a sampled arm was asked, with everything resolved that was tuned or left open.
+    """The way in which a sampled arm was asked: all is resolved that was tuned or left open.
 
     Raises:
         UserError: when its manifest does not say, or not in the keys of this version.
@@ -231,12 +232,15 @@ def _named(record: Mapping[str, Any], key: Layout, where: str, what: str, right:
     return cast(Key, name)
 
 
-def _unfolded(line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _unfolded(line: Mapping[str, Any], key: Layout) -> Iterator[dict[str, Any]]:
     """The completions of a line: itself, with its conversation under ``messages``; or each choice
-    of a response of OpenAI's API, a line of a batch too, whose problem is its ``custom_id``."""
+    of a response of OpenAI's API, a line of a batch too, whose problem is its ``custom_id``: those
+    of a batch come in any order."""
     row = {"completion": line.get("messages"), **line}
     if "custom_id" in line:
-        row["id"] = line["custom_id"]
+        row["id"] = name = line["custom_id"]
+        if key == "index":
+            row["index"] = int(name) if re.fullmatch("[0-9]{1,9}", str(name)) else name
     response = line.get("response")
     body = response.get("body") if isinstance(response, Mapping) else line
     choices = body.get("choices") if isinstance(body, Mapping) else None
@@ -267,23 +271,25 @@ def read_samples(path: Path, problem_file: ProblemFile) -> list[SampleRow]:
     except UserError as error:
         raise UserError(f"{error}{right}") from None
     count: Counter[str] = Counter()
-    for number, row in ((number, one) for number, line in rows for one in _unfolded(line)):
+    for number, line in rows:
         where, what = f"{path}:{number}", f"a completion of {source}"
-        arm = str(row.get("arm"))
-        sample = {"index": count[arm], **row} if key == "index" else dict(row)
+        arm = str(line.get("arm"))
+        line = {"index": count[arm], **line} if key == "index" else line
         count[arm] += 1
-        name = _named(sample, key, where, what, right)
-        unknown = f"{where}: {source} has no problem of {key} {brief(name)}{right}"
-        require(name in problem_file.records, unknown)
-        try:
-            text = text_of(sample.get("completion"))
-        except UserError as error:
-            raise UserError(f'{where}: {what} needs "completion", {error}{right}') from None
-        if sample.get("reasoning_opened_by_template") is True:
-            text = reopened(text)
-        reason = next((row[name] for name in _REASONS if isinstance(row.get(name), str)), None)
-        sample.pop("finish_reason", None)
-        sample |= {"completion": text, **({"finish_reason": reason} if reason else {})}
-        samples.append(cast(SampleRow, sample))
+        for sample in _unfolded(line, key):
+            name = _named(sample, key, where, what, right)
+            unknown = f"{where}: {source} has no problem of {key} {brief(name)}{right}"
+            require(name in problem_file.records, unknown)
+            try:
+                text = text_of(sample.get("completion"))
+            except UserError as error:
+                raise UserError(f'{where}: {what} needs "completion", {error}{right}') from None
+            if sample.get("reasoning_opened_by_template") is True:
+                text = reopened(text)
+            reasons = (sample.get(name) for name in _REASONS)
+            reason = next((one for one in reasons if isinstance(one, str)), None)
+            sample.pop("finish_reason", None)
+            sample |= {"completion": text, **({"finish_reason": reason} if reason else {})}
+            samples.append(cast(SampleRow, sample))
     require(samples, f"{path} holds no completion")
     return samples

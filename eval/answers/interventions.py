@@ -17,12 +17,12 @@ from data.prompts import THINK, THOUGHT, computation
 from data.solver import backward_steps, walk
 from rewards.claims import Claim, Truth, check_trace
 
-#: How far an altered total is above the best so far, in minutes; a quarter hour is a token.
+#: Minutes by which an altered total is above the best so far; a quarter hour is a token.
 _RAISE = 30
 
 
 class Intervention(StrEnum):
-    """What is done to the reasoning.
+    """A change to the reasoning.
 
     KEPT: nothing; the schedule alone is drawn again.
     CUT: the reasoning ends as soon as it begins.
@@ -42,7 +42,7 @@ class Opening(NamedTuple):
 
     Attributes:
         text: what the model's turn begins with.
-        follows: the schedule that an answer has which follows an altered number; None elsewhere.
+        follows: the schedule of an answer that follows the altered number; None elsewhere.
     """
 
     problem: str

@@ -20,12 +20,6 @@ from rewards.verify import confirm, read, unparsable
 _CARRIED = ("index", "id", "arm", "sample", "finish_reason")
 
 
-class JudgedRow(VerdictRow):
-    """A verdict with the text that it judges, by which distinct answers are counted."""
-
-    answer: str
-
-
 class PublishedRow(AnswerPlace):
     """The published evaluator's judgement of one answer."""
 
@@ -75,8 +69,9 @@ def _carried(sample: SampleRow) -> dict[str, object]:
 
 def judge_arm(
     problems: Mapping[str, Problem], samples: Path, lenient: bool = False
-) -> Iterator[JudgedRow]:
-    """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows.
+) -> Iterator[Mapping[str, Any]]:
+    """Judge one arm's samples, write ``verdicts.jsonl`` beside them, and yield its rows, each with
+    the text that it judges as ``answer``, by which distinct answers are counted.
 
     Raises:
         UserError: naming the line of a sample that is not as it was written.

@@ -1,4 +1,4 @@
-"""How likely each arm's answers are: under itself, under the base, under the SFT model.
+"""The likelihood of each arm's answers: under itself, under the base, under the SFT model.
 
 If RL only elicits, its answers are ones that the base gives too: likely under the base, token by
 token. Everything is measured on an arm's own answers, drawn at temperature 1 and top_p 1; answers
@@ -32,13 +32,7 @@ from data.common.seeds import seed_of
 from data.rows import Row
 from data.sections import RESAMPLES
 from eval.answers.files import AnsweredRow, SampleRow
-from eval.stats.estimate import (
-    Values,
-    bootstrap_weights,
-    by_name,
-    mean_interval,
-    ratio_interval,
-)
+from eval.stats.estimate import Values, bootstrap_weights, by_name, mean_interval, ratio_interval
 from eval.stats.passk import best_of_k, ks_for
 from pipeline.model.decode import reasoning_prefix, render
 from pipeline.model.load import load_model
@@ -172,6 +166,7 @@ def _scored(
                 )
             for one, scored in zip(mine, score(model, texts), strict=True):
                 one.scored[name] = scored
+        del model  # before the next one is loaded
     return answers
 
 
@@ -183,8 +178,8 @@ def likeliest(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, dict[str, float] | None]]:
-    """How often the likeliest of k answers is optimal, ``{tier: {k: Estimate}}``: what a model
-    gains by choosing among its own answers, with no training and no judge.
+    """Share of problems where the likeliest of k answers is optimal, ``{tier: {k: Estimate}}``: a
+    model's gain by choosing among its own answers, with no training and no judge.
 
     An answer is as likely as all its tokens together are; of equally likely ones the first one
     drawn is taken.
@@ -202,15 +197,15 @@ def likeliest(
     for row, scored in zip(answers, score(loaded, texts), strict=True):
         total = scored.log_p.sum() if scored.log_p.size else -np.inf  # cut off before any text
         ranked[row["id"]].append((total, row["status"] == Status.OPTIMAL))
-    found = {}
+    shares = {}
     for tier in dict.fromkeys(row["tier"] for row in asked):
         of_tier = [ranked[row["id"]] for row in asked if row["tier"] == tier]
         ordered = (sorted(of, key=itemgetter(0), reverse=True) for of in of_tier)  # stably
         right = [[one for _, one in of] for of in ordered]
         ks = ks_for(len(right[0]))
         weights = bootstrap_weights(len(right), resamples, seed_of(seed, "likeliest", tier))
-        found[tier] = by_name(ks, mean_interval(best_of_k(right, ks), weights))
-    return found
+        shares[tier] = by_name(ks, mean_interval(best_of_k(right, ks), weights))
+    return shares
 
 
 # --- the pure part ---------------------------------------------------------------------------
@@ -246,8 +241,8 @@ def summarise(
         sums = np.stack([over_problems(values.sum() for values in of_tokens)] * 2, axis=1)
         each = sums / divided_by  # nothing is claimed beyond what was seen
         bounds = each.min(axis=0), each.max(axis=0)
-        found = ratio_interval(sums, divided_by, weights, bounds=bounds)
-        return by_name(("per_token", "per_answer"), found)
+        means = ratio_interval(sums, divided_by, weights, bounds=bounds)
+        return by_name(("per_token", "per_answer"), means)
 
     return {
         "unit": "nats",

@@ -1,4 +1,4 @@
-"""What an arm's reasoning before its answers is worth: are its claims true, and does it reflect?"""
+"""The worth of an arm's reasoning before its answers: are its claims true, and does it reflect?"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reasoning_report(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, object]:
-    """How true and how useful one arm's reasoning on one tier is, ready for JSON.
+    """The truth and use of one arm's reasoning on one tier, ready for JSON.
 
     Shares are means over problems with intervals that resample problems; the same seed gives all
     arms the same resamples. A share is None where some resample has nothing to take it of. A model

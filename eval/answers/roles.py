@@ -1,4 +1,4 @@
-"""Who is judged against whom: the arms of a recipe in their roles for a conclusion."""
+"""The arms of a recipe in their roles for a conclusion: judged ones, and those beside them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from data.problem import Problem
 from data.recipe import Recipe
 from data.rows import read_split
 from data.run import BASE
-from data.sections import Margins
-from eval.stats.power import detectable
+from eval.stats.power import Detectable, detectable
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class JudgedArm:
 
 
 def cases(recipe: Recipe, sampled: Collection[str]) -> list[JudgedArm]:
-    """What can be concluded on of the arms that were sampled; says what cannot."""
+    """The judged arms that were sampled, with those beside them; says which are left out."""
     tested = [name for name, use in recipe.tier_uses.items() if use.test]
     best, form = recipe.conclusion.base_best, recipe.conclusion.format_only
     if best and best not in sampled:
@@ -75,27 +74,33 @@ def guesses(problems: Iterable[Problem]) -> list[float]:
     return [float(random_maximal_success(problem)) for problem in problems]
 
 
-def tests_of(judged: Sequence[JudgedArm], tier: str, margins: Margins) -> int:
-    """How many tests for a new skill share the chance of error where a tier is one of them: the
-    tiers of an arm and their pool, times the judged arms; the most of any arm that has the tier."""
-    if margins.correction == "none":
-        return 1
-    most = max(len(case.tiers) for case in judged if tier in case.tiers)
-    return len(judged) * (most + (most > 1))
+def detectable_on(
+    recipe: Recipe, judged: Sequence[JudgedArm], tier: str, chances: Sequence[float]
+) -> Detectable:
+    """The least effects that the recipe's samples find on a tier.
+
+    Tests for a new skill share the chance of error: those on the tiers of an arm and their pool,
+    times the judged arms; the most of any arm that has the tier.
+
+    Args:
+        chances: of a blind guess at each of its problems.
+    """
+    section, tests = recipe.conclusion, 1
+    if section.margins.correction != "none":
+        most = max(len(case.tiers) for case in judged if tier in case.tiers)
+        tests = len(judged) * (most + (most > 1))
+    return detectable(
+        len(chances), recipe.eval.samples, section.fresh, section.margins, chances, tests=tests
+    )
 
 
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
-    """What the planned samples can detect, a sentence for each tier that is judged."""
+    """Sentences on the effects that the planned samples can detect, one for each judged tier."""
     judged = cases(recipe, sampled)
     rows = read_split(recipe.run, "test") if judged else []
-    section = recipe.conclusion
     for tier in dict.fromkeys(tier for case in judged for tier in case.tiers):
         chances = guesses(row["problem"] for row in rows if row["tier"] == tier)
-        tests = tests_of(judged, tier, section.margins)
-        effects = detectable(
-            len(chances), recipe.eval.samples, section.fresh, section.margins, chances, tests=tests
-        )
-        yield f"{tier}: {effects.sentence}"
+        yield f"{tier}: {detectable_on(recipe, judged, tier, chances).sentence}"
     for case in judged:
         if not case.base_best:
             yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     facts: dict[str, object] = {"served": asker.served} if asker.server else {}
     if tune:
         val = [row for row in read_split(run, "val") if row["tier"] == recipe.data.main]
-        asking, facts["tuned"] = _tuned(asker, val, asking, tune)
-    longest = longest_told(test, recipe)
-    asking = replace(asking, max_tokens=asking.max_tokens or asker.limit(longest))
+        asking, facts["tuned"] = _tuned(asker, longest_told(val, recipe), asking, tune)
+    limit = asking.max_tokens or asker.limit(longest_told(test, recipe))
+    asking = replace(asking, max_tokens=limit)
     write_answers(asker, test, asking, path, "sample", stage.goes_on)
     facts |= {"samples": asking.samples, "asking": asdict(asking), "sha256": sha256(path)}
     stage.finish([path.name], **facts)
@@ -56,12 +57,9 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
 
 def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force: bool) -> Path:
     """Draw ``samples`` fresh answers of a sampled arm to each of ``rows``, in the way in which it
-    was asked the first time, unless that is up to date; returns their file. A server may have moved
-    since, to the recipe's address."""
+    was asked the first time, unless that is up to date; returns their file."""
     run, first = recipe.run, recipe.run.samples(arm)
-    asking = replace(way_of_asking(first.parent), samples=samples)
-    if asking.server:
-        asking = replace(asking, server=recipe.for_arm(arm).eval.server or asking.server)
+    asking = replace(way_again(recipe, arm), samples=samples)
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
     path = first.parent / "fresh" / first.name
     settings = {**_asking_settings(asker, asking), "problems": [row["id"] for row in rows]}
@@ -73,8 +71,16 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
     return path
 
 
+def way_again(recipe: Recipe, arm: str) -> EvalSection:
+    """The way in which a sampled arm was asked, to ask it again: a server may have moved since, to
+    the recipe's address."""
+    asking = way_of_asking(recipe.run.samples(arm).parent)
+    server = recipe.for_arm(arm).eval.server
+    return replace(asking, server=server or asking.server) if asking.server else asking
+
+
 def _asking_settings(asker: Asker, asking: EvalSection) -> dict[str, object]:
-    """What an arm's answers depend on, its weights aside; not the address of a server."""
+    """Everything that an arm's answers depend on but its weights; not the address of a server."""
     aside = (*_JUDGING, "server", *(["rows"] if asking.server else []))
     return {
         "arm": asker.arm,
@@ -92,18 +98,17 @@ def _inputs(run: Run, arm: str, splits: Sequence[str]) -> list[Path]:
 
 def _tuned(
     asker: Asker, rows: Sequence[Row], asking: EvalSection, tune: Tune
-) -> tuple[EvalSection, list[dict[str, object]]]:
+) -> tuple[EvalSection, list[dict[str, Any]]]:
     """The way of asking with the most optimal answers to ``rows``, of all combinations of the
     values in ``tune``; and each combination with the share that it reached."""
     problems = {row["id"]: row["problem"] for row in rows}
-    tried, shares = [], []
+    tried = []
     for values in product(*tune.values()):
         changes = dict(zip(tune, values, strict=True))
         way = replace(asking, **changes)
         answers = chain.from_iterable(asker.answers(rows, way, "tune"))
         statuses = [row["status"] for row in score_rows(problems, answers, lenient=way.lenient)]
-        shares.append(statuses.count(Status.OPTIMAL) / len(statuses))
-        tried.append({**changes, "optimal": shares[-1]})
+        tried.append({**changes, "optimal": statuses.count(Status.OPTIMAL) / len(statuses)})
         print(f"eval {asker.arm}: tried {tried[-1]}", flush=True)
-    best = tried[shares.index(max(shares))]
+    best = max(tried, key=itemgetter("optimal"))
     return replace(asking, **{key: best[key] for key in tune}), tried

@@ -43,7 +43,7 @@ def shortcut_shares(
         problems, tiers: by the problem's id.
         answers: of each arm.
     """
-    taken = {name: found for name, problem in problems.items() if (found := shortcuts(problem))}
+    taken = {name: of for name, problem in problems.items() if (of := shortcuts(problem))}
     rng = random.Random(seed_of(seed, "shortcuts"))
     drawn = ((name, random_maximal(problems[name], rng)) for name in taken for _ in range(DRAWS))
     valid = {arm: _valid(problems, rows) for arm, rows in answers.items()} | {RANDOM: drawn}

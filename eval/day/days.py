@@ -52,7 +52,7 @@ _BROKEN_ZIP = (
 
 @dataclass(frozen=True)
 class Day:
-    """What is asked: the problem, a sentence for whatever is not as it was given, and when a
+    """The problem that is asked, a sentence for whatever is not as it was given, and when a
     calendar's day begins."""
 
     problem: Problem

@@ -110,8 +110,7 @@ def read_calendar(
     if day is None and first:
         day = first
         notes.insert(0, f"Asked is {day:%A}, {day}, the first day with events.")
-    found = _between(series, day, day, zone, left_out) if day else []
-    entries = [event for _, event in found if isinstance(event, Entry)]
+    entries = [entry for _, entry in _between(series, day, day, zone, left_out)] if day else []
     lost = [f"Left out, {why}: {listed(list(names))}." for why, names in left_out.items()]
     if entries:
         return entries, notes + lost
@@ -152,7 +151,7 @@ def _all_series(text: str, left_out: LeftOut, zone_name: str | None) -> list[Ser
                 Component.from_ical(block)
             except _NONSENSE:
                 left_out[_UNREADABLE][f"{what} {_summary(block)}".rstrip()] = None
-    for label in {zone_name or "", *("".join(found).strip() for found in _LABEL.findall(text))}:
+    for label in {zone_name or "", *("".join(groups).strip() for groups in _LABEL.findall(text))}:
         if (offset := _OFFSET.fullmatch(label)) and not _zone_named(label):
             _fix_zone(label, offset)
     together: defaultdict[str, list[Event]] = defaultdict(list)
@@ -169,7 +168,7 @@ def _all_series(text: str, left_out: LeftOut, zone_name: str | None) -> list[Ser
 
 
 def _summary(block: str) -> str:
-    """What a part of the file calls itself."""
+    """The name that a part of the file has."""
     name = re.search(r"^SUMMARY[^:\n]*:(.*)$", block, re.MULTILINE)
     return name[1] if name else ""
 
@@ -269,7 +268,7 @@ def _between(
 ) -> list[tuple[date, Entry]]:
     """The date and event of all that can be asked from ``low`` to ``high``."""
     span = datetime.combine(low, time(), zone), datetime.combine(high, time.max, zone)
-    found: list[tuple[date, Entry]] = []
+    askable: list[tuple[date, Entry]] = []
     for events in series:
         alone = Calendar()
         alone.subcomponents = list(events)
@@ -282,8 +281,8 @@ def _between(
             if isinstance(occurrence, str):
                 left_out[occurrence][_name(events[0])] = None
             else:
-                found.append(occurrence)
-    return found
+                askable.append(occurrence)
+    return askable
 
 
 def _dates(series: Sequence[Series], low: date, high: date, zone: tzinfo) -> list[date]:

@@ -41,9 +41,9 @@ def visible(text: str) -> str:
     )
 
 
-def write(console: Console, text: str, end: str = "\n", style: str | None = None) -> None:
+def write(console: Console, text: str, style: str | None = None) -> None:
     """Write text that may be hostile, as it is: no markup, no wrapping, nothing highlighted."""
-    console.out(_encodable(console, visible(text)), end=end, style=style, highlight=False)
+    console.out(_encodable(console, visible(text)), style=style, highlight=False)
 
 
 def tell(console: Console, text: str) -> None:

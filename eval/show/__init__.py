@@ -1,1 +1,1 @@
-"""What a reader sees: tables, charts, the page, the model card."""
+"""Tables, charts, the page and the model card, as a reader sees them."""

@@ -111,8 +111,8 @@ def _eval_results(run: Run, arm: str, report: Mapping[str, Any]) -> Iterator[Eva
 
 
 def _used_settings(trainer: str, facts: Mapping[str, Any]) -> str:
-    """What a training really used, as its manifest says, in YAML: of the trainer's arguments those
-    that the recipe sets."""
+    """The settings that a training really used, as its manifest says, in YAML: of the trainer's
+    arguments those that the recipe sets."""
     settings, used = facts["settings"], facts.get("trained_with", {})
     asked = settings.get("sft" if trainer == "rejection" else trainer, {})
     kept = ("backend", "dtype", "bits", "lora", "reward", "tiers")

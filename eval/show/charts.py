@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from data.policies import GREEDY
@@ -45,13 +44,14 @@ SHOWN_SIGNALS = (
 )
 _STYLE = Path(__file__).parent / "templates" / "chart.mplstyle"
 
-
-#: How a curve is drawn, in matplotlib's words.
+#: Colour, marker and line of a curve, in matplotlib's words.
 Look = Mapping[str, Any]
+#: The share that each blind policy solves, by k.
+Floors = Mapping[str, Mapping[str, float]]
 
 
 def looks_of(arms: Sequence[str]) -> dict[str, Look]:
-    """How each arm is drawn: the seeds of one entry, ``grpo.1`` and ``grpo.2``, share a colour;
+    """The look of each arm: the seeds of one entry, ``grpo.1`` and ``grpo.2``, share a colour;
     marker and line of the first 21 arms differ."""
     entries = list(dict.fromkeys(arm.partition(".")[0] for arm in arms))
     looks: dict[str, Look] = {}
@@ -185,32 +185,22 @@ def _arm_curves(counted: Mapping[str, Any], looks: Mapping[str, Look]) -> list[C
 
 
 def _floor_curves(counted: Mapping[str, Any]) -> list[Curve]:
-    """The random policies, and the greedy one that is best here."""
-    floors = counted["floors"]
-    return [
-        Curve(name, look, points)
-        for name, policy, look in _floor_looks(floors)
-        if (
-            points := [
-                (k, s) for k in counted["ks"] if (s := floors[policy].get(str(k))) is not None
-            ]
-        )
-    ]
+    curves = []
+    for name, by_k, look in _drawn_floors(counted["floors"]):
+        points = [(k, share) for k in counted["ks"] if (share := by_k.get(str(k))) is not None]
+        if points:
+            curves.append(Curve(name, look, points))
+    return curves
 
 
-def _floor_looks(floors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, Look]]:
-    """(name to show, policy, look) of the policies that are drawn."""
-    greedy = [policy for policy in floors if policy in GREEDY]
-    best = max(greedy, key=lambda policy: floors[policy]["1"], default=None)
-    shown = [policy for policy in floors if policy not in GREEDY or policy == best]
-    return [
-        (
-            "best greedy rule" if policy == best else policy.replace("_", " "),
-            policy,
-            {"color": "#767676", "linestyle": dash, "linewidth": 1.2},
-        )
-        for policy, dash in zip(shown, cycle(_FLOOR_DASHES), strict=False)
-    ]
+def _drawn_floors(floors: Floors) -> Iterator[tuple[str, Mapping[str, float], Look]]:
+    """(name to show, share solved by k, look) of the random policies and of the greedy one that is
+    best here."""
+    drawn = {name.replace("_", " "): by_k for name, by_k in floors.items() if name not in GREEDY}
+    if greedy := [floors[policy] for policy in floors if policy in GREEDY]:
+        drawn["best greedy rule"] = max(greedy, key=lambda by_k: by_k["1"])
+    for (name, by_k), dash in zip(drawn.items(), cycle(_FLOOR_DASHES), strict=False):
+        yield name, by_k, {"color": "#767676", "linestyle": dash, "linewidth": 1.2}
 
 
 def breadth_chart(summary: Mapping[str, Any]) -> bytes:
@@ -236,8 +226,8 @@ def breadth_chart(summary: Mapping[str, Any]) -> bytes:
 def training_panels(
     logs: Mapping[str, Sequence[Mapping[str, Any]]],
     looks: Mapping[str, Look],
-    floors: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
-    marks: Sequence[tuple[str, float, str]] = (),
+    floors: Floors,
+    marks: Sequence[tuple[str, float, str]],
 ) -> list[Panel]:
     """A panel for each of SHOWN_SIGNALS that the log of some arm has.
 
@@ -261,8 +251,8 @@ def training_panels(
                 drawn.add(arm)
         if curves and signal in ("rewards/optimal/mean", "val/optimal"):
             ends = [min(xs := [x for c in curves for x, _ in c.points]), max(xs)]
-            for name, policy, look in _floor_looks(floors):
-                curves.append(Curve(name, look, [(x, floors[policy]["1"]) for x in ends]))
+            for name, by_k, look in _drawn_floors(floors):
+                curves.append(Curve(name, look, [(x, by_k["1"]) for x in ends]))
         if curves:
             panels.append(
                 Panel(

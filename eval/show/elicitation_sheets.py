@@ -53,8 +53,8 @@ def elicitation_sheets(report: Mapping[str, Any]) -> Iterator[Sheet]:
     """Every table of ``elicitation.json``."""
     yield conclusion_sheet(report)
     for arm, judged in report["judged"].items():
-        for tier, ruling in judged["tiers"].items():
-            for sheet in (estimate_sheet(ruling), *ruling_sheets(ruling)):
+        for tier, concluded in judged["tiers"].items():
+            for sheet in (estimate_sheet(concluded), *explaining_sheets(concluded)):
                 yield replace(sheet, title=f"{label(arm)} on {tier}: {sheet.title}")
     for tier, described in report["tiers"].items():
         for sheets in tier_sheets(described).values():
@@ -70,15 +70,15 @@ def conclusion_sheet(report: Mapping[str, Any]) -> Sheet:
         [
             [
                 f"{label(arm)} on {tier}",
-                ruling["conclusion"],
-                cell(ruling["pass_at_1"]["base"]),
-                cell(ruling["pass_at_1"][arm]),
-                cell(ruling["estimates"]["gain over base"], "+"),
-                cell(ruling["estimates"]["large k"], "+"),
-                cell(ruling["estimates"]["beyond base"], "+"),
+                concluded["conclusion"],
+                cell(concluded["pass_at_1"]["base"]),
+                cell(concluded["pass_at_1"][arm]),
+                cell(concluded["estimates"]["gain over base"], "+"),
+                cell(concluded["estimates"]["large k"], "+"),
+                cell(concluded["estimates"]["beyond base"], "+"),
             ]
             for arm, judged in report["judged"].items()
-            for tier, ruling in judged["tiers"].items()
+            for tier, concluded in judged["tiers"].items()
         ],
         [
             "Intervals are for other problems and, where an arm has several, other training seeds",
@@ -91,10 +91,10 @@ def conclusion_sheet(report: Mapping[str, Any]) -> Sheet:
 def plain_sentence(report: Mapping[str, Any]) -> str:
     """The conclusion on the first judged arm in everyday words."""
     arm, judged = next(iter(report["judged"].items()))
-    ruling, name = judged["overall"], label(arm)
-    budget, estimates = ruling["budget"], ruling["estimates"]
-    if ruling["conclusion"] not in (Conclusion.ELICITED, Conclusion.NARROWED):
-        return f"{name}: {ruling['conclusion']}."
+    concluded, name = judged["overall"], label(arm)
+    budget, estimates = concluded["budget"], concluded["estimates"]
+    if concluded["conclusion"] not in (Conclusion.ELICITED, Conclusion.NARROWED):
+        return f"{name}: {concluded['conclusion']}."
     gain, large = estimates["gain over base"], estimates["large k"]
     tries = "its first try" if budget["tries"] == 1 else f"{budget['tries']} tries"
     where = "at" if budget["tries"] == 1 else "within"
@@ -116,59 +116,53 @@ def _whole_points(estimate: Mapping[str, float]) -> str:
 # --- one judged arm on one tier ------------------------------------------------------------------
 
 
-def ruling_sheets(ruling: Mapping[str, Any]) -> list[Sheet]:
-    """Where the curves cross, and what was found when asking again."""
-    return _filled(_curve_sheet(ruling), _unsolved_sheet(ruling))
+def explaining_sheets(concluded: Mapping[str, Any]) -> list[Sheet]:
+    """Where the curves cross, and what came of asking again."""
+    return _filled(_curve_sheet(concluded), _unsolved_sheet(concluded))
 
 
-def estimate_sheet(ruling: Mapping[str, Any]) -> Sheet:
+def estimate_sheet(concluded: Mapping[str, Any]) -> Sheet:
     """Every quantity of the criterion, and what it is."""
-    tested, seeds = f"{100 * ruling['tested_at']:.2g}", ruling["seeds"]
+    problems, seeds, tested = (concluded[key] for key in ("problems", "seeds", "tested_at"))
     return Sheet(
         "The quantities of the criterion, in points or % of problems",
         ["", "value"],
         [
-            [_QUANTITIES[name].format(**ruling["budget"]), cell(estimate, "+")]
-            for name, estimate in ruling["estimates"].items()
+            [_QUANTITIES[name].format(**concluded["budget"]), cell(estimate, "+")]
+            for name, estimate in concluded["estimates"].items()
         ],
         [
-            f"{ruling['problems']:,} problems, {seeds:,} training seed{'s' if seeds > 1 else ''}; "
-            f"a new capability was tested at a one-sided {tested} %."
+            f"{problems:,} problems, {seeds:,} training seed{'s' if seeds > 1 else ''}; "
+            f"a new capability was tested at a one-sided {100 * tested:.2g} %."
         ],
     )
 
 
-def _curve_sheet(ruling: Mapping[str, Any]) -> Sheet:
+def _curve_sheet(concluded: Mapping[str, Any]) -> Sheet:
     """Where the base's curve meets the arm's."""
     return Sheet(
         "Where the curves cross",
         ["", "base meets or passes at k", "of resamples never"],
-        [
-            [label(arm), _crossing(met), _never(met["beyond"])]
-            for arm, met in ruling["crossing"].items()
-        ],
+        [[label(arm), *_crossing(met)] for arm, met in concluded["crossing"].items()],
         [],
     )
 
 
-def _never(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"
-
-
-def _crossing(met: Mapping[str, Any]) -> str:
+def _crossing(met: Mapping[str, Any]) -> tuple[str, str]:
+    """The k at which the curves meet, and the share of resamples in which they never do."""
     if met["beyond"] is None:
-        return "nobody succeeded"
+        return "nobody succeeded", ""
     k, low, high = (
         f"beyond {met['n']}" if met[key] is None else str(met[key]) for key in ("k", "low", "high")
     )
-    return f"{k} [{low}, {high}]"
+    return f"{k} [{low}, {high}]", f"{100 * met['beyond']:.0f} %"
 
 
-def _unsolved_sheet(ruling: Mapping[str, Any]) -> Sheet:
+def _unsolved_sheet(concluded: Mapping[str, Any]) -> Sheet:
     """Expansion and shrinkage on confirmation samples."""
     groups = {
-        "Expansion: {arm} where base failed": ruling["expansion"],
-        "Shrinkage: base where {arm} failed": ruling["shrinkage"],
+        "Expansion: {arm} where base failed": concluded["expansion"],
+        "Shrinkage: base where {arm} failed": concluded["shrinkage"],
     }
     return Sheet(
         "Problems that one of the two left unsolved, asked again with new seeds, in % and points",
@@ -197,7 +191,7 @@ def _unsolved_sheet(ruling: Mapping[str, Any]) -> Sheet:
 
 
 def tier_sheets(described: Mapping[str, Any]) -> dict[str, list[Sheet]]:
-    """What the arms' answers to one tier are like, by topic."""
+    """Tables on the arms' answers to one tier, by topic."""
     reasoning = described["reasoning"]
     return {
         "spread": _filled(*_spread_sheets(described)),
@@ -338,7 +332,7 @@ def soundness_sheet(reasoning: Mapping[str, Any]) -> Sheet:
 
 
 def _group_columns(words: str, group: str) -> Columns:
-    """How many answers are in a group, and which share of them is optimal."""
+    """The number of answers in a group, and the share of them that is optimal."""
 
     def answers(record: Mapping[str, Any]) -> str:
         share = record[group]["share"]

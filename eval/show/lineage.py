@@ -1,13 +1,13 @@
-"""How a trained model came about, and what was measured of it, by the manifests of its run.
+"""The lineage of a trained model and its results, by the manifests of its run.
 
-Nothing is taken over that does not belong to the very weights that are there now: an arm may have
-been trained again since another started from it, or since it was evaluated.
+Only facts of the very weights that are there now count: an arm may have been trained again since
+another started from it, or since it was evaluated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``make eval`` found of a model.
+    """The results of ``make eval`` on a model.
 
     Attributes:
         report: ``report.json``, of the arms of the lineage alone.
-        asking: how the arm was asked.
+        asking: how the arm was asked, and its answers were read.
         sentence: the conclusion on it, None where there is none.
         seeds: how many trained models that sentence is about.
     """
@@ -90,19 +90,22 @@ def lineage(run: Run, arm: str) -> list[Link]:
 
 
 def evaluation(run: Run, links: Sequence[Link]) -> Evaluation | None:
-    """What was measured of the last of ``links``, None where nothing was. A model before it is in
+    """The results of the last of ``links``, None where it has none. A model before it is in
     the report where its samples are of the weights in the lineage."""
     arm = links[-1].arm
     if not finished(run.eval):
         return None
-    report, judged = read_result(run.report), stage_facts(run.eval)["inputs"]
+    report, judging = read_result(run.report), stage_facts(run.eval)
+    judged = judging["inputs"]
     counted = [x.arm for x in links if x.arm in report["arms"] and _is_counted(run, x, judged)]
     if arm not in counted:
         return None
     entry = arm.partition(".")[0]
     seeds = sum(name.partition(".")[0] == entry for name in run.arms)
     sentence = _sentence(run, arm, entry, report["arms"])
-    asking = way_of_asking(run.samples(arm).parent)
+    # Answers that were drawn once may have been judged in another way since.
+    lenient = judging["settings"]["lenient"][arm]
+    asking = replace(way_of_asking(run.samples(arm).parent), lenient=lenient)
     return Evaluation(_of_arms(report, counted), asking, sentence, seeds)
 
 
@@ -128,8 +131,8 @@ def _of_arms(report: Mapping[str, Any], arms: Sequence[str]) -> Mapping[str, Any
         }
     others = set(report["arms"]) - set(arms)  # policies stay
     shortcuts = {
-        tier: {**found, "agree": {a: of for a, of in found["agree"].items() if a not in others}}
-        for tier, found in report["shortcuts"].items()
+        tier: {**one, "agree": {arm: of for arm, of in one["agree"].items() if arm not in others}}
+        for tier, one in report["shortcuts"].items()
     }
     return {**report, "arms": list(arms), "tiers": tiers, "shortcuts": shortcuts}
 

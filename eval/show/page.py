@@ -97,7 +97,7 @@ def _file(name: str) -> Markup:
 
 def _whole(sentence: str) -> str:
     """A sentence whose intervals are not broken between lines."""
-    return re.sub(r"\S+ \[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), sentence)
+    return re.sub(r"\S+ \[[^\]]*\]", lambda match: match[0].replace(" ", "\u00a0"), sentence)
 
 
 @cache

@@ -39,30 +39,23 @@ def _basis(report: Mapping[str, Any], tier: str) -> str:
     return f"{counted['problems']:,} problems x {counted['samples']} samples; {report['interval']}"
 
 
-def _guessable(counted: Mapping[str, Any]) -> str | None:
-    """What to say of a tier that blind guessing mostly solves within its samples."""
-    k = counted["samples"]
-    guessed = counted["floors"].get("random_maximal", {}).get(str(k))
-    if guessed is None or guessed <= GUESSABLE:
-        return None
-    return (
-        f"Guessable: a random maximal schedule solves {_percent(guessed)} % within {k} tries, so "
-        f"pass@{k} says little about a model here."
-    )
+def _guessed(counted: Mapping[str, Any]) -> float | None:
+    """The share of a tier that blind guessing solves within its samples, where that is most."""
+    share = counted["floors"].get("random_maximal", {}).get(str(counted["samples"]))
+    return None if share is None or share <= GUESSABLE else share
 
 
 def guessable(report: Mapping[str, Any]) -> str | None:
-    """What to say once of all tiers that blind guessing mostly solves."""
-    easy = {
-        tier: (counted["floors"]["random_maximal"][str(counted["samples"])], counted["samples"])
+    """A sentence on all tiers that blind guessing mostly solves; None where there is none."""
+    easy = [
+        f"{_percent(share)} % of {tier} within {counted['samples']} tries"
         for tier, counted in report["tiers"].items()
-        if _guessable(counted)
-    }
-    named = (f"{_percent(share)} % of {tier} within {k} tries" for tier, (share, k) in easy.items())
+        if (share := _guessed(counted))
+    ]
     if not easy:
         return None
     return (
-        f"Guessable: a random maximal schedule solves {', '.join(named)}, so at that k the curves "
+        f"Guessable: a random maximal schedule solves {', '.join(easy)}, so at that k the curves "
         "say little about a model. Look at small k."
     )
 
@@ -78,8 +71,12 @@ def pass_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
     ]
     random = {policy: by_k for policy, by_k in floors.items() if policy not in GREEDY}
     notes = [f"Floors at any k: {', '.join(greedy)}."] if greedy else []
-    if sentence := _guessable(counted):
-        notes.append(sentence)
+    if share := _guessed(counted):
+        k = counted["samples"]
+        notes.append(
+            f"Guessable: a random maximal schedule solves {_percent(share)} % within {k} tries, so "
+            f"pass@{k} says little about a model here."
+        )
     return Sheet(
         f"{tier_title(report, tier)}: pass@k in %, success = {report['success']}",
         ["k", *map(label, arms), *(policy.replace("_", " ") for policy in random)],
@@ -137,11 +134,11 @@ def _answer_sheet(report: Mapping[str, Any], tier: str) -> Sheet:
 
 
 def shortcut_sheet(report: Mapping[str, Any], tier: str) -> Sheet | None:
-    """Whose schedule valid answers have; None where no problem of the tier shows it."""
-    found = report.get("shortcuts", {}).get(tier)
-    if not found:
+    """Shares of valid answers with a shortcut's schedule; None where no problem shows it."""
+    shown = report.get("shortcuts", {}).get(tier)
+    if not shown:
         return None
-    agree = found["agree"]
+    agree = shown["agree"]
     words = {"optimal": "optimal", "any": "any of these shortcuts"}
     kinds = next(iter(agree.values()))
     return Sheet(
@@ -152,7 +149,7 @@ def shortcut_sheet(report: Mapping[str, Any], tier: str) -> Sheet | None:
             for kind in kinds
         ],
         [
-            f"Of the {found['problems']:,} problems that none of these shortcuts solves",
+            f"Of the {shown['problems']:,} problems that none of these shortcuts solves",
             "A schedule that several of them have counts for each",
             report["interval"],
         ],

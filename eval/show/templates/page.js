@@ -194,13 +194,13 @@
 
   function draw() {
     const empty = !shown.length;
-    at("sample").hidden = empty;
+    cards[0].hidden = empty;
+    cards[1].hidden = empty || !beside.value;
     at("none").hidden = !empty;
     at("back").disabled = at("next").disabled = shown.length < 2;
     at("place").textContent = empty ? "0 of 0" : `${place + 1} of ${shown.length}`;
     if (empty) return;
     const answer = shown[place];
-    cards[1].hidden = !beside.value;
     at("pair").classList.toggle("paired", Boolean(beside.value));
     [answer, partner(answer)].forEach((one, i) => {
       card = cards[i];
