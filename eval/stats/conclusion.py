@@ -340,7 +340,7 @@ def notes_on(evidence: Evidence, margins: Margins, conclusion: Conclusion) -> li
     elicited = conclusion in (Conclusion.ELICITED, Conclusion.NARROWED)
     if elicited and "format_only" in budget.missing:
         notes.append(_unasked(("format_only",)))
-    if conclusion in _ELICITED and budget.guessed_reach > margins.floor:
+    if elicited and budget.guessed_reach > margins.floor:
         notes.append(
             f"blind guessing solves {budget.guessed_reach:.1%} within {_tries(budget.reach)} too, "
             "so that base reaches these problems does not by itself show the skill"
