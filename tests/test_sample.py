@@ -126,7 +126,9 @@ def test_a_tuned_arm_is_asked_again_in_the_way_that_was_best(world):
 def test_an_arm_is_tuned_with_room_for_the_longest_answer_that_any_arm_is_shown(world):
     tiers = {"dense": {"train": 4, "val": 2, "test": 3}}
     shown = {"main": "dense", "tiers": tiers, "reasoning": "computed", "reasoned": 0.0}
-    recipe = world.recipe({**BEST, "taught": {"trainer": "sft", "reasoned": 1.0}}, data=shown)
+    best = {"trainer": "none", "tune": {"temperature": [0.5, 1.0]}}
+    taught = {"trainer": "sft", "reasoned": 1.0}
+    recipe = world.recipe({"best": best, "taught": taught}, data=shown)
     golds = []
 
     def script(row, way, rng):
