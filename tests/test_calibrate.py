@@ -34,19 +34,14 @@ def test_base_models_have_the_share_of_hopeless_problems_that_their_weights_leav
     assert (base_chances("long tail", (5, 40), np.random.default_rng(2)) > 0).all()
 
 
+NOTHING_NEW = (
+    "identical", "sharpened 16 times", "sharpened 16 times, at", "sharpened, keeps",
+    "a lower temperature", "a lower temperature, unasked", "form, unasked",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize(
-    "what",
-    [
-        "identical",
-        "sharpened 16 times",
-        "sharpened 16 times, at",
-        "sharpened, keeps",
-        "a lower temperature",
-        "a lower temperature, unasked",
-        "form, unasked",
-    ],
-)
+@pytest.mark.parametrize("what", NOTHING_NEW)
 def test_nothing_new_is_hardly_ever_called_a_new_capability(what, strength):
     found = calibrate_case(named(what), strength, SMALL, 60, MARGINS, 1)
     assert found.false_new <= 0.05
