@@ -28,6 +28,8 @@ def kinds(broken: Iterable[str]) -> set[str]:
 #: Makes a completion and the violations it must be given, or None where a problem has no such one.
 Corruption = Callable[[Problem, Schedule], tuple[str, tuple[str, ...]] | None]
 CORRUPTIONS: dict[str, Corruption] = {}
+#: The end of reasoning, and a schedule without events.
+END, EMPTY = "</think>", "<schedule></schedule>"
 #: Makes a completion that must be judged optimal.
 HARMLESS: dict[str, Callable[[Problem, Schedule], str]] = {}
 
@@ -139,7 +141,7 @@ def gold_in_the_reasoning_and_a_bad_final_answer(problem, gold):
 
 @corruption
 def gold_before_an_end_of_reasoning_and_a_bad_final_answer(problem, gold):
-    return f"{schedule_xml(gold)}</think><schedule></schedule>", ("empty",)
+    return schedule_xml(gold) + END + EMPTY, ("empty",)
 
 
 def _text(name: str, reason: str, change: Callable[[str], str]) -> None:
@@ -169,16 +171,8 @@ _text("cut in the middle", "unterminated", lambda text: text[: text.index("</nam
 _text("unterminated reasoning", "unterminated_reasoning", _swap("</think>", ""))
 _text("reasoning taken up again", "unterminated_reasoning", lambda text: text + "<think>")
 _text("two schedules", "multiple_schedules", lambda text: text + text.partition("</think>")[2])
-_text(
-    "bad schedule before the good one",
-    "multiple_schedules",
-    _swap("</think>", "</think><schedule></schedule>"),
-)
-_text(
-    "good schedule before a bad one",
-    "multiple_schedules",
-    lambda text: text + "<schedule></schedule>",
-)
+_text("bad schedule before the good one", "multiple_schedules", _swap("</think>", END + EMPTY))
+_text("good schedule before a bad one", "multiple_schedules", lambda text: text + EMPTY)
 _text("schedule in a schedule", "multiple_schedules", _swap("<schedule>", "<schedule><schedule>"))
 
 for _tag in ("name", "start", "end", "event"):

@@ -15,17 +15,16 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
 from answers import CORRUPTIONS
 from problems import day, tier_problems
 from running import RECIPES
+from spoiling import as_json, as_lines, spoilt
 
 from data.common.errors import UserError
 from data.problem import Problem, problem_from_text
@@ -43,115 +42,6 @@ from rewards.verify import VALID, confirm, verify
 #: Characters of a refusal, and seconds of a processor that one input may take.
 SENTENCE, SECONDS = 1_500, 20.0
 
-# --- spoiling --------------------------------------------------------------------------------
-
-_nested: Any = []
-for _ in range(300):
-    _nested = [_nested]
-
-#: Replacements of a value.
-VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 0.5, -0.5, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30,
-    10**400, 1e-320, 1e308, -1e308, float("nan"), float("inf"), float("-inf"),
-    "", " ", "0", "x", "09:00", "24:00", "null", "NaN", "base", "a" * 5_000,
-    "\0", "\ud800", "\u202e\u0301\u0301", "😀", "<think>", "../../..", "/", "a/b", "%s{0}", "\n",
-    [], {}, [[]], [{}], {"": ""}, [None], ["a", 1], _nested,
-)  # fmt: skip
-#: Replacements of bytes, or insertions between them.
-PIECES: tuple[bytes, ...] = (
-    b"", b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\r", b"\n", b"\n\n", b"\xed\xa0\x80",
-    b"\xe2\x80\xa8", b"\xe2\x80\xae", b"\xcc\x81" * 50, b"\xd9\xa3", b"9" * 5_000, b"NaN",
-    b"Infinity", b"-1", b"1e999", b"[" * 20_000, b'{"a":' * 20_000, b"{", b"}", b"[", b"]", b",",
-    b":", b'"', b"'", b"#", b"&a ", b"*a", b"!!python/object:os.system ", b"%", b"|", b"\t", b"- ",
-    b"<think>", b"</think>", b"<schedule>", b"</schedule>", b"<event>", b"</event>", b"<name>",
-    b"</name>", b"<start>", b"09:00", b"24:00", b"BEGIN:VEVENT\n", b"RRULE:FREQ=DAILY\n",
-)  # fmt: skip
-
-
-def spoilt(rng: random.Random, texts: list[bytes], form: str) -> bytes:
-    """One of ``texts`` with one to four things wrong; its ``form`` says what can be: ``json``,
-    ``jsonl``, ``yaml``, or ``text``, which has no inner structure."""
-    content = rng.choice(texts)
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
-        if form == "text" or rng.random() < 0.35:
-            content = _spoilt_bytes(rng, content, rng.choice(texts))
-        else:
-            content = _spoilt_tree(rng, content, form)
-    return content
-
-
-def _spoilt_bytes(rng: random.Random, content: bytes, other: bytes) -> bytes:
-    start, at = rng.randint(0, len(content)), rng.randint(0, len(other))
-    end = min(len(content), start + rng.choice((0, 1, 1, 2, 8, 40, 400)))
-    here = content[start:end]
-    if rng.random() < 0.1:
-        return content[:start]
-    changed = (
-        bytes(byte ^ 1 << rng.randrange(8) for byte in here),
-        here * rng.choice((0, 2, 3, 50)),
-        other[at : at + rng.choice((5, 50, 500))],
-        rng.choice(PIECES),
-        rng.randbytes(len(here)),
-    )
-    return content[:start] + rng.choice(changed) + content[end:]
-
-
-def _spoilt_tree(rng: random.Random, content: bytes, form: str) -> bytes:
-    """A line or document with one value, key or element changed; as it was where it cannot be
-    read any more."""
-    with contextlib.suppress(ValueError, RecursionError, yaml.YAMLError, IndexError):
-        if form == "yaml":
-            tree = _changed(rng, yaml.safe_load(content))
-            text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-            return text.encode(errors="surrogatepass")
-        if form == "json":
-            return _as_json(_changed(rng, json.loads(content)))
-        lines = content.splitlines()
-        at = rng.randrange(len(lines))
-        line = rng.choice((lines[at], rng.choice(lines)))
-        lines[at : at + rng.randrange(2)] = [_as_json(_changed(rng, json.loads(line)))]
-        return b"\n".join(lines) + b"\n"
-    return content
-
-
-def _as_json(tree: Any) -> bytes:
-    return json.dumps(tree).encode()
-
-
-def _as_lines(rows: Any) -> bytes:
-    return b"".join(_as_json(row) + b"\n" for row in rows)
-
-
-def _places(tree: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key or index) of a tree."""
-    if depth < 40 and isinstance(tree, dict | list):
-        for key in tree if isinstance(tree, dict) else range(len(tree)):
-            yield tree, key
-            yield from _places(tree[key], depth + 1)
-
-
-def _changed(rng: random.Random, tree: Any) -> Any:
-    places = list(_places(tree))
-    if not places or rng.random() < 0.02:
-        return rng.choice(VALUES)
-    inside, key = rng.choice(places)
-    kind = rng.randrange(6)
-    if kind == 0:
-        del inside[key]
-    elif kind == 1:
-        other, its = rng.choice(places)
-        inside[key] = json.loads(json.dumps(other[its]))
-    elif kind == 2:
-        inside[key] = rng.choice(([inside[key]], {"a": inside[key]}, str(inside[key])))
-    elif kind == 3 and isinstance(inside, dict):
-        inside[rng.choice((f"{key}s", f"{key} ", "new"))] = inside.pop(key)
-    elif kind == 4 and type(inside[key]) in (int, float):
-        inside[key] *= rng.choice((-1, 0, 10, 1000, 10**9, 0.5))
-    else:
-        inside[key] = rng.choice(VALUES)
-    return tree
-
-
 # --- targets ---------------------------------------------------------------------------------
 
 
@@ -161,7 +51,7 @@ class Target:
 
     Attributes:
         texts: sound inputs.
-        form: of them, see ``spoilt``.
+        form: of them, see ``spoiling.spoilt``.
         name: of the file that an input is written to, in a folder of its own.
         feed: reads that file, and does with what was accepted what follows.
     """
@@ -195,7 +85,7 @@ def _rows() -> list[bytes]:
         row_to_json(new_row(f"test-{i}", "test", "dense", problem, ("none", "computed")[i % 2]))
         for i, problem in enumerate(_problems())
     ]
-    return [_as_lines(rows[at : at + 3]) for at in range(8)]
+    return [as_lines(rows[at : at + 3]) for at in range(8)]
 
 
 def _feed_rows(path: Path) -> None:
@@ -256,7 +146,7 @@ def _logs() -> list[bytes]:
     from tests.synthetic import collapsed, grpo_log, hacked, sft_log
 
     return [
-        _as_lines(list(rows)[:60]) for rows in (grpo_log(1), sft_log(2), hacked(3), collapsed(4))
+        as_lines(list(rows)[:60]) for rows in (grpo_log(1), sft_log(2), hacked(3), collapsed(4))
     ]
 
 
@@ -277,18 +167,13 @@ def _days() -> list[bytes]:
         {"name": "Standup", "start": "9:00", "end": "9:30", "priority": True},
         ["Lunch", "12:00", "13:00"],
     ]
-    return [typed, _as_json(listed), *(_as_json(one.to_json()) for one in _problems()[::3])]
+    return [typed, as_json(listed), *(as_json(one.to_json()) for one in _problems()[::3])]
 
 
 def _feed_day(path: Path) -> None:
     from eval.day.days import prove_day, read_day
 
-    chosen: tuple[dict[str, Any], ...] = (
-        {"date": date(2026, 3, 2)},
-        {"priorities": ["standup"]},
-        {},
-    )
-    for flags in chosen:
+    for flags in ({"date": date(2026, 3, 2)}, {"priorities": ["standup"]}, {}):
         # Only the plain question decides; the others have a flag that may not fit.
         with contextlib.suppress(UserError) if flags else contextlib.nullcontext():
             day = read_day(path.read_bytes(), str(path), **flags)
@@ -315,7 +200,7 @@ def _samples() -> list[bytes]:
         for name, problem in _asked().items()
         for number, text in enumerate((answer(optimal_schedule(problem), None), "no idea"))
     ]  # fmt: skip
-    return [_as_lines(rows), _as_lines(rows[:1])]
+    return [as_lines(rows), as_lines(rows[:1])]
 
 
 def _feed_samples(path: Path) -> None:

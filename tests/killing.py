@@ -38,9 +38,6 @@ CLOCK = {
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
 STEPS = {"save_steps": 2, "logging_steps": 3, "warmup_steps": 2}
-#: A checkpoint lies between two logged steps.
-EPOCHS = {"save_strategy": "epoch", "logging_steps": 5}
-GROUPED = {"train_sampling_strategy": "group_by_length"}
 DROPPING = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all"}
 GRPO = {
     **STEPS, "max_steps": 7, "per_device_train_batch_size": 8, "num_generations": 4,
@@ -120,18 +117,17 @@ def cases() -> dict[str, Case]:
         "eval": {"samples": 4, "rows": 8, "max_tokens": 24, "resamples": 200},
         "data": {"main": "dense", "tiers": {"dense": dense}},
     }
-    light = {**sft(), "lora": DROPPING}
     again = {**real, "grpo": REUSED, "lora": DROPPING, "data": four}
+    tune, reward = _train("sft"), _train("grpo")
     return {
-        "sft": Case(_train("sft"), sft()),
-        "sft, LoRA": Case(_train("sft"), light),
-        "sft, saved after each epoch": Case(_train("sft"), sft(**EPOCHS)),
-        "sft, grouped by length": Case(_train("sft"), sft(**GROUPED)),
-        "grpo": Case(_train("grpo"), {**real, "grpo": GRPO}),
-        "grpo, problems chosen": Case(
-            _train("grpo"), {**real, "grpo": CHOSEN, "sampling": CHOOSING}
-        ),
-        "grpo, LoRA, answers used again": Case(_train("grpo"), again),
+        "sft": Case(tune, sft()),
+        "sft, LoRA": Case(tune, {**sft(), "lora": DROPPING}),
+        # A checkpoint lies between two logged steps.
+        "sft, saved after each epoch": Case(tune, sft(save_strategy="epoch", logging_steps=5)),
+        "sft, grouped by length": Case(tune, sft(train_sampling_strategy="group_by_length")),
+        "grpo": Case(reward, {**real, "grpo": GRPO}),
+        "grpo, problems chosen": Case(reward, {**real, "grpo": CHOSEN, "sampling": CHOOSING}),
+        "grpo, LoRA, answers used again": Case(reward, again),
         "sampling": Case(_sample, asking),
         "data": Case(_data, {}, before=lambda recipe: None),
         "sampling, report, verdict": Case(_judge, {**asking, **tuned}, _made_and_tuned),

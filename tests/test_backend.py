@@ -4,6 +4,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import trl  # noqa: F401 - so that all that Unsloth patches is there
 from running import refusal_of
 from tiny import training_for, write_recipe
 
@@ -54,8 +55,6 @@ LATE = "transformers, peft, trl had been imported before it"
     ],
 )
 def test_a_backend_is_chosen_for_a_reason_that_is_said(machine, wanted, given, name, why):
-    import trl  # noqa: F401  so that all three are there where it is late
-
     machine(**given)
     chosen = choose_backend(wanted)
     assert chosen.name == name
@@ -73,8 +72,6 @@ def test_a_backend_is_chosen_for_a_reason_that_is_said(machine, wanted, given, n
     ],
 )
 def test_unsloth_that_cannot_be_used_is_refused(machine, wanted, given, reason):
-    import trl  # noqa: F401
-
     machine(**given)
     refusal_of(lambda: choose_backend(wanted), "backend: unsloth ", reason, "BACKEND=trl")
 

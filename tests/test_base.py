@@ -129,9 +129,6 @@ def test_the_parts_of_the_curriculum_are_the_whole():
     assert sum(share for _, share in CURRICULUM) == pytest.approx(1)
 
 
-# --- the base of known skills ---------------------------------------------------------------
-
-
 def test_half_of_the_skills_corpus_is_the_embedded_ones_and_each_further_rule_has_a_quarter():
     assert sum(share for _, share in SKILLS) == pytest.approx(1)
     assert SKILLS[: len(CORPUS)] == tuple((tier, share / 2) for tier, share in CORPUS)

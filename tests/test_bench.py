@@ -14,12 +14,6 @@ from data.tiers import TIERS
 from eval import bench
 
 
-def clock(monkeypatch):
-    """Every look at the clock is a second after the last."""
-    looks = count()
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: float(next(looks))))
-
-
 def test_two_that_are_compared_take_turns_and_their_first_run_does_not_count():
     order = []
 
@@ -49,7 +43,8 @@ def test_a_grpo_step_is_timed_beside_that_of_a_bare_trl_trainer(tmp_path, monkey
 
 
 def test_problems_and_verdicts_are_timed_beside_cp_sat(run_command, monkeypatch):
-    clock(monkeypatch)
+    looks = count()  # at the clock, each a second after the last
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: float(next(looks))))
     proven, problems = bench.proving(TIERS["dense"], "dense", 7, 8)
     lines = [proven, bench.verdicts(problems)]
     assert [line[1] for line in lines] == ["8", "160"]  # 20 verdicts each in a second

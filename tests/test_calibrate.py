@@ -44,19 +44,14 @@ def test_cases_sharpen_as_much_as_the_margins_allow():
     assert (uneven["grpo"] <= 1 - 0.9**4).all()
 
 
+NOTHING_NEW = (
+    "identical", "sharpened 16 times", "sharpened 16 times, at", "sharpened, keeps",
+    "a lower temperature", "a lower temperature, unasked", "form, unasked",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize(
-    "what",
-    [
-        "identical",
-        "sharpened 16 times",
-        "sharpened 16 times, at",
-        "sharpened, keeps",
-        "a lower temperature",
-        "a lower temperature, unasked",
-        "form, unasked",
-    ],
-)
+@pytest.mark.parametrize("what", NOTHING_NEW)
 def test_nothing_new_is_hardly_ever_called_a_new_capability(what, strength):
     found = calibrate_case(named(what), strength, SMALL, 60, MARGINS, 1)
     assert found.false_new <= 0.05

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,49 +25,36 @@ def checkpoint_in(folder: Path, step: int, ranks=("",), weights=True) -> Path:
     return found
 
 
-@pytest.mark.parametrize(
-    "file",
-    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", checkpoints.STATE],
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", checkpoints.STATE)
+SPOILS = (
+    lambda content: None,  # the file is gone
+    lambda content: b"",
+    lambda content: content[: len(content) // 2],
+    lambda content: content[:-1],
+    lambda content: content[: len(content) // 2] + content[len(content) // 2 + 8 :],
 )
+
+
 @pytest.mark.parametrize(
-    "spoil",
+    ("file", "spoil"),
     [
-        lambda content: b"",
-        lambda content: content[: len(content) // 2],
-        lambda content: content[:-1],
-        lambda content: content[: len(content) // 2] + content[len(content) // 2 + 8 :],
+        *product(FILES, SPOILS),
+        *((checkpoints.STATE, lambda _, of=of: of) for of in (b"{}", b"[]", b'{"global_step": 2}')),
+        # Other bytes, as many.
+        ("optimizer.pt", lambda content: content.replace(bytes(36), b"\x01" * 36, 1)),
     ],
-    ids=["empty", "half", "a byte short", "bytes cut out"],
 )
-def test_a_checkpoint_with_a_torn_file_is_no_checkpoint(tmp_path, file, spoil):
-    whole, torn = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    assert last_whole(tmp_path) == torn
-    (torn / file).write_bytes(spoil((torn / file).read_bytes()))
-    assert last_whole(tmp_path) == whole
-
-
-def test_a_checkpoint_with_other_bytes_in_its_optimizer_is_no_checkpoint(tmp_path):
+def test_a_checkpoint_with_a_file_that_is_torn_gone_or_anothers_is_no_checkpoint(
+    tmp_path, file, spoil
+):
     whole, spoilt = checkpoint_in(tmp_path, 2), checkpoint_in(tmp_path, 4)
-    content = (spoilt / "optimizer.pt").read_bytes()
-    zeros = bytes(9 * 4)
-    assert content.count(zeros) >= 1
-    (spoilt / "optimizer.pt").write_bytes(content.replace(zeros, b"\x01" * len(zeros), 1))
+    assert last_whole(tmp_path) == spoilt
+    before = (spoilt / file).read_bytes()
+    (spoilt / file).unlink()
+    if (content := spoil(before)) is not None:
+        assert content != before
+        (spoilt / file).write_bytes(content)
     assert last_whole(tmp_path) == whole
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        *((name, None) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
-        ("model.safetensors", None),
-        *((checkpoints.STATE, state) for state in ("{}", "[]", '{"global_step": 2}')),
-    ],
-)
-def test_a_checkpoint_without_a_file_or_with_anothers_is_no_checkpoint(tmp_path, file, content):
-    found = checkpoint_in(tmp_path, 4)
-    assert last_whole(tmp_path) == found
-    (found / file).unlink() if content is None else (found / file).write_text(content)
-    assert last_whole(tmp_path) is None
 
 
 def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path, monkeypatch):

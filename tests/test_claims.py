@@ -1,4 +1,4 @@
-from itertools import permutations
+from itertools import product
 
 import pytest
 from problems import day, minutes, tier_problems, weighted
@@ -47,24 +47,27 @@ def test_every_claim_of_a_computed_trace_is_true_and_leads_to_the_answer(tier):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "false", "adds_up"),
+    ("old", "new", "false", "adds_up", "follows"),
     [
-        ("Chess twice", "Chess once", Claim.EVENT, True),
-        ("(10:30 - 11:00)", "(10:30 - 11:15)", Claim.EVENT, True),
-        ("30 + 60 from", "45 + 60 from", Claim.VALUE, False),
-        ("30 + 90 from Echo", "30 + 90 from Chess", Claim.AFTER, True),
-        ("= 120, best 120 from Drill", "= 135, best 120 from Drill", Claim.SUM, False),
-        ("best 180 from Art", "best 150 from Band", Claim.BEST, True),
+        ("Chess twice", "Chess once", Claim.EVENT, True, True),
+        ("(10:30 - 11:00)", "(10:30 - 11:15)", Claim.EVENT, True, True),
+        ("30 + 60 from", "45 + 60 from", Claim.VALUE, False, True),
+        # The answer follows from head to head.
+        ("30 + 90 from Echo", "30 + 90 from Chess", Claim.AFTER, True, False),
+        ("= 120, best 120 from Drill", "= 135, best 120 from Drill", Claim.SUM, False, True),
+        ("best 180 from Art", "best 150 from Band", Claim.BEST, True, False),
     ],
 )
-def test_each_false_number_or_name_of_a_computed_trace_is_one_false_claim(old, new, false, adds_up):
+def test_each_false_number_or_name_of_a_computed_trace_is_one_false_claim(
+    old, new, false, adds_up, follows
+):
     right = gold_answer(day(), "computed")
     wrong = right.replace(old, new, 1)
     assert wrong != right
     found = check_trace(day(), wrong)
     assert [claim for claim, truth in found.claims if truth == Truth.FALSE] == [false]
     assert not found.sound
-    assert found.adds_up is adds_up
+    assert (found.adds_up, found.follows) == (adds_up, follows)
 
 
 def test_a_computed_trace_that_leaves_an_event_out_is_not_sound_though_its_claims_are_true():
@@ -82,18 +85,11 @@ def test_a_computed_trace_about_another_day_is_unknown_or_false():
     assert not found.sound
 
 
-def test_an_answer_follows_a_computed_trace_from_head_to_head():
-    text = gold_answer(day(), "computed")
-    assert check_trace(day(), text).follows is True
-    assert (
-        check_trace(day(), text.replace("best 180 from Art", "best 180 from Band")).follows is False
-    )
-
-
-def test_every_claim_about_a_pair_of_events_agrees_with_the_minutes_they_take():
-    for problem in tier_problems("dense", 10):
-        for a, b in permutations(problem.events, 2):
-            expected = Truth.TRUE if minutes(a) & minutes(b) else Truth.FALSE
+def test_every_claim_about_two_events_agrees_with_the_minutes_they_take():
+    for problem in (day(), *tier_problems("dense", 10)):  # on the day events touch
+        for a, b in product(problem.events, repeat=2):
+            overlap = a != b and minutes(a) & minutes(b)
+            expected = Truth.TRUE if overlap else Truth.FALSE
             claim = f"{a.name} overlaps {b.name}"
             assert claims_of(problem, claim) == {(Claim.OVERLAP, expected): 1}
 
@@ -105,14 +101,6 @@ def test_every_claim_about_a_value_agrees_with_the_weighted_minutes():
                 claim = f"{event.name} = {weighted(problem, event) + off}"
                 expected = Truth.FALSE if off else Truth.TRUE
                 assert claims_of(problem, claim) == {(Claim.VALUE, expected): 1}
-
-
-def test_an_event_does_not_overlap_itself_and_touching_events_do_not_overlap():
-    lines = ["Art overlaps Art", "Art overlaps Drill", "Art overlaps Band"]
-    assert claims_of(day(), *lines) == {
-        (Claim.OVERLAP, Truth.FALSE): 2,
-        (Claim.OVERLAP, Truth.TRUE): 1,
-    }
 
 
 @pytest.mark.parametrize(
@@ -183,18 +171,14 @@ def test_reasoning_ends_with_its_last_mark_or_with_the_turn():
     assert reasoning_of("<|channel|>analysis<|message|>a<|end|>").strip() == "a"
 
 
-def _hostile(size):
-    a, b = (event.name for event in day().events[:2])
-    return [
-        "<think>" + text * (size // len(text))
-        for text in (
-            f"{a} breaks no_overlap\n", f"{a} overlaps {b}\n", " overlaps ", " = 1", "\n", "9",
-            "Total 5\n", "<think>", "</think>", "re-", "double ", "<schedule>", f"{a} = ", " ",
-        )
-    ]  # fmt: skip
+HOSTILE = (
+    "Art breaks no_overlap\n", "Art overlaps Band\n", " overlaps ", " = 1", "\n", "9", "Total 5\n",
+    "<think>", "</think>", "re-", "double ", "<schedule>", "Art = ", " ",
+)  # fmt: skip
 
 
 def test_hostile_text_costs_no_more_than_its_length():
-    for text in [*_hostile(300_000), "".join(f"x{i} = 3\n" for i in range(30_000))]:
+    repeated = ["<think>" + text * (300_000 // len(text)) for text in HOSTILE]
+    for text in [*repeated, "".join(f"x{i} = 3\n" for i in range(30_000))]:
         for whole in (text, text + "</think><schedule></schedule>"):
             assert within(1, lambda whole=whole: check_trace(day(), whole)), whole[:40]

@@ -62,6 +62,7 @@ def concluded(**keywords):
 
 
 B, SKILL, GUESS = base(), lifted(base(), 4), np.full(P, 0.2)
+COOL, COOLER, SEEN = (at_temperature(t, (P,), seed=8) for t in (0.3, 0.4, 1.0))
 KEPT_GUESS = np.where(np.random.default_rng(3).random(P) < GUESS, 1.0, 0.0)
 TAUGHT = with_skill(lifted(B, 2))
 CASES = {
@@ -120,6 +121,9 @@ CASES = {
     "one lucky training seed of three": (
         OPEN, {"base": without(B), "grpo": np.stack([with_skill(SKILL), SKILL, SKILL])},
     ),
+    "a lower temperature, which the base at its best has too": (
+        ELICITED, {"base": SEEN, "grpo": COOL, "base_best": COOLER},
+    ),
     "three training seeds": (NEW, {"base": without(B), "grpo": np.stack([with_skill(SKILL)] * 3)}),
 }  # fmt: skip
 
@@ -132,10 +136,6 @@ def test_what_training_did_is_concluded(case):
     assert "impossible" not in found.reason
 
 
-COOL = at_temperature(0.3, (P,), seed=8)
-SEEN = at_temperature(1.0, (P,), seed=8)
-
-
 @pytest.mark.parametrize(
     ("counts", "named"),
     [
@@ -144,28 +144,19 @@ SEEN = at_temperature(1.0, (P,), seed=8)
         ({"base": B / 100, "base_best": B / 100, "grpo": B}, ["format_only"]),
         # In form nearly always, but not on what is new.
         (
-            {
-                "base": without(B),
-                "base_best": without(B),
-                "grpo": with_skill(SKILL),
-                "formed": with_skill(np.full(P, 0.95), chance=0.01),
-            },
+            {"base": without(B), "base_best": without(B), "grpo": with_skill(SKILL),
+             "formed": with_skill(np.full(P, 0.95), chance=0.01)},
             ["format_only"],
         ),
         ({"base": without(B), "grpo": with_skill(SKILL), "formed": 0.9}, ["base_best"]),
     ],
-)
+)  # fmt: skip
 def test_without_a_control_nothing_is_new_and_the_control_is_named(counts, named):
     found = concluded(controls=False, **counts)
     assert found.conclusion == OPEN
     assert not found.new
     keys = [key for key in ("base_best", "format_only") if f"conclusion.{key}" in found.reason]
     assert keys == named, found.reason
-
-
-def test_the_base_at_its_best_shows_that_a_lower_temperature_is_nothing_new():
-    best = at_temperature(0.4, (P,), seed=8)
-    assert concluded(base=SEEN, grpo=COOL, base_best=best).conclusion == ELICITED
 
 
 def test_a_new_skill_beside_a_collapse_is_said_with_it():

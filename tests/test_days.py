@@ -37,9 +37,6 @@ def events(day) -> list[str]:
     ]
 
 
-# --- typed lines -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("line", "event"),
     [
@@ -91,9 +88,6 @@ def test_text_that_is_not_utf_8_is_refused_with_its_line():
     assert refusal("A 9-10\nCafé 9-10".encode("latin-1")).startswith("d.txt:2 is not UTF-8")
 
 
-# --- priorities and names --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("lines", "word", "marked"),
     [
@@ -136,9 +130,6 @@ def test_any_names_make_a_problem_whose_gold_answer_is_optimal(given_names):
     assert all(len(event.name) < 90 for event in problem.events)
     assert prompt(problem).count("\n- ") >= len(given_names)
     assert verify(problem, answer(best, None)).status is Status.OPTIMAL
-
-
-# --- JSON ------------------------------------------------------------------------------------
 
 
 def test_a_list_of_events_is_read():

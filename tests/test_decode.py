@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from running import refusal_of
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from tiny import spread_model
 
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import reasoning_prefix, render, sample, sample_batch
@@ -19,24 +19,10 @@ PROMPTS = [
 ]
 
 
-def _model(tokenizer, architecture="qwen3"):
-    torch.manual_seed(0)
-    size = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, initializer_range=0.3, head_dim=8,
-    )  # fmt: skip
-    if architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(**size)).eval()
-    if architecture == "sliding":
-        size |= dict(use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    return Qwen3ForCausalLM(Qwen3Config(**size)).eval()
-
-
-@pytest.mark.parametrize("architecture", ["qwen3", "llama", "sliding"])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3_text"])
 @pytest.mark.parametrize("attention", ["sdpa", "grouped"])
-def test_greedy_decoding_equals_generate_for_unlike_prompts(tokenizer, architecture, attention):
-    model = _model(tokenizer, architecture)
+def test_greedy_decoding_equals_generate_for_unlike_prompts(architecture, attention):
+    model, tokenizer = spread_model(architecture)
     model.set_attn_implementation("sdpa")
     prompts = [render(tokenizer, p) for p in PROMPTS]
     expected = []
@@ -55,8 +41,8 @@ def test_greedy_decoding_equals_generate_for_unlike_prompts(tokenizer, architect
         assert [one.completion for one in group] == [text] * 3
 
 
-def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_prompts_beside_it(tokenizer):
-    model = _model(tokenizer)
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_prompts_beside_it():
+    model, tokenizer = spread_model()
     prompts = [render(tokenizer, p) for p in PROMPTS]
     decoding = Decoding(max_tokens=40)
     together = dict(sample(model, tokenizer, prompts, 4, decoding, [5, 6, 7], rows=12))
@@ -89,27 +75,26 @@ def test_top_p_draws_from_the_smallest_set_that_reaches_p_and_no_other():
     assert set(only.tolist()) == {1}
 
 
-def test_an_answer_that_does_not_end_is_cut_off_and_says_so(tokenizer):
-    model = _model(tokenizer)
-    found = sample_batch(
-        model, tokenizer, [render(tokenizer, PROMPTS[0])], 32, Decoding(max_tokens=5), [0]
-    )[0]
-    assert {one.finish_reason for one in found} <= {"stop", "length"}
+def test_an_answer_that_does_not_end_is_cut_off_and_says_so():
+    model, tokenizer = spread_model()
+    prompts = [render(tokenizer, PROMPTS[0])]
+    [found] = sample_batch(model, tokenizer, prompts, 32, Decoding(max_tokens=5), [0])
+    assert {"length"} <= {one.finish_reason for one in found} <= {"stop", "length"}
     for one in found:
         assert one.tokens <= 5
         assert one.finish_reason == "stop" or one.tokens == 5
 
 
 @pytest.mark.parametrize("spoilt", ["embed_tokens", "layers.1.mlp", "lm_head"])
-def test_weights_that_are_no_numbers_are_one_sentence_and_no_answers(tokenizer, spoilt):
-    model = _model(tokenizer)
+def test_weights_that_are_no_numbers_are_one_sentence_and_no_answers(spoilt):
+    model, tokenizer = spread_model("llama")
     next(p for name, p in model.named_parameters() if spoilt in name).data.fill_(math.nan)
     asked = (model, tokenizer, PROMPTS, 2, Decoding(max_tokens=4), [1, 2, 3])
     refusal_of(lambda: sample_batch(*asked), "probabilities of its next token", "not numbers")
 
 
-def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed(tokenizer):
-    model = _model(tokenizer)
+def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed():
+    model, tokenizer = spread_model()
     model.model.rotary_emb.register_forward_hook(
         lambda module, inputs, found: tuple(
             f * (math.nan if inputs[1].min() > 20 else 1.0) for f in found

@@ -84,9 +84,6 @@ def test_two_processes_end_with_the_weights_of_one_of_the_same_batch(tmp_path, m
         assert counts[0] == counts[1] > 0, (said, counts)
 
 
-# --- without starting any ---------------------------------------------------------------------
-
-
 @pytest.fixture
 def several(monkeypatch):
     """As the second of four processes finds its environment."""

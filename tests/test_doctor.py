@@ -14,7 +14,7 @@ from running import CASES, needs_cases
 from data import recipe
 from pipeline.health.logs import examine
 from pipeline.health.signals import GRPO, SFT
-from tests.synthetic import changed, collapsed, foreign, grpo_log, hacked, sft_log, stuck
+from tests.synthetic import SICK, changed, collapsed, foreign, grpo_log, hacked, sft_log, stuck
 
 
 def write(path, rows):
@@ -98,12 +98,7 @@ def test_the_newest_checkpoint_of_another_trainer_is_read(tmp_path, diagnosed):
 
 @pytest.mark.parametrize("name", ["history.jsonl", "log.jsonl", "trainer_state.json"])
 def test_a_file_may_be_named_and_hold_numbers_that_are_not_finite(tmp_path, name, diagnosed):
-    log = diagnosed(
-        write(
-            tmp_path / "x" / name,
-            changed(grpo_log(1), "grad_norm", lambda row: math.nan if row > 19 else 0.2),
-        )
-    )
+    log = diagnosed(write(tmp_path / "x" / name, SICK["nonfinite"](1)))
     assert log["arm"] == ("history" if name == "history.jsonl" else "x")
     assert log["symptoms"] == ["nonfinite"]
 

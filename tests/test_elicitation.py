@@ -1,4 +1,4 @@
-"""Elicitation: who is asked again, what the counts lead to, and the stage as a whole."""
+"""Elicitation: the stage as a whole, and its arms in their roles."""
 
 import json
 import shutil
@@ -10,21 +10,14 @@ from running import refusal_of
 from scripted import lines, place, solving
 
 from data.common.files import Stage, read_jsonl, write_jsonl
-from data.draw import make_problem
 from data.rows import read_split
 from data.sections import Margins
-from data.tiers import TIERS
 from eval import elicitation
 from eval import judge as report
-from eval.answers.counted import Solved, to_ask_again
-from eval.answers.roles import JudgedArm
-from eval.elicitation import conclusions_on
 from eval.show.results import standing
-from eval.stats.counts import Counts
 from rewards.verify import Status, verify
 
 N, FRESH = 8, 32
-MARGINS = Margins(lift=2, resamples=200)
 GRPO = {"grpo": {"trainer": "grpo"}}
 SFT_GRPO = {"sft": {"trainer": "sft"}, "grpo": {"trainer": "grpo", "start": "sft"}}
 #: The base at its best, without which nothing is called new.
@@ -34,118 +27,6 @@ TWO_TIERS = {
     "main": "dense",
     "tiers": {"dense": {"train": 4, "val": 2, "test": 40}, "trap": {"train": 4, "test": 6}},
 }
-
-
-# --- counts made by hand --------------------------------------------------------------------
-
-
-def solved_of(tiers, **solved):
-    """Counts made by hand: ``tiers`` of the problems, and of each arm how often it solved each."""
-    rows = [{"id": f"p{i}", "tier": tier} for i, tier in enumerate(tiers)]
-    return Solved(rows, {arm: Counts(N, c) for arm, c in solved.items()})
-
-
-def case_of(name="grpo", members=("grpo",), tiers=("dense",), start=None, best=None, forms=()):
-    return JudgedArm(name, members, tiers, start, best, forms)
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_that_the_recipe_names_what_is_judged_is_said_where_it_names_nothing(world, named, capsys):
-    elicitation.run(world.recipe(GRPO, {"arms": ["grpo"] if named else []}), force=False)
-    said = capsys.readouterr().out
-    assert "no arm to judge" in said
-    assert ("conclusion.arms" in said) != named
-
-
-def test_what_every_base_left_unsolved_all_are_asked_again():
-    solved = solved_of(
-        ["dense"] * 4, base=[0, 0, 3, 1], best=[0, 2, 0, 1], sft=[8] * 4, grpo=[8] * 4, form=[8] * 4
-    )
-    case = case_of(start="sft", best="best", forms=("form",))
-    assert to_ask_again([case], solved) == {
-        "base": [0, 1],  # 1 for expansion and shrinkage, which are against the base alone
-        "best": [0],
-        "sft": [0],
-        "form": [0],
-        "grpo": [0, 1],
-    }
-
-
-def test_what_a_judged_arm_left_unsolved_it_and_the_base_are_asked_again_and_nobody_else():
-    solved = solved_of(
-        ["dense"] * 4,
-        base=[5, 5, 5, 0],
-        sft=[0, 0, 0, 1],
-        **{"grpo.1": [0, 5, 5, 5], "grpo.2": [5, 0, 5, 5]},
-    )
-    wanted = to_ask_again([case_of(members=("grpo.1", "grpo.2"), start="sft")], solved)
-    assert wanted == {"base": [0, 1, 3], "sft": [3], "grpo.1": [0, 3], "grpo.2": [1, 3]}
-
-
-def test_an_arm_is_asked_again_on_its_own_tiers_alone_and_cases_add_up():
-    tiers = ["dense", "trap", "dense", "trap"]
-    solved = solved_of(tiers, base=[0, 0, 4, 4], sft=[4, 4, 4, 0], grpo=[4, 4, 0, 0])
-    of_grpo = case_of(tiers=("dense",), start="sft")
-    of_sft = case_of(name="sft", members=("sft",), tiers=("trap",))
-    assert to_ask_again([of_grpo], solved) == {"base": [0, 2], "sft": [0], "grpo": [0, 2]}
-    both = {"base": [0, 1, 2, 3], "sft": [0, 1, 3], "grpo": [0, 2]}
-    assert to_ask_again([of_grpo, of_sft], solved) == both
-    assert to_ask_again([of_sft, of_grpo], solved) == both
-
-
-@pytest.fixture(scope="module")
-def problems():
-    """Twice twenty test rows."""
-    return [
-        {
-            "id": f"{tier}-{i}",
-            "tier": tier,
-            "problem": make_problem(5, "test", tier, TIERS[tier], i),
-        }
-        for tier in ("dense", "trap")
-        for i in range(20)
-    ]
-
-
-def drawn(rows, case, seed, **chances):
-    """What real stages count, of arms that are right with these chances a try."""
-    rng = np.random.default_rng(seed)
-    counts = {arm: Counts(N, rng.binomial(N, p)) for arm, p in chances.items()}
-    for arm, places in to_ask_again([case], Solved(rows, counts)).items():
-        n = np.zeros(len(rows), int)
-        n[places] = FRESH
-        counts[arm] = counts[arm].with_fresh(Counts(n, rng.binomial(n, chances[arm])))
-    return Solved(rows, counts)
-
-
-@pytest.fixture(scope="module")
-def skill(problems):
-    """Chances of a base: of three problems in ten none."""
-    rng = np.random.default_rng(9)
-    return np.where(rng.random(len(problems)) < 0.3, 0.0, rng.beta(0.7, 4, len(problems)))
-
-
-@pytest.mark.parametrize("members", [("grpo",), ("grpo.1", "grpo.2", "grpo.3")])
-def test_base_against_itself_is_never_new(problems, skill, members):
-    case = case_of(members=members, tiers=("dense", "trap"), start="sft", best="best")
-    chances = dict.fromkeys(("base", "best", "sft", *members), skill)
-    for seed in range(15):
-        found = conclusions_on(case, drawn(problems, case, seed, **chances), MARGINS, 0)
-        assert (found.overall.conclusion, found.overall.seeds) == ("inconclusive", len(members))
-        assert "new capability" not in {tier.conclusion for tier in found.tiers.values()}
-
-
-def test_a_skill_that_no_base_has_is_new_and_one_that_the_start_has_is_not(problems, skill):
-    skilled = np.where(skill == 0, 0.95, np.minimum(1, 2 * skill))
-    case = case_of(tiers=("dense", "trap"), start="sft", best="best", forms=("form",))
-    for start, expected in ((skill, "new capability"), (skilled, "distilled")):
-        rivals = {"best": skill, "sft": start, "form": skill}
-        solved = drawn(problems, case, 1, base=skill, **rivals, grpo=skilled)
-        margins = Margins(lift=2, resamples=200, reach=0.1)  # for so few problems
-        assert conclusions_on(case, solved, margins, 0).overall.conclusion == expected
-
-
-# --- the stage ------------------------------------------------------------------------------
 
 
 def narrow(row):
@@ -296,9 +177,6 @@ def test_a_tier_that_base_solves_takes_nothing_from_what_is_said_of_another(worl
         assert (one["budget"]["fresh"], one["budget"]["reach"]) == (FRESH, N + FRESH)
 
 
-# --- arms and their roles -------------------------------------------------------------------
-
-
 LENIENT = {"trainer": "none", "eval": {"lenient": True}}
 ROLES = {
     "best": {**LENIENT, "tune": {"temperature": [0.5, 1.0]}},
@@ -321,6 +199,14 @@ def test_arms_that_were_not_sampled_are_said_and_left_out(world, capsys):
     found = world.evaluate(recipe)
     assert "beyond format_only" in overall(found)["estimates"]
     assert list(found["tiers"]["dense"]["coverage"]) == ["base", "best", "sft", "grpo", "form"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_that_the_recipe_names_what_is_judged_is_said_where_it_names_nothing(world, named, capsys):
+    elicitation.run(world.recipe(GRPO, {"arms": ["grpo"] if named else []}), force=False)
+    said = capsys.readouterr().out
+    assert "no arm to judge" in said
+    assert ("conclusion.arms" in said) != named
 
 
 def test_without_an_arm_to_judge_nothing_is_asked_again_and_nothing_written(world):

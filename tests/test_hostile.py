@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import day
 from running import ROOT, change_json, refusal_of, within
-from safetensors.torch import save_file
 from test_parse import HOSTILE
 from tiny import RECIPE, random_model, save_model, write_recipe
 from tokenizers import Tokenizer
@@ -47,10 +46,8 @@ def world(tmp_path_factory) -> Path:
     """A folder with a model, its recipe, data, an SFT arm, the base's answers and their report."""
     folder = tmp_path_factory.mktemp("world")
     with contextlib.chdir(folder):
-        write_recipe(Path(), save_model(Path("model"), "qwen3"), arms={"sft": {"trainer": "sft"}})
-        recipe = write_recipe(
-            Path(), Path("model"), conclusion={**RECIPE["conclusion"], "arms": ["sft"]}
-        )
+        model = save_model(Path("model"), "qwen3")
+        recipe = write_recipe(Path(), model, conclusion={**RECIPE["conclusion"], "arms": ["sft"]})
         make.run(recipe, force=False)
         sft.run(recipe, force=False)
         for arm in ("base", "sft"):
@@ -80,22 +77,8 @@ def says(mistake_of):
     return run
 
 
-# --- models ----------------------------------------------------------------------------------
-
-
 def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def another_config(folder: Path) -> None:
-    random_model("llama", hidden=48)[0].config.save_pretrained(folder)
-
-
-def another_shape(folder: Path) -> None:
-    network, _ = random_model("qwen3", hidden=16)
-    weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
-    weights.pop("lm_head.weight")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 #: How a model's folder is spoilt, and what the sentence must name.
@@ -103,9 +86,14 @@ MODELS = {
     "truncated weights": (lambda f: half(f / "model.safetensors"), "weights"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "weights"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "safetensors"),
-    "other shapes": (another_shape, "config.json"),
+    "other shapes": (
+        lambda f: shutil.copy(save_model(f / "x", "qwen3", hidden=16) / "model.safetensors", f),
+        "config.json",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
-    "another's config": (another_config, "config.json"),
+    "another's config": (
+        lambda f: random_model("llama", hidden=48)[0].config.save_pretrained(f), "config.json",
+    ),
     "no tokenizer": (lambda f: [path.unlink() for path in f.glob("token*")], "tokenizer.json"),
     "truncated tokenizer": (lambda f: half(f / "tokenizer.json"), "tokenizer"),
     "truncated template": (lambda f: half(f / "chat_template.jinja"), "conversation"),
@@ -149,34 +137,11 @@ def test_an_id_beyond_the_embeddings_is_found_though_there_are_few_tokens():
     refusal_of(lambda: check_tokenizer(network, tokenizer, "x"), few)
 
 
-# --- data ------------------------------------------------------------------------------------
-
-
-#: How a line of the problems is spoilt, and the key that the sentence must name, if any.
-LINES = {
-    "half a line": (lambda line: line[:40], ""),
-    "no gold": (
-        lambda line: json.dumps({k: v for k, v in json.loads(line).items() if k != "gold"}),
-        "'gold'",
-    ),
-    "bytes of no text": (lambda line: "\udcff", ""),
-}
-
-
-@pytest.mark.parametrize("case", LINES)
-def test_an_edited_line_of_the_training_data_is_named_before_anything_is_trained(here, says, case):
-    spoil, key = LINES[case]
+def test_an_edited_line_of_the_training_data_is_named_before_anything_is_trained(here, says):
     path = here / "runs/small/data/train.jsonl"
-    lines = path.read_text().splitlines()
-    lines[1] = spoil(lines[1])
-    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
-    said = says("pipeline.sft")
-    assert said.startswith("runs/small/data/train.jsonl:2")
-    assert key in said
+    path.write_text(path.read_text().replace("\n", "\nx", 1))
+    assert says("pipeline.sft").startswith("runs/small/data/train.jsonl:2")
     assert (here / "runs/small/sft/model/model.safetensors").is_file()
-
-
-# --- answers and verdicts --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,17 +160,6 @@ def test_a_broken_answer_or_verdict_is_named_with_the_way_to_have_it_again(here,
     said = says(stage)
     assert said.startswith(f'{path}:2: "finish_reason"')
     assert f"delete {name}" in said
-
-
-def test_verdicts_that_end_early_are_not_counted(here, says):
-    path = here / "runs/small/eval/base/verdicts.jsonl"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    said = says("eval.elicitation")
-    assert "verdicts.jsonl" in said
-    assert "`make eval RECIPE=" in said
-
-
-# --- the hub ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -236,8 +190,6 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(world, tmp_path, stage, ch
     assert named in done.stderr
 
 
-# --- completions -----------------------------------------------------------------------------
-
 COMPLETIONS = (
     "zeros", "lone surrogates", "right to left", "combining characters", "digits",
     "events without end", "valid events", "names without end",
@@ -255,8 +207,6 @@ def test_a_million_hostile_characters_are_paid_within_a_second(case, shape):
     (paid,) = totals(RewardSection(shape), [column], [text])
     assert 0 <= paid <= sum(SHAPES[shape].weights.values()) * (100 if shape == "blog" else 1)
 
-
-# --- spoilt at random ------------------------------------------------------------------------
 
 EXAMPLES = {name: 25 if name.startswith("model") else 80 for name in TARGETS}
 EXAMPLES["model: weights"] = 100  # of which few are still whole

@@ -27,7 +27,9 @@ def of_kind(opened, intervention):
 
 
 def test_kept_reasoning_is_the_answers_own_up_to_its_end(days, opened):
-    for one in of_kind(opened, Intervention.KEPT):
+    kept = of_kind(opened, Intervention.KEPT)
+    assert len(kept) == len(days)
+    for one in kept:
         gold = gold_answer(days[one.problem], "computed")
         assert gold.startswith(one.text)
         assert gold.removeprefix(one.text).startswith("<schedule>")
@@ -40,7 +42,9 @@ def test_cut_reasoning_claims_nothing(days, opened):
 
 
 def test_exchanged_reasoning_is_true_of_another_problem(days, opened):
-    for one in of_kind(opened, Intervention.EXCHANGED):
+    exchanged = of_kind(opened, Intervention.EXCHANGED)
+    assert len(exchanged) == len(days)
+    for one in exchanged:
         assert not check_trace(days[one.problem], one.text).sound
         assert any(check_trace(problem, one.text).sound for problem in days.values())
 

@@ -36,10 +36,10 @@ FLOORS = {
 }
 
 
-def row(problem, sample, status, violations=(), ratio=0.0, reason="stop", answer=None):
+def row(problem, sample, status, answer, violations=(), ratio=0.0, reason="stop"):
     verdict = {"id": problem, "sample": sample, "status": status, "violations": list(violations)}
     verdict |= {"objective": 0, "optimum": 60, "ratio": ratio, "finish_reason": reason}
-    return verdict if answer is None else verdict | {"answer": answer}
+    return verdict | {"answer": answer}
 
 
 def rows_of(arm, samples=N):
@@ -47,14 +47,14 @@ def rows_of(arm, samples=N):
     for problem, solved in SOLVED[arm].items():
         for i in range(samples):
             if i < solved:
-                yield row(problem, i, "optimal", ratio=1.0, answer="best")
+                yield row(problem, i, "optimal", "best", ratio=1.0)
             elif i == solved:
-                yield row(problem, i, "feasible", ratio=0.5, answer="other")
+                yield row(problem, i, "feasible", "other", ratio=0.5)
             elif i == solved + 1:
-                yield row(problem, i, "unparsable", ["unterminated"], reason="length", answer=i)
+                yield row(problem, i, "unparsable", i, ["unterminated"], reason="length")
             else:
                 broken = ["overlap: a / b", "overlap: b / c", "altered_time: a"]
-                yield row(problem, i, "infeasible", broken, answer=f"wrong {i}")
+                yield row(problem, i, "infeasible", f"wrong {i}", broken)
 
 
 def summary(rows=None, **changes):

@@ -1,67 +1,33 @@
 """``pipeline.model.lengths``: counted as the trainers count, and refused before anything is cut."""
 
-import io
 import json
 import shutil
-from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import pytest
-import yaml
-from running import EMBEDDED, change_json, refusal_of, rows_in
+from running import change_json, refusal_of, rows_in
+from tiny import write_recipe
 from transformers import AutoTokenizer
 
-from data import make
-from data.recipe import load_recipe
 from pipeline import sft
 from pipeline.check import check_texts, print_lengths
 from pipeline.model.decode import answer_limit, render
 from pipeline.model.lengths import TEXTS, count_lengths, longest, longest_of, uses
 
-CONTENT = {
-    "name": "lengths",
-    "seed": 5,
-    "model": "model",
-    "data": {
-        "main": "dense",
-        "tiers": {
-            "dense": {"train": 12, "val": 3, "test": 6, "events": [3, 9]},
-            "trap": {"train": 5, "test": 4},
-        },
-    },
-    "sft": {},
-    "grpo": {},
-    "eval": {"samples": 4},
-}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with a model's config and tokenizer, and a run whose data stage is finished."""
-    folder = tmp_path_factory.mktemp("lengths")
-    no_weights = shutil.ignore_patterns("*.safetensors")
-    shutil.copytree(EMBEDDED, folder / "model", ignore=no_weights)
-    (folder / "r.yaml").write_text(yaml.safe_dump(CONTENT))
-    with chdir(folder), redirect_stdout(io.StringIO()):
-        make.run(load_recipe(Path("r.yaml")), force=False)
-    return folder
+ASKED = {"samples": 4, "max_tokens": 12}
 
 
 @pytest.fixture
-def recipe_of(made, tmp_path, monkeypatch):
+def recipe_of(folder, tmp_path, monkeypatch):
     """A function that writes the recipe with changes; the working folder has its model and data."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-
-    def write(**changes):
-        Path("r.yaml").write_text(yaml.safe_dump({**CONTENT, **changes}))
-        return load_recipe(Path("r.yaml"))
-
-    return write
+    plain = {"model": "qwen3", "sft": {}, "grpo": {}, "eval": ASKED}
+    return lambda **changes: write_recipe(Path(), **{**plain, **changes})
 
 
 def rows_of(split):
-    return rows_in(Path(f"runs/lengths/data/{split}.jsonl"))
+    return rows_in(Path(f"runs/small/data/{split}.jsonl"))
 
 
 def refused(recipe):
@@ -79,7 +45,7 @@ def total(recipe, **wanted):
 
 
 def set_context(tokens):
-    change_json(Path("model/config.json"), max_position_embeddings=tokens)
+    change_json(Path("qwen3/config.json"), max_position_embeddings=tokens)
 
 
 def test_the_title_of_the_table_is_not_broken_to_its_width(capsys):
@@ -88,16 +54,13 @@ def test_the_title_of_the_table_is_not_broken_to_its_width(capsys):
     assert model in capsys.readouterr().out
 
 
-# --- counting --------------------------------------------------------------------------------
-
-
 def test_every_text_of_every_split_is_counted_by_the_models_tokenizer(recipe_of):
     check_texts(recipe_of())
-    written = json.loads(Path("runs/lengths/data/lengths.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained("model")
-    assert (written["model"], written["context"]) == ("model", 1024)
-    assert "val" not in written["tiers"]["trap"]
-    for split, tier in (("train", "dense"), ("val", "dense"), ("test", "dense"), ("test", "trap")):
+    written = json.loads(Path("runs/small/data/lengths.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained("qwen3")
+    assert (written["model"], written["context"]) == ("qwen3", 32768)
+    assert "val" not in written["tiers"]["blog"]
+    for split, tier in (("train", "dense"), ("val", "dense"), ("test", "dense"), ("test", "blog")):
         rows = {row["id"]: row for row in rows_of(split) if row["tier"] == tier}
         prompts = {
             name: len(tokenizer(render(tokenizer, row["prompt"]))["input_ids"])
@@ -111,21 +74,18 @@ def test_every_text_of_every_split_is_counted_by_the_models_tokenizer(recipe_of)
 
 def test_prompt_and_gold_together_are_what_sft_trains_on(recipe_of):
     counted, rows = count_lengths(recipe_of()), rows_of("train")
-    trained = sft.examples(AutoTokenizer.from_pretrained("model"), rows)
+    trained = sft.examples(AutoTokenizer.from_pretrained("qwen3"), rows)
     real = {row["id"]: len(one["input_ids"]) for row, one in zip(rows, trained, strict=True)}
-    for tier in ("dense", "trap"):
+    for tier in ("dense", "blog"):
         tokens, name = counted["tiers"][tier]["train"]["both"]
         assert tokens == real[name] == max(n for key, n in real.items() if f"-{tier}-" in key)
-
-
-# --- what does not fit -----------------------------------------------------------------------
 
 
 def test_a_refusal_names_file_problem_tier_tokens_limit_and_way_out(recipe_of):
     text = total(recipe_of(), arm="grpo", training=True)
     sentence = refused(recipe_of(max_seq_length=text.total - 1))
     for part in (
-        f"runs/lengths/data/train.jsonl: problem {text.id} of tier {text.tier!r}",
+        f"runs/small/data/train.jsonl: problem {text.id} of tier {text.tier!r}",
         f" {text.prompt} tokens",
         f" {text.answer} (grpo.max_completion_length of arm grpo)",
         f"{text.total}, more than the {text.total - 1} of max_seq_length",
@@ -139,14 +99,14 @@ def test_the_models_context_is_a_limit_too(recipe_of):
     set_context(60)
     for longest_allowed in (None, 4096):
         sentence = refused(recipe_of(max_seq_length=longest_allowed))
-        assert "more than the 60 of the context of model" in sentence
+        assert "more than the 60 of the context of qwen3" in sentence
         assert "take a model with a longer context" in sentence
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"eval": {"samples": 4, "shots": 2}},
+        {"eval": {**ASKED, "shots": 2}},
         {"arms": {"best": {"trainer": "none", "tune": {"shots": [0, 2]}}}},
     ],
 )
@@ -189,9 +149,6 @@ def test_an_arm_is_checked_on_gold_answers_as_it_is_shown_them(recipe_of):
     assert f"has {slow} tokens with its gold answer" in refused(shown(1.0, quick))
 
 
-# --- the length of training ------------------------------------------------------------------
-
-
 def longest_in(recipe):
     return longest(uses(recipe), count_lengths(recipe))
 
@@ -204,7 +161,7 @@ def test_the_length_of_training_holds_prompt_and_answer_of_every_arm(recipe_of):
     text = total(recipe_of(), arm="grpo", training=True)
     assert longest_in(recipe_of()) == longest_in(recipe_of().for_arm("grpo")) == up(text.total)
     # Sampling is not training.
-    asked = {"samples": 4, "shots": 2, "max_tokens": 500}
+    asked = {**ASKED, "shots": 2, "max_tokens": 500}
     assert longest_in(recipe_of(eval=asked)) == up(text.total)
     wide = recipe_of(grpo={"max_completion_length": 400})
     assert longest_in(wide) == up(text.prompt + 400)
@@ -219,19 +176,15 @@ def test_the_length_of_training_is_not_rounded_beyond_the_models_context(recipe_
     assert longest_in(recipe_of()) == text.total + 1 < up(text.total)
 
 
-# --- what is not available -------------------------------------------------------------------
-
-
 def test_a_model_without_a_tokenizer_to_count_with_is_refused(recipe_of):
     assert "'nobody/no-such-model'" in refused(recipe_of(model="nobody/no-such-model"))
     assert "nowhere does not exist" in refused(recipe_of(model="./nowhere"))
 
 
 def test_a_model_without_a_chat_template_is_counted_with_the_plain_one(recipe_of, capsys):
-    tokenizer = AutoTokenizer.from_pretrained("model")
+    tokenizer = AutoTokenizer.from_pretrained("qwen3")
     tokenizer.chat_template = None
-    shutil.rmtree("model")
-    tokenizer.save_pretrained("model")
-    shutil.copy(EMBEDDED / "config.json", "model")
+    Path("qwen3/chat_template.jinja").unlink()
+    tokenizer.save_pretrained("qwen3")
     assert total(recipe_of(), arm="grpo", training=True).total > 0
     assert "plain text" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 import torch
 from problems import tier_problems
 from running import refusal_of
-from tiny import random_model
+from tiny import spread_model
 
 from data.prompts import prompt
 from eval.answers.likelihood import Scored, encode_row, likeliest, measure, score, summarise
@@ -15,15 +15,6 @@ from pipeline.model.decoding import Decoding
 
 REFERENCES = ("base", "sft")
 PROMPTS = ["Zoo visit", "Zoo visit, Vet visit and Yoga class at 09:00", "10:00\n- Swim meet"]
-
-
-def network(seed=0):
-    """A random model whose probabilities differ much."""
-    model, _ = random_model("qwen3")
-    torch.manual_seed(seed)
-    for weights in model.parameters():
-        torch.nn.init.normal_(weights, std=0.3)
-    return model
 
 
 def answers_of(model, tokenizer, prompts, count):
@@ -54,7 +45,7 @@ def slowly(model, text):
 
 @pytest.mark.slow
 def test_scores_equal_those_of_one_forward_pass_a_token_without_padding(tokenizer):
-    model = network()
+    model, _ = spread_model()
     asked, rows = answers_of(model, tokenizer, PROMPTS, 4)
     rows[0]["finish_reason"] = "stop"
     texts = [encode_row(tokenizer, asked[row["id"]], row) for row in rows]
@@ -110,9 +101,6 @@ def test_the_summary_equals_a_slow_one_and_every_problem_weighs_the_same():
     assert (set(report["kl"]), set(report["under"])) == ({"base"}, {"rl", "base"})
 
 
-# --- of whole arms ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def asked():
     return [
@@ -132,7 +120,8 @@ def saved(path, model, tokenizer):
 
 @pytest.mark.slow
 def test_every_arm_is_held_against_itself_and_the_references(tokenizer, asked, tmp_path):
-    networks = {name: network(seed) for seed, name in enumerate(("base", "sft", "grpo"))}
+    arms = ("base", "sft", "grpo")
+    networks = {name: spread_model(seed=seed)[0] for seed, name in enumerate(arms)}
     models = {name: saved(tmp_path / name, one, tokenizer) for name, one in networks.items()}
     prompts = [row["prompt"] for row in asked]
     rows = {name: answers_of(one, tokenizer, prompts, 3)[1] for name, one in networks.items()}
@@ -158,7 +147,7 @@ def test_every_arm_is_held_against_itself_and_the_references(tokenizer, asked, t
 
 @pytest.mark.slow
 def test_of_k_answers_the_likeliest_by_all_its_tokens_is_chosen(tokenizer, asked, tmp_path):
-    one = network()
+    one, _ = spread_model()
     model = saved(tmp_path / "base", one, tokenizer)
     prompts, rows = answers_of(one, tokenizer, [row["prompt"] for row in asked], 4)
     best, worst = {}, {}
@@ -184,7 +173,7 @@ def test_arms_whose_tokenizers_differ_are_refused_by_name(tokenizer, asked, tmp_
     other = build_tokenizer()
     other.add_tokens(["Zoo visit (09:"])
     models = {
-        name: saved(tmp_path / name, network(), one)
+        name: saved(tmp_path / name, spread_model()[0], one)
         for name, one in (("base", tokenizer), ("grpo", other))
     }
     row = {"sample": 0, "completion": "Zoo visit (09:", "finish_reason": "stop", "tokens": 3}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import random_model
 
-from pipeline.model.score import Encoded, answer_logits, batches_of, encode, log_probabilities
+from pipeline.model.score import Encoded, answer_logits, batches_of, log_probabilities
 
 pytestmark = pytest.mark.slow
 
@@ -47,10 +47,3 @@ def test_no_batch_holds_more_logits_than_allowed_unless_it_is_one_text(left):
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(len(texts[i].answer) + 1 for i in batch) <= 60
     assert len(batches) < len(texts)
-
-
-def test_an_answer_that_stopped_ends_with_the_token_for_it():
-    _, tokenizer = random_model("qwen3")
-    stopped, cut = (encode(tokenizer, "Plan", "Zoo visit", ended) for ended in (True, False))
-    assert stopped.answer == (*cut.answer, tokenizer.eos_token_id)
-    assert len(stopped) == len(cut) + 1

@@ -37,11 +37,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     # Looks back 16 tokens only in one layer of two.
     "gemma3_text": {
-        "head_dim": 16,
-        "query_pre_attn_scalar": 16,
-        "sliding_window": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
-        **_TIED,
+        "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"], **_TIED,
     },
     "smollm3": {},
     "phi3": {},  # has its projections fused
@@ -150,6 +147,15 @@ def random_model(architecture: str, hidden: int = 32, layers: int = 2) -> tuple[
     }
     config = AutoConfig.for_model(architecture, **{**size, **FAMILIES[architecture]})
     return AutoModelForCausalLM.from_config(config).eval(), tokenizer
+
+
+def spread_model(architecture: str = "qwen3", seed: int = 0) -> tuple[Any, Any]:
+    """A model whose probabilities differ much, and our tokenizer."""
+    model, tokenizer = random_model(architecture)
+    torch.manual_seed(seed)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.3)
+    return model, tokenizer
 
 
 def save_model(folder: Path, architecture: str, **size: int) -> Path:
