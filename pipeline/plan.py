@@ -31,15 +31,7 @@ from data.rows import Row, new_row
 from data.run import goal
 from data.sections import TierUse
 from data.tiers import TIERS
-from pipeline.memory.arithmetic import (
-    GIB,
-    PARTS,
-    Estimate,
-    ModelShape,
-    Settings,
-    changes,
-    estimate,
-)
+from pipeline.memory.arithmetic import GIB, PARTS, Estimate, ModelShape, Settings, changes, estimate
 from pipeline.memory.speed import ARITHMETIC, BANDWIDTH, CARDS, LAUNCH, Card, seconds
 from pipeline.model.lengths import TokenCounts, sizes
 from pipeline.model.load import check_template, quiet, read_tokenizer
@@ -119,10 +111,7 @@ def usual_answer(
 
 
 def settings_of(
-    recipe: Recipe,
-    texts: TokenCounts,
-    lora: int = 0,
-    usual: Callable[[int], int] | None = None,
+    recipe: Recipe, texts: TokenCounts, lora: int = 0, usual: Callable[[int], int] | None = None
 ) -> list[Settings]:
     """Every training of the recipe and the sampling after it, those of equal size once.
 

@@ -70,11 +70,7 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
     "weight of the samples": ("sampling/importance_sampling_ratio/mean",),
     "surplus of the answers": ("sampling/surplus",),
     "limit of the surplus": ("sampling/surplus_limit",),
-    "val truth": (
-        VAL_TRUTH,
-        "eval_rewards/optimal/mean",
-        "eval_rewards/accuracy_reward/mean",
-    ),
+    "val truth": (VAL_TRUTH, "eval_rewards/optimal/mean", "eval_rewards/accuracy_reward/mean"),
     "val loss": ("val/loss", "eval_loss", "Validation_Loss"),
 }
 

@@ -85,8 +85,7 @@ def _of_hub(source: str) -> Path:
     """The one file of a hub id, or the file that is named below one."""
     parts = source.split("/")
     require(
-        len(parts) in (2, 3) and not source.startswith((".", "/", "~")),
-        f"{source} does not exist",
+        len(parts) in (2, 3) and not source.startswith((".", "/", "~")), f"{source} does not exist"
     )
     name = "/".join(parts[:2])
     try:

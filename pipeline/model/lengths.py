@@ -94,8 +94,7 @@ def count_lengths(recipe: Recipe) -> TextLengths:
     if any(arm.reasoned is not None for arm in recipe.arms.values()):
         lengths["shown"] = {
             str(share): _longest_texts(
-                tokenizer,
-                {"train": retold(stored["train"], replace(recipe.data, reasoned=share))},
+                tokenizer, {"train": retold(stored["train"], replace(recipe.data, reasoned=share))}
             )
             for share in sorted({use.reasoned for use in uses(recipe) if use.reasoned is not None})
         }

@@ -61,12 +61,7 @@ class Yardsticks:
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        recipe: Recipe,
-        arm: str,
-        kind: str,
-        generates: bool = False,
+        self, trainer: Trainer, recipe: Recipe, arm: str, kind: str, generates: bool = False
     ) -> None:
         self.trainer, self.generates = trainer, generates
         self.tokenizer = tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
