@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import gguf
+import httpx
 import numpy as np
 import pytest
 from running import refusal_of
@@ -108,6 +109,14 @@ def test_what_is_no_whole_model_is_refused_by_name(source, what):
         Path(name).write_bytes(b"GGUF\x03")
     refusal_of(lambda: folder_of(source), what)
     assert not list(Path("models").glob("*"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    def unreachable(*_, **__):
+        raise httpx.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(command.HfApi, "list_repo_files", unreachable)
+    refusal_of(lambda: folder_of("owner/name-gguf"), "owner/name-gguf is not available", "service")
 
 
 def test_folders_and_ids_of_other_models_are_none(tmp_path):

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from huggingface_hub import HfApi, hf_hub_download
 
 from data.common.errors import UserError, reason_of, require, run_main
@@ -52,8 +53,12 @@ def folder_of(source: str) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         if source.startswith(GGUF_PACKAGE):
             file = _of_package(source.removeprefix(GGUF_PACKAGE), Path(scratch))
+        elif not Path(source).exists():
+            file = _of_hub(source)
         else:
-            file = _local(Path(source)) if Path(source).exists() else _of_hub(source)
+            file = Path(source)
+            if file.is_dir():
+                file /= _one(sorted(one.name for one in file.glob("*.gguf")), source)
         folder = MODELS / file.stem
         if read_object(folder / MADE_FROM).get("source", source) != source:
             folder = MODELS / f"{file.stem}-{seed_of(0, source) % 16**6:06x}"  # another of the name
@@ -75,12 +80,6 @@ def _one(found: list[str], where: str) -> str:
     return found[0]
 
 
-def _local(path: Path) -> Path:
-    if path.is_dir():
-        return path / _one(sorted(one.name for one in path.glob("*.gguf")), str(path))
-    return path
-
-
 def _of_hub(source: str) -> Path:
     """The one file of a hub id, or the file that is named below one."""
     parts = source.split("/")
@@ -92,7 +91,8 @@ def _of_hub(source: str) -> Path:
         files = [one for one in HfApi().list_repo_files(name) if one.endswith(".gguf")]
         file = parts[2] if parts[2:] else _one(files, name)
         return Path(hf_hub_download(name, file))
-    except (OSError, ValueError) as error:  # the hub's own errors, and of what cannot be an id
+    # The hub's own errors, those of a network that is not there, and of what cannot be an id.
+    except (OSError, httpx.HTTPError, ValueError) as error:
         raise UserError(f"{source} is not available from the hub: {reason_of(error)}") from None
 
 
