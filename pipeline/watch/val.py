@@ -31,7 +31,7 @@ from pipeline.model.decode import (
     sample,
     stop_tokens,
 )
-from pipeline.model.sampler import ends_of
+from pipeline.model.sampler import ends_of, generation_config
 from pipeline.model.score import Encoded, encode, log_probabilities
 from rewards.parse import whole
 from rewards.reward import totals
@@ -217,18 +217,16 @@ def generated(
     seed: int,
 ) -> list[list[Sample]]:
     """Answers as a GRPO trainer draws them without vLLM, which suits Unsloth's kernels too."""
+    texts = [prompt for prompt in prompts for _ in range(samples)]
     inputs = tokenizer(
-        list(prompts), return_tensors="pt", padding=True, padding_side="left",
-        add_special_tokens=False,
-    )  # fmt: skip
+        texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+    )
     with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
         stops = stop_tokens(model, tokenizer).cpu()
         torch.manual_seed(seed)
         drawn = model.generate(
             input_ids=inputs["input_ids"].to(model.device),
             attention_mask=inputs["attention_mask"].to(model.device),
-            do_sample=True, temperature=decoding.temperature, top_p=decoding.top_p, top_k=0,
-            num_return_sequences=samples, max_new_tokens=decoding.max_tokens,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=stops.tolist(),
-        )[:, inputs["input_ids"].shape[1] :].cpu()  # fmt: skip
+            generation_config=generation_config(decoding, stops, tokenizer.pad_token_id),
+        )[:, inputs["input_ids"].shape[1] :].cpu()
     return as_samples(tokenizer, (drawn, *ends_of(drawn, stops)), samples)
