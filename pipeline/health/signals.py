@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 from pipeline.health.trends import ENOUGH, MANY, SOME, Series, gained, rises, thirds
 
 SFT, GRPO = "sft", "grpo"
 #: One logging step as a log has it.
-LogRow = Mapping[str, object]
+LogRow = dict[str, Any]
 
 #: Share of right answers, in training and on val, and of well-formed ones, as our logs name them.
 TRUTH, VAL_TRUTH, FORM = "truth/optimal", "val/optimal", "truth/feasible"
