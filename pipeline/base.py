@@ -7,7 +7,6 @@ With ``--from MODEL`` an existing model's pretraining is continued on the same c
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections import defaultdict
@@ -116,9 +115,7 @@ def card(
 
 
 def main() -> None:
-    parser = Parser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--from", dest="start", help="folder or hub id of a model to continue, instead of a new one"
     )
@@ -138,10 +135,15 @@ def main() -> None:
         "--thinking",
         type=float,
         default=Pretraining.thinking,
-        help="share of the answers that compute before they choose",
+        help="share of the answers that compute before they choose (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: by what is trained)")
-    parser.add_argument("--batch", type=int, default=Pretraining.batch, help="documents a step")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=Pretraining.batch,
+        help="documents a step (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, help="of corpus and weights (default: likewise)")
     arguments = parser.parse_args()
     for name in ("steps", "batch"):
@@ -152,19 +154,15 @@ def main() -> None:
         not (arguments.skills and arguments.start),
         "--skills goes on with the embedded base; leave FROM= (--from) out",
     )
-    plan = Pretraining()
-    if arguments.skills or arguments.start:
-        plan = plan.continued(SKILLS if arguments.skills else CORPUS)
+    plan, start, folder = Pretraining(), arguments.start, BASE_PATH
+    if arguments.skills:
+        plan, start = plan.continued(SKILLS), os.path.relpath(BASE_PATH)
+        folder = RUNS / "skills" / "base" / "model"
+    elif start:
+        plan, folder = plan.continued(CORPUS), RUNS / "base" / "model"
     given = {key: getattr(arguments, key) for key in ("steps", "batch", "seed", "thinking")}
     plan = replace(plan, **{key: value for key, value in given.items() if value is not None})
-    if arguments.skills:
-        folder = arguments.out or RUNS / "skills" / "base" / "model"
-        build_base(plan, folder, os.path.relpath(BASE_PATH))
-    elif arguments.start:
-        folder = arguments.out or RUNS / "base" / "model"
-        build_base(plan, folder, arguments.start)
-    else:
-        build_base(plan, arguments.out or BASE_PATH)
+    build_base(plan, arguments.out or folder, start)
 
 
 if __name__ == "__main__":

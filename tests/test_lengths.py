@@ -183,7 +183,8 @@ def test_an_arm_is_checked_on_gold_answers_as_it_is_shown_them(recipe_of):
 
     recipe = shown(0.0)
     counted = count_lengths(recipe)
-    quick, slow = (longest_of(counted, use).total for use in uses(recipe) if use.training)
+    trained = [use for use in uses(recipe) if use.split == "train"]
+    quick, slow = (longest_of(counted, use).total for use in trained)
     assert quick < slow
     check_texts(shown(0.0, quick))
     assert f"has {slow} tokens with its gold answer" in refused(shown(1.0, quick))

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -256,7 +258,7 @@ def pretrain(
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers]
     model.train()
-    started, losses = time.monotonic(), []
+    started, losses = time.monotonic(), deque[float](maxlen=log_every)
     for step, batch in enumerate(lessons(tokenizer, plan), 1):
         loss = weighted_loss(model, batch)
         loss.backward()
@@ -267,8 +269,6 @@ def pretrain(
             optimizer.zero_grad()
         losses.append(loss.item())
         if step % log_every == 0 or step == plan.steps:
-            recent = losses[-log_every:]
-            minutes = (time.monotonic() - started) / 60
-            loss_now = sum(recent) / len(recent)
-            print(f"step {step}/{plan.steps}  loss {loss_now:.4f}  {minutes:.1f} min", flush=True)
-    return sum(losses[-log_every:]) / len(losses[-log_every:])
+            minutes, recent = (time.monotonic() - started) / 60, fmean(losses)
+            print(f"step {step}/{plan.steps}  loss {recent:.4f}  {minutes:.1f} min", flush=True)
+    return fmean(losses)

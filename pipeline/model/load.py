@@ -40,11 +40,12 @@ PLAIN_TEMPLATE = (
 _QUANTISED = re.compile(
     r"(-unsloth)?-bnb-4bit$|-(awq|gptq|fp8|int[48]|w[48]a16|4bit|8bit)([-.].*)?$", re.IGNORECASE
 )
+# Whenever peft is imported on a CPU, it speaks of a kernel that it goes without.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quiet() -> None:
     """Keep the libraries' progress bars and hints off the terminal; ours say what is going on."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel that CPUs do not need
     import datasets
     from transformers.utils import logging as hints
 
@@ -154,11 +155,11 @@ def read_config(model: str) -> PretrainedConfig:
     check_model_folder(model, ["config.json"])
     with explained(model, "config.json"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    given = getattr(config, "quantization_config", None)
-    kind = given.get("quant_method") if isinstance(given, dict) else given
+    quantised = getattr(config, "quantization_config", None)
+    kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
     whole = model if is_local(model) else _QUANTISED.sub("", model)
     require(
-        not given,
+        not quantised,
         f"the weights of {model} are quantised already ({kind}), so what training changes cannot "
         f"be merged into them; give the model that they were made from"
         f"{f', {whole} by its name' * (whole != model)}, and bits: 4 where that is too large",
