@@ -12,10 +12,10 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from jinja2 import Template
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_text
@@ -32,9 +32,6 @@ from pipeline.model.decode import prepare, render, sample
 from pipeline.model.decoding import Decoding
 from pipeline.model.load import load_model, write_model
 from rewards.verify import Status, verify
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Folder of the embedded base model, which recipes name by default.
 BASE_PATH = Path(__file__).parent / "embedded"

@@ -304,15 +304,14 @@ def print_plan(
         f"({plan.source}).\n",
     )
     console.print(_table(plan.stages, gpu), markup=False)
-    for one in plan.stages if gpu else ():
-        room = room_for(one, gpu or 0.0)
-        if one.total <= room:
+    for one in plan.stages:
+        if not gpu or one.total <= room_for(one, gpu):
             continue
         say(console, f"\n{one.settings.arm} does not fit. One after the other,")
         for words, changed in changes(shape, one.settings):
             total = estimate(shape, changed).total
             say(console, f"  {words}  makes that {gib(total)} GiB")
-            if total <= room:
+            if total <= room_for(one, gpu):
                 break
     print_hours(plan, card, price, console)
     if not gpu:
@@ -343,8 +342,10 @@ def _gpu(text: str) -> tuple[float, Card | None]:
     try:
         return _size(name.removesuffix("gib").removesuffix("gb")), None
     except argparse.ArgumentTypeError:
-        cards = f"{', '.join(CARDS)}), not {text!r}{nearest(name, CARDS)}"
-        raise argparse.ArgumentTypeError(f"must be GiB above 0 or a card ({cards}") from None
+        cards, near = ", ".join(CARDS), nearest(name, CARDS)
+        raise argparse.ArgumentTypeError(
+            f"must be GiB above 0 or a card ({cards}), not {text!r}{near}"
+        ) from None
 
 
 def _size(text: str) -> float:

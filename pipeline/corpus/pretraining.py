@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from data.common.seeds import seed_of
 from data.prompts import prompt
@@ -23,9 +23,6 @@ from pipeline.corpus.personas import PERSONAS, draw_answer, personas_with
 from pipeline.corpus.tokens import content_vectors
 from pipeline.model.decode import render
 from pipeline.model.score import encode
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Tiers and their shares.
 Mixture = tuple[tuple[Tier, float], ...]

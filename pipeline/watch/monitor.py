@@ -19,11 +19,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.utils import get_total_norm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from data.common.errors import UserError, going_on
@@ -37,9 +37,6 @@ from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks
 from rewards.claims import check_trace
 from rewards.reward import text_of
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 #: Second names of signals: the truth is what the verdicts say, whatever the reward pays.
 _TRUTH = {"rewards/optimal": "truth/optimal", "rewards/validity": "truth/feasible"}

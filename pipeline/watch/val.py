@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.models.utils import unwrap_model_for_generation
 
 from data.common.files import read_jsonl, write_jsonl
@@ -36,9 +37,6 @@ from pipeline.model.score import Encoded, encode, log_probabilities
 from rewards.parse import whole
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
 def val_rows(run: Run, tiers: Sequence[str], problems: int) -> list[Row]:
@@ -64,7 +62,7 @@ class Yardsticks:
         self, trainer: Trainer, recipe: Recipe, arm: str, kind: str, generates: bool = False
     ) -> None:
         self.trainer, self.generates = trainer, generates
-        self.tokenizer = tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
+        self.tokenizer = tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
         self.seed, self.reward, self.samples = recipe.seed, recipe.reward, recipe.monitor.samples
         self.draws = kind == "grpo"
         entry = recipe.all_arms[arm]
