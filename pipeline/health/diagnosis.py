@@ -114,10 +114,11 @@ class Watch:
         for finding in self.findings:
             name = finding.symptom
             step, (level, evidence) = self._last[name]
+            last = replace(finding, level=level, evidence=evidence)
             if (self._lost and name == self._lost.symptom) or name in self._seen:
-                now.append(replace(finding, level=level, evidence=evidence))
+                now.append(last)
             elif name not in explained:
-                past.append(replace(finding, level=level, evidence=evidence, until=step))
+                past.append(replace(last, until=step))
         now.sort(key=lambda f: (f.level.badness, f.step, f.symptom))
         taken: dict[str, str] = {}
         return [

@@ -262,7 +262,7 @@ def draw_batch(
     stops: Tensor,
     decoding: Decoding,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw ``samples`` completions of each prompt, see ``pipeline.model.decode.sample_batch``.
+    """Draw ``samples`` completions of each prompt, see ``pipeline.model.decode.sample``.
 
     Args:
         stops: every token id that ends an answer.
