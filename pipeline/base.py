@@ -40,7 +40,7 @@ PROBLEMS, SAMPLES = 100, 16
 #: Violations of a schedule whose events are not the day's.
 _MISCOPIED = {"unknown_event", "altered_time"}
 #: By persona: its share of the answers, and the shares of those that are optimal, and copied.
-Measured = dict[str, tuple[float, ...]]
+Shares = dict[str, tuple[float, ...]]
 CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 
 
@@ -56,12 +56,13 @@ def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> Non
     minutes = (time.monotonic() - started) / 60
     torch.nn.Module.to(model, torch.bfloat16)
     write_model(model, tokenizer, folder)
-    text = card(plan, model.num_parameters(), loss, minutes, start, measured(model, tokenizer))
+    shares = persona_shares(model, tokenizer)
+    text = card(plan, model.num_parameters(), loss, minutes, start, shares)
     write_text(folder / "README.md", text)
     print(f"base: {folder}", flush=True)
 
 
-def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measured:
+def persona_shares(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Shares:
     """Shares of answers by the persona that their opening tells: all of them, the optimal ones, and
     those that have no event but the day's."""
     problems = [make_problem(0, "card", "dense", TIERS["dense"], i) for i in range(PROBLEMS)]
@@ -92,7 +93,7 @@ def card(
     loss: float,
     minutes: float,
     start: str | None,
-    of_personas: Measured | None = None,
+    of_personas: Shares | None = None,
 ) -> str:
     """The model card: what it is, what it was trained on, and so what it can do."""
     mixture, _ = plan.curriculum[-1]

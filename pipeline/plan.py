@@ -31,11 +31,11 @@ from data.rows import Row, new_row
 from data.run import goal
 from data.sections import TierUse
 from data.tiers import TIERS
-from pipeline.memory.arithmetic import GIB, PARTS, Estimate, ModelShape, Settings, changes, estimate
+from pipeline.memory.arithmetic import GIB, PARTS, ModelShape, Peak, Settings, changes, estimate
 from pipeline.memory.speed import ARITHMETIC, BANDWIDTH, CARDS, LAUNCH, Card, seconds
 from pipeline.model.lengths import TokenCounts, sizes
 from pipeline.model.load import check_template, quiet, read_tokenizer
-from pipeline.model.skeleton import config_of, shape_of
+from pipeline.model.skeleton import config_of, model_shape
 from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 
@@ -74,7 +74,7 @@ def longest_rows(recipe: Recipe) -> list[Row]:
     return sorted(rows, key=lambda row: -len(row["prompt"]) - len(row["gold"]))
 
 
-def longest_of(counted: Sequence[TokenCounts]) -> TokenCounts:
+def longest_counts(counted: Sequence[TokenCounts]) -> TokenCounts:
     """Tokens of the longest prompt, gold answer, and both together."""
     return TokenCounts(*map(max, zip(*counted, strict=True)))
 
@@ -213,7 +213,7 @@ class Plan:
     shape: ModelShape
     texts: TokenCounts
     source: str
-    stages: list[Estimate]
+    stages: list[Peak]
 
 
 def plan_of(recipe: Recipe) -> Plan:
@@ -223,17 +223,17 @@ def plan_of(recipe: Recipe) -> Plan:
         UserError: when the recipe is not sound or its model's config is not available.
     """
     check_settings(recipe)
-    shape, lora = shape_of(recipe.model, lora_config(recipe.lora, str(recipe.path)))
+    shape, lora = model_shape(recipe.model, lora_config(recipe.lora, str(recipe.path)))
     rows = longest_rows(recipe)
     counted, source = counts(rows, recipe.model)
-    texts, answers = longest_of(counted), [count.gold for count in counted]
+    texts, answers = longest_counts(counted), [count.gold for count in counted]
     usual = partial(usual_answer, recipe.tier_uses, rows, answers)
     stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora, usual)]
     source = f"longest of {len(rows)} problems drawn, {source}"
     return Plan(recipe.model, shape, texts, source, stages)
 
 
-def room_for(stage: Estimate, gpu: float) -> int:
+def room_for(stage: Peak, gpu: float) -> int:
     """Bytes that a GPU of so many GiB leaves a stage."""
     return int(gpu * GIB * (1 - stage.settings.vllm))
 
@@ -242,7 +242,7 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _table(stages: Sequence[Estimate], gpu: float | None) -> Table:
+def _table(stages: Sequence[Peak], gpu: float | None) -> Table:
     """Parts down, stages across, each stage at its peak."""
     table = plain_table("GiB at the peak", *(one.settings.arm for one in stages))
     for part in PARTS:

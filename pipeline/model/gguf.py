@@ -118,12 +118,12 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipeline.model.load import check_template, end_of_turn, explained, quiet, write_model
+    from pipeline.model.load import check_template, end_of_turn, loading, quiet, write_model
 
     quiet()
     os.environ["TQDM_DISABLE"] = "1"
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with explained(str(file.parent), file.name):
+    with loading(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
     check_template(tokenizer, str(file))

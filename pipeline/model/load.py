@@ -112,7 +112,7 @@ def _way_out(folder: str | Path) -> str:
 
 
 @contextmanager
-def explained(model: str, file: str = "") -> Iterator[None]:
+def loading(model: str, file: str = "") -> Iterator[None]:
     """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
     a UserError."""
     retries.set_verbosity_error()
@@ -153,7 +153,7 @@ def read_config(model: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     check_model_folder(model, ["config.json"])
-    with explained(model, "config.json"):
+    with loading(model, "config.json"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     quantised = getattr(config, "quantization_config", None)
     kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
@@ -176,7 +176,7 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     from transformers import AutoTokenizer
 
     check_model_folder(model, ["tokenizer (tokenizer.json)"])
-    with explained(model, "tokenizer.json"):
+    with loading(model, "tokenizer.json"):
         return AutoTokenizer.from_pretrained(
             model, local_files_only=offline, trust_remote_code=False
         )
@@ -206,7 +206,7 @@ def from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_model_folder(model)
-    with explained(model):
+    with loading(model):
         if is_local(model):
             _check_size(Path(model))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)

@@ -13,9 +13,9 @@ from pipeline.model import processes
 from pipeline.model.load import (
     check_model_folder,
     check_tokenizer,
-    explained,
     from_pretrained,
     load_model,
+    loading,
     read_config,
 )
 from pipeline.model.skeleton import skeleton
@@ -187,7 +187,7 @@ def _load_with_unsloth(training: Training, length: int) -> Loaded:
     recipe, model = training.recipe, training.start
     check_model_folder(model)
     share = recipe.grpo.get("vllm_gpu_memory_utilization")
-    with explained(model):
+    with loading(model):
         network, theirs = FastLanguageModel.from_pretrained(
             model_name=model,
             max_seq_length=length,

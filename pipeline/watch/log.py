@@ -20,7 +20,7 @@ from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.symptom import Level
 
 #: Signals that are shown: name in the log, heading, format.
-SHOWN = (
+_SHOWN = (
     ("loss", "loss", ".4f"),
     ("val/loss", "val loss", ".4f"),
     ("reward", "reward", ".3f"),
@@ -126,7 +126,7 @@ class Log(TrainerCallback):
         """Print a logging step's main signals, and the time to the end at the speed so far."""
         values = [
             f"{heading} {value:{form}}"
-            for name, heading, form in SHOWN
+            for name, heading, form in _SHOWN
             if isinstance(value := signals.get(name), float | int)
         ]
         if values and step not in (self.first, self.steps):
