@@ -246,7 +246,7 @@ def logit_bytes(shape: ModelShape, s: Settings) -> int:
 
 def changes(shape: ModelShape, s: Settings) -> Iterator[tuple[str, Settings]]:
     """Changes of the recipe that save memory, each on top of those before, and the settings after
-    it. What costs only time comes first."""
+    it. Those that cost only time come first."""
 
     def saves(new: Settings) -> bool:
         return estimate(shape, new).total < estimate(shape, s).total

@@ -47,7 +47,7 @@ def folder_of(source: str) -> Path:
         UserError: when there is not one file, or it cannot be read or converted.
     """
     if not Path(source).exists():
-        for made in MODELS.glob(f"*/{MADE_FROM}"):
+        for made in MODELS.glob(f"[!.]*/{MADE_FROM}"):  # a hidden one was being written
             if read_object(made).get("source") == source:
                 return made.parent
     with tempfile.TemporaryDirectory() as scratch:

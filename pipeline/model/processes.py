@@ -124,7 +124,7 @@ def whole_weights(trainer: Trainer, dtype: str) -> dict[str, Tensor] | None:
         return found
     import torch
 
-    # FSDP trains a copy of 32 bits where the recipe has bf16; and what is tied comes twice.
+    # FSDP trains a copy of 32 bits where the recipe has bf16; and tied weights come twice.
     tied = getattr(model, "all_tied_weights_keys", {})
     kept = {name: one for name, one in found.items() if name not in tied}
     return {name: one.to(getattr(torch, dtype)) for name, one in kept.items()}

@@ -250,7 +250,7 @@ def _warn_of_merge(merged: Mapping[str, Any], name: str) -> None:
 
 
 def _put_away(folder: Path) -> None:
-    """Remove what a finished training would have gone on from; what a user keeps there stays."""
+    """Remove what a finished training would have gone on from; a user's own files stay."""
     checkpoints = folder / CHECKPOINTS
     card = checkpoints / "README.md"  # TRL's, of each checkpoint
     for path in [*ours(checkpoints), checkpoints / START, card]:
