@@ -50,6 +50,9 @@ SCHEDULE_WEIGHT = 4.0
 #: Tokens of a usual answer, by which sums of losses are divided.
 TOKENS = 100
 
+#: Steps whose mean loss is printed.
+_LOGGED = 50
+
 #: Problems of the skills base, which goes on from the embedded one: half as before, half with one
 #: of the rules in ``SHOWN``. Days of many short events let a schedule have at least one event more
 #: than ``at_most`` allows, and nearly four on average.
@@ -240,10 +243,7 @@ def _optimizers(model: PreTrainedModel, plan: Pretraining) -> list[torch.optim.O
 
 
 def pretrain(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: Pretraining,
-    log_every: int = 50,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Pretraining
 ) -> float:
     """Train ``model`` on the corpus in place; returns the mean loss of the last steps."""
     optimizers = _optimizers(model, plan)
@@ -255,7 +255,7 @@ def pretrain(
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers]
     model.train()
-    started, losses = time.monotonic(), deque[float](maxlen=log_every)
+    started, losses = time.monotonic(), deque[float](maxlen=_LOGGED)
     for step, batch in enumerate(lessons(tokenizer, plan), 1):
         loss = weighted_loss(model, batch)
         loss.backward()
@@ -265,7 +265,7 @@ def pretrain(
             schedule.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-        if step % log_every == 0 or step == plan.steps:
+        if step % _LOGGED == 0 or step == plan.steps:
             minutes, recent = (time.monotonic() - started) / 60, fmean(losses)
             print(f"step {step}/{plan.steps}  loss {recent:.4f}  {minutes:.1f} min", flush=True)
     return fmean(losses)
