@@ -122,7 +122,7 @@ def test_prompt_and_gold_together_are_what_sft_trains_on(recipe_of):
 
 
 def test_a_refusal_names_file_problem_tier_tokens_limit_and_way_out(recipe_of):
-    text = total(recipe_of(), arm="grpo", training=True)
+    text = total(recipe_of(), arm="grpo", split="train")
     sentence = refused(recipe_of(max_seq_length=text.total - 1))
     for part in (
         f"runs/lengths/data/train.jsonl: problem {text.id} of tier {text.tier!r}",
@@ -202,7 +202,7 @@ def up(tokens):
 
 
 def test_the_length_of_training_holds_prompt_and_answer_of_every_arm(recipe_of):
-    text = total(recipe_of(), arm="grpo", training=True)
+    text = total(recipe_of(), arm="grpo", split="train")
     assert longest_in(recipe_of()) == longest_in(recipe_of().for_arm("grpo")) == up(text.total)
     # Sampling is not training.
     asked = {"samples": 4, "shots": 2, "max_tokens": 500}
@@ -215,7 +215,7 @@ def test_the_length_of_training_holds_prompt_and_answer_of_every_arm(recipe_of):
 
 
 def test_the_length_of_training_is_not_rounded_beyond_the_models_context(recipe_of):
-    text = total(recipe_of(), arm="grpo", training=True)
+    text = total(recipe_of(), arm="grpo", split="train")
     set_context(text.total + 1)
     assert longest_in(recipe_of()) == text.total + 1 < up(text.total)
 
@@ -234,5 +234,5 @@ def test_a_model_without_a_chat_template_is_counted_with_the_plain_one(recipe_of
     shutil.rmtree("model")
     tokenizer.save_pretrained("model")
     shutil.copy(EMBEDDED / "config.json", "model")
-    assert total(recipe_of(), arm="grpo", training=True).total > 0
+    assert total(recipe_of(), arm="grpo", split="train").total > 0
     assert "plain text" in capsys.readouterr().out
