@@ -201,7 +201,7 @@ def test_skills_go_on_with_the_embedded_base_and_leave_it_as_it_is(built):
     assert (plan.steps, plan.seed, str(folder)) == (7, 3, "elsewhere")
     assert plan.curriculum == skills.curriculum
     # The embedded one itself is still made from nothing.
-    assert built() == (Pretraining(), BASE_PATH)
+    assert built() == (Pretraining(), BASE_PATH, None)
 
 
 def test_a_base_may_go_on_with_another_share_of_thinking(built):
