@@ -14,18 +14,14 @@ GPU_HERE := $(shell command -v nvidia-smi)
 
 experiment := RECIPE MODEL RUN BACKEND BITS FORCE
 switches   := FORCE
-named := help setup lock data audit sft grpo arms eval sample report mend try export compare ablate elicit skills blog \
-    published probe score doctor sick plan gpu-check calibrate base gallery wheel bench test check lint clean
+hash  := \#
+named := $(shell sed -n 's/^\([a-z-]*\):.*$(hash)$(hash) .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 # Goals that run no recipe; every other goal takes the settings of an experiment.
 plain      := help setup lock calibrate base doctor score gallery wheel test check lint clean
-takes_sft       := LAUNCH
-takes_grpo      := LAUNCH
-takes_arms      := LAUNCH
-takes_ablate    := LAUNCH
-takes_elicit    := LAUNCH
-takes_skills    := LAUNCH
-takes_sick      := LAUNCH
-takes_blog      := LAUNCH BLOG
+# Goals that train, in several processes if asked.
+launched   := sft grpo arms ablate elicit skills sick blog
+
+takes_blog      := BLOG
 takes_published := BLOG
 takes_sample    := ARM
 takes_mend      := ARM
@@ -48,7 +44,7 @@ recipe_of_blog   := $(if $(GPU_HERE),blog-7b,blog-tiny)
 recipe_of_published := $(recipe_of_blog)
 RECIPE ?= pipeline/recipes/$(or $(strip $(foreach goal,$(MAKECMDGOALS),$(recipe_of_$(goal)))),tiny).yaml
 
-takes  = $(if $(filter $(1),$(plain)),,$(experiment)) $(takes_$(1))
+takes  = $(if $(filter $(1),$(plain)),,$(experiment)) $(if $(filter $(1),$(launched)),LAUNCH) $(takes_$(1))
 # $(call quoted,TEXT) may hold blanks and quotes; $(call flag,NAME) is " --name 'what was given'", or nothing.
 quoted = '$(subst ','\'',$(1))'
 lower  = $(shell echo $(1) | tr A-Z a-z)
@@ -96,7 +92,7 @@ setup: .venv/ready ## create .venv and install the pinned requirements (the othe
 
 new_enough = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; PYTHON=python3.12 make $(or $(MAKECMDGOALS),setup) names another one")'
 
-listed = $(shell sed -n 's/^#$(1) //p' requirements.txt)
+listed = $(shell sed -n 's/^$(hash)$(1) //p' requirements.txt)
 
 .venv/ready: requirements.txt requirements.lock
 	@$(new_enough)

@@ -7,16 +7,15 @@ With ``--from MODEL`` an existing model's pretraining is continued on the same c
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from jinja2 import Template
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.common.errors import UserError, require, run_main
 from data.common.files import write_text
@@ -34,9 +33,6 @@ from pipeline.model.decoding import Decoding
 from pipeline.model.load import load_model, write_model
 from rewards.verify import Status, verify
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 #: Folder of the embedded base model, which recipes name by default.
 BASE_PATH = Path(__file__).parent / "embedded"
 #: Problems of the card's measurements, and answers to each.
@@ -44,7 +40,7 @@ PROBLEMS, SAMPLES = 100, 16
 #: Violations of a schedule whose events are not the day's.
 _MISCOPIED = {"unknown_event", "altered_time"}
 #: By persona: its share of the answers, and the shares of those that are optimal, and copied.
-Measured = dict[str, tuple[float, ...]]
+Shares = dict[str, tuple[float, ...]]
 CARD_TEMPLATE = Path(pretraining.__file__).with_name("card.md.j2")
 
 
@@ -60,12 +56,13 @@ def build_base(plan: Pretraining, folder: Path, start: str | None = None) -> Non
     minutes = (time.monotonic() - started) / 60
     torch.nn.Module.to(model, torch.bfloat16)
     write_model(model, tokenizer, folder)
-    text = card(plan, model.num_parameters(), loss, minutes, start, measured(model, tokenizer))
+    shares = persona_shares(model, tokenizer)
+    text = card(plan, model.num_parameters(), loss, minutes, start, shares)
     write_text(folder / "README.md", text)
     print(f"base: {folder}", flush=True)
 
 
-def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measured:
+def persona_shares(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Shares:
     """Shares of answers by the persona that their opening tells: all of them, the optimal ones, and
     those that have no event but the day's."""
     problems = [make_problem(0, "card", "dense", TIERS["dense"], i) for i in range(PROBLEMS)]
@@ -96,7 +93,7 @@ def card(
     loss: float,
     minutes: float,
     start: str | None,
-    of_personas: Measured | None = None,
+    of_personas: Shares | None = None,
 ) -> str:
     """The model card: what it is, what it was trained on, and so what it can do."""
     mixture, _ = plan.curriculum[-1]
@@ -116,9 +113,7 @@ def card(
 
 
 def main() -> None:
-    parser = Parser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--from", dest="start", help="folder or hub id of a model to continue, instead of a new one"
     )
@@ -138,10 +133,15 @@ def main() -> None:
         "--thinking",
         type=float,
         default=Pretraining.thinking,
-        help="share of the answers that compute before they choose",
+        help="share of the answers that compute before they choose (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: by what is trained)")
-    parser.add_argument("--batch", type=int, default=Pretraining.batch, help="documents a step")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=Pretraining.batch,
+        help="documents a step (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, help="of corpus and weights (default: likewise)")
     arguments = parser.parse_args()
     for name in ("steps", "batch"):
@@ -152,19 +152,15 @@ def main() -> None:
         not (arguments.skills and arguments.start),
         "--skills goes on with the embedded base; leave FROM= (--from) out",
     )
-    plan = Pretraining()
-    if arguments.skills or arguments.start:
-        plan = plan.continued(SKILLS if arguments.skills else CORPUS)
+    plan, start, folder = Pretraining(), arguments.start, BASE_PATH
+    if arguments.skills:
+        plan, start = plan.continued(SKILLS), os.path.relpath(BASE_PATH)
+        folder = RUNS / "skills" / "base" / "model"
+    elif start:
+        plan, folder = plan.continued(CORPUS), RUNS / "base" / "model"
     given = {key: getattr(arguments, key) for key in ("steps", "batch", "seed", "thinking")}
     plan = replace(plan, **{key: value for key, value in given.items() if value is not None})
-    if arguments.skills:
-        folder = arguments.out or RUNS / "skills" / "base" / "model"
-        build_base(plan, folder, os.path.relpath(BASE_PATH))
-    elif arguments.start:
-        folder = arguments.out or RUNS / "base" / "model"
-        build_base(plan, folder, arguments.start)
-    else:
-        build_base(plan, arguments.out or BASE_PATH)
+    build_base(plan, arguments.out or folder, start)
 
 
 if __name__ == "__main__":

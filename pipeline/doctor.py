@@ -23,12 +23,8 @@ from pipeline.train.checkpoints import STATE, step_of
 
 #: Logs of ms-swift, LLaMA-Factory and a folder of wandb's.
 OTHERS = (
-    "logging.jsonl",
-    "trainer_log.jsonl",
-    "wandb-history.jsonl",
-    "files/output.log",
-    "output.log",
-)
+    "logging.jsonl", "trainer_log.jsonl", "wandb-history.jsonl", "files/output.log", "output.log",
+)  # fmt: skip
 
 
 def logs_in(path: Path) -> dict[str, Path]:

@@ -31,7 +31,7 @@ from pipeline.memory.arithmetic import GIB, estimate
 from pipeline.model.load import quiet, write_model
 from pipeline.model.processes import run_apart
 from pipeline.model.skeleton import config_of
-from pipeline.plan import counts, longest_of, longest_rows, plan_of
+from pipeline.plan import counts, longest_counts, longest_rows, plan_of
 from pipeline.train.loading import load_for_training
 from pipeline.train.training import Training
 
@@ -64,7 +64,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     backend = training.start_backend().name  # before anything else imports what Unsloth patches
     quiet()
     rows = longest_rows(recipe)
-    texts = longest_of(counts(rows, recipe.model)[0])
+    texts = longest_counts(counts(rows, recipe.model)[0])
     recipe = shortened(recipe, texts.gold)
     length = recipe.max_seq_length or texts.both + recipe.grpo["max_completion_length"]
     training = replace(training, recipe=recipe)
@@ -166,13 +166,13 @@ def main() -> None:
         quiet()
         with tempfile.TemporaryDirectory() as folder:
             write_random_model(recipe.model, recipe.dtype, Path(folder))
-            measure(replace(recipe, model=folder), "--model", folder)
+            measure_all(replace(recipe, model=folder), "--model", folder)
     else:
         quiet()
-        measure(recipe)
+        measure_all(recipe)
 
 
-def measure(recipe: Recipe, *more: str) -> None:
+def measure_all(recipe: Recipe, *more: str) -> None:
     """Measure every training of a recipe, each in a process of its own, and print a table.
 
     Args:

@@ -31,19 +31,11 @@ from data.rows import Row, new_row
 from data.run import goal
 from data.sections import TierUse
 from data.tiers import TIERS
-from pipeline.memory.arithmetic import (
-    GIB,
-    PARTS,
-    Estimate,
-    ModelShape,
-    Settings,
-    changes,
-    estimate,
-)
+from pipeline.memory.arithmetic import GIB, PARTS, ModelShape, Peak, Settings, changes, estimate
 from pipeline.memory.speed import ARITHMETIC, BANDWIDTH, CARDS, LAUNCH, Card, seconds
 from pipeline.model.lengths import TokenCounts, sizes
 from pipeline.model.load import check_template, quiet, read_tokenizer
-from pipeline.model.skeleton import config_of, shape_of
+from pipeline.model.skeleton import config_of, model_shape
 from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
 
@@ -82,7 +74,7 @@ def longest_rows(recipe: Recipe) -> list[Row]:
     return sorted(rows, key=lambda row: -len(row["prompt"]) - len(row["gold"]))
 
 
-def longest_of(counted: Sequence[TokenCounts]) -> TokenCounts:
+def longest_counts(counted: Sequence[TokenCounts]) -> TokenCounts:
     """Tokens of the longest prompt, gold answer, and both together."""
     return TokenCounts(*map(max, zip(*counted, strict=True)))
 
@@ -119,10 +111,7 @@ def usual_answer(
 
 
 def settings_of(
-    recipe: Recipe,
-    texts: TokenCounts,
-    lora: int = 0,
-    usual: Callable[[int], int] | None = None,
+    recipe: Recipe, texts: TokenCounts, lora: int = 0, usual: Callable[[int], int] | None = None
 ) -> list[Settings]:
     """Every training of the recipe and the sampling after it, those of equal size once.
 
@@ -224,7 +213,7 @@ class Plan:
     shape: ModelShape
     texts: TokenCounts
     source: str
-    stages: list[Estimate]
+    stages: list[Peak]
 
 
 def plan_of(recipe: Recipe) -> Plan:
@@ -234,17 +223,17 @@ def plan_of(recipe: Recipe) -> Plan:
         UserError: when the recipe is not sound or its model's config is not available.
     """
     check_settings(recipe)
-    shape, lora = shape_of(recipe.model, lora_config(recipe.lora, str(recipe.path)))
+    shape, lora = model_shape(recipe.model, lora_config(recipe.lora, str(recipe.path)))
     rows = longest_rows(recipe)
     counted, source = counts(rows, recipe.model)
-    texts, answers = longest_of(counted), [count.gold for count in counted]
+    texts, answers = longest_counts(counted), [count.gold for count in counted]
     usual = partial(usual_answer, recipe.tier_uses, rows, answers)
     stages = [estimate(shape, one) for one in settings_of(recipe, texts, lora, usual)]
     source = f"longest of {len(rows)} problems drawn, {source}"
     return Plan(recipe.model, shape, texts, source, stages)
 
 
-def room_for(stage: Estimate, gpu: float) -> int:
+def room_for(stage: Peak, gpu: float) -> int:
     """Bytes that a GPU of so many GiB leaves a stage."""
     return int(gpu * GIB * (1 - stage.settings.vllm))
 
@@ -253,7 +242,7 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _table(stages: Sequence[Estimate], gpu: float | None) -> Table:
+def _table(stages: Sequence[Peak], gpu: float | None) -> Table:
     """Parts down, stages across, each stage at its peak."""
     table = plain_table("GiB at the peak", *(one.settings.arm for one in stages))
     for part in PARTS:
@@ -315,15 +304,14 @@ def print_plan(
         f"({plan.source}).\n",
     )
     console.print(_table(plan.stages, gpu), markup=False)
-    for one in plan.stages if gpu else ():
-        room = room_for(one, gpu or 0.0)
-        if one.total <= room:
+    for one in plan.stages:
+        if not gpu or one.total <= room_for(one, gpu):
             continue
         say(console, f"\n{one.settings.arm} does not fit. One after the other,")
         for words, changed in changes(shape, one.settings):
             total = estimate(shape, changed).total
             say(console, f"  {words}  makes that {gib(total)} GiB")
-            if total <= room:
+            if total <= room_for(one, gpu):
                 break
     print_hours(plan, card, price, console)
     if not gpu:
@@ -354,8 +342,10 @@ def _gpu(text: str) -> tuple[float, Card | None]:
     try:
         return _size(name.removesuffix("gib").removesuffix("gb")), None
     except argparse.ArgumentTypeError:
-        cards = f"{', '.join(CARDS)}), not {text!r}{nearest(name, CARDS)}"
-        raise argparse.ArgumentTypeError(f"must be GiB above 0 or a card ({cards}") from None
+        cards, near = ", ".join(CARDS), nearest(name, CARDS)
+        raise argparse.ArgumentTypeError(
+            f"must be GiB above 0 or a card ({cards}), not {text!r}{near}"
+        ) from None
 
 
 def _size(text: str) -> float:

@@ -21,14 +21,7 @@ from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
 from data.rows import Row
 from pipeline import sft
-from pipeline.model.decode import (
-    Decoding,
-    answer_limit,
-    prepare,
-    reasoning_prefix,
-    render,
-    sample,
-)
+from pipeline.model.decode import Decoding, answer_limit, prepare, reasoning_prefix, render, sample
 from pipeline.model.load import load_model, quiet
 from pipeline.model.processes import by_main
 from pipeline.train.settings import grpo_config, sft_config
@@ -45,8 +38,7 @@ def budget(config: Any, source: str) -> tuple[int, int]:
         UserError: where it is set to train by epochs, so that this is not known beforehand.
     """
     require(
-        config.max_steps >= 1,
-        f"{source}: a rejection arm needs grpo.max_steps, for equal compute",
+        config.max_steps >= 1, f"{source}: a rejection arm needs grpo.max_steps, for equal compute"
     )
     answers = config.per_device_train_batch_size * config.gradient_accumulation_steps
     groups = config.max_steps * answers // (config.num_generations * config.num_iterations)

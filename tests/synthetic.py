@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from pipeline.health.diagnosis import Watch, diagnose
+from pipeline.health.diagnosis import Watch
 from pipeline.health.logs import name_truth
 from pipeline.health.symptom import Level
 
@@ -292,12 +292,22 @@ def scenarios():
     yield "SFT", "sft", sft_log
 
 
-def watched(log, kind):
-    """Findings but notes at the end of a log, and all that were raised along it."""
-    watch = Watch(kind)
+def now_and_past(log, kind, settings=None):
+    """The findings that hold at the end of a log, worst first, and those that held along it."""
+    watch = Watch(kind, settings)
     for row in log:
         watch.update(row)
-    now, past = watch.verdict()
+    return watch.now_and_past()
+
+
+def diagnose(log, kind, settings=None):
+    """The findings on a whole log that hold at its end, worst first."""
+    return now_and_past(log, kind, settings)[0]
+
+
+def watched(log, kind):
+    """Findings but notes at the end of a log, and all that were raised along it."""
+    now, past = now_and_past(log, kind)
     return ([one for one in each if one.level != Level.NOTE] for each in (now, now + past))
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from pipeline.health.diagnosis import Watch
 from pipeline.health.signals import GRPO, Signals
 from pipeline.health.symptom import acts
-from tests.synthetic import changed, collapsed
+from tests.synthetic import changed, collapsed, diagnose
 
 ONE_STEP = {"steps_per_generation": 2, "gradient_accumulation_steps": 2}
 
@@ -23,10 +22,8 @@ ONE_STEP = {"steps_per_generation": 2, "gradient_accumulation_steps": 2}
     ],
 )
 def test_only_what_can_act_in_the_training_is_advised(settings, clipped, says):
-    watch = Watch(GRPO, settings)
-    for row in changed(collapsed(1), "clip_ratio/region_mean", lambda row: clipped):
-        watch.update(row)
-    (finding,) = watch.verdict()[0]
+    log = changed(collapsed(1), "clip_ratio/region_mean", lambda row: clipped)
+    (finding,) = diagnose(log, GRPO, settings)
     assert ("epsilon_high" in finding.advice) == says
     assert "learning_rate" in finding.advice
 

@@ -108,8 +108,8 @@ def test_pretraining_lowers_the_loss_and_is_the_same_twice():
     plan = Pretraining(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, steps=20, batch=8)
     tokenizer = build_tokenizer()
     networks = [new_model(tokenizer, plan) for _ in range(2)]
-    first = pretrain(networks[0], tokenizer, plan, log_every=5)
-    assert first == pretrain(networks[1], tokenizer, plan, log_every=5)
+    first = pretrain(networks[0], tokenizer, plan)
+    assert first == pretrain(networks[1], tokenizer, plan)
     batch = next(lessons(tokenizer, plan))
     with torch.no_grad():
         untrained = weighted_loss(new_model(tokenizer, plan), batch)
@@ -198,7 +198,7 @@ def test_skills_go_on_with_the_embedded_base_and_leave_it_as_it_is(built):
     assert (plan.steps, plan.seed, str(folder)) == (7, 3, "elsewhere")
     assert plan.curriculum == skills.curriculum
     # The embedded one itself is still made from nothing.
-    assert built() == (Pretraining(), BASE_PATH)
+    assert built() == (Pretraining(), BASE_PATH, None)
 
 
 def test_a_base_may_go_on_with_another_share_of_thinking(built):

@@ -69,8 +69,10 @@ def test_every_stage_says_what_it_does_and_explains_every_flag(stage, monkeypatc
     for action in parser._actions:
         assert action.help, f"{stage} {action.option_strings} has no help"
     # A stray % in a help text would only come to light here.
-    flags = parser._option_string_actions.keys()
-    assert all(flag in parser.format_help() for flag in flags)
+    flags, shown = parser._option_string_actions.keys(), parser.format_help()
+    assert all(flag in shown for flag in flags)
+    assert "default: None" not in shown
+    assert "default: False" not in shown
     assert stage in OWN_FLAGS or {"--recipe", "--model", "--run", "--force"} <= flags
 
 

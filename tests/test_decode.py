@@ -6,7 +6,7 @@ from running import refusal_of
 from tiny import spread_model
 
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.decode import reasoning_prefix, render, sample, sample_batch
+from pipeline.model.decode import reasoning_prefix, render, sample
 from pipeline.model.decoding import Decoding
 from pipeline.model.sampler import draw_tokens
 
@@ -36,9 +36,10 @@ def test_greedy_decoding_equals_generate_for_unlike_prompts(architecture, attent
         expected.append(tokenizer.decode(new, skip_special_tokens=True))
     model.set_attn_implementation(attention)
     decoding = Decoding(temperature=0, max_tokens=90)
-    found = sample_batch(model, tokenizer, prompts, 3, decoding, [1, 2, 3])
-    for group, text in zip(found, expected, strict=True):
-        assert [one.completion for one in group] == [text] * 3
+    found = dict(sample(model, tokenizer, prompts, 3, decoding, [1, 2, 3], rows=9))
+    assert found.keys() == {0, 1, 2}
+    for i, group in found.items():
+        assert [one.completion for one in group] == [expected[i]] * 3
 
 
 def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_prompts_beside_it():
@@ -77,8 +78,8 @@ def test_top_p_draws_from_the_smallest_set_that_reaches_p_and_no_other():
 
 def test_an_answer_that_does_not_end_is_cut_off_and_says_so():
     model, tokenizer = spread_model()
-    prompts = [render(tokenizer, PROMPTS[0])]
-    [found] = sample_batch(model, tokenizer, prompts, 32, Decoding(max_tokens=5), [0])
+    asked = [render(tokenizer, PROMPTS[0])]
+    ((_, found),) = sample(model, tokenizer, asked, 32, Decoding(max_tokens=5), [0], rows=32)
     assert {"length"} <= {one.finish_reason for one in found} <= {"stop", "length"}
     for one in found:
         assert one.tokens <= 5
@@ -89,8 +90,8 @@ def test_an_answer_that_does_not_end_is_cut_off_and_says_so():
 def test_weights_that_are_no_numbers_are_one_sentence_and_no_answers(spoilt):
     model, tokenizer = spread_model("llama")
     next(p for name, p in model.named_parameters() if spoilt in name).data.fill_(math.nan)
-    asked = (model, tokenizer, PROMPTS, 2, Decoding(max_tokens=4), [1, 2, 3])
-    refusal_of(lambda: sample_batch(*asked), "probabilities of its next token", "not numbers")
+    asked = (model, tokenizer, PROMPTS, 2, Decoding(max_tokens=4), [1, 2, 3], 6)
+    refusal_of(lambda: list(sample(*asked)), "probabilities of its next token", "not numbers")
 
 
 def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed():
@@ -100,8 +101,8 @@ def test_what_becomes_no_number_only_in_the_middle_of_an_answer_is_noticed():
             f * (math.nan if inputs[1].min() > 20 else 1.0) for f in found
         )
     )
-    asked = (model, tokenizer, PROMPTS, 2, Decoding(max_tokens=60), [1, 2, 3])
-    refusal_of(lambda: sample_batch(*asked), "not numbers")
+    asked = (model, tokenizer, PROMPTS, 2, Decoding(max_tokens=60), [1, 2, 3], 6)
+    refusal_of(lambda: list(sample(*asked)), "not numbers")
 
 
 def test_a_template_that_opens_the_reasoning_is_recognised(tokenizer):

@@ -4,10 +4,12 @@ import zipfile
 from pathlib import Path
 
 import gguf
+import httpx
 import numpy as np
 import pytest
 from running import refusal_of
 
+from data.common.files import write_json
 from data.recipe import is_gguf
 from pipeline.model import gguf as command
 from pipeline.model.decode import stop_tokens
@@ -94,6 +96,22 @@ def test_what_is_no_whole_model_is_refused_by_name(source, what):
         Path(name).write_bytes(b"GGUF\x03")
     refusal_of(lambda: folder_of(source), what)
     assert not list(Path("models").glob("*"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    def unreachable(*_, **__):
+        raise httpx.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(command.HfApi, "list_repo_files", unreachable)
+    refusal_of(lambda: folder_of("owner/name-gguf"), "owner/name-gguf is not available", "service")
+
+
+def test_a_folder_that_a_killed_conversion_left_is_not_taken_for_the_model(monkeypatch):
+    monkeypatch.setattr(command, "_of_hub", lambda source: write_gguf(Path("small.gguf")))
+    monkeypatch.setattr(command, "_convert", lambda *_: Path("models/.small.tmp").mkdir())
+    half = Path("models/.other.tmp/made_from.json")
+    write_json(half, {"source": "owner/name-gguf"})
+    assert folder_of("owner/name-gguf") == Path("models/small")
 
 
 def test_folders_and_ids_of_other_models_are_none(tmp_path):

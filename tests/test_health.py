@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from pipeline.health.diagnosis import Watch, diagnose
+from pipeline.health.diagnosis import Watch
 from pipeline.health.logs import kind_of
 from pipeline.health.signals import GRPO, SFT, SIGNALS
 from pipeline.health.symptom import Level
@@ -19,6 +19,7 @@ from tests.synthetic import (
     SICK_SFT,
     changed,
     collapsed,
+    diagnose,
     foreign,
     formed,
     grpo_log,

@@ -82,7 +82,7 @@ def test_prompt_and_gold_together_are_what_sft_trains_on(recipe_of):
 
 
 def test_a_refusal_names_file_problem_tier_tokens_limit_and_way_out(recipe_of):
-    text = total(recipe_of(), arm="grpo", training=True)
+    text = total(recipe_of(), arm="grpo", split="train")
     sentence = refused(recipe_of(max_seq_length=text.total - 1))
     for part in (
         f"runs/small/data/train.jsonl: problem {text.id} of tier {text.tier!r}",
@@ -143,7 +143,8 @@ def test_an_arm_is_checked_on_gold_answers_as_it_is_shown_them(recipe_of):
 
     recipe = shown(0.0)
     counted = count_lengths(recipe)
-    quick, slow = (longest_of(counted, use).total for use in uses(recipe) if use.training)
+    trained = [use for use in uses(recipe) if use.split == "train"]
+    quick, slow = (longest_of(counted, use).total for use in trained)
     assert quick < slow
     check_texts(shown(0.0, quick))
     assert f"has {slow} tokens with its gold answer" in refused(shown(1.0, quick))
@@ -158,7 +159,7 @@ def up(tokens):
 
 
 def test_the_length_of_training_holds_prompt_and_answer_of_every_arm(recipe_of):
-    text = total(recipe_of(), arm="grpo", training=True)
+    text = total(recipe_of(), arm="grpo", split="train")
     assert longest_in(recipe_of()) == longest_in(recipe_of().for_arm("grpo")) == up(text.total)
     # Sampling is not training.
     asked = {**ASKED, "shots": 2, "max_tokens": 500}
@@ -171,7 +172,7 @@ def test_the_length_of_training_holds_prompt_and_answer_of_every_arm(recipe_of):
 
 
 def test_the_length_of_training_is_not_rounded_beyond_the_models_context(recipe_of):
-    text = total(recipe_of(), arm="grpo", training=True)
+    text = total(recipe_of(), arm="grpo", split="train")
     set_context(text.total + 1)
     assert longest_in(recipe_of()) == text.total + 1 < up(text.total)
 
@@ -186,5 +187,5 @@ def test_a_model_without_a_chat_template_is_counted_with_the_plain_one(recipe_of
     tokenizer.chat_template = None
     Path("qwen3/chat_template.jinja").unlink()
     tokenizer.save_pretrained("qwen3")
-    assert total(recipe_of(), arm="grpo", training=True).total > 0
+    assert total(recipe_of(), arm="grpo", split="train").total > 0
     assert "plain text" in capsys.readouterr().out

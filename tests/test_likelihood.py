@@ -10,7 +10,7 @@ from tiny import spread_model
 from data.prompts import prompt
 from eval.answers.likelihood import Scored, encode_row, likeliest, measure, score, summarise
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.decode import render, sample_batch
+from pipeline.model.decode import render, sample
 from pipeline.model.decoding import Decoding
 
 REFERENCES = ("base", "sft")
@@ -21,12 +21,13 @@ def answers_of(model, tokenizer, prompts, count):
     """Sample rows of each prompt, and the rendered prompts by the ids of the rows."""
     asked = {f"p{i}": render(tokenizer, text) for i, text in enumerate(prompts)}
     decoding = Decoding(max_tokens=12)
-    drawn = sample_batch(model, tokenizer, [*asked.values()], count, decoding, range(len(asked)))
+    texts, seeds = [*asked.values()], range(len(asked))
+    drawn = dict(sample(model, tokenizer, texts, count, decoding, seeds, count * len(texts)))
     return asked, [
         {"id": name, "sample": i, "completion": one.completion, "finish_reason": one.finish_reason,
          "tokens": one.tokens}
-        for name, group in zip(asked, drawn, strict=True)
-        for i, one in enumerate(group)
+        for place, name in enumerate(asked)
+        for i, one in enumerate(drawn[place])
     ]  # fmt: skip
 
 

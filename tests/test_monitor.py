@@ -5,6 +5,8 @@ import json
 import math
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -48,23 +50,24 @@ def recipe_of(folder, monkeypatch):
     return write
 
 
-def trainer_of(recipe, kind, output):
+def trainer_of(recipe, kind, output, arm=None):
     """A trainer as a stage has it."""
-    training = training_for(recipe, kind)
+    training = replace(training_for(recipe, kind), arm=arm or kind)
     training.start_backend()
     model, tokenizer = load_for_training(training, 512)
     return STAGES[kind].trainer_for(training, training.rows(), model, tokenizer, output / "ck")
 
 
-def watched(recipe, kind, trainer, output, **more):
+def watched(recipe, kind, trainer, output, arm=None, **more):
     output.mkdir(exist_ok=True)
-    return monitored(trainer, recipe, kind, kind, output, lambda: last_whole(output / "ck"), **more)
+    saved = partial(last_whole, output / "ck")
+    return monitored(trainer, recipe, arm or kind, kind, output, saved, **more)
 
 
-def trained(recipe, kind, output, watch=True):
+def trained(recipe, kind, output, watch=True, arm=None):
     """The weights after a training."""
-    trainer = trainer_of(recipe, kind, output)
-    with watched(recipe, kind, trainer, output) if watch else nullcontext():
+    trainer = trainer_of(recipe, kind, output, arm)
+    with watched(recipe, kind, trainer, output, arm) if watch else nullcontext():
         trainer.train()
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
 
@@ -273,12 +276,16 @@ def test_a_lost_training_ends_with_its_last_checkpoint(recipe_of, what, monkeypa
 
 
 @slow
-def test_a_training_lost_before_a_checkpoint_names_what_to_lower(recipe_of, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("arm", "seeds"), [("sft", []), ("sft.5", [5])])
+def test_a_training_lost_before_a_checkpoint_names_what_to_lower(
+    arm, seeds, recipe_of, tmp_path, monkeypatch
+):
     spoil(monkeypatch, "loss", at=1)
-    arms = {"sft": {"trainer": "sft", "settings": {"learning_rate": 0.5}}}
+    arms = {"sft": {"trainer": "sft", "seeds": seeds, "settings": {"learning_rate": 0.5}}}
     rate = "arms.sft.settings.learning_rate (0.5"
-    recipe = recipe_of(arms=arms).for_arm("sft")
-    said = refusal_of(lambda: trained(recipe, "sft", tmp_path / "out"), "sft.save_steps", rate)
+    recipe = recipe_of(arms=arms).for_arm(arm)
+    train = partial(trained, recipe, "sft", tmp_path / "out", arm=arm)
+    said = refusal_of(train, "sft.save_steps", rate)
     assert "step 1, " in said
     assert "nothing was saved" in said
 

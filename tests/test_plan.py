@@ -16,11 +16,11 @@ from pipeline.memory.arithmetic import GIB, Settings, changes, estimate, kv_byte
 from pipeline.memory.shapes import KNOWN_MODELS, known_model
 from pipeline.memory.speed import CARDS, seconds
 from pipeline.model.lengths import TokenCounts
-from pipeline.model.skeleton import config_of, shape_of
+from pipeline.model.skeleton import config_of, model_shape
 from pipeline.plan import (
     _gpu,
     counts,
-    longest_of,
+    longest_counts,
     longest_rows,
     plan_of,
     print_plan,
@@ -46,7 +46,7 @@ def recipe(**sections: object) -> Recipe:
 @pytest.fixture(scope="module")
 def seven():
     """The shape of a 7B model."""
-    return shape_of("qwen2.5-7b", None)[0]
+    return model_shape("qwen2.5-7b", None)[0]
 
 
 def grpo(**changed: object) -> Settings:
@@ -59,7 +59,7 @@ def grpo(**changed: object) -> Settings:
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)
 def test_parameters_are_counted_right_without_weights(name):
-    shape, lora = shape_of(name, None)
+    shape, lora = model_shape(name, None)
     assert lora == 0
     assert shape.parameters == PARAMETERS[name]
     # Embedding, head, norms and biases aside, these models are their linear layers.
@@ -69,9 +69,9 @@ def test_parameters_are_counted_right_without_weights(name):
 
 def test_lora_is_counted_where_peft_puts_it():
     few = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], layers_to_transform=[0, 1, 2])
-    assert shape_of("qwen2.5-0.5b", few)[1] == 3 * 8 * (896 + 896 + 896 + 128)
+    assert model_shape("qwen2.5-0.5b", few)[1] == 3 * 8 * (896 + 896 + 896 + 128)
     with pytest.raises(UserError, match="nowhere"):
-        shape_of("qwen2.5-0.5b", LoraConfig(target_modules=["nowhere"]))
+        model_shape("qwen2.5-0.5b", LoraConfig(target_modules=["nowhere"]))
 
 
 def test_a_hub_id_names_a_known_model_where_the_hub_is_not_at_hand():
@@ -83,7 +83,7 @@ def test_a_hub_id_names_a_known_model_where_the_hub_is_not_at_hand():
 def test_a_model_that_is_not_to_be_had_or_no_language_model_is_one_sentence(kind, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     for model in ("no/such/folder", "nobody/no-such-model", str(tmp_path)):
-        refusal_of(lambda model=model: shape_of(model, None), model)
+        refusal_of(lambda model=model: model_shape(model, None), model)
 
 
 # --- text and settings -----------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_texts_are_drawn_and_counted_with_the_tokenizer_at_hand(tmp_path):
     lengths = [len(row["prompt"]) + len(row["gold"]) for row in rows]
     assert lengths == sorted(lengths, reverse=True)
     (counted, how), (guessed, guess) = (counts(rows, str(at)) for at in (EMBEDDED, tmp_path))
-    counted, guessed = longest_of(counted), longest_of(guessed)
+    counted, guessed = longest_counts(counted), longest_counts(guessed)
     assert "the model's tokenizer" in how
     assert "no tokenizer" in guess
     for found in (counted, guessed):

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import random_model, save_model, write_recipe
 
 from data import make
 from data.prompts import answer
 from pipeline.model.decode import Sample, render
-from pipeline.watch.val import Yardsticks, kl_from, undisturbed, val_rows
+from pipeline.model.decoding import Decoding
+from pipeline.watch.val import Yardsticks, generated, kl_from, undisturbed, val_rows
 
 slow = pytest.mark.slow
 
@@ -138,6 +140,22 @@ def test_the_kl_is_zero_at_the_start_grows_with_the_distance_and_survives_a_rest
     made.path.unlink()
     lost = sticks()
     assert (lost.begin(fresh=False), lost.kl()) == ({}, {})
+
+
+@slow
+def test_the_librarys_way_of_drawing_leaves_out_the_habits_of_a_models_own_config():
+    model, tokenizer = random_model("qwen3")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(100)
+    trainer = SimpleNamespace(model_wrapped=model, accelerator=Accelerator(cpu=True))
+
+    def drawn() -> list[list[Sample]]:
+        return generated(trainer, tokenizer, ["Plan.", "Plan the day."], 2, Decoding(12), 1)
+
+    before = drawn()
+    model.generation_config.update(repetition_penalty=3.0, top_k=1)
+    assert drawn() == before
+    assert [len(group) for group in before] == [2, 2]
 
 
 @slow

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from data.common.seeds import seed_of
 from data.prompts import prompt
@@ -21,9 +23,6 @@ from pipeline.corpus.personas import PERSONAS, draw_answer, personas_with
 from pipeline.corpus.tokens import content_vectors
 from pipeline.model.decode import render
 from pipeline.model.score import encode
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Tiers and their shares.
 Mixture = tuple[tuple[Tier, float], ...]
@@ -50,6 +49,9 @@ SCHEDULE_WEIGHT = 4.0
 
 #: Tokens of a usual answer, by which sums of losses are divided.
 TOKENS = 100
+
+#: Steps whose mean loss is printed.
+_LOGGED = 50
 
 #: Problems of the skills base, which goes on from the embedded one: half as before, half with one
 #: of the rules in ``SHOWN``. Days of many short events let a schedule have at least one event more
@@ -241,10 +243,7 @@ def _optimizers(model: PreTrainedModel, plan: Pretraining) -> list[torch.optim.O
 
 
 def pretrain(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: Pretraining,
-    log_every: int = 50,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Pretraining
 ) -> float:
     """Train ``model`` on the corpus in place; returns the mean loss of the last steps."""
     optimizers = _optimizers(model, plan)
@@ -256,7 +255,7 @@ def pretrain(
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers]
     model.train()
-    started, losses = time.monotonic(), []
+    started, losses = time.monotonic(), deque[float](maxlen=_LOGGED)
     for step, batch in enumerate(lessons(tokenizer, plan), 1):
         loss = weighted_loss(model, batch)
         loss.backward()
@@ -266,9 +265,7 @@ def pretrain(
             schedule.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-        if step % log_every == 0 or step == plan.steps:
-            recent = losses[-log_every:]
-            minutes = (time.monotonic() - started) / 60
-            loss_now = sum(recent) / len(recent)
-            print(f"step {step}/{plan.steps}  loss {loss_now:.4f}  {minutes:.1f} min", flush=True)
-    return sum(losses[-log_every:]) / len(losses[-log_every:])
+        if step % _LOGGED == 0 or step == plan.steps:
+            minutes, recent = (time.monotonic() - started) / 60, fmean(losses)
+            print(f"step {step}/{plan.steps}  loss {recent:.4f}  {minutes:.1f} min", flush=True)
+    return fmean(losses)

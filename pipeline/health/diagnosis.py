@@ -1,7 +1,4 @@
-"""Diagnosis of a training: rows of a log in, findings out. Pure.
-
-``Watch`` takes the rows one by one, as they come; ``diagnose`` takes all of them.
-"""
+"""Diagnosis of a training: rows of a log in, one by one as they come, findings out. Pure."""
 
 from __future__ import annotations
 
@@ -52,7 +49,8 @@ class Finding:
 class Watch:
     """Watches one training: rows in by ``update``, findings out.
 
-    Each symptom is raised once, and once more when it gets worse; ``verdict`` is what still holds.
+    Each symptom is raised once, and once more when it gets worse; ``now_and_past`` tells which of
+    them still hold.
     Where a training resumed from a checkpoint, signals after it are forgotten, and findings stay.
 
     Args:
@@ -105,7 +103,7 @@ class Watch:
             self._due = math.ceil(s.rows * _AGAIN)
         return self._look([each for each in self.symptoms if trends or not each.trend])
 
-    def verdict(self) -> tuple[list[Finding], list[Finding]]:
+    def now_and_past(self) -> tuple[list[Finding], list[Finding]]:
         """Findings that hold now, worst first, and those that held once, with their last step. No
         advice opposes that of a worse finding."""
         self._look(self.symptoms)
@@ -116,10 +114,11 @@ class Watch:
         for finding in self.findings:
             name = finding.symptom
             step, (level, evidence) = self._last[name]
+            last = replace(finding, level=level, evidence=evidence)
             if (self._lost and name == self._lost.symptom) or name in self._seen:
-                now.append(replace(finding, level=level, evidence=evidence))
+                now.append(last)
             elif name not in explained:
-                past.append(replace(finding, level=level, evidence=evidence, until=step))
+                past.append(replace(last, until=step))
         now.sort(key=lambda f: (f.level.badness, f.step, f.symptom))
         taken: dict[str, str] = {}
         return [
@@ -179,11 +178,3 @@ class Watch:
             items.append(item.replace("`", ""))
         words = "; ".join(items) or "first what is advised above"
         return f"{words[0].upper()}{words[1:]}."
-
-
-def diagnose(rows: Iterable[LogRow], kind: str) -> list[Finding]:
-    """The findings on a whole log that hold at its end, worst first."""
-    watch = Watch(kind)
-    for row in rows:
-        watch.update(row)
-    return watch.verdict()[0]

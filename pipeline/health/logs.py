@@ -10,7 +10,7 @@ from data.common.errors import UserError
 from data.common.fields import nearest
 from data.common.files import stage_facts
 from pipeline.health.diagnosis import LOST, Finding, Watch
-from pipeline.health.reading import Row, read_log
+from pipeline.health.reading import read_log
 from pipeline.health.signals import (
     FORM,
     GRPO,
@@ -101,7 +101,7 @@ def examine(arm: str, path: Path, truth: str | None = None) -> Patient:
     watch = Watch(kind, _settings_of(path))
     for row in rows:
         watch.update(row)
-    findings, past = watch.verdict()
+    findings, past = watch.now_and_past()
     signals, silent = watch.signals, watch.missing
     if not signals.rows and not findings:
         raise UserError(f"{path}: no signal could be read in {len(rows)} rows (names: {names})")
@@ -123,7 +123,7 @@ def _settings_of(log: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def name_truth(rows: list[Row], named: str | None, path: Path) -> list[str]:
+def name_truth(rows: list[LogRow], named: str | None, path: Path) -> list[str]:
     """Write the share of right answers, and of well-formed ones, into rows whose log has it under
     another name; returns what was taken for what, in words.
 
@@ -185,7 +185,7 @@ def _named(functions: list[str], words: tuple[str, ...]) -> str | None:
     return next((key for word in words for key in fit if word in key.lower()), None)
 
 
-def _scale(rows: list[Row], key: str, means: list[float]) -> tuple[float, float]:
+def _scale(rows: list[LogRow], key: str, means: list[float]) -> tuple[float, float]:
     """What a reward of two values pays for wrong and right answers. With mean m and variance v of
     single answers the upper one is m + v / m where the lower is 0; single rows stray."""
     spread = f"{key.removesuffix('/mean')}/std"
@@ -199,7 +199,7 @@ def _scale(rows: list[Row], key: str, means: list[float]) -> tuple[float, float]
     return (-paid if min(means) < 0 else 0.0), paid
 
 
-def _graded(rows: list[Row], key: str, means: list[float], least: float = 0.3) -> bool:
+def _graded(rows: list[LogRow], key: str, means: list[float], least: float = 0.3) -> bool:
     """Whether single answers surely earn more than two amounts: they differ far less than ones of
     0 or a constant would in the rows where those differ most."""
     most, spread = _scale(rows, key, means)[1], f"{key.removesuffix('/mean')}/std"

@@ -16,9 +16,7 @@ from typing import Any
 
 from data.common.errors import UserError, require
 from data.common.files import decoded, read_jsonl
-from pipeline.health.signals import SIGNALS, is_lost, number
-
-Row = dict[str, Any]
+from pipeline.health.signals import SIGNALS, LogRow, is_lost, number
 
 #: Names of the step, the best one first; wandb's own counts calls, not steps.
 _STEPS = (
@@ -35,7 +33,7 @@ _DICT = 5_000
 EVENTS = "events.out.tfevents"
 
 
-def read_log(path: Path) -> list[Row]:
+def read_log(path: Path) -> list[LogRow]:
     """The rows of a log in any form, each with its ``step`` where the log tells it.
 
     Raises:
@@ -46,7 +44,10 @@ def read_log(path: Path) -> list[Row]:
     elif not path.is_file():
         raise UserError(f"{path} does not exist")
     else:
-        rows = [_plain(row) for row in READERS.get(path.suffix.lower(), _printed)(path)]
+        rows = [
+            {_name(key): value for key, value in row.items() if isinstance(key, str)}
+            for row in READERS.get(path.suffix.lower(), _printed)(path)
+        ]
     for name in _STEPS:
         steps = [number(str(row.get(name)).partition("/")[0]) for row in rows]
         if any(step is not None for step in steps):
@@ -55,10 +56,6 @@ def read_log(path: Path) -> list[Row]:
                 for row, step in zip(rows, steps, strict=True)
             ]
     return rows
-
-
-def _plain(row: Mapping[Any, Any]) -> Row:
-    return {_name(key): value for key, value in row.items() if isinstance(key, str)}
 
 
 @lru_cache(maxsize=4096)
@@ -71,7 +68,7 @@ def _name(key: str) -> str:
     return name.removeprefix("train/")
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path) -> Iterator[LogRow]:
     """A torn last line is passed over."""
     read = 0
     try:
@@ -91,7 +88,7 @@ def _ends_torn(path: Path, line: int) -> bool:
     return len(rest) == 1 and rest[0].startswith(b"{") and not rest[0].endswith(b"\n")
 
 
-def _json(path: Path) -> list[Row]:
+def _json(path: Path) -> list[LogRow]:
     """A ``trainer_state.json``, a list of rows, or a table by columns, as pandas writes it."""
     content = decoded(path.read_bytes(), str(path))
     rows = content.get("log_history", content) if isinstance(content, dict) else content
@@ -111,7 +108,7 @@ def _json(path: Path) -> list[Row]:
     return rows
 
 
-def _csv(path: Path) -> list[Row]:
+def _csv(path: Path) -> list[LogRow]:
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
             tabs = "\t" in lines.readline()
@@ -124,7 +121,7 @@ def _csv(path: Path) -> list[Row]:
     return [{key: value for key, value in row.items() if value not in ("", None)} for row in rows]
 
 
-def _of_tensorboard(path: Path) -> list[Row]:
+def _of_tensorboard(path: Path) -> list[LogRow]:
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
@@ -134,7 +131,7 @@ def _of_tensorboard(path: Path) -> list[Row]:
         ) from None
     events = EventAccumulator(str(path), size_guidance={"scalars": 0})
     events.Reload()
-    rows: dict[tuple[int, bool], Row] = {}  # val has rows of its own, as everywhere
+    rows: dict[tuple[int, bool], LogRow] = {}  # val has rows of its own, as everywhere
     for tag in events.Tags()["scalars"]:
         for event in events.Scalars(tag):
             place = (event.step, tag.startswith("eval"))
@@ -142,11 +139,11 @@ def _of_tensorboard(path: Path) -> list[Row]:
     return [rows[place] for place in sorted(rows)]
 
 
-def _printed(path: Path) -> list[Row]:
+def _printed(path: Path) -> list[LogRow]:
     """Rows among other lines, as a terminal showed them, and steps by the progress bar."""
     with path.open("rb") as head:
         encoding = "utf-16" if head.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
-    rows: list[Row] = []
+    rows: list[LogRow] = []
     bars: list[dict[int, int]] = []  # at each row, by total, how far each bar was
     moved: dict[int, int] = {}
     header: list[str] = []
@@ -186,7 +183,7 @@ def _dict_in(line: str) -> int:
     return max(line.rfind("{'"), line.rfind('{"'))
 
 
-def _row_of(line: str, header: list[str]) -> Row:
+def _row_of(line: str, header: list[str]) -> LogRow:
     """The names and values of a line: a dict of Python's or JSON's, verl's ``step:1 - name:value``,
     Megatron's ``iteration 1/9 | name: value``, or a table's cells; else nothing of use."""
     start = _dict_in(line)
@@ -207,7 +204,7 @@ def _row_of(line: str, header: list[str]) -> Row:
     return row
 
 
-def _pairs(items: list[str]) -> Row:
+def _pairs(items: list[str]) -> LogRow:
     row = {}
     for item in items:
         name, _, value = item.rpartition(":")
@@ -235,7 +232,7 @@ def _bar_of(line: str) -> dict[int, int]:
     ) else {}  # fmt: skip
 
 
-def _steps_by(bars: list[dict[int, int]], rows: list[Row]) -> list[int]:
+def _steps_by(bars: list[dict[int, int]], rows: list[LogRow]) -> list[int]:
     """The step of every row by the bar that moved before each row of training; none where no bar
     did, as where output was held back."""
     trained = [not any(name.startswith("eval") for name in row) for row in rows]

@@ -7,16 +7,7 @@ from statistics import fmean, stdev
 
 from pipeline.health.signals import FIRM, NO_SPREAD, SURE, Signals
 from pipeline.health.symptom import Level, Seen, Symptom
-from pipeline.health.trends import (
-    ENOUGH,
-    FEW,
-    MANY,
-    SOME,
-    constant,
-    falls,
-    rises,
-    thirds,
-)
+from pipeline.health.trends import ENOUGH, FEW, MANY, SOME, constant, falls, rises, thirds
 
 #: Relative loss in the share of right answers that counts as a fall.
 _FALLEN = 0.25

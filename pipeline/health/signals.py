@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 from pipeline.health.trends import ENOUGH, MANY, SOME, Series, gained, rises, thirds
 
 SFT, GRPO = "sft", "grpo"
 #: One logging step as a log has it.
-LogRow = Mapping[str, object]
+LogRow = dict[str, Any]
 
 #: Share of right answers, in training and on val, and of well-formed ones, as our logs name them.
 TRUTH, VAL_TRUTH, FORM = "truth/optimal", "val/optimal", "truth/feasible"
@@ -28,40 +29,25 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
     "reward": ("reward", "critic/score/mean", "critic/rewards/mean", "reward/mean"),
     "reward spread": ("reward_std", "reward/std"),
     "truth": (
-        TRUTH,
-        "rewards/optimal/mean",
-        "rewards/accuracy_reward/mean",
-        "rewards/accuracy_reward",
+        TRUTH, "rewards/optimal/mean", "rewards/accuracy_reward/mean", "rewards/accuracy_reward",
     ),
     "form": (
-        FORM,
-        "rewards/validity/mean",
-        "rewards/think_format_reward/mean",
-        "rewards/format_reward/mean",
-        "rewards/format_reward",
+        FORM, "rewards/validity/mean", "rewards/think_format_reward/mean",
+        "rewards/format_reward/mean", "rewards/format_reward",
     ),
     "format": ("rewards/format/mean",),  # ours: less than the absence of any violation
     "KL": ("kl_start", "kl", "actor/kl_loss"),
     "entropy": (  # Unsloth's own loss on a GPU logs no entropy
-        "entropy",
-        "val/entropy",
-        "entropy/mean",
-        "actor/entropy",
-        "actor/entropy_loss",
+        "entropy", "val/entropy", "entropy/mean", "actor/entropy", "actor/entropy_loss",
         "entropy_loss",
     ),
     "answers cut off": (
-        "completions/clipped_ratio",
-        "response_length/clip_ratio",
-        "response_clip_ratio",
+        "completions/clipped_ratio", "response_length/clip_ratio", "response_clip_ratio",
     ),
     "flat groups": ("frac_reward_zero_std",),
     "duplicates": ("completions/duplicates",),
     "answer length": (
-        "completions/mean_length",
-        "completion_length",
-        "response_length/mean",
-        "response_length",
+        "completions/mean_length", "completion_length", "response_length/mean", "response_length",
     ),
     "reasoning": ("reasoning/traced",),  # ours: shares of the answers that make claims,
     "true reasoning": ("reasoning/sound",),  # and only true ones
@@ -72,13 +58,9 @@ SIGNALS: Mapping[str, tuple[str, ...]] = {
     "weight of the samples": ("sampling/importance_sampling_ratio/mean",),
     "surplus of the answers": ("sampling/surplus",),
     "limit of the surplus": ("sampling/surplus_limit",),
-    "val truth": (
-        VAL_TRUTH,
-        "eval_rewards/optimal/mean",
-        "eval_rewards/accuracy_reward/mean",
-    ),
+    "val truth": (VAL_TRUTH, "eval_rewards/optimal/mean", "eval_rewards/accuracy_reward/mean"),
     "val loss": ("val/loss", "eval_loss", "Validation_Loss"),
-}
+}  # fmt: skip
 
 #: Fewest training steps to say that a signal stands still.
 STEPS = 100

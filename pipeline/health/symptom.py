@@ -41,7 +41,7 @@ class Symptom:
         title: its name for users.
         cause: why it happens.
         advice: what to change, each ``raise``, ``lower`` or ``set`` with its `key` first, or free
-            words. What cannot act, or opposes the advice of a worse finding, is left out.
+            words. Items that cannot act, or oppose those of a worse finding, are left out.
         source: publication, report or measurement that it is based on.
         needs: signals, "a or b" for either, and in how many rows. With fewer it is silent.
         kinds: trainers that may have it.

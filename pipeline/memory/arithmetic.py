@@ -118,7 +118,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Peak:
     """A stage at the moment of its peak: bytes by part, those of ``PARTS`` that there are."""
 
     settings: Settings
@@ -136,10 +136,10 @@ class Estimate:
         return int(self.allocated * (1 + FRAGMENTATION)) + CONTEXT
 
 
-def estimate(shape: ModelShape, s: Settings) -> Estimate:
+def estimate(shape: ModelShape, s: Settings) -> Peak:
     """The peak of one stage."""
     moments = (
-        Estimate(s, name, {part: parts[part] for part in PARTS if parts.get(part)})
+        Peak(s, name, {part: parts[part] for part in PARTS if parts.get(part)})
         for name, parts in _moments(shape, s)
     )
     return max(moments, key=lambda one: one.total)
@@ -246,7 +246,7 @@ def logit_bytes(shape: ModelShape, s: Settings) -> int:
 
 def changes(shape: ModelShape, s: Settings) -> Iterator[tuple[str, Settings]]:
     """Changes of the recipe that save memory, each on top of those before, and the settings after
-    it. What costs only time comes first."""
+    it. Those that cost only time come first."""
 
     def saves(new: Settings) -> bool:
         return estimate(shape, new).total < estimate(shape, s).total

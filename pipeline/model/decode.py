@@ -100,26 +100,6 @@ def batches(prompts: Sequence[str], samples: int, rows: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def sample_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    samples: int,
-    decoding: Decoding,
-    seeds: Sequence[int],
-) -> list[list[Sample]]:
-    """Draw ``samples`` completions of each prompt (already rendered by the chat template).
-
-    Each prompt has its own random stream, so what is drawn for it does not depend on the prompts
-    beside it. The model should be in eval mode.
-    """
-    from pipeline.model.sampler import draw_batch
-
-    stops = stop_tokens(model, tokenizer)
-    drawn = draw_batch(model, tokenizer, prompts, samples, seeds, stops, decoding)
-    return as_samples(tokenizer, drawn, samples)
-
-
 def as_samples(
     tokenizer: PreTrainedTokenizerBase, drawn: tuple[Tensor, Tensor, Tensor], samples: int
 ) -> list[list[Sample]]:
@@ -145,10 +125,19 @@ def sample(
     seeds: Sequence[int],
     rows: int,
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """Yield (prompt index, its ``samples`` completions), batch by batch of about ``rows``."""
+    """Yield (prompt index, its ``samples`` completions), batch by batch of about ``rows``.
+
+    Each prompt has its own random stream, so what is drawn for it does not depend on the prompts
+    beside it.
+
+    Args:
+        model: in eval mode.
+        prompts: as ``render`` makes them.
+    """
+    from pipeline.model.sampler import draw_batch
+
+    stops = stop_tokens(model, tokenizer)
     for batch in batches(prompts, samples, rows):
-        answers = sample_batch(
-            model, tokenizer, [prompts[i] for i in batch], samples, decoding,
-            [seeds[i] for i in batch],
-        )  # fmt: skip
-        yield from zip(batch, answers, strict=True)
+        texts, streams = [prompts[i] for i in batch], [seeds[i] for i in batch]
+        drawn = draw_batch(model, tokenizer, texts, samples, streams, stops, decoding)
+        yield from zip(batch, as_samples(tokenizer, drawn, samples), strict=True)

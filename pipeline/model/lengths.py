@@ -94,8 +94,7 @@ def count_lengths(recipe: Recipe) -> TextLengths:
     if any(arm.reasoned is not None for arm in recipe.arms.values()):
         lengths["shown"] = {
             str(share): _longest_texts(
-                tokenizer,
-                {"train": retold(stored["train"], replace(recipe.data, reasoned=share))},
+                tokenizer, {"train": retold(stored["train"], replace(recipe.data, reasoned=share))}
             )
             for share in sorted({use.reasoned for use in uses(recipe) if use.reasoned is not None})
         }
@@ -122,8 +121,7 @@ class Use:
     """One way in which a recipe puts texts before the model.
 
     Attributes:
-        training: or else sampling.
-        split, tiers: of the problems; no tiers are all of them.
+        split, tiers: of the problems, ``train`` in training; no tiers are all of them.
         key: of the recipe, that limits an answer; None where the answer is the gold one.
         limit: its value; None allows twice the longest gold answer.
         cut: tokens after which the trainer cuts prompt and gold answer.
@@ -132,7 +130,6 @@ class Use:
     """
 
     arm: str
-    training: bool
     split: str
     tiers: tuple[str, ...] = ()
     key: str | None = None
@@ -148,21 +145,21 @@ def uses(recipe: Recipe) -> Iterator[Use]:
         each = recipe.for_arm(name)
         if arm.section == "sft":
             cut, share = each.sft.get("max_length"), each.data.reasoned
-            yield Use(name, True, "train", arm.tiers, cut=cut, reasoned=share)
+            yield Use(name, "train", arm.tiers, cut=cut, reasoned=share)
         if arm.trainer == "rejection":  # trains on answers that it sampled
             tokens = each.eval.max_tokens
-            yield Use(name, True, "train", arm.tiers, "eval.max_tokens", tokens)
+            yield Use(name, "train", arm.tiers, "eval.max_tokens", tokens)
         if arm.trainer == "grpo":
             key = "max_completion_length"
-            yield Use(name, True, "train", arm.tiers, f"grpo.{key}", each.grpo.get(key))
+            yield Use(name, "train", arm.tiers, f"grpo.{key}", each.grpo.get(key))
     for name in (BASE, *recipe.all_arms):
         asking = recipe.for_arm(name).eval
         tune = {} if name == BASE else recipe.all_arms[name].tune
         shots = max(tune.get("shots", (asking.shots,)))
         key, tokens = "eval.max_tokens", asking.max_tokens
-        yield Use(name, False, "test", (), key, tokens, shots=shots)
+        yield Use(name, "test", (), key, tokens, shots=shots)
         if tune:
-            yield Use(name, False, "val", (recipe.data.main,), key, tokens, shots=shots)
+            yield Use(name, "val", (recipe.data.main,), key, tokens, shots=shots)
 
 
 class LongestUse(NamedTuple):
@@ -203,7 +200,7 @@ def longest(texts: Iterable[Use], lengths: TextLengths) -> int:
     """Tokens of the longest prompt with its answer that any training can see, rounded up to a
     multiple of ``STEP`` but not above the model's context: Unsloth's ``max_seq_length`` where the
     recipe has none."""
-    found = (longest_of(lengths, use) for use in texts if use.training)
+    found = (longest_of(lengths, use) for use in texts if use.split == "train")
     most = max((one.total for one in found if one), default=0)
     rounded = STEP * math.ceil(most / STEP)
     return max(most, min(rounded, lengths["context"] or rounded))

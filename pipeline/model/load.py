@@ -40,11 +40,12 @@ PLAIN_TEMPLATE = (
 _QUANTISED = re.compile(
     r"(-unsloth)?-bnb-4bit$|-(awq|gptq|fp8|int[48]|w[48]a16|4bit|8bit)([-.].*)?$", re.IGNORECASE
 )
+# Whenever peft is imported on a CPU, it speaks of a kernel that it goes without.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quiet() -> None:
     """Keep the libraries' progress bars and hints off the terminal; ours say what is going on."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel that CPUs do not need
     import datasets
     from transformers.utils import logging as hints
 
@@ -111,7 +112,7 @@ def _way_out(folder: str | Path) -> str:
 
 
 @contextmanager
-def explained(model: str, file: str = "") -> Iterator[None]:
+def loading(model: str, file: str = "") -> Iterator[None]:
     """Turn what transformers raises for a model, or one ``file`` of it, that cannot be loaded into
     a UserError."""
     retries.set_verbosity_error()
@@ -152,13 +153,13 @@ def read_config(model: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     check_model_folder(model, ["config.json"])
-    with explained(model, "config.json"):
+    with loading(model, "config.json"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    given = getattr(config, "quantization_config", None)
-    kind = given.get("quant_method") if isinstance(given, dict) else given
+    quantised = getattr(config, "quantization_config", None)
+    kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
     whole = model if is_local(model) else _QUANTISED.sub("", model)
     require(
-        not given,
+        not quantised,
         f"the weights of {model} are quantised already ({kind}), so what training changes cannot "
         f"be merged into them; give the model that they were made from"
         f"{f', {whole} by its name' * (whole != model)}, and bits: 4 where that is too large",
@@ -175,7 +176,7 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
     from transformers import AutoTokenizer
 
     check_model_folder(model, ["tokenizer (tokenizer.json)"])
-    with explained(model, "tokenizer.json"):
+    with loading(model, "tokenizer.json"):
         return AutoTokenizer.from_pretrained(
             model, local_files_only=offline, trust_remote_code=False
         )
@@ -205,7 +206,7 @@ def from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_model_folder(model)
-    with explained(model):
+    with loading(model):
         if is_local(model):
             _check_size(Path(model))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)

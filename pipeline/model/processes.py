@@ -88,10 +88,6 @@ def run_apart(*arguments: str) -> str:
     return done.stdout
 
 
-#: How long the others wait for the main process, which may draw many answers meanwhile.
-_PATIENCE = timedelta(days=1)
-
-
 def by_main(find: Callable[[], T]) -> T:
     """What ``find`` returns in the main process, in every process; the others wait for it. Where it
     raises, they end without a word."""
@@ -101,7 +97,8 @@ def by_main(find: Callable[[], T]) -> T:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    # The main process may draw many answers meanwhile.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     outcome: list[Any] = [None, False]
     try:
         if state.is_main_process:
@@ -127,7 +124,7 @@ def whole_weights(trainer: Trainer, dtype: str) -> dict[str, Tensor] | None:
         return found
     import torch
 
-    # FSDP trains a copy of 32 bits where the recipe has bf16; and what is tied comes twice.
+    # FSDP trains a copy of 32 bits where the recipe has bf16; and tied weights come twice.
     tied = getattr(model, "all_tied_weights_keys", {})
     kept = {name: one for name, one in found.items() if name not in tied}
     return {name: one.to(getattr(torch, dtype)) for name, one in kept.items()}

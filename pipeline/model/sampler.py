@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -52,33 +53,25 @@ class _RoomyLayer(DynamicLayer):
         used = self.get_seq_length()
         total = used + key_states.shape[-2]
         if self._room[0].shape[-2] < total:
-            self._room = [_longer(room, used, total + _GROWTH) for room in self._room]
+            more = total + _GROWTH - used
+            self._room = [pad(room[..., :used, :], (0, 0, 0, more)) for room in self._room]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[..., used:total, :] = new
         return self._show(total)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select(torch.arange(self._room[0].shape[0]).repeat_interleave(repeats))
+        rows = torch.arange(self._room[0].shape[0])
+        self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._select(indices)
-
-    def _select(self, rows: Tensor) -> None:
         used = self.get_seq_length()
-        self._room = [room[rows.to(room.device)] for room in self._room]
+        self._room = [room[indices.to(room.device)] for room in self._room]
         self._show(used)
 
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
         keys, values = (room[..., :length, :] for room in self._room)
         self.keys, self.values = keys, values
         return keys, values
-
-
-def _longer(room: Tensor, used: int, length: int) -> Tensor:
-    """A tensor with room for ``length`` tokens that holds the first ``used`` of ``room``."""
-    longer = room.new_empty(*room.shape[:2], length, room.shape[3])
-    longer[..., :used, :] = room[..., :used, :]
-    return longer
 
 
 def _grouped_attention(
@@ -102,9 +95,7 @@ def _grouped_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     grouped = query.view(rows, groups, heads // groups, width)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        grouped, key, value, attention_mask, scale=scaling
-    )
+    out = scaled_dot_product_attention(grouped, key, value, attention_mask, scale=scaling)
     return out.view(rows, 1, heads, width), None
 
 
@@ -219,6 +210,18 @@ def reads_once(model: PreTrainedModel) -> bool:
     return _TRIED[model]
 
 
+def generation_config(decoding: Decoding, stops: Tensor, padding: int) -> GenerationConfig:
+    """How the library's ``generate`` draws as our sampler does, whatever habits the model's own
+    config has, such as a penalty on repetition."""
+    draws = decoding.temperature > 0
+    chosen = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=decoding.max_tokens, do_sample=draws, num_return_sequences=1,
+        eos_token_id=stops.tolist(), pad_token_id=padding, repetition_penalty=1.0,
+        **(chosen if draws else {}),
+    )  # fmt: skip
+
+
 def _generate(
     model: Any,
     inputs: BatchEncoding,
@@ -230,13 +233,7 @@ def _generate(
 ) -> None:
     """Fill ``drawn`` [rows, max_tokens] by the library's ``generate``. Prompts go alone: padding
     on the left would enter a state that is no attention's."""
-    draws = decoding.temperature > 0
-    chosen = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-    config = GenerationConfig(
-        max_new_tokens=decoding.max_tokens, do_sample=draws, num_return_sequences=1,
-        eos_token_id=stops.tolist(), pad_token_id=int(drawn[0, 0]), repetition_penalty=1.0,
-        **(chosen if draws else {}),
-    )  # fmt: skip
+    config = generation_config(decoding, stops, int(drawn[0, 0]))
     for i, ids in enumerate(inputs["input_ids"]):
         asked = ids[inputs["attention_mask"][i].bool()].repeat(samples, 1)
         with torch.random.fork_rng():
@@ -265,7 +262,7 @@ def draw_batch(
     stops: Tensor,
     decoding: Decoding,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw ``samples`` completions of each prompt, see ``pipeline.model.decode.sample_batch``.
+    """Draw ``samples`` completions of each prompt, see ``pipeline.model.decode.sample``.
 
     Args:
         stops: every token id that ends an answer.

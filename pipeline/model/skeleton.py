@@ -48,7 +48,7 @@ def skeleton(config: PreTrainedConfig, model: str) -> PreTrainedModel:
         raise UserError(f"{model} cannot be trained so: {reason_of(error)}") from None
 
 
-def shape_of(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
+def model_shape(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
     """The shape of a model, and the parameters of a LoRA on it: both are counted, so that they are
     right for any architecture. All tensors are on torch's meta device.
 

@@ -19,8 +19,6 @@ from pipeline.model import processes
 
 #: Libraries that Unsloth patches where it is imported first.
 PATCHED = ("transformers", "peft", "trl")
-#: Unsloth counts its users over the network at every load, and gives up where that is slow.
-_NO_STATISTICS = ("UNSLOTH_DISABLE_STATISTICS", "1")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ def choose_backend(wanted: str) -> Backend:
     if hindrance := _hindrance():
         require(auto, f"backend: unsloth cannot be used here: {hindrance}; {instead}")
         return Backend("trl", hindrance)
-    os.environ.setdefault(*_NO_STATISTICS)
+    # Else it counts its users over the network at every load, and gives up where that is slow.
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # a library that patches five others may run into anything

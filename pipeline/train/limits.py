@@ -24,51 +24,38 @@ def no_gpu() -> bool:
     return not torch.cuda.is_available()
 
 
-_NO_EVAL = "the trainers have no eval set, and monitor: {every: ...} measures on val"
-_NO_HUB = "training needs no network; `make export` writes a folder to upload"
-_LAUNCHED = "LAUNCH=pipeline/accelerate/FILE.yaml says how processes share the work"
 #: Arguments that the pipeline sets itself, and those of older versions, with the way out.
-NOT_SET = {
-    "output_dir": "the run's folder is the output",
-    "reward_weights": "give weights under reward:",
-    "multi_objective_aggregation": "a component that does not apply must count 0, not as average",
-    "model_init_kwargs": "give model: and dtype: at the top",
-    "save_only_model": "a training that is interrupted could not go on",
-    "resume_from_checkpoint": "the same command goes on from the last checkpoint by itself",
-    "assistant_only_loss": "completion_only_loss, the default, is the same here",
-    "dataset_kwargs": "the texts are the recipe's data, by the model's template",
-    **dict.fromkeys(
-        ("eval_strategy", "evaluation_strategy", "eval_on_start", "load_best_model_at_end"),
-        _NO_EVAL,
-    ),
-    **dict.fromkeys(
-        (
-            "push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_private_repo",
-            "hub_always_push", "hub_revision", "push_to_hub_token", "log_completions_hub_repo",
-        ),
-        _NO_HUB,
-    ),
-    **dict.fromkeys(
-        (
-            "deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config",
-            "ddp_backend", "local_rank",
-        ),
-        _LAUNCHED,
-    ),
-    **dict.fromkeys(("eos_token", "pad_token"), "the model's tokenizer and template say them"),
-    "restore_callback_states_from_checkpoint": "what a training goes on with is restored anyway",
-    "ignore_data_skip": "a training that was interrupted goes on with the problems that are left",
-    "max_prompt_length": "prompts are never cut: max_seq_length at the top bounds a prompt with "
-    "its answer, max_completion_length an answer",
-    "max_seq_length": "it belongs at the top of the recipe",
-    "warmup_ratio": "warmup_steps below 1 is a share of the steps",
-    "group_by_length": "train_sampling_strategy: group_by_length does it",
-    "chat_template_path": "answers are sampled by the model's own template",
-    **dict.fromkeys(
-        ("use_transformers_paged", "use_transformers_continuous_batching"),
-        "answers are drawn by our own sampler, or by vLLM (use_vllm)",
-    ),
-}  # fmt: skip
+_WAYS_OUT = (
+    ("output_dir", "the run's folder is the output"),
+    ("reward_weights", "give weights under reward:"),
+    ("multi_objective_aggregation", "a component that does not apply must count 0, not as average"),
+    ("model_init_kwargs", "give model: and dtype: at the top"),
+    ("save_only_model", "a training that is interrupted could not go on"),
+    ("resume_from_checkpoint", "the same command goes on from the last checkpoint by itself"),
+    ("assistant_only_loss", "completion_only_loss, the default, is the same here"),
+    ("dataset_kwargs", "the texts are the recipe's data, by the model's template"),
+    ("eval_strategy evaluation_strategy eval_on_start load_best_model_at_end",
+     "the trainers have no eval set, and monitor: {every: ...} measures on val"),
+    ("push_to_hub hub_token hub_model_id hub_strategy hub_private_repo hub_always_push "
+     "hub_revision push_to_hub_token log_completions_hub_repo",
+     "training needs no network; `make export` writes a folder to upload"),
+    ("deepspeed fsdp fsdp_config parallelism_config accelerator_config ddp_backend local_rank",
+     "LAUNCH=pipeline/accelerate/FILE.yaml says how processes share the work"),
+    ("eos_token pad_token", "the model's tokenizer and template say them"),
+    ("restore_callback_states_from_checkpoint",
+     "what a training goes on with is restored anyway"),
+    ("ignore_data_skip",
+     "a training that was interrupted goes on with the problems that are left"),
+    ("max_prompt_length", "prompts are never cut: max_seq_length at the top bounds a prompt with "
+     "its answer, max_completion_length an answer"),
+    ("max_seq_length", "it belongs at the top of the recipe"),
+    ("warmup_ratio", "warmup_steps below 1 is a share of the steps"),
+    ("group_by_length", "train_sampling_strategy: group_by_length does it"),
+    ("chat_template_path", "answers are sampled by the model's own template"),
+    ("use_transformers_paged use_transformers_continuous_batching",
+     "answers are drawn by our own sampler, or by vLLM (use_vllm)"),
+)  # fmt: skip
+NOT_SET = {key: way_out for keys, way_out in _WAYS_OUT for key in keys.split()}
 
 
 def _is_pattern(names: Any) -> bool:
@@ -83,127 +70,85 @@ def _are_above_0(numbers: Arguments) -> bool:
     return all(type(one) in (int, float) and one > 0 for one in numbers.values())
 
 
-_ABOVE_0 = Limit(lambda value: value > 0, "above 0")
-_UNMERGED = Limit(lambda value: not value, "left out, since it cannot be merged into a model")
-_PATTERN = Limit(_is_pattern, "a name or a regular expression")
-_SHARE = Limit(lambda value: 0 <= value <= 1, "a share, 0 to 1")
-_SOME = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
-_BELOW_1 = Limit(lambda value: 0 <= value < 1, "0 to below 1")
-_PORT = Limit(lambda value: 0 < value < 65536, "a port, 1 to 65535")
-#: Values that the libraries would take, and then fail on or train nonsense; by key, or by section
-#: and key where that decides.
-_LIMITS: Mapping[str, Limit] = {
-    **dict.fromkeys(
-        (
-            "per_device_train_batch_size", "per_device_eval_batch_size", "pad_to_multiple_of",
-            "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size",
-            "num_iterations", "num_generations_eval", "max_completion_length", "max_new_tokens",
-            "max_length", "ref_model_sync_steps", "save_total_limit", "dataset_num_proc",
-            "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb",
-            "vllm_tensor_parallel_size", "vllm_max_model_length", "qalora_group_size",
-        ),
-        at_least(1),
-    ),
-    "num_generations": at_least(2),
-    "r": Limit(lambda rank: 0 < rank <= 8192, "1 to 8192"),
-    **dict.fromkeys(
-        (
-            "max_grad_norm", "neftune_noise_alpha", "warmup_steps", "beta", "epsilon_high",
-            "entropy_target", "top_k", "off_policy_mask_threshold", "num_completions_to_print",
-            "dataloader_num_workers", "router_aux_loss_coef",
-        ),
-        at_least(0),
-    ),
-    **dict.fromkeys(
-        (
-            "temperature", "repetition_penalty", "logging_steps", "save_steps",
-            "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_k_neg",
-            "vespo_lambda_pos", "vespo_lambda_neg", "vllm_server_timeout", "lora_alpha",
-        ),
-        _ABOVE_0,
-    ),
-    "delta": Limit(lambda value: value > 1, "above 1, or no token would be learned from"),
-    **dict.fromkeys(
-        ("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
-        Limit(lambda value: value >= 1, "1 or more, the weight of a sample of the model itself"),
-    ),
-    **dict.fromkeys(
-        (
-            "min_p", "ref_model_mixup_alpha", "weight_decay", "epsilon", "entropy_coef",
-            "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
-            "vllm_importance_sampling_clip_min",
-        ),
-        _SHARE,
-    ),
-    **dict.fromkeys(
-        (
-            "learning_rate", "adam_epsilon", "top_p", "top_entropy_quantile",
-            "vllm_gpu_memory_utilization",
-        ),
-        _SOME,
-    ),
-    **dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2"), _BELOW_1),
-    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), _PORT),
-    **dict.fromkeys(("seed", "data_seed"), SEEDS),
-    "label_smoothing_factor": Limit(lambda value: value == 0, "0, since TRL's losses have none"),
-    "activation_offloading": Limit(
-        lambda value: not value or not no_gpu(), "false where there is no GPU"
-    ),
-    "grpo.remove_unused_columns": Limit(
-        lambda value: not value, "false, since the reward reads the column of problems"
-    ),
-    "grpo.loss_type": one_of(
-        "grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"
-    ),
-    "sft.loss_type": one_of("nll", "chunked_nll", "dft"),
-    "importance_sampling_level": one_of("token", "sequence"),
-    "scale_rewards": one_of("group", "batch", "none", True, False),
-    "vllm_mode": one_of("colocate", "server"),
-    "vllm_model_impl": one_of("vllm", "transformers"),
-    "vllm_importance_sampling_mode": one_of(
-        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
-    ),
-    "truncation_mode": one_of("keep_start", "keep_end"),
-    "packing_strategy": Limit(
-        lambda value: value in ("bfd", "bfd_split"), "bfd or bfd_split, which cut no example"
-    ),
-    "save_strategy": one_of("steps", "epoch", "no"),
-    "train_sampling_strategy": one_of("random", "sequential", "group_by_length"),
-    "torch_compile_mode": one_of("default", "reduce-overhead", "max-autotune"),
-    "dataloader_multiprocessing_context": one_of("fork", "spawn", "forkserver"),
-    "log_level": one_of("debug", "info", "warning", "error", "critical", "passive"),
-    "log_level_replica": one_of("debug", "info", "warning", "error", "critical", "passive"),
-    "include_num_input_tokens_seen": one_of("all", "non_padding", "no", True, False),
-    **dict.fromkeys(("num_beams", "num_return_sequences"), one_of(1)),
-    "do_sample": one_of(True),
-    "torch_compile_backend": one_of("inductor", "eager", "aot_eager", "cudagraphs"),
-    "gradient_checkpointing_kwargs": Limit(
-        lambda given: {"use_reentrant", "preserve_rng_state"}.issuperset(given),
-        "of use_reentrant and preserve_rng_state",
-    ),
-    "chat_template_kwargs": Limit(
-        {"tokenize", "add_generation_prompt", "return_dict", "conversation", "padding"}.isdisjoint,
-        "variables of the template alone, such as enable_thinking",
-    ),
-    **dict.fromkeys(
-        ("target_modules", "exclude_modules", "vllm_structured_outputs_regex"), _PATTERN
-    ),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), Limit(_are_above_0, "numbers above 0")),
-    "peft_type": one_of("LORA"),
-    "task_type": one_of("CAUSAL_LM"),
-    "bias": one_of("none", "all", "lora_only"),
-    **dict.fromkeys(
-        (
-            "alora_invocation_tokens", "layer_replication", "lora_bias", "trainable_token_indices",
-            "megatron_config", "velora_config", "use_qalora",
-        ),
-        _UNMERGED,
-    ),
-    "inference_mode": Limit(lambda value: not value, "false, or nothing is trained"),
-    "init_lora_weights": one_of(  # merging the others gives another model than was trained
-        True, False, "gaussian", "orthogonal", "olora", "pissa", "mica"
-    ),
-}  # fmt: skip
+def _left_out(value: Any) -> bool:
+    return not value
+
+
+#: Values that the libraries would take, and then fail on or train nonsense; by keys, after a
+#: section where that decides.
+_LIMITED = (
+    ("per_device_train_batch_size per_device_eval_batch_size pad_to_multiple_of "
+     "gradient_accumulation_steps steps_per_generation generation_batch_size num_iterations "
+     "num_generations_eval max_completion_length max_new_tokens max_length ref_model_sync_steps "
+     "save_total_limit dataset_num_proc dataloader_prefetch_factor ddp_timeout ddp_bucket_cap_mb "
+     "vllm_tensor_parallel_size vllm_max_model_length qalora_group_size", at_least(1)),
+    ("num_generations", at_least(2)),
+    ("r", Limit(lambda rank: 0 < rank <= 8192, "1 to 8192")),
+    ("max_grad_norm neftune_noise_alpha warmup_steps beta epsilon_high entropy_target top_k "
+     "off_policy_mask_threshold num_completions_to_print dataloader_num_workers "
+     "router_aux_loss_coef", at_least(0)),
+    ("temperature repetition_penalty logging_steps save_steps sapo_temperature_neg "
+     "sapo_temperature_pos vespo_k_pos vespo_k_neg vespo_lambda_pos vespo_lambda_neg "
+     "vllm_server_timeout lora_alpha", Limit(lambda value: value > 0, "above 0")),
+    ("delta", Limit(lambda value: value > 1, "above 1, or no token would be learned from")),
+    ("vllm_importance_sampling_clip_max vllm_importance_sampling_cap",
+     Limit(lambda value: value >= 1, "1 or more, the weight of a sample of the model itself")),
+    ("min_p ref_model_mixup_alpha weight_decay epsilon entropy_coef entropy_coef_min "
+     "entropy_coef_max entropy_coef_delta vllm_importance_sampling_clip_min",
+     Limit(lambda value: 0 <= value <= 1, "a share, 0 to 1")),
+    ("learning_rate adam_epsilon top_p top_entropy_quantile vllm_gpu_memory_utilization",
+     Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")),
+    ("lora_dropout adam_beta1 adam_beta2", Limit(lambda value: 0 <= value < 1, "0 to below 1")),
+    ("vllm_server_port vllm_group_port",
+     Limit(lambda value: 0 < value < 65536, "a port, 1 to 65535")),
+    ("seed data_seed", SEEDS),
+    ("label_smoothing_factor", Limit(lambda value: value == 0, "0, since TRL's losses have none")),
+    ("activation_offloading",
+     Limit(lambda value: not value or not no_gpu(), "false where there is no GPU")),
+    ("grpo.remove_unused_columns",
+     Limit(_left_out, "false, since the reward reads the column of problems")),
+    ("grpo.loss_type",
+     one_of("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")),
+    ("sft.loss_type", one_of("nll", "chunked_nll", "dft")),
+    ("importance_sampling_level", one_of("token", "sequence")),
+    ("scale_rewards", one_of("group", "batch", "none", True, False)),
+    ("vllm_mode", one_of("colocate", "server")),
+    ("vllm_model_impl", one_of("vllm", "transformers")),
+    ("vllm_importance_sampling_mode",
+     one_of("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")),
+    ("truncation_mode", one_of("keep_start", "keep_end")),
+    ("packing_strategy", Limit(lambda value: value in ("bfd", "bfd_split"),
+                               "bfd or bfd_split, which cut no example")),
+    ("save_strategy", one_of("steps", "epoch", "no")),
+    ("train_sampling_strategy", one_of("random", "sequential", "group_by_length")),
+    ("torch_compile_mode", one_of("default", "reduce-overhead", "max-autotune")),
+    ("dataloader_multiprocessing_context", one_of("fork", "spawn", "forkserver")),
+    ("log_level log_level_replica",
+     one_of("debug", "info", "warning", "error", "critical", "passive")),
+    ("include_num_input_tokens_seen", one_of("all", "non_padding", "no", True, False)),
+    ("num_beams num_return_sequences", one_of(1)),
+    ("do_sample", one_of(True)),
+    ("torch_compile_backend", one_of("inductor", "eager", "aot_eager", "cudagraphs")),
+    ("gradient_checkpointing_kwargs",
+     Limit({"use_reentrant", "preserve_rng_state"}.issuperset,
+           "of use_reentrant and preserve_rng_state")),
+    ("chat_template_kwargs",
+     Limit({"tokenize", "add_generation_prompt", "return_dict", "conversation", "padding"}
+           .isdisjoint, "variables of the template alone, such as enable_thinking")),
+    ("target_modules exclude_modules vllm_structured_outputs_regex",
+     Limit(_is_pattern, "a name or a regular expression")),
+    ("rank_pattern alpha_pattern", Limit(_are_above_0, "numbers above 0")),
+    ("peft_type", one_of("LORA")),
+    ("task_type", one_of("CAUSAL_LM")),
+    ("bias", one_of("none", "all", "lora_only")),
+    ("alora_invocation_tokens layer_replication lora_bias trainable_token_indices megatron_config "
+     "velora_config use_qalora",
+     Limit(_left_out, "left out, since it cannot be merged into a model")),
+    ("inference_mode", Limit(_left_out, "false, or nothing is trained")),
+    ("init_lora_weights",  # merging the others gives another model than was trained
+     one_of(True, False, "gaussian", "orthogonal", "olora", "pissa", "mica")),
+)  # fmt: skip
+_LIMITS = {key: limit for keys, limit in _LIMITED for key in keys.split()}
 #: Where TRL's annotation allows null and its trainer does not.
 _NOT_NULL = ("num_generations", "max_completion_length")
 #: Arguments that are of no use, or fail, without another one.

@@ -4,7 +4,6 @@ LoRA adapter. Safetensors only, and no code that comes with a model.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from pipeline.model import processes
 from pipeline.model.load import (
     check_model_folder,
     check_tokenizer,
-    explained,
     from_pretrained,
     load_model,
+    loading,
     read_config,
 )
 from pipeline.model.skeleton import skeleton
@@ -36,8 +35,6 @@ UNSLOTH_LORA = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "layers_to_transform",
     "layers_pattern", "use_rslora", "modules_to_save", "init_lora_weights",
 )  # fmt: skip
-# On a CPU it speaks of a kernel that it goes without, whenever peft is imported.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def load_for_training(training: Training, length: int) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -190,7 +187,7 @@ def _load_with_unsloth(training: Training, length: int) -> Loaded:
     recipe, model = training.recipe, training.start
     check_model_folder(model)
     share = recipe.grpo.get("vllm_gpu_memory_utilization")
-    with explained(model):
+    with loading(model):
         network, theirs = FastLanguageModel.from_pretrained(
             model_name=model,
             max_seq_length=length,

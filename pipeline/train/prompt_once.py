@@ -11,20 +11,16 @@ that are counted (GPT-2) and enters a recurrent state; here the padding stands b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from trl import GRPOTrainer
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import _ChunkedLogProbFunction, split_tensor_dict
 
 from pipeline.memory.arithmetic import ROWS, WORDS
 from pipeline.model import processes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-    from trl import GRPOConfig
 
 
 def trainer_class(model: PreTrainedModel, args: GRPOConfig) -> type[GRPOTrainer]:
@@ -176,10 +172,7 @@ def score_answers(
         # that goes on from a checkpoint would end with other bytes.
         kept = DynamicCache(
             [
-                (
-                    la.keys.index_select(0, prompt_of[rows]),
-                    la.values.index_select(0, prompt_of[rows]),
-                )
+                tuple(part.index_select(0, prompt_of[rows]) for part in (la.keys, la.values))
                 for la in asked.layers
             ]
         )

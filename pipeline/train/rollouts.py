@@ -10,11 +10,12 @@ With a ``sampling`` section it also chooses the problems: ``Dynamic``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from trl import GRPOConfig
 
 from data.prompts import messages
 from data.rows import Row
@@ -26,9 +27,6 @@ from pipeline.model.decoding import Decoding
 from pipeline.model.sampler import draw_batch
 from pipeline.train.resume import at_generation
 from rewards.reward import summed
-
-if TYPE_CHECKING:
-    from trl import GRPOConfig
 
 #: Weight of a problem that taught nothing when it was asked last; 1 where it did.
 LEAST = 0.25

@@ -154,11 +154,7 @@ def _check_settings(recipe: Recipe) -> None:
 
 
 def _check_groups(
-    source: str,
-    reward: RewardSection,
-    sampling: SamplingSection | None,
-    backend: str,
-    args: Any,
+    source: str, reward: RewardSection, sampling: SamplingSection | None, backend: str, args: Any
 ) -> None:
     """Raise UserError where reward or ``sampling`` cannot act: what TRL makes of a group's rewards
     undoes it, another draws than our sampler, or its answers do not fit the steps."""

@@ -130,10 +130,12 @@ def _claim_stage(
 def _begin(training: Training, stage: Stage, force: bool) -> Path | None:
     """Mark the training as begun; returns the checkpoint that it goes on from. Comes after all
     checks: until then an earlier result is kept."""
-    stage.begin(force, _left_by_training(stage.folder))
-    backend = training.backend
+    checkpoints, backend = stage.folder / CHECKPOINTS, training.backend
+    # Not the folders that a trainer makes before it begins.
+    tables = (checkpoints / _COMPLETIONS).glob("*")
+    stage.begin(force, [*ours(checkpoints), checkpoints / START, *tables])
     print(f"{training.arm}: trained by {backend.name} ({backend.why})", flush=True)
-    return go_on(stage.folder / CHECKPOINTS, training.arm)
+    return go_on(checkpoints, training.arm)
 
 
 def _train(training: Training, trainer: Any, folder: Path, last: Path | None) -> None:
@@ -247,15 +249,8 @@ def _warn_of_merge(merged: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _left_by_training(folder: Path) -> list[Path]:
-    """Files below a stage's folder that an unfinished training has left, but for the folders that a
-    trainer makes before it begins."""
-    checkpoints = folder / CHECKPOINTS
-    return [*ours(checkpoints), checkpoints / START, *(checkpoints / _COMPLETIONS).glob("*")]
-
-
 def _put_away(folder: Path) -> None:
-    """Remove what a finished training would have gone on from; what a user keeps there stays."""
+    """Remove what a finished training would have gone on from; a user's own files stay."""
     checkpoints = folder / CHECKPOINTS
     card = checkpoints / "README.md"  # TRL's, of each checkpoint
     for path in [*ours(checkpoints), checkpoints / START, card]:

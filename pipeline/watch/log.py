@@ -20,7 +20,7 @@ from pipeline.health.diagnosis import LOST, Finding, Watch
 from pipeline.health.symptom import Level
 
 #: Signals that are shown: name in the log, heading, format.
-SHOWN = (
+_SHOWN = (
     ("loss", "loss", ".4f"),
     ("val/loss", "val loss", ".4f"),
     ("reward", "reward", ".3f"),
@@ -84,12 +84,11 @@ class Log(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say what all will take after a few steps; the first one, which warms up, is not timed."""
-        done = state.global_step - self.first
+        done, steps = state.global_step - self.first, self.steps - self.first
         if done == 1:
             self.warm = time.monotonic()
-        whole = (time.monotonic() - self.warm) / _TIMED * (self.steps - self.first)
+        whole = (time.monotonic() - self.warm) / _TIMED * steps
         if done == 1 + _TIMED and state.is_world_process_zero and whole > _LONG:
-            steps = self.steps - self.first
             print(f"about {timedelta(seconds=round(whole))} for {steps} steps", flush=True)
 
     def on_log(
@@ -127,7 +126,7 @@ class Log(TrainerCallback):
         """Print a logging step's main signals, and the time to the end at the speed so far."""
         values = [
             f"{heading} {value:{form}}"
-            for name, heading, form in SHOWN
+            for name, heading, form in _SHOWN
             if isinstance(value := signals.get(name), float | int)
         ]
         if values and step not in (self.first, self.steps):

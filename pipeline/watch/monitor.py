@@ -17,13 +17,13 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.utils import get_total_norm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from data.common.errors import UserError, going_on
@@ -37,9 +37,6 @@ from pipeline.watch.log import Log, Stopped
 from pipeline.watch.val import Yardsticks
 from rewards.claims import check_trace
 from rewards.reward import text_of
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 #: Second names of signals: the truth is what the verdicts say, whatever the reward pays.
 _TRUTH = {"rewards/optimal": "truth/optimal", "rewards/validity": "truth/feasible"}
@@ -92,7 +89,8 @@ def monitored(
     trainer.add_callback(log)
     trainer.add_callback(monitor)
     where = f"{recipe.path}: {arm}"
-    own = f"arms.{arm}.settings" if "learning_rate" in recipe.all_arms[arm].settings else kind
+    settings = recipe.all_arms[arm].settings
+    own = f"arms.{arm.partition('.')[0]}.settings" if "learning_rate" in settings else kind
     try:
         yield
     except Lost as lost:
@@ -161,7 +159,7 @@ class Monitor(TrainerCallback):
         self.spent: dict[str, float] = defaultdict(float)  # seconds by part, since the last row
         self.steps = 0  # since the last row
         self.scored = -1  # the step of which drawn answers were scored last
-        self._held: list[tuple[Any, str]] = []
+        self._held = ExitStack()
         self._wrap(trainer, "log", self._log)
         self._wrap(trainer, "training_step", self._training_step)
         self._wrap(trainer.accelerator, "clip_grad_norm_", self._clip)
@@ -178,13 +176,11 @@ class Monitor(TrainerCallback):
             return wrapper(original, *args, **kwargs)
 
         setattr(owner, name, inner)
-        self._held.append((owner, name))
+        self._held.callback(delattr, owner, name)
 
     def release(self) -> None:
         """Give the trainer its own methods back."""
-        for owner, name in self._held:
-            delattr(owner, name)
-        self._held = []
+        self._held.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.logged = state.global_step

@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.models.utils import unwrap_model_for_generation
 
 from data.common.files import read_jsonl, write_jsonl
@@ -31,14 +32,11 @@ from pipeline.model.decode import (
     sample,
     stop_tokens,
 )
-from pipeline.model.sampler import ends_of
+from pipeline.model.sampler import ends_of, generation_config
 from pipeline.model.score import Encoded, encode, log_probabilities
 from rewards.parse import whole
 from rewards.reward import totals
 from rewards.verify import VALID, Status, verify
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
 def val_rows(run: Run, tiers: Sequence[str], problems: int) -> list[Row]:
@@ -61,15 +59,10 @@ class Yardsticks:
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        recipe: Recipe,
-        arm: str,
-        kind: str,
-        generates: bool = False,
+        self, trainer: Trainer, recipe: Recipe, arm: str, kind: str, generates: bool = False
     ) -> None:
         self.trainer, self.generates = trainer, generates
-        self.tokenizer = tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
+        self.tokenizer = tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
         self.seed, self.reward, self.samples = recipe.seed, recipe.reward, recipe.monitor.samples
         self.draws = kind == "grpo"
         entry = recipe.all_arms[arm]
@@ -222,18 +215,16 @@ def generated(
     seed: int,
 ) -> list[list[Sample]]:
     """Answers as a GRPO trainer draws them without vLLM, which suits Unsloth's kernels too."""
+    texts = [prompt for prompt in prompts for _ in range(samples)]
     inputs = tokenizer(
-        list(prompts), return_tensors="pt", padding=True, padding_side="left",
-        add_special_tokens=False,
-    )  # fmt: skip
+        texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+    )
     with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
         stops = stop_tokens(model, tokenizer).cpu()
         torch.manual_seed(seed)
         drawn = model.generate(
             input_ids=inputs["input_ids"].to(model.device),
             attention_mask=inputs["attention_mask"].to(model.device),
-            do_sample=True, temperature=decoding.temperature, top_p=decoding.top_p, top_k=0,
-            num_return_sequences=samples, max_new_tokens=decoding.max_tokens,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=stops.tolist(),
-        )[:, inputs["input_ids"].shape[1] :].cpu()  # fmt: skip
+            generation_config=generation_config(decoding, stops, tokenizer.pad_token_id),
+        )[:, inputs["input_ids"].shape[1] :].cpu()
     return as_samples(tokenizer, (drawn, *ends_of(drawn, stops)), samples)
