@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from data.common.console import plain_console, plain_table, say
-from data.common.errors import run_main
+from data.common.errors import require, run_main
 from data.common.seeds import seed_of
 from data.draw import make_problem
 from data.problem import Problem
@@ -31,6 +31,7 @@ from pipeline.grpo import trainer_for
 from pipeline.model.decode import answer_limit, prepare, render, sample
 from pipeline.model.decoding import Decoding
 from pipeline.model.load import load_model, quiet
+from pipeline.train.loading import load_for_training
 from pipeline.train.settings import grpo_config
 from pipeline.train.training import Training
 from rewards.parse import parse
@@ -104,9 +105,7 @@ def verdicts(problems: Sequence[Problem]) -> Line:
     )
 
 
-def sampling(
-    name: str, dtype: str, asking: EvalSection, rows: Sequence[Row], samples: int = 64
-) -> Line:
+def sampling(name: str, dtype: str, asking: EvalSection, rows: Sequence[Row], samples: int) -> Line:
     """Samples a second against ``generate(num_return_sequences=k)`` a prompt."""
     model, tokenizer = load_model(name, dtype)
     stock, _ = load_model(name, dtype)
@@ -133,24 +132,26 @@ def sampling(
     count = samples * len(prompts)
     return (
         f"samples a second ({samples} a prompt)",
-        f"{count / mine:,.0f}",
-        f"plain generate {count / theirs:,.0f}",
+        f"{count / mine:,.1f}",
+        f"plain generate {count / theirs:,.1f}",
         f"{theirs / mine:.1f}x faster",
     )
 
 
-def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int = 3) -> Line:
-    """Seconds a GRPO step of the stage's trainer against a bare TRL trainer."""
+def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int) -> Line:
+    """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, on the same weights."""
     short = {"max_steps": steps, "save_strategy": "no", "logging_steps": 1}
-    recipe = replace(recipe, arms=dict(ARMS), grpo={**recipe.grpo, **short})
+    recipe = replace(recipe, arms=dict(ARMS), grpo={**recipe.grpo, **short}, backend="trl")
+
+    training = Training(recipe, "grpo", "grpo", recipe.model)
+    length = 0  # which plain TRL does not ask for
 
     def ours() -> float:
-        model, tokenizer = load_model(recipe.model, recipe.dtype)
-        stage = Training(recipe, "grpo", "grpo", recipe.model)
-        return _train(trainer_for(stage, rows, model, tokenizer, folder))
+        model, tokenizer = load_for_training(training, length)
+        return _train(trainer_for(training, rows, model, tokenizer, folder))
 
     def theirs() -> float:
-        model, tokenizer = load_model(recipe.model, recipe.dtype)
+        model, tokenizer = load_for_training(training, length)
         config = grpo_config(recipe, folder, answer_limit(tokenizer, rows))
         return _train(_stock_trainer(config, rows, model, tokenizer))
 
@@ -188,23 +189,29 @@ def _stock_trainer(config: Any, rows: Sequence[Row], model: Any, tokenizer: Any)
     )
 
 
-def measured(recipe: Recipe, folder: Path) -> Iterator[Line]:
+def measured(recipe: Recipe, folder: Path, samples: int, steps: int) -> Iterator[Line]:
     """Every line of the table; ``folder`` is for files that nobody keeps."""
     name, trace = recipe.data.main, recipe.data.reasoning
     line, problems = proving(recipe.tier_uses[name].tier, name, recipe.seed, 1000)
     yield line
     yield verdicts(problems)
     rows = [new_row(f"bench-{i}", "train", name, p, trace) for i, p in enumerate(problems)]
-    yield sampling(recipe.model, recipe.dtype, recipe.eval, rows[:4])
-    yield grpo_steps(recipe, rows, folder)
+    yield sampling(recipe.model, recipe.dtype, recipe.eval, rows[:4], samples)
+    yield grpo_steps(recipe, rows, folder, steps)
 
 
 def main() -> None:
-    recipe = recipe_from(recipe_arguments(__doc__.split("\n")[0]).parse_args(), begins=True)
+    parser = recipe_arguments(__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=64, help="answers to each of four prompts")
+    parser.add_argument("--steps", type=int, default=3, help="GRPO steps that are timed together")
+    arguments = parser.parse_args()
+    for name in ("samples", "steps"):
+        require(getattr(arguments, name) > 0, f"--{name} must be 1 or more")
+    recipe = recipe_from(arguments, begins=True)
     quiet()
     table = plain_table("what", "here", "beside it", "ratio")
     with tempfile.TemporaryDirectory() as folder:
-        for line in measured(recipe, Path(folder)):
+        for line in measured(recipe, Path(folder), arguments.samples, arguments.steps):
             print(line[0], flush=True)
             table.add_row(*line)
     console = plain_console(140)

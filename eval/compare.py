@@ -28,9 +28,9 @@ from rewards.parse import ParseFailure, parse
 from rewards.verify import VALID, Status
 
 COMPARISON, COMPARISON_PAGE, BREADTH = "compare.json", "compare.md", "breadth.png"
-#: Means over problems: shares of answers that are optimal, feasible, with overlaps, of a single
+#: Means over problems: shares of answers that are optimal, valid, with overlaps, of a single
 #: event (what a reward that is gamed by brevity leads to); and whether any answer is optimal.
-RATES = ("optimal", "feasible", "overlaps", "single", "solved")
+RATES = ("optimal", "valid", "overlaps", "single", "solved")
 
 #: RATES of one arm by problem, [problems, rates]; with training seeds, [seeds, problems, rates].
 ArmTable = Values
@@ -91,7 +91,7 @@ def comparison_sheets(summary: Mapping[str, Any]) -> Iterator[Sheet]:
     columns = {
         "optimal": "optimal",
         "solved": f"solved in {samples}",
-        "feasible": "feasible",
+        "valid": "breaks no rule",
         "overlaps": "overlaps",
         "single": "a single event",
     }

@@ -42,12 +42,14 @@ def test_a_grpo_step_is_timed_beside_that_of_a_bare_trl_trainer(tmp_path, monkey
     assert line[1:] == ("3.00", "stock TRL 2.00", "1.50x its time")
 
 
-def test_problems_and_verdicts_are_timed_beside_cp_sat(run_command, monkeypatch):
+def test_problems_and_verdicts_are_timed_beside_cp_sat(run_command, mistake_of, monkeypatch):
     looks = count()  # at the clock, each a second after the last
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: float(next(looks))))
     proven, problems = bench.proving(TIERS["dense"], "dense", 7, 8)
     lines = [proven, bench.verdicts(problems)]
     assert [line[1] for line in lines] == ["8", "160"]  # 20 verdicts each in a second
     monkeypatch.setattr(bench, "measured", lambda *_: lines)
+    refused = mistake_of("eval.bench", "--recipe", TINY, "--steps", "0")
+    assert "--steps must be 1 or more" in refused
     said, _ = run_command("eval.bench", "--recipe", TINY)
     assert all(line[1] in said for line in lines)

@@ -40,7 +40,7 @@ def test_an_arms_table_holds_the_shares_of_its_answers(answered):
     statuses = [row["status"] for row in answers]
     rates = dict(zip(RATES, table.mean(axis=0), strict=True))
     assert rates["optimal"] == pytest.approx(statuses.count("optimal") / len(statuses))
-    assert rates["feasible"] == pytest.approx((ANSWERS - 2) / ANSWERS)
+    assert rates["valid"] == pytest.approx((ANSWERS - 2) / ANSWERS)
     assert rates["overlaps"] == pytest.approx(1 / ANSWERS)
     alone = np.mean([row["completion"].count("<event>") == 1 for row in answers])
     assert rates["single"] == pytest.approx(alone)
