@@ -139,7 +139,7 @@ def sampling(name: str, dtype: str, asking: EvalSection, rows: Sequence[Row], sa
 
 
 def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int) -> Line:
-    """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, on the same weights."""
+    """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, on equal weights."""
     short = {"max_steps": steps, "save_strategy": "no", "logging_steps": 1}
     recipe = replace(recipe, arms=dict(ARMS), grpo={**recipe.grpo, **short}, backend="trl")
 
