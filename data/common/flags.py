@@ -33,7 +33,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **given: Any) -> None:
         module = sys.modules["__main__"].__spec__
-        super().__init__(**({"prog": f"python -m {module.name}"} if module else {}), **given)
+        if module:
+            given.setdefault("prog", f"python -m {module.name}")
+        super().__init__(**given)
 
     def error(self, message: str) -> NoReturn:
         about = re.fullmatch(r"argument (--\S+): (.*)", message)

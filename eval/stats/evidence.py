@@ -107,9 +107,13 @@ def quantities_of(arms: Arms, margins: Margins) -> tuple[Quantities, SampleBudge
         values["gain over form"] = np.where(own > 0, tuned_at_1 - right, 0.0)
         in_form = certificate(in_form, fresh, margins.lift, margins.luck, arms.chance)
     values |= _beyond(arms, unsolved, needed, in_form, tries)
-    guessed = (float(floor_at(arms.chance, k).mean()) for k in (tries, n, n + m))
-    reliable = int(np.median(needed))
-    return values, SampleBudget(n, tries, n + m, fresh, reliable, *guessed, arms.missing)
+    guessed, guessed_n, guessed_reach = (
+        float(floor_at(arms.chance, k).mean()) for k in (tries, n, n + m)
+    )
+    return values, SampleBudget(
+        n, tries, n + m, fresh, int(np.median(needed)),
+        guessed, guessed_n, guessed_reach, arms.missing,
+    )  # fmt: skip
 
 
 def _beyond(
