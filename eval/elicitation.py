@@ -120,7 +120,8 @@ def likelihoods(
     ways = {arm: way_of_asking(run.samples(arm).parent) for arm in names}
     bare = [a for a, way in ways.items() if (way.temperature, way.top_p, way.shots) == (1, 1, 0)]
     starts = dict.fromkeys(case.start for case in judged if case.start)
-    print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
+    if bare:
+        print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
     ids = {row["id"] for row in solved.rows}
     return likelihood.measure(
         {arm: run.model(arm) for arm in bare},

@@ -129,6 +129,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="write one verdict a judged completion here")
     options = parser.parse_args()
+    require(
+        not (options.lenient and options.judge == "blog"),
+        "--judge blog reads as the published evaluator does; leave --lenient out",
+    )
     for given in (Path(options.problems), options.completions):
         if options.out and options.out.resolve() == given.resolve():
             raise UserError(f"OUT= (--out) {options.out} would replace an input; name another file")

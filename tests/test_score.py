@@ -230,6 +230,10 @@ def test_an_output_that_would_replace_an_input_is_refused(run, tmp_path):
     refusal_of(lambda: run([ROW], [GOOD], "--out", str(out)), f"OUT= (--out) {out} ")
 
 
+def test_the_published_judge_has_no_lenient_reading(run):
+    refusal_of(lambda: run([ROW], [GOOD], "--judge", "blog", "--lenient"), "leave --lenient out")
+
+
 # --- make eval reads its own files ----------------------------------------------------------
 
 
