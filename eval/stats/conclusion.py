@@ -317,10 +317,10 @@ def _perhaps_out_of_reach(evidence: Evidence, margins: Margins, who: str) -> Dec
 def _elicited(evidence: Evidence, margins: Margins, who: str) -> Decision:
     """Line 9: elicited, and narrowed where pass@n fell."""
     budget, large = evidence.budget, evidence.estimates["large k"]
-    at_best = "" if "base_best" in budget.missing else ", as it is or at its best,"
+    at_best = "" if "base_best" in budget.missing else ", as it is or at its best"
     within = (
-        f"{_gained(evidence, who)}, and what it solves within {_tries(budget.tries)} base{at_best} "
-        f"reaches within {budget.reach} samples, except on at most "
+        f"{_gained(evidence, who)}, and what it solves within {_tries(budget.tries)} is in reach "
+        f"of base within {budget.reach} samples{at_best}, except on at most "
         f"{evidence.estimates['perhaps beyond base'].high:.1%} of problems"
     )
     if large.low <= -margins.narrowed and large.high < 0:
