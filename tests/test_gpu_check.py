@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import python
+from running import python, refusal_of
 from tiny import LORA, save_model, write_recipe
 
 from pipeline.gpu_check import DRY_STEPS, measure_training, shortened
+from pipeline.model.processes import run_apart
 from pipeline.plan import plan_of
 
 
@@ -68,3 +69,8 @@ def test_each_arm_is_measured_apart_and_one_that_fails_is_named(model, tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: grpo: ")
     assert "use_dora" in done.stderr
+
+
+def test_a_measurement_that_is_killed_says_so_whatever_it_had_said():
+    noise = "import os, sys; print('begun', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    refusal_of(lambda: run_apart("-c", noise), "it was killed")

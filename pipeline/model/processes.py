@@ -80,11 +80,12 @@ def run_apart(*arguments: str) -> str:
     """What python prints with these arguments, in a process of its own.
 
     Raises:
-        UserError: the last line that it said, where it fails.
+        UserError: the last line that it said, where it fails; or that it was killed.
     """
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-    require(done.returncode == 0, reason.removeprefix("error: "))
+    killed = "it was killed, presumably since the machine's memory was full"
+    reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    require(done.returncode == 0, killed if done.returncode < 0 else reason.removeprefix("error: "))
     return done.stdout
 
 
