@@ -111,27 +111,11 @@ def spreads(
     )
 
 
-def likelihoods(
-    recipe: Recipe, judged: Sequence[JudgedArm], names: Sequence[str], solved: Solved
-) -> Mapping[str, Mapping[str, object]]:
-    """Entropy, KL and likelihood by tier, of the arms whose answers are samples of their model:
-    asked at temperature 1 and top_p 1 from the bare prompt."""
-    run = recipe.run
+def asked_barely(run: Run, names: Sequence[str]) -> list[str]:
+    """The arms whose answers are samples of their model: at temperature 1 and top_p 1, from the
+    bare prompt."""
     ways = {arm: way_of_asking(run.samples(arm).parent) for arm in names}
-    bare = [a for a, way in ways.items() if (way.temperature, way.top_p, way.shots) == (1, 1, 0)]
-    starts = dict.fromkeys(case.start for case in judged if case.start)
-    if bare:
-        print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
-    ids = {row["id"] for row in solved.rows}
-    return likelihood.measure(
-        {arm: run.model(arm) for arm in bare},
-        {arm: read_answers(run.samples(arm), ids) for arm in bare},
-        solved.rows,
-        (BASE, *starts),
-        recipe.dtype,
-        recipe.seed,
-        recipe.conclusion.margins.resamples,
-    )
+    return [a for a, way in ways.items() if (way.temperature, way.top_p, way.shots) == (1, 1, 0)]
 
 
 def reasoning(
@@ -172,11 +156,21 @@ def report_on(
             },
         }
     tiers = list(dict.fromkeys(tier for case in judged for tier in case.tiers))
-    models = likelihoods(recipe, judged, names, solved)
+    planned = recipe.eval.samples, recipe.conclusion
+    if bare := asked_barely(run, names):
+        print(f"elicitation: scoring answers of {', '.join(bare)}", flush=True)
+    ids = {row["id"] for row in solved.rows}
+    models = likelihood.measure(
+        {arm: run.model(arm) for arm in bare},
+        {arm: read_answers(run.samples(arm), ids) for arm in bare},
+        solved.rows,
+        (BASE, *dict.fromkeys(case.start for case in judged if case.start)),
+        recipe.dtype, seed, margins.resamples,
+    )  # fmt: skip
     best: Mapping[str, object] = {}
     if recipe.conclusion.likeliest:
         print("elicitation: scoring all answers of base", flush=True)
-        drawn = answered(run.samples(BASE), {row["id"] for row in solved.rows})
+        drawn = answered(run.samples(BASE), ids)
         best = likelihood.likeliest(
             run.model(BASE), drawn, solved.rows, recipe.dtype, seed, margins.resamples
         )
@@ -184,7 +178,7 @@ def report_on(
         "sentence": by_arm[judged[0].name]["sentence"],
         "margins": asdict(margins),
         "detectable": {
-            tier: detectable_on(recipe, judged, tier, solved.guesses(tier)).to_json()
+            tier: detectable_on(tier, solved.guesses(tier), judged, *planned).to_json()
             for tier in tiers
         },
         "judged": by_arm,

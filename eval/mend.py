@@ -151,12 +151,13 @@ def run(recipe: Recipe, arm: str, problems: int | None, force: bool) -> None:
     samples = run.samples(arm)
     require(samples.is_file(), f"{samples} does not exist; {goal('eval')} draws and judges it")
     check_judged(run, [arm])
-    asking = way_again(recipe, arm)
+    settled = recipe.for_arm(arm).eval
+    asking = way_again(run, arm, settled.server)
     tries = asking.samples // 2
     require(tries, f"{samples} has one answer a problem, and mending needs two; raise eval.samples")
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
     asker.check_turns()
-    resamples, lenient = recipe.eval.resamples, recipe.for_arm(arm).eval.lenient
+    resamples, lenient = recipe.eval.resamples, settled.lenient
     settings = {
         "arm": arm,
         "seed": recipe.seed,

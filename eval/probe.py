@@ -10,7 +10,7 @@ Writes ``runs/<run>/probe/<arm>``: ``samples.jsonl``, ``probe.json`` and ``probe
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from data.common.errors import require, run_main
 from data.common.files import Stage, sha256
 from data.common.seeds import seed_of
 from data.recipe import Recipe, recipe_arguments, recipe_from
-from data.rows import longest_told, read_split
+from data.rows import Row, longest_told, read_split
 from data.run import SAMPLES, goal
 from data.sections import LEVEL, EvalSection, RewardSection
 from eval.answers.asker import Asker, write_answers
@@ -108,8 +108,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     stage = Stage(folder, f"probe {arm}", settings, inputs)
     if not stage.begin_unless_done(force, [folder / SAMPLES]):
         return
-    rng, places = random.Random(seed_of(recipe.seed, "probe")), range(len(training))
-    asked = [training[i] for i in sorted(rng.sample(places, min(problems, len(training))))]
+    asked = some_of(training, problems, seed_of(recipe.seed, "probe"))
     write_answers(asker, asked, asking, folder / SAMPLES, "probe", stage.goes_on)
     texts = {row["id"]: row["problem"].text for row in asked}
     answers = read_answers(folder / SAMPLES, texts, goal("probe", f"ARM={arm}"))
@@ -124,6 +123,12 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
     publish(folder / PROBE, report, [readiness_sheet(report)], [advice_sentence(report), *notes])
     stage.finish([SAMPLES, PROBE, PROBE_PAGE], sha256=sha256(folder / SAMPLES))
     print(f"probe: {folder} has {PROBE}, {PROBE_PAGE} and {SAMPLES}", flush=True)
+
+
+def some_of(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """So many rows or all, drawn at random, in their order."""
+    places = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[i] for i in sorted(places)]
 
 
 def advice_sentence(report: Mapping[str, Any]) -> str:

@@ -118,7 +118,7 @@ SHAPES: dict[str, Shape] = {
     "reasoned": Shape(
         "Half for the optimum, half for reasoning that leads to it in true claims alone. It keeps "
         "reasoning true that the optimum alone lets drift, but needs claims that can be checked.",
-        {"optimal": 0.5, "sound": 0.5},
+        {"optimal": 0.5, "derived": 0.5},
     ),
     "blog": Shape(
         "The published reward, of 100, for comparison only. It is dense, but judges the text a "
@@ -388,8 +388,8 @@ def _rare(problems: Sequence[str], texts: Sequence[str]) -> list[float | None]:
     ]
 
 
-def _sound(problem: str, text: str) -> float:
-    """1 when the answer is optimal and what its reasoning leads to, and each claim is true.
+def _derived(problem: str, text: str) -> float:
+    """1 when the answer is optimal and what sound reasoning leads to.
 
     Where the optimum can be computed event by event, the reasoning must do so: true claims about
     the events of an answer that was guessed earn nothing.
@@ -412,6 +412,6 @@ _FUNCTIONS: dict[str, Callable[..., list[Any]]] = {
     "ranked": _ranked,
     "passk": _passk,
     "rare": _rare,
-    "sound": _each(_sound),
+    "derived": _each(_derived),
     **{name: _published(judge) for name, judge in blog.REWARDS.items()},
 }

@@ -125,7 +125,7 @@ def answers(draw, problem: Problem) -> tuple[Event, ...]:
 def check_agreement(problem: Problem, schedule: tuple[Event, ...]) -> bool:
     feasible = not violations(problem, schedule)
     if len(set(schedule) & set(problem.events)) == len(schedule):
-        # What holds in every problem has tests of its own below.
+        # The rules of every problem have tests of their own below.
         further = [rule for rule in problem.rules if type(rule) in KEPT]
         broken = any(next(rule.violations(schedule), None) for rule in further)
         assert kept(problem, schedule) == (not broken), (problem.to_json(), schedule)

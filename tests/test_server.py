@@ -279,7 +279,8 @@ def test_an_arm_is_asked_again_where_the_server_now_is(world, vllm):
     path = recipe.run.samples("base").with_name("manifest.json")
     asking = stage_facts(path.parent)["asking"]
     change_json(path, asking={**asking, "server": "http://127.0.0.1:9/v1"})
-    assert way_again(recipe, "base").server == vllm.address
+    server = recipe.for_arm("base").eval.server
+    assert way_again(recipe.run, "base", server).server == vllm.address
     vllm.asked.clear()
     rows = read_split(recipe.run, "test")[3:5]
     ask_again(recipe, "base", rows, 6, force=False)

@@ -326,8 +326,8 @@ def test_every_arms_settings_are_checked_before_the_first_is_trained():
     assert "arms.later" in refusal(arms=arms)
 
 
-#: What acted on GRPO in the published experiment (TRL 0.15.2 with Unsloth 2025.3.19): its settings
-#: and the defaults of that time; what came later stands as it must be to change nothing.
+#: GRPO's settings in the published experiment (TRL 0.15.2 with Unsloth 2025.3.19), its own and the
+#: defaults of that time; later settings stand at the value that changes nothing.
 PUBLISHED = {
     "num_generations": 8, "temperature": 0.9, "top_p": 1.0, "top_k": 0, "min_p": None,
     "repetition_penalty": 1.0, "generation_kwargs": None, "chat_template_kwargs": None,

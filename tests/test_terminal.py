@@ -70,7 +70,7 @@ def test_bars_lie_at_their_times():
     text = drawn(schedule_xml([ART, DRILL, ECHO, CHESS]))
     bars = {name: line_of(text, name).rstrip() for name in ("Art", "Drill", "Echo")}
     begins = {name: row.index("█") for name, row in bars.items()}
-    # Where one ends the next begins, up to the column that they share.
+    # Each begins where the one before ends, up to the column that they share.
     assert abs(len(bars["Art"]) - begins["Drill"]) <= 1
     assert abs(len(bars["Drill"]) - begins["Echo"]) <= 1
     # An hour is twice as long as half of one.

@@ -83,7 +83,7 @@ def run_main(main: Callable[[], None]) -> None:
         if not is_another():
             print(f"\ninterrupted; what was finished is kept, {going_on()}", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # any library may meet a full or broken disk
         if sentence := _of_the_disk(error):
             sys.exit(_in_terminal(f"error: {UserError(sentence)}"))
         raise

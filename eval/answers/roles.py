@@ -10,6 +10,7 @@ from data.problem import Problem
 from data.recipe import Recipe
 from data.rows import read_split
 from data.run import BASE
+from data.sections import ConclusionSection
 from eval.stats.power import Detectable, detectable
 
 
@@ -75,9 +76,13 @@ def guesses(problems: Iterable[Problem]) -> list[float]:
 
 
 def detectable_on(
-    recipe: Recipe, judged: Sequence[JudgedArm], tier: str, chances: Sequence[float]
+    tier: str,
+    chances: Sequence[float],
+    judged: Sequence[JudgedArm],
+    samples: int,
+    section: ConclusionSection,
 ) -> Detectable:
-    """The least effects that the recipe's samples find on a tier.
+    """The least effects that ``samples`` of each problem of a tier, and the fresh ones, find.
 
     Tests for a new skill share the chance of error: those on the tiers of an arm and their pool,
     times the judged arms; the most of any arm that has the tier.
@@ -85,13 +90,11 @@ def detectable_on(
     Args:
         chances: of a blind guess at each of its problems.
     """
-    section, tests = recipe.conclusion, 1
+    tests = 1
     if section.margins.correction != "none":
         most = max(len(case.tiers) for case in judged if tier in case.tiers)
         tests = len(judged) * (most + (most > 1))
-    return detectable(
-        len(chances), recipe.eval.samples, section.fresh, section.margins, chances, tests=tests
-    )
+    return detectable(len(chances), samples, section.fresh, section.margins, chances, tests=tests)
 
 
 def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
@@ -100,7 +103,8 @@ def beforehand(recipe: Recipe, sampled: Collection[str]) -> Iterator[str]:
     rows = read_split(recipe.run, "test") if judged else []
     for tier in dict.fromkeys(tier for case in judged for tier in case.tiers):
         chances = guesses(row["problem"] for row in rows if row["tier"] == tier)
-        yield f"{tier}: {detectable_on(recipe, judged, tier, chances).sentence}"
+        planned = recipe.eval.samples, recipe.conclusion
+        yield f"{tier}: {detectable_on(tier, chances, judged, *planned).sentence}"
     for case in judged:
         if not case.base_best:
             yield (

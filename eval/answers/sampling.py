@@ -59,7 +59,8 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
     """Draw ``samples`` fresh answers of a sampled arm to each of ``rows``, in the way in which it
     was asked the first time, unless that is up to date; returns their file."""
     run, first = recipe.run, recipe.run.samples(arm)
-    asking = replace(way_again(recipe, arm), samples=samples)
+    asking = way_again(run, arm, recipe.for_arm(arm).eval.server)
+    asking = replace(asking, samples=samples)
     asker = Asker(run, arm, recipe.dtype, recipe.seed, asking.server)
     path = first.parent / "fresh" / first.name
     settings = {**_asking_settings(asker, asking), "problems": [row["id"] for row in rows]}
@@ -71,11 +72,10 @@ def ask_again(recipe: Recipe, arm: str, rows: Sequence[Row], samples: int, force
     return path
 
 
-def way_again(recipe: Recipe, arm: str) -> EvalSection:
-    """The way in which a sampled arm was asked, to ask it again: a server may have moved since, to
-    the recipe's address."""
-    asking = way_of_asking(recipe.run.samples(arm).parent)
-    server = recipe.for_arm(arm).eval.server
+def way_again(run: Run, arm: str, server: str | None) -> EvalSection:
+    """The way in which a sampled arm was asked, to ask it again: where that was a server, it may
+    have moved to this address since."""
+    asking = way_of_asking(run.samples(arm).parent)
     return replace(asking, server=server or asking.server) if asking.server else asking
 
 

@@ -251,8 +251,11 @@ def _pooled(parts: Sequence[tuple[Quantities, SampleBudget]]) -> tuple[Quantitie
     budgets = [budget for budget in every if budget["fresh"]] or every
     pooled = {key: min(budget[key] for budget in budgets) for key in budgets[0]}
     problems = [quantities["large k"].shape[-1] for quantities, _ in parts]
-    for key in ("guessed", "guessed_n", "guessed_reach"):
-        pooled[key] = float(np.average([budget[key] for budget in every], weights=problems))
+    pooled |= {
+        key: float(np.average([budget[key] for budget in every], weights=problems))
+        for key in pooled
+        if key.startswith("guessed")
+    }
     return values, SampleBudget(**pooled | {"missing": max(b["missing"] for b in every)})
 
 
