@@ -282,7 +282,7 @@ def _rising(s: Signals, name: str) -> Seen | None:
     advice=(
         "set `shape` under reward: to reasoned, which pays for true claims too",
         "lower `learning_rate`",
-        "do not read the reasoning as the model's reasons",
+        "do not take its claims for facts",
     ),
     source="here: of five rewards one alone kept it true in every seed, and at a rate of 1e-3 none "
     "did (docs/results.md); arXiv 2305.04388 (reasoning that is not why a model answers)",
