@@ -220,7 +220,7 @@ def _by_own(name: str) -> Callable[..., list[float | None]]:
             why = f"reward.function {name!r} fails on a problem and a verdict"
             raise UserError(f"{why}: {_told(error)}") from None
         number = isinstance(value, int | float) and isfinite(value)
-        require(number, f"reward.function {name!r} must return a number, not {brief(value)}")
+        require(number, f"reward.function {name!r} must return a number, not {value!r:.100}")
         return float(value)
 
     return _each(paid)

@@ -66,6 +66,12 @@ def test_a_value_that_unfolds_without_end_is_quoted_in_a_few_words(tmp_path):
     assert refusal(tmp_path, text).startswith("seed must be a whole number, not [[")
 
 
+@pytest.mark.parametrize("value", ["null", "true", "[null, false]"])
+def test_a_wrong_value_is_quoted_as_yaml_has_it(tmp_path, value):
+    text = yaml.safe_dump({**GOOD, "seed": 1}).replace("seed: 1", f"seed: {value}")
+    assert refusal(tmp_path, text).endswith(f"not {value}")
+
+
 @pytest.mark.parametrize("text", ["", "- 1\n", "tiny\n"])
 def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path, text):
     assert "mapping" in refusal(tmp_path, text)

@@ -53,13 +53,23 @@ def reason_of(error: Exception, most: int | None = 200) -> str:
     return " ".join(str(error).split())[:most]
 
 
-_REPR = reprlib.Repr()
+class _AsWritten(reprlib.Repr):
+    """Values as YAML and JSON spell them, which is where they come from."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return str(value).lower()
+
+
+_REPR = _AsWritten()
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 100
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 3, 4, 4
 
 
 def brief(value: Any) -> str:
-    """The representation of a value, shortened where it is long."""
+    """A value as YAML would have it, shortened where it is long."""
     return _REPR.repr(value)
 
 
