@@ -42,6 +42,7 @@ def test_gain_at_one_try_is_drawn_against_change_at_the_most_each_to_its_start(m
         return {"arm": arm, "reference": reference, **ends}
 
     pairs = [pair("a", "sft", 0.3, -0.1), pair("b", "sft", 0.2, 0.2), pair("a", "b", 0.1, -0.3)]
+    pairs.insert(0, pair("sft", "base", 0.0, 0.0))  # the zero of the others
     dense = {"arms": dict.fromkeys(("base", "sft", "a", "b")), "differences": pairs}
     summary = {"samples": 64, "tiers": {"dense": dense}}
     assert charts.breadth_chart(summary).startswith(b"\x89PNG")
@@ -49,7 +50,7 @@ def test_gain_at_one_try_is_drawn_against_change_at_the_most_each_to_its_start(m
     monkeypatch.setattr(charts, "drawn_as_png", lambda panels, caption: drawn.extend(panels) or b"")
     charts.breadth_chart(summary)
     dots = {curve.label: curve.points for curve in drawn[0].curves if len(curve.points) == 1}
-    assert dots == {"b": [(20.0, 0.2)], "a": [(30.0, -0.1)]}
+    assert dots == {"a": [(30.0, -0.1)], "b": [(20.0, 0.2)]}
 
 
 def test_what_is_no_number_is_a_gap_in_a_curve():

@@ -205,22 +205,26 @@ def _drawn_floors(floors: Floors) -> Iterator[tuple[str, Mapping[str, float], Lo
 
 def breadth_chart(summary: Mapping[str, Any]) -> bytes:
     """Of ``compare.json`` each arm's change at the most tries against its gain at one, both to what
-    it started from, in points with their intervals as a cross; a panel a tier, as PNG."""
+    it started from, in points with their intervals as a cross; a panel a tier, as PNG. An arm from
+    which others start is their zero, and not drawn beside them."""
     panels = []
     for tier, compared in summary["tiers"].items():
         # The first difference of an arm is that to its start.
         to_start = {pair["arm"]: pair for pair in reversed(compared["differences"])}
-        looks, curves = looks_of(list(to_start)[::-1]), []
-        for arm, look in looks.items():
-            one, most = to_start[arm]["optimal"], to_start[arm]["solved"]
-            x, y = 100 * one["value"], most["value"]
-            ends = ([(100 * one[end], y), (x, most[end])] for end in ("low", "high"))
+        starts = {pair["reference"] for pair in to_start.values()}
+        drawn = [arm for arm in compared["arms"] if arm in to_start and arm not in starts]
+        curves = []
+        for arm, look in looks_of(drawn).items():
+            gain, change = to_start[arm]["optimal"], to_start[arm]["solved"]
+            x, y = 100 * gain["value"], change["value"]
+            ends = ([(100 * gain[end], y), (x, change[end])] for end in ("low", "high"))
             across, up = zip(*ends, strict=True)
             line = {**look, "marker": ""}
             curves += [Curve("_", line, across), Curve("_", line, up)]
             curves.append(Curve(label(arm), look, [(x, y)]))
         panels.append(Panel(tier, curves, percent=True, across="gain at k = 1, points"))
-    return drawn_as_png(panels, f"Up: change at k = {summary['samples']}, points, to the start")
+    most = summary["samples"]
+    return drawn_as_png(panels, f"Up: change at k = {most}, points, to where each arm started")
 
 
 def training_panels(
