@@ -12,6 +12,7 @@ from eval.answers.likelihood import Scored, encode_row, likeliest, measure, scor
 from pipeline.corpus.tokens import build_tokenizer
 from pipeline.model.decode import render, sample
 from pipeline.model.decoding import Decoding
+from pipeline.model.score import Encoded, encode
 
 REFERENCES = ("base", "sft")
 PROMPTS = ["Zoo visit", "Zoo visit, Vet visit and Yoga class at 09:00", "10:00\n- Swim meet"]
@@ -56,6 +57,18 @@ def test_scores_equal_those_of_one_forward_pass_a_token_without_padding(tokenize
         log_p, entropy = slowly(model, text)
         np.testing.assert_allclose(scored.log_p, log_p, atol=2e-4)
         np.testing.assert_allclose(scored.entropy, entropy, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_an_end_is_as_likely_as_all_tokens_that_end_an_answer(tokenizer):
+    model, _ = spread_model()
+    text = encode(tokenizer, render(tokenizer, PROMPTS[0]), "Zoo visit")
+    (alone,) = score(model, [text])
+    model.generation_config.eos_token_id = ends = [tokenizer.eos_token_id, 7]
+    (either,) = score(model, [text])
+    np.testing.assert_allclose(either.log_p[:-1], alone.log_p[:-1], atol=1e-5)
+    each = [slowly(model, Encoded(text.prompt, (*text.answer[:-1], end)))[0][-1] for end in ends]
+    assert either.log_p[-1] == pytest.approx(np.logaddexp(*each), abs=2e-4)
 
 
 def test_a_reasoning_that_the_template_opens_is_not_scored_twice():

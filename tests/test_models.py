@@ -9,12 +9,21 @@ import torch
 from running import change_json, refusal_of
 from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, random_model, save_model
+from tokenizers.processors import TemplateProcessing
 
 from data.prompts import messages
 from data.recipe import DTYPES
 from pipeline import grpo
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.load import is_local, load_model, read_config, read_tokenizer, write_model
+from pipeline.model.decode import render
+from pipeline.model.load import (
+    check_template,
+    is_local,
+    load_model,
+    read_config,
+    read_tokenizer,
+    write_model,
+)
 from tests.architectures import outcome
 
 pytestmark = pytest.mark.slow
@@ -169,6 +178,54 @@ def test_a_tokenizer_that_does_not_fit_the_model_or_the_pipeline_is_refused(mode
     tokenizer.add_tokens(["<a>", "<b>"])
     tokenizer.save_pretrained(model)
     assert f"has {size + 2} tokens, its model only {size}:" in refusal(model)
+
+
+def test_a_special_token_that_no_conversation_shows_need_not_be_known_to_the_model(model):
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad2>"})
+    tokenizer.save_pretrained(model)
+    network, tokenizer = load_model(str(model), "float32")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id < network.config.vocab_size
+    tokenizer.chat_template = "{{ '<image>' }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(model)
+    assert "do not belong together" in refusal(model)
+
+
+@pytest.mark.parametrize("habit", [{"top_p": 0.6}, {"min_p": 0.9}, {"early_stopping": True}])
+def test_of_a_models_own_way_of_sampling_the_tokens_alone_are_kept(model, tmp_path, habit):
+    change_json(model / "generation_config.json", **habit, temperature=0.9, eos_token_id=[2, 5])
+    network, tokenizer = load_model(str(model), "float32")
+    assert {*network.generation_config.to_diff_dict()} <= {
+        "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id",
+    }  # fmt: skip
+    write_model(network, tokenizer, tmp_path / "again")
+    assert load_model(str(tmp_path / "again"), "float32")[0].generation_config.eos_token_id == [
+        2,
+        5,
+    ]
+
+
+def test_a_template_that_writes_the_date_asks_the_same_on_every_day(model):
+    path = model / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%H:%M:%S.%f') }}\n" + path.read_text())
+    network, tokenizer = load_model(str(model), "float32")
+    asked = render(tokenizer, "Plan.")
+    assert asked == render(tokenizer, "Plan.")
+    write_model(network, tokenizer, model)
+    assert load_model(str(model), "float32")[1].chat_template == tokenizer.chat_template
+
+
+def test_a_base_that_begins_every_text_with_a_token_is_asked_with_it(model):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.bos_token = tokenizer.pad_token
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first[0]} $A", special_tokens=[first]
+    )
+    check_template(tokenizer, "m")
+    asked = tokenizer(render(tokenizer, "Plan."), add_special_tokens=False)["input_ids"]
+    assert asked[0] == tokenizer.bos_token_id not in asked[1:]
 
 
 def test_a_base_without_a_chat_template_takes_turns_in_plain_text(model):

@@ -20,9 +20,7 @@ PROMPTS = [messages("Zoo visit"), messages("Yoga class, then nothing")]
 
 
 def trainer_of(model, tokenizer, group=3, **changes):
-    args = SimpleNamespace(
-        max_completion_length=8, temperature=1.0, top_p=1.0, chat_template_kwargs=None, **changes
-    )
+    args = SimpleNamespace(max_completion_length=8, temperature=1.0, top_p=1.0, **changes)
     return SimpleNamespace(
         args=args,
         processing_class=tokenizer,

@@ -149,7 +149,7 @@ NONSENSE = {
         "min_p": (1.1, -0.1), "repetition_penalty": (0,), "max_completion_length": (0, None),
         "loss_type": ("nll", "DAPO"), "importance_sampling_level": ("word",), "beta": (-0.1,),
         "scale_rewards": ("std",), "epsilon": (-0.2, 2), "delta": (0, 0.5),
-        "chat_template_kwargs": ({"tokenize": False},), "entropy_coef_min": (1.5,),
+        "chat_template_kwargs": ({"enable_thinking": False},), "entropy_coef_min": (1.5,),
         "vllm_importance_sampling_clip_max": (0.5,), "num_iterations": (0,),
         "steps_per_generation": (0,), "top_entropy_quantile": (0, 1.5), "entropy_coef": (-1,),
         "ref_model_mixup_alpha": (2,), "vllm_mode": ("remote",), "vllm_server_port": (0,),

@@ -18,7 +18,7 @@ from data.rows import Row, longest_told, read_split, retold
 from data.run import BASE, Run
 from data.sections import SPLITS
 from pipeline.model.decode import count_tokens, render
-from pipeline.model.load import check_template, read_config, read_tokenizer
+from pipeline.model.load import check_template, check_vocabulary, read_config, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +85,7 @@ def count_lengths(recipe: Recipe) -> TextLengths:
         print(f"{model} has no chat template: turns are in plain text, 'User:' and 'Assistant:'")
     check_template(tokenizer, model)
     config = read_config(model).get_text_config(decoder=True)
+    check_vocabulary(tokenizer, config.vocab_size, model)
     told = {split: longest_told(rows, recipe) for split, rows in stored.items()}
     lengths: TextLengths = {
         "model": model,

@@ -36,6 +36,9 @@ PLAIN_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else '' }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
+#: Put before a template that writes today's date, which would ask another prompt tomorrow: the day
+#: that Llama 3.2's writes where it cannot ask for one.
+_ONE_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 #: Ends of the names that quantised copies of a model go by.
 _QUANTISED = re.compile(
     r"(-unsloth)?-bnb-4bit$|-(awq|gptq|fp8|int[48]|w[48]a16|4bit|8bit)([-.].*)?$", re.IGNORECASE
@@ -275,33 +278,42 @@ def _check_size(folder: Path) -> None:
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Give a tokenizer without a chat template the plain one. Raise UserError where it cannot
-    render or read a conversation, or leaves out what is said in it."""
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    """Give a tokenizer without a chat template the plain one, begun as it begins every text, and
+    one that writes the date a fixed day. Raise UserError where it cannot render or read a
+    conversation, or leaves out what is said in it."""
+    template = tokenizer.chat_template
     asked, answered = "Plan the day.", "Nothing fits."
     try:
+        if template is None:
+            begins = tokenizer.bos_token_id in tokenizer("a")["input_ids"][:1]
+            tokenizer.chat_template = "{{ bos_token }}" * begins + PLAIN_TEMPLATE
+        elif "strftime_now" in template and not template.startswith(_ONE_DAY):
+            tokenizer.chat_template = _ONE_DAY + template
         question = tokenizer.apply_chat_template(
             messages(asked), tokenize=False, add_generation_prompt=True
         )
-        whole = tokenizer.apply_chat_template(messages(asked, answered), tokenize=False)
-        tokenizer(str(whole), add_special_tokens=False)
+        whole = _conversation(tokenizer, asked, answered)
+        tokenizer(whole, add_special_tokens=False)
     except Exception as error:  # a template is a programme, and may run into anything
         raise UserError(
             f"the chat template of {model} cannot render a conversation, or its tokenizer not read "
             f"it ({reason_of(error)}); copy them again, or use another model"
         ) from None
     require(
-        asked in str(question) and asked in str(whole) and answered in str(whole),
+        asked in str(question) and asked in whole and answered in whole,
         f"the chat template of {model} leaves out what the user or the assistant says; copy it "
         "again, or use another model",
     )
 
 
+def _conversation(tokenizer: PreTrainedTokenizerBase, asked: str, answered: str) -> str:
+    return str(tokenizer.apply_chat_template(messages(asked, answered), tokenize=False))
+
+
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token with which the chat template ends an answer; None where it is no special one."""
     answered = "Nothing fits."
-    whole = str(tokenizer.apply_chat_template(messages("Plan.", answered), tokenize=False))
+    whole = _conversation(tokenizer, "Plan.", answered)
     after = tokenizer(whole.rpartition(answered)[2].lstrip(), add_special_tokens=False)
     first = next(iter(after["input_ids"]), None)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -319,25 +331,45 @@ def _end_with_turn(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, known: int, model: str) -> None:
+    """Raise UserError where a tokenizer with a template has tokens that its model, which has
+    ``known``, would be shown and does not know; give it a padding token that it does.
+
+    Special ones that no conversation has are let be: Gemma 3's tokenizer has a mark of images that
+    its models without images lack.
+    """
+    # Ids may have gaps, so there may be a greater one than there are tokens.
+    beyond = {i for i in tokenizer.get_vocab().values() if i >= known}
+    added = tokenizer.added_tokens_decoder
+    spoken = tokenizer(_conversation(tokenizer, "Plan.", "Nothing."), add_special_tokens=False)
+    shown = {*spoken["input_ids"], tokenizer.eos_token_id}
+    require(
+        all(i in added and added[i].special and i not in shown for i in beyond),
+        f"the tokenizer of {model} has {max(len(tokenizer), 1 + max(beyond, default=0))} tokens, "
+        f"its model only {known}: they do not belong together",
+    )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in beyond:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
 def check_tokenizer(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: str
 ) -> None:
     """Raise UserError where a tokenizer does not fit its model or this pipeline; give it a padding
-    token where it has none, and the end that its template writes."""
+    token where it has none, and the end that its template writes. Of the model's own way of
+    sampling the tokens alone are kept: the recipe says the rest, and what transformers takes to be
+    at odds could not be written again."""
+    from transformers import GenerationConfig
+
     check_template(tokenizer, model)
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tokens = {key: getattr(network.generation_config, key) for key in kept}
+    network.generation_config = GenerationConfig(**tokens)
     _end_with_turn(network, tokenizer)
-    # Ids may have gaps, so there may be a greater one than there are tokens.
-    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
     known = next(network.get_input_embeddings().parameters()).shape[0]
-    require(
-        size <= known,
-        f"the tokenizer of {model} has {size} tokens, its model only {known}: they do not belong "
-        "together",
-    )
+    check_vocabulary(tokenizer, known, model)
     require(
         tokenizer.eos_token_id is not None,
         f"the tokenizer of {model} has no token that ends an answer; set eos_token in its "
         "tokenizer_config.json",
     )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token

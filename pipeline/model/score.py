@@ -37,7 +37,8 @@ def answer_logits(
     model: PreTrainedModel, texts: Sequence[Encoded], budget: int = LOGITS, left: bool = False
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield each answer's place in ``texts``, the logits that its tokens are drawn from, in float32
-    [tokens, vocabulary], and the tokens [tokens].
+    [tokens, vocabulary], and the tokens [tokens]. Where several tokens end an answer, its end is
+    that any of them is drawn.
 
     Args:
         model: in eval mode.
@@ -67,7 +68,23 @@ def answer_logits(
         for row, (i, start) in enumerate(zip(batch, starts, strict=True)):
             answer = slice(start, start + len(texts[i].answer))
             shifted = slice(start - min(starts), start - min(starts) + len(texts[i].answer))
-            yield i, logits[row, shifted].float(), ids[row, answer]
+            tokens = ids[row, answer]
+            yield i, _with_one_end(model, logits[row, shifted].float(), tokens), tokens
+
+
+def _with_one_end(model: PreTrainedModel, logits: Tensor, tokens: Tensor) -> Tensor:
+    """Logits [tokens, vocabulary] in which the tokens that end an answer are one, that of
+    ``tokens``: samples are kept without their end, so which of them was drawn is not known."""
+    import torch
+
+    ends = model.generation_config.eos_token_id
+    if not isinstance(ends, list) or len(ends) == 1:
+        return logits
+    any_end = logits[:, ends].logsumexp(-1)
+    logits = logits.index_fill(1, torch.tensor(ends, device=logits.device), -torch.inf)
+    last = tokens[-1:].tolist()
+    logits[:, last[0] if last and last[0] in ends else ends[0]] = any_end
+    return logits
 
 
 def log_probabilities(model: PreTrainedModel, texts: Sequence[Encoded]) -> list[list[float]]:

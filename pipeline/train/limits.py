@@ -133,8 +133,8 @@ _LIMITED = (
      Limit({"use_reentrant", "preserve_rng_state"}.issuperset,
            "of use_reentrant and preserve_rng_state")),
     ("chat_template_kwargs",
-     Limit({"tokenize", "add_generation_prompt", "return_dict", "conversation", "padding"}
-           .isdisjoint, "variables of the template alone, such as enable_thinking")),
+     Limit(lambda value: not value, "null, for it would act on the prompts of GRPO alone; begin "
+           "chat_template.jinja in a copy of the model with {% set enable_thinking = false %}")),
     ("target_modules exclude_modules vllm_structured_outputs_regex",
      Limit(_is_pattern, "a name or a regular expression")),
     ("rank_pattern alpha_pattern", Limit(_are_above_0, "numbers above 0")),

@@ -81,9 +81,7 @@ def roll_out(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
     training = model.training
     group = trainer.num_generations if training else trainer.num_generations_eval
     texts = [
-        tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=False, **(args.chat_template_kwargs or {})
-        )
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         for prompt in prompts[::group]
     ]
     seeds = torch.randint(2**62, (len(texts),)).tolist()
