@@ -114,8 +114,10 @@ def _of_package(package: str, scratch: Path) -> Path:
 
 def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from pipeline.model.gguf_metadata import carry_config, carry_tokens, check_tensors
     from pipeline.model.load import check_template, end_of_turn, loading, quiet, write_model
 
     quiet()
@@ -123,7 +125,17 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with loading(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+        config = AutoConfig.from_pretrained(**where)
+        read = GGUFReader(file)
+        said = {key: field.contents() for key, field in read.fields.items()}
+        tensors = {tensor.name: tensor.data for tensor in read.tensors}
+        carry_config(said, tensors, config, file.name)
+        carry_tokens(said, tokenizer, file.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **where, config=config, dtype=torch.bfloat16, output_loading_info=True
+        )
+        model, report = loaded
+        check_tensors(said, tensors, model, report, file.name)
     check_template(tokenizer, str(file))
     _name_ends(tokenizer, end_of_turn(tokenizer))
     for config in (model.config, model.generation_config):
