@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,10 @@ from data.common.errors import brief, require
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+#: Keys of lists of strings that are needed.
+STRINGS = ("tokenizer.ggml.tokens",)
+#: The tensor by which Llama 3.1 and later scale positions.
+_LLAMA3 = "rope_freqs.weight"
 #: Ends each refusal.
 _WAY_OUT = "use the safetensors model that it was made from"
 _EPSILON = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
@@ -52,15 +57,15 @@ _SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
 
 def carry_config(
-    said: Mapping[str, Any], tensors: Mapping[str, Any], config: PretrainedConfig, file: str
+    said: Mapping[str, Any], tensors: Collection[str], config: PretrainedConfig, file: Path
 ) -> None:
     """Have the config say what the file says.
 
     Args:
         said: the file's metadata.
-        tensors: its tensors by their names in GGUF.
+        tensors: the names of its tensors.
         config: as transformers made it, to be changed.
-        file: its name, for messages.
+        file: it, for messages and tensors.
 
     Raises:
         UserError: when the file says what the config cannot.
@@ -69,7 +74,7 @@ def carry_config(
 
     name = said["general.architecture"]
     below = {k.removeprefix(f"{name}."): v for k, v in said.items() if k.startswith(f"{name}.")}
-    mapped = GGUF_CONFIG_MAPPING.get(name) or GGUF_CONFIG_MAPPING.get(config.model_type)
+    mapped: Any = GGUF_CONFIG_MAPPING.get(name) or GGUF_CONFIG_MAPPING.get(config.model_type)
     for key, value in below.items():
         if key.startswith("rope."):
             continue
@@ -80,7 +85,9 @@ def carry_config(
             fits = bool(value)
         elif key == "attention.value_length":
             fits = value == below.get("attention.key_length", value)
-        elif key == "attention.sliding_window" and not 0 < value < below["context_length"]:
+        elif key == "attention.sliding_window" and not 0 < value < below.get(
+            "context_length", math.inf
+        ):
             fits = True  # of no effect
         elif key == "attention.sliding_window_pattern":
             fits = _windows(value, below["block_count"]) == has.get("layer_types")
@@ -96,13 +103,13 @@ def carry_config(
             fits = not value or mapped is None or key in mapped or key in _NEEDLESS
         require(
             fits,
-            f"{file} says {name}.{key}: {brief(value)}, which transformers does not take over for "
-            f"this architecture, so that the model would be another; {_WAY_OUT}",
+            f"{file.name} says {name}.{key}: {brief(value)}, which transformers does not take over "
+            f"for this architecture, so that the model would be another; {_WAY_OUT}",
         )
-    if _SCALED_BY_WIDTH.get(name) == below["block_count"]:
+    if _SCALED_BY_WIDTH.get(name, -1) == below.get("block_count"):
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
     rope = {k.removeprefix("rope."): v for k, v in below.items() if k.startswith("rope.")}
-    _carry_rope(rope, tensors, config, f"{file} says {name}.rope.")
+    _carry_rope(rope, tensors, config, file, f"{file.name} says {name}.rope.")
 
 
 def _windows(pattern: Any, layers: int) -> list[str]:
@@ -119,7 +126,11 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _carry_rope(
-    rope: Mapping[str, Any], tensors: Mapping[str, Any], config: PretrainedConfig, where: str
+    rope: Mapping[str, Any],
+    tensors: Collection[str],
+    config: PretrainedConfig,
+    file: Path,
+    where: str,
 ) -> None:
     """Have the config turn positions as the file does: base, share of a head, scaling."""
     every = getattr(config, "rope_parameters", None)
@@ -141,11 +152,15 @@ def _carry_rope(
         require(known, f"{where}dimension_count: {turned}, not {head}, a whole head; {_WAY_OUT}")
         full["partial_rotary_factor"] = turned / head
     _carry_scaling(rope, full, where)
-    factors = tensors.get("rope_freqs.weight")
     long = next((one for one in tensors if one.startswith("rope_factors_")), None)
     require(not long, f"{where}scaling by a tensor, {long}, which is not taken over; {_WAY_OUT}")
-    if factors is not None and not np.allclose(factors, 1):
-        _carry_llama3(factors, full, config, where)
+    if _LLAMA3 in tensors:
+        from gguf import GGUFReader
+
+        read = GGUFReader(file).tensors
+        factors = next(one.data for one in read if one.name == _LLAMA3)
+        if not np.allclose(factors, 1):
+            _carry_llama3(factors, full, config, where)
 
 
 def _carry_scaling(rope: Mapping[str, Any], full: dict[str, Any], where: str) -> None:
@@ -159,10 +174,9 @@ def _carry_scaling(rope: Mapping[str, Any], full: dict[str, Any], where: str) ->
         return
     length = rope.get("scaling.original_context_length")
     fits = kind == "linear" or (kind == "yarn" and length)
+    lost = next(iter(other), "" if fits else "scaling.type")
     require(
-        fits and not other,
-        f"{where}scaling.type: {kind}{''.join(f', {k}: {brief(v)}' for k, v in other.items())}, "
-        f"which is not taken over; {_WAY_OUT}",
+        not lost, f"{where}{lost}: {brief(rope.get(lost))}, which is not taken over; {_WAY_OUT}"
     )
     full |= {"rope_type": kind, "factor": factor}
     if kind == "yarn":
@@ -184,12 +198,12 @@ def _carry_llama3(factors: Any, full: dict[str, Any], config: PretrainedConfig, 
     scaled = ROPE_INIT_FUNCTIONS["llama3"](config)[0].numpy() if plain else np.zeros(0)
     require(
         scaled.shape == unscaled.shape and np.allclose(scaled * factors, unscaled, rtol=1e-3),
-        f"{where}scaling by a tensor, rope_freqs.weight, whose values are not those that Llama 3's "
+        f"{where}scaling by a tensor, {_LLAMA3}, whose values are not those that Llama 3's "
         f"published settings give; {_WAY_OUT}",
     )
 
 
-def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, file: str) -> None:
+def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
     """Have the tokenizer take each token that the file calls control or user-defined whole, at its
     own id, know none beside the file's, and begin, end and pad as the file does.
 
@@ -210,8 +224,8 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
             name = tokenizer.convert_ids_to_tokens(id_)
             require(
                 tokenizer.convert_tokens_to_ids(name) == id_,
-                f"{file} has the token {brief(names[id_])} twice, so that its ids cannot be kept; "
-                f"{_WAY_OUT}",
+                f"{file.name} has the token {brief(names[id_])} twice, so that its ids cannot be "
+                f"kept; {_WAY_OUT}",
             )
             flags = {"single_word": False, "lstrip": False, "rstrip": False}
             flags |= {"normalized": name != names[id_], "special": special}
@@ -222,9 +236,9 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
         backend._tokenizer = Tokenizer.from_str(json.dumps(described))
     known = tokenizer.get_vocab()
     for ours, theirs in _ENDS.items():
-        id_ = said.get(f"tokenizer.ggml.{theirs}_token_id")
-        if id_ is not None and id_ < len(names):
-            setattr(tokenizer, ours, tokenizer.convert_ids_to_tokens(id_))
+        end = said.get(f"tokenizer.ggml.{theirs}_token_id", len(names))
+        if end < len(names):
+            setattr(tokenizer, ours, tokenizer.convert_ids_to_tokens(end))
         elif getattr(tokenizer, ours) not in known:
             setattr(tokenizer, ours, None)  # of the family, not of this file
     for key in ("add_bos_token", "add_eos_token"):
@@ -234,17 +248,17 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
     variants = [key for key in said if key.startswith("tokenizer.chat_template.")]
     require(
         not variants or "tokenizer.chat_template" in said,
-        f"{file} has chat templates by name ({', '.join(variants)}) and none that holds by "
+        f"{file.name} has chat templates by name ({', '.join(variants)}) and none that holds by "
         f"default; {_WAY_OUT}",
     )
 
 
 def check_tensors(
     said: Mapping[str, Any],
-    tensors: Mapping[str, Any],
+    tensors: Collection[str],
     model: PreTrainedModel,
     report: Mapping[str, Any],
-    file: str,
+    file: Path,
 ) -> None:
     """Raise UserError where the model lacks tensors, which would be random, or has no place for
     some of the file's."""
@@ -255,22 +269,21 @@ def check_tensors(
         get_gguf_hf_weights_map,
     )
 
-    missing = sorted(report["missing_keys"])
+    missing = report["missing_keys"]
     require(
         not missing,
-        f"{file} lacks {len(missing)} of the model's tensors, such as {', '.join(missing[:1])}, "
-        "which would be random; give a file that is whole, not a part of one, or "
-        f"{_WAY_OUT}",
+        f"{file.name} lacks {len(missing)} of the model's tensors, such as {min(missing, default=0)}, which "
+        f"would be random; give a file that is whole, not a part of one, or {_WAY_OUT}",
     )
     name = said["general.architecture"]
     left: Any = report["unexpected_keys"]
     if not is_gguf_arch_supported(name):  # read by transformers' older reader, which is silent
         processor = TENSOR_PROCESSORS.get(name, TensorProcessor)(config=model.config.to_dict())
         taken = get_gguf_hf_weights_map(model, processor)
-        taken |= dict.fromkeys(("output.weight", "rope_freqs.weight"))
+        taken |= dict.fromkeys(("output.weight", _LLAMA3))
         left = [one for one in tensors if not {one, one.removesuffix(".weight")} & taken.keys()]
     require(
         not left,
-        f"{file} has {len(left)} tensors that have no place in the model as transformers builds "
-        f"it, such as {', '.join(sorted(left)[:1])}; {_WAY_OUT}",
+        f"{file.name} has {len(left)} tensors that have no place in the model as transformers "
+        f"builds it, such as {min(left, default=0)}; {_WAY_OUT}",
     )
