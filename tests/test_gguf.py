@@ -171,6 +171,18 @@ def test_marks_of_any_family_are_single_tokens_at_the_files_own_ids(arch):
     assert tokenizer.decode([1, 2, 3], skip_special_tokens=True) == "<｜Assistant｜><think>"
 
 
+@pytest.mark.slow
+def test_llama_3_cuts_numbers_after_three_digits_as_it_was_trained():
+    merges = ["1 2", "3 4", "12 3", "a b", "c d"]
+    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "12", "34", "123")
+    file = write_gguf(
+        Path("small.gguf"), marks=marks, types=(3, 3, 3, 1, 1, 1), token_merges=merges,
+        tokenizer_pre="llama-bpe",
+    )  # fmt: skip
+    _, tokenizer = load_model(str(folder_of(str(file))), "float32")
+    assert tokenizer.tokenize("1234ab") == ["123", "4", "ab"]
+
+
 def carried(file: Path, kind: str, **values):
     """The config that transformers makes of a file, after ours."""
     said, tensors = read_gguf_metadata(str(file), STRINGS)

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 STRINGS = ("tokenizer.ggml.tokens",)
 #: The tensor by which Llama 3.1 and later scale positions.
 _LLAMA3 = "rope_freqs.weight"
+#: The pieces that Llama 3 cuts a text into before it joins letters: numbers of three digits.
+_LLAMA3_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 #: Ends each refusal.
 _WAY_OUT = "use the safetensors model that it was made from"
 _EPSILON = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
@@ -231,6 +236,12 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
             flags |= {"normalized": name != names[id_], "special": special}
             added[id_] = {"id": id_, "content": name, **flags}
             changed = True
+    if said.get("tokenizer.ggml.pre") == "llama-bpe":  # transformers takes GPT-2's pieces
+        split = {"type": "Split", "pattern": {"Regex": _LLAMA3_PIECES}, "behavior": "Isolated"}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        pieces = [split | {"invert": False}, level | {"use_regex": False}]
+        described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": pieces}
+        described["model"]["ignore_merges"] = changed = True
     if changed:
         described["added_tokens"] = [added[id_] for id_ in sorted(added)]
         backend._tokenizer = Tokenizer.from_str(json.dumps(described))
@@ -272,8 +283,9 @@ def check_tensors(
     missing = report["missing_keys"]
     require(
         not missing,
-        f"{file.name} lacks {len(missing)} of the model's tensors, such as {min(missing, default=0)}, which "
-        f"would be random; give a file that is whole, not a part of one, or {_WAY_OUT}",
+        f"{file.name} lacks {len(missing)} of the model's tensors, such as "
+        f"{min(missing, default='')}, which would be random; give a file that is whole, not a part "
+        f"of one, or {_WAY_OUT}",
     )
     name = said["general.architecture"]
     left: Any = report["unexpected_keys"]
@@ -285,5 +297,5 @@ def check_tensors(
     require(
         not left,
         f"{file.name} has {len(left)} tensors that have no place in the model as transformers "
-        f"builds it, such as {min(left, default=0)}; {_WAY_OUT}",
+        f"builds it, such as {min(left, default='')}; {_WAY_OUT}",
     )
