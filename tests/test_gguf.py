@@ -183,6 +183,30 @@ def test_llama_3_cuts_numbers_after_three_digits_as_it_was_trained():
     assert tokenizer.tokenize("1234ab") == ["123", "4", "ab"]
 
 
+@pytest.mark.slow
+def test_gemmas_words_and_turns_are_the_files_own_tokens():
+    marks = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "  ")
+    tokens = [*marks, "▁ab", "abc", *LETTERS[:-4], "▁", "ab", "▁a", "bc"]
+    norms = {"attn_q_norm": 8, "attn_k_norm": 8, "post_attention_norm": 16, "post_ffw_norm": 16}
+    file = write_gguf(
+        Path("small.gguf"), "gemma3", token_list=tokens, vocab_size=len(tokens),
+        token_types=[3, 3, 3, 2, 3, 3, 3, 4, *[1] * (len(tokens) - 8)], tokenizer_model="llama",
+        token_scores=[0.0] * 8 + [-float(i) for i in range(len(tokens) - 8)], token_merges=["a b"],
+        bos_token_id=2, eos_token_id=1, pad_token_id=0, unk_token_id=3, key_length=8,
+        value_length=8, sliding_window=64, without=("token_embd.weight", "output.weight"),
+        chat_template=TEMPLATE.replace("|", "").replace("im_start", "start_of_turn")
+        .replace("im_end", "end_of_turn"),
+        extra={
+            "token_embd.weight": np.ones((len(tokens), 16)),
+            **{f"blk.0.{name}.weight": np.ones(size) for name, size in norms.items()},
+        },
+    )  # fmt: skip
+    _, tokenizer = load_model(str(folder_of(str(file))), "float32")
+    said = tokenizer.tokenize("<start_of_turn>ab ab  abc<end_of_turn>")
+    assert said == ["<start_of_turn>", "ab", "▁ab", "▁▁", "abc", "<end_of_turn>"]
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<end_of_turn>", "<pad>")
+
+
 def carried(file: Path, kind: str, **values):
     """The config that transformers makes of a file, after ours."""
     said, tensors = read_gguf_metadata(str(file), STRINGS)

@@ -216,6 +216,7 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
         UserError: when a token would have another id, or no chat template holds by default.
     """
     from tokenizers import Tokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
 
     names = said["tokenizer.ggml.tokens"]
     backend: Any = tokenizer
@@ -236,6 +237,19 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
             flags |= {"normalized": name != names[id_], "special": special}
             added[id_] = {"id": id_, "content": name, **flags}
             changed = True
+    model = described["model"]
+    if model["type"] == "Unigram" and said.get("tokenizer.ggml.model") == "llama":
+        # Gemma's, whose scores are the order of merges, without which it would read back letters.
+        types = said.get("tokenizer.ggml.token_type", [1] * len(names))
+        scores = dict(model["vocab"])
+        vocab = {name: id_ for id_, name in enumerate(scores)}
+        marks = {name for name, kind in zip(scores, types, strict=False) if kind != 1}
+        described["model"] = {
+            "type": "BPE", "vocab": vocab, "merges": generate_merges(vocab, scores, marks),
+            "unk_token": model["vocab"][model["unk_id"]][0], "fuse_unk": True,
+            "byte_fallback": True,
+        }  # fmt: skip
+        changed = True
     if said.get("tokenizer.ggml.pre") == "llama-bpe":  # transformers takes GPT-2's pieces
         split = {"type": "Split", "pattern": {"Regex": _LLAMA3_PIECES}, "behavior": "Isolated"}
         level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
