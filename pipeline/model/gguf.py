@@ -23,6 +23,7 @@ from data.common.files import read_object, write_folder, write_json
 from data.common.flags import Parser
 from data.common.seeds import seed_of
 from data.recipe import GGUF_PACKAGE
+from pipeline.model.gguf_metadata import STRINGS, carry_config, carry_tokens, check_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +115,8 @@ def _of_package(package: str, scratch: Path) -> Path:
 
 def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.integrations.gguf import read_gguf_metadata
 
     from pipeline.model.load import check_template, end_of_turn, loading, quiet, write_model
 
@@ -123,7 +125,15 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with loading(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+        config = AutoConfig.from_pretrained(**where)
+        said, tensors = read_gguf_metadata(str(file), STRINGS)
+        carry_config(said, tensors, config, file)
+        carry_tokens(said, tokenizer, file)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **where, config=config, dtype=torch.bfloat16, output_loading_info=True
+        )
+        model, report = loaded
+        check_tensors(said, tensors, model, report, file)
     check_template(tokenizer, str(file))
     _name_ends(tokenizer, end_of_turn(tokenizer))
     for config in (model.config, model.generation_config):
