@@ -34,6 +34,7 @@ from pipeline.model.skeleton import config_of
 from pipeline.plan import counts, longest_counts, longest_rows, plan_of
 from pipeline.train.loading import load_for_training
 from pipeline.train.training import Training
+from pipeline.train.vllm import with_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -61,7 +62,8 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
         UserError: when backend or model are not available, or a loss is not a number.
     """
     training = Training(recipe, section, section, recipe.model)
-    backend = training.start_backend().name  # before anything else imports what Unsloth patches
+    backend = training.start_backend()  # before anything else imports what Unsloth patches
+    recipe = with_vllm(recipe, backend.is_unsloth)
     quiet()
     rows = longest_rows(recipe)
     texts = longest_counts(counts(rows, recipe.model)[0])
@@ -80,7 +82,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     losses = [row["loss"] for row in logged]
     require(all(map(math.isfinite, losses)), f"the training is broken: its losses are {losses}")
     seconds, read = ends[-1] - ends[0], logged[-1]["num_tokens"] - logged[0]["num_tokens"]
-    return Measured(backend, seconds / (len(ends) - 1), read / seconds, peak)
+    return Measured(backend.name, seconds / (len(ends) - 1), read / seconds, peak)
 
 
 def shortened(recipe: Recipe, gold: int) -> Recipe:

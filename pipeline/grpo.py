@@ -21,6 +21,7 @@ from pipeline.train.loading import hold_adapters_whole
 from pipeline.train.settings import grpo_config
 from pipeline.train.trainer import run_trainer
 from pipeline.train.training import Training, training_of
+from pipeline.train.vllm import longest_text, tell_vllm
 from rewards.audit import gate
 from rewards.reward import reward_functions
 
@@ -41,6 +42,9 @@ def trainer_for(
     stops = set(stop_ids(model.generation_config, tokenizer))
     longest = longest_told(rows, recipe)
     args = grpo_config(recipe, output, answer_limit(tokenizer, longest))
+    if args.use_vllm:
+        length = recipe.max_seq_length or longest_text(tokenizer, rows, args)
+        stops = tell_vllm(args, stops, length, model.config.get_text_config(decoder=True))
     is_ours = not training.backend.is_unsloth  # whose trainer draws and trains by its own kernels
     rollout = rollouts_for(args, recipe.sampling, rows) if is_ours else None
     trainer = (trainer_class(model, args) if is_ours else GRPOTrainer)(

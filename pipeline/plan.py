@@ -38,6 +38,7 @@ from pipeline.model.load import check_template, quiet, read_tokenizer
 from pipeline.model.skeleton import config_of, model_shape
 from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.settings import check_settings, grpo_config, lora_config, sft_config
+from pipeline.train.vllm import with_vllm
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, SFTConfig
@@ -128,6 +129,7 @@ def settings_of(
         if arm.section is None:
             continue
         each = recipe.for_arm(name)
+        each = with_vllm(each, is_unsloth_wanted(each.backend))
         if arm.section == "sft":
             settings = _sft_settings(sft_config(each, unused), texts, trained)
         else:

@@ -10,7 +10,7 @@ from tiny import training_for, write_recipe
 
 from data.sections import SamplingSection
 from pipeline.train import backend
-from pipeline.train.backend import PATCHED, Backend, choose_backend, takes_vllm
+from pipeline.train.backend import PATCHED, choose_backend, takes_vllm
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def test_vllm_draws_where_it_can_take_the_weights(machine, tmp_path, given, name
     machine(**given)
     changes = {"bits": 4, "lora": {"r": 4}} if bits == 4 else {}
     recipe = write_recipe(tmp_path, "anything", **changes)
-    assert takes_vllm(Backend(name, ""), recipe.sampling, recipe.quantised) == taken
+    assert takes_vllm(name == "unsloth", recipe.sampling, recipe.quantised) == taken
     chosen = SamplingSection(redraws=1)
-    assert not takes_vllm(Backend(name, ""), chosen, recipe.quantised)
+    assert not takes_vllm(name == "unsloth", chosen, recipe.quantised)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tiny import LORA, save_model, write_recipe
 from pipeline.gpu_check import DRY_STEPS, measure_training, shortened
 from pipeline.model.processes import run_apart
 from pipeline.plan import plan_of
+from pipeline.train.settings import grpo_config
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_a_recipe_changes_in_its_steps_and_the_length_of_answers_alone(vllm, lea
     assert short.sft == {"learning_rate": 1.0, **steps}
     longest = {"max_completion_length": 100, "generation_kwargs": {"top_k": 3, least: 100}}
     assert short.grpo == {**grpo, **steps, **longest}
+    assert grpo_config(short, tmp_path).generation_kwargs == longest["generation_kwargs"]
 
 
 @pytest.mark.slow

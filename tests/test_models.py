@@ -15,7 +15,7 @@ from data.prompts import messages
 from data.recipe import DTYPES
 from pipeline import grpo
 from pipeline.corpus.tokens import build_tokenizer
-from pipeline.model.decode import render
+from pipeline.model.decode import render, stop_ids
 from pipeline.model.load import (
     check_template,
     is_local,
@@ -24,6 +24,7 @@ from pipeline.model.load import (
     read_tokenizer,
     write_model,
 )
+from pipeline.model.skeleton import ends_of
 from tests.architectures import outcome
 
 pytestmark = pytest.mark.slow
@@ -240,6 +241,22 @@ def test_a_base_without_a_chat_template_takes_turns_in_plain_text(model):
     assert text.startswith(asked)
     write_model(network, tokenizer, model)
     assert read_tokenizer(str(model)).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own file", "config alone"])
+def test_the_ends_of_an_answer_are_known_without_the_weights(model, own):
+    tokenizer = build_tokenizer()
+    tokenizer.eos_token = "<|unknown|>"
+    tokenizer.save_pretrained(model)
+    change_json(model / "config.json", eos_token_id=9)
+    if own:
+        change_json(model / "generation_config.json", eos_token_id=[7, 9])
+    else:
+        (model / "generation_config.json").unlink()
+    network, loaded = load_model(str(model), "float32")
+    ends = stop_ids(network.generation_config, loaded)
+    assert tokenizer.eos_token_id in ends
+    assert ends == ends_of(str(model), read_tokenizer(str(model)))
 
 
 def test_weights_quantised_already_are_refused_for_the_whole_ones(model, tmp_path, monkeypatch):

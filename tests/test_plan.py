@@ -9,6 +9,8 @@ import pytest
 from peft import LoraConfig
 from rich.console import Console
 from running import EMBEDDED, TINY, refusal_of
+from tiny import FAMILIES
+from transformers import AutoConfig
 
 from data.common.errors import UserError
 from data.recipe import Recipe, load_recipe
@@ -84,6 +86,42 @@ def test_a_model_that_is_not_to_be_had_or_no_language_model_is_one_sentence(kind
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     for model in ("no/such/folder", "nobody/no-such-model", str(tmp_path)):
         refusal_of(lambda model=model: model_shape(model, None), model)
+
+
+#: More families: state space models without heads, and sizes that vary by layer.
+MORE = ("falcon_mamba", "rwkv", "xlstm", "gemma3n_text", "gemma4_text", "gemma4")
+#: Of whose default config no network can be built, or which does not say its sizes.
+REFUSED = ("lfm2_moe", "blt", "dbrx", "dots1", "nemotron", "reformer", "gemma4_assistant")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE, *REFUSED])
+def test_a_family_by_its_default_config_is_planned_or_refused_in_a_sentence(family, tmp_path):
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    if family in REFUSED:
+        refusal_of(
+            lambda: model_shape(str(tmp_path), None), f"{tmp_path} cannot be ", "config.json"
+        )
+        return
+    shape, _ = model_shape(str(tmp_path), None)
+    assert all(type(size) is int for size in vars(shape).values())
+    assert estimate(shape, grpo()).total > weight_bytes(shape, 16)
+
+
+def test_sizes_that_vary_by_layer_are_averaged_and_a_state_has_no_keys(tmp_path):
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    heads["layer_types"] = ["sliding_attention", "full_attention"]
+    varied = {"intermediate_size": [64, 128], "num_kv_shared_layers": 0}
+    for family, more, widths in (
+        ("gemma4_text", {**heads, "global_head_dim": 32, "intermediate_size": 64}, (96, 48, 64)),
+        ("gemma3n_text", {**heads, **varied}, (64, 32, 96)),
+        ("mamba", {"state_size": 4}, (64, 0, 128)),
+    ):
+        small = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99}
+        AutoConfig.for_model(family, **small, **more).save_pretrained(tmp_path)
+        shape, _ = model_shape(str(tmp_path), None)
+        assert (shape.query, shape.key, shape.mlp) == widths, family
+        assert kv_bytes(shape, grpo(), tokens=1) == 2 * 2 * shape.key * 2
 
 
 # --- text and settings -----------------------------------------------------------------------

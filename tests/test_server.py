@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from copy import deepcopy
 from functools import partial
 
 import httpx
@@ -79,7 +80,7 @@ def drawn(vllm, prompts=("one", "two"), samples=3, **decoding):
     """What the server answers, in the order of the prompts."""
     way = Decoding(**{"max_tokens": 9, **decoding})
     seeds = range(100, 100 + len(prompts))
-    asked = Server(vllm.address).sample("base", prompts, samples, way, seeds)
+    asked = Server(vllm.address).sample("base", prompts, samples, way, seeds, [2, 7])
     return [answers for _, answers in sorted(asked, key=lambda pair: pair[0])]
 
 
@@ -92,7 +93,7 @@ def test_a_request_leaves_nothing_to_the_server_but_the_draw(vllm):
         "model": "base", "prompt": "one", "n": 3, "seed": 100, "max_tokens": 9,
         "temperature": 0.7, "top_p": 0.9, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "add_special_tokens": False,
-        "return_token_ids": True,
+        "return_token_ids": True, "stop_token_ids": [2, 7],
     }  # fmt: skip
     assert [one.completion for one in (*first, *second)] == [
         f"{seed}:{i}" for seed in (100, 101) for i in range(3)
@@ -227,6 +228,22 @@ def test_an_arm_is_sampled_by_its_server_and_never_loaded(world, vllm, tokenizer
     [most] = {body["max_tokens"] for body in vllm.asked}
     assert most == facts["asking"]["max_tokens"]
     assert most == limit or (limit is None and most > 12)
+
+
+def test_a_base_at_a_server_ends_its_answers_where_its_template_ends_a_turn(world, vllm, tokenizer):
+    # Its own files name another token, which ends a text, and the server would stop at no other.
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.eos_token = "<|pad|>"
+    save(tokenizer, world.folder / "base")
+    turn, text = tokenizer.convert_tokens_to_ids(["<|end|>", "<|pad|>"])
+    own = world.folder / "base" / "generation_config.json"
+    for content, more in (({"eos_token_id": [text, 9]}, 9), (None, 2)):  # as in llama's config
+        own.write_text(json.dumps(content)) if content else own.unlink()
+        sample_arm(recipe_of(world, vllm), "base", force=True)
+        assert {tuple(body["stop_token_ids"]) for body in vllm.asked} == {
+            tuple(sorted({turn, text, more}))
+        }
+        vllm.asked.clear()
 
 
 def test_where_the_server_is_and_how_much_is_asked_at_a_time_change_no_answer(world, vllm, capsys):

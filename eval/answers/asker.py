@@ -35,6 +35,7 @@ from pipeline.model.decode import (
     sample,
 )
 from pipeline.model.load import check_template, load_model, quiet, read_tokenizer
+from pipeline.model.skeleton import ends_of
 from rewards.parse import whole
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ class Asker:
         tokenizer = read_tokenizer(model)
         check_template(tokenizer, model)
         return tokenizer
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return ends_of(self.run.model(self.arm), self._tokenizer)
 
     @cached_property
     def _prefix(self) -> str:
@@ -141,7 +146,8 @@ class Asker:
         decoding = Decoding(asking.max_tokens or 0, asking.temperature, asking.top_p)
         count = asking.samples
         if self.server:
-            return self.server.sample(self.served["id"], prompts, count, decoding, seeds)
+            held = self.served["id"]
+            return self.server.sample(held, prompts, count, decoding, seeds, self._ends)
         return sample(*self._loaded, prompts, count, decoding, seeds, asking.rows)
 
     def check_turns(self) -> None:

@@ -1,10 +1,11 @@
 """Answers from a vLLM server, in place of sampling here.
 
 A recipe's ``eval: {server: http://host:8000/v1}`` asks it. Prompts (rendered here), temperature,
-top_p and the limit of tokens are as in ``pipeline.model.decode.sample``. Whatever else could change
-the distribution, such as a top-k that the model's ``generation_config.json`` suggests, is set to
-nothing. Not promised: the same answers again. Each problem has its own seed, but a server draws
-random numbers in its own way, and rounds as the requests beside one have it.
+top_p, the limit of tokens and those that end an answer are as in ``pipeline.model.decode.sample``.
+Whatever else could change the distribution, such as a top-k that the model's
+``generation_config.json`` suggests, is set to nothing. Not promised: the same answers again. Each
+problem has its own seed, but a server draws random numbers in its own way, and rounds as the
+requests beside one have it.
 
 The protocol is OpenAI's completions with vLLM's fields (``top_k``, ``return_token_ids``, …). A key
 that the server wants is taken from ``VLLM_API_KEY``. Everything that comes back is treated as text.
@@ -79,8 +80,9 @@ class Server:
         samples: int,
         decoding: Decoding,
         seeds: Sequence[int],
+        stops: Sequence[int],
     ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (prompt index, its samples) as they come.
+        """Yield (prompt index, its samples) as they come; one of the tokens ``stops`` ends each.
 
         Raises:
             UserError: when the server refuses, can no longer be reached, or breaks the protocol.
@@ -96,6 +98,7 @@ class Server:
                 "max_tokens": decoding.max_tokens,
                 "temperature": decoding.temperature,
                 "top_p": decoding.top_p,
+                "stop_token_ids": list(stops),
                 **_AS_IT_IS,
             }
             for prompt, seed in zip(prompts, seeds, strict=True)

@@ -38,7 +38,8 @@ class ModelShape:
     Attributes:
         parameters: all of them, tied ones once.
         quantisable: parameters of the linear layers but the head.
-        query, key: width of all heads together; values are as wide as keys.
+        query, key: width of all heads together; values are as wide as keys, and a model without
+            them has a key of 0. On average where layers differ, like ``mlp``.
         mlp: width between the two halves of the feed-forward layer.
     """
 
@@ -162,7 +163,7 @@ def _moments(shape: ModelShape, s: Settings) -> Iterator[tuple[str, dict[str, in
         }
         yield "reading prompts", {**lasting, **held}
         # transformers repeats one layer's keys and values for every head of the queries.
-        repeated = 2 * tokens * shape.query * s.width if shape.key < shape.query else 0
+        repeated = 2 * tokens * shape.query * s.width if 0 < shape.key < shape.query else 0
         logits = s.drawn * shape.vocabulary * (s.width + 12)
         held = {"KV cache": kv_bytes(shape, s, tokens), "working space": repeated, "logits": logits}
         yield "drawing answers", {**lasting, **held}

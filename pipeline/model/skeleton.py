@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from data.common.errors import UserError, reason_of
+from data.common.errors import UserError, reason_of, require
 from pipeline.memory.arithmetic import ModelShape
 from pipeline.memory.shapes import known_model
-from pipeline.model.load import is_local, read_config
+from pipeline.model.decode import stop_ids
+from pipeline.model.load import end_of_turn, is_local, read_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def config_of(model: str) -> PreTrainedConfig:
@@ -32,11 +34,28 @@ def config_of(model: str) -> PreTrainedConfig:
         return AutoConfig.for_model(**known)
 
 
+def ends_of(model: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer, as ``load_model`` has them: those of the model's own files,
+    and the end of turn that the chat template writes.
+
+    Raises:
+        UserError: when the model's config is not available.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        own = GenerationConfig.from_pretrained(model)
+    except OSError:  # there is none
+        own = GenerationConfig.from_model_config(read_config(model))
+    turn = end_of_turn(tokenizer)
+    return sorted({*stop_ids(own, tokenizer), *([] if turn is None else [turn])})
+
+
 def skeleton(config: PreTrainedConfig, model: str) -> PreTrainedModel:
     """The network of a config on torch's meta device.
 
     Raises:
-        UserError: when transformers has no causal language model of this kind.
+        UserError: when transformers has no causal language model of this kind, or cannot build it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -46,6 +65,11 @@ def skeleton(config: PreTrainedConfig, model: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise UserError(f"{model} cannot be trained so: {reason_of(error)}") from None
+    except Exception as error:  # a network may run into anything that its config lacks
+        raise UserError(
+            f"{model} cannot be trained so: transformers builds no network of its config.json "
+            f"({type(error).__name__}: {reason_of(error)})"
+        ) from None
 
 
 def model_shape(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
@@ -53,7 +77,7 @@ def model_shape(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
     right for any architecture. All tensors are on torch's meta device.
 
     Raises:
-        UserError: when transformers has no causal language model of this kind, or peft refuses it.
+        UserError: see ``skeleton``; when peft refuses it, or its config does not say its sizes.
     """
     from peft import get_peft_model
     from torch.nn import Linear
@@ -68,19 +92,49 @@ def model_shape(model: str, lora: LoraConfig | None) -> tuple[ModelShape, int]:
         if lora:
             trained = get_peft_model(network, lora).parameters()
             adapters = sum(weight.numel() for weight in trained if weight.requires_grad)
-    except ValueError as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"{model} cannot be trained so: {reason_of(error)}") from None
-    each = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    query = each * text.num_attention_heads
-    groups = getattr(text, "num_key_value_heads", None)
+    layers = _number(text, "num_hidden_layers")
+    hidden = _number(text, "hidden_size")
+    vocabulary = _number(text, "vocab_size")
+    require(
+        layers and hidden and vocabulary,
+        f"{model} cannot be planned: its config.json ({text.model_type}) does not say "
+        "num_hidden_layers, hidden_size and vocab_size",
+    )
+    widths = [_widths(one, hidden) for one in _by_layer(text)]
+    query, key, mlp = (math.ceil(sum(width) / len(widths)) for width in zip(*widths, strict=True))
     shape = ModelShape(
         parameters=parameters,
         quantisable=quantisable,
-        vocabulary=text.vocab_size,
-        hidden=text.hidden_size,
-        layers=text.num_hidden_layers,
+        vocabulary=vocabulary,
+        hidden=hidden,
+        layers=layers,
         query=query,
-        key=each * groups if groups else query,
-        mlp=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        key=key,
+        mlp=mlp,
     )
     return shape, adapters
+
+
+def _by_layer(text: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The config of each layer where they differ, else the one of all."""
+    return list(text.per_layer_config) if text.is_heterogeneous else [text]
+
+
+def _widths(layer: PreTrainedConfig, hidden: int) -> tuple[int, int, int]:
+    """Widths of all queries, all keys and the feed-forward layer; without heads, as in a state
+    space model, there are no keys, and the layer works on a width like the hidden one."""
+    heads = _number(layer, "num_attention_heads")
+    mlp = _number(layer, "intermediate_size") or 4 * hidden
+    if not heads:
+        return hidden, 0, mlp
+    each = _number(layer, "head_dim") or hidden // heads
+    return each * heads, each * (_number(layer, "num_key_value_heads") or heads), mlp
+
+
+def _number(config: PreTrainedConfig, name: str) -> int:
+    """A number of a config, on average where it is a list with one for each layer; 0 where there is
+    none."""
+    value = getattr(config, name, None) or 0
+    return math.ceil(sum(value) / len(value)) if isinstance(value, list | tuple) else value

@@ -33,14 +33,14 @@ class Backend:
         return self.name == "unsloth"
 
 
-def takes_vllm(backend: Backend, sampling: SamplingSection, quantised: bool) -> bool:
+def takes_vllm(unsloth: bool, sampling: SamplingSection, quantised: bool) -> bool:
     """Whether vLLM draws GRPO's answers though the recipe does not say: where it is installed, with
     a GPU. By Unsloth that is its fast inference; TRL cannot hand it quantised weights. Problems are
     chosen by our own sampler."""
     import torch
 
     there = find_spec("vllm") is not None and torch.cuda.is_available()
-    return there and not sampling and (backend.is_unsloth or not quantised)
+    return there and not sampling and (unsloth or not quantised)
 
 
 def require_packages(source: str, needs: Iterable[tuple[str, str]]) -> None:
@@ -88,7 +88,7 @@ def is_unsloth_wanted(wanted: str) -> bool:
     import torch
 
     found = torch.cuda.is_available() and find_spec("unsloth") is not None
-    return wanted == "unsloth" or (wanted == "auto" and found)
+    return wanted == "unsloth" or (wanted == "auto" and found and processes.count() == 1)
 
 
 def _hindrance() -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from data.common.errors import brief, require
 from data.common.fields import Limit, at_least, check_keys, one_of
 from data.sections import SEEDS
+from pipeline.train.vllm import SAMPLING_PARAMS
 
 #: Free arguments of a library's class.
 Arguments = Mapping[str, Any]
@@ -70,6 +71,10 @@ def _are_above_0(numbers: Arguments) -> bool:
     return all(type(one) in (int, float) and one > 0 for one in numbers.values())
 
 
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+
+
 def _left_out(value: Any) -> bool:
     return not value
 
@@ -81,12 +86,12 @@ _LIMITED = (
      "gradient_accumulation_steps steps_per_generation generation_batch_size num_iterations "
      "num_generations_eval max_completion_length max_new_tokens max_length ref_model_sync_steps "
      "save_total_limit dataset_num_proc dataloader_prefetch_factor ddp_timeout ddp_bucket_cap_mb "
-     "vllm_tensor_parallel_size vllm_max_model_length qalora_group_size", at_least(1)),
+     "vllm_tensor_parallel_size vllm_max_model_length qalora_group_size max_tokens", at_least(1)),
     ("num_generations", at_least(2)),
     ("r", Limit(lambda rank: 0 < rank <= 8192, "1 to 8192")),
     ("max_grad_norm neftune_noise_alpha warmup_steps beta epsilon_high entropy_target top_k "
      "off_policy_mask_threshold num_completions_to_print dataloader_num_workers "
-     "router_aux_loss_coef", at_least(0)),
+     "router_aux_loss_coef min_tokens", at_least(0)),
     ("temperature repetition_penalty logging_steps save_steps sapo_temperature_neg "
      "sapo_temperature_pos vespo_k_pos vespo_k_neg vespo_lambda_pos vespo_lambda_neg "
      "vllm_server_timeout lora_alpha", Limit(lambda value: value > 0, "above 0")),
@@ -126,7 +131,8 @@ _LIMITED = (
     ("log_level log_level_replica",
      one_of("debug", "info", "warning", "error", "critical", "passive")),
     ("include_num_input_tokens_seen", one_of("all", "non_padding", "no", True, False)),
-    ("num_beams num_return_sequences", one_of(1)),
+    ("num_beams num_return_sequences n", one_of(1)),
+    ("stop_token_ids", Limit(_are_ids, "a list of token ids")),
     ("do_sample", one_of(True)),
     ("torch_compile_backend", one_of("inductor", "eager", "aot_eager", "cudagraphs")),
     ("gradient_checkpointing_kwargs",
@@ -207,6 +213,8 @@ def check_together(source: str, section: str, given: Arguments) -> None:
     if isinstance(words, dict):
         from transformers import GenerationConfig
 
-        where = f"{section}.generation_kwargs."
-        check_keys(words, vars(GenerationConfig()), source, where)
-        GenerationConfig(**words, cache_implementation=given.get("cache_implementation"))
+        where, drawn_by_vllm = f"{section}.generation_kwargs.", get("use_vllm")
+        known = SAMPLING_PARAMS if drawn_by_vllm else vars(GenerationConfig())
+        check_keys(words, known, source, where)
+        if not drawn_by_vllm:
+            GenerationConfig(**words, cache_implementation=get("cache_implementation"))

@@ -24,6 +24,7 @@ from data.sections import RewardSection, SamplingSection
 from pipeline.health.symptoms import SYMPTOMS
 from pipeline.train.backend import is_unsloth_wanted
 from pipeline.train.limits import NOT_SET, Arguments, check_together, check_value, no_gpu
+from pipeline.train.vllm import with_vllm
 from rewards.reward import check_reward, reward_weights
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def _check_settings(recipe: Recipe) -> None:
     check_limits(recipe, f"{source}: ")  # of one that no file was read for, too
     for arm in (BASE, *recipe.all_arms):
         each = recipe.for_arm(arm)
+        each = with_vllm(each, is_unsloth_wanted(each.backend))
         try:
             _check_training(source, "sft", sft_config(each, Path("unused")))
             grpo = grpo_config(each, Path("unused"))

@@ -15,8 +15,9 @@ from data.run import goal
 from data.sections import Arm
 from pipeline.model import processes
 from pipeline.model.load import model_inputs
-from pipeline.train.backend import Backend, choose_backend, require_packages, takes_vllm
+from pipeline.train.backend import Backend, choose_backend, require_packages
 from pipeline.train.settings import check_settings
+from pipeline.train.vllm import with_vllm
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,9 @@ def training_of(recipe: Recipe, arm: str, trainer: str) -> Training:
     assert section is not None
     training = Training(recipe.for_arm(arm), arm, section, recipe.run.model(start))
     training.start_backend()  # before the check imports what it patches
-    recipe = training.recipe
-    is_open = section == "grpo" and "use_vllm" not in recipe.grpo
-    if is_open and takes_vllm(training.backend, recipe.sampling, recipe.quantised):
+    recipe = with_vllm(training.recipe, training.backend.is_unsloth)
+    if section == "grpo" and recipe is not training.recipe:
         print("grpo: answers are drawn by vLLM, which is installed; use_vllm: false goes without")
-        training = replace(training, recipe=replace(recipe, grpo={**recipe.grpo, "use_vllm": True}))
+        training = replace(training, recipe=recipe)
     check_settings(replace(training.recipe, arms={}))  # or other arms would have its settings
     return training
