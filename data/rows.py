@@ -14,9 +14,8 @@ from data.common.files import read_jsonl
 from data.common.seeds import seed_of
 from data.problem import Problem
 from data.prompts import answer, computation, narration, prompt
-from data.recipe import Recipe
 from data.run import Run, goal
-from data.sections import DataSection
+from data.sections import Arm, DataSection
 from data.solver import (
     has_base_rules,
     is_computable,
@@ -76,10 +75,9 @@ def retold(rows: Iterable[Row], data: DataSection) -> list[Row]:
     return [{**row, "gold": gold_answer(row["problem"], trace_of(row["id"], data))} for row in rows]
 
 
-def longest_told(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
+def longest_told(rows: Iterable[Row], data: DataSection, arms: Iterable[Arm]) -> list[Row]:
     """The rows with gold answers of the arm that is shown the most reasoning: none are longer."""
-    data = recipe.data
-    shares = [arm.reasoned for arm in recipe.arms.values() if arm.reasoned is not None]
+    shares = [arm.reasoned for arm in arms if arm.reasoned is not None]
     if not shares:
         return list(rows)
     return retold(rows, replace(data, reasoned=max(*shares, data.reasoned)))

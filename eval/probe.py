@@ -89,7 +89,7 @@ def run(recipe: Recipe, arm: str, problems: int, samples: int | None, force: boo
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=recipe.grpo.get("max_completion_length")
-        or asker.limit(longest_told(training, recipe)),
+        or asker.limit(longest_told(training, recipe.data, recipe.arms.values())),
         rows=recipe.eval.rows,
         resamples=recipe.eval.resamples,
     )

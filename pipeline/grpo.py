@@ -40,7 +40,7 @@ def trainer_for(
     examples = [{"prompt": messages(row["prompt"]), "problem": row["problem"].text} for row in rows]
     prepare(model)
     stops = set(stop_ids(model.generation_config, tokenizer))
-    longest = longest_told(rows, recipe)
+    longest = longest_told(rows, recipe.data, recipe.arms.values())
     args = grpo_config(recipe, output, answer_limit(tokenizer, longest))
     if args.use_vllm:
         length = recipe.max_seq_length or longest_text(tokenizer, rows, args)

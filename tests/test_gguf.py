@@ -11,7 +11,6 @@ from running import refusal_of
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoConfig, PreTrainedTokenizerFast
-from transformers.integrations.gguf import read_gguf_metadata
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from data.common.files import write_json
@@ -19,7 +18,7 @@ from data.recipe import is_gguf
 from pipeline.model import gguf as command
 from pipeline.model.decode import stop_tokens
 from pipeline.model.gguf import folder_of
-from pipeline.model.gguf_metadata import STRINGS, carry_config, carry_tokens
+from pipeline.model.gguf_metadata import carry_config, carry_tokens, metadata
 from pipeline.model.load import load_model
 
 TEMPLATE = (
@@ -209,7 +208,7 @@ def test_gemmas_words_and_turns_are_the_files_own_tokens():
 
 def carried(file: Path, kind: str, **values):
     """The config that transformers makes of a file, after ours."""
-    said, tensors = read_gguf_metadata(str(file), STRINGS)
+    said, tensors = metadata(file)
     config = AutoConfig.for_model(kind, **values)
     carry_config(said, tensors, config, file)
     return config

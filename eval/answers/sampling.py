@@ -47,8 +47,10 @@ def sample_arm(recipe: Recipe, arm: str, force: bool) -> None:
     facts: dict[str, object] = {"served": asker.served} if asker.server else {}
     if tune:
         val = [row for row in read_split(run, "val") if row["tier"] == recipe.data.main]
-        asking, facts["tuned"] = _tuned(asker, longest_told(val, recipe), asking, tune)
-    limit = asking.max_tokens or asker.limit(longest_told(test, recipe))
+        asking, facts["tuned"] = _tuned(
+            asker, longest_told(val, recipe.data, recipe.arms.values()), asking, tune
+        )
+    limit = asking.max_tokens or asker.limit(longest_told(test, recipe.data, recipe.arms.values()))
     asking = replace(asking, max_tokens=limit)
     write_answers(asker, test, asking, path, "sample", stage.goes_on)
     facts |= {"samples": asking.samples, "asking": asdict(asking), "sha256": sha256(path)}

@@ -23,7 +23,6 @@ from data.common.files import read_object, write_folder, write_json
 from data.common.flags import Parser
 from data.common.seeds import seed_of
 from data.recipe import GGUF_PACKAGE
-from pipeline.model.gguf_metadata import STRINGS, carry_config, carry_tokens, check_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,10 +113,9 @@ def _of_package(package: str, scratch: Path) -> Path:
 
 
 def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.integrations.gguf import read_gguf_metadata
 
+    from pipeline.model.gguf_metadata import carry_config, carry_tokens, check_tensors, metadata
     from pipeline.model.load import check_template, end_of_turn, loading, quiet, write_model
 
     quiet()
@@ -126,11 +124,11 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     with loading(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         config = AutoConfig.from_pretrained(**where)
-        said, tensors = read_gguf_metadata(str(file), STRINGS)
+        said, tensors = metadata(file)
         carry_config(said, tensors, config, file)
         carry_tokens(said, tokenizer, file)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **where, config=config, dtype=torch.bfloat16, output_loading_info=True
+            **where, config=config, dtype="bfloat16", output_loading_info=True
         )
         model, report = loaded
         check_tensors(said, tensors, model, report, file)

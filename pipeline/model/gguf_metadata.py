@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gguf import GGUFReader
+from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import generate_merges
+from transformers.integrations import GGUF_CONFIG_MAPPING
+from transformers.integrations.gguf import read_gguf_metadata
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from data.common.errors import brief, require
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-#: Keys of lists of strings that are needed.
-STRINGS = ("tokenizer.ggml.tokens",)
 #: The tensor by which Llama 3.1 and later scale positions.
 _LLAMA3 = "rope_freqs.weight"
 #: The pieces that Llama 3 cuts a text into before it joins letters: numbers of three digits.
@@ -61,6 +71,13 @@ _ENDS = {
 _SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
 
+def metadata(file: Path) -> tuple[dict[str, Any], Collection[str]]:
+    """What a file says by key, without the lists of strings that nothing here needs, and the names
+    of its tensors."""
+    said, tensors = read_gguf_metadata(str(file), ("tokenizer.ggml.tokens",))
+    return said, tensors
+
+
 def carry_config(
     said: Mapping[str, Any], tensors: Collection[str], config: PretrainedConfig, file: Path
 ) -> None:
@@ -75,8 +92,6 @@ def carry_config(
     Raises:
         UserError: when the file says what the config cannot.
     """
-    from transformers.integrations import GGUF_CONFIG_MAPPING
-
     name = said["general.architecture"]
     below = {k.removeprefix(f"{name}."): v for k, v in said.items() if k.startswith(f"{name}.")}
     mapped: Any = GGUF_CONFIG_MAPPING.get(name) or GGUF_CONFIG_MAPPING.get(config.model_type)
@@ -160,8 +175,6 @@ def _carry_rope(
     long = next((one for one in tensors if one.startswith("rope_factors_")), None)
     require(not long, f"{where}scaling by a tensor, {long}, which is not taken over; {_WAY_OUT}")
     if _LLAMA3 in tensors:
-        from gguf import GGUFReader
-
         read = GGUFReader(file).tensors
         factors = next(one.data for one in read if one.name == _LLAMA3)
         if not np.allclose(factors, 1):
@@ -191,8 +204,6 @@ def _carry_scaling(rope: Mapping[str, Any], full: dict[str, Any], where: str) ->
 def _carry_llama3(factors: Any, full: dict[str, Any], config: PretrainedConfig, where: str) -> None:
     """Scaling as Llama 3 has it, of which the file keeps only what divides each frequency: the
     published settings where they give these very divisors, else refused."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     unscaled = np.asarray(full["rope_theta"] ** (-np.arange(len(factors)) / len(factors)))
     before = dict(full)
     full |= {
@@ -215,14 +226,10 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
     Raises:
         UserError: when a token would have another id, or no chat template holds by default.
     """
-    from tokenizers import Tokenizer
-    from transformers.convert_slow_tokenizer import generate_merges
-
     names = said["tokenizer.ggml.tokens"]
     backend: Any = tokenizer
-    described = json.loads(backend.backend_tokenizer.to_str())
-    added = {one["id"]: one for one in described["added_tokens"] if one["id"] < len(names)}
-    changed = len(added) < len(described["added_tokens"])
+    before = json.loads(backend.backend_tokenizer.to_str())
+    added = {one["id"]: one for one in before["added_tokens"] if one["id"] < len(names)}
     for id_, kind in enumerate(said.get("tokenizer.ggml.token_type", [])):
         special = kind == _CONTROL
         if kind in (_CONTROL, _USER_DEFINED) and added.get(id_, {}).get("special", -1) < special:
@@ -236,28 +243,9 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
             flags = {"single_word": False, "lstrip": False, "rstrip": False}
             flags |= {"normalized": name != names[id_], "special": special}
             added[id_] = {"id": id_, "content": name, **flags}
-            changed = True
-    model = described["model"]
-    if model["type"] == "Unigram" and said.get("tokenizer.ggml.model") == "llama":
-        # Gemma's, whose scores are the order of merges, without which it would read back letters.
-        types = said.get("tokenizer.ggml.token_type", [1] * len(names))
-        scores = dict(model["vocab"])
-        vocab = {name: id_ for id_, name in enumerate(scores)}
-        marks = {name for name, kind in zip(scores, types, strict=False) if kind != 1}
-        described["model"] = {
-            "type": "BPE", "vocab": vocab, "merges": generate_merges(vocab, scores, marks),
-            "unk_token": model["vocab"][model["unk_id"]][0], "fuse_unk": True,
-            "byte_fallback": True,
-        }  # fmt: skip
-        changed = True
-    if said.get("tokenizer.ggml.pre") == "llama-bpe":  # transformers takes GPT-2's pieces
-        split = {"type": "Split", "pattern": {"Regex": _LLAMA3_PIECES}, "behavior": "Isolated"}
-        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        pieces = [split | {"invert": False}, level | {"use_regex": False}]
-        described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": pieces}
-        described["model"]["ignore_merges"] = changed = True
-    if changed:
-        described["added_tokens"] = [added[id_] for id_ in sorted(added)]
+    described = before | {"added_tokens": [added[id_] for id_ in sorted(added)]}
+    described |= _cut_as_the_family(said, before["model"])
+    if described != before:
         backend._tokenizer = Tokenizer.from_str(json.dumps(described))
     known = tokenizer.get_vocab()
     for ours, theirs in _ENDS.items():
@@ -278,6 +266,34 @@ def carry_tokens(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, fi
     )
 
 
+def _cut_as_the_family(said: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a tokenizer whose ``model`` transformers does not make as the family has it."""
+    if model["type"] == "Unigram" and said.get("tokenizer.ggml.model") == "llama":
+        # Gemma's, whose scores are the order of merges, without which it would read back letters.
+        names = said["tokenizer.ggml.tokens"]
+        types = said.get("tokenizer.ggml.token_type", [1] * len(names))
+        scores = dict(model["vocab"])
+        vocab = {name: id_ for id_, name in enumerate(scores)}
+        marks = {name for name, kind in zip(scores, types, strict=False) if kind != 1}
+        return {"model": {
+            "type": "BPE", "vocab": vocab, "merges": generate_merges(vocab, scores, marks),
+            "unk_token": model["vocab"][model["unk_id"]][0], "fuse_unk": True,
+            "byte_fallback": True,
+        }}  # fmt: skip
+    if said.get("tokenizer.ggml.pre") == "llama-bpe":  # transformers takes GPT-2's pieces
+        pieces = [
+            {"type": "Split", "pattern": {"Regex": _LLAMA3_PIECES}, "behavior": "Isolated",
+             "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": False},
+        ]  # fmt: skip
+        return {
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": pieces},
+            "model": {**model, "ignore_merges": True},
+        }
+    return {}
+
+
 def check_tensors(
     said: Mapping[str, Any],
     tensors: Collection[str],
@@ -287,13 +303,6 @@ def check_tensors(
 ) -> None:
     """Raise UserError where the model lacks tensors, which would be random, or has no place for
     some of the file's."""
-    from transformers.integrations.gguf.utils import is_gguf_arch_supported
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
-
     missing = report["missing_keys"]
     require(
         not missing,

@@ -86,7 +86,10 @@ def count_lengths(recipe: Recipe) -> TextLengths:
     check_template(tokenizer, model)
     config = read_config(model).get_text_config(decoder=True)
     check_vocabulary(tokenizer, config.vocab_size, model)
-    told = {split: longest_told(rows, recipe) for split, rows in stored.items()}
+    told = {
+        split: longest_told(rows, recipe.data, recipe.arms.values())
+        for split, rows in stored.items()
+    }
     lengths: TextLengths = {
         "model": model,
         "context": getattr(config, "max_position_embeddings", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,13 +76,11 @@ def answer_logits(
 def _with_one_end(model: PreTrainedModel, logits: Tensor, tokens: Tensor) -> Tensor:
     """Logits [tokens, vocabulary] in which the tokens that end an answer are one, that of
     ``tokens``: samples are kept without their end, so which of them was drawn is not known."""
-    import torch
-
     ends = model.generation_config.eos_token_id
     if not isinstance(ends, list) or len(ends) == 1:
         return logits
     any_end = logits[:, ends].logsumexp(-1)
-    logits = logits.index_fill(1, torch.tensor(ends, device=logits.device), -torch.inf)
+    logits = logits.index_fill(1, tokens.new_tensor(ends), -math.inf)
     last = tokens[-1:].tolist()
     logits[:, last[0] if last and last[0] in ends else ends[0]] = any_end
     return logits
