@@ -211,7 +211,7 @@ RIGHT = '; a right line: {"index": 0, "com'
             ["p.jsonl:1: ", " 150, not 60"],
         ),
         ([OURS], [GOOD], ["c.jsonl:1: ", '"id"']),
-        ([ROW], [{"index": True, "completion": "x"}], ["c.jsonl:1: ", "not True"]),
+        ([ROW], [{"index": True, "completion": "x"}], ["c.jsonl:1: ", "not true"]),
         ([ROW], [{"index": 5, "completion": "x"}], ["c.jsonl:1: ", "index 5"]),
         ([ROW], [{"index": 0, "completion": None}], ["c.jsonl:1: ", '"completion", a text']),
         ([ROW], [{"index": 0, "output": "x"}], ["c.jsonl:1: ", RIGHT]),
