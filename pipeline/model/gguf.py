@@ -6,7 +6,6 @@ folder, ``models/<name of the file>``.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -119,7 +118,6 @@ def _convert(file: Path, to: Path, made_from: dict[str, Any]) -> None:
     from pipeline.model.load import check_template, end_of_turn, loading, quiet, write_model
 
     quiet()
-    os.environ["TQDM_DISABLE"] = "1"
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with loading(str(file.parent), file.name):
         tokenizer = AutoTokenizer.from_pretrained(**where)
