@@ -281,11 +281,13 @@ def _rising(s: Signals, name: str) -> Seen | None:
     "cost nothing as long as the answer is right.",
     advice=(
         "set `shape` under reward: to reasoned, which pays for true claims too",
+        "raise `beta` to 0.04 or so",
         "lower `learning_rate`",
         "do not take its claims for facts",
     ),
-    source="here: of five rewards one alone kept it true in every seed, and at a rate of 1e-3 none "
-    "did (docs/results.md); arXiv 2305.04388 (reasoning that is not why a model answers)",
+    source="here: of five rewards one alone kept it true in every seed, a KL did so too, and at a "
+    "rate of 1e-3 nothing did (docs/results.md); arXiv 2305.04388 (reasoning that is not why a "
+    "model answers)",
     needs={"reasoning": FEW + SOME, "true reasoning": FEW + SOME},
     trend=True,
 )
