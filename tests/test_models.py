@@ -21,10 +21,10 @@ from pipeline.model.load import (
     is_local,
     load_model,
     read_config,
+    read_stops,
     read_tokenizer,
     write_model,
 )
-from pipeline.model.skeleton import ends_of
 from tests.architectures import outcome
 
 pytestmark = pytest.mark.slow
@@ -256,7 +256,7 @@ def test_the_ends_of_an_answer_are_known_without_the_weights(model, own):
     network, loaded = load_model(str(model), "float32")
     ends = stop_ids(network.generation_config, loaded)
     assert tokenizer.eos_token_id in ends
-    assert ends == ends_of(str(model), read_tokenizer(str(model)))
+    assert ends == read_stops(str(model), read_tokenizer(str(model)))
 
 
 def test_weights_quantised_already_are_refused_for_the_whole_ones(model, tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_a_model_that_is_not_to_be_had_or_no_language_model_is_one_sentence(kind
 
 #: More families: state space models without heads, and sizes that vary by layer.
 MORE = ("falcon_mamba", "rwkv", "xlstm", "gemma3n_text", "gemma4_text", "gemma4")
-#: Of whose default config no network can be built, or which does not say its sizes.
+#: Families whose default config builds no network, or does not say its sizes.
 REFUSED = ("lfm2_moe", "blt", "dbrx", "dots1", "nemotron", "reformer", "gemma4_assistant")
 
 

@@ -144,5 +144,8 @@ def test_several_processes_train_by_trl_which_hands_vllm_no_quantised_weights(
 ):
     monkeypatch.setattr(backend, "find_spec", lambda name: name)
     assert backend.is_unsloth_wanted("auto")
+    recipe = write_recipe(tmp_path, "anything", bits=4, lora={"r": 4})
+    assert with_vllm(recipe, backend.is_unsloth_wanted("auto")).grpo["use_vllm"] is True
     monkeypatch.setattr("pipeline.model.processes.count", lambda: 2)
     assert not backend.is_unsloth_wanted("auto")
+    assert with_vllm(recipe, backend.is_unsloth_wanted("auto")) is recipe

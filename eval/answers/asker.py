@@ -34,8 +34,7 @@ from pipeline.model.decode import (
     render,
     sample,
 )
-from pipeline.model.load import check_template, load_model, quiet, read_tokenizer
-from pipeline.model.skeleton import ends_of
+from pipeline.model.load import check_template, load_model, quiet, read_stops, read_tokenizer
 from rewards.parse import whole
 
 if TYPE_CHECKING:
@@ -84,8 +83,8 @@ class Asker:
         return tokenizer
 
     @cached_property
-    def _ends(self) -> list[int]:
-        return ends_of(self.run.model(self.arm), self._tokenizer)
+    def _stops(self) -> list[int]:
+        return read_stops(self.run.model(self.arm), self._tokenizer)
 
     @cached_property
     def _prefix(self) -> str:
@@ -147,7 +146,7 @@ class Asker:
         count = asking.samples
         if self.server:
             held = self.served["id"]
-            return self.server.sample(held, prompts, count, decoding, seeds, self._ends)
+            return self.server.sample(held, prompts, count, decoding, seeds, self._stops)
         return sample(*self._loaded, prompts, count, decoding, seeds, asking.rows)
 
     def check_turns(self) -> None:

@@ -34,11 +34,12 @@ def render(
     """A prompt as the model reads it: the conversation up to where the answer begins, after
     ``shots``, each a prompt and its answer."""
     turns = [turn for shown, answer in shots for turn in messages(shown, answer)]
-    return str(
-        tokenizer.apply_chat_template(
-            turns + messages(prompt), add_generation_prompt=True, tokenize=False
-        )
-    )
+    return render_turns(tokenizer, turns + messages(prompt))
+
+
+def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """A conversation as the model reads it, up to where its next answer begins."""
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:

@@ -23,11 +23,16 @@ from data.common.files import finished
 from data.prompts import messages
 from data.run import given, maker
 from pipeline.model import processes
-from pipeline.model.decode import stop_ids
+from pipeline.model.decode import render, stop_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 #: The chat template of a base model that has none: turns in plain text, as in R1-Zero (arXiv
 #: 2501.12948), and the token that ends a text after an answer.
@@ -185,6 +190,21 @@ def read_tokenizer(model: str, offline: bool = False) -> PreTrainedTokenizerBase
         )
 
 
+def read_stops(model: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer, as ``load_model`` has them, without the weights.
+
+    Raises:
+        UserError: when the model's config is not available.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        own = GenerationConfig.from_pretrained(model)
+    except OSError:  # there is none
+        own = GenerationConfig.from_model_config(read_config(model))
+    return _stops_with_turn(own, tokenizer)
+
+
 def load_model(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or the hub, on the GPU where there is one.
 
@@ -289,9 +309,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
             tokenizer.chat_template = "{{ bos_token }}" * begins + PLAIN_TEMPLATE
         elif "strftime_now" in template and not template.startswith(_ONE_DAY):
             tokenizer.chat_template = _ONE_DAY + template
-        question = tokenizer.apply_chat_template(
-            messages(asked), tokenize=False, add_generation_prompt=True
-        )
+        question = render(tokenizer, asked)
         whole = _conversation(tokenizer, asked, answered)
         tokenizer(whole, add_special_tokens=False)
     except Exception as error:  # a template is a programme, and may run into anything
@@ -300,7 +318,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
             f"it ({reason_of(error)}); copy them again, or use another model"
         ) from None
     require(
-        asked in str(question) and asked in whole and answered in whole,
+        asked in question and asked in whole and answered in whole,
         f"the chat template of {model} leaves out what the user or the assistant says; copy it "
         "again, or use another model",
     )
@@ -320,14 +338,19 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return first if first in special else None
 
 
+def _stops_with_turn(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """``stop_ids`` and the end of turn that the chat template writes."""
+    end = end_of_turn(tokenizer)
+    return sorted({*stop_ids(config, tokenizer), *([] if end is None else [end])})
+
+
 def _end_with_turn(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let answers end where the template ends a turn. Base models end texts by another token,
     which no answer would ever reach."""
     end = end_of_turn(tokenizer)
     if end is None or end == tokenizer.eos_token_id:
         return
-    stops = {end, *stop_ids(network.generation_config, tokenizer)}
-    network.generation_config.eos_token_id = sorted(stops)
+    network.generation_config.eos_token_id = _stops_with_turn(network.generation_config, tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from data.common.errors import UserError, reason_of, require
 from pipeline.memory.arithmetic import ModelShape
 from pipeline.memory.shapes import known_model
-from pipeline.model.decode import stop_ids
-from pipeline.model.load import end_of_turn, is_local, read_config
+from pipeline.model.load import is_local, read_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def config_of(model: str) -> PreTrainedConfig:
@@ -32,23 +31,6 @@ def config_of(model: str) -> PreTrainedConfig:
         if known is None:
             raise
         return AutoConfig.for_model(**known)
-
-
-def ends_of(model: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer, as ``load_model`` has them: those of the model's own files,
-    and the end of turn that the chat template writes.
-
-    Raises:
-        UserError: when the model's config is not available.
-    """
-    from transformers import GenerationConfig
-
-    try:
-        own = GenerationConfig.from_pretrained(model)
-    except OSError:  # there is none
-        own = GenerationConfig.from_model_config(read_config(model))
-    turn = end_of_turn(tokenizer)
-    return sorted({*stop_ids(own, tokenizer), *([] if turn is None else [turn])})
 
 
 def skeleton(config: PreTrainedConfig, model: str) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from data.rows import Row
 from data.sections import SamplingSection
 from pipeline.health.signals import NO_SPREAD
 from pipeline.model import processes
-from pipeline.model.decode import stop_tokens
+from pipeline.model.decode import render_turns, stop_tokens
 from pipeline.model.decoding import Decoding
 from pipeline.model.sampler import draw_batch
 from pipeline.train.resume import at_generation
@@ -80,10 +80,7 @@ def roll_out(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     training = model.training
     group = trainer.num_generations if training else trainer.num_generations_eval
-    texts = [
-        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        for prompt in prompts[::group]
-    ]
+    texts = [render_turns(tokenizer, prompt) for prompt in prompts[::group]]
     seeds = torch.randint(2**62, (len(texts),)).tolist()
     stops = stop_tokens(model, tokenizer)
     decoding = Decoding(args.max_completion_length, args.temperature, args.top_p)

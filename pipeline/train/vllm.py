@@ -18,8 +18,8 @@ from pipeline.train.backend import takes_vllm
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-#: What a recipe can give of ``SamplingParams`` (vllm/sampling_params.py; TRL 1.14.2 takes vLLM 0.20
-#: to 0.30). Internal fields, and those that are no plain values, are left out.
+#: Fields of ``SamplingParams`` that a recipe can give (vllm/sampling_params.py; TRL 1.14.2 takes
+#: vLLM 0.20 to 0.30). Internal ones, and those that are no plain values, are left out.
 SAMPLING_PARAMS = frozenset((
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p",
     "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "min_tokens",
