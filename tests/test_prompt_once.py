@@ -150,6 +150,47 @@ def test_the_gradient_is_the_same_bit_for_bit_with_several_threads():
     assert all(torch.equal(gradients[0], one) for one in gradients)
 
 
+def test_answers_all_paid_alike_move_weights_as_before_and_need_no_way_back(tmp_path):
+    start, tokenizer = random_model("llama")
+    ends, ways = [], []
+
+    class Watched(PromptOnceTrainer):
+        def _get_per_token_logps_and_entropies(self, *args, **given):
+            found = super()._get_per_token_logps_and_entropies(*args, **given)
+            ways.append(found[0].requires_grad)
+            return found
+
+    class Plain(Watched):
+        def _compute_loss(self, model, inputs):
+            return super(PromptOnceTrainer, self)._compute_loss(model, inputs)
+
+    def pay(prompts, completions, **_):
+        return [float(p[-1]["content"] == "Zoo" and i % 2) for i, p in enumerate(prompts)]
+
+    args = GRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3,
+        num_generations=4, max_completion_length=8, learning_rate=0.01, disable_tqdm=True,
+        gradient_checkpointing=False, logging_steps=1,
+    )  # fmt: skip
+    for cls in (Plain, Watched):
+        torch.manual_seed(0)
+        trainer = cls(
+            model=deepcopy(start), args=args, processing_class=tokenizer, reward_funcs=pay,
+            rollout_func=rollouts_for(args),
+            train_dataset=Dataset.from_list([{"prompt": messages(t)} for t in ("Zoo", "Yoga")]),
+        )  # fmt: skip
+        trainer.train()
+        keys = ("loss", "grad_norm", "entropy")
+        logged = [[row.get(key) for key in keys] for row in trainer.state.log_history]
+        ends.append((logged, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])))
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert not torch.equal(ends[0][1], torch.cat([p.flatten() for p in start.parameters()]))
+    assert all(ways[:6])
+    assert sum(ways[6:]) == 3
+
+
 def test_answers_used_for_several_steps_are_weighed_by_the_policy_that_drew_them(tmp_path):
     """Four steps of two passes over one generation: the ratio is 1 until the first step, and refers
     to the weights of that time until the last; where the policy has moved, it is clipped."""

@@ -3,7 +3,8 @@
 TRL reads prompt and answer together for every answer. But the answers to a prompt share it, so its
 keys and values are computed once, with their gradients, and every answer goes on from there. The
 loss is the same but for rounding. Answers of like length go through the model together, so little
-is computed for padding, and the logits of answers alone are computed, some at a time.
+is computed for padding, and the logits of answers alone are computed, some at a time. Of answers
+that were all paid alike no gradient is computed: it is 0.
 
 Models that are not made so are read text by text. TRL pads them on the left, which moves positions
 that are counted (GPT-2) and enters a recurrent state; here the padding stands behind.
@@ -110,6 +111,17 @@ class PromptOnceTrainer(UnpaddedTrainer):
             self._buffered_inputs = by_prompt(batches)
             return self._buffered_inputs[self._step % args.steps_per_generation]
         return inputs
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """As TRL's; where nothing but advantages moves the weights and all are 0, without the way
+        back. Each weight has a gradient all the same, which an optimizer's momentum goes by."""
+        trainer = cast("Any", self)
+        else_moved = trainer.beta or trainer._entropy_bonus_enabled or trainer.aux_loss_enabled
+        if else_moved or not torch.is_grad_enabled() or inputs["advantages"].any():
+            return super()._compute_loss(model, inputs)
+        with torch.no_grad():
+            loss = super()._compute_loss(model, inputs)
+        return loss + 0 * sum(weight.sum() for weight in model.parameters() if weight.requires_grad)
 
     def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
