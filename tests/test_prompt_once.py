@@ -73,6 +73,19 @@ def test_probabilities_entropies_and_gradients_are_those_of_trl(architecture, ad
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_that_bfloat16_rounds_more_does_not_keep_a_model_from_reading_prompts_once():
+    model, _ = random_model("llama")
+    model.lm_head.weight.data *= 400
+    model.bfloat16()
+    ids, mask = batch(model.config.vocab_size)
+    with torch.no_grad():
+        rounded, exact = (
+            score_answers(m, ids, mask, ANSWER, 1.0)[0] for m in (model, deepcopy(model).float())
+        )
+    assert (rounded - exact).abs().max() > 1
+    assert trainer_class(model, ARGS) is PromptOnceTrainer
+
+
 def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_read_text_by_text():
     sliding, _ = random_model("gemma3_text")
     assert trainer_class(sliding, ARGS) is UnpaddedTrainer
@@ -85,7 +98,8 @@ def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_read_text_by_te
         return found
 
     scaled.forward = forward
-    assert trainer_class(scaled, ARGS) is UnpaddedTrainer
+    for dtype in (torch.float32, torch.bfloat16):
+        assert trainer_class(scaled.to(dtype), ARGS) is UnpaddedTrainer
 
 
 def test_with_checkpointed_activations_texts_are_read_whole():
@@ -162,7 +176,7 @@ def test_answers_all_paid_alike_move_weights_as_before_and_need_no_way_back(tmp_
 
     class Plain(Watched):
         def _compute_loss(self, model, inputs):
-            return super(PromptOnceTrainer, self)._compute_loss(model, inputs)
+            return GRPOTrainer._compute_loss(self, model, inputs)
 
     def pay(prompts, completions, **_):
         return [float(p[-1]["content"] == "Zoo" and i % 2) for i, p in enumerate(prompts)]
