@@ -12,6 +12,8 @@ from tiny import ARCHITECTURES, LORA, random_model
 from trl import GRPOConfig, GRPOTrainer
 
 from data.prompts import messages
+from pipeline.model.exact import InFloat32
+from pipeline.model.sampler import reads_once
 from pipeline.train.prompt_once import (
     PromptOnceTrainer,
     UnpaddedTrainer,
@@ -73,17 +75,29 @@ def test_probabilities_entropies_and_gradients_are_those_of_trl(architecture, ad
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_that_bfloat16_rounds_more_does_not_keep_a_model_from_reading_prompts_once():
+def test_that_bfloat16_rounds_does_not_keep_a_model_from_reading_prompts_once():
     model, _ = random_model("llama")
     model.lm_head.weight.data *= 400
-    model.bfloat16()
-    ids, mask = batch(model.config.vocab_size)
+    model.bfloat16().eval()
+    plain, dtypes, exact = model.forward, [], deepcopy(model).float()
+
+    def noisy(*args, **kwargs):
+        """Rounds as twenty layers more would."""
+        found = plain(*args, **kwargs)
+        dtypes.append(found.logits.dtype)
+        if found.logits.dtype == torch.bfloat16:
+            found.logits = found.logits + 0.2 * found.logits.abs().max() * torch.randn(())
+        return found
+
+    texts = batch(model.config.vocab_size)[0][1::2]
     with torch.no_grad():
-        rounded, exact = (
-            score_answers(m, ids, mask, ANSWER, 1.0)[0] for m in (model, deepcopy(model).float())
-        )
-    assert (rounded - exact).abs().max() > 1
+        assert (model(texts).logits - exact(texts).logits).abs().max() > 1
+        with InFloat32():
+            torch.testing.assert_close(model(texts).logits, exact(texts).logits)
+    model.forward = noisy
+    assert reads_once(model)
     assert trainer_class(model, ARGS) is PromptOnceTrainer
+    assert set(dtypes) == {torch.float32}
 
 
 def test_a_model_that_scales_its_logits_or_forgets_its_prompt_is_read_text_by_text():

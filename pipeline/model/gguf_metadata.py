@@ -38,6 +38,10 @@ _LLAMA3_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+#: What files call tokenizers that cut so (llama.cpp's src/llama-vocab.cpp).
+_LIKE_LLAMA3 = {
+    "falcon-h1", "falcon3", "lfm2", "llama-bpe", "llama-v3", "llama3", "midm-2.0", "pixtral",
+}  # fmt: skip
 #: Ends each refusal.
 _WAY_OUT = "use the safetensors model that it was made from"
 _EPSILON = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
@@ -280,7 +284,7 @@ def _cut_as_the_family(said: Mapping[str, Any], model: Mapping[str, Any]) -> dic
             "unk_token": model["vocab"][model["unk_id"]][0], "fuse_unk": True,
             "byte_fallback": True,
         }}  # fmt: skip
-    if said.get("tokenizer.ggml.pre") == "llama-bpe":  # transformers takes GPT-2's pieces
+    if said.get("tokenizer.ggml.pre") in _LIKE_LLAMA3:  # transformers takes GPT-2's pieces
         pieces = [
             {"type": "Split", "pattern": {"Regex": _LLAMA3_PIECES}, "behavior": "Isolated",
              "invert": False},

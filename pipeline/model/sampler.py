@@ -30,6 +30,7 @@ from transformers.masking_utils import sdpa_mask
 
 from data.common.errors import UserError
 from pipeline.model.decoding import Decoding
+from pipeline.model.exact import InFloat32
 
 #: Name of our attention among those of transformers.
 GROUPED = "grouped"
@@ -193,17 +194,17 @@ def reads_once(model: PreTrainedModel) -> bool:
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
         try:
-            texts = ids[:1, 4:], ids[1:]
-            alone = [model(input_ids=text, use_cache=False).logits[0, -1] for text in texts]
-            whole = torch.stack([alone[0], alone[1], alone[1]]).float()
-            asked = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
-            rows = _Rows(model, BatchEncoding(asked), 2)
-            # Not as many rows as prompts, or a state that was left as it was would pass.
-            rows.keep(torch.tensor([0, 2, 3], device=model.device))
-            rows.append(ids[[0, 1, 1], -1])
-            apart = (rows.logits.float() - whole).abs().max() / whole.abs().max()
-            _TRIED[model] = bool(apart < (1e-3 if model.dtype == torch.float32 else 0.1))
-            _TRIED[model] |= not bool(whole.isfinite().all())
+            with InFloat32():
+                texts = ids[:1, 4:], ids[1:]
+                alone = [model(input_ids=text, use_cache=False).logits[0, -1] for text in texts]
+                whole = torch.stack([alone[0], alone[1], alone[1]])
+                asked = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
+                rows = _Rows(model, BatchEncoding(asked), 2)
+                # Not as many rows as prompts, or a state that was left as it was would pass.
+                rows.keep(torch.tensor([0, 2, 3], device=model.device))
+                rows.append(ids[[0, 1, 1], -1])
+                apart = (rows.logits - whole).abs().max() / whole.abs().max()
+            _TRIED[model] = bool(apart < 1e-3) or not bool(whole.isfinite().all())
         # Errors of models that take no such cache.
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             _TRIED[model] = False

@@ -17,17 +17,13 @@ from typing import Any, cast
 import torch
 from accelerate import DistributedType
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import _ChunkedLogProbFunction, split_tensor_dict
 
 from pipeline.memory.arithmetic import ROWS, WORDS
 from pipeline.model import processes
-
-#: Dtypes that round a log-probability by more than what two ways of computing it differ in.
-_LOW = (torch.bfloat16, torch.float16)
+from pipeline.model.exact import InFloat32
 
 
 def trainer_class(model: PreTrainedModel, args: GRPOConfig) -> type[GRPOTrainer]:
@@ -47,7 +43,7 @@ def _can_share(model: PreTrainedModel) -> bool:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _InFloat32():
+        with torch.no_grad(), InFloat32():
             logits = model(input_ids=texts, attention_mask=real, use_cache=False).logits[:, :-1]
             each = logits.float().log_softmax(-1).gather(-1, texts[:, 1:, None])[..., 0]
             ours, _ = score_answers(causal_of(model), ids, mask, 5, 1.0)
@@ -57,20 +53,6 @@ def _can_share(model: PreTrainedModel) -> bool:
     finally:
         model.train(training)
     return torch.allclose(ours, each.gather(1, place) * mask[:, -5:], rtol=1e-3, atol=1e-3)
-
-
-class _InFloat32(TorchFunctionMode):
-    """Every operation reads numbers of less precision as float32. Else what bfloat16 rounds away
-    hides whether two ways agree: on texts that no model expects it is a nat and more."""
-
-    def __torch_function__(  # type: ignore[no-untyped-def]
-        self, func, types, args=(), kwargs=None
-    ):
-        args, kwargs = tree_map(
-            lambda x: x.float() if isinstance(x, Tensor) and x.dtype in _LOW else x,
-            (args, kwargs or {}),
-        )
-        return func(*args, **kwargs)
 
 
 def may_share(config: PreTrainedConfig, args: GRPOConfig) -> bool:
