@@ -17,7 +17,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,8 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         repeated = rows[:DRY_PROBLEMS] * REPEATED
         trainer = trainer_for(training, repeated, model, tokenizer, Path(folder))
+        if section == "grpo":
+            trainer.reward_funcs[:] = [_pays_unlike] * len(trainer.reward_funcs)
         trainer.add_callback(_clock(ends))
         peak = peak_of(trainer.train, trainer.model, getattr(trainer, "ref_model", None))
     logged = [row for row in trainer.state.log_history if "loss" in row]
@@ -97,6 +99,12 @@ def shortened(recipe: Recipe, gold: int) -> Recipe:
         "generation_kwargs": {**given, "min_tokens" if vllm else "min_new_tokens": limit},
     }
     return replace(recipe, sft={**recipe.sft, **short}, grpo={**recipe.grpo, **short, **longest})
+
+
+def _pays_unlike(completions: Sequence[object], *_: object, **more: object) -> list[float]:
+    """Pays every other answer: of a group that is paid alike no gradient would be computed, and
+    what a model that has learnt nothing writes is paid alike."""
+    return [float(i % 2) for i in range(len(completions))]
 
 
 def _clock(ends: list[float]) -> TrainerCallback:
