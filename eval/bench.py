@@ -27,6 +27,7 @@ from data.rows import Row, gold_answer, new_row
 from data.sections import ARMS, EvalSection
 from data.solver import interval_optimum
 from data.tiers import Tier
+from pipeline.gpu_check import pays_unlike
 from pipeline.grpo import trainer_for
 from pipeline.model.decode import answer_limit, prepare, render, sample
 from pipeline.model.decoding import Decoding
@@ -139,7 +140,8 @@ def sampling(name: str, dtype: str, asking: EvalSection, rows: Sequence[Row], sa
 
 
 def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int) -> Line:
-    """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, on equal weights."""
+    """Seconds a GRPO step of the stage's trainer against a bare TRL trainer, on equal weights. Ours
+    is paid for every other answer, or it would compute no gradient where groups are alike."""
     short = {"max_steps": steps, "save_strategy": "no", "logging_steps": 1}
     recipe = replace(recipe, arms=dict(ARMS), grpo={**recipe.grpo, **short}, backend="trl")
 
@@ -148,7 +150,9 @@ def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int) ->
 
     def ours() -> float:
         model, tokenizer = load_for_training(training, length)
-        return _train(trainer_for(training, rows, model, tokenizer, folder))
+        trainer = trainer_for(training, rows, model, tokenizer, folder)
+        trainer.reward_funcs[:] = [pays_unlike] * len(trainer.reward_funcs)
+        return _train(trainer)
 
     def theirs() -> float:
         model, tokenizer = load_for_training(training, length)

@@ -77,7 +77,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
         repeated = rows[:DRY_PROBLEMS] * REPEATED
         trainer = trainer_for(training, repeated, model, tokenizer, Path(folder))
         if section == "grpo":
-            trainer.reward_funcs[:] = [_pays_unlike] * len(trainer.reward_funcs)
+            trainer.reward_funcs[:] = [pays_unlike] * len(trainer.reward_funcs)
         trainer.add_callback(_clock(ends))
         peak = peak_of(trainer.train, trainer.model, getattr(trainer, "ref_model", None))
     logged = [row for row in trainer.state.log_history if "loss" in row]
@@ -101,7 +101,7 @@ def shortened(recipe: Recipe, gold: int) -> Recipe:
     return replace(recipe, sft={**recipe.sft, **short}, grpo={**recipe.grpo, **short, **longest})
 
 
-def _pays_unlike(completions: Sequence[object], *_: object, **more: object) -> list[float]:
+def pays_unlike(completions: Sequence[object], *_: object, **more: object) -> list[float]:
     """Pays every other answer: of a group that is paid alike no gradient would be computed, and
     what a model that has learnt nothing writes is paid alike."""
     return [float(i % 2) for i in range(len(completions))]
