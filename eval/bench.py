@@ -27,7 +27,7 @@ from data.rows import Row, gold_answer, new_row
 from data.sections import ARMS, EvalSection
 from data.solver import interval_optimum
 from data.tiers import Tier
-from pipeline.gpu_check import pays_unlike
+from pipeline.gpu_check import pay_unlike
 from pipeline.grpo import trainer_for
 from pipeline.model.decode import answer_limit, prepare, render, sample
 from pipeline.model.decoding import Decoding
@@ -151,7 +151,7 @@ def grpo_steps(recipe: Recipe, rows: Sequence[Row], folder: Path, steps: int) ->
     def ours() -> float:
         model, tokenizer = load_for_training(training, length)
         trainer = trainer_for(training, rows, model, tokenizer, folder)
-        trainer.reward_funcs[:] = [pays_unlike] * len(trainer.reward_funcs)
+        pay_unlike(trainer)
         return _train(trainer)
 
     def theirs() -> float:

@@ -77,7 +77,7 @@ def measure_training(recipe: Recipe, section: str) -> Measured:
         repeated = rows[:DRY_PROBLEMS] * REPEATED
         trainer = trainer_for(training, repeated, model, tokenizer, Path(folder))
         if section == "grpo":
-            trainer.reward_funcs[:] = [pays_unlike] * len(trainer.reward_funcs)
+            pay_unlike(trainer)
         trainer.add_callback(_clock(ends))
         peak = peak_of(trainer.train, trainer.model, getattr(trainer, "ref_model", None))
     logged = [row for row in trainer.state.log_history if "loss" in row]
@@ -101,10 +101,14 @@ def shortened(recipe: Recipe, gold: int) -> Recipe:
     return replace(recipe, sft={**recipe.sft, **short}, grpo={**recipe.grpo, **short, **longest})
 
 
-def pays_unlike(completions: Sequence[object], *_: object, **more: object) -> list[float]:
-    """Pays every other answer: of a group that is paid alike no gradient would be computed, and
-    what a model that has learnt nothing writes is paid alike."""
-    return [float(i % 2) for i in range(len(completions))]
+def pay_unlike(trainer: Any) -> None:
+    """Have a GRPO trainer pay every other answer: of a group that is paid alike no gradient would
+    be computed, and what a model that has learnt nothing writes is paid alike."""
+
+    def pay(completions: Sequence[object], **more: object) -> list[float]:
+        return [float(i % 2) for i in range(len(completions))]
+
+    trainer.reward_funcs[:] = [pay] * len(trainer.reward_funcs)
 
 
 def _clock(ends: list[float]) -> TrainerCallback:

@@ -179,8 +179,9 @@ def test_the_gradient_is_the_same_bit_for_bit_with_several_threads():
 
 
 def test_answers_all_paid_alike_move_weights_as_before_and_need_no_way_back(tmp_path):
+    """In the third of four steps nothing is paid: there momentum alone moves the weights."""
     start, tokenizer = random_model("llama")
-    ends, ways = [], []
+    ends, ways, steps = [], [], []
 
     class Watched(PromptOnceTrainer):
         def _get_per_token_logps_and_entropies(self, *args, **given):
@@ -193,11 +194,13 @@ def test_answers_all_paid_alike_move_weights_as_before_and_need_no_way_back(tmp_
             return GRPOTrainer._compute_loss(self, model, inputs)
 
     def pay(prompts, completions, **_):
-        return [float(p[-1]["content"] == "Zoo" and i % 2) for i, p in enumerate(prompts)]
+        steps.append(len(prompts))
+        asked = "neither" if len(steps) % 4 == 3 else "Zoo"
+        return [float(p[-1]["content"] == asked and i % 2) for i, p in enumerate(prompts)]
 
     args = GRPOConfig(
         str(tmp_path), use_cpu=True, bf16=False, report_to=[], save_strategy="no",
-        per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=4,
         num_generations=4, max_completion_length=8, learning_rate=0.01, disable_tqdm=True,
         gradient_checkpointing=False, logging_steps=1,
     )  # fmt: skip
@@ -215,8 +218,9 @@ def test_answers_all_paid_alike_move_weights_as_before_and_need_no_way_back(tmp_
     assert ends[0][0] == ends[1][0]
     assert torch.equal(ends[0][1], ends[1][1])
     assert not torch.equal(ends[0][1], torch.cat([p.flatten() for p in start.parameters()]))
-    assert all(ways[:6])
-    assert sum(ways[6:]) == 3
+    assert steps == [8] * 8
+    assert all(ways[:8])
+    assert sum(ways[8:]) == 3
 
 
 def test_answers_used_for_several_steps_are_weighed_by_the_policy_that_drew_them(tmp_path):

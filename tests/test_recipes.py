@@ -39,6 +39,15 @@ def test_a_recipe_is_sound_and_named_like_its_file(name):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_what_is_drawn_at_a_time_goes_into_one_step_so_that_batches_hold_whole_groups(name):
+    """Else TRL's mixed batches stand, each of which reads most prompts; a recipe that changes one
+    of the two settings inherits the other."""
+    grpo = load_recipe(PATHS[name]).grpo
+    step = grpo.get("gradient_accumulation_steps", 1)
+    assert step % (grpo.get("steps_per_generation") or step) == 0
+
+
 def test_every_model_whose_architecture_is_known_has_a_recipe():
     assert set(KNOWN_MODELS) <= set(LARGE)
 

@@ -38,7 +38,7 @@ _LLAMA3_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-#: What files call tokenizers that cut so (llama.cpp's src/llama-vocab.cpp).
+#: Names in files of the tokenizers that cut a text so (llama.cpp's src/llama-vocab.cpp).
 _LIKE_LLAMA3 = {
     "falcon-h1", "falcon3", "lfm2", "llama-bpe", "llama-v3", "llama3", "midm-2.0", "pixtral",
 }  # fmt: skip

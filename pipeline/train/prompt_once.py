@@ -45,7 +45,7 @@ def _can_share(model: PreTrainedModel) -> bool:
     try:
         with torch.no_grad(), InFloat32():
             logits = model(input_ids=texts, attention_mask=real, use_cache=False).logits[:, :-1]
-            each = logits.float().log_softmax(-1).gather(-1, texts[:, 1:, None])[..., 0]
+            each = logits.log_softmax(-1).gather(-1, texts[:, 1:, None])[..., 0]
             ours, _ = score_answers(causal_of(model), ids, mask, 5, 1.0)
     # Errors of models that take no such cache, or keep another state.
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
